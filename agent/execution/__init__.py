@@ -1,0 +1,1 @@
+"""Sessions: the life of an action, from its arrival to a clean cluster. Knows neither gRPC nor Kubernetes."""

@@ -1,0 +1,87 @@
+"""The verbs with which a session drives its environment, and their contract.
+
+The order of a life: `environment` (no I/O) -> `create` -> `observations` and `log` side by side -> `files` -> `remove`.
+`remove` is always called, also when `create` failed half way. `cluster.pods` implements this on Kubernetes, the flow
+tests in memory. Every method may be cancelled at any await; none raises anything but `agent.errors` and
+`CancelledError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agent.actions import Action, ArtifactRules, Cursor, FilePart
+    from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
+
+
+class MarkerReader(Protocol):
+    """Takes the supervisor's markers out of a log, byte by byte exact."""
+
+    @property
+    def held(self) -> int:
+        """How many bytes at the end of what was fed are kept back: they may begin a marker."""
+
+    def feed(self, data: bytes) -> list[bytes | Marker]:
+        """Return text and markers in order."""
+
+    def flush(self) -> bytes:
+        """Return what was kept back, at the end of the log."""
+
+
+class Environment(Protocol):
+    """One pod with its Secret, as a session sees it."""
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: "namespace/pod"."""
+
+    async def create(self) -> None:
+        """Make the pod and its Secret; safe to repeat.
+
+        Raises:
+            ActionFailed: the cluster refuses it for good, or could not be reached for too long.
+        """
+
+    def observations(self) -> AsyncIterator[Observation]:
+        """Yield what is seen, on every change; ends after the first final observation."""
+
+    def markers(self) -> MarkerReader:
+        """Return a fresh reader for the markers of this environment's log."""
+
+    def log(self, cursor: Cursor) -> AsyncIterator[LogPiece | LogGap | LogLost]:
+        """Yield the log from the cursor to its end, over any number of broken connections.
+
+        Not reading stops the connection: the consumer's pace bounds the memory. `ended` tells it when the last
+        marker was seen.
+        """
+
+    def log_ended(self) -> None:
+        """Tell the reader that the supervisor's last marker was seen: nothing follows."""
+
+    async def interrupt(self, grace: float) -> bool:
+        """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
+
+    def files(self, rules: ArtifactRules) -> AsyncIterator[FilePart | Collected]:
+        """Copy files out, each part verified; the last item is `Collected`.
+
+        Raises:
+            ClusterError: it broke; `retryable` when a new call may bring all of it.
+        """
+
+    async def remove(self) -> None:
+        """Delete what was created and return when the API says it is gone, by force after a while; never raises
+        for the cluster's errors: what could not be removed is counted and left to the sweep."""
+
+
+class Backend(Protocol):
+    """Where environments come from."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the cluster answered lately."""
+
+    def environment(self, action: Action) -> Environment:
+        """Return the environment of this attempt, not yet made."""

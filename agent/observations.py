@@ -1,0 +1,125 @@
+"""What is seen of an environment: the values that the cluster's side reports and the session decides on.
+
+They live as long as one look at the pod. The verdict of the commands is already in `Exited`, made by a pure function
+from the container's own status; nothing later may change it, only whether files could still be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.actions import Cursor, LeftOut
+    from agent.errors import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The environment is being set up; `detail` says for what it waits, for people."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The container of the commands runs (or is about to: its files container may still be starting)."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupFailed:
+    """The environment cannot be set up. `log` is the text for the person who reads the set-up log."""
+
+    reason: Reason
+    message: str
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The commands ended by themselves. `reason` None is success.
+
+    `exit_code` is the container's; `command` the last one that was started, 0 when unknown. `files` False: the
+    environment is gone or going, and `files_lost` says why.
+    """
+
+    exit_code: int
+    command: int
+    reason: Reason | None
+    message: str = ""
+    files: bool = True
+    files_lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The environment went away before the commands ended. `unstarted`: with proof that no command ran."""
+
+    reason: Reason
+    message: str
+    unstarted: bool = False
+    log: str = ""
+
+
+Observation = Waiting | Running | SetupFailed | Exited | Lost
+FINAL = (SetupFailed, Exited, Lost)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPiece:
+    """Payload bytes of the environment's log, timestamps stripped; `end` is the position after its last byte.
+
+    `end.command` is not filled in here: only the marker reader knows it.
+    """
+
+    data: bytes
+    end: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class LogGap:
+    """The node threw away log before it was read: nothing between `since` and `until` (RFC 3339) can be had."""
+
+    since: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogLost:
+    """The log ends here although more may have been written; `why` is for people. Changes no verdict."""
+
+    why: str
+
+
+class MarkerKind(Enum):
+    """What a marker of the supervisor announces."""
+
+    STARTED = "s"
+    FINISHED = "f"
+    LAST = "l"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """An announcement of the supervisor, stripped from the log. `exit_code` is a hint, never the verdict."""
+
+    kind: MarkerKind
+    command: int
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The end of a collection that is whole: what was sent, and what was left out by the rules.
+
+    `refused` is not empty when declared files are over a limit or cannot be had: the sentence for the outcome.
+    """
+
+    files: int
+    bytes: int
+    left_out: tuple[LeftOut, ...] = ()
+    left_out_files: int = 0
+    refused: str = ""

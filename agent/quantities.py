@@ -1,0 +1,62 @@
+"""Kubernetes quantities and human durations as numbers, so that a request can be held against a maximum.
+
+Pure functions without state; both settings and admission speak through them.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+SUFFIXES = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "": Decimal(1),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
+}
+QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def quantity(text: str) -> Decimal:
+    """Read a Kubernetes quantity such as "500m" or "1.5Gi".
+
+    Raises:
+        ValueError: it is none; the message shows what is allowed.
+    """
+    match = QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not a quantity such as "500m", "2" or "1Gi"')
+    return Decimal(match[1]) * SUFFIXES[match[2] or ""]
+
+
+def seconds(value: str | int | float) -> float:
+    """Read a duration: a number of seconds, or text such as "90s", "10m" or "1h30m".
+
+    Raises:
+        ValueError: it is none; the message shows what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f'{value!r} is not a duration such as 30, "90s", "10m" or "1h30m"')
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text)
+        match = DURATION.fullmatch(text)
+        if not text or match is None:
+            raise ValueError(f'{value!r} is not a duration such as "90s", "10m" or "1h30m"')
+        days, hours, minutes, rest = (float(group or 0) for group in match.groups())
+        return days * 86400 + hours * 3600 + minutes * 60 + rest
+    if value < 0 or value != value or value == float("inf"):
+        raise ValueError(f"{value!r} is not a duration: it must be a number of seconds from 0 on")
+    return float(value)
