@@ -44,6 +44,7 @@ REQUESTS = (
     ("create", "secrets"),
     ("delete", "secrets"),
     ("list", "events"),
+    ("get", "version"),
 )
 CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "error")

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.actions import Cursor, LeftOut
+    from agent.actions import ArtifactSummary, Cursor
     from agent.errors import Reason
 
 
@@ -113,13 +113,10 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The end of a collection that is whole: what was sent, and what was left out by the rules.
+    """The end of a collection that came whole.
 
-    `refused` is not empty when declared files are over a limit or cannot be had: the sentence for the outcome.
+    `refused` says why declared files are not among those that were sent, and is empty otherwise.
     """
 
-    files: int
-    bytes: int
-    left_out: tuple[LeftOut, ...] = ()
-    left_out_files: int = 0
+    summary: ArtifactSummary
     refused: str = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
@@ -45,13 +45,13 @@ class Environment(Protocol):
             ActionFailed: the cluster refuses it for good, or could not be reached for too long.
         """
 
-    def observations(self) -> AsyncIterator[Observation]:
+    def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield what is seen, on every change; ends after the first final observation."""
 
     def markers(self) -> MarkerReader:
         """Return a fresh reader for the markers of this environment's log."""
 
-    def log(self, cursor: Cursor) -> AsyncIterator[LogPiece | LogGap | LogLost]:
+    def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log from the cursor to its end, over any number of broken connections.
 
         Not reading stops the connection: the consumer's pace bounds the memory. `ended` tells it when the last
@@ -64,8 +64,8 @@ class Environment(Protocol):
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
 
-    def files(self, rules: ArtifactRules) -> AsyncIterator[FilePart | Collected]:
-        """Copy files out, each part verified; the last item is `Collected`.
+    def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files out, each verified; the last item is `Collected`.
 
         Raises:
             ClusterError: it broke; `retryable` when a new call may bring all of it.

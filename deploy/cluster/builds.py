@@ -37,9 +37,10 @@ class Product:
 
     @property
     def key(self) -> str:
+        """What tells this recipe from another version of itself: the end of a folder's name."""
         recipe = json.dumps([self.module, self.version, self.ldflags, self.tags, self.cgo])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-        return f"{self.module.rstrip('/').split('/')[-1]}-{self.version}-{digest}"
+        return f"{self.version}-{digest}"
 
 
 def products(kubernetes: str) -> dict[str, Product]:
@@ -80,7 +81,7 @@ COLD_SECONDS = {
 
 def folder(settings: Settings, product: str) -> Path:
     """Where the binaries of a product lie, once built."""
-    return settings.cache / "bin" / products(settings.kubernetes)[product].key
+    return settings.cache / "bin" / f"{product}-{products(settings.kubernetes)[product].key}"
 
 
 def binary(settings: Settings, name: str) -> Path:
@@ -113,13 +114,15 @@ def build(settings: Settings, wanted: Iterable[str] = NODE) -> None:
 
 
 def build_binary(settings: Settings, product: str, name: str) -> None:
+    """One `go build`, whose result appears in the cache by a rename."""
     recipe = products(settings.kubernetes)[product]
-    source = settings.cache / "src" / recipe.key
+    source = settings.cache / "src" / f"{product}-{recipe.key}"
     target = folder(settings, product) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     write_module(recipe, source)
     partial = target.with_name(f".{name}.partial")
-    flags = ["-trimpath", "-ldflags", f"-s -w {recipe.ldflags}".strip(), "-tags", recipe.tags, "-o", partial]
+    ldflags = f"-s -w {recipe.ldflags}".strip()
+    flags = ["-trimpath", "-ldflags", ldflags, "-tags", recipe.tags, "-o", str(partial)]
     package = "/".join(filter(None, (recipe.module, recipe.binaries[name])))
     log = settings.cache / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +157,7 @@ def write_module(recipe: Product, source: Path) -> None:
 
 
 def go_environment(recipe: Product) -> dict[str, str]:
+    """The machine's environment and caches, with the flags that our own go.mod needs."""
     return os.environ | {
         "GOFLAGS": "-mod=mod -buildvcs=false",
         "GOWORK": "off",

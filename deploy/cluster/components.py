@@ -29,6 +29,11 @@ class Component:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def http(address: str, path: str, pki: Path | None = None) -> dict[str, str]:
+    """A check that a component answers with a 2xx; over TLS where the cluster's CA signed its certificate."""
+    return {"address": address, "path": path} | ({"authority": f"{pki}/ca.crt"} if pki else {})
+
+
 def write(settings: Settings, folder: Path) -> None:
     """Writes every configuration file and components.json into the cluster's folder."""
     for name in ("logs", "cni", "certs.d", "pod-logs", "kubelet-plugins"):
@@ -46,6 +51,7 @@ def write(settings: Settings, folder: Path) -> None:
 
 
 def write_json(path: Path, document: object) -> None:
+    """One file for a person to read too."""
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
@@ -61,7 +67,7 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
         "--initial-cluster=default=http://127.0.0.1:2380",
     ]  # fmt: skip
     return [
-        Component("etcd", etcd, {"url": "http://127.0.0.1:2379/readyz"}),
+        Component("etcd", etcd, http("127.0.0.1:2379", "/readyz")),
         Component(
             "containerd",
             [binary["containerd"], "--config", f"{folder}/containerd.toml"],
@@ -77,24 +83,25 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
              f"--authorization-kubeconfig={pki}/kube-scheduler.kubeconfig",
              f"--tls-cert-file={pki}/kube-scheduler.crt", f"--tls-private-key-file={pki}/kube-scheduler.key",
              "--leader-elect=false", "--bind-address=127.0.0.1"],
-            {"url": "https://127.0.0.1:10259/healthz", "authority": f"{pki}/ca.crt"},
+            http("127.0.0.1:10259", "/healthz", pki),
         ),
         Component(
             "kubelet",
             [binary["kubelet"], f"--config={folder}/kubelet.json", f"--kubeconfig={pki}/kubelet.kubeconfig",
              f"--root-dir={folder}/kubelet", f"--cert-dir={folder}/kubelet-pki",
              f"--node-ip={settings.node_address}", f"--hostname-override={settings.name}"],
-            {"url": "http://127.0.0.1:10248/healthz"},
+            http("127.0.0.1:10248", "/healthz"),
         ),
         Component(
             "kube-proxy",
             [binary["kube-proxy"], f"--config={folder}/kube-proxy.json", f"--hostname-override={settings.name}"],
-            {"url": "http://127.0.0.1:10256/livez"},
+            http("127.0.0.1:10256", "/livez"),
         ),
     ]  # fmt: skip
 
 
 def apiserver(settings: Settings, pki: Path) -> Component:
+    """Real authorization (Node, RBAC) and all default admission, Pod Security among it."""
     command = [
         str(builds.binary(settings, "kube-apiserver")),
         "--etcd-servers=http://127.0.0.1:2379",
@@ -115,10 +122,11 @@ def apiserver(settings: Settings, pki: Path) -> Component:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
     ]
-    return Component("apiserver", command, {"url": "https://127.0.0.1:6443/readyz", "authority": f"{pki}/ca.crt"})
+    return Component("apiserver", command, http("127.0.0.1:6443", "/readyz", pki))
 
 
 def controller_manager(settings: Settings, pki: Path) -> Component:
+    """All default controllers, each with its own ServiceAccount."""
     name = "kube-controller-manager"
     command = [
         str(builds.binary(settings, name)),
@@ -135,11 +143,11 @@ def controller_manager(settings: Settings, pki: Path) -> Component:
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
     ]
-    check = {"url": "https://127.0.0.1:10257/healthz", "authority": f"{pki}/ca.crt"}
-    return Component("controller-manager", command, check)
+    return Component("controller-manager", command, http("127.0.0.1:10257", "/healthz", pki))
 
 
 def kubelet(settings: Settings, folder: Path) -> dict[str, object]:
+    """Pods below a cgroup of this cluster's own; no eviction or image collection that a test did not ask for."""
     pki = folder / "pki"
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -178,6 +186,7 @@ def kubelet(settings: Settings, folder: Path) -> dict[str, object]:
 
 
 def kube_proxy(settings: Settings, folder: Path) -> dict[str, object]:
+    """Services by nftables; nothing outside the node's network namespace is touched."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -208,6 +217,7 @@ def network(settings: Settings, folder: Path) -> dict[str, object]:
 
 
 def containerd_toml(settings: Settings, folder: Path) -> str:
+    """The restricted OOM score and plain cgroups are for machines without CAP_SYS_RESOURCE or systemd."""
     runc = builds.binary(settings, "runc")
     return f"""version = 3
 root = "{folder}/containerd"

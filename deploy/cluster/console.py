@@ -19,6 +19,7 @@ class Refusal(Exception):
 
 
 def say(line: str) -> None:
+    """One line for the person who waits."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -58,9 +59,7 @@ def run_logged(command: Sequence[str | Path], log: Path, what: str, *, cwd: Path
     """Runs a long command with its output in `log`, and says every ten seconds that it still goes on."""
     began = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(word) for word in command], cwd=cwd, env=env, stdout=output, stderr=output
-        )
+        process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, stdout=output, stderr=output)
         try:
             while True:
                 try:
@@ -73,8 +72,10 @@ def run_logged(command: Sequence[str | Path], log: Path, what: str, *, cwd: Path
             process.wait()
             raise
     if code != 0:
-        raise Refusal(f"{what} failed ({code}), the whole output is in {log}: {tail(log.read_text('utf-8', 'replace'))}")
+        end = tail(log.read_text("utf-8", "replace"))
+        raise Refusal(f"{what} failed ({code}), the whole output is in {log}: {end}")
 
 
 def tail(text: str, lines: int = 6) -> str:
+    """The last lines, where programs say what went wrong."""
     return "\n    ".join(text.strip().splitlines()[-lines:])

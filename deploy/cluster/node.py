@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,18 @@ class Node:
         self.restarts: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
+        """Obeys until it is killed."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
         server = await asyncio.start_unix_server(self.answer, self.folder / "control.sock")
         async with server:
             await server.serve_forever()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: one order, one answer."""
         try:
             order = json.loads(await reader.readline())
             reply = await self.obey(order["verb"], order.get("name", ""))
-        except Exception as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(ConnectionError):
             writer.write(json.dumps(reply).encode() + b"\n")
@@ -66,6 +69,7 @@ class Node:
         writer.close()
 
     async def obey(self, verb: str, name: str) -> dict[str, Any]:
+        """An order's answer; the key `error` says why it could not be obeyed."""
         if verb == "status":
             return {n: c.pid is not None for n, c in self.components.items()}
         if name not in self.components:
@@ -77,6 +81,7 @@ class Node:
         return {"error": f"unknown verb {verb}"}
 
     async def start(self, component: Component) -> dict[str, Any]:
+        """Starts a component unless it runs, and waits for its check."""
         component.wanted = True
         if component.pid is None:
             self.spawn(component)
@@ -91,6 +96,7 @@ class Node:
         return {}
 
     async def stop(self, component: Component) -> dict[str, Any]:
+        """Ends a component, by force if it does not listen."""
         component.wanted = False
         for number in (signal.SIGTERM, signal.SIGKILL):
             if component.pid is None:
@@ -101,6 +107,7 @@ class Node:
         return {} if component.pid is None else {"error": f"{component.name} cannot be ended"}
 
     def spawn(self, component: Component) -> None:
+        """Starts the process, with its output in the component's log."""
         log = os.open(self.folder / "logs" / f"{component.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             component.pid = os.posix_spawn(
@@ -129,6 +136,7 @@ class Node:
                     self.note_end(component, os.waitstatus_to_exitcode(status))
 
     def note_end(self, component: Component, code: int) -> None:
+        """A component ended: asked for, or to be started again."""
         component.pid = None
         component.ended.set()
         print(f"{component.name} ended ({code})", file=sys.stderr, flush=True)
@@ -138,23 +146,35 @@ class Node:
             task.add_done_callback(self.restarts.discard)
 
     async def restart(self, component: Component) -> None:
+        """Starts a component that ended by itself, unless it was stopped meanwhile."""
         await asyncio.sleep(RESTART_SECONDS)
         if component.wanted and component.pid is None:
             self.spawn(component)
 
 
 def passes(check: dict[str, str]) -> bool:
-    """Whether a component answers: `url` must give a 2xx, `socket` must accept a connection."""
+    """Whether a component answers: `address` and `path` must give a 2xx, or `socket` must accept."""
     try:
-        if "url" in check:
-            with urllib.request.urlopen(check["url"], timeout=2) as answer:
-                return bool(200 <= answer.status < 300)
+        if "address" in check:
+            return answers(check["address"], check["path"], check.get("authority"))
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(2)
             connection.connect(check["socket"])
-        return True
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
+    return True
+
+
+def answers(address: str, path: str, authority: str | None) -> bool:
+    """Whether a GET gives a 2xx; over TLS when there is an authority that must have signed."""
+    connection = (
+        http.client.HTTPSConnection(address, timeout=2, context=ssl.create_default_context(cafile=authority))
+        if authority
+        else http.client.HTTPConnection(address, timeout=2)
+    )
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return 200 <= connection.getresponse().status < 300
 
 
 def enter(name: str) -> None:
@@ -173,6 +193,7 @@ def enter(name: str) -> None:
 
 
 def main() -> None:
+    """Makes the node's view, then serves."""
     folder = Path(sys.argv[1])
     document = json.loads((folder / "components.json").read_text("utf-8"))
     enter(document["name"])

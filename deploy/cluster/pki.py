@@ -79,4 +79,5 @@ def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
 
 
 def encoded(path: Path) -> str:
+    """A file's content as kubeconfigs hold it."""
     return base64.b64encode(path.read_bytes()).decode()

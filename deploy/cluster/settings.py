@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Settings:
+    """One command's settings. `number` tells clusters on one machine apart, `kubernetes` is like 1.37.2."""
+
     provider: str
     cache: Path
     kubernetes: str
@@ -26,6 +29,7 @@ class Settings:
 
     @property
     def name(self) -> str:
+        """The name of the cluster, its node, its link and its cgroup."""
         return f"sealci-{self.number}"
 
     @property
@@ -35,10 +39,12 @@ class Settings:
 
     @property
     def kubeconfig(self) -> Path:
+        """Where the admin's kubeconfig lies while the cluster is up."""
         return self.folder / "kubeconfig"
 
     @property
     def socket(self) -> Path:
+        """Where containerd answers."""
         return self.folder / "containerd.sock"
 
     @property
@@ -48,33 +54,39 @@ class Settings:
 
     @property
     def node_address(self) -> str:
+        """The node, as the machine sees it."""
         return f"10.200.{self.number}.2"
 
     @property
     def server(self) -> str:
+        """The API server's URL."""
         return f"https://{self.node_address}:6443"
 
     @property
     def pod_network(self) -> str:
+        """Addresses of pods; the machine reaches them."""
         return f"10.{244 + self.number}.0.0/16"
 
     @property
     def service_network(self) -> str:
+        """Addresses of Services; the machine reaches them."""
         return f"10.{96 + self.number}.0.0/16"
 
     @property
     def api_service(self) -> str:
+        """The Service `kubernetes`."""
         return f"10.{96 + self.number}.0.1"
 
     @property
     def dns_service(self) -> str:
+        """The Service of cluster DNS."""
         return f"10.{96 + self.number}.0.10"
 
 
-def read(docker_answers: bool) -> Settings:
+def read(docker_answers: Callable[[], bool]) -> Settings:
     """The settings of this command. Refuses a value that cannot be."""
     env = os.environ
-    provider = env.get("CLUSTER") or ("kind" if docker_answers else "local")
+    provider = env.get("CLUSTER") or ("kind" if docker_answers() else "local")
     if provider not in ("local", "kind", "existing"):
         raise Refusal(f"CLUSTER={provider} is not one of local, kind, existing")
     version = env.get("KUBERNETES_VERSION", "1.37.2").removeprefix("v")

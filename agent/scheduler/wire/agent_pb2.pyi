@@ -18,6 +18,12 @@ Delivery
   the same number always for the same event. The scheduler acknowledges what it has *stored*, cumulatively. The agent
   keeps what is not acknowledged and stops reading the log of the environment when its window is full.
 
+Liveness
+  The scheduler answers every Health with an Ack whose action_id is empty, and acknowledges events as it stores them.
+  An agent that has sent something and hears nothing at all for 30 s (twice its setting `scheduler.keepalive`) takes
+  the stream for dead and dials again. Besides it sends an HTTP/2 ping every 15 s: a scheduler must allow that, also
+  without data (grpc: `http2.min_ping_interval_without_data_ms` below 15000), or it ends as "too many pings".
+
 Compatibility
   Unknown fields and unknown messages of a oneof are ignored by both sides. `protocol_version` is raised when that is
   not enough.
@@ -147,6 +153,7 @@ class AgentMessage(_message.Message):
     REGISTER_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    ADOPTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def register(self) -> Global___Register:
         """first, and only first"""
@@ -157,18 +164,23 @@ class AgentMessage(_message.Message):
 
     @_builtins.property
     def event(self) -> Global___Event: ...
+    @_builtins.property
+    def adopted(self) -> Global___SessionState:
+        """taken over since the registration; answered by Resume or Discard as if named there"""
+
     def __init__(
         self,
         *,
         register: Global___Register | None = ...,
         health: Global___Health | None = ...,
         event: Global___Event | None = ...,
+        adopted: Global___SessionState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "health", b"health", "message", b"message", "register", b"register"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "event", b"event", "health", b"health", "message", b"message", "register", b"register"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "health", b"health", "message", b"message", "register", b"register"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "event", b"event", "health", b"health", "message", b"message", "register", b"register"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["register", "health", "event"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["register", "health", "event", "adopted"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1091,7 +1103,9 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Everything up to seq is stored. Acknowledging `finished` lets the agent remove the environment."""
+    """Everything up to seq is stored. Acknowledging `finished` lets the agent remove the environment.
+    With an empty action_id it answers a Health.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

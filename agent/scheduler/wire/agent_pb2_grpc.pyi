@@ -18,6 +18,12 @@ Delivery
   the same number always for the same event. The scheduler acknowledges what it has *stored*, cumulatively. The agent
   keeps what is not acknowledged and stops reading the log of the environment when its window is full.
 
+Liveness
+  The scheduler answers every Health with an Ack whose action_id is empty, and acknowledges events as it stores them.
+  An agent that has sent something and hears nothing at all for 30 s (twice its setting `scheduler.keepalive`) takes
+  the stream for dead and dials again. Besides it sends an HTTP/2 ping every 15 s: a scheduler must allow that, also
+  without data (grpc: `http2.min_ping_interval_without_data_ms` below 15000), or it ends as "too many pings".
+
 Compatibility
   Unknown fields and unknown messages of a oneof are ignored by both sides. `protocol_version` is raised when that is
   not enough.

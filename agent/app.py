@@ -1,0 +1,204 @@
+"""The agent as a whole: every part is made, joined and started here, and ends here.
+
+One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks are born in one task group with names a
+person understands; the death of a root task ends the process, because an agent with a part missing is worse than one
+that is restarted. Leaving is in this order: drain, sessions end, the stream is closed, the rest is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.actions import Health, Readiness
+from agent.cluster.client import Client
+from agent.cluster.features import user_namespaces
+from agent.cluster.pods import Pods
+from agent.cluster.sweep import Sweep
+from agent.cluster.watch import PodWatch
+from agent.errors import Refused
+from agent.execution.sessions import Sessions
+from agent.http import Http
+from agent.metrics import Metrics
+from agent.scheduler.connection import Connection, Identity
+from agent.scheduler.health import HealthReporter
+from agent.scheduler.outbox import Outbox
+
+if TYPE_CHECKING:
+    from agent.actions import Action, Cancel, Key, Resume
+    from agent.errors import ActionFailed
+    from agent.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+VERSION = version("sealci-agent")
+REFUSED = 4
+HTTP_START = 10.0
+
+
+class App:
+    """One agent. `stop` asks it to leave; a second time, at once."""
+
+    def __init__(self, settings: Settings, client: Client, tasks: asyncio.TaskGroup) -> None:
+        identity = Identity.of(settings.agent.id, VERSION)
+        self.settings = settings
+        self.client = client
+        self.tasks = tasks
+        self.metrics = client.metrics
+        self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
+        self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
+        self.outbox = Outbox(settings.scheduler.window, self.metrics)
+        self.sessions = Sessions(settings, self.pods, self.outbox, self.metrics, tasks)
+        self.health = HealthReporter(self.current_health, self.outbox.wake)
+        self.sessions.on_change = self.health.changed
+        self.connection = Connection(
+            settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
+        )
+        self.http = Http(settings.http, self.metrics, self.not_ready)
+        self.sweep = Sweep(self.pods, settings.cluster.sweep_interval)
+        self.stopping = asyncio.Event()
+        self.stopping_now = asyncio.Event()
+
+    # ---- what the scheduler says
+
+    def registered(self, interval: float, grace: float) -> None:
+        """Take note of a registration."""
+
+    def action(self, action: Action) -> None:
+        """Run an action."""
+        self.sessions.action(action)
+
+    def action_failed(self, key: Key, failure: ActionFailed) -> None:
+        """Answer an action that cannot be read."""
+        self.sessions.action_failed(key, failure)
+
+    def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
+        """End a session."""
+        self.sessions.cancel(attempt_key, cancel)
+
+    def resume(self, resume: Resume) -> None:
+        """Go on with a session; what it still has to obey is all that is new to it."""
+        if resume.cancel is not None:
+            self.sessions.cancel(resume.key.attempt_key, resume.cancel)
+
+    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
+        """Drop a session."""
+        self.sessions.discard(key, claimed_by_other, message)
+
+    def drain(self, message: str) -> None:
+        """Leave when the sessions are done."""
+        self.stop(message or "the scheduler asked for it")
+
+    # ---- how it is
+
+    def current_health(self) -> Health:
+        """Return what the scheduler is told."""
+        reachable = self.pods.reachable
+        status = Readiness.DRAINING if self.sessions.draining else Readiness.READY if reachable else Readiness.DEGRADED
+        return Health(
+            status=status,
+            slots=self.settings.agent.slots,
+            running=self.sessions.used,
+            cluster_reachable=reachable,
+            message="" if reachable else "the cluster does not answer",
+            remains=self.sweep.remaining,
+        )
+
+    def not_ready(self) -> str:
+        """Say why no action is taken now; "" when one is."""
+        if self.sessions.draining:
+            return "draining"
+        if not self.pods.reachable:
+            return "the cluster does not answer"
+        return "" if self.connection.registered else "not registered with the scheduler"
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Live until asked to leave, then leave in order."""
+        started = asyncio.Event()
+        roots = [self.tasks.create_task(self.http.run(started), name="http")]
+        async with asyncio.timeout(HTTP_START):
+            await started.wait()
+        log.info("serving metrics and probes", port=self.http.port)
+        roots += [
+            self.tasks.create_task(self.watch.run(), name="pod watch"),
+            self.tasks.create_task(self.notice_cluster(), name="cluster health"),
+            self.tasks.create_task(self.sweep.run(), name="sweep"),
+            self.tasks.create_task(self.connection.run(), name="scheduler"),
+        ]
+        await self.stopping.wait()
+        await self.leave()
+        await self.connection.close()
+        for root in roots:
+            root.cancel()
+        log.info("left", finished=self.sessions.finished)
+
+    async def leave(self) -> None:
+        """Wait for the sessions, and end them when the drain takes too long or must be at once."""
+        idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
+        at_once = asyncio.create_task(self.stopping_now.wait(), name="stop at once")
+        try:
+            await asyncio.wait(
+                {idle, at_once}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not idle.done():
+                log.warning("ending sessions", running=self.sessions.used)
+                self.sessions.cancel_all("the agent was stopped")
+            await asyncio.wait({idle}, timeout=self.longest_end())
+            self.sessions.abandon()
+        finally:
+            for task in (idle, at_once):
+                task.cancel()
+            await asyncio.wait({idle, at_once})
+
+    def longest_end(self) -> float:
+        """Return how long sessions may take to end and clean after they were told to."""
+        return self.settings.environment.grace + 2 * self.settings.cluster.delete_timeout + 60
+
+    async def notice_cluster(self) -> None:
+        """Find out what the cluster can do, and tell the scheduler when it begins or ceases to answer."""
+        await self.watch.synced.wait()
+        self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
+        seen = None
+        while True:
+            if seen != self.pods.reachable:
+                seen = self.pods.reachable
+                self.health.changed()
+            await asyncio.sleep(1.0)
+
+    def stop(self, why: str) -> None:
+        """Ask to leave; asked again, sessions are cancelled."""
+        if self.stopping.is_set():
+            log.warning("stopping at once", why=why)
+            self.stopping_now.set()
+            return
+        self.sessions.drain(why)
+        self.health.changed()
+        self.stopping.set()
+
+
+async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None) -> int:
+    """Run one agent to its end; returns the exit code of the process.
+
+    Raises:
+        SettingsError: there is no cluster to use.
+        OSError: the port for metrics cannot be had.
+    """
+    client = await Client.connect(settings.cluster, Metrics(VERSION))
+    code = 0
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            app = App(settings, client, tasks)
+            if on_start is not None:
+                on_start.set_result(app)
+            await app.run()
+    except* Refused as refused:
+        log.error("the scheduler refuses this version of the agent", reason=str(refused.exceptions[0]))
+        code = REFUSED
+    finally:
+        await client.close()
+    return code

@@ -1,0 +1,265 @@
+"""The one connection to the Kubernetes API: raw requests, deadlines, a rate limit, errors as values.
+
+One `Client` lives as long as the agent. It speaks in plain dicts, because the client library's models cost 24 times
+the CPU of the JSON they hold, and in raw streams, because the library's own log and watch readers replay, decode and
+give up. Every request is counted; every failure leaves here as a `ClusterError` that says whether asking
+again can help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import structlog
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config.config_exception import ConfigException
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from agent.errors import ClusterError, Reason, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from agent.metrics import Metrics
+    from agent.settings import ClusterSettings
+
+Object = dict[str, Any]
+log = structlog.get_logger(__name__)
+
+INVALID = ("violates PodSecurity", "denied the request", "maximum ", "minimum ", "is invalid")
+TRANSIENT = ("error looking up service account", "not yet been initialized", "no matches for kind")
+
+
+class Client:
+    """Requests to the API of one cluster. Opened with `connect`, closed with `close`."""
+
+    def __init__(self, api: ApiClient, settings: ClusterSettings, metrics: Metrics) -> None:
+        self.api = api
+        self.settings = settings
+        self.metrics = metrics
+        self.bucket = TokenBucket(settings.requests_per_second)
+        self.reachable = True
+
+    @classmethod
+    async def connect(cls, settings: ClusterSettings, metrics: Metrics) -> Client:
+        """Read the cluster's address and credentials; no request is made yet.
+
+        Raises:
+            SettingsError: there is no usable configuration.
+        """
+        configuration = Configuration()
+        try:
+            await load(configuration, settings)
+        except (ConfigException, OSError) as error:
+            raise SettingsError(f"cluster: no cluster to use: {error}") from error
+        # 0 is no limit: every followed log, watch and exec holds a connection, and a full pool waits in silence.
+        configuration.connection_pool_maxsize = 0
+        configuration.client_session_kwargs = {"read_bufsize": 1 << 16}
+        return cls(ApiClient(configuration), settings, metrics)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.api.close()  # type: ignore[no-untyped-call]
+
+    async def request(
+        self,
+        verb: str,
+        resource: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        """Make one request and return its JSON.
+
+        Args:
+            verb: as in RBAC: create, get, list, delete ...
+            resource: as in RBAC: "pods", "pods/log" ...
+            path: of the URL.
+
+        Raises:
+            ClusterError: anything but a 2xx answer.
+        """
+        timeout = aiohttp.ClientTimeout(total=self.settings.request_timeout)
+        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout) as response:
+            try:
+                answer = json.loads(await response.read())
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                raise ClusterError(f"{verb} {resource}: the answer broke off: {error!r}", retryable=True) from error
+        return answer if isinstance(answer, dict) else {}
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        verb: str,
+        resource: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Make one request and hand out its body unread; the connection ends with the block.
+
+        Raises:
+            ClusterError: anything but a 2xx answer. Errors while the body is read are the caller's.
+        """
+        await self.bucket.take()
+        began, code = time.monotonic(), "error"
+        try:
+            response = await self.send(METHODS[verb], path, body, query, timeout)
+            code = f"{response.status // 100}xx"
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self.reachable = False
+            raise ClusterError(f"{verb} {resource}: {error!r}", retryable=True) from error
+        finally:
+            self.metrics.requests.labels(verb, resource, code).inc()
+            self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
+            self.metrics.cluster_reachable.set(code != "error")
+        self.reachable = True
+        async with response:
+            if response.status >= 300:
+                raise failure(verb, resource, response.status, response.headers, await text_of(response))
+            yield response
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Object | None,
+        query: Mapping[str, str] | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """Send the request with the credentials of the configuration; returns when the answer's head is there."""
+        prepared = await self.api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self.api.call_api(*prepared, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    async def patiently(self, what: str, attempt: Callable[[], Awaitable[Object]], *, seconds: float) -> Object:
+        """Repeat `attempt` while it fails in a way that may pass, honouring Retry-After, for `seconds`.
+
+        Raises:
+            ClusterError: the last one.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: isinstance(error, ClusterError) and error.retryable),
+            stop=stop_after_delay(seconds),
+            wait=wait_as_told,
+            before_sleep=lambda state: log.warning("asking the cluster again", what=what, error=said(state)),
+            reraise=True,
+        )
+        async for turn in retrying:
+            with turn:
+                return await attempt()
+        raise AssertionError("unreachable")  # pragma: no cover
+
+
+METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
+backoff = wait_random_exponential(multiplier=0.2, max=10)
+
+
+def wait_as_told(state: RetryCallState) -> float:
+    """Wait as long as the server asked for, else with full jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, ClusterError) and error.retry_after is not None:
+        return min(error.retry_after, 60.0)
+    return backoff(state)
+
+
+def said(state: RetryCallState) -> str:
+    """Return what the last try failed with."""
+    return str(state.outcome.exception()) if state.outcome else ""
+
+
+async def load(configuration: Configuration, settings: ClusterSettings) -> None:
+    """Fill the configuration: an explicit kubeconfig or context first, else in-cluster, else the default file."""
+    if settings.kubeconfig is None and not settings.context:
+        try:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        except ConfigException:
+            pass  # not in a cluster: the default kubeconfig is the other place to look
+        else:
+            return
+    await config.load_kube_config(  # type: ignore[no-untyped-call]
+        config_file=str(settings.kubeconfig) if settings.kubeconfig else None,
+        context=settings.context or None,
+        client_configuration=configuration,
+    )
+
+
+async def text_of(response: aiohttp.ClientResponse) -> str:
+    """Read the body of a failure, bounded and tolerant."""
+    try:
+        async with asyncio.timeout(10):
+            return (await response.content.read(1 << 16)).decode("utf-8", "replace")
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return ""
+
+
+def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], body: str) -> ClusterError:
+    """Turn an answer of the API that is no success into an error with its rule."""
+    try:
+        answer = json.loads(body)
+        message = str(answer.get("message") or body)
+    except (ValueError, AttributeError):
+        message = body
+    reason, retryable = rule(status, message)
+    return ClusterError(
+        f"{verb} {resource}: {message.strip()[:2000] or 'no message'} (HTTP {status})",
+        reason=reason,
+        retryable=retryable,
+        retry_after=whole_seconds(headers.get("Retry-After")),
+        status=status,
+    )
+
+
+def rule(status: int, message: str) -> tuple[Reason, bool]:
+    """Return what an action fails with for this answer, and whether asking again can help."""
+    if status in (401, 429) or status >= 500:
+        return Reason.CLUSTER_UNAVAILABLE, True
+    if status == 403 and "exceeded quota" in message:
+        return Reason.QUOTA_EXCEEDED, True
+    if status in (403, 404) and any(text in message for text in TRANSIENT):
+        return Reason.CLUSTER_UNAVAILABLE, True
+    if status in (400, 422) or (status == 403 and any(text in message for text in INVALID)):
+        return Reason.INVALID_CONFIGURATION, False
+    return Reason.CLUSTER_UNAVAILABLE, False
+
+
+def whole_seconds(value: str | None) -> float | None:
+    """Read a Retry-After header; dates are not used by Kubernetes."""
+    return float(value) if value is not None and value.isdigit() else None
+
+
+class TokenBucket:
+    """Lets `rate` requests a second through, twice that in a burst."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.tokens = self.burst = max(1.0, 2 * rate)
+        self.seen = time.monotonic()
+        self.lock = asyncio.Lock()
+
+    async def take(self) -> None:
+        """Wait for one token; waiters are served in order."""
+        async with self.lock:
+            now = time.monotonic()
+            self.tokens = min(self.burst, self.tokens + (now - self.seen) * self.rate)
+            self.seen = now
+            self.tokens -= 1
+            if self.tokens < 0:
+                await asyncio.sleep(-self.tokens / self.rate)

@@ -1,0 +1,37 @@
+"""What environments are called and labelled: the words by which this pool finds its own and nothing else.
+
+Pure. Names are deterministic, so that a create whose answer got lost can be repeated, and a hash, so that any action id
+is legal. Selectors always name the pool: two releases and a `run` in one namespace never touch each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+NAME = "app.kubernetes.io/name"
+POOL = "sealci.dev/pool"
+AGENT = "sealci.dev/agent"
+ACTION = "sealci.dev/action"
+ATTEMPT = "sealci.dev/attempt"
+CLAIM = "sealci.dev/claim"
+SESSION = "sealci.dev/session"
+OWNER = "sealci-agent"
+
+
+def action_hash(action_id: str) -> str:
+    """Return a label value for any action id."""
+    return hashlib.sha256(action_id.encode()).hexdigest()[:32]
+
+
+def pod_name(pool: str, action_id: str, attempt: int) -> str:
+    """Return the name of the pod and its Secret: readable in front, unique behind."""
+    slug = re.sub(r"[^a-z0-9]+", "-", action_id.lower()).strip("-")[-24:].strip("-")
+    digest = hashlib.sha256(f"{pool}\0{action_id}\0{attempt}".encode()).hexdigest()[:12]
+    return "-".join(part for part in ("sealci", slug, digest) if part)
+
+
+def pool_selector(pool: str) -> str:
+    """Return the label selector of everything that belongs to a pool."""
+    return f"{MANAGED_BY}={OWNER},{POOL}={pool}"

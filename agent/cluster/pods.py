@@ -1,0 +1,320 @@
+"""Environments as pods: creates, follows, interrupts and removes them. The cluster's side of `execution.backend`.
+
+`Pods` lives as long as the agent and holds what all environments share: the client, the watch, the settings. A
+`PodEnvironment` lives as long as its session. An action costs three requests to the API (create, log, delete), one more
+for files and one for secrets; everything else is read from the shared watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.cluster import exec as execs
+from agent.cluster import files, logs, manifest, setuplog, supervisor
+from agent.cluster.archive import Limits as ArchiveLimits
+from agent.cluster.markers import MarkerReader
+from agent.cluster.names import pod_name
+from agent.cluster.status import History, Intent, Limits, classify, container
+from agent.errors import ActionFailed, ClusterError, Stage
+from agent.observations import FINAL, Lost, SetupFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from agent.actions import Action, ArtifactRules, Cursor, FilePart
+    from agent.cluster.client import Client
+    from agent.cluster.watch import PodWatch, Watched
+    from agent.metrics import Metrics
+    from agent.observations import Collected, LogGap, LogLost, LogPiece, Observation
+    from agent.settings import Settings
+
+Object = dict[str, Any]
+log = structlog.get_logger(__name__)
+
+
+class Pods:
+    """Where environments come from, on Kubernetes."""
+
+    def __init__(self, settings: Settings, client: Client, watch: PodWatch, metrics: Metrics, agent_id: str) -> None:
+        self.settings = settings
+        self.client = client
+        self.watch = watch
+        self.metrics = metrics
+        self.agent_id = agent_id
+        self.user_namespaces = False
+        self.owner: Object | None = None
+        self.held: dict[str, PodEnvironment] = {}
+        self.copies = asyncio.Semaphore(settings.artifacts.parallel)
+        policy = settings.policy
+        self.limits = Limits(policy.pending_timeout, policy.pull_grace, policy.pull_timeout, policy.clone_timeout)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the cluster answered lately."""
+        return self.client.reachable and self.watch.synced.is_set()
+
+    def environment(self, action: Action) -> PodEnvironment:
+        """Return the environment of this attempt, not yet made."""
+        settings = self.settings
+        plan = manifest.Plan(
+            action=action,
+            name=pod_name(settings.agent.pool, action.key.action_id, action.key.attempt),
+            namespace=settings.cluster.namespace,
+            agent_id=self.agent_id,
+            nonce=secrets.token_hex(16),
+            timeout=action.timeout or settings.policy.default_timeout,
+            user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
+            owner=self.owner,
+        )
+        return PodEnvironment(self, plan)
+
+
+class ActionContainer:
+    """The container of the commands, as the reader of its log sees it."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self.log_ended = False
+
+    @property
+    def state(self) -> logs.ContainerState:
+        """What is known now."""
+        if self.watched.pod is None:
+            return logs.ContainerState.GONE
+        state = (container(self.watched.pod["status"], manifest.ACTION) or {}).get("state", {})
+        if "terminated" in state:
+            return logs.ContainerState.TERMINATED
+        return logs.ContainerState.RUNNING if "running" in state else logs.ContainerState.WAITING
+
+    async def left(self, state: logs.ContainerState) -> None:
+        """Wait until the state is another one."""
+        while self.state is state:
+            await self.watched.change(self.watched.version)
+
+
+class PodEnvironment:
+    """One pod with its Secret."""
+
+    def __init__(self, pods: Pods, plan: manifest.Plan) -> None:
+        self.pods = pods
+        self.plan = plan
+        self.client = pods.client
+        self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
+        self.watched = pods.watch.watch(plan.name)
+        self.uid = ""
+        self.asked = False
+        self.history = History()
+        self.container = ActionContainer(self.watched)
+        self.intent = Intent(
+            nonce=plan.nonce,
+            commands=len(plan.action.commands),
+            secret=plan.name,
+            wants_files=plan.wants_files,
+        )
+        pods.held[plan.name] = self
+        pods.metrics.environments.set(len(pods.held))
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people."""
+        return f"{self.plan.namespace}/{self.plan.name}"
+
+    # ---- set-up
+
+    async def create(self) -> None:
+        """Make the pod and, at once after it, its Secret with the pod as its only owner.
+
+        Raises:
+            ActionFailed: the cluster refuses it for good, or could not be reached for too long.
+        """
+        settings = self.pods.settings
+        body = manifest.pod(self.plan, settings)
+        self.asked = True
+        try:
+            made = await self.client.patiently(
+                "create pod", lambda: self.create_pod(body), seconds=settings.policy.pending_timeout
+            )
+            self.uid = made["metadata"]["uid"]
+            self.pods.watch.take("ADDED", made)
+            if self.plan.action.secrets:
+                await self.create_secret(manifest.secret(self.plan, settings, self.uid))
+        except ClusterError as error:
+            text = f"the environment cannot be created: {error.message}"
+            raise ActionFailed(Stage.SETUP, error.reason, text, log=setuplog.refused(error)) from error
+
+    async def create_pod(self, body: Object) -> Object:
+        """Create the pod; one that exists already is our own, from a try whose answer was lost."""
+        try:
+            return await self.client.request("create", "pods", self.path, body=body)
+        except ClusterError as error:
+            if error.status != 409 or "object is being deleted" in error.message:
+                raise
+            found = await self.client.request("get", "pods", f"{self.path}/{self.plan.name}")
+            if found["metadata"].get("annotations") != body["metadata"]["annotations"]:
+                raise
+            return found
+
+    async def create_secret(self, body: Object) -> None:
+        """Create the Secret; one that exists already is our own."""
+        path = f"/api/v1/namespaces/{self.plan.namespace}/secrets"
+
+        async def attempt() -> Object:
+            try:
+                return await self.client.request("create", "secrets", path, body=body)
+            except ClusterError as error:
+                if error.status == 409:
+                    return {}
+                raise
+
+        await self.client.patiently("create secret", attempt, seconds=20.0)
+
+    # ---- what happens
+
+    async def observations(self) -> AsyncGenerator[Observation, None]:
+        """Yield what is seen, on every change; ends after the first final observation."""
+        previous: Observation | None = None
+        while True:
+            version = self.watched.version
+            sight = classify(
+                self.watched.pod, self.intent, self.pods.limits, self.history, time.monotonic(), datetime.now(UTC)
+            )
+            if sight.observation != previous:
+                previous = sight.observation
+                yield await self.explained(previous)
+                if isinstance(previous, FINAL):
+                    return
+            await self.watched.change(version, sight.recheck)
+
+    async def explained(self, seen: Observation) -> Observation:
+        """Add the text for a person to an observation that nobody would understand without it."""
+        if isinstance(seen, (SetupFailed, Lost)):
+            return await setuplog.explained(self.client, self.path, self.watched.pod, seen)
+        return seen
+
+    def markers(self) -> MarkerReader:
+        """Return a fresh reader for the markers of this environment's log."""
+        return MarkerReader(self.plan.nonce)
+
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
+        """Yield the log of the commands from the cursor to its end."""
+        target = logs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        patience = logs.Patience(probe=self.pods.settings.logs.probe_after)
+        async with aclosing(logs.follow(self.client, target, cursor, self.container, patience)) as items:
+            async for item in items:
+                yield item
+
+    def log_ended(self) -> None:
+        """Take note that the supervisor's last marker was seen."""
+        self.container.log_ended = True
+
+    async def interrupt(self, grace: float) -> bool:
+        """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
+        target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        try:
+            await execs.run(self.client, target, supervisor.interrupt(grace), seconds=grace + 10)
+        except ClusterError as error:
+            # The container may end, and its exec with it, before the exec can tell: the watch knows better.
+            log.info("the exec that stops the commands did not end by itself", error=error.message)
+            return error.status == 0 and not isinstance(error, execs.ExecDeadline)
+        return True
+
+    # ---- files
+
+    async def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files out, each verified; the last item is `Collected`."""
+        settings = self.pods.settings.artifacts
+        limits = ArchiveLimits(
+            files=settings.max_files,
+            file_bytes=settings.max_file_size,
+            total_bytes=settings.max_total_size,
+            seconds=settings.timeout,
+        )
+        target = execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
+
+        def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
+            return execs.ExecStream(self.client, target, argv, seconds=seconds)
+
+        async with self.pods.copies:
+            workspace = self.pods.settings.environment.workspace
+            async with aclosing(files.collect(open_exec, rules, limits, workspace=workspace)) as items:
+                async for item in items:
+                    yield item
+
+    # ---- remains
+
+    async def remove(self) -> None:
+        """Delete the pod, its Secret with it, and return when the API says it is gone; by force after a while."""
+        try:
+            if self.asked and not await self.removed():
+                self.pods.metrics.cleanup_failures.inc()
+                log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
+        finally:
+            self.pods.held.pop(self.plan.name, None)
+            self.pods.watch.forget(self.plan.name)
+            self.pods.metrics.environments.set(len(self.pods.held))
+
+    async def removed(self) -> bool:
+        """Delete politely, then by force; whether the pod is gone."""
+        settings = self.pods.settings
+        began = time.monotonic()
+        for grace, patience in ((None, settings.cluster.delete_timeout), (0, settings.cluster.delete_timeout)):
+            try:
+                uid = self.uid or await self.own_uid()
+                if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, patience):
+                    break
+                if await self.gone(uid, patience):
+                    break
+            except ClusterError as error:
+                log.warning("deleting a pod failed", pod=self.name, error=error.message)
+        else:
+            return False
+        self.pods.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
+        return True
+
+    async def own_uid(self) -> str:
+        """Look for a pod whose creation was asked for but never confirmed; "" when there is none of ours."""
+        try:
+            found = await self.client.patiently(
+                "get pod",
+                lambda: self.client.request("get", "pods", f"{self.path}/{self.plan.name}"),
+                seconds=self.pods.settings.cluster.retry_for,
+            )
+        except ClusterError as error:
+            if error.status == 404:
+                return ""
+            raise
+        nonce_is_ours = self.plan.nonce in str(found["metadata"].get("annotations", {}))
+        return str(found["metadata"]["uid"]) if nonce_is_ours else ""
+
+    async def gone(self, uid: str, patience: float) -> bool:
+        """Wait until the watch says that the pod is gone."""
+        try:
+            async with asyncio.timeout(patience):
+                while self.watched.pod is not None and self.watched.pod["metadata"]["uid"] == uid:
+                    await self.watched.change(self.watched.version)
+        except TimeoutError:
+            return False
+        return True
+
+
+async def delete_pod(client: Client, path: str, name: str, uid: str, grace: int | None, patience: float) -> bool:
+    """Ask for the deletion of exactly this pod; False when there is none of this uid any more."""
+    body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
+    if grace is not None:
+        body["gracePeriodSeconds"] = grace
+    try:
+        await client.patiently(
+            "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=patience
+        )
+    except ClusterError as error:
+        if error.status in (404, 409):
+            return False
+        raise
+    return True

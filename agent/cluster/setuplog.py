@@ -1,0 +1,121 @@
+"""The log of a failed set-up, written for the person whose action it was: what, where, why, and what to do.
+
+Reads the pod's events and the output of the clone at that one moment; nothing is kept. A failure to read them never
+hides the failure that is being explained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import structlog
+
+from agent.errors import ClusterError, Reason
+from agent.observations import Lost, SetupFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.cluster.client import Client
+
+Object = dict[str, Any]
+log = structlog.get_logger(__name__)
+
+ADVICE = {
+    Reason.IMAGE_PULL_FAILED: "Check the name and the tag of the image, and that the cluster may pull it"
+    " (private registries need a pull secret in the agent's pod template).",
+    Reason.UNSCHEDULABLE: "Ask for less cpu or memory, or for more room in the cluster.",
+    Reason.REPOSITORY_FAILED: "Check url and ref of the repository, and the Secret named in its credentials.",
+    Reason.INVALID_CONFIGURATION: "Change the action's configuration, or choose another image.",
+    Reason.QUOTA_EXCEEDED: "The namespace of actions has a quota: wait for other actions, or ask for less.",
+    Reason.EVICTED: "The node ran out of what the action used, or was drained; the action can be tried again.",
+    Reason.PREEMPTED: "A pod of higher priority took the place; the action can be tried again.",
+    Reason.NODE_LOST: "The node went away; the action can be tried again.",
+    Reason.POD_DELETED: "Somebody or something other than the agent deleted the pod.",
+    Reason.CLUSTER_UNAVAILABLE: "The agent may lack a right, or the cluster does not answer; ask who runs the agent.",
+}
+MAX_EVENTS = 20
+MAX_OUTPUT = 64 * 1024
+
+
+def refused(error: ClusterError) -> str:
+    """Return the text for an environment that could not even be created."""
+    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice(error.reason)])
+
+
+async def explained(client: Client, path: str, pod: Object | None, seen: SetupFailed | Lost) -> SetupFailed | Lost:
+    """Return the observation with its text."""
+    events, output = [], ""
+    if pod is not None:
+        uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
+        events = await events_of(client, path.rsplit("/", 1)[0], uid)
+        if seen.reason is Reason.REPOSITORY_FAILED:
+            output = await output_of(client, f"{path}/{name}/log", "repository")
+    return replace(seen, log=text(pod, seen, events, output))
+
+
+def text(pod: Object | None, seen: SetupFailed | Lost, events: list[Object], output: str) -> str:
+    """Write the set-up log."""
+    failed = "The environment could not be set up" if isinstance(seen, SetupFailed) else "The environment was lost"
+    parts = [f"{failed}: {seen.message}"]
+    if seen.log and seen.log != seen.message:
+        parts += ["", seen.log]
+    if output:
+        parts += ["", "Output of the clone:", *(f"  {line}" for line in output.splitlines())]
+    if pod is not None:
+        parts += ["", "Containers:", *container_lines(pod)]
+    if events:
+        parts += ["", "Events of the pod:", *event_lines(events)]
+    return "\n".join([*parts, *advice(seen.reason)])
+
+
+def advice(reason: Reason) -> list[str]:
+    """Say what can be done."""
+    return ["", ADVICE[reason]] if reason in ADVICE else []
+
+
+def container_lines(pod: Object) -> Iterator[str]:
+    """Say of each container what it waits for or how it ended."""
+    status = pod.get("status", {})
+    for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        for kind, state in each.get("state", {}).items():
+            words = [state.get("reason", ""), state.get("message", "")]
+            if "exitCode" in state:
+                words.insert(0, f"exit code {state['exitCode']}")
+            said = ": ".join(word.strip() for word in words if word.strip())
+            yield f"  {each['name']} ({each.get('image', '')}): {kind}{f': {said}' if said else ''}"
+    if not status.get("containerStatuses"):
+        yield "  none was started" + (f": {status['message']}" if status.get("message") else "")
+
+
+def event_lines(events: list[Object]) -> Iterator[str]:
+    """Say each event once, oldest first."""
+    ordered = sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    for event in ordered[-MAX_EVENTS:]:
+        times = f" (x{event['count']})" if event.get("count", 1) and event.get("count", 1) > 1 else ""
+        yield f"  {event.get('type', '')} {event.get('reason', '')}{times}: {event.get('message', '').strip()}"
+
+
+async def events_of(client: Client, namespace_path: str, uid: str) -> list[Object]:
+    """Read the events of a pod."""
+    query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
+    try:
+        answer = await client.request("list", "events", f"{namespace_path}/events", query=query)
+    except ClusterError as error:
+        log.info("the events of a pod cannot be read", error=error.message)
+        return []
+    return list(answer.get("items", ()))
+
+
+async def output_of(client: Client, path: str, container: str) -> str:
+    """Read the end of a container's output."""
+    query = {"container": container, "limitBytes": str(MAX_OUTPUT), "tailLines": "200"}
+    timeout = aiohttp.ClientTimeout(total=10)
+    try:
+        async with client.stream("get", "pods/log", path, query=query, timeout=timeout) as response:
+            return (await response.read())[:MAX_OUTPUT].decode("utf-8", "replace")
+    except (ClusterError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        log.info("the output of a container cannot be read", container=container, error=str(error))
+        return ""

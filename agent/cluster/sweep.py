@@ -1,0 +1,82 @@
+"""What nobody owns any more is deleted: at the start, every minute, and by `sealci-agent cleanup`.
+
+Looks only at the shared watch, so a sweep that finds nothing costs no request. A pod of this pool is remains when it
+belongs to this agent and to no session that lives, or when it has ended and its agent is not heard of. Secrets go with
+their pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from agent.cluster import names
+from agent.cluster.pods import delete_pod
+from agent.cluster.status import moment
+from agent.errors import ClusterError
+
+if TYPE_CHECKING:
+    from agent.cluster.client import Client
+    from agent.cluster.pods import Pods
+
+Object = dict[str, Any]
+log = structlog.get_logger(__name__)
+
+
+class Sweep:
+    """Deletes remains, again and again."""
+
+    def __init__(self, pods: Pods, interval: float) -> None:
+        self.pods = pods
+        self.interval = interval
+        self.failed: set[str] = set()
+        self.remaining = 0
+
+    async def run(self) -> None:
+        """Sweep at once and then at the interval, until cancelled."""
+        await self.pods.watch.synced.wait()
+        while True:
+            await self.once()
+            await asyncio.sleep(self.interval)
+
+    async def once(self) -> None:
+        """Delete what is remains now."""
+        watch, metrics = self.pods.watch, self.pods.metrics
+        found = [pod for pod in watch.pods.values() if self.remains(pod)]
+        self.failed &= {pod["metadata"]["uid"] for pod in found}
+        for pod in found:
+            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+            grace = 0 if uid in self.failed else None
+            log.warning("sweeping a pod that nobody owns", pod=name, forced=grace == 0)
+            try:
+                await delete_pod(self.pods.client, watch.path, name, uid, grace, self.interval)
+            except ClusterError as error:
+                metrics.cleanup_failures.inc()
+                log.warning("a pod could not be swept", pod=name, error=error.message)
+            else:
+                metrics.swept.labels("pod").inc()
+            self.failed.add(uid)
+        self.remaining = len(found)
+        metrics.remains.set(self.remaining)
+
+    def remains(self, pod: Object) -> bool:
+        """Whether nobody will ever look after this pod."""
+        metadata = pod["metadata"]
+        if metadata["name"] in self.pods.held:
+            return False
+        if metadata.get("labels", {}).get(names.AGENT) == self.pods.agent_id:
+            return True
+        return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> list[str]:
+    """Delete every pod of a pool, whoever owns it; returns their names. For a person who knows that no agent lives."""
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    answer = await client.request("list", "pods", path, query={"labelSelector": names.pool_selector(pool)})
+    found = sorted(answer.get("items", ()), key=lambda pod: str(moment(pod["metadata"]["creationTimestamp"])))
+    for pod in found:
+        if not dry_run:
+            await delete_pod(client, path, pod["metadata"]["name"], pod["metadata"]["uid"], None, 30.0)
+    return [pod["metadata"]["name"] for pod in found]

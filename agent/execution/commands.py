@@ -1,0 +1,125 @@
+"""The commands of a session: followed to their end, with their log to its last byte, or brought to an end.
+
+Lives as long as the commands run. How they ended is the cluster's word; that they were told to end (cancel, timeout) is
+the session's, and comes first in the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.actions import Outcome, Result
+from agent.errors import ActionFailed, Reason, Stage
+from agent.execution.logs import send_log
+from agent.execution.session import Wish, ended, first_of
+from agent.observations import FINAL, Exited, Lost, SetupFailed
+
+if TYPE_CHECKING:
+    from agent.execution.backend import Environment
+    from agent.execution.session import Session
+    from agent.observations import Observation
+    from agent.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+KILL_MARGIN = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the commands ended. `files`: whether the workspace can still be read, else `files_lost` says why not."""
+
+    outcome: Outcome
+    files: bool
+    files_lost: str = ""
+
+
+async def run_commands(session: Session, environment: Environment, settings: Settings) -> End:
+    """Follow the commands to their end, and their log to its last byte.
+
+    Raises:
+        ActionFailed: the environment was lost, or never ran a command.
+    """
+    await session.enter(Stage.COMMANDS)
+    logs = asyncio.create_task(send_log(session, environment, settings), name=f"log of {session.key.action_id}")
+    end = asyncio.create_task(final(environment), name=f"end of {session.key.action_id}")
+    try:
+        seen = await ending(session, environment, end, settings)
+        await drained(session, logs)
+    finally:
+        await ended(logs)
+        await ended(end)
+    return verdict(session, seen)
+
+
+def verdict(session: Session, seen: Observation | None) -> End:
+    """Join what was seen with what was wished.
+
+    Raises:
+        ActionFailed: the environment was lost, or never ran a command.
+    """
+    exited = seen if isinstance(seen, Exited) else None
+    if session.wish is not None:
+        outcome = session.interrupted(session.wish, exited.exit_code if exited else None)
+        return (
+            End(outcome, exited.files, exited.files_lost) if exited else End(outcome, False, "the pod was not reached")
+        )
+    if isinstance(seen, SetupFailed):
+        raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
+    if exited is None:
+        raise lost(Stage.COMMANDS, seen)
+    result = Result.SUCCEEDED if exited.reason is None else Result.FAILED
+    command = exited.command or session.command
+    outcome = Outcome(result, Stage.COMMANDS, exited.reason, exited.exit_code, command, exited.message)
+    return End(outcome, exited.files, exited.files_lost)
+
+
+def lost(stage: Stage, seen: Observation | None) -> ActionFailed:
+    """Return the failure of an environment that went away."""
+    if isinstance(seen, Lost):
+        return ActionFailed(stage, seen.reason, seen.message, log=seen.log)
+    return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")
+
+
+async def final(environment: Environment) -> Observation | None:
+    """Return the last observation of an environment."""
+    async with aclosing(environment.observations()) as observations:
+        async for seen in observations:
+            if isinstance(seen, FINAL):
+                return seen
+    return None
+
+
+async def ending(
+    session: Session, environment: Environment, end: asyncio.Task[Observation | None], settings: Settings
+) -> Observation | None:
+    """Wait for the end of the commands, and bring it about at the timeout or when the session shall end.
+
+    Returns None when even that did not end them: the environment is to be removed under them.
+    """
+    await first_of(end, session.wished, timeout=session.timeout)
+    if end.done():
+        return end.result()
+    session.interrupt(Wish(Reason.DEADLINE_EXCEEDED, f"the commands did not end within {session.timeout:g} s"))
+    wish = session.wish
+    grace = wish.grace if wish is not None and wish.grace is not None else settings.environment.grace
+    reached = await environment.interrupt(grace)
+    await asyncio.wait({end}, timeout=grace + KILL_MARGIN if reached else 0)
+    if end.done():
+        return end.result()
+    log.warning("the commands could not be stopped in their pod", action=session.key.action_id, reached=reached)
+    return None
+
+
+async def drained(session: Session, logs: asyncio.Task[None]) -> None:
+    """Wait until the log is sent to its end; after a wish only for a while."""
+    if session.wish is None:
+        await first_of(logs, session.wished)
+    await asyncio.wait({logs}, timeout=KILL_MARGIN if session.wish else None)
+    if logs.done():
+        logs.result()

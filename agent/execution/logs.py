@@ -1,0 +1,58 @@
+"""The log of an environment to the scheduler: read, markers out, secrets masked, sent as it comes.
+
+Lives as long as the environment writes. The markers tell which command runs and are never the verdict. The outlet's full
+window holds the reader back, so the memory is bounded whatever is written.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from agent.actions import CommandFinished, CommandStarted, Cursor
+from agent.execution.logstream import Limits, LogStream, MarkerSeen
+from agent.execution.masking import Masker
+from agent.observations import LogGap, LogLost, MarkerKind
+
+if TYPE_CHECKING:
+    from agent.actions import LogChunk
+    from agent.execution.backend import Environment
+    from agent.execution.session import Session
+    from agent.settings import Settings
+
+
+async def send_log(session: Session, environment: Environment, settings: Settings, start: Cursor | None = None) -> None:
+    """Send the whole log from `start` on; returns at its end."""
+    limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
+    stream = LogStream(environment.markers, Masker(session.action.secrets), limits, start or Cursor())
+    began: dict[int, float] = {}
+    async with aclosing(environment.log(start or Cursor())) as items:
+        async for item in items:
+            if isinstance(item, LogLost):
+                await session.say(f"[the log ends here: {item.why}]")
+                continue
+            for out in stream.gap(item) if isinstance(item, LogGap) else stream.feed(item):
+                await pass_on(session, environment, out, began)
+    for out in stream.finish():
+        await pass_on(session, environment, out, began)
+    session.count_log(stream)
+
+
+async def pass_on(
+    session: Session, environment: Environment, out: LogChunk | MarkerSeen, began: dict[int, float]
+) -> None:
+    """Send a chunk, or what a marker means."""
+    if not isinstance(out, MarkerSeen):
+        await session.send(out)
+        return
+    marker, now = out.marker, time.monotonic()
+    if marker.kind is MarkerKind.STARTED:
+        began[marker.command] = now
+        session.command = marker.command
+        await session.send(CommandStarted(marker.command, out.cursor))
+    elif marker.kind is MarkerKind.FINISHED:
+        seconds = now - began.get(marker.command, now)
+        await session.send(CommandFinished(marker.command, marker.exit_code or 0, seconds, out.cursor))
+    else:
+        environment.log_ended()

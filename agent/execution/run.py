@@ -1,0 +1,79 @@
+"""The whole life of an action on one screen: set up, run the commands, collect the files, report, clean.
+
+`run_action` lives as long as its session. Whatever happens inside becomes one outcome; whatever the outcome, the
+environment is removed after the scheduler has stored everything, and the function returns when the API says it is gone.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from agent.actions import Source
+from agent.errors import ActionFailed, Stage
+from agent.execution.commands import lost, run_commands
+from agent.execution.files import collect
+from agent.execution.session import Interrupted
+from agent.observations import Exited, Lost, Running, SetupFailed
+
+if TYPE_CHECKING:
+    from agent.actions import Outcome
+    from agent.execution.backend import Backend, Environment
+    from agent.execution.session import Session
+    from agent.observations import Observation
+    from agent.settings import Settings
+
+
+async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
+    """Run one session from its acceptance until nothing remains of it."""
+    environment = backend.environment(session.action)
+    await session.accept(environment.name)
+    try:
+        try:
+            await set_up(session, environment)
+            end = await run_commands(session, environment, settings)
+            outcome = await collect(session, environment, end, settings)
+        except ActionFailed as failure:
+            outcome = await explained(session, failure)
+        except Interrupted as interrupted:
+            outcome = session.interrupted(interrupted.wish)
+        await session.finish(outcome)
+    finally:
+        await environment.remove()
+
+
+async def set_up(session: Session, environment: Environment) -> None:
+    """Create the environment and wait until the commands may run; make a lost pod again, once.
+
+    Raises:
+        ActionFailed, Interrupted: it does not come to that.
+    """
+    await session.enter(Stage.SETUP)
+    for last in (False, True):
+        await session.guarded(environment.create())
+        seen = await session.guarded(waited(session, environment))
+        if isinstance(seen, (Running, Exited)):
+            return
+        if isinstance(seen, SetupFailed):
+            raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
+        if last or not isinstance(seen, Lost) or not seen.unstarted:
+            raise lost(Stage.SETUP, seen)
+        await session.say(f"{seen.message}; no command had run: made again", Source.SETUP)
+        await environment.remove()
+
+
+async def waited(session: Session, environment: Environment) -> Observation | None:
+    """Wait for the commands to start, telling each thing that is waited for; returns what ended the wait."""
+    async with aclosing(environment.observations()) as observations:
+        async for seen in observations:
+            if isinstance(seen, (Running, Exited, SetupFailed, Lost)):
+                return seen
+            await session.enter(Stage.SETUP, seen.detail)
+    return None
+
+
+async def explained(session: Session, failure: ActionFailed) -> Outcome:
+    """Write why the action failed into its log, for the person who reads it; returns the outcome."""
+    source = Source.SETUP if failure.stage in (Stage.ADMISSION, Stage.SETUP) else Source.AGENT
+    await session.say(failure.log or f"[{failure.message}]", source)
+    return session.failed(failure)

@@ -1,0 +1,168 @@
+"""One attempt of one action on this agent: its state, and everything that is sent to the scheduler about it.
+
+A session lives from the acceptance of its action until its environment is gone. It owns the outlet of its events and the
+one wish that can end it early (cancel, timeout, shutdown); `run` drives it. It speaks for nobody else: the verdict comes
+from the cluster's side, the bytes from the log and the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from agent.actions import (
+    Accepted,
+    Finished,
+    LogChunk,
+    Outcome,
+    Result,
+    Source,
+    StageChanged,
+)
+from agent.errors import Reason, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from agent.actions import Action, Event
+    from agent.errors import ActionFailed
+    from agent.execution.logstream import LogStream
+    from agent.execution.sink import Outlet
+
+log = structlog.get_logger(__name__)
+
+MAX_CHUNK = 64 * 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Why a session shall end early, and how long its commands may take after TERM (None: the policy's grace)."""
+
+    reason: Reason
+    message: str
+    grace: float | None = None
+
+
+class Interrupted(Exception):
+    """The session shall end now; raised inside its own task only, never a failure of anything."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish.message)
+        self.wish = wish
+
+
+class Session:
+    """The state of one attempt.
+
+    `stage` and `command` are where it stands; `wish` is set at most once; `outcome` when it is decided.
+    """
+
+    def __init__(self, action: Action, outlet: Outlet, timeout: float) -> None:
+        self.action = action
+        self.key = action.key
+        self.outlet = outlet
+        self.timeout = timeout
+        self.began = time.monotonic()
+        self.stage = Stage.ADMISSION
+        self.stage_began = self.began
+        self.command = 0
+        self.outcome: Outcome | None = None
+        self.wish: Wish | None = None
+        self.wished = asyncio.Event()
+        self.stage_seconds: dict[Stage, float] = {}
+        self.retries = 0
+        self.log_left_out: tuple[int, int, int] = (0, 0, 0)
+
+    def interrupt(self, wish: Wish) -> None:
+        """Ask the session to end; the first wish counts."""
+        if self.wish is None and self.outcome is None:
+            self.wish = wish
+            self.wished.set()
+
+    def serve_wish(self) -> None:
+        """Take a wish for fulfilled: only a new one interrupts what follows."""
+        self.wish = None
+        self.wished.clear()
+
+    async def guarded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` until it ends or the session shall end.
+
+        Raises:
+            Interrupted: a wish came first; `work` has been cancelled and has ended.
+        """
+        task = asyncio.create_task(work, name=f"{self.stage.value} of {self.key.action_id}")
+        try:
+            await first_of(task, self.wished)
+        finally:
+            finished = task.done()
+            await ended(task)
+        if not finished and self.wish is not None:
+            raise Interrupted(self.wish)
+        return task.result()
+
+    async def accept(self, environment: str) -> None:
+        """Tell that the action is run here."""
+        await self.send(Accepted(environment))
+
+    async def enter(self, stage: Stage, detail: str = "") -> None:
+        """Begin a stage, or tell progress within it."""
+        if stage is not self.stage:
+            now = time.monotonic()
+            self.stage_seconds[self.stage] = now - self.stage_began
+            self.stage, self.stage_began = stage, now
+        await self.send(StageChanged(stage, detail))
+
+    async def send(self, event: Event) -> None:
+        """Hand an event to the outlet, waiting while its window is full."""
+        await self.outlet.send(event)
+
+    async def say(self, text: str, source: Source = Source.AGENT) -> None:
+        """Write lines of the agent's own into the action's log."""
+        data = text.encode("utf-8", "surrogateescape")
+        data = data if data.endswith(b"\n") else data + b"\n"
+        for start in range(0, len(data), MAX_CHUNK):
+            await self.send(LogChunk(data[start : start + MAX_CHUNK], source=source))
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Tell the one outcome and wait until the scheduler has stored everything."""
+        self.outcome = outcome
+        self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
+        await self.send(Finished(outcome))
+        await self.outlet.settled()
+
+    def count_log(self, stream: LogStream) -> None:
+        """Note what was left out of the log, for the metrics."""
+        self.log_left_out = (stream.left_out_of_lines, stream.left_out_of_total, stream.gaps)
+
+    def failed(self, failure: ActionFailed) -> Outcome:
+        """Return the outcome of a failure."""
+        return Outcome(Result.FAILED, failure.stage, failure.reason, None, self.command, failure.message)
+
+    def interrupted(self, wish: Wish, exit_code: int | None = None) -> Outcome:
+        """Return the outcome of a session that had to end early."""
+        result = Result.CANCELLED if wish.reason is Reason.CANCELLED else Result.FAILED
+        return Outcome(result, self.stage, wish.reason, exit_code, self.command, wish.message)
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end; what it ended with stays with the task, but is logged if nobody can ask."""
+    if task.done():
+        return
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and (error := task.exception()):
+        log.warning("a task failed while it was ended", task=task.get_name(), error=repr(error))
+
+
+async def first_of(task: asyncio.Task[Any], event: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait for the end of a task, an event, or the time, whichever comes first."""
+    waiter = asyncio.create_task(event.wait(), name=f"event beside {task.get_name()}")
+    try:
+        await asyncio.wait({task, waiter}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await ended(waiter)

@@ -1,0 +1,221 @@
+"""The sessions of this agent: who is let in, who is asked to leave, and how much room there is.
+
+Lives as long as the agent. Handlers are synchronous and quick, because the reader of the stream calls them; each session
+runs in a task of its own inside the application's task group, and its worst failure is its own. The slots in use are
+counted from the sessions that exist, never by adding and subtracting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.actions import Accepted, Finished, LogChunk, Outcome, Rejected, Result, Source
+from agent.errors import ActionFailed, Reason, Rejection, Stage
+from agent.execution.admission import admit
+from agent.execution.run import run_action
+from agent.execution.session import Session, Wish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from agent.actions import Action, Cancel, Event, Key
+    from agent.execution.backend import Backend
+    from agent.execution.sink import Sink
+    from agent.metrics import Metrics
+    from agent.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+AttemptKey = tuple[str, int]
+
+
+class Sessions:
+    """Admits actions and holds their sessions until nothing remains of them."""
+
+    def __init__(
+        self, settings: Settings, backend: Backend, sink: Sink, metrics: Metrics, tasks: asyncio.TaskGroup
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.sink = sink
+        self.metrics = metrics
+        self.tasks = tasks
+        self.living: dict[AttemptKey, Session] = {}
+        self.running: dict[AttemptKey, asyncio.Task[None]] = {}
+        self.changed = asyncio.Event()
+        self.draining = False
+        self.finished = 0
+        self.on_change: Callable[[], None] = lambda: None
+        metrics.slots.set(settings.agent.slots)
+
+    @property
+    def used(self) -> int:
+        """Slots in use, environments that are being cleaned included."""
+        return len(self.living)
+
+    def action(self, action: Action) -> None:
+        """Take an action, or answer why not. A repeated one is answered by the session that exists."""
+        attempt = action.key.attempt_key
+        if attempt in self.running:
+            log.info("the action is known already", action=action.key.action_id, attempt=action.key.attempt)
+            return
+        self.metrics.actions_received.inc()
+        if why := self.refusal():
+            self.metrics.actions_rejected.labels(why.why.value).inc()
+            self.reply(action.key, why)
+            return
+        try:
+            timeout = admit(action, self.settings.policy)
+        except ActionFailed as failure:
+            self.action_failed(action.key, failure)
+            return
+        session = Session(action, self.sink.open(action.key), timeout)
+        self.living[attempt] = session
+        self.start(attempt, self.live(session))
+
+    def refusal(self) -> Rejected | None:
+        """Say why nothing can be taken now."""
+        if self.draining:
+            return Rejected(Rejection.DRAINING, "the agent is leaving")
+        if self.used >= self.settings.agent.slots:
+            return Rejected(Rejection.NO_SLOT, f"all {self.settings.agent.slots} slots are in use")
+        if not self.backend.reachable:
+            return Rejected(Rejection.CLUSTER_UNAVAILABLE, "the cluster does not answer")
+        return None
+
+    def action_failed(self, key: Key, failure: ActionFailed) -> None:
+        """Answer an action that cannot be run as it is: accepted, and failed in admission."""
+        self.count(Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
+        outcome = Outcome(Result.FAILED, failure.stage, failure.reason, message=failure.message)
+        text = f"The action cannot be run:\n{failure.log or failure.message}\n"
+        self.reply(key, Accepted(""), LogChunk(text.encode()[: 64 * 1024], source=Source.SETUP), Finished(outcome))
+
+    def reply(self, key: Key, *events: Event) -> None:
+        """Send the only events of an attempt that gets no session."""
+        self.start(key.attempt_key, self.say(key, events))
+
+    async def say(self, key: Key, events: tuple[Event, ...]) -> None:
+        """Send events and wait until they are stored."""
+        outlet = self.sink.open(key)
+        try:
+            for event in events:
+                await outlet.send(event)
+            await outlet.settled()
+        finally:
+            outlet.close()
+
+    def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
+        """Run the task of an attempt; a repeated Action finds it until it ends."""
+        task = self.tasks.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
+        self.running[attempt] = task
+        self.notice()
+        task.add_done_callback(lambda _: self.gone(attempt))
+
+    def gone(self, attempt: AttemptKey) -> None:
+        """Forget an attempt whose task has ended."""
+        self.running.pop(attempt, None)
+        self.living.pop(attempt, None)
+        self.notice()
+
+    def notice(self) -> None:
+        """Tell who waits that the slots in use may have changed."""
+        self.metrics.slots_used.set(self.used)
+        self.changed.set()
+        self.on_change()
+
+    async def live(self, session: Session) -> None:
+        """Run a session; whatever goes wrong in it stays in it, and is told."""
+        with structlog.contextvars.bound_contextvars(action=session.key.action_id, attempt=session.key.attempt):
+            log.info("session began", image=session.action.image, commands=len(session.action.commands))
+            try:
+                await run_action(session, self.backend, self.settings)
+            except Exception as error:
+                self.metrics.internal_errors.labels("session").inc()
+                log.exception("a session failed in a way that should not happen")
+                await self.give_up(session, error)
+            finally:
+                session.outlet.close()
+                self.account(session)
+
+    async def give_up(self, session: Session, error: Exception) -> None:
+        """Tell the scheduler of a session that failed inside the agent, unless its outcome was told already."""
+        if session.outcome is None:
+            await session.finish(Outcome(Result.FAILED, session.stage, Reason.INTERNAL, message=f"{error!r}"[:1000]))
+
+    def account(self, session: Session) -> None:
+        """Count a session that has ended."""
+        if session.outcome is None:
+            log.info("session left without an outcome", stage=session.stage.value)
+            return
+        self.finished += 1
+        self.count(session.outcome, time.monotonic() - session.began)
+        for stage, phase in PHASES.items():
+            if stage in session.stage_seconds:
+                self.metrics.phase_duration.labels(phase).observe(session.stage_seconds[stage])
+        of_lines, of_total, gaps = session.log_left_out
+        self.metrics.log_dropped_bytes.labels("line_limit").inc(of_lines)
+        self.metrics.log_dropped_bytes.labels("total_limit").inc(of_total)
+        self.metrics.log_gaps.inc(gaps)
+        self.metrics.artifact_retries.inc(session.retries)
+        outcome = session.outcome
+        log.info(
+            "session ended",
+            outcome=outcome.result.value,
+            stage=outcome.stage.value,
+            reason=outcome.reason.value if outcome.reason else None,
+            exit_code=outcome.exit_code,
+            seconds=round(time.monotonic() - session.began, 3),
+        )
+
+    def count(self, outcome: Outcome, seconds: float) -> None:
+        """Count an outcome."""
+        reason = outcome.reason.value if outcome.reason else ""
+        self.metrics.actions_completed.labels(outcome.result.value, outcome.stage.value, reason).inc()
+        self.metrics.action_duration.labels(outcome.result.value).observe(seconds)
+
+    def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
+        """End a session; an unknown one has ended already."""
+        session = self.living.get(attempt)
+        if session is not None:
+            message = cancel.message or "cancelled by request"
+            session.interrupt(Wish(Reason.CANCELLED, message, cancel.grace))
+
+    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
+        """Drop a session that the scheduler wants nothing of any more."""
+        session = self.living.get(key.attempt_key)
+        if session is None or session.key.claim > key.claim:
+            return
+        log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
+        self.running[key.attempt_key].cancel()
+
+    def drain(self, message: str) -> None:
+        """Take nothing new from now on."""
+        if not self.draining:
+            log.info("draining", message=message, running=self.used)
+            self.draining = True
+            self.metrics.draining.set(1)
+            self.notice()
+
+    def cancel_all(self, message: str) -> None:
+        """End every session."""
+        for session in self.living.values():
+            session.interrupt(Wish(Reason.CANCELLED, message, None))
+
+    def abandon(self) -> None:
+        """End the tasks of sessions that did not end by themselves."""
+        for task in self.running.values():
+            task.cancel()
+
+    async def idle(self) -> None:
+        """Wait until no session and no reply is left."""
+        while self.running:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts", Stage.SETUP: "schedule"}

@@ -1,0 +1,72 @@
+"""One port for people and machines that watch the agent: `/metrics`, `/livez`, `/readyz`.
+
+Lives as long as the agent. Liveness is the event loop's own beat and depends on nothing outside: a scheduler or a
+cluster that is away must not restart an agent that has sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.metrics import Metrics
+    from agent.settings import HttpSettings
+
+BEAT = 1.0
+STALLED = 15.0
+
+
+class Http:
+    """Serves the port; `ready` returns "" or why the agent is not ready."""
+
+    def __init__(self, settings: HttpSettings, metrics: Metrics, ready: Callable[[], str]) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.ready = ready
+        self.beat = time.monotonic()
+        self.port = 0
+
+    async def run(self, started: asyncio.Event) -> None:
+        """Listen until cancelled; sets `started` when the port is open.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        application = web.Application()
+        application.router.add_get("/metrics", self.on_metrics)
+        application.router.add_get("/livez", self.on_livez)
+        application.router.add_get("/readyz", self.on_readyz)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self.settings.host, self.settings.port, shutdown_timeout=0.5)
+            await site.start()
+            self.port = runner.addresses[0][1]
+            started.set()
+            while True:
+                self.beat = time.monotonic()
+                await asyncio.sleep(BEAT)
+        finally:
+            await runner.cleanup()
+
+    async def on_metrics(self, request: web.Request) -> web.Response:
+        """Answer a scrape."""
+        return web.Response(body=self.metrics.text(), content_type="text/plain", charset="utf-8")
+
+    async def on_livez(self, request: web.Request) -> web.Response:
+        """Say whether the loop turns."""
+        behind = time.monotonic() - self.beat
+        if behind > STALLED:
+            return web.Response(status=503, text=f"the event loop has not turned for {behind:.0f} s\n")
+        return web.Response(text="ok\n")
+
+    async def on_readyz(self, request: web.Request) -> web.Response:
+        """Say whether actions are taken."""
+        why = self.ready()
+        return web.Response(status=503 if why else 200, text=f"{why or 'ok'}\n")

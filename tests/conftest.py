@@ -1,0 +1,33 @@
+"""What holds for every test: whoever starts a task ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ENDING = 2.0
+
+
+@pytest.fixture(autouse=True)
+def no_task_is_left(request: pytest.FixtureRequest) -> None:
+    """Fail an asynchronous test that leaves tasks behind."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("tasks_that_end")
+
+
+@pytest.fixture
+async def tasks_that_end() -> AsyncIterator[None]:
+    """Compare the tasks after a test with those before; what is already ending is waited for."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:
+        print(left)
+        _, left = await asyncio.wait(left, timeout=ENDING)
+    assert not left, f"tasks that the test has left behind: {left}"

@@ -1,0 +1,72 @@
+"""A container's log as the kubelet serves it, with its oddities; the oracle of every test of the log path.
+
+Modelled on kubelet's `ReadLogs` and containerd's CRI log files: a line of the file is a piece of at most 16 KiB with a
+timestamp of its own; pieces are joined again, and only the first gets the prefix; `since` is compared per piece and
+whole second; a file that was rotated away is not served to a new reader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+
+PIECE = 16 * 1024
+SECOND = 1_000_000_000
+EPOCH = 1_795_000_000 * SECOND
+
+
+@dataclass
+class KubeletLog:
+    """`zone` is the node's, in minutes; `piece` how long a piece of a line may be."""
+
+    zone: int = 0
+    piece: int = PIECE
+    records: list[tuple[int, bytes]] = field(default_factory=list)
+    current: int = 0
+    """Index of the first record that was not rotated away."""
+
+    def write(self, payload: bytes, at: int) -> None:
+        """Write payload, in pieces, all at one time (ns). A rest without newline is a piece of its own."""
+        for line in split_lines(payload):
+            for start in range(0, len(line), self.piece):
+                self.records.append((at, line[start : start + self.piece]))
+
+    def rotate(self) -> None:
+        """Begin a new file; the old one is no longer served."""
+        self.current = len(self.records)
+
+    def payload(self) -> bytes:
+        """All that was written."""
+        return b"".join(piece for _, piece in self.records)
+
+    def body(self, since: str = "") -> bytes:
+        """What a new reader is served, from the whole second of `since` on."""
+        floor = 0
+        if since:
+            floor = int(datetime.fromisoformat(since).timestamp()) * SECOND
+        return render(self.records[self.current :], floor, self.zone)
+
+
+def render(records: list[tuple[int, bytes]], floor: int, zone: int) -> bytes:
+    """Join pieces to lines with prefixes, as `logWriter.write` does."""
+    parts: list[bytes] = []
+    line_start = True
+    for at, piece in records:
+        if at >= floor:
+            parts.append(stamp(at, zone) + b" " + piece if line_start else piece)
+        line_start = piece.endswith(b"\n")
+    return b"".join(parts)
+
+
+def stamp(at: int, zone: int = 0) -> bytes:
+    """Format nanoseconds since 1970 as Go's RFC 3339 with a fixed width, in a zone given in minutes."""
+    where = timezone(timedelta(minutes=zone)) if zone else UTC
+    text = datetime.fromtimestamp(at // SECOND, where).strftime("%Y-%m-%dT%H:%M:%S")
+    suffix = f"{'+' if zone > 0 else '-'}{abs(zone) // 60:02d}:{abs(zone) % 60:02d}" if zone else "Z"
+    return f"{text}.{at % SECOND:09d}{suffix}".encode()
+
+
+def split_lines(payload: bytes) -> list[bytes]:
+    """Split after newlines only."""
+    lines = payload.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])

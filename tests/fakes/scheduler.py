@@ -1,0 +1,248 @@
+"""A scheduler for tests: a real grpc.aio server on loopback whose behaviour is a script of attributes.
+
+It keeps what it stored per attempt, as a real one would, over streams and (unless `forget` is called) over its own
+restarts, and notes every breach of the contract in `breaches`: a gap in the numbers, a number that stands for two
+different events, an event before the registration. Tests wait with `until`, never by sleeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import aio
+
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from agent.scheduler.wire import agent_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from agent.actions import Key
+
+OPTIONS = (
+    ("grpc.http2.min_ping_interval_without_data_ms", 10),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass(eq=False)
+class Peer:
+    """One stream of an agent, as the scheduler sees it."""
+
+    authorization: str
+    outgoing: asyncio.Queue[wire.SchedulerMessage | None] = field(default_factory=asyncio.Queue)
+    register: wire.Register | None = None
+    health: list[wire.Health] = field(default_factory=list)
+    adopted: list[wire.SessionState] = field(default_factory=list)
+    events: int = 0
+    clean_end: bool = False
+    ended: bool = False
+    status: tuple[grpc.StatusCode, str] | None = None
+
+    def send(self, **message: Any) -> None:
+        """Send a message of the named kind."""
+        self.outgoing.put_nowait(wire.SchedulerMessage(**message))
+
+    def end(self, status: grpc.StatusCode | None = None, details: str = "") -> None:
+        """End the stream, with a status that is not OK or cleanly."""
+        self.status = (status, details) if status is not None else None
+        self.outgoing.put_nowait(None)
+
+
+class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
+    """The server and its script."""
+
+    def __init__(self) -> None:
+        # The script.
+        self.interval = 60.0
+        self.grace = 60.0
+        self.refusal: wire.Refused | None = None
+        self.denial: tuple[grpc.StatusCode, str] | None = None
+        self.answers_registration = True
+        self.answers_health = True
+        self.acknowledges = True
+        self.answers_sessions = True
+        self.ends_after_events: int | None = None
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.breaks_upload_after: int | None = None
+        self.receipt: wire.UploadReceipt | None = None
+        self.credentials: grpc.ServerCredentials | None = None
+        # What was seen.
+        self.peers: list[Peer] = []
+        self.stored: dict[tuple[str, int], list[wire.Event]] = {}
+        self.arrivals: list[wire.Event] = []
+        self.uploads: list[list[wire.ArtifactChunk]] = []
+        self.breaches: list[str] = []
+        self.changed = asyncio.Condition()
+        self.server: aio.Server | None = None
+        self.port = 0
+
+    # ---- the server
+
+    async def start(self) -> None:
+        """Listen, on the port of before after a stop."""
+        self.server = aio.server(options=OPTIONS)
+        agent_pb2_grpc.add_SchedulerServicer_to_server(self, self.server)
+        address = f"localhost:{self.port}"
+        if self.credentials is None:
+            self.port = self.server.add_insecure_port(address)
+        else:
+            self.port = self.server.add_secure_port(address, self.credentials)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """Stop, and break every stream."""
+        if self.server is not None:
+            await self.server.stop(None)
+            self.server = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"localhost:{self.port}"
+
+    @property
+    def peer(self) -> Peer:
+        """The stream that was registered last."""
+        return [peer for peer in self.peers if peer.register is not None][-1]
+
+    def forget(self) -> None:
+        """Lose all memory."""
+        self.stored.clear()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def connected(self, count: int = 1) -> Peer:
+        """Wait until so many streams were registered; return the last."""
+        await self.until(lambda: sum(peer.register is not None for peer in self.peers) >= count)
+        return self.peer
+
+    def last_seq(self, key: Key) -> int:
+        """Return how much of an attempt is stored."""
+        return len(self.stored.get(key.attempt_key, ()))
+
+    def log_of(self, key: Key) -> bytes:
+        """Return the log that is stored."""
+        return b"".join(event.log.data for event in self.stored.get(key.attempt_key, ()))
+
+    async def note(self) -> None:
+        """Let who waits look again."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    # ---- Connect
+
+    async def Connect(  # noqa: N802 - the name is the contract's
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[wire.SchedulerMessage]:
+        """Serve one stream."""
+        peer = Peer(dict(context.invocation_metadata()).get("authorization", ""))
+        self.peers.append(peer)
+        if self.denial is not None:
+            await self.note()
+            await context.abort(*self.denial)
+        reader = asyncio.create_task(self.read(peer, request_iterator), name="fake scheduler reader")
+        try:
+            while (message := await peer.outgoing.get()) is not None:
+                yield message
+            if peer.status is not None:
+                await context.abort(*peer.status)
+        finally:
+            peer.ended = True
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await self.note()
+
+    async def read(self, peer: Peer, messages: AsyncIterator[wire.AgentMessage]) -> None:
+        """Read what the agent says."""
+        async for message in messages:
+            await self.reads.wait()
+            match message.WhichOneof("message"):
+                case "register":
+                    self.register(peer, message.register)
+                case "health":
+                    peer.health.append(message.health)
+                    if self.answers_health:
+                        peer.send(ack=wire.Ack())
+                case "event":
+                    self.event(peer, message.event)
+                case "adopted":
+                    peer.adopted.append(message.adopted)
+                    self.answer(peer, message.adopted)
+            await self.note()
+        peer.clean_end = True
+        peer.end()
+        await self.note()
+
+    def register(self, peer: Peer, register: wire.Register) -> None:
+        """Answer a registration."""
+        if self.refusal is not None:
+            peer.send(refused=self.refusal)
+            peer.end()
+            return
+        peer.register = register
+        if not self.answers_registration:
+            return
+        registered = wire.Registered(scheduler="fake")
+        registered.health_interval.CopyFrom(translate.duration(self.interval))
+        registered.resume_grace.CopyFrom(translate.duration(self.grace))
+        peer.send(registered=registered)
+        for state in register.sessions:
+            self.answer(peer, state)
+
+    def answer(self, peer: Peer, state: wire.SessionState) -> None:
+        """Say where a session goes on."""
+        if self.answers_sessions:
+            events = self.stored.get((state.action_id, state.attempt), [])
+            peer.send(
+                resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=len(events))
+            )
+
+    def event(self, peer: Peer, event: wire.Event) -> None:
+        """Store an event, or see that it is the one that is stored."""
+        if peer.register is None:
+            self.breaches.append("an event before the registration")
+        self.arrivals.append(event)
+        peer.events += 1
+        stored = self.stored.setdefault((event.action_id, event.attempt), [])
+        if event.seq == len(stored) + 1:
+            stored.append(event)
+        elif event.seq > len(stored) + 1:
+            self.breaches.append(f"{event.action_id}: {event.seq} came after {len(stored)}")
+        elif stored[event.seq - 1] != event:
+            self.breaches.append(f"{event.action_id}: {event.seq} stands for two events")
+        if self.acknowledges:
+            peer.send(
+                ack=wire.Ack(action_id=event.action_id, attempt=event.attempt, claim=event.claim, seq=len(stored))
+            )
+        if self.ends_after_events is not None and peer.events == self.ends_after_events:
+            peer.end(grpc.StatusCode.UNAVAILABLE, "scripted")
+
+    # ---- UploadArtifacts
+
+    async def UploadArtifacts(  # noqa: N802 - the name is the contract's
+        self, request_iterator: Any, context: Any
+    ) -> wire.UploadReceipt:
+        """Take one upload."""
+        chunks: list[wire.ArtifactChunk] = []
+        self.uploads.append(chunks)
+        async for chunk in request_iterator:
+            await self.reads.wait()
+            chunks.append(chunk)
+            await self.note()
+            if self.breaks_upload_after is not None and len(chunks) >= self.breaks_upload_after:
+                await context.abort(grpc.StatusCode.INTERNAL, "scripted")
+        if self.receipt is not None:
+            return self.receipt
+        end = chunks[-1].parts[-1].end
+        return wire.UploadReceipt(files=end.files, bytes=end.bytes)
