@@ -1,0 +1,73 @@
+# One verb per act. `make help` lists them; the two that matter are `make demo` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CLUSTER_VERB := $(PYTHON) deploy/cluster
+PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
+
+.PHONY: help setup proto lint format test test-unit test-flow test-e2e demo cluster-up cluster-down cluster-status image images clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.done ## the virtual environment, from the lock
+
+$(VENV)/.done: requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: setup ## pin what pyproject.toml asks for
+	$(BIN)/uv pip compile -q pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
+
+proto: setup ## generate the code of the contracts
+	$(PROTOC) -Iagent/scheduler/wire=proto/sealci/agent/v1 agent/scheduler/wire/agent.proto
+	$(PROTOC) -Iagent/local/wire=proto/sealci/local/v1 agent/local/wire/local.proto
+
+lint: setup ## ruff, mypy and the import contracts
+	$(BIN)/ruff check agent tests deploy
+	$(BIN)/ruff format --check agent tests deploy
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff format and mend
+	$(BIN)/ruff format agent tests deploy
+	$(BIN)/ruff check --fix agent tests deploy
+
+test-unit: setup ## pure functions and single parts
+	$(BIN)/pytest tests/unit
+
+test-flow: setup ## the agent against a real gRPC scheduler and a backend in memory
+	$(BIN)/pytest tests/flow
+
+test-e2e: setup cluster-up images ## everything on the real cluster
+	$(BIN)/pytest tests/e2e
+
+test: lint cluster-up images ## all of it: lint, unit, flow, e2e on a real cluster
+	$(BIN)/pytest tests/unit tests/flow tests/e2e
+
+demo: setup cluster-up image ## cluster, image, scheduler, agent, and a real pipeline from its submission to a clean cluster
+	$(BIN)/python deploy/demo
+
+cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
+	$(CLUSTER_VERB) up
+
+cluster-down: ## leave nothing of the cluster on this machine
+	$(CLUSTER_VERB) down
+
+cluster-status: ## what runs
+	$(CLUSTER_VERB) status
+
+image: cluster-up ## build the agent's image and load it
+	$(CLUSTER_VERB) image
+
+images: image ## the images of the tests too
+	$(CLUSTER_VERB) test-images
+
+clean: cluster-down ## the cluster, the virtual environment and what tools left
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

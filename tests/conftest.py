@@ -28,6 +28,5 @@ async def tasks_that_end() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     if left:
-        print(left)
         _, left = await asyncio.wait(left, timeout=ENDING)
     assert not left, f"tasks that the test has left behind: {left}"

@@ -114,6 +114,7 @@ class ExecStream:
     ) -> None:
         self._watch.cancel()
         await asyncio.wait([self._watch])
+        await self._hang_up()  # again: a watch that was cancelled before its first step never did
         if not self._watch.cancelled() and (failure := self._watch.exception()):
             raise failure
 

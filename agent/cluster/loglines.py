@@ -93,12 +93,15 @@ class LineReader:
         width = len(self.timestamp) + 1
         zone = self.timestamp[ZONE:] + b" "
         lines = data[at : data.rfind(b"\n", at) + 1].split(b"\n")
-        if len(lines) < 2 or {line[ZONE:width] for line in lines} != {zone, b""}:
+        lines.pop()
+        if {line[ZONE:width] for line in lines} != {zone}:
             return False
-        payload = b"\n".join([line[width:] for line in lines])
+        payloads = [line[width:] for line in lines]
+        payloads.append(b"")
+        payload = b"\n".join(payloads)
         self.parts.append(payload)
         self.total += len(payload)
-        last = lines[-2]
+        last = lines[-1]
         self.column = len(last) - width + 1
         self.count_same(lines, last[: width - 1])
         return True
@@ -106,7 +109,7 @@ class LineReader:
     def count_same(self, lines: list[bytes], timestamp: bytes) -> None:
         """Set the ordinal of the last line among the lines of its timestamp."""
         same = 0
-        for line in reversed(lines[:-1]):
+        for line in reversed(lines):
             if not line.startswith(timestamp):
                 break
             same += 1

@@ -1,7 +1,7 @@
 """Who runs what: actions go to agents with free slots, events come back, a lost agent's actions go on elsewhere.
 
 Everything runs on one event loop, so that a decision is never half made; what depends on a decision (sending, acking)
-is done when the store has it. An attempt is bound to the highest claim seen of it: older ones are answered with Discard.
+is done when the store has it. An attempt is bound to the highest claim seen of it; older ones get Discard.
 An agent that is gone has the resume grace to come back, or an heir to adopt its sessions; then the next attempt begins.
 """
 

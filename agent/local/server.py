@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hmac
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -62,7 +62,7 @@ class Access:
     key_file: Path | None = None
     ca_file: Path | None = None
 
-    async def check(self, context: grpc.aio.ServicerContext[object, object]) -> None:
+    async def check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """End the call unless it brings the token."""
         if self.token_file is None:
             return
@@ -89,7 +89,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         self.book = dispatcher.book
         self.access = access
 
-    async def Connect(  # type: ignore[override]  # noqa: N802 - the stub allows async generators only by return type
+    async def Connect(  # noqa: N802 - the contract's name
         self,
         requests: AsyncIterator[agent_pb2.AgentMessage],
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
@@ -98,8 +98,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         await self.access.check(context)
         register = await self.first(requests, context)
         if register.protocol_version != PROTOCOL_VERSION:
-            message = f"protocol version {register.protocol_version} is not spoken here, only {PROTOCOL_VERSION}"
-            refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=message)
+            why = f"protocol version {register.protocol_version} is not spoken here, only {PROTOCOL_VERSION}"
+            refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
             yield agent_pb2.SchedulerMessage(refused=refused)
             return
         stream = AgentStream(register.agent_id, register.slots)
@@ -111,7 +111,9 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         finally:
             self.dispatcher.unregister(stream)
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            (ending,) = await asyncio.gather(reader, return_exceptions=True)
+            if isinstance(ending, Exception):
+                log.error("stream failed", agent=stream.agent_id, exc_info=ending)
 
     def registered(self) -> agent_pb2.Registered:
         """Say how this scheduler wants to be talked to."""
@@ -157,7 +159,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         except grpc.aio.AbortError as error:
             log.info("stream broke", agent=stream.agent_id, why=str(error))
         finally:
-            stream.close()
+            self.dispatcher.unregister(stream)
 
     async def take(self, stream: AgentStream, message: agent_pb2.AgentMessage) -> None:
         """Take one message."""
@@ -176,7 +178,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             case _:
                 log.debug("message of an unknown kind ignored", agent=stream.agent_id)
 
-    async def UploadArtifacts(  # type: ignore[override]  # noqa: N802
+    async def UploadArtifacts(  # noqa: N802 - the contract's name
         self,
         requests: AsyncIterator[agent_pb2.ArtifactChunk],
         context: grpc.aio.ServicerContext[agent_pb2.ArtifactChunk, agent_pb2.UploadReceipt],
@@ -230,7 +232,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
         self.book: Book = dispatcher.book
         self.access = access
 
-    async def Submit(  # type: ignore[override]  # noqa: N802
+    async def Submit(  # noqa: N802 - the contract's name
         self,
         request: local_pb2.SubmitRequest,
         context: grpc.aio.ServicerContext[local_pb2.SubmitRequest, local_pb2.PipelineEvent],
@@ -247,7 +249,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
         async for event in self.book.watch(request.pipeline):
             yield event
 
-    async def Watch(  # type: ignore[override]  # noqa: N802
+    async def Watch(  # noqa: N802 - the contract's name
         self,
         request: local_pb2.WatchRequest,
         context: grpc.aio.ServicerContext[local_pb2.WatchRequest, local_pb2.PipelineEvent],
@@ -260,7 +262,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
         except PipelineUnknown as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
 
-    async def Cancel(  # type: ignore[override]  # noqa: N802
+    async def Cancel(  # noqa: N802 - the contract's name
         self,
         request: local_pb2.CancelRequest,
         context: grpc.aio.ServicerContext[local_pb2.CancelRequest, local_pb2.CancelReply],

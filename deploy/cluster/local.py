@@ -56,8 +56,11 @@ class Local:
         builds.build(self.settings)
         images.system_images(self.settings)
         with builds.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} up"):
-            if not self.lives():
+            if self.lives():
+                self.refuse_other_settings()
+            else:
                 self.prepare()
+            self.await_node()
             self.ensure_network()
             self.start_components()
             self.await_ready()
@@ -69,7 +72,6 @@ class Local:
         existed = self.folder.exists()
         with builds.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} down"):
             leftovers.remove(self.settings)
-        self.lock.unlink(missing_ok=True)
         if not existed:
             say("There was no cluster.")
 
@@ -108,12 +110,12 @@ class Local:
 
     @property
     def lock(self) -> Path:
-        """The lock of commands that change the cluster."""
-        return self.folder.with_name(f"{self.folder.name}.lock")
+        """The lock of commands that change the cluster. It stays: removing a lock that others wait for is unsafe."""
+        return self.settings.cache / f"{self.settings.name}.lock"
 
     def lives(self) -> bool:
         """Whether the node's process tree runs."""
-        return processes.first_of_node(self.folder) is not None
+        return bool(processes.of_node(self.folder))
 
     def require_up(self) -> None:
         """Refuses when there is no cluster."""
@@ -121,12 +123,20 @@ class Local:
         if not self.lives():
             raise Refusal("the cluster is not up: run `up` first")
 
+    def refuse_other_settings(self) -> None:
+        """A cluster that is up keeps what it was made with."""
+        made = json.loads((self.folder / "settings.json").read_text("utf-8"))
+        if made != self.settings.fixed:
+            words = ", ".join(f"{key}={value}" for key, value in made.items())
+            raise Refusal(f"the cluster that is up was made with {words}: run `down` first")
+
     def prepare(self) -> None:
         """From nothing to a node that waits for orders: what was there before is removed first."""
         if len(str(self.settings.socket)) > SOCKET_PATH_LIMIT:
             raise Refusal(f"{self.settings.socket} is too long for a socket's path: set SEALCI_CACHE to a shorter one")
         leftovers.remove(self.settings)
         self.folder.mkdir(mode=0o700, parents=True)
+        (self.folder / "settings.json").write_text(json.dumps(self.settings.fixed), "utf-8")
         leftovers.remember_kernel_settings(self.folder)
         leftovers.CNI_STATE.mkdir(exist_ok=True)
         leftovers.create_cgroups(self.settings)
@@ -138,16 +148,19 @@ class Local:
     def start_node(self) -> None:
         """Starts PID 1 in its namespaces, detached from this command."""
         namespaces = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
-        log = self.folder / "logs" / "node.log"
-        with log.open("ab") as output:
-            outer = subprocess.Popen(
+        with (self.folder / "logs" / "node.log").open("ab") as output:
+            subprocess.Popen(
                 ["unshare", *namespaces, sys.executable, "-I", "-B", processes.NODE_SCRIPT, self.folder],
                 cwd="/", env={"PATH": NODE_PATH, "HOME": "/root"}, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
-        until(lambda: outer.poll() is not None or self.listens(), f"the node's first process, see {log}")
-        if outer.poll() is not None:
-            raise Refusal(f"the node's namespaces could not be made: {tail(log.read_text('utf-8'))}")
+
+    def await_node(self) -> None:
+        """Waits until PID 1 of the node takes orders. Refuses with its last words when it has ended."""
+        until(lambda: self.listens() or not self.lives(), "the node's first process")
+        if not self.lives():
+            words = (self.folder / "logs" / "node.log").read_text("utf-8", "replace")
+            raise Refusal(f"the node's namespaces could not be made: {tail(words)}")
 
     def listens(self) -> bool:
         """Whether PID 1 of the node takes orders."""

@@ -28,6 +28,11 @@ class Settings:
     log_max_size: str
 
     @property
+    def fixed(self) -> dict[str, str]:
+        """What cannot change while a cluster is up."""
+        return {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+
+    @property
     def name(self) -> str:
         """The name of the cluster, its node, its link and its cgroup."""
         return f"sealci-{self.number}"

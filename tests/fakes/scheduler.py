@@ -8,6 +8,7 @@ different events, an event before the registration. Tests wait with `until`, nev
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         self.answers_health = True
         self.acknowledges = True
         self.answers_sessions = True
+        self.ends_with_agent = True
         self.ends_after_events: int | None = None
         self.reads = asyncio.Event()
         self.reads.set()
@@ -181,7 +183,8 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
                     self.answer(peer, message.adopted)
             await self.note()
         peer.clean_end = True
-        peer.end()
+        if self.ends_with_agent:
+            peer.end()
         await self.note()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
@@ -246,3 +249,16 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
             return self.receipt
         end = chunks[-1].parts[-1].end
         return wire.UploadReceipt(files=end.files, bytes=end.bytes)
+
+
+async def main() -> None:
+    """Serve until the standard input ends, in a process that can be frozen; say the port."""
+    scheduler = FakeScheduler()
+    await scheduler.start()
+    print(scheduler.port, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await scheduler.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,149 +1,29 @@
-"""The agent's side of the stream against a real server on loopback."""
+"""Registration, health, what the scheduler asks, and every way in which a stream can end: on a real server."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
-from agent.actions import (
-    Accepted,
-    Action,
-    Cancel,
-    Cursor,
-    FileData,
-    FileEnd,
-    FileStart,
-    Finished,
-    Health,
-    Key,
-    LogChunk,
-    Outcome,
-    Readiness,
-    Result,
-    Resume,
-    Source,
-)
-from agent.errors import ActionFailed, Reason, Refused, SchedulerError, Stage
-from agent.metrics import Metrics
+from agent.actions import Action, Cancel, Key, LogChunk, Readiness
+from agent.errors import Refused
 from agent.scheduler import translate
-from agent.scheduler.connection import Connection, Identity
-from agent.scheduler.health import HealthReporter
-from agent.scheduler.outbox import Outbox
 from agent.scheduler.wire import agent_pb2 as wire
-from agent.settings import AgentSection, SchedulerSettings, Tls
 from tests.fakes.scheduler import FakeScheduler
+from tests.fakes.stream import Rig, rig
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-
-class Recorder:
-    """Handlers that note what they are told."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        self.changed = asyncio.Condition()
-        self.on_action: Callable[[Action], None] = lambda action: None
-
-    def note(self, name: str, *arguments: Any) -> None:
-        self.calls.append((name, arguments))
-        task = asyncio.ensure_future(self.notify())
-        task.set_name("recorder")
-
-    async def notify(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def got(self, name: str, count: int = 1) -> tuple[Any, ...]:
-        def enough() -> bool:
-            return sum(call[0] == name for call in self.calls) >= count
-
-        async with self.changed:
-            await self.changed.wait_for(enough)
-        return [call[1] for call in self.calls if call[0] == name][-1]
-
-    def registered(self, interval: float, grace: float) -> None:
-        self.note("registered", interval, grace)
-
-    def action(self, action: Action) -> None:
-        self.on_action(action)
-        self.note("action", action)
-
-    def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        self.note("action_failed", key, failure)
-
-    def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
-        self.note("cancel", attempt_key, cancel)
-
-    def resume(self, resume: Resume) -> None:
-        self.note("resume", resume)
-
-    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
-        self.note("discard", key, claimed_by_other, message)
-
-    def drain(self, message: str) -> None:
-        self.note("drain", message)
-
-
-class Rig:
-    """An agent's side of the stream, and the scheduler that it talks to."""
-
-    def __init__(self, scheduler: FakeScheduler, **settings: Any) -> None:
-        self.scheduler = scheduler
-        values: dict[str, Any] = {
-            "address": scheduler.address,
-            "tls": Tls(enabled=False),
-            "reconnect_max": 0.02,
-            "keepalive": 15.0,
-            "window": 1 << 17,
-        } | settings
-        self.settings = SchedulerSettings(**values)
-        self.metrics = Metrics()
-        self.outbox = Outbox(self.settings.window, self.metrics)
-        self.now = Health(Readiness.READY, slots=3)
-        self.health = HealthReporter(lambda: self.now, self.outbox.wake)
-        self.handlers = Recorder()
-        self.identity = Identity.of("pod-uid", "1.2.3")
-        self.connection = Connection(
-            self.settings,
-            AgentSection(pool="blue", slots=3, labels={"zone": "a"}),
-            self.identity,
-            self.outbox,
-            self.handlers,
-            self.metrics,
-            self.health,
-        )
-        self.running: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self.running = asyncio.create_task(self.connection.run(), name="connection")
-
-    async def stop(self) -> None:
-        if self.running is not None:
-            self.running.cancel()
-            await asyncio.gather(self.running, return_exceptions=True)
-
-    def sample(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
-
-
-@asynccontextmanager
-async def rig(scheduler: FakeScheduler, **settings: Any) -> AsyncIterator[Rig]:
-    if not scheduler.port:
-        await scheduler.start()
-    made = Rig(scheduler, **settings)
-    made.start()
-    try:
-        async with asyncio.timeout(20):
-            yield made
-        assert scheduler.breaches == []
-    finally:
-        await made.stop()
-        await scheduler.stop()
+ACTION = Action(Key("build", 1, 1), "alpine", ("true",))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -151,30 +31,325 @@ def scheduler() -> FakeScheduler:
     return FakeScheduler()
 
 
-ACTION = Action(Key("build", 1, 1), "alpine", ("true",))
+def sockets() -> int:
+    """Count the sockets of this process."""
+    gc.collect()
+    count = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+        except FileNotFoundError:  # the one that lists
+            continue
+    return count
+
+
+# ---- registration
 
 
 async def test_registers_first_and_only_then_talks(scheduler: FakeScheduler) -> None:
     scheduler.answers_registration = False
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        register = peer.register
-        assert register is not None
-        assert register.agent_id.startswith("pod-uid.")
-        assert (register.protocol_version, register.agent_version, register.pool, register.slots) == (
-            1,
-            "1.2.3",
-            "blue",
-            3,
+        assert peer.register is not None
+        uid, _, nonce = peer.register.agent_id.partition(".")
+        assert (uid, len(nonce)) == ("pod-uid", 8)
+        assert peer.register == wire.Register(
+            agent_id=agent.identity.agent_id,
+            protocol_version=1,
+            agent_version="1.2.3",
+            pool="blue",
+            slots=3,
+            labels={"zone": "a"},
         )
-        assert dict(register.labels) == {"zone": "a"}
         assert not agent.connection.registered
         assert peer.health == []
 
         peer.send(registered=wire.Registered())
-        await agent.handlers.got("registered")
         await scheduler.until(lambda: bool(peer.health))
         peer.send(action=translate.action_message(ACTION))
         assert await agent.handlers.got("action") == (ACTION,)
         assert agent.connection.registered
         assert agent.sample("stream_connected") == 1
+
+
+async def test_an_action_instead_of_an_acknowledgement_is_not_taken(scheduler: FakeScheduler) -> None:
+    scheduler.answers_registration = False
+    async with rig(scheduler) as agent:
+        (await scheduler.connected()).send(action=translate.action_message(ACTION))
+        await scheduler.connected(2)
+        assert agent.handlers.calls == []
+        assert agent.sample("stream_reconnects_total", reason="error") == 1
+
+
+async def test_a_registration_that_is_never_answered_is_made_again(scheduler: FakeScheduler) -> None:
+    scheduler.answers_registration = False
+    async with rig(scheduler, register_timeout=0.05) as agent:
+        await scheduler.connected(2)
+        assert agent.sample("stream_reconnects_total", reason="silent") >= 1
+
+
+async def test_the_scheduler_names_the_interval_and_the_grace(scheduler: FakeScheduler) -> None:
+    scheduler.interval, scheduler.grace = 7.5, 90.0
+    async with rig(scheduler) as agent:
+        assert await agent.handlers.got("registered") == (7.5, 90.0)
+
+
+# ---- health
+
+
+async def test_health_is_sent_at_the_interval(scheduler: FakeScheduler) -> None:
+    scheduler.interval = 0.02
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        await scheduler.until(lambda: len(peer.health) >= 4)
+        assert peer.health[3] == wire.Health(status=wire.Health.READY, slots=3, cluster_reachable=True)
+        assert agent.sample("health_last_sent_timestamp_seconds") > 0
+
+
+async def test_health_is_sent_at_once_on_change_and_only_then(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        await scheduler.until(lambda: len(peer.health) == 1)
+        agent.health.changed()  # it has not
+        agent.now = dataclasses.replace(agent.now, running=2)
+        agent.health.changed()
+        await scheduler.until(lambda: len(peer.health) == 2)
+        agent.health.changed()
+        agent.now = dataclasses.replace(agent.now, status=Readiness.DRAINING)
+        agent.health.changed()
+        await scheduler.until(lambda: peer.health[-1].status == wire.Health.DRAINING)
+        assert [health.running for health in peer.health] == [0, 2, 2]
+
+
+async def test_health_goes_before_events(scheduler: FakeScheduler) -> None:
+    scheduler.answers_registration = False
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        outlet = agent.outbox.open(ACTION.key)
+        await outlet.send(LogChunk(b"x"))
+        peer.send(registered=wire.Registered())
+        await scheduler.until(lambda: bool(peer.health))
+        await scheduler.until(lambda: bool(scheduler.arrivals))
+        sent = [agent.sample("stream_messages_total", direction="sent", type=kind) for kind in ("health", "event")]
+        assert sent == [1, 1]
+
+
+# ---- what the scheduler asks
+
+
+async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        peer.send(cancel=wire.Cancel(action_id="build", attempt=1, grace=translate.duration(2.5), message="enough"))
+        assert await agent.handlers.got("cancel") == (("build", 1), Cancel(2.5, "enough"))
+        peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=1, claimed_by_other=True, message="b"))
+        assert await agent.handlers.got("discard") == (ACTION.key, True, "b")
+        peer.send(drain=wire.Drain(message="bye"))
+        assert await agent.handlers.got("drain") == ("bye",)
+        peer.send(action=translate.action_message(ACTION))
+        peer.send(action=translate.action_message(ACTION))
+        assert await agent.handlers.got("action", 2) == (ACTION,)
+
+
+async def test_what_cannot_be_used_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))  # field 31, of a later version
+        peer.outgoing.put_nowait(wire.SchedulerMessage())
+        peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))
+        peer.send(resume=wire.Resume(action_id="nobody", attempt=0))
+        peer.send(action=wire.Action(action_id="bad", attempt=0, claim=1))
+        key, failure = await agent.handlers.got("action_failed", 2)
+        assert key == Key("bad", 0, 1)
+        assert "attempt" in failure.message
+
+        def broken(action: Action) -> None:
+            raise RuntimeError("a fault of ours")
+
+        agent.handlers.on_action = broken
+        peer.send(action=translate.action_message(ACTION))
+        peer.send(drain=wire.Drain())
+        await agent.handlers.got("drain")
+        assert agent.sample("internal_errors_total", where="stream") == 1
+        assert agent.sample("stream_messages_total", direction="received", type="unknown") == 2
+        assert len(scheduler.peers) == 1
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("denial", [None, (grpc.StatusCode.UNIMPLEMENTED, "no such method")])
+async def test_a_refusal_for_good_ends_the_agent(
+    scheduler: FakeScheduler, denial: tuple[grpc.StatusCode, str] | None
+) -> None:
+    scheduler.denial = denial
+    scheduler.refusal = wire.Refused(why=wire.Refused.PROTOCOL_VERSION, message="speak version 2")
+    await scheduler.start()
+    agent = Rig(scheduler)
+    with pytest.raises(Refused) as refused:
+        await agent.connection.run()
+    assert refused.value.permanent
+    assert ("version 2" if denial is None else "UNIMPLEMENTED") in str(refused.value)
+    assert len(scheduler.peers) == 1
+    await scheduler.stop()
+
+
+async def test_a_refusal_for_now_is_waited_out_as_long_as_was_said(scheduler: FakeScheduler) -> None:
+    scheduler.refusal = wire.Refused(why=wire.Refused.TRY_LATER, retry_after=translate.duration(0.001))
+    async with rig(scheduler, reconnect_max=60.0) as agent:
+        await agent.tried(3)
+        scheduler.refusal = None
+        await scheduler.connected()
+        assert agent.sample("stream_reconnects_total", reason="refused") >= 3
+
+
+# ---- outages
+
+
+async def test_an_outage_is_said_once_and_its_end_once(scheduler: FakeScheduler) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        scheduler.port = free.getsockname()[1]
+    with capture_logs() as logs:
+        async with rig(scheduler) as agent:
+            await agent.tried(5)
+            assert not agent.connection.registered
+            await scheduler.start()
+            await scheduler.connected()
+            await agent.handlers.got("registered")
+    said = [entry for entry in logs if "cannot reach" in entry["event"]]
+    assert [entry["event"] for entry in said] == [f"cannot reach the scheduler at {scheduler.address}"]
+    assert "UNAVAILABLE" in said[0]["reason"]
+    assert sum(entry["event"] == "registered with the scheduler" for entry in logs) == 1
+    assert agent.sample("stream_reconnects_total", reason="unavailable") >= 5
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (None, "closed"),
+        (grpc.StatusCode.UNAVAILABLE, "unavailable"),
+        (grpc.StatusCode.INTERNAL, "error"),
+        (grpc.StatusCode.PERMISSION_DENIED, "unauthenticated"),
+    ],
+)
+async def test_a_stream_that_ends_is_opened_again(
+    scheduler: FakeScheduler, status: grpc.StatusCode | None, reason: str
+) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        await scheduler.until(lambda: bool(peer.health))
+        peer.end(status, "scripted")
+        again = await scheduler.connected(2)
+        await scheduler.until(lambda: bool(again.health))
+        assert agent.sample("stream_reconnects_total", reason=reason) == 1
+        assert (await agent.handlers.got("registered", 2)) == (60.0, 60.0)
+
+
+async def test_a_scheduler_that_lives_but_does_not_answer_is_left(scheduler: FakeScheduler) -> None:
+    scheduler.answers_health = False
+    async with rig(scheduler, keepalive=0.05) as agent:
+        await scheduler.connected(2)
+        assert agent.sample("stream_reconnects_total", reason="silent") >= 1
+
+
+async def test_a_scheduler_that_owes_nothing_is_not_left(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler, keepalive=0.05) as agent:
+        peer = await scheduler.connected()
+        watched = asyncio.Event()
+        unanswered = agent.outbox.unanswered
+        looks: list[float] = []
+
+        def look(before: float) -> tuple[Key, ...]:
+            looks.append(before)
+            if len(looks) == 12:  # twice the silence that would be too long
+                watched.set()
+            return unanswered(before)
+
+        agent.outbox.unanswered = look  # type: ignore[method-assign]
+        await watched.wait()
+        assert scheduler.peers == [peer]
+
+
+async def test_a_frozen_peer_is_noticed_by_pings() -> None:
+    frozen = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.fakes.scheduler",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert frozen.stdout is not None
+        scheduler = FakeScheduler()
+        scheduler.port = int(await frozen.stdout.readline())
+        async with rig(scheduler, keepalive=0.25) as agent:
+            await agent.heard("ack")
+            frozen.send_signal(signal.SIGSTOP)
+            await agent.tried(1)
+            assert agent.sample("stream_reconnects_total", reason="unavailable") == 1
+            assert agent.sample("stream_connected") == 0
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+        frozen.kill()
+        await frozen.wait()
+        frozen._transport.close()  # type: ignore[attr-defined]
+
+
+# ---- the end
+
+
+async def test_leaving_sends_what_is_ready_and_ends_cleanly(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        await agent.handlers.got("registered")
+        outlet = agent.outbox.open(ACTION.key)
+        for _ in range(20):
+            await outlet.send(LogChunk(b"last words\n"))
+        await agent.connection.close()
+        assert agent.running is not None
+        await agent.running
+        await scheduler.until(lambda: peer.clean_end)
+        assert scheduler.log_of(ACTION.key) == b"last words\n" * 20
+        assert len(scheduler.peers) == 1
+
+
+async def test_leaving_does_not_wait_for_a_scheduler_that_does_not(scheduler: FakeScheduler) -> None:
+    scheduler.ends_with_agent = False
+    async with rig(scheduler) as agent:
+        await agent.handlers.got("registered")
+        await agent.connection.close()
+        assert agent.running is not None
+        await agent.running
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_leaving_while_there_is_no_stream(scheduler: FakeScheduler, answers: bool) -> None:
+    scheduler.answers_registration = False
+    if answers:
+        scheduler.denial = (grpc.StatusCode.UNAVAILABLE, "no")
+    async with rig(scheduler, reconnect_max=60.0) as agent:
+        if answers:
+            await agent.tried(1)
+        else:
+            await scheduler.connected()
+        await agent.connection.close()
+        assert agent.running is not None
+        await agent.running
+        await agent.connection.close()
+
+
+async def test_nothing_leaks_over_a_hundred_redials(scheduler: FakeScheduler) -> None:
+    before = sockets()
+    async with rig(scheduler) as agent:
+        for count in range(1, 101):
+            peer = await scheduler.connected(count)
+            await agent.handlers.got("registered", count)
+            if count == 10:
+                early_sockets, early_tasks = sockets(), len(asyncio.all_tasks())
+            if count < 100:
+                peer.end(grpc.StatusCode.UNAVAILABLE)
+        assert sockets() <= early_sockets
+        assert len(asyncio.all_tasks()) <= early_tasks + 2
+    assert sockets() <= before

@@ -1,0 +1,159 @@
+"""The agent's side of the stream, put together for a test, with handlers that note what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from agent.actions import Action, Cancel, Health, Key, Readiness, Resume
+from agent.metrics import Metrics
+from agent.scheduler.connection import Connection, Identity
+from agent.scheduler.health import HealthReporter
+from agent.scheduler.outbox import Outbox
+from agent.settings import AgentSection, SchedulerSettings, Tls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from agent.errors import ActionFailed
+    from agent.scheduler.wire import agent_pb2 as wire
+    from tests.fakes.scheduler import FakeScheduler
+
+DEADLINE = 20.0
+
+
+class Recorder:
+    """Handlers that note what they are told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.changed = asyncio.Event()
+        self.on_action: Callable[[Action], None] = lambda action: None
+
+    def note(self, name: str, *arguments: Any) -> None:
+        self.calls.append((name, arguments))
+        self.changed.set()
+
+    async def got(self, name: str, count: int = 1) -> tuple[Any, ...]:
+        while len(calls := [arguments for kind, arguments in self.calls if kind == name]) < count:
+            self.changed.clear()
+            await self.changed.wait()
+        return calls[-1]
+
+    def registered(self, interval: float, grace: float) -> None:
+        self.note("registered", interval, grace)
+
+    def action(self, action: Action) -> None:
+        self.on_action(action)
+        self.note("action", action)
+
+    def action_failed(self, key: Key, failure: ActionFailed) -> None:
+        self.note("action_failed", key, failure)
+
+    def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
+        self.note("cancel", attempt_key, cancel)
+
+    def resume(self, resume: Resume) -> None:
+        self.note("resume", resume)
+
+    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
+        self.note("discard", key, claimed_by_other, message)
+
+    def drain(self, message: str) -> None:
+        self.note("drain", message)
+
+
+class Rig:
+    """An agent's side of the stream, and the scheduler that it talks to."""
+
+    def __init__(self, scheduler: FakeScheduler, **settings: Any) -> None:
+        self.scheduler = scheduler
+        values: dict[str, Any] = {
+            "address": scheduler.address,
+            "tls": Tls(enabled=False),
+            "reconnect_max": 0.02,
+            "keepalive": 15.0,
+            "window": 1 << 17,
+        } | settings
+        self.settings = SchedulerSettings(**values)
+        self.metrics = Metrics()
+        self.outbox = Outbox(self.settings.window, self.metrics)
+        self.now = Health(Readiness.READY, slots=3)
+        self.health = HealthReporter(lambda: self.now, self.outbox.wake)
+        self.handlers = Recorder()
+        self.identity = Identity.of("pod-uid", "1.2.3")
+        self.connection = Connection(
+            self.settings,
+            AgentSection(pool="blue", slots=3, labels={"zone": "a"}),
+            self.identity,
+            self.outbox,
+            self.handlers,
+            self.metrics,
+            self.health,
+        )
+        self.running: asyncio.Task[None] | None = None
+        self.pauses = 0
+        self.paused = asyncio.Event()
+        self.count_pauses()
+        self.kinds: list[str | None] = []
+        self.hearing = asyncio.Event()
+        self.note_messages()
+
+    def note_messages(self) -> None:
+        receive = self.connection.receiver.receive
+
+        def noted(message: wire.SchedulerMessage) -> None:
+            receive(message)
+            self.kinds.append(message.WhichOneof("message"))
+            self.hearing.set()
+
+        self.connection.receiver.receive = noted  # type: ignore[method-assign]
+
+    async def heard(self, kind: str, count: int = 1) -> None:
+        """Wait until the agent has dealt with so many messages of a kind."""
+        while self.kinds.count(kind) < count:
+            self.hearing.clear()
+            await self.hearing.wait()
+
+    def count_pauses(self) -> None:
+        pause = self.connection.pause
+
+        async def counted(delay: float) -> None:
+            self.pauses += 1
+            self.paused.set()
+            await pause(delay)
+
+        self.connection.pause = counted  # type: ignore[method-assign]
+
+    async def tried(self, count: int) -> None:
+        """Wait until so many streams have ended."""
+        while self.pauses < count:
+            self.paused.clear()
+            await self.paused.wait()
+
+    def start(self) -> None:
+        self.running = asyncio.create_task(self.connection.run(), name="connection")
+
+    async def stop(self) -> None:
+        if self.running is not None:
+            self.running.cancel()
+            await asyncio.gather(self.running, return_exceptions=True)
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
+
+
+@asynccontextmanager
+async def rig(scheduler: FakeScheduler, **settings: Any) -> AsyncIterator[Rig]:
+    if not scheduler.port:
+        await scheduler.start()
+    made = Rig(scheduler, **settings)
+    made.start()
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield made
+        assert scheduler.breaches == []
+    finally:
+        await made.stop()
+        await scheduler.stop()

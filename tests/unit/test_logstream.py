@@ -1,0 +1,293 @@
+"""The pipeline of a session's log: what comes out, and that every cursor resumes it exactly."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.actions import Cursor, LogChunk, Source
+from agent.cluster.loglines import LineReader, whole_second
+from agent.execution.logstream import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
+from agent.execution.masking import Masker
+from agent.observations import LogGap, LogPiece, Marker, MarkerKind
+from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
+
+BEGIN = b"\0<0123456789abcdef:"
+END = b">\n"
+WIDE = Limits(1 << 20, 1 << 20)
+
+
+class Markers:
+    """A marker reader: `BEGIN kind command END`, at any offset."""
+
+    def __init__(self) -> None:
+        self.kept = b""
+
+    @property
+    def held(self) -> int:
+        return len(self.kept)
+
+    def feed(self, data: bytes) -> list[bytes | Marker]:
+        items: list[bytes | Marker] = []
+        text = self.kept + data
+        while True:
+            before, found, after = text.partition(BEGIN)
+            body, closed, rest = after.partition(END)
+            if not (found and closed):
+                break
+            items += [before] if before else []
+            items.append(Marker(MarkerKind(body[:1].decode()), int(body[1:] or b"0")))
+            text = rest
+        keep = len(text) - len(before) if found else longest_border(text)
+        self.kept = text[len(text) - keep :] if keep else b""
+        text = text[: len(text) - keep]
+        return [*items, text] if text else items
+
+    def flush(self) -> bytes:
+        kept, self.kept = self.kept, b""
+        return kept
+
+
+def longest_border(text: bytes) -> int:
+    return next((size for size in range(len(BEGIN) - 1, 0, -1) if text.endswith(BEGIN[:size])), 0)
+
+
+def started(command: int) -> bytes:
+    return BEGIN + b"s%d" % command + END
+
+
+def finished(command: int) -> bytes:
+    return BEGIN + b"f%d" % command + END
+
+
+LAST = BEGIN + b"l" + END
+
+
+def stream(limits: Limits = WIDE, secrets: tuple[bytes, ...] = (), start: Cursor | None = None) -> LogStream:
+    return LogStream(Markers, Masker(secrets), limits, start or Cursor())
+
+
+def run(
+    log: KubeletLog, into: LogStream, start: Cursor | None = None, block: int = 1 << 20
+) -> list[LogChunk | MarkerSeen]:
+    """Read the log from a cursor to its end through the pipeline."""
+    start = start or Cursor()
+    body = log.body(whole_second(start.timestamp) if start.timestamp else "")
+    reader = LineReader(start)
+    out: list[LogChunk | MarkerSeen] = []
+    for at in range(0, len(body), block):
+        for item in reader.feed(body[at : at + block]):
+            out += into.gap(item) if isinstance(item, LogGap) else into.feed(item)
+    if gap := reader.finish():
+        out += into.gap(gap)
+    return out + into.finish()
+
+
+def log_of(payload: bytes, piece: int = 1000) -> KubeletLog:
+    log = KubeletLog(piece=piece)
+    log.write(payload, EPOCH)
+    return log
+
+
+def flat(items: list[LogChunk | MarkerSeen]) -> list[bytes | Marker]:
+    """Text between markers, and the markers."""
+    out: list[bytes | Marker] = []
+    for item in items:
+        if isinstance(item, MarkerSeen):
+            out.append(item.marker)
+        elif out and isinstance(out[-1], bytes):
+            out[-1] += item.data
+        else:
+            out.append(item.data)
+    return out
+
+
+def text(items: list[LogChunk | MarkerSeen]) -> bytes:
+    return b"".join(item.data for item in items if isinstance(item, LogChunk))
+
+
+def test_markers_come_out_in_their_place() -> None:
+    payload = started(1) + b"one\n" + finished(1) + started(2) + b"no newline" + finished(2) + LAST
+    for block in (1, 5, 17, 1000):
+        out = run(log_of(payload), stream(), block=block)
+        assert flat(out) == [
+            Marker(MarkerKind.STARTED, 1),
+            b"one\n",
+            Marker(MarkerKind.FINISHED, 1),
+            Marker(MarkerKind.STARTED, 2),
+            b"no newline",
+            Marker(MarkerKind.FINISHED, 2),
+            Marker(MarkerKind.LAST, 0),
+        ]
+        totals = [item.cursor.total for item in out if item.cursor]
+        assert totals == sorted(totals)
+        assert totals[-1] == len(payload)
+        assert [item.cursor.command for item in out if isinstance(item, MarkerSeen)] == [1, 1, 2, 2, 2]
+
+
+def test_the_position_of_each_marker_of_one_piece_is_known() -> None:
+    parts = (b"a", started(1), started(2), b"b", finished(2), b"c")
+    out = run(log_of(b"".join(parts)), stream())
+    assert [item.cursor and item.cursor.total for item in out] == list(accumulate(map(len, parts)))
+
+
+def test_a_marker_lets_out_what_is_held_before_it() -> None:
+    payload = b"sec" + finished(1) + b"ret\n"
+    assert flat(run(log_of(payload), stream(secrets=(b"secret",)), block=1)) == [
+        b"sec",
+        Marker(MarkerKind.FINISHED, 1),
+        b"ret\n",
+    ]
+
+
+def test_secrets_are_masked_over_pieces() -> None:
+    log = log_of(b"the secret and\nsecret\n", piece=3)
+    for block in (1, 3, 1000):
+        assert text(run(log, stream(secrets=(b"secret",)), block=block)) == b"the *** and\n***\n"
+
+
+def test_chunks_are_no_longer_than_allowed() -> None:
+    line = b"x" * 199 + b"\n"
+    piece = LogPiece(line * 2000, Cursor("t", 1, 200, 400_000))
+    for secrets in ((), (b"xxxx",), (b"secret",)):
+        out = stream(secrets=secrets).feed(piece)
+        assert all(len(item.data) <= CHUNK for item in out if isinstance(item, LogChunk))
+    assert text(stream().feed(piece)) == piece.data
+
+
+def test_a_partial_line_passes_at_once() -> None:
+    out = stream(secrets=(b"yes-secret",)).feed(LogPiece(b"go on? [y/N] ", Cursor("t", 1, 13, 13)))
+    assert out == [LogChunk(b"go on? [y/N] ", Cursor("t", 1, 13, 13))]
+
+
+def test_a_long_line_is_cut_and_said() -> None:
+    payload = b"short\n" + b"x" * 100 + b"\nnext\n" + b"y" * 12
+    out = run(log_of(payload, 7), into := stream(Limits(10, 1000)), block=9)
+    assert text(out) == (
+        b"short\n" + b"x" * 10 + b"[line cut: 90 bytes left out]\nnext\n" + b"y" * 10 + b"[line cut: 2 bytes left out]"
+    )
+    assert into.left_out_of_lines == 92
+
+
+def test_a_line_of_just_the_limit_is_whole() -> None:
+    assert text(run(log_of(b"0123456789\n0123456789"), stream(Limits(10, 1000)), block=5)) == b"0123456789\n0123456789"
+
+
+def test_a_cut_line_hides_a_secrets_beginning() -> None:
+    payload = b"1234 secret-value\n"
+    assert text(run(log_of(payload), stream(Limits(10, 1000), (b"secret-value",)))) == (
+        b"1234 ***[line cut: 7 bytes left out]\n"
+    )
+
+
+def test_a_marker_in_what_is_cut_is_honoured() -> None:
+    payload = b"x" * 50 + finished(1) + b"tail\n"
+    assert flat(run(log_of(payload), stream(Limits(10, 1000)), block=7)) == [
+        b"x" * 10 + b"[line cut: 40 bytes left out]",
+        Marker(MarkerKind.FINISHED, 1),
+        b"tail\n",
+    ]
+
+
+def test_the_total_is_cut_once_and_markers_still_come() -> None:
+    payload = b"line\n" * 10 + finished(1) + b"more\n" + LAST
+    for block in (1, 13, 1000):
+        out = run(log_of(payload), into := stream(Limits(1000, 42)), block=block)
+        assert flat(out) == [
+            b"line\n" * 8 + b"li\n[log cut at 42 bytes: the rest is left out]\n",
+            Marker(MarkerKind.FINISHED, 1),
+            Marker(MarkerKind.LAST, 0),
+        ]
+        assert into.left_out_of_total == 13
+
+
+def test_a_marker_over_the_total_says_the_cut() -> None:
+    payload = b"line\n" + finished(1) + b"more\n"
+    assert text(run(log_of(payload), stream(Limits(1000, 8)))) == (
+        b"line\n[log cut at 8 bytes: the rest is left out]\n"
+    )
+
+
+def test_a_gap_is_said_on_its_own_line() -> None:
+    log = log_of(b"held sec")
+    into = stream(secrets=(b"secret",))
+    reader = LineReader()
+    out = [chunk for item in reader.feed(log.body()) if isinstance(item, LogPiece) for chunk in into.feed(item)]
+    log.rotate()
+    log.write(b"new\n", EPOCH + SECOND)
+    out += run(log, into, reader.cursor)
+    assert text(out).decode() == (
+        f"held ***\n[gap in the log: lines between {stamp(EPOCH).decode()} and {stamp(EPOCH + SECOND).decode()} were"
+        " rotated away by the node before they could be read]\nnew\n"
+    )
+    assert into.gaps == 1
+    # From the notice on, reading goes on behind the gap.
+    for index, item in enumerate(out):
+        if item.cursor and item.cursor.timestamp == stamp(EPOCH + SECOND).decode():
+            assert text(run(log, stream(start=item.cursor), item.cursor)) == text(out[index + 1 :])
+
+
+def test_a_gap_to_the_end_is_said() -> None:
+    out = stream().gap(LogGap("T1", ""))
+    assert b"between T1 and the end were" in text(out)
+
+
+def test_few_anchors_are_kept() -> None:
+    into = stream(secrets=(b"\n".join([b"line"] * 500),))
+    log = KubeletLog()
+    for number in range(400):
+        log.write(b"line\n", EPOCH + number)
+    run(log, into, block=36)
+    assert len(into.anchors) <= MOST_ANCHORS
+
+
+def test_joined_chunks_keep_the_last_cursor() -> None:
+    half = CHUNK // 2
+    chunks = [LogChunk(b"x" * half, Cursor("t", 1, at, at)) for at in range(3)]
+    chunks.append(LogChunk(b"own", source=Source.AGENT))
+    assert [(len(chunk.data), chunk.cursor and chunk.cursor.total, chunk.source) for chunk in joined(chunks)] == [
+        (CHUNK, 1, Source.COMMANDS),
+        (half, 2, Source.COMMANDS),
+        (3, None, Source.AGENT),
+    ]
+    assert list(joined([])) == []
+
+
+STEPS = st.sampled_from([0, 0, 1, SECOND // 2])
+PARTS = st.one_of(
+    st.sampled_from([b"\n", b"\n", b"secret", b"sec", b"base64:c2VjcmV0", BEGIN[:5], LAST, b"\xff\r\0"]),
+    st.integers(1, 9).map(started),
+    st.integers(1, 9).map(finished),
+    st.text("secrt \n", max_size=40).map(str.encode),
+)
+WRITES = st.lists(st.tuples(STEPS, PARTS), max_size=30)
+LIMITS = st.builds(Limits, st.sampled_from([5, 20, 1000]), st.sampled_from([30, 100, 100_000]))
+
+
+@given(WRITES, LIMITS, st.integers(1, 120), st.integers(1, 120), st.sampled_from([4, 1000]), st.integers(0, 50))
+def test_every_cursor_resumes_exactly(
+    writes: list[tuple[int, bytes]], limits: Limits, block: int, other: int, piece: int, after: int
+) -> None:
+    """An adopter that begins at any cursor sends what the dead agent would have sent from there on."""
+    log, at = KubeletLog(piece=piece), EPOCH
+    for step, payload in writes:
+        at += step
+        log.write(payload, at)
+    secrets = (b"secret", b"rtsec\nse")
+    out = run(log, stream(limits, secrets), block=block)
+    whole = flat(out)
+    assert flat(run(log, stream(limits, secrets), block=other)) == whole
+    for index, item in enumerate(out):
+        assert item.cursor is not None
+        start = Cursor.decode(item.cursor.encode())
+        rest = run(log, stream(limits, secrets, start), start, other)
+        if isinstance(item, LogChunk) and b"[log cut" in item.data and start.total <= limits.total:
+            continue  # a marker went over the limit: the notice comes again
+        assert flat([*out[: index + 1], *rest]) == whole
+    for segment in whole:
+        if isinstance(segment, bytes):
+            assert b"secret" not in segment
+            assert b"c2VjcmV0" not in segment
+            assert BEGIN not in segment
