@@ -1,15 +1,15 @@
-"""The command `sealci-agent`: reads settings, turns signals into wishes, and errors into one sentence and an exit code.
+"""The command `sealci-agent`: reads settings, turns signals into wishes, errors into one sentence and an exit code.
 
-Exit codes: 0 succeeded, 1 the action failed, 2 usage or settings, 3 infrastructure, 4 the scheduler refuses this version,
-130 interrupted. Imports of the heavy parts are inside the commands, so that `--help` is instant.
+Exit codes: 0 succeeded, 1 the action failed, 2 usage or settings, 3 infrastructure, 4 the scheduler refuses this
+version, 130 interrupted. Imports of the heavy parts are inside the commands, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ import yaml
 
 from agent import journal
 from agent.errors import AgentError, SettingsError
-from agent.settings import Settings, load
+from agent.quantities import seconds
+from agent.settings import LoggingSettings, Settings, load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable
 
     from agent.app import App
+    from agent.local.pipeline import Pipeline
 
 USAGE, INFRASTRUCTURE = 2, 3
 
@@ -107,23 +109,158 @@ def stop_when_made(made: asyncio.Future[App], why: str) -> None:
         made.add_done_callback(lambda made: made.result().stop(why))
 
 
-@asynccontextmanager
-async def engine(settings: Settings) -> AsyncIterator[App]:
-    """Run an agent beside something else; leaving the block drains it and waits until nothing of it remains."""
+async def until_set(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve beside something else, until `stop` is set and nothing of any session remains.
+
+    Raises:
+        AgentError: it could not begin, or ended by itself.
+    """
     from agent.app import serve as serve_agent
 
     made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve_agent(settings, made), name="agent")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await asyncio.wait({serving, made}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-            raise AgentError("the agent ended before it began")
-        yield made.result()
-    finally:
-        if made.done() and not serving.done():
-            made.result().stop("done")
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            stop_when_made(made, "the pipeline has ended")
         await asyncio.wait({serving})
+        serving.result()
+    finally:
+        stopped.cancel()
+        serving.cancel()
+        await asyncio.wait({serving, stopped})
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), help="where logs and files are put")
+@click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
+@click.option("--context", default="", help="context of the kubeconfig")
+@click.option("--namespace", default="", help="namespace to run in")
+@click.option("--timeout", default="", metavar="DURATION", help="for the whole pipeline, as in 10m")
+@click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
+@click.option("--verbose", "-v", is_flag=True, help="show the agent's own log")
+@configured
+def run(file: Path, artifacts: Path | None, output: str, timeout: str, secrets_file: Path | None, **more: Any) -> None:
+    """Run a pipeline FILE on the current Kubernetes context: the same engine, a scheduler in memory.
+
+    \b
+    Exit codes: 0 succeeded, 1 an action failed, 2 usage, 3 infrastructure, 130 interrupted.
+    """
+    from agent.local.run import Endpoint, Patience, run_pipeline
+
+    pipeline, secrets = read_pipeline(file, secrets_file)
+    settings = run_settings(**more)
+    journal.configure(settings.logging)
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "tls": {"enabled": False}}
+        own = settings.scheduler.model_copy(
+            update={**scheduler, "tls": settings.scheduler.tls.model_copy(update=PLAIN)}
+        )
+        await until_set(settings.model_copy(update={"scheduler": own}), stop)
+
+    patience = Patience(timeout=duration("--timeout", timeout) if timeout else None)
+    work = run_pipeline(pipeline, engine=engine, secrets=secrets, artifacts=artifacts, output=output, patience=patience)
+    sys.exit(asyncio.run(work))
+
+
+PLAIN = {"enabled": False}
+
+
+def run_settings(
+    context: str, namespace: str, verbose: bool, config: Path | None, assignments: tuple[str, ...]
+) -> Settings:
+    """Return the settings of a run: a pool of its own, no port that could be taken, a quiet log."""
+    import secrets
+
+    cluster = {key: value for key, value in (("context", context), ("namespace", namespace)) if value}
+    return load(
+        config,
+        flags(
+            assignments,
+            cluster=cluster,
+            agent={"pool": f"run-{secrets.token_hex(4)}"},
+            http={"host": "127.0.0.1", "port": 0},
+            logging={"level": "info" if verbose else "error"},
+        ),
+    )
+
+
+def read_pipeline(file: Path, secrets_file: Path | None) -> tuple[Pipeline, dict[str, str]]:
+    """Read a pipeline file and the values of the secrets that it names."""
+    from agent.local.document import FileWrong
+    from agent.local.pipeline import load as load_pipeline
+    from agent.local.secrets import SecretMissing, find_secrets
+
+    try:
+        pipeline = load_pipeline(file)
+        return pipeline, find_secrets(pipeline.secrets, os.environ, secrets_file)
+    except (FileWrong, SecretMissing, OSError) as error:
+        raise SettingsError(str(error)) from error
+
+
+def duration(option: str, text: str) -> float:
+    """Read a duration given as an option."""
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+
+
+@cli.command()
+@click.option("--listen", default="127.0.0.1:7080", show_default=True, help="address:port; port 0 is any free one")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), required=True, help="keeps state, logs and files"
+)
+@click.option("--token-file", type=click.Path(path_type=Path), help="bearer token that callers must bring")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="certificate; without it, plaintext")
+@click.option("--key-file", type=click.Path(path_type=Path), help="key of the certificate")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the callers' certificates (mTLS)")
+@click.option("--resume-grace", default="60s", show_default=True, help="how long sessions of a lost agent wait for it")
+def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
+    """Serve a scheduler for one machine: queues pipelines, hands actions to agents, keeps logs and files."""
+    from agent.local.dispatch import Rules
+    from agent.local.scheduler import serve_scheduler
+    from agent.local.server import Access
+
+    journal.configure(LoggingSettings())
+    rules = Rules(resume_grace=duration("--resume-grace", resume_grace))
+
+    async def serve_until_stopped() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve_scheduler(listen, folder, Access(**files), stop, rules=rules)
+
+    asyncio.run(serve_until_stopped())
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--scheduler", "address", default="localhost:7080", show_default=True, help="host:port")
+@click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
+@click.option("--token-file", type=click.Path(path_type=Path), help="bearer token")
+@click.option("--plaintext", is_flag=True, help="no TLS: for a scheduler on this machine")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler")
+@click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
+def submit(
+    file: Path,
+    address: str,
+    output: str,
+    plaintext: bool,
+    secrets_file: Path | None,
+    token_file: Path | None,
+    ca_file: Path | None,
+) -> None:
+    """Submit a pipeline FILE to a scheduler started with `sealci-agent scheduler`, and show it to its end."""
+    from agent.local.submit import Target
+    from agent.local.submit import submit as submit_pipeline
+
+    pipeline, secrets = read_pipeline(file, secrets_file)
+    target = Target(address, token_file, tls=not plaintext, ca_file=ca_file)
+    sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, output=output)))
 
 
 @cli.command()

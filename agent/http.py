@@ -42,10 +42,10 @@ class Http:
         application.router.add_get("/metrics", self.on_metrics)
         application.router.add_get("/livez", self.on_livez)
         application.router.add_get("/readyz", self.on_readyz)
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self.settings.host, self.settings.port, shutdown_timeout=0.5)
+            site = web.TCPSite(runner, self.settings.host, self.settings.port)
             await site.start()
             self.port = runner.addresses[0][1]
             started.set()

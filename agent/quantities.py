@@ -24,8 +24,8 @@ SUFFIXES = {
     "Ti": Decimal(2**40),
     "Pi": Decimal(2**50),
 }
-QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
-DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
+DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
 
 def quantity(text: str) -> Decimal:
@@ -50,7 +50,7 @@ def seconds(value: str | int | float) -> float:
         raise ValueError(f'{value!r} is not a duration such as 30, "90s", "10m" or "1h30m"')
     if isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
+        if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
             return float(text)
         match = DURATION.fullmatch(text)
         if not text or match is None:

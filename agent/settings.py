@@ -8,9 +8,11 @@ rotated and never show in a process list. Unknown keys are refused; a wrong valu
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 PREFIX = "SEALCI_"
 NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE"})
+# What the kubelet adds for a Service that is called sealci-something.
+SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$")
 
 
 def size(value: object) -> object:
@@ -251,13 +255,13 @@ def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
         return Sourced(**flags)
     except ValidationError as error:
         raise SettingsError("\n".join(sentence(detail) for detail in error.errors())) from error
-    except ValueError as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise SettingsError(f"the settings cannot be read: {error}") from error
 
 
 def known(variable: str) -> bool:
     """Whether an environment variable with our prefix names a setting."""
-    if variable in NOT_SETTINGS:
+    if variable in NOT_SETTINGS or ("__" not in variable and SERVICE_LINK.search(variable)):
         return True
     model: type[BaseModel] | None = Settings
     for part in variable.removeprefix(PREFIX).lower().split("__"):

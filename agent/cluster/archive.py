@@ -142,7 +142,7 @@ class ArchiveReader:
             yield from self._member(parse_header(block))
 
     def _end(self) -> Iterator[Item]:
-        if self.manifest is None or self.pax:
+        if self.manifest is None:
             raise ArchiveError("the archive ends without a manifest")
         self.ended = True
         yield End.END

@@ -117,12 +117,13 @@ class Client:
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self.reachable = False
+            self.metrics.cluster_reachable.set(0)
             raise ClusterError(f"{verb} {resource}: {error!r}", retryable=True) from error
         finally:
             self.metrics.requests.labels(verb, resource, code).inc()
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
-            self.metrics.cluster_reachable.set(code != "error")
         self.reachable = True
+        self.metrics.cluster_reachable.set(1)
         async with response:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
@@ -148,6 +149,13 @@ class Client:
         answer = await self.api.call_api(*prepared, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response
         return response
+
+    async def probe(self) -> None:
+        """Find out whether the cluster answers again; only `reachable` tells."""
+        try:
+            await self.request("get", "version", "/version")
+        except ClusterError as error:
+            log.debug("the cluster does not answer yet", error=error.message)
 
     async def patiently(self, what: str, attempt: Callable[[], Awaitable[Object]], *, seconds: float) -> Object:
         """Repeat `attempt` while it fails in a way that may pass, honouring Retry-After, for `seconds`.
@@ -230,6 +238,8 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
 def rule(status: int, message: str) -> tuple[Reason, bool]:
     """Return what an action fails with for this answer, and whether asking again can help."""
     if status in (401, 429) or status >= 500:
+        return Reason.CLUSTER_UNAVAILABLE, True
+    if status == 409 and "object is being deleted" in message:
         return Reason.CLUSTER_UNAVAILABLE, True
     if status == 403 and "exceeded quota" in message:
         return Reason.QUOTA_EXCEEDED, True

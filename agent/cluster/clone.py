@@ -18,6 +18,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 TERMINATION_LOG = pathlib.Path("/dev/termination-log")
+ASKPASS = """#!/bin/sh
+folder=${0%/*}
+read -r host <"$folder/host"
+case "$1" in *"//$host': " | *"@$host': ") ;; *) exit 1 ;; esac
+case "$1" in
+  Username*) cat "$folder/credentials/username" 2>/dev/null || echo git ;;
+  *) cat "$folder/credentials/password" ;;
+esac
+"""
 SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -80,12 +89,13 @@ def scheme_of(url: str) -> str:
     """Return the transport of a URL, "ssh" also for the short form user@host:path."""
     if "://" not in url:
         return "ssh" if re.fullmatch(r"[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^:].*", url) else ""
-    return urlsplit(url).scheme.lower()
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
+    return match[1].lower() if match else ""
 
 
 def shown(text: str) -> str:
     """Strip credentials from every URL in a text."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1", text)
+    return re.sub(r"(\w+://)[^/\s]*@", r"\1", text)
 
 
 def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
@@ -117,18 +127,21 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
         if (given / "known_hosts").exists():
             ssh = ssh.replace("accept-new", f"yes -o UserKnownHostsFile={given / 'known_hosts'}")
         if (given / "password").exists():
-            env["GIT_ASKPASS"] = str(askpass(given, folder))
+            env["GIT_ASKPASS"] = str(askpass(given, folder, urlsplit(order["url"]).netloc))
     env["GIT_SSH_COMMAND"] = ssh
     return env
 
 
-def askpass(given: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Write the program that answers git's questions from the mounted Secret."""
+def askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Path:
+    """Write the program that answers git's questions from the mounted Secret, about this host alone.
+
+    A redirection or a submodule may lead git to another host, which must not get what is meant for this one.
+    """
     program = folder / "askpass"
-    program.write_text(
-        f'#!/bin/sh\ncase "$1" in Username*) cat {given}/username 2>/dev/null || echo git;; *) cat {given}/password;; esac\n'
-    )
+    program.write_text(ASKPASS)
     program.chmod(0o700)
+    (folder / "host").write_text(f"{host}\n")
+    (folder / "credentials").symlink_to(given)
     return program
 
 

@@ -8,6 +8,7 @@ command's own success, the end of the archive, and a manifest that equals what a
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
@@ -51,15 +52,15 @@ OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[Stream]]
 """Runs a command in container `files` of one pod, for so many seconds."""
 
 
-def holder_command(*, workspace: str, ready_path: str, seconds: float, snapshot: str = SNAPSHOT) -> list[str]:
+def holder_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
     """Return what container `files` runs: note what is there, create `ready_path`, leave on TERM or in time."""
-    return [*payload.holder(), workspace, snapshot, ready_path, f"{seconds:.0f}"]
+    return [*payload.holder(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]
 
 
-def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str, snapshot: str = SNAPSHOT) -> list[str]:
+def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> list[str]:
     """Return what is run in container `files` to stream its files out."""
-    numbers = [limits.files, limits.file_bytes, limits.total_bytes, int(limits.seconds), len(rules.paths)]
-    return [*payload.collect(), workspace, snapshot, *map(str, numbers), *rules.paths, *rules.exclude]
+    numbers = [limits.files, limits.file_bytes, limits.total_bytes, math.ceil(limits.seconds), len(rules.paths)]
+    return [*payload.collect(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]
 
 
 async def collect(
@@ -97,11 +98,11 @@ async def collect(
         names = ", ".join(path.decode("utf-8", "replace") for path in manifest.changed[:5])
         raise CollectionBroken(f"files changed while they were copied: {names}", retryable=True)
     summary = ArtifactSummary(manifest.files, manifest.total_bytes, manifest.left_out, manifest.left_out_files)
-    yield Collected(summary, what_is_missing(manifest) if rules.declared else "")
+    yield Collected(summary, why_refused(manifest))
 
 
-def what_is_missing(manifest: Manifest) -> str:
-    """Return a sentence on the declared files that were not sent, empty when there are none."""
+def why_refused(manifest: Manifest) -> str:
+    """Return why declared files were not sent, empty when all were."""
     if manifest.exceeded:
         return f"artifact {manifest.exceeded.path.decode('utf-8', 'replace')!r}: {manifest.exceeded.why}"
     if manifest.unmatched:

@@ -1,12 +1,15 @@
 """The installer's pod template over the agent's pod: the few rules of a strategic merge that a pod needs.
 
-Pure. Mappings merge by key; lists whose items carry a name (containers, volumes, env ...) merge by name; other lists
-are joined; null removes a key; anything else replaces.
+Pure. Mappings merge by key; lists of mounts merge by their path and other lists whose items carry a name (containers,
+volumes, env ...) by name, as Kubernetes merges them; others are joined; null removes a key; anything else replaces.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+# One volume can be mounted at several paths, so its name tells mounts not apart.
+KEYS = ("mountPath", "devicePath", "name")
 
 
 def merged(base: Any, over: Any) -> Any:
@@ -23,9 +26,10 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def merged_lists(base: list[Any], over: list[Any]) -> list[Any]:
-    """Merge items of the same name, keep the order of `base`, and append what is new."""
-    if not all(isinstance(item, dict) and "name" in item for item in base + over):
+    """Merge items of the same key, keep the order of `base`, and append what is new."""
+    key = next((key for key in KEYS if all(isinstance(item, dict) and key in item for item in base + over)), None)
+    if key is None:
         return base + over
-    theirs = {item["name"]: item for item in over}
-    kept = [merged(item, theirs.pop(item["name"])) if item["name"] in theirs else item for item in base]
+    theirs = {item[key]: item for item in over}
+    kept = [merged(item, theirs.pop(item[key])) if item[key] in theirs else item for item in base]
     return kept + list(theirs.values())

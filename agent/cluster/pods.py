@@ -20,7 +20,7 @@ from agent.cluster import exec as execs
 from agent.cluster import files, logs, manifest, setuplog, supervisor
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.markers import MarkerReader
-from agent.cluster.names import pod_name
+from agent.cluster.names import SESSION, pod_name
 from agent.cluster.status import History, Intent, Limits, classify, container
 from agent.errors import ActionFailed, ClusterError, Stage
 from agent.observations import FINAL, Lost, SetupFailed
@@ -107,19 +107,23 @@ class PodEnvironment:
         self.plan = plan
         self.client = pods.client
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
-        self.watched = pods.watch.watch(plan.name)
         self.uid = ""
         self.asked = False
-        self.history = History()
-        self.container = ActionContainer(self.watched)
+        self.hold()
         self.intent = Intent(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
             secret=plan.name,
             wants_files=plan.wants_files,
         )
-        pods.held[plan.name] = self
-        pods.metrics.environments.set(len(pods.held))
+
+    def hold(self) -> None:
+        """Begin to follow the pod, and keep the sweep off it; again when it is made again after `remove`."""
+        self.watched = self.pods.watch.watch(self.plan.name)
+        self.history = History()
+        self.container = ActionContainer(self.watched)
+        self.pods.held[self.plan.name] = self
+        self.pods.metrics.environments.set(len(self.pods.held))
 
     @property
     def name(self) -> str:
@@ -136,6 +140,8 @@ class PodEnvironment:
         """
         settings = self.pods.settings
         body = manifest.pod(self.plan, settings)
+        if self.plan.name not in self.pods.held:
+            self.hold()
         self.asked = True
         try:
             made = await self.client.patiently(
@@ -157,23 +163,33 @@ class PodEnvironment:
             if error.status != 409 or "object is being deleted" in error.message:
                 raise
             found = await self.client.request("get", "pods", f"{self.path}/{self.plan.name}")
-            if found["metadata"].get("annotations") != body["metadata"]["annotations"]:
+            # Admission may have added annotations of its own; the session's holds our nonce.
+            if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
                 raise
             return found
 
     async def create_secret(self, body: Object) -> None:
-        """Create the Secret; one that exists already is our own."""
+        """Create the Secret; one that exists already goes with an earlier pod of ours, so it is made anew."""
         path = f"/api/v1/namespaces/{self.plan.namespace}/secrets"
 
         async def attempt() -> Object:
             try:
                 return await self.client.request("create", "secrets", path, body=body)
             except ClusterError as error:
-                if error.status == 409:
-                    return {}
-                raise
+                if error.status != 409:
+                    raise
+                await self.delete_secret(f"{path}/{self.plan.name}")
+                raise ClusterError(error.message, status=409, retryable=True) from error
 
         await self.client.patiently("create secret", attempt, seconds=20.0)
+
+    async def delete_secret(self, path: str) -> None:
+        """Delete a Secret that may be gone already."""
+        try:
+            await self.client.request("delete", "secrets", path)
+        except ClusterError as error:
+            if error.status != 404:
+                raise
 
     # ---- what happens
 

@@ -30,14 +30,12 @@ AT_ONCE = {
     "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
     "ImageInspectError": Reason.IMAGE_PULL_FAILED,
     "CreateContainerConfigError": Reason.INVALID_CONFIGURATION,
-    "CreateContainerError": Reason.INVALID_CONFIGURATION,
-    "RunContainerError": Reason.INVALID_CONFIGURATION,
     "CrashLoopBackOff": Reason.INTERNAL,
 }
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
 NETWORK = re.compile(
     r"i/o timeout|connection re(fused|set)|no such host|temporary failure|TLS handshake timeout|"
-    r"(502|503|504) |toomanyrequests|429 |network is unreachable|EOF",
+    r"\b(502|503|504|429) |toomanyrequests|network is unreachable|\bEOF\b",
     re.IGNORECASE,
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
@@ -106,9 +104,9 @@ def classify(pod: Object | None, intent: Intent, limits: Limits, history: Histor
     if lost:
         return Sight(lost)
     for each in setup_statuses(status):
-        if failed := set_up_ended(each):
+        if failed := set_up_ended(each, pod):
             return Sight(failed)
-    if (action or {}).get("state", {}).get("running") and not files_missing(status, intent):
+    if runs(action) and not files_missing(status, intent):
         return Sight(Running(), recheck=deletion_recheck(pod, wall))
     return waiting(pod, intent, limits, history, now)
 
@@ -116,6 +114,11 @@ def classify(pod: Object | None, intent: Intent, limits: Limits, history: Histor
 def container(status: Object, name: str) -> Object | None:
     """Return the status of a container by its name."""
     return next((each for each in status.get("containerStatuses", ()) if each["name"] == name), None)
+
+
+def runs(status: Object | None) -> bool:
+    """Whether a container runs, as far as the API knows."""
+    return "running" in (status or {}).get("state", {})
 
 
 def setup_statuses(status: Object) -> list[Object]:
@@ -127,7 +130,10 @@ def setup_statuses(status: Object) -> list[Object]:
 def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     """Judge an action container that has terminated."""
     reason, message = terminated.get("reason", ""), terminated.get("message", "")
+    outside = disruption(pod)
     if "exitCode" not in terminated or reason in UNKNOWN_END:
+        if outside:
+            return Lost(outside.reason, outside.message)
         return Lost(Reason.NODE_LOST, f"the node lost sight of the container: {reason} {message}".strip())
     if reason in NEVER_RAN:
         return cannot_run(message or reason)
@@ -137,7 +143,6 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     verdict = supervisor.judge(code, ending, intent.commands)
     if verdict.succeeded:
         return Exited(code, verdict.command, None, verdict.message, files, lost)
-    outside = disruption(pod)
     if outside and code in KILLED and not finished_before(terminated, outside.since):
         return Lost(outside.reason, outside.message)
     if reason == "OOMKilled" and code != 0:
@@ -145,6 +150,8 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
     if ending is None:
         text = f"the image's /bin/sh ended with exit code {code} before the first command"
+        if code == supervisor.WORKSPACE_FAILED and message:
+            text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
 
@@ -229,7 +236,7 @@ def final_reason(status: Object) -> Disruption | None:
 def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
     """Say whether a pod whose action container has not terminated will never come to an end of its own."""
     status = pod.get("status", {})
-    started = bool(action and (action.get("started") or action.get("state", {}).get("running")))
+    started = runs(action) or bool(action and action.get("started"))
     reason = status.get("reason", "")
     if status.get("phase") in ("Failed", "Succeeded"):
         if reason.startswith(REFUSED_BY_KUBELET):
@@ -237,8 +244,10 @@ def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
             return Lost(Reason.UNSCHEDULABLE, text, unstarted=True)
         outside = disruption(pod)
         if outside:
-            return Lost(outside.reason, outside.message, unstarted=not started)
-        if setup_problem(status):
+            # A lost node may have started what it could no longer report: no proof.
+            unstarted = not started and outside.reason is not Reason.NODE_LOST
+            return Lost(outside.reason, outside.message, unstarted)
+        if setup_problem(pod):
             return None
         return Lost(Reason.INTERNAL, f"the pod ended without an exit code: {reason or status.get('phase')}")
     if overdue(pod, wall):
@@ -249,9 +258,9 @@ def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
     return None
 
 
-def setup_problem(status: Object) -> bool:
+def setup_problem(pod: Object) -> bool:
     """Whether a container of the set-up ended with a failure, which explains a failed pod."""
-    return any(set_up_ended(each) for each in setup_statuses(status))
+    return any(set_up_ended(each, pod) for each in setup_statuses(pod["status"]))
 
 
 OVERDUE = timedelta(seconds=30)
@@ -269,12 +278,17 @@ def deletion_recheck(pod: Object, wall: datetime) -> float | None:
     return None if at is None else max(1.0, (at + OVERDUE - wall).total_seconds() + 1)
 
 
-def set_up_ended(status: Object) -> Observation | None:
+def set_up_ended(status: Object, pod: Object) -> Observation | None:
     """Judge a container of the set-up that has terminated."""
     terminated = status.get("state", {}).get("terminated")
     if not terminated or terminated.get("exitCode") == 0:
         return None
     name = status["name"]
+    if terminated.get("exitCode") in KILLED:
+        if name == FILES and runs(container(pod["status"], ACTION)):
+            return None  # the commands go on; that their files are lost is said when they have ended
+        if outside := disruption(pod):
+            return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)
     message = terminated.get("message", "").strip()
     text = message or f"{terminated.get('reason', 'ended')} with exit code {terminated.get('exitCode')}"
     if name == REPOSITORY:
@@ -302,15 +316,15 @@ def waiting(pod: Object, intent: Intent, limits: Limits, history: History, now: 
         return unscheduled(status, limits, history, now)
     statuses = [*setup_statuses(status), *([found] if (found := container(status, ACTION)) else [])]
     reasons = {each["name"]: each["state"]["waiting"] for each in statuses if each.get("state", {}).get("waiting")}
-    history.keep({"start", "clone", *(f"{name}/pull" for name in reasons), "secret"})
+    cloning = any(each["name"] == REPOSITORY and runs(each) for each in statuses)
+    key, limit = ("clone", limits.clone) if cloning else ("start", limits.start)
+    history.keep({key, *(f"{name}/pull" for name in reasons), "secret"})
     rechecks = []
     for name, why in reasons.items():
         sight = stuck(name, why, intent, limits, history, now)
         if isinstance(sight, SetupFailed):
             return Sight(sight)
         rechecks.append(sight)
-    cloning = any(each["name"] == REPOSITORY and each.get("state", {}).get("running") for each in statuses)
-    key, limit = ("clone", limits.clone) if cloning else ("start", limits.start)
     age = history.age(key, now)
     detail = "cloning the repository" if cloning else started_detail(reasons)
     if age >= limit:
@@ -343,7 +357,7 @@ def stuck(
         if age < limit and not hopeless(message):
             return limit - age
         return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {name} cannot be pulled: {message or reason}")
-    if reason in NEVER_RAN or "non-root" in message:
+    if reason in NEVER_RAN or "non-root" in message or "runAsNonRoot" in message:
         return cannot_run(message or reason)
     if reason in AT_ONCE:
         return SetupFailed(AT_ONCE[reason], f"container {name}: {reason}: {message}")

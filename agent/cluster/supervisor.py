@@ -37,6 +37,8 @@ __sealci_shell=$1 __sealci_setup=$2 __sealci_list=$3 __sealci_nonce=$4
 __sealci_workspace=$5 __sealci_ready=$6 __sealci_file=$7 __sealci_stopped=
 shift 7
 trap '__sealci_stopped=143' TERM
+# Dash catches INT by itself and would leave; a trap, other than ignoring, is not inherited.
+trap : INT
 
 __sealci_nap() {
   # Images without `sleep`: bash and busybox time a read, dash is left to turn in circles.
@@ -53,8 +55,11 @@ elif [ -n "$__sealci_stopped" ]; then
   __sealci_code=$__sealci_stopped
 else
   unset OLDPWD
-  "$__sealci_shell" -c "$__sealci_list" sh "$__sealci_setup" "$__sealci_nonce" "$__sealci_file" "$@" \
-    8>&1 2>&1 </dev/null
+  # A subshell, since dash redirects before it forks and would say "Killed" into the log.
+  (
+    exec "$__sealci_shell" -c "$__sealci_list" sh "$__sealci_setup" "$__sealci_nonce" "$__sealci_file" "$@" \
+      8>&1 2>&1 </dev/null
+  )
   __sealci_code=$?
   # The last marker is the last: nobody is left to print when it comes. Each fork also reaps who has died.
   kill -KILL -1
@@ -84,9 +89,11 @@ set --
 unset __sealci_text
 ( : >>"$__sealci_log" ) 2>/dev/null && exec 8>&-
 
+# Descriptor 8 may have become a file of the user's: a lost marker is better than one in there.
 __sealci_say() {
-  { \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >>"$__sealci_log"; } 2>/dev/null ||
-    \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >&8
+  \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >>"$__sealci_log" && \return
+  \test ! -e "$__sealci_log" || \test /proc/self/fd/8 -ef "$__sealci_log" || \return
+  \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >&8
 }
 
 __sealci_note() {
@@ -103,7 +110,7 @@ __sealci() {
 " ;; esac
   __sealci_now=$1
   (
-    \unset -f printf
+    \unset -f printf test
     case $1 in 1) ;; *) __sealci_say "f:$(($1 - 1)):$2" ;; esac
     case $2 in
       0)
@@ -117,13 +124,13 @@ __sealci() {
 }
 
 # __sealci_left STATUS: runs in a substitution in front of `exit`. Its parent is the commands shell itself unless the
-# user's `exit` leaves a subshell.
+# user's `exit` leaves a subshell. After the last command there is nothing to note: it comes from a trap.
 __sealci_left() {
   {
     \unset -f read printf
     __sealci_stat=
     \read -r __sealci_stat </proc/self/stat
-    case ${__sealci_stat##*) } in ?" $$ "*) __sealci_note exit ;; esac
+    case $((__sealci_now > __sealci_count))${__sealci_stat##*) } in 0?" $$ "*) __sealci_note exit ;; esac
   } || :
   \return "$1"
 }
@@ -137,8 +144,9 @@ if (set -o pipefail) 2>/dev/null; then set -o pipefail; fi
 
 INTERRUPT = r"""
 exec >/dev/null 2>&1
-kill -TERM -1
+# PID 1 first: while it waits for the files container it takes TERM by itself, once its nap is over.
 kill -TERM 1
+kill -TERM -1
 kill -CONT -1
 __sealci_left() {
   read -r __sealci_up __sealci_rest </proc/uptime && [ "${__sealci_up%.*}" -lt "$__sealci_end" ]
@@ -151,7 +159,7 @@ fi
 kill -KILL -1
 """
 
-PRE_STOP = "kill -TERM -1; kill -TERM 1; exit 0"
+PRE_STOP = "kill -TERM 1; kill -TERM -1; exit 0"
 
 RECORD = re.compile(r"sealci (\w+) (started|exit|completed|end) (\d{1,9})\b")
 
@@ -188,7 +196,7 @@ def unrolled(count: int) -> str:
         f'\\eval "$__sealci_flags$__sealci_{number}"; {{ __sealci {number + 1} "$?"; }} >/dev/null 2>&1 || \\exit; '
         for number in range(1, count + 1)
     )
-    begin = '{ __sealci 1 0; } >/dev/null 2>&1 || \\exit; '
+    begin = "{ __sealci 1 0; } >/dev/null 2>&1 || \\exit; "
     return f'eval "$1"; {{ {begin}{"".join(turns)}\\eval "$__sealci_flags"; }}'
 
 

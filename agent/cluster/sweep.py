@@ -1,13 +1,14 @@
 """What nobody owns any more is deleted: at the start, every minute, and by `sealci-agent cleanup`.
 
 Looks only at the shared watch, so a sweep that finds nothing costs no request. A pod of this pool is remains when it
-belongs to this agent and to no session that lives, or when it has ended and its agent is not heard of. Secrets go with
-their pods.
+belongs to this agent and to no session that lives, or when it has ended so long ago that no living agent can still be
+reading it. Secrets go with their pods.
 """
 
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)
+
+# Another replica keeps the pod of an action that has ended until the scheduler has stored all of it, which takes as
+# long as an outage of the scheduler.
+ABANDONED = timedelta(hours=1)
 
 
 class Sweep:
@@ -68,7 +73,17 @@ class Sweep:
             return False
         if metadata.get("labels", {}).get(names.AGENT) == self.pods.agent_id:
             return True
-        return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+            return False
+        return datetime.now(UTC) - ended_at(pod) > ABANDONED
+
+
+def ended_at(pod: Object) -> datetime:
+    """Return when the last container of a pod ended; when it was created, if none was started."""
+    states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses", ())]
+    finished = [moment(state.get("terminated", {}).get("finishedAt")) for state in states]
+    known = [at for at in (*finished, moment(pod["metadata"]["creationTimestamp"])) if at is not None]
+    return max(known)
 
 
 async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 SERVER_TIMEOUT = (240, 290)
 CONNECT_TIMEOUT = 10.0
+STEADY = 5.0
 
 
 class Watched:
@@ -88,10 +90,15 @@ class PodWatch:
             try:
                 version = await self.list()
                 self.synced.set()
-                self.failures = 0
                 while version:
+                    began = time.monotonic()
                     version = await self.follow(version)
                     self.metrics.watch_restarts.inc()
+                    if time.monotonic() - began < STEADY:
+                        break
+                    self.failures = 0
+                # Whoever ends watches as soon as they are opened is not asked in a tight loop.
+                self.failures += 1
             except ClusterError as error:
                 if self.failures == 0:
                     log.warning("the watch over pods broke and is opened again", error=error.message)

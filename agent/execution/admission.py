@@ -106,7 +106,7 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield f"repository.url: the scheme {scheme or 'of a path'!r} is not allowed; allowed: {allowed}"
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
-    if scheme in ("http", "https") and "@" in asked.url.removeprefix(f"{scheme}://").split("/")[0]:
+    if match and scheme in ("http", "https") and "@" in asked.url[match.end() :].split("/")[0]:
         yield "repository.url: must not hold credentials; name a Secret in repository.credentials"
     if asked.credentials and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", asked.credentials):
         yield f"repository.credentials: {asked.credentials[:100]!r} is not the name of a Secret"

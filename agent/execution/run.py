@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
     """Run one session from its acceptance until nothing remains of it."""
     environment = backend.environment(session.action)
-    await session.accept(environment.name)
     try:
+        await session.accept(environment.name)
         try:
             await set_up(session, environment)
             end = await run_commands(session, environment, settings)

@@ -59,7 +59,8 @@ class Interrupted(Exception):
 class Session:
     """The state of one attempt.
 
-    `stage` and `command` are where it stands; `wish` is set at most once; `outcome` when it is decided.
+    `stage` and `command` are where it stands; `wish` is set at most once; `outcome` when it is decided; `over` when
+    nothing more is wanted of it than that it cleans up.
     """
 
     def __init__(self, action: Action, outlet: Outlet, timeout: float) -> None:
@@ -72,6 +73,7 @@ class Session:
         self.stage_began = self.began
         self.command = 0
         self.outcome: Outcome | None = None
+        self.over = False
         self.wish: Wish | None = None
         self.wished = asyncio.Event()
         self.stage_seconds: dict[Stage, float] = {}
@@ -134,6 +136,7 @@ class Session:
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
         await self.send(Finished(outcome))
         await self.outlet.settled()
+        self.over = True
 
     def count_log(self, stream: LogStream) -> None:
         """Note what was left out of the log, for the metrics."""

@@ -144,8 +144,12 @@ class Sessions:
 
     async def give_up(self, session: Session, error: Exception) -> None:
         """Tell the scheduler of a session that failed inside the agent, unless its outcome was told already."""
-        if session.outcome is None:
+        if session.outcome is not None:
+            return
+        try:
             await session.finish(Outcome(Result.FAILED, session.stage, Reason.INTERNAL, message=f"{error!r}"[:1000]))
+        except Exception:
+            log.exception("the failure of a session could not be told")
 
     def account(self, session: Session) -> None:
         """Count a session that has ended."""
@@ -188,8 +192,10 @@ class Sessions:
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """Drop a session that the scheduler wants nothing of any more."""
         session = self.living.get(key.attempt_key)
-        if session is None or session.key.claim > key.claim:
+        # One that is over is answered so too, when the stream breaks while it cleans; its cleaning goes on.
+        if session is None or session.key.claim > key.claim or session.over:
             return
+        session.over = True
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
         self.running[key.attempt_key].cancel()
 

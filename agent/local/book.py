@@ -20,7 +20,7 @@ from agent.local.document import FileWrong
 from agent.local.events import ActionEnded, ActionPlan, Ended, FileStored, PipelineEvent, Submitted
 from agent.local.progress import Progress, State
 from agent.local.secrets import KeptSecrets
-from agent.local.store import KEPT_PIPELINES, Change, Store, StoredPipeline
+from agent.local.store import KEPT_PIPELINES, Change, Store, StoredPipeline, StoreFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -95,6 +95,7 @@ class Book:
         self.store = store
         self.kept_secrets = KeptSecrets(store.root / "secrets")
         self.runs: dict[str, Run] = {}
+        self.closing = False
 
     async def open(self) -> None:
         """Read what is stored.
@@ -109,6 +110,12 @@ class Book:
                 log.error(
                     "a stored pipeline cannot be read by this version", pipeline=loaded.pipeline.id, why=str(error)
                 )
+
+    def close(self) -> None:
+        """End all watches."""
+        self.closing = True
+        for run in self.runs.values():
+            run.tell()
 
     def restore(self, loaded: Loaded) -> Run:
         """Return a pipeline as it was when it was last stored."""
@@ -175,7 +182,7 @@ class Book:
 
         Raises:
             PipelineUnknown: there is none.
-            StoreFailed: no more can be stored.
+            StoreFailed: no more can be stored, or the scheduler stops.
         """
         run = self.get(run_id)
         while True:
@@ -187,6 +194,8 @@ class Book:
                 if event.WhichOneof("event") == "ended":
                     return
             if not found:
+                if self.closing:
+                    raise StoreFailed("the scheduler stops")
                 await self.store.until(changed)
 
     # ---- actions

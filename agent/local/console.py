@@ -24,6 +24,8 @@ from agent.local import events
 from agent.local.report import ActionReport, Report
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.local.events import PipelineEvent
 
 OUTPUTS = ("auto", "plain", "json")
@@ -73,6 +75,8 @@ class JsonView:
     def show(self, event: PipelineEvent) -> None:
         """Write the event, if it is one of those that are written."""
         match event.happening:
+            case events.Submitted(name=name, folder=folder):
+                self.line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
             case events.LogText(data=data):
                 self.log(event.action, self.decoder(event.action).decode(data))
             case actions.StageChanged(stage=stage, detail=detail):
@@ -105,8 +109,12 @@ class JsonView:
             self.write("log", action, text=text)
 
     def write(self, kind: str, action: str, **values: object) -> None:
+        """Write what happened to an action."""
+        self.line({"event": kind, "action": action, **values})
+
+    def line(self, values: Mapping[str, object]) -> None:
         """Write one object."""
-        self.stream.write(json.dumps({"event": kind, "action": action, **values}) + "\n")
+        self.stream.write(json.dumps(values) + "\n")
         self.stream.flush()
 
     def close(self, report: Report) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Cancel, Cursor, Outcome, Rejected, Result, Resume, SessionState
+from agent.actions import Cancel, Cursor, Outcome, Readiness, Rejected, Result, Resume, SessionState
 from agent.errors import AgentError, Reason, Rejection, Stage
 from agent.local.agents import AgentStream, least_loaded
 from agent.local.events import Started
@@ -56,7 +56,8 @@ class Dispatcher:
         self.book = book
         self.rules = rules
         self.streams: dict[str, AgentStream] = {}
-        self.registered = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.stopping = False
 
     def start(self) -> None:
         """Give the agents of the time before a restart the grace to come back."""
@@ -67,6 +68,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         """End all streams and forget all timers."""
+        self.stopping = True
         for stream in self.streams.values():
             stream.close()
         for entry in self.book.entries():
@@ -89,10 +91,13 @@ class Dispatcher:
         named = {session.key.action_id for session in sessions}
         for entry in list(self.book.entries()):
             progress = entry.progress
-            if progress.state is State.RUNNING and progress.agent == stream.pod and entry.action_id not in named:
+            mine = progress.state is State.RUNNING and progress.agent.partition(".")[0] == stream.pod
+            if mine and entry.action_id not in named:
                 entry.stream = None
+                if progress.agent == stream.agent_id and progress.seq == 0:
+                    self.find(entry)
+                    entry.sent = False
                 self.leave(entry)
-        self.registered.set()
         self.place()
 
     def unregister(self, stream: AgentStream) -> None:
@@ -111,7 +116,7 @@ class Dispatcher:
 
     def leave(self, entry: Entry) -> None:
         """Decide about an action whose agent does not have it any more."""
-        if entry.progress.state is not State.RUNNING:
+        if entry.progress.state is not State.RUNNING or self.stopping:
             return
         if entry.sent:
             self.lose(entry)
@@ -127,7 +132,7 @@ class Dispatcher:
         if entry.progress.state is State.ENDED:
             stream.discard(key, "the action has ended")
             return
-        progress = replace(entry.progress, state=State.RUNNING, agent=stream.pod, claim=key.claim)
+        progress = replace(entry.progress, state=State.RUNNING, agent=stream.agent_id, claim=key.claim)
         self.take(entry, stream)
         bound = asyncio.Event()
         self.book.record(entry, progress, then=bound.set)
@@ -212,7 +217,7 @@ class Dispatcher:
 
     def place(self) -> None:
         """Give waiting actions to agents with free slots, the least loaded first."""
-        if self.book.store.unusable:
+        if self.stopping or self.book.store.unusable:
             return
         for entry in list(self.book.ready()):
             stream = least_loaded(self.streams.values())
@@ -226,7 +231,7 @@ class Dispatcher:
         entry.sent = False
         stream.sessions.add(entry.action_id)
         stream.sent_since_health += 1
-        progress = entry.progress.given(stream.pod, time.time())
+        progress = entry.progress.given(stream.agent_id, time.time())
 
         def send() -> None:
             current = entry.progress
@@ -265,6 +270,8 @@ class Dispatcher:
     def health(self, stream: AgentStream, health: Health) -> None:
         """Take note of how an agent is."""
         stream.update(health)
+        if health.status is Readiness.READY:
+            self.ready.set()
         self.place()
 
     def current(self, stream: AgentStream, key: Key) -> Entry | None:
@@ -305,7 +312,7 @@ class Dispatcher:
         if seq != progress.seq + 1:
             raise OutOfOrder(f"event {seq} of {key.action_id} follows {progress.seq}")
         if key.claim > progress.claim or entry.stream is not stream or progress.state is State.WAITING:
-            progress = replace(progress, claim=key.claim, agent=stream.pod, state=State.RUNNING)
+            progress = replace(progress, claim=key.claim, agent=stream.agent_id, state=State.RUNNING)
             self.take(entry, stream)
         progress, happening = advance(progress, seq, event, time.time())
         self.book.record(entry, progress, [happening] if happening else [], then=lambda: stream.ack(key, progress.seq))

@@ -30,7 +30,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is known of an action. `agent` is the pod that holds it, `started` seconds since the epoch.
+    """What is known of an action. `agent` is the id of the one that holds it, `started` seconds since the epoch.
 
     `seq`, `cursor`, `stage` and `command` are of the newest event; `log_bytes` is the length of the attempt's log.
     `cancel` is the message of a request to end, None when there is none.

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import secrets as randomness
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+import structlog
+
+from agent.errors import AgentError
+from agent.local.console import View, open_view
 from agent.local.dispatch import Rules
+from agent.local.following import Follower, Interruptions, end, say
+from agent.local.report import ExitCode
+from agent.local.scheduler import open_scheduler
+from agent.local.server import Access
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable, Coroutine, Mapping
+    from typing import Any
 
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 300.0
+    from agent.local.pipeline import Pipeline
+    from agent.local.scheduler import Scheduler
+
+log = structlog.get_logger()
+
 RULES = Rules(health_interval=5.0, resume_grace=30.0)
 
 
@@ -31,25 +45,203 @@ class Endpoint:
     token_file: Path
 
 
-class Interruptions:
-    """Ctrl-C, counted: the first asks to end, the second insists."""
+if TYPE_CHECKING:
+    Engine = Callable[[Endpoint, asyncio.Event], Coroutine[Any, Any, None]]
 
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
 
-    def interrupt(self) -> None:
-        """Count one."""
-        (self.second if self.first.is_set() else self.first).set()
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds: for the agent to be ready, for a cancelled pipeline to end, for the engine to leave, for all of it."""
 
-    @contextlib.contextmanager
-    def listening(self) -> object:
-        """Count the signals of the process."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.interrupt)
+    start: float = 60.0
+    cancel: float = 300.0
+    stop: float = 300.0
+    timeout: float | None = None
+
+
+async def run_pipeline(
+    pipeline: Pipeline,
+    *,
+    engine: Engine,
+    secrets: Mapping[str, str],
+    artifacts: Path | None = None,
+    output: str = "auto",
+    patience: Patience | None = None,
+    interruptions: Interruptions | None = None,
+    stream: TextIO | None = None,
+) -> ExitCode:
+    """Run a pipeline and show it on `stream` (standard output); the code says how it went.
+
+    `engine` is the agent: called with its scheduler and an event, it runs until the event is set, then ends its
+    sessions and returns when they are clean; what it raises means that it could not run. `artifacts` is where logs and
+    files are left; None: nowhere.
+    """
+    view = open_view(output, stream or sys.stdout)
+    own = Interruptions()
+    with contextlib.ExitStack() as stack:
+        if interruptions is None:
+            stack.enter_context(own.listening())
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sealci-run-")))
+        token_file = private / "token"
+        token_file.touch(0o600)
+        token_file.write_text(randomness.token_urlsafe(32), encoding="utf-8")
         try:
-            yield self
+            async with open_scheduler(
+                "127.0.0.1:0", artifacts or private / "files", Access(token_file), RULES, durable=False
+            ) as scheduler:
+                drive = Drive(scheduler, view, interruptions or own, patience or Patience(), kept=artifacts is not None)
+                return await drive.run(pipeline, secrets, engine, Endpoint(scheduler.address, token_file))
+        except AgentError as error:
+            say(str(error))
+            return ExitCode.INFRASTRUCTURE
+
+
+class Drive:
+    """One run: watches the pipeline, the engine, the clock and the person, and ends them in order."""
+
+    def __init__(
+        self, scheduler: Scheduler, view: View, interruptions: Interruptions, patience: Patience, *, kept: bool
+    ) -> None:
+        self.scheduler = scheduler
+        self.follower = Follower(view)
+        self.interruptions = interruptions
+        self.patience = patience
+        self.kept = kept
+        self.id = randomness.token_hex(5)
+        self.stop = asyncio.Event()
+        self.cancelled = ""
+        self.broken = False
+
+    async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], engine: Engine, endpoint: Endpoint) -> ExitCode:
+        """Run to the end, whichever it is."""
+        await self.scheduler.dispatcher.submit(self.id, pipeline, secrets)
+        async with contextlib.AsyncExitStack() as stack:
+            agent = asyncio.create_task(engine(endpoint, self.stop), name="engine")
+            stack.push_async_callback(end, agent)
+            shown = asyncio.create_task(self.show(), name="console")
+            stack.push_async_callback(end, shown)
+            insisted = asyncio.create_task(self.interruptions.second.wait(), name="interrupted again")
+            stack.push_async_callback(end, insisted)
+            ended = await self.attend(shown, agent, insisted)
+            self.stop.set()
+            if not insisted.done() and not agent.done():
+                await asyncio.wait({agent, insisted}, timeout=self.patience.stop, return_when=asyncio.FIRST_COMPLETED)
+            if insisted.done():
+                say("left at once: `sealci-agent cleanup` removes what may be left in the cluster")
+                return ExitCode.INTERRUPTED
+            failed = self.engine_failed(agent)
+            if ended:
+                self.finish()
+            return self.code(ended=ended, failed=failed)
+
+    async def show(self) -> None:
+        """Show the pipeline to its end; when nobody can read it any more, cancel it and go on silently."""
+        book = self.scheduler.book
+        try:
+            await self.follower.follow(book.watch(self.id))
+        except OSError as error:
+            self.follower.view = None
+            self.cancel(f"the output cannot be written: {error.strerror}")
+            self.broken = True
+            await self.follower.follow(book.watch(self.id, self.follower.position))
+
+    async def attend(self, shown: asyncio.Task[None], agent: asyncio.Task[None], insisted: asyncio.Task[bool]) -> bool:
+        """Wait for the end of the pipeline; False when it cannot be had."""
+        first = asyncio.create_task(self.interruptions.first.wait(), name="interrupted")
+        ready = asyncio.create_task(self.scheduler.dispatcher.ready.wait(), name="agent ready")
+        try:
+            return await self.attend_all(shown, agent, insisted, first, ready)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+            await end(first)
+            await end(ready)
+
+    async def attend_all(
+        self,
+        shown: asyncio.Task[None],
+        agent: asyncio.Task[None],
+        insisted: asyncio.Task[bool],
+        first: asyncio.Task[bool],
+        ready: asyncio.Task[bool],
+    ) -> bool:
+        """Wait, one thing after the other, until the pipeline has ended or cannot end."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        over = begun + self.patience.timeout if self.patience.timeout is not None else None
+        unready: float | None = begun + self.patience.start
+        while True:
+            pending = {task for task in (shown, agent, insisted, first, ready) if not task.done()}
+            deadlines = [each for each in (over, unready) if each is not None]
+            wait = max(0.0, min(deadlines) - loop.time()) if deadlines else None
+            await asyncio.wait(pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            if shown.done():
+                return self.shown_all(shown)
+            if insisted.done() or agent.done():
+                return False
+            if ready.done():
+                unready = None
+            elif unready is not None and loop.time() >= unready and not self.cancelled:
+                say(self.why_not_ready())
+                return False
+            late = over is not None and loop.time() >= over
+            if late and self.cancelled:
+                say(f"the pipeline did not end within {self.patience.cancel:g} s after it was cancelled")
+                return False
+            if (first.done() or late) and not self.cancelled:
+                timeout = f"the time of {self.patience.timeout:g} s is over" if self.patience.timeout else ""
+                self.cancel("interrupted" if first.done() else timeout)
+                over = loop.time() + self.patience.cancel
+
+    def shown_all(self, shown: asyncio.Task[None]) -> bool:
+        """Say why the pipeline could not be followed to its end, if so."""
+        try:
+            shown.result()
+        except AgentError as error:
+            say(str(error))
+            return False
+        return True
+
+    def why_not_ready(self) -> str:
+        """Say why no action could be begun."""
+        for stream in self.scheduler.dispatcher.streams.values():
+            if stream.health is not None:
+                return f"the agent is not ready: {stream.health.message or stream.health.status.value}"
+        return f"the agent did not register within {self.patience.start:g} s"
+
+    def cancel(self, message: str) -> None:
+        """End every action."""
+        self.cancelled = message
+        say(f"{message}: cancelling and cleaning up")
+        self.scheduler.dispatcher.cancel(self.id, message)
+
+    def engine_failed(self, agent: asyncio.Task[None]) -> bool:
+        """Say what ended the engine, if it was not we."""
+        if not agent.done():
+            say(f"the agent did not end within {self.patience.stop:g} s")
+            return True
+        if agent.cancelled():
+            return True
+        error = agent.exception()
+        if error is None:
+            return False
+        if not isinstance(error, AgentError):
+            log.error("the agent failed", exc_info=error)
+        say(f"the agent failed: {error}")
+        return True
+
+    def finish(self) -> None:
+        """Show how it went."""
+        if not self.kept:
+            self.follower.report.folder = ""
+        try:
+            self.follower.close()
+        except OSError as error:
+            self.broken = True
+            say(f"the output cannot be written: {error.strerror}")
+
+    def code(self, *, ended: bool, failed: bool) -> ExitCode:
+        """Say how it went."""
+        if self.interruptions.first.is_set() or self.broken:
+            return ExitCode.INTERRUPTED
+        if not ended or failed:
+            return ExitCode.INFRASTRUCTURE
+        return self.follower.report.exit_code

@@ -68,7 +68,7 @@ async def serve_scheduler(
     rules: Rules | None = None,
     listening: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until `stop` is set; `listening` is told the address. Its folder holds all it knows, so that it may restart.
+    """Serve until `stop` is set; `listening` is told the address. The folder holds all it knows, over restarts.
 
     Raises:
         StoreFailed: the folder cannot be used, or no longer.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from agent import __name__ as program
 from agent.actions import Key
 from agent.errors import ActionFailed, AgentError
 from agent.local import pipeline
@@ -46,7 +45,6 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.so_reuseport", 0),
 )
@@ -121,7 +119,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         return agent_pb2.Registered(
             health_interval=translate.duration(rules.health_interval),
             resume_grace=translate.duration(rules.resume_grace),
-            scheduler=f"{program}.local",
+            scheduler="sealci-agent scheduler",
         )
 
     async def first(
@@ -246,7 +244,9 @@ class PeopleService(local_pb2_grpc.LocalServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except PipelineExists as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
-        async for event in self.book.watch(request.pipeline):
+        except StoreFailed as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        async for event in self.watch(request.pipeline, 0, context):
             yield event
 
     async def Watch(  # noqa: N802 - the contract's name
@@ -256,11 +256,20 @@ class PeopleService(local_pb2_grpc.LocalServicer):
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
         """Tell what happens after a position."""
         await self.access.check(context)
+        async for event in self.watch(request.pipeline, request.after, context):
+            yield event
+
+    async def watch(
+        self, run_id: str, after: int, context: grpc.aio.ServicerContext[Any, local_pb2.PipelineEvent]
+    ) -> AsyncIterator[local_pb2.PipelineEvent]:
+        """Yield what happens after a position, or end the call."""
         try:
-            async for event in self.book.watch(request.pipeline, request.after):
+            async for event in self.book.watch(run_id, after):
                 yield event
         except PipelineUnknown as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except StoreFailed as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def Cancel(  # noqa: N802 - the contract's name
         self,
@@ -273,6 +282,8 @@ class PeopleService(local_pb2_grpc.LocalServicer):
             self.dispatcher.cancel(request.pipeline, request.message or "cancelled by request")
         except PipelineUnknown as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except StoreFailed as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return local_pb2.CancelReply()
 
 
@@ -301,4 +312,5 @@ async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[g
 async def stop(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     """End every stream and the server."""
     dispatcher.stop()
+    dispatcher.book.close()
     await server.stop(STOP_GRACE)

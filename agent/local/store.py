@@ -126,7 +126,7 @@ class Store:
             path = self.root / DATABASE
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             where = str(path)
-        self.connection = sqlite3.connect(where, timeout=1.0, isolation_level=None)
+        self.connection = sqlite3.connect(where, timeout=0.2, isolation_level=None)
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")

@@ -18,7 +18,7 @@ import structlog
 
 from agent.errors import Refused, SchedulerError
 from agent.scheduler import translate
-from agent.scheduler.dial import Broken, Dialed, metadata, stub
+from agent.scheduler.dial import Broken, Dialed, metadata
 from agent.scheduler.receive import Handlers, Receiver
 from agent.scheduler.stream import DEFAULT_GRACE, DEFAULT_INTERVAL, PROTOCOL_VERSION, Stream
 from agent.scheduler.upload import upload
@@ -106,6 +106,7 @@ class Connection:
         self.connected = asyncio.Event()
         self.closing = asyncio.Event()
         self.ended = asyncio.Event()
+        self.uploads: set[asyncio.Timeout] = set()
         self.deadline: asyncio.Timeout | None = None
         self.said: set[str] = set()
         outbox.uploader = self.upload
@@ -152,8 +153,17 @@ class Connection:
         """
         while self.dialed is None or not self.registered:
             await self.connected.wait()
-        channel = self.dialed.bulk_channel()
-        receipt = await upload(stub(channel), key, self.identity.agent_id, parts, metadata(self.settings))
+        stub = self.dialed.bulk_stub()
+        try:
+            async with asyncio.timeout(None) as end:
+                self.uploads.add(end)
+                receipt = await upload(stub, key, self.identity.agent_id, parts, metadata(self.settings))
+        except TimeoutError as error:
+            if not end.expired():
+                raise
+            raise SchedulerError("the connection to the scheduler ended while files were sent") from error
+        finally:
+            self.uploads.discard(end)
         self.metrics.artifact_files.inc(receipt.files)
         self.metrics.artifact_bytes.inc(receipt.bytes)
 
@@ -194,8 +204,19 @@ class Connection:
             self.stream = None
             self.connected.clear()
             self.metrics.stream_connected.set(0)
+            self.end_uploads()
             dialed, self.dialed = self.dialed, None
             await dialed.close()
+
+    def end_uploads(self) -> None:
+        """End what goes over a connection that is being closed.
+
+        grpc would not (1.85.1): a write that waits for its call to begin waits for ever once its channel is closed.
+        """
+        now = asyncio.get_running_loop().time()
+        for end in self.uploads:
+            if not end.expired():
+                end.reschedule(now)
 
     def begin(self, stream: Stream, registered: wire.Registered) -> float:
         """Take note of a registration; return the interval of health in seconds."""

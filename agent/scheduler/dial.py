@@ -127,11 +127,11 @@ class Dialed:
         self.call = stub(self.channel).Connect(metadata=metadata(self.settings))
         return self.call
 
-    def bulk_channel(self) -> aio.Channel:
-        """Return the channel for bulk bytes."""
+    def bulk_stub(self) -> agent_pb2_grpc.SchedulerAsyncStub:
+        """Return the calls for bulk bytes."""
         if self.bulk is None:
             self.bulk = open_channel(self.settings)
-        return self.bulk
+        return stub(self.bulk)
 
     async def close(self) -> None:
         """Let go of everything. Nobody may be reading any longer: grpc leaks sockets then (grpc #42125)."""

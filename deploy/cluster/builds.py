@@ -22,6 +22,9 @@ from pathlib import Path
 from console import Refusal, run, run_logged, say
 from settings import Settings
 
+# From this language version on, go reads only the part of the module graph that a build needs.
+PRUNED_GRAPHS = "1.21"
+
 
 @dataclass(frozen=True)
 class Product:
@@ -141,7 +144,7 @@ def write_module(recipe: Product, source: Path) -> None:
         return
     source.mkdir(parents=True, exist_ok=True)
     partial = source / "go.mod.partial"
-    lines = ["module sealci.local/build", "", f"require {recipe.module} {recipe.version}", ""]
+    lines = ["module sealci.local/build", "", f"go {PRUNED_GRAPHS}", "", f"require {recipe.module} {recipe.version}", ""]
     if recipe.staging:
         answer = run(
             ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"],

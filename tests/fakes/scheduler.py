@@ -68,6 +68,7 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         self.answers_registration = True
         self.answers_health = True
         self.acknowledges = True
+        self.acknowledges_every = 1  # and forgets, over a stream's end, what it has not acknowledged
         self.answers_sessions = True
         self.ends_with_agent = True
         self.ends_after_events: int | None = None
@@ -79,6 +80,7 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         # What was seen.
         self.peers: list[Peer] = []
         self.stored: dict[tuple[str, int], list[wire.Event]] = {}
+        self.acknowledged: dict[tuple[str, int], int] = {}
         self.arrivals: list[wire.Event] = []
         self.uploads: list[list[wire.ArtifactChunk]] = []
         self.breaches: list[str] = []
@@ -206,10 +208,11 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
     def answer(self, peer: Peer, state: wire.SessionState) -> None:
         """Say where a session goes on."""
         if self.answers_sessions:
-            events = self.stored.get((state.action_id, state.attempt), [])
-            peer.send(
-                resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=len(events))
-            )
+            place = (state.action_id, state.attempt)
+            seq = len(self.stored.get(place, ()))
+            if self.acknowledges_every > 1:
+                seq = self.acknowledged.get(place, 0)
+            peer.send(resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=seq))
 
     def event(self, peer: Peer, event: wire.Event) -> None:
         """Store an event, or see that it is the one that is stored."""
@@ -224,7 +227,9 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
             self.breaches.append(f"{event.action_id}: {event.seq} came after {len(stored)}")
         elif stored[event.seq - 1] != event:
             self.breaches.append(f"{event.action_id}: {event.seq} stands for two events")
-        if self.acknowledges:
+        due = len(stored) % self.acknowledges_every == 0 or event.HasField("finished")
+        if self.acknowledges and due:
+            self.acknowledged[event.action_id, event.attempt] = len(stored)
             peer.send(
                 ack=wire.Ack(action_id=event.action_id, attempt=event.attempt, claim=event.claim, seq=len(stored))
             )
@@ -239,6 +244,7 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         """Take one upload."""
         chunks: list[wire.ArtifactChunk] = []
         self.uploads.append(chunks)
+        await self.note()
         async for chunk in request_iterator:
             await self.reads.wait()
             chunks.append(chunk)

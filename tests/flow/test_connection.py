@@ -341,15 +341,15 @@ async def test_leaving_while_there_is_no_stream(scheduler: FakeScheduler, answer
 
 
 async def test_nothing_leaks_over_a_hundred_redials(scheduler: FakeScheduler) -> None:
+    # grpc closes in threads of its own, a few redials late; a leak would be one for each.
+    late = 45
     before = sockets()
     async with rig(scheduler) as agent:
+        await agent.handlers.got("registered")
+        early_sockets, early_tasks = sockets(), len(asyncio.all_tasks())
         for count in range(1, 101):
-            peer = await scheduler.connected(count)
-            await agent.handlers.got("registered", count)
-            if count == 10:
-                early_sockets, early_tasks = sockets(), len(asyncio.all_tasks())
-            if count < 100:
-                peer.end(grpc.StatusCode.UNAVAILABLE)
-        assert sockets() <= early_sockets
-        assert len(asyncio.all_tasks()) <= early_tasks + 2
-    assert sockets() <= before
+            (await scheduler.connected(count)).end(grpc.StatusCode.UNAVAILABLE)
+            await agent.handlers.got("registered", count + 1)
+        assert sockets() < early_sockets + late
+        assert len(asyncio.all_tasks()) < early_tasks + late
+    assert sockets() < before + late

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from agent.cluster import supervisor
@@ -21,10 +22,27 @@ from agent.cluster.markers import Marker, MarkerReader
 NONCE = "5ea1c15ea1c15ea1"
 SHELLS = ("dash", "bash", "busybox")
 DEADLINE = 30.0
-NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
-@dataclass
+def tool(name: str) -> str:
+    """Return the path of a program: what runs inside may have no PATH."""
+    path = shutil.which(name)
+    assert path, f"{name} is not installed: apt-get install dash bash busybox-static util-linux"
+    return path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs from a plain container. `own_pipe`: the log's pipe belongs to `uid`, as runc arranges it."""
+
+    uid: int | None = None
+    own_pipe: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    workspace: str = ""
+    wait_for_files: bool = False
+
+
+@dataclass(frozen=True)
 class Result:
     """What came of one container: its code, raw log, and the record of the supervisor."""
 
@@ -32,24 +50,22 @@ class Result:
     raw: bytes
     message: str
     commands: int
-    log: bytes = field(init=False)
-    markers: list[Marker] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def items(self) -> list[bytes | Marker]:
+        """The log, taken apart."""
         reader = MarkerReader(NONCE)
-        items = [*reader.feed(self.raw), reader.flush()]
-        self.log = b"".join(item for item in items if isinstance(item, bytes))
-        self.markers = [item for item in items if isinstance(item, Marker)]
+        return [*reader.feed(self.raw), reader.flush()]
 
     @property
     def text(self) -> str:
         """The log without markers."""
-        return self.log.decode(errors="surrogateescape")
+        return b"".join(item for item in self.items if isinstance(item, bytes)).decode(errors="surrogateescape")
 
     @property
     def announced(self) -> str:
         """The markers in short: "s1 f1:0 l:0"."""
-        return " ".join(announcement(marker) for marker in self.markers)
+        return " ".join(announcement(item) for item in self.items if isinstance(item, Marker))
 
     @property
     def ending(self) -> supervisor.Ending | None:
@@ -72,50 +88,53 @@ def announcement(marker: Marker) -> str:
 class Container:
     """The supervisor as PID 1, with a pipe as its log that is read as it comes."""
 
-    def __init__(self, folder: Path, shell: str, commands: Sequence[str], **options: object) -> None:
-        self.commands = len(commands)
-        self.workspace = folder / "workspace"
-        self.workspace.mkdir(exist_ok=True)
-        self.ready = folder / "ready"
-        self.record = folder / "termination-log"
-        self.record.touch()
-        self.shell = install(folder, shell)
-        uid = options.get("uid")
-        if uid is not None:
-            hand_over(folder, int(str(uid)))
-        env = options.get("env")
-        assert env is None or isinstance(env, Mapping)
+    def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
+        self.folder = folder
+        self.commands = commands
+        self.options = options
+        self.shell = self.furnish(shell)
         self.raw = bytearray()
         self.news = threading.Condition()
-        self.closed = False
-        self.start(commands, uid, env, options)
-
-    def start(
-        self, commands: Sequence[str], uid: object, env: Mapping[str, str] | None, options: Mapping[str, object]
-    ) -> None:
-        argv = supervisor.entrypoint(
-            commands,
-            nonce=NONCE,
-            workspace=str(options.get("workspace", self.workspace)),
-            wait_for_files=bool(options.get("wait_for_files", False)),
-            ready_path=str(self.ready),
-            termination_path=str(self.record),
-            shell=self.shell,
-        )
-        ids = [] if uid is None else ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
         reading, writing = os.pipe()
-        if options.get("own_pipe"):
-            os.fchown(writing, int(str(uid)), int(str(uid)))
+        if options.own_pipe:
+            os.fchown(writing, options.uid or 0, options.uid or 0)
         self.process = subprocess.Popen(
-            [*NAMESPACE, *ids, *argv],
+            self.argv(),
             stdin=subprocess.DEVNULL,
             stdout=writing,
             stderr=writing,
-            env={"PATH": os.environ["PATH"], **(env or {})},
+            env={"PATH": os.environ["PATH"], **options.env},
         )
         os.close(writing)
         self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
         self.reader.start()
+
+    def furnish(self, shell: str) -> str:
+        """Make what the kubelet makes, and a shell that is called `sh`, as images do; returns its path."""
+        (self.folder / "workspace").mkdir()
+        (self.folder / "termination-log").touch()
+        link = self.folder / "sh"
+        link.symlink_to(tool(shell))
+        if self.options.uid is not None:
+            self.folder.chmod(0o755)
+            for name in ("workspace", "termination-log"):
+                os.chown(self.folder / name, self.options.uid, self.options.uid)
+        return str(link)
+
+    def argv(self) -> list[str]:
+        namespace = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
+        uid = self.options.uid
+        ids = [] if uid is None else [tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        entrypoint = supervisor.entrypoint(
+            self.commands,
+            nonce=NONCE,
+            workspace=self.options.workspace or str(self.folder / "workspace"),
+            wait_for_files=self.options.wait_for_files,
+            ready_path=str(self.folder / "ready"),
+            termination_path=str(self.folder / "termination-log"),
+            shell=self.shell,
+        )
+        return [*namespace, *ids, tool("setsid"), *entrypoint]
 
     def read(self, reading: int) -> None:
         with open(reading, "rb", buffering=0) as pipe:
@@ -123,36 +142,32 @@ class Container:
                 with self.news:
                     self.raw += data
                     self.news.notify_all()
-        with self.news:
-            self.closed = True
-            self.news.notify_all()
 
-    def printed(self, text: bytes) -> None:
-        """Wait until the log holds a text."""
+    def prints(self, text: bytes, within: float = DEADLINE) -> bool:
+        """Whether the log holds a text, at the latest after some seconds."""
         with self.news:
-            self.news.wait_for(lambda: text in self.raw or self.closed, DEADLINE)
-            assert text in self.raw, bytes(self.raw)
+            return self.news.wait_for(lambda: text in self.raw, within)
 
-    def exec(self, argv: Sequence[str]) -> int:
-        """Run something inside, as the kubelet does for exec and hooks; returns its exit code."""
+    def let_go(self) -> None:
+        """Do what the files container does when it is up."""
+        (self.folder / "ready").touch()
+
+    def exec(self, argv: Sequence[str], **env: str) -> int:
+        """Run a shell's script inside, as the kubelet does for exec and hooks; returns its exit code."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        entered = ["nsenter", "--target", children[0], "--pid", "--mount", self.shell, *argv[1:]]
-        return subprocess.run(
-            entered,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=DEADLINE,
-            check=False,
-        ).returncode
+        entered = [tool("nsenter"), "--target", children[0], "--pid", "--mount", self.shell, *argv[1:]]
+        done = subprocess.run(
+            entered, stdin=subprocess.DEVNULL, env={**os.environ, **env}, timeout=DEADLINE, check=False
+        )
+        return done.returncode
 
     def wait(self) -> Result:
         """Wait for the end of PID 1 and of its log."""
         code = self.process.wait(DEADLINE)
         self.reader.join(DEADLINE)
         assert not self.reader.is_alive(), "somebody still holds the log"
-        message = self.record.read_bytes()[-4096:].decode(errors="replace")
-        return Result(code if code >= 0 else 128 - code, bytes(self.raw), message, self.commands)
+        message = (self.folder / "termination-log").read_bytes()[-4096:].decode(errors="replace")
+        return Result(code, bytes(self.raw), message, len(self.commands))
 
     def kill(self) -> None:
         """End the namespace, if it still lives."""
@@ -162,36 +177,18 @@ class Container:
         self.reader.join(DEADLINE)
 
 
-def install(folder: Path, shell: str) -> str:
-    """Make a shell that is called `sh`, as images do; returns its path."""
-    path = shutil.which(shell)
-    assert path, f"{shell} is not installed: apt-get install dash bash busybox-static"
-    (folder / "bin").mkdir(exist_ok=True)
-    link = folder / "bin" / "sh"
-    if not link.exists():
-        link.symlink_to(path)
-    return str(link)
-
-
-def hand_over(folder: Path, uid: int) -> None:
-    """Let a user without rights do what it may in a container: write the workspace and the termination message."""
-    folder.chmod(0o755)
-    for name in ("workspace", "termination-log"):
-        os.chown(folder / name, uid, uid)
-
-
 @contextmanager
-def container(shell: str, commands: Sequence[str], **options: object) -> Iterator[Container]:
+def container(shell: str, *commands: str, options: Options | None = None) -> Iterator[Container]:
     """Start a container; it is gone at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="supervisor-") as folder:
-        running = Container(Path(folder), shell, commands, **options)
+        running = Container(Path(folder), shell, commands, options or Options())
         try:
             yield running
         finally:
             running.kill()
 
 
-def run(shell: str, *commands: str, **options: object) -> Result:
+def run(shell: str, *commands: str, options: Options | None = None) -> Result:
     """Run commands to their end."""
-    with container(shell, commands, **options) as running:
+    with container(shell, *commands, options=options) as running:
         return running.wait()

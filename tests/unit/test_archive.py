@@ -268,6 +268,7 @@ MANIFESTS = {
     "unknown line": manifest_text({b"a": b"1"}) + b'["link", "a"]\n',
     "left out without a reason": manifest_text({b"a": b"1"}) + b'["left", "a"]\n',
     "no line's end": manifest_text({b"a": b"1"})[:-1],
+    "something after the last line": manifest_text({b"a": b"1"}) + b"x",
     "a line without end": b'["' + b"x" * 200_000,
     "too many lines": b'["left", "a", "b"]\n' * 3000 + manifest_text({b"a": b"1"}),
     "deep json": b"[" * 60_000 + b"\n" + manifest_text({b"a": b"1"}),

@@ -26,6 +26,11 @@ from agent.cluster.globs import compiled, first_folders
 LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 
 
+def here(command: list[str], snapshot: Path) -> list[str]:
+    """Return the command as it can run on this machine."""
+    return [sys.executable, *(str(snapshot) if word == files.SNAPSHOT else word for word in command[1:])]
+
+
 @dataclass
 class Received:
     """What came out of one collection."""
@@ -76,8 +81,7 @@ class Place:
         workspace.take_snapshot(str(self.root), str(self.snapshot))
 
     def command(self, rules: ArtifactRules = ArtifactRules(), limits: Limits = LIMITS) -> list[str]:  # noqa: B008
-        command = files.collect_command(rules, limits, workspace=str(self.root), snapshot=str(self.snapshot))
-        return [sys.executable, *command[1:]]
+        return here(files.collect_command(rules, limits, workspace=str(self.root)), self.snapshot)
 
     def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: Limits = LIMITS) -> Received:
         received = Received()
@@ -251,6 +255,51 @@ def test_a_path_through_a_link_matches_nothing(place: Place) -> None:
     received = place.collect("etc/passwd", "loop/folder/inside", "harmless")
     assert received.contents == {}
     assert received.said.unmatched == ("etc/passwd", "loop/folder/inside", "harmless")
+
+
+def test_a_folder_that_becomes_a_link_is_not_entered(place: Place) -> None:
+    make_specials(place)
+    root = os.open(place.root, os.O_RDONLY)
+    os.close(workspace.open_folder(root, "folder"))
+    for path in ("etc", "loop/folder", "folder/up"):
+        with pytest.raises(OSError, match="Not a directory|Too many levels"):
+            workspace.open_folder(root, path)
+    os.close(root)
+
+
+def test_a_file_that_becomes_something_else_is_not_read(place: Place) -> None:
+    facts = os.stat(place.write("regular"))
+    make_specials(place)
+    root = os.open(place.root, os.O_RDONLY)
+    collection = collector.Collection(collector.Output(-1), [9, 9, 9, 9], [], [], set())
+    for name in ("absolute", "harmless", "pipe", "folder", "socket", "gone"):
+        collection.consider(name, name, root, facts)
+    os.close(root)
+    assert dict(collection.left) == {
+        "absolute": "unreadable: Too many levels of symbolic links",
+        "harmless": "unreadable: Too many levels of symbolic links",
+        "pipe": "replaced while it was opened",
+        "folder": "replaced while it was opened",
+        "socket": "unreadable: No such device or address",
+        "gone": "unreadable: No such file or directory",
+    }
+    assert collection.files == 0
+
+
+def test_another_file_system_is_not_entered() -> None:
+    root = os.open("/", os.O_RDONLY)
+    missed: dict[str, str] = {}
+    entered: list[str] = []
+
+    def enter(path: str, _: str) -> bool:
+        entered.append(path)
+        return False
+
+    assert "proc" not in {path for path, *_ in workspace.walk(root, enter, missed.__setitem__)}
+    os.close(root)
+    assert missed["proc"] == "another file system"
+    assert "proc" not in entered
+    assert "usr" in entered
 
 
 def test_a_path_too_long_is_left_out(place: Place) -> None:
@@ -480,10 +529,8 @@ def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe is opened only when both ends are: whoever reads it waits for the holder, without polling.
     os.mkfifo(ready)
-    command = files.holder_command(
-        workspace=str(place.root), ready_path=str(ready), seconds=seconds, snapshot=str(place.snapshot)
-    )
-    return subprocess.Popen([sys.executable, *command[1:]], stderr=subprocess.PIPE), ready
+    command = files.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
+    return subprocess.Popen(here(command, place.snapshot), stderr=subprocess.PIPE), ready
 
 
 def test_the_holder_notes_what_is_there_and_leaves_on_term(place: Place) -> None:
@@ -504,11 +551,9 @@ def test_the_holder_leaves_by_itself(place: Place) -> None:
         assert process.wait(10) == 0
 
 
-def test_a_change_at_once_after_the_snapshot_is_seen(place: Place) -> None:
-    for turn in range(50):
-        path = place.write("file", b"a%d" % turn)
-        place.take_snapshot()
-        with open(path, "r+b") as file:
-            file.write(b"b")
-        before = set(place.snapshot.read_bytes().split(b"\0"))
-        assert workspace.trace("file", os.stat(path)) not in before
+def test_the_snapshot_waits_for_the_clock_to_pass_what_it_saw(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = os.stat(place.write("file")).st_ctime_ns
+    readings = iter([changed - 1, changed, changed + 1, changed + 2])
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: next(readings))
+    place.take_snapshot()
+    assert list(readings) == [changed + 2]

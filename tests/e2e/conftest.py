@@ -1,0 +1,53 @@
+"""What e2e tests share: a namespace and a lab per module."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.lab import Lab, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests on a real cluster the time that they need."""
+    for item in items:
+        if "/e2e/" in item.path.as_posix() and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """Make a namespace; pods can be created in it when its ServiceAccount is there."""
+    name = f"sealci-e2e-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", name)
+    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
+    yield name
+    kube.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab with one agent of 20 slots."""
+    lab = Lab(namespace, tmp_path_factory.mktemp("lab"))
+    try:
+        lab.agent()
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def own_lab(namespace: str, tmp_path: Path) -> Iterator[Lab]:
+    """A lab for a test that breaks it or needs other settings; it starts its agents itself."""
+    lab = Lab(namespace, tmp_path)
+    try:
+        yield lab
+    finally:
+        lab.close()

@@ -1,0 +1,66 @@
+"""The cluster as the tests see it: kubectl and the provider's verbs, never the agent's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+Object = dict[str, Any]
+
+
+def provider(*arguments: str, timeout: float = 300) -> str:
+    """Run a verb of `deploy/cluster`."""
+    command = [sys.executable, str(ROOT / "deploy" / "cluster"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"deploy/cluster {' '.join(arguments)}: {done.stderr}{done.stdout}"
+    return done.stdout.strip()
+
+
+@cache
+def kubeconfig() -> str:
+    """Return the path of the kubeconfig; the cluster must be up (`make cluster-up`)."""
+    return provider("kubeconfig").splitlines()[-1]
+
+
+@cache
+def kubectl_path() -> str:
+    """Return the kubectl that fits the cluster."""
+    return provider("path", "kubectl").splitlines()[-1]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of programs that speak to the cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALCI_")}
+    return kept | {"KUBECONFIG": kubeconfig(), "PYTHONUNBUFFERED": "1"}
+
+
+def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
+    """Run kubectl and return what it prints."""
+    done = subprocess.run(
+        [kubectl_path(), *arguments],
+        env=environment(),
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def get(kind: str, *arguments: str) -> list[Object]:
+    """Return objects of a kind."""
+    answer = json.loads(kubectl("get", kind, *arguments, "-o", "json"))
+    return list(answer["items"]) if "items" in answer else [answer]
+
+
+def apply(*objects: Object) -> None:
+    """Create or change objects."""
+    kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))

@@ -1,0 +1,113 @@
+"""The invariant checker: watches the cluster by itself and holds what the agent said against what it saw.
+
+It is not the agent: it reads pods through `kubectl get --watch`, and everything else from the disk. It lives as long as
+a namespace of tests.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e import kube
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Object = dict[str, Any]
+MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
+
+
+class Observer:
+    """Keeps every state of every pod of a namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.states: list[Object] = []
+        self.process = subprocess.Popen(
+            [kube.kubectl_path(), "get", "pods", "-n", namespace, "-w", "-o", "json", "--output-watch-events"],
+            env=kube.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
+        self.reader.start()
+
+    def read(self) -> None:
+        """Take every event as it comes."""
+        assert self.process.stdout is not None
+        for event in documents(self.process.stdout):
+            self.states.append(event["object"])
+
+    def close(self) -> None:
+        """Stop to watch."""
+        self.process.terminate()
+        self.process.wait(10)
+        self.reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def pods(self, action_id: str) -> list[Object]:
+        """Return every state that the pods of an action had, in order."""
+        return [pod for pod in self.states if session_of(pod).get("action_id") == action_id]
+
+    def exit_codes(self, action_id: str) -> set[int]:
+        """Return the exit codes that containers `action` of an action ended with."""
+        return {
+            status["state"]["terminated"]["exitCode"]
+            for pod in self.pods(action_id)
+            for status in pod.get("status", {}).get("containerStatuses", ())
+            if status["name"] == "action" and "terminated" in status.get("state", {})
+        }
+
+    def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
+        """Success only with exit code 0 in the container's status; a told code is one that was seen."""
+        seen = self.exit_codes(action_id)
+        if outcome == "succeeded":
+            assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"
+        if exit_code is not None and seen:
+            assert exit_code in seen, f"{action_id} was told to end with {exit_code}, but ended with {seen}"
+
+    def check_pods(self, *secret_values: str) -> None:
+        """No pod of ours ever held a secret, a token or a privilege."""
+        for pod in self.states:
+            if not session_of(pod):
+                continue
+            spec, text = pod["spec"], json.dumps(pod)
+            assert spec["automountServiceAccountToken"] is False
+            assert spec["activeDeadlineSeconds"] > 0
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in [*spec["containers"], *spec.get("initContainers", ())]:
+                security = container["securityContext"]
+                assert security["allowPrivilegeEscalation"] is False
+                assert not security.get("capabilities", {}).get("add")
+                assert not security.get("privileged")
+            for value in secret_values:
+                assert value not in text, "a secret stands in a pod"
+
+
+def documents(lines: Iterator[str]) -> Iterator[Object]:
+    """Yield JSON documents that stand one after another, pretty-printed."""
+    collected: list[str] = []
+    for line in lines:
+        collected.append(line)
+        if line.rstrip() == "}":
+            yield json.loads("".join(collected))
+            collected = []
+
+
+def session_of(pod: Object) -> Object:
+    """Return what the agent wrote down about the session of a pod; empty for pods of others."""
+    found: Object = json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}"))
+    return found
+
+
+def remains(namespace: str) -> list[str]:
+    """Return what is left of ours in a namespace."""
+    return [
+        f"{item['kind']}/{item['metadata']['name']}"
+        for item in kube.get("pods,secrets", "-n", namespace, "-l", MANAGED)
+    ]

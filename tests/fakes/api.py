@@ -1,0 +1,317 @@
+"""A Kubernetes API for tests: pods that are created, listed, watched and deleted over real HTTP on loopback.
+
+Its state is a dict of pods with a version that grows; its behaviour is a script: `answer` puts answers before the real
+ones, `slow_removal` makes deletions wait, `cut` ends all watches. Tests wait with `until`, never by sleeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from kubernetes.aio.client import ApiClient, Configuration
+
+from agent.cluster.client import Client
+from agent.metrics import Metrics
+from agent.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+Object = dict[str, Any]
+PODS = "/api/v1/namespaces/{namespace}/pods"
+HANG = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived."""
+
+    verb: str
+    path: str
+    query: Object
+    body: Object | None
+    authorization: str
+
+
+@dataclass(slots=True)
+class Scripted:
+    """An answer that is given instead of the real one; a status of `HANG` is none at all."""
+
+    verb: str
+    part: str
+    status: int
+    body: str
+    headers: dict[str, str]
+    times: int
+
+
+@dataclass(eq=False)
+class FakeApi:
+    """The server, its state and its script."""
+
+    pods: dict[str, Object] = field(default_factory=dict)
+    secrets: dict[str, Object] = field(default_factory=dict)
+    events: list[Object] = field(default_factory=list)
+    logs: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    version: int = 100
+    slow_removal: bool = False
+    force_works: bool = True
+    bookmarks: bool = False
+
+    def __post_init__(self) -> None:
+        self.requests: list[Request] = []
+        self.scripts: list[Scripted] = []
+        self.told: list[tuple[int, Object]] = []
+        self.watches = 0
+        self.cuts = 0
+        self.stopping = False
+        self.changed = asyncio.Condition()
+        self.host = ""
+        self.settings = ClusterSettings(namespace="ci")
+
+    # ---- the server
+
+    @asynccontextmanager
+    async def serving(self, **settings: Any) -> AsyncIterator[Client]:
+        """Serve, and hand out a client whose settings are these."""
+        application = web.Application(middlewares=[self.note])
+        router = application.router
+        router.add_get("/version", self.on_version)
+        router.add_get("/api/v1/namespaces/{namespace}/events", self.on_events)
+        router.add_post("/api/v1/namespaces/{namespace}/secrets", self.on_secret)
+        router.add_delete("/api/v1/namespaces/{namespace}/secrets/{name}", self.on_delete_secret)
+        router.add_get(PODS, self.on_list)
+        router.add_post(PODS, self.on_create)
+        router.add_get(f"{PODS}/{{name}}", self.on_get)
+        router.add_delete(f"{PODS}/{{name}}", self.on_delete)
+        router.add_get(f"{PODS}/{{name}}/log", self.on_log)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        client = self.client(**settings)
+        try:
+            yield client
+        finally:
+            await client.close()
+            self.stopping = True
+            await self.notify()
+            await runner.cleanup()
+
+    def client(self, **settings: Any) -> Client:
+        """Return one more client."""
+        configuration = Configuration(host=self.host)
+        configuration.connection_pool_maxsize = 0
+        self.settings = ClusterSettings.model_validate({"namespace": "ci", **settings})
+        return Client(ApiClient(configuration), self.settings, Metrics())
+
+    @web.middleware
+    async def note(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
+        """Note a request, and give the scripted answer if there is one."""
+        query = dict(request.query)
+        plain = request.path.endswith(("/pods", "/events"))
+        verb = {"POST": "create", "DELETE": "delete"}.get(request.method, "list" if plain else "get")
+        verb = "watch" if query.get("watch") == "true" else verb
+        body = json.loads(await request.read() or b"null")
+        self.requests.append(Request(verb, request.path, query, body, request.headers.get("Authorization", "")))
+        await self.notify()
+        for script in self.scripts:
+            if script.times and script.verb in ("", verb) and script.part in request.path:
+                script.times -= 1
+                if script.status == HANG:
+                    await self.until(lambda: self.stopping)
+                return web.Response(status=script.status or 503, text=script.body, headers=script.headers)
+        answered: web.StreamResponse = await handler(request)
+        return answered
+
+    # ---- the script
+
+    def answer(
+        self,
+        verb: str,
+        part: str,
+        status: int,
+        message: str = "",
+        *,
+        body: str | None = None,
+        times: int = 1,
+        **headers: str,
+    ) -> None:
+        """Answer the next `times` requests of a verb on paths that hold `part` like this."""
+        text = status_text(status, message) if body is None else body
+        self.scripts.append(
+            Scripted(verb, part, status, text, {k.replace("_", "-"): v for k, v in headers.items()}, times)
+        )
+
+    async def cut(self) -> None:
+        """End every watch."""
+        self.cuts += 1
+        await self.notify()
+
+    async def put(self, pod: Object, kind: str = "MODIFIED") -> Object:
+        """Store a pod in a new version and tell the watches."""
+        self.version += 1
+        pod["metadata"]["resourceVersion"] = str(self.version)
+        if kind == "DELETED":
+            self.pods.pop(pod["metadata"]["name"], None)
+        else:
+            self.pods[pod["metadata"]["name"]] = pod
+        self.told.append((self.version, {"type": kind, "object": deepcopy(pod)}))
+        await self.notify()
+        return pod
+
+    async def status(self, name: str, **status: Any) -> None:
+        """Change the status of a pod."""
+        pod = deepcopy(self.pods[name])
+        pod["spec"]["nodeName"] = "node-1"
+        pod["status"] = pod.get("status", {}) | status
+        await self.put(pod)
+
+    async def remove(self, name: str, *, silently: bool = False) -> None:
+        """Take a pod away, for the watches to see or not."""
+        pod = deepcopy(self.pods[name])
+        if silently:
+            del self.pods[name]
+        else:
+            await self.put(pod, "DELETED")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def notify(self) -> None:
+        """Let who waits look again."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    def asked(self, verb: str, part: str = "") -> list[Request]:
+        """Return the requests of a verb so far."""
+        return [each for each in self.requests if each.verb == verb and part in each.path]
+
+    # ---- the API
+
+    async def on_version(self, request: web.Request) -> web.Response:
+        """Say the version."""
+        return web.json_response({"major": "1", "minor": "37+", "gitVersion": "v1.37.2"})
+
+    async def on_events(self, request: web.Request) -> web.Response:
+        """List events."""
+        uid = request.query["fieldSelector"].removeprefix("involvedObject.uid=")
+        return web.json_response({"items": [each for each in self.events if each["involvedObject"]["uid"] == uid]})
+
+    async def on_secret(self, request: web.Request) -> web.Response:
+        """Create a Secret."""
+        secret = await request.json()
+        name = secret["metadata"]["name"]
+        if name in self.secrets:
+            return failed(409, f'secrets "{name}" already exists')
+        self.secrets[name] = secret
+        await self.notify()
+        return web.json_response(secret, status=201)
+
+    async def on_delete_secret(self, request: web.Request) -> web.Response:
+        """Delete a Secret."""
+        gone = self.secrets.pop(request.match_info["name"], None)
+        return failed(404, "not found") if gone is None else web.json_response({})
+
+    async def on_create(self, request: web.Request) -> web.Response:
+        """Create a pod."""
+        pod = await request.json()
+        name = pod["metadata"]["name"]
+        if name in self.pods:
+            being = "object is being deleted: " if self.pods[name]["metadata"].get("deletionTimestamp") else ""
+            return failed(409, f'{being}pods "{name}" already exists')
+        pod["metadata"]["uid"] = f"uid-{self.version}"
+        pod["metadata"]["creationTimestamp"] = "2026-11-24T08:00:00Z"
+        pod["status"] = {"phase": "Pending"}
+        return web.json_response(await self.put(pod, "ADDED"), status=201)
+
+    async def on_get(self, request: web.Request) -> web.Response:
+        """Get a pod."""
+        pod = self.pods.get(request.match_info["name"])
+        return failed(404, "not found") if pod is None else web.json_response(pod)
+
+    async def on_delete(self, request: web.Request) -> web.Response:
+        """Delete a pod, at once or by halves."""
+        name = request.match_info["name"]
+        body = json.loads(await request.read() or b"{}")
+        pod = deepcopy(self.pods.get(name))
+        if pod is None:
+            return failed(404, f'pods "{name}" not found')
+        if body.get("preconditions", {}).get("uid", pod["metadata"]["uid"]) != pod["metadata"]["uid"]:
+            return failed(409, "the UID in the precondition does not match")
+        forced = body.get("gracePeriodSeconds") == 0 and self.force_works
+        if self.slow_removal and not forced:
+            pod["metadata"] |= {"deletionTimestamp": "2026-11-24T09:00:00Z", "deletionGracePeriodSeconds": 30}
+            await self.put(pod)
+        else:
+            self.secrets.pop(name, None)
+            await self.put(pod, "DELETED")
+        return web.json_response(pod)
+
+    async def on_log(self, request: web.Request) -> web.Response:
+        """Return the log of a container."""
+        body = self.logs.get((request.match_info["name"], request.query.get("container", "")))
+        return failed(404, "no log") if body is None else web.Response(body=body)
+
+    async def on_list(self, request: web.Request) -> web.StreamResponse:
+        """List pods, or watch them."""
+        if request.query.get("watch") == "true":
+            return await self.on_watch(request)
+        return web.json_response(
+            {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
+        )
+
+    async def on_watch(self, request: web.Request) -> web.StreamResponse:
+        """Stream what happens after a version until the watch is cut."""
+        since, cuts = int(request.query["resourceVersion"]), self.cuts
+        response = web.StreamResponse()
+        await response.prepare(request)
+        self.watches += 1
+        await self.notify()
+        try:
+            while not self.stopping and self.cuts == cuts:
+                for version, event in [each for each in self.told if each[0] > since]:
+                    await response.write(json.dumps(event).encode() + b"\n")
+                    since = version
+                if self.bookmarks:
+                    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
+                    await response.write(json.dumps(bookmark).encode() + b"\n")
+                    self.bookmarks = False
+                async with self.changed:
+                    await self.changed.wait_for(
+                        lambda: self.stopping or self.cuts != cuts or self.bookmarks or self.version > since
+                    )
+        finally:
+            self.watches -= 1
+        return response
+
+
+def status_text(status: int, message: str) -> str:
+    """Return a failure as the API writes it."""
+    return json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
+
+
+def failed(status: int, message: str) -> web.Response:
+    """Return a failure."""
+    return web.Response(status=status, text=status_text(status, message))
+
+
+def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:
+    """Return a pod of this pool."""
+    labels = {"app.kubernetes.io/managed-by": "sealci-agent", "sealci.dev/pool": "default", "sealci.dev/agent": agent}
+    metadata = {
+        "name": name,
+        "uid": uid or f"uid-{name}",
+        "labels": labels,
+        "creationTimestamp": "2026-11-24T08:00:00Z",
+    }
+    return {"metadata": metadata, "spec": {"nodeName": "node-1"}, "status": status}

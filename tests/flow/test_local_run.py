@@ -1,0 +1,207 @@
+"""`run` from a pipeline to its exit code, with an engine that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.actions import ArtifactSummary, Finished, Outcome, Readiness, Result
+from agent.errors import AgentError, Reason, Stage
+from agent.local import pipeline
+from agent.local.following import Interruptions
+from agent.local.report import ExitCode
+from agent.local.run import Patience, run_pipeline
+from agent.scheduler import translate
+from tests.fakes.agent import CANCELLED, FAILURE, SUCCESS, FakeAgent, file_parts, life
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.local.run import Endpoint, Engine
+    from agent.scheduler.wire import agent_pb2 as wire
+
+ONE = pipeline.parse("name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n", "p.yaml")
+EVICTED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.EVICTED, message="the node was full")
+
+
+def ends_with(outcome: Outcome) -> Engine:
+    async def answer(agent: FakeAgent, action: wire.Action) -> None:
+        await agent.upload(translate.key(action), file_parts((b"out/f", b"x")), summary=ArtifactSummary(1, 1))
+        for event in life(b"hello\nworld", outcome):
+            await agent.event(translate.key(action), event)
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text(), answer=answer):
+            await stop.wait()
+
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (SUCCESS, ExitCode.SUCCEEDED),
+        (FAILURE, ExitCode.FAILED),
+        (EVICTED, ExitCode.INFRASTRUCTURE),
+    ],
+)
+async def test_the_exit_code_says_how_it_went(tmp_path: Path, outcome: Outcome, code: ExitCode) -> None:
+    output = io.StringIO()
+    found = await run_pipeline(
+        ONE,
+        engine=ends_with(outcome),
+        secrets={},
+        artifacts=tmp_path,
+        output="json",
+        stream=output,
+        interruptions=Interruptions(),
+    )
+    assert found is code
+    last = json.loads(output.getvalue().splitlines()[-1])
+    assert (last["event"], last["outcome"]) == ("finished", outcome.result.value)
+    assert (tmp_path / "a.log").read_bytes() == b"hello\nworld"
+    assert (tmp_path / "a" / "out" / "f").read_bytes() == b"x"
+    assert sorted(os.listdir(tmp_path)) == ["a", "a.log"]
+
+
+async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
+    output = io.StringIO()
+    await run_pipeline(
+        ONE,
+        engine=ends_with(FAILURE),
+        secrets={},
+        artifacts=tmp_path,
+        output="plain",
+        stream=output,
+        interruptions=Interruptions(),
+    )
+    lines = output.getvalue().splitlines()
+    assert lines[:7] == [
+        "· 1 files, 1 B",
+        "· setup",
+        "$ x",
+        "hello",
+        "world",
+        "· failed COMMAND_FAILED (exit code 3): command 1 failed",
+        "",
+    ]
+    assert lines[7].split() == ["action", "outcome", "reason", "time", "files"]
+    assert lines[8].split()[:5] == ["a", "failed", "COMMAND_FAILED", "(exit", "code"]
+    assert lines[-2:] == [f"logs and files: {tmp_path}", "  a/out/f  1 B"]
+
+
+async def test_the_first_interruption_cancels_and_waits(tmp_path: Path) -> None:
+    interruptions = Interruptions()
+    clean = asyncio.Event()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            interruptions.interrupt()
+            await agent.take("cancel")
+            await agent.event(key, Finished(CANCELLED))
+            await stop.wait()
+            clean.set()
+
+    found = await run_pipeline(ONE, engine=engine, secrets={}, artifacts=tmp_path, interruptions=interruptions)
+    assert found is ExitCode.INTERRUPTED
+    assert clean.is_set()
+
+
+async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
+    interruptions = Interruptions()
+
+    async def engine(endpoint: Endpoint, _: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            await agent.action()
+            interruptions.interrupt()
+            await agent.take("cancel")
+            interruptions.interrupt()
+            await asyncio.Event().wait()
+
+    found = await run_pipeline(ONE, engine=engine, secrets={}, artifacts=tmp_path, interruptions=interruptions)
+    assert found is ExitCode.INTERRUPTED
+
+
+async def test_an_engine_that_fails_is_the_infrastructures_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    async def engine(_: Endpoint, __: asyncio.Event) -> None:
+        raise AgentError("no cluster")
+
+    assert await run_pipeline(ONE, engine=engine, secrets={}, interruptions=Interruptions()) is ExitCode.INFRASTRUCTURE
+    assert "no cluster" in capsys.readouterr().err
+
+
+async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        token = endpoint.token_file.read_text()
+        async with FakeAgent(endpoint.address, token=token, ready=False) as agent:
+            await agent.health(Readiness.DEGRADED, message="no route to the cluster")
+            await stop.wait()
+
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, patience=Patience(start=0.3), interruptions=Interruptions()
+    )
+    assert found is ExitCode.INFRASTRUCTURE
+    assert "the agent is not ready: no route to the cluster" in capsys.readouterr().err
+
+
+async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
+    output = io.StringIO()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            cancel = await agent.take("cancel")
+            await agent.event(key, Finished(Outcome(Result.CANCELLED, Stage.COMMANDS, message=str(cancel))))
+            await stop.wait()
+
+    found = await run_pipeline(
+        ONE,
+        engine=engine,
+        secrets={},
+        artifacts=tmp_path,
+        output="json",
+        stream=output,
+        patience=Patience(timeout=0.1),
+        interruptions=Interruptions(),
+    )
+    assert found is ExitCode.FAILED
+    assert "the time of 0.1 s is over" in output.getvalue()
+
+
+class Closed(io.StringIO):
+    """An output whose reader has gone."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
+    clean = asyncio.Event()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            for event in life()[:-1]:
+                await agent.event(key, event)
+            await agent.take("cancel")
+            await agent.event(key, Finished(CANCELLED))
+            await stop.wait()
+            clean.set()
+
+    found = await run_pipeline(
+        ONE,
+        engine=engine,
+        secrets={},
+        artifacts=tmp_path,
+        output="plain",
+        stream=Closed(),
+        interruptions=Interruptions(),
+    )
+    assert found is ExitCode.INTERRUPTED
+    assert clean.is_set()

@@ -1,0 +1,501 @@
+"""The scheduler for one machine over real gRPC, with agents that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from agent.actions import (
+    Accepted,
+    ArtifactSummary,
+    Cursor,
+    Finished,
+    Key,
+    LogChunk,
+    Readiness,
+    Rejected,
+    Result,
+    SessionState,
+    StageChanged,
+)
+from agent.errors import Reason, Rejection, Stage
+from agent.local import messages, pipeline
+from agent.local.dispatch import Rules
+from agent.local.events import ActionEnded, LogText, PipelineEvent
+from agent.local.report import ExitCode, Report
+from agent.local.scheduler import open_scheduler
+from agent.local.server import Access
+from agent.local.submit import Target, submit
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.fakes.agent import CANCELLED, FAILURE, FakeAgent, file_parts, life, succeed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.local.scheduler import Scheduler
+
+ONE = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n"
+RUN = "pipeline1"
+QUICK = Rules(resume_grace=0.05)
+
+
+def several(count: int) -> str:
+    actions = "".join(f"  a{n}: {{configuration: {{container: i}}, commands: [x]}}\n" for n in range(count))
+    return f"name: p\nactions:\n{actions}"
+
+
+async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> None:
+    await scheduler.dispatcher.submit(run_id, pipeline.parse(text, "p.yaml"), {"TOKEN": "s3cret"})
+
+
+async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
+    """Return how a pipeline went, once it has ended."""
+    report, seen = Report(), []
+    async with asyncio.timeout(10):
+        async for message in scheduler.book.watch(run_id):
+            event = messages.decode(message)
+            assert event is not None
+            report.add(event)
+            seen.append(event)
+    assert [event.position for event in seen] == list(range(1, len(seen) + 1))
+    return report, seen
+
+
+def everything(folder: Path) -> bytes:
+    return b"".join(each.read_bytes() for each in folder.rglob("*") if each.is_file())
+
+
+def texts(seen: list[PipelineEvent]) -> bytes:
+    return b"".join(event.happening.data for event in seen if isinstance(event.happening, LogText))
+
+
+async def test_an_action_runs_and_its_log_is_kept(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        action = await agent.action()
+        assert (action.action_id, action.attempt, action.claim, action.image) == (f"{RUN}/a", 1, 1, "i")
+        await agent.live(action, life(b"bytes \xff\n"))
+        report, seen = await watch(scheduler)
+    assert report.exit_code is ExitCode.SUCCEEDED
+    assert texts(seen) == b"bytes \xff\n"
+    assert (tmp_path / RUN / "a.log").read_bytes() == b"bytes \xff\n"
+
+
+async def test_actions_go_out_by_free_slots_and_the_21st_waits(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, slots=20) as agent,
+    ):
+        await queue(scheduler, several(21))
+        actions = [await agent.action() for _ in range(20)]
+        await agent.health(running=20)
+        assert agent.queue("action").empty()
+        await agent.live(actions[0])
+        assert agent.queue("action").empty(), "the slot is free only when health says so"
+        await agent.health(running=19)
+        last = await agent.action()
+        assert last.name == "a20"
+        for action in (*actions[1:], last):
+            await agent.live(action)
+        report, _ = await watch(scheduler)
+    assert len(report.actions) == 21
+    assert report.exit_code is ExitCode.SUCCEEDED
+
+
+async def test_the_least_loaded_ready_agent_is_first(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, pod="busy", slots=4) as busy,
+        FakeAgent(scheduler.address, pod="idle", slots=4) as idle,
+        FakeAgent(scheduler.address, pod="leaving", slots=50) as leaving,
+    ):
+        await busy.health(running=2)
+        await leaving.health(Readiness.DRAINING)
+        await queue(scheduler, several(2))
+        assert [(await idle.action()).name for _ in range(2)] == ["a0", "a1"]
+        assert busy.queue("action").empty()
+        assert leaving.queue("action").empty()
+
+
+async def test_needs_are_waited_for_and_a_failed_one_ends_what_needs_it(tmp_path: Path) -> None:
+    text = (
+        "name: p\nactions:\n"
+        "  first: {configuration: {container: i}, commands: [x]}\n"
+        "  second: {configuration: {container: i}, commands: [x], needs: [first]}\n"
+        "  third: {configuration: {container: i}, commands: [x], needs: [second]}\n"
+        "  fourth: {configuration: {container: i}, commands: [x], needs: [third]}\n"
+    )
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, slots=9) as agent,
+    ):
+        await queue(scheduler, text)
+        first = await agent.action()
+        await agent.health()
+        assert (first.name, agent.queue("action").empty()) == ("first", True)
+        await agent.live(first)
+        second = await agent.action()
+        await agent.live(second, life(outcome=FAILURE))
+        report, _ = await watch(scheduler)
+    outcomes = {name: each.outcome for name, each in report.actions.items()}
+    assert [outcome.result for outcome in outcomes.values() if outcome] == [
+        Result.SUCCEEDED,
+        Result.FAILED,
+        Result.CANCELLED,
+        Result.CANCELLED,
+    ]
+    assert outcomes["fourth"]
+    assert outcomes["fourth"].message == "not run: it needs third, which did not succeed"
+    assert report.exit_code is ExitCode.FAILED
+
+
+async def test_repeated_events_are_stored_once_and_acknowledged_again(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        key = translate.key(await agent.action())
+        await agent.event(key, Accepted("pod"))
+        await agent.event(key, LogChunk(b"once\n"))
+        await agent.acknowledged(key, 2)
+        agent.acks.clear()
+        await agent.event(key, LogChunk(b"once\n"), seq=2)
+        await agent.acknowledged(key, 2)
+        await agent.event(key, Finished(FAILURE))
+        _, seen = await watch(scheduler)
+    assert texts(seen) == b"once\n"
+
+
+async def test_a_gap_ends_the_stream(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        key = translate.key(await agent.action())
+        await agent.event(key, LogChunk(b"late\n"), seq=2)
+        async with asyncio.timeout(5):
+            await agent.ended.wait()
+
+
+async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler, several(3))
+        action = await agent.action()
+        key = translate.key(action)
+        await agent.event(key, Accepted("pod"))
+        await agent.event(key, StageChanged(Stage.COMMANDS))
+        await agent.event(key, LogChunk(b"one\n", Cursor("t", 1, 4, 4, 1)))
+        await agent.acknowledged(key, 3)
+    with (tmp_path / RUN / "a0.log").open("ab") as log:
+        log.write(b"bytes that nobody was told of")
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
+        held = SessionState(key, last_seq=4)
+        async with FakeAgent(scheduler.address, slots=5, sessions=[held], answer=succeed) as agent:
+            resume = await agent.take("resume")
+            assert isinstance(resume, wire.Resume)
+            assert (resume.seq, resume.cursor, resume.stage) == (
+                3,
+                Cursor("t", 1, 4, 4, 1).encode(),
+                wire.STAGE_COMMANDS,
+            )
+            assert not resume.secrets
+            await agent.event(key, LogChunk(b"two\n"), seq=4)
+            await agent.event(key, Finished(FAILURE), seq=5)
+            report, seen = await watch(scheduler)
+    own = [event for event in seen if event.action == "a0"]
+    assert texts(own) == b"one\ntwo\n"
+    assert (tmp_path / RUN / "a0.log").read_bytes() == b"one\ntwo\n"
+    assert report.exit_code is ExitCode.FAILED
+    assert sum(isinstance(event.happening, ActionEnded) for event in seen) == 3
+
+
+async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
+    text = ONE.replace("commands: [x]", "commands: [x], secrets: [TOKEN]")
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, pod="frozen") as frozen,
+    ):
+        await queue(scheduler, text)
+        action = await frozen.action()
+        key = translate.key(action)
+        await frozen.event(key, Accepted("pod"))
+        await frozen.acknowledged(key, 1)
+        heirs = Key(key.action_id, 1, 2)
+        session = SessionState(heirs, adopted=True)
+        async with FakeAgent(scheduler.address, pod="heir", sessions=[session]) as heir:
+            resume = await heir.take("resume")
+            assert isinstance(resume, wire.Resume)
+            assert (resume.seq, resume.claim, dict(resume.secrets)) == (1, 2, {"TOKEN": "s3cret"})
+            await frozen.event(key, LogChunk(b"stale\n"))
+            discard = await frozen.take("discard")
+            assert isinstance(discard, wire.Discard)
+            assert (discard.claim, discard.claimed_by_other) == (1, True)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await frozen.upload(key, file_parts((b"f", b"x")))
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            await heir.event(heirs, LogChunk(b"right\n"), seq=2)
+            await heir.event(heirs, Finished(FAILURE), seq=3)
+            _, seen = await watch(scheduler)
+    assert texts(seen) == b"right\n"
+
+
+async def test_an_adoption_during_a_stream_is_answered(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, pod="heir", ready=False) as heir,
+    ):
+        async with FakeAgent(scheduler.address, pod="dead") as dead:
+            await queue(scheduler)
+            key = translate.key(await dead.action())
+            await dead.event(key, Accepted("pod"))
+            await dead.acknowledged(key, 1)
+        state = SessionState(Key(key.action_id, 1, 2), adopted=True)
+        await heir.write(wire.AgentMessage(adopted=translate.session_state_message(state)))
+        resume = await heir.take("resume")
+        assert isinstance(resume, wire.Resume)
+        assert resume.seq == 1
+
+
+async def test_a_lost_agent_means_a_next_attempt_after_the_grace(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler:
+        async with FakeAgent(scheduler.address, pod="dies") as dies:
+            await queue(scheduler)
+            key = translate.key(await dies.action())
+            await dies.event(key, Accepted("pod"))
+            await dies.event(key, LogChunk(b"first\n"))
+            await dies.acknowledged(key, 2)
+        async with FakeAgent(scheduler.address, pod="lives") as lives:
+            again = await lives.action()
+            assert (again.action_id, again.attempt, again.claim) == (key.action_id, 2, 1)
+            await lives.event(key, LogChunk(b"stale\n"), seq=3)
+            discard = await lives.take("discard")
+            assert isinstance(discard, wire.Discard)
+            assert (discard.attempt, discard.claimed_by_other) == (1, False)
+            await lives.live(again, life(b"second\n"))
+            report, seen = await watch(scheduler)
+    assert report.actions["a"].attempts == 2
+    assert texts(seen) == b"first\nsecond\n"
+    assert (tmp_path / RUN / "a.log").read_bytes() == b"second\n"
+    assert (tmp_path / RUN / "a.log.1").read_bytes() == b"first\n"
+
+
+async def test_the_last_attempt_fails(tmp_path: Path) -> None:
+    rules = Rules(resume_grace=0.01, attempts=2)
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(), rules) as scheduler:
+        await queue(scheduler)
+        for attempt in (1, 2):
+            async with FakeAgent(scheduler.address, pod=f"pod{attempt}") as agent:
+                action = await agent.action()
+                assert action.attempt == attempt
+        report, _ = await watch(scheduler)
+    outcome = report.actions["a"].outcome
+    assert outcome
+    assert (outcome.reason, outcome.message) == (
+        Reason.INTERNAL,
+        "its agent was lost in attempt 2, the last one",
+    )
+    assert report.exit_code is ExitCode.INFRASTRUCTURE
+
+
+async def test_a_rejected_action_goes_to_another_agent(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, pod="full", slots=9) as full,
+    ):
+        await queue(scheduler)
+        key = translate.key(await full.action())
+        await full.event(key, Rejected(Rejection.NO_SLOT, "no"))
+        await full.acknowledged(key, 1)
+        async with FakeAgent(scheduler.address, pod="other", answer=succeed):
+            report, _ = await watch(scheduler)
+    assert report.actions["a"].attempts == 1
+    assert report.exit_code is ExitCode.SUCCEEDED
+
+
+async def test_cancelling_ends_what_waits_and_asks_for_what_runs(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, slots=1) as agent,
+    ):
+        await queue(scheduler, several(2))
+        key = translate.key(await agent.action())
+        scheduler.dispatcher.cancel(RUN, "stop it")
+        cancel = await agent.take("cancel")
+        assert isinstance(cancel, wire.Cancel)
+        assert (cancel.action_id, cancel.attempt, cancel.message) == (key.action_id, 1, "stop it")
+        await agent.event(key, Finished(CANCELLED))
+        report, _ = await watch(scheduler)
+    assert [each.outcome.result for each in report.actions.values() if each.outcome] == [Result.CANCELLED] * 2
+
+
+async def test_a_finished_session_that_is_named_is_discarded(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
+        async with FakeAgent(scheduler.address) as agent:
+            await queue(scheduler)
+            action = await agent.action()
+            await agent.live(action)
+        held = SessionState(translate.key(action), last_seq=7)
+        unknown = SessionState(Key("elsewhere/a"), last_seq=1)
+        async with FakeAgent(scheduler.address, nonce="2", sessions=[held, unknown]) as agent:
+            found = [await agent.take("discard") for _ in range(2)]
+    assert {each.action_id for each in found if isinstance(each, wire.Discard)} == {f"{RUN}/a", "elsewhere/a"}
+
+
+async def test_a_silent_agent_is_dropped(tmp_path: Path) -> None:
+    rules = Rules(health_interval=0.02, resume_grace=0.02)
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access(), rules) as scheduler,
+        FakeAgent(scheduler.address) as agent,
+    ):
+        async with asyncio.timeout(5):
+            await agent.ended.wait()
+        assert not scheduler.dispatcher.streams
+
+
+async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address) as older,
+        FakeAgent(scheduler.address, nonce="2"),
+    ):
+        async with asyncio.timeout(5):
+            await older.ended.wait()
+        assert [each.agent_id for each in scheduler.dispatcher.streams.values()] == ["pod.2"]
+
+
+async def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, protocol=2) as agent,
+    ):
+        refused = await agent.take("refused")
+        assert isinstance(refused, wire.Refused)
+        assert refused.why == wire.Refused.PROTOCOL_VERSION
+
+
+async def test_without_the_token_nobody_comes_in(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("right\n")
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(tmp_path / "token")) as scheduler:
+        async with FakeAgent(scheduler.address, token="wrong") as agent:
+            assert agent.code is grpc.StatusCode.UNAUTHENTICATED
+        async with FakeAgent(scheduler.address, token="right") as agent:
+            assert agent.registered.is_set()
+
+
+async def test_files_are_stored_and_a_second_upload_replaces_them(tmp_path: Path) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        key = translate.key(await agent.action())
+        await agent.event(key, Accepted("pod"))
+        await agent.upload(key, file_parts((b"old", b"1"), (b"same", b"2")))
+        receipt = await agent.upload(key, file_parts((b"deep/n\xc3\xa9w", b"3"), (b"same", b"2"), mode=0o4755))
+        assert (receipt.files, receipt.bytes) == (2, 2)
+        await agent.event(key, ArtifactSummary(2, 2))
+        await agent.event(key, Finished(FAILURE))
+        report, _ = await watch(scheduler)
+    folder = tmp_path / RUN / "a"
+    assert sorted(str(each.relative_to(folder)) for each in folder.rglob("*")) == ["deep", "deep/néw", "same"]
+    assert (folder / "same").stat().st_mode & 0o7777 == 0o755
+    assert set(report.actions["a"].files) == {b"old", b"same", b"deep/n\xc3\xa9w"}
+    assert not list((tmp_path / RUN).glob(".upload-*"))
+
+
+@pytest.mark.parametrize("path", [b"../x", b"/etc/x", b"a/../x", b"", b"a//b", b"a/./b", b"a\0b", b"n" * 300])
+async def test_hostile_paths_are_refused(tmp_path: Path, path: bytes) -> None:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        key = translate.key(await agent.action())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await agent.upload(key, file_parts((path, b"x")))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not [each for each in (tmp_path / RUN).rglob("*") if each.name not in ("a", "a.log")]
+
+
+async def test_a_wrong_sha256_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    parts = file_parts((b"good", b"1"), (b"bad", b"2"))
+    parts[5].file_end.sha256 = b"\0" * 32
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler)
+        key = translate.key(await agent.action())
+        with pytest.raises(grpc.aio.AioRpcError, match="sha256 of b'bad' is wrong"):
+            await agent.upload(key, parts)
+    assert sorted(each.name for each in (tmp_path / RUN).iterdir()) == ["a.log"]
+
+
+async def test_submit_shows_json_lines(tmp_path: Path) -> None:
+    output = io.StringIO()
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, answer=fail_with_files),
+    ):
+        code = await submit(
+            Target(scheduler.address, tls=False),
+            pipeline.parse(ONE, "p.yaml"),
+            secrets={},
+            output="json",
+            stream=output,
+        )
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert code is ExitCode.FAILED
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert [line for line in lines if line["event"] not in ("submitted", "stage")] == [
+        {"event": "artifact", "action": "a", "path": "f", "size": 1, "sha256": digest},
+        {"event": "log", "action": "a", "text": "é\n"},
+        {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.5},
+        {
+            "event": "finished",
+            "action": "a",
+            "outcome": "failed",
+            "stage": "commands",
+            "reason": "COMMAND_FAILED",
+            "exit_code": 3,
+            "message": "command 1 failed",
+        },
+    ]
+
+
+async def fail_with_files(agent: FakeAgent, action: wire.Action) -> None:
+    await agent.upload(translate.key(action), file_parts((b"f", b"x")))
+    await agent.live(action, life("é\n".encode(), FAILURE))
+
+
+async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) -> None:
+    output = io.StringIO()
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
+        address = scheduler.address
+        target = Target(address, tls=False)
+        client = asyncio.create_task(
+            submit(target, pipeline.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
+        )
+        async with FakeAgent(address) as agent:
+            key = translate.key(await agent.action())
+            await agent.event(key, LogChunk(b"one\n"))
+            await agent.acknowledged(key, 1)
+    async with (
+        open_scheduler(address, tmp_path, Access()) as scheduler,
+        FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,
+    ):
+        await agent.take("resume")
+        await agent.event(key, LogChunk(b"two\n"), seq=2)
+        await agent.event(key, Finished(FAILURE), seq=3)
+        async with asyncio.timeout(10):
+            assert await client is ExitCode.FAILED
+    assert [line["text"] for line in map(json.loads, output.getvalue().splitlines()) if "text" in line] == [
+        "one\n",
+        "two\n",
+    ]
+
+
+async def test_no_secret_is_left_when_a_pipeline_has_ended(tmp_path: Path) -> None:
+    text = ONE.replace("commands: [x]", "commands: [x], secrets: [TOKEN]")
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        await queue(scheduler, text)
+        action = await agent.action()
+        assert action.secrets == {"TOKEN": "s3cret"}
+        (kept,) = (tmp_path / "secrets").iterdir()
+        assert kept.stat().st_mode & 0o777 == 0o600
+        await agent.live(action)
+        await watch(scheduler)
+    assert b"s3cret" not in everything(tmp_path)

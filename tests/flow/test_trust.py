@@ -1,0 +1,159 @@
+"""Who is trusted on the stream: TLS, mutual TLS, names, tokens."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from agent.settings import Tls
+from tests.fakes.scheduler import FakeScheduler
+from tests.fakes.stream import rig
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+def authority(folder: Path, name: str) -> Pair:
+    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    openssl(*new, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", pair.cert)
+    return pair
+
+
+def signed(folder: Path, name: str, by: Pair, host: str) -> Pair:
+    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
+    request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
+    new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(*new, "-subj", f"/CN={host}", "-keyout", pair.key, "-out", request)
+    extensions.write_text(f"subjectAltName=DNS:{host}\n")
+    ca = ("-CA", by.cert, "-CAkey", by.key, "-CAcreateserial", "-days", "1")
+    openssl("x509", "-req", "-in", request, *ca, "-extfile", extensions, "-out", pair.cert)
+    return pair
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Everything that the tests need, made once."""
+
+    ca: Pair
+    other_ca: Pair
+    localhost: Pair
+    elsewhere: Pair
+    agent: Pair
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+    ca = authority(folder, "ca")
+    return Certificates(
+        ca,
+        authority(folder, "other-ca"),
+        signed(folder, "localhost", ca, "localhost"),
+        signed(folder, "elsewhere", ca, "scheduler.example"),
+        signed(folder, "agent", ca, "agent"),
+    )
+
+
+def served(pair: Pair, clients: Pair | None = None) -> FakeScheduler:
+    scheduler = FakeScheduler()
+    scheduler.credentials = grpc.ssl_server_credentials(
+        [(pair.key.read_bytes(), pair.cert.read_bytes())],
+        root_certificates=clients.cert.read_bytes() if clients is not None else None,
+        require_client_auth=clients is not None,
+    )
+    return scheduler
+
+
+async def test_a_scheduler_of_our_authority_is_trusted(certificates: Certificates) -> None:
+    scheduler = served(certificates.localhost)
+    async with rig(scheduler, tls=Tls(ca_file=certificates.ca.cert)):
+        await scheduler.connected()
+
+
+async def test_the_name_in_the_certificate_can_be_set(certificates: Certificates) -> None:
+    scheduler = served(certificates.elsewhere)
+    async with rig(scheduler, tls=Tls(ca_file=certificates.ca.cert, server_name="scheduler.example")):
+        await scheduler.connected()
+
+
+async def test_both_sides_show_certificates(certificates: Certificates) -> None:
+    scheduler = served(certificates.localhost, clients=certificates.ca)
+    own = certificates.agent
+    async with rig(scheduler, tls=Tls(ca_file=certificates.ca.cert, cert_file=own.cert, key_file=own.key)):
+        await scheduler.connected()
+
+
+@pytest.mark.parametrize("case", ["other authority", "other name", "no own certificate", "plaintext"])
+async def test_who_is_not_trusted_is_not_talked_to(certificates: Certificates, case: str) -> None:
+    scheduler = served(
+        certificates.elsewhere if case == "other name" else certificates.localhost,
+        clients=certificates.ca if case == "no own certificate" else None,
+    )
+    ca = certificates.other_ca if case == "other authority" else certificates.ca
+    with capture_logs() as logs:
+        async with rig(scheduler, tls=Tls(enabled=case != "plaintext", ca_file=ca.cert), token_file=None) as agent:
+            await agent.tried(2)
+            assert scheduler.peers == []
+            assert not agent.connection.registered
+    said = [entry for entry in logs if "cannot reach" in entry["event"]]
+    assert len(said) == 1
+    assert "UNAVAILABLE" in said[0]["reason"]
+
+
+async def test_certificates_that_were_replaced_are_read_again(certificates: Certificates, tmp_path: Path) -> None:
+    scheduler = served(certificates.localhost)
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(certificates.other_ca.cert.read_bytes())
+    async with rig(scheduler, tls=Tls(ca_file=ca)) as agent:
+        await agent.tried(1)
+        ca.write_bytes(certificates.ca.cert.read_bytes())
+        await scheduler.connected()
+
+
+async def test_the_token_is_read_at_each_connect_and_never_said(tmp_path: Path) -> None:
+    scheduler = FakeScheduler()
+    token = tmp_path / "token"
+    with capture_logs() as logs:
+        async with rig(scheduler, token_file=token, reconnect_max=0.01) as agent:
+            await agent.tried(1)  # there is none yet
+            token.write_text("old-secret\n")
+            scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
+            await scheduler.until(lambda: bool(scheduler.peers))
+            scheduler.denial = None
+            token.write_text("new-secret\n")
+            await scheduler.until(lambda: scheduler.peers[-1].authorization == "Bearer new-secret")
+            await scheduler.connected()
+            assert scheduler.peers[0].authorization == "Bearer old-secret"
+            assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= 1
+    said = [entry["reason"] for entry in logs if "cannot reach" in entry["event"]]
+    assert len(said) == 2
+    assert "token_file" in said[0]
+    assert "UNAUTHENTICATED: expired" in said[1]
+    assert "secret" not in str(logs)
+
+
+@pytest.mark.parametrize("text", ["", "two words", "über"])
+async def test_a_file_without_a_token_is_said(tmp_path: Path, text: str) -> None:
+    scheduler = FakeScheduler()
+    token = tmp_path / "token"
+    token.write_text(text)
+    with capture_logs() as logs:
+        async with rig(scheduler, token_file=token) as agent:
+            await agent.tried(2)
+            assert scheduler.peers == []
+    assert sum("holds no token" in str(entry.get("reason")) for entry in logs) == 1

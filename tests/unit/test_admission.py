@@ -1,0 +1,143 @@
+"""What an action may ask for: every bound at its edge, every problem told at once, no secret shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.actions import Action, Key, Repository, Resources
+from agent.errors import ActionFailed, Reason, Stage
+from agent.execution.admission import MAX_COMMAND, MAX_COMMANDS, MAX_VARIABLES, admit
+from agent.settings import PolicySettings
+
+ACTION = Action(Key("build"), "alpine:3", ("true",))
+POLICY = PolicySettings.model_validate(
+    {"max_timeout": 100, "default_timeout": 60, "max_commands": 5, "max_variables": 3}
+)
+SECRET = "hunter2-hunter2"
+
+
+def repository(url: str = "https://example.org/r", **fields: Any) -> dict[str, Repository]:
+    return {"repository": Repository(url, **fields)}
+
+
+def problems(policy: PolicySettings = POLICY, **fields: Any) -> list[str]:
+    with pytest.raises(ActionFailed) as failed:
+        admit(replace(ACTION, **fields), policy)
+    error = failed.value
+    assert (error.stage, error.reason) == (Stage.ADMISSION, Reason.INVALID_CONFIGURATION)
+    assert error.message == error.log.replace("\n", "; ")
+    return error.log.splitlines()
+
+
+def test_a_plain_action_gets_the_default_timeout() -> None:
+    assert admit(ACTION, POLICY) == 60
+    assert admit(replace(ACTION, timeout=100.0), POLICY) == 100
+    assert admit(ACTION, POLICY.model_copy(update={"default_timeout": 500.0})) == 100
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"commands": ("x" * MAX_COMMAND,)},
+        {"commands": ("é" * (MAX_COMMAND // 2),)},
+        {"commands": ("true",) * 5},
+        {"env": {"_A1": "x", "b": ""}, "secrets": {"C": SECRET}},
+        {"env": {"A": "x" * (MAX_VARIABLES - 1)}},
+        {"timeout": 0.001},
+        {"key": Key("a" * 256)},
+        repository(),
+        repository("HTTPS://example.org/r@v1"),
+        repository("ssh://git@example.org/r"),
+        repository("git@example.org:group/r.git", ref="feature/x", credentials="deploy.key-1"),
+        {"resources": Resources("1", "1Gi", "100M")},
+    ],
+)
+def test_what_is_allowed(fields: dict[str, Any]) -> None:
+    admit(replace(ACTION, **fields), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"key": Key("")}, "action_id: must have 1 to 256 bytes"),
+        ({"key": Key("é" * 129)}, "action_id"),
+        ({"image": ""}, "image: is missing"),
+        ({"image": "al pine"}, "image: 'al pine' is not an image reference"),
+        ({"image": "x" * 513}, "is not an image reference"),
+        ({"commands": ()}, "commands: at least one is needed"),
+        ({"commands": ("true",) * 6}, "commands: 6 are too many; at most 5"),
+        ({"commands": ("true", "x" * (MAX_COMMAND + 1))}, f"commands[2]: {MAX_COMMAND + 1} bytes are too many"),
+        ({"commands": ("é" * 65536,)}, "commands[1]: 131072 bytes are too many"),
+        (
+            {"commands": ("x" * MAX_COMMAND,) * 5},
+            f"commands: {5 * MAX_COMMAND} bytes in all are too many; at most {MAX_COMMANDS}",
+        ),
+        ({"commands": ("a\0b",)}, "commands[1]: a NUL byte"),
+        ({"env": {"1A": "x"}}, "env: '1A' is not a variable name"),
+        ({"env": {"A-B": "x"}}, "env: 'A-B'"),
+        ({"env": {"": "x"}}, "env: ''"),
+        ({"env": {"A\n": "x"}}, "env: 'A\\n'"),
+        ({"env": {"A": "x\0y"}}, "env: the value of 'A' holds a NUL byte"),
+        ({"secrets": {"A": SECRET + "\0"}}, "secrets: the value of 'A' holds a NUL byte"),
+        ({"secrets": {"a b": SECRET}}, "secrets: 'a b' is not a variable name"),
+        (
+            {"env": {"A": "", "B": ""}, "secrets": {"C": SECRET, "D": SECRET}},
+            "env and secrets: 4 are too many; at most 3",
+        ),
+        ({"env": {"A": "x" * MAX_VARIABLES}}, f"env and secrets: {MAX_VARIABLES + 1} bytes are too many"),
+        ({"timeout": 0.0}, "timeout: 0 s is not allowed"),
+        ({"timeout": -1.0}, "timeout: -1 s"),
+        ({"timeout": 101.0}, "timeout: 101 s is not allowed; more than 0, at most 100 s"),
+        ({"timeout": float("nan")}, "timeout: nan s"),
+        ({"timeout": float("inf")}, "timeout: inf s"),
+        ({"resources": Resources(cpu="lots")}, "resources.cpu: 'lots' is not a quantity"),
+        ({"resources": Resources(memory="-1")}, "resources.memory: '-1' is not a quantity"),
+        (repository("http://example.org/r"), "the scheme 'http' is not allowed; allowed: https, ssh"),
+        (repository("file:///etc"), "the scheme 'file' is not allowed"),
+        (repository("/etc"), "of a path"),
+        (repository("../r"), "of a path"),
+        (repository("ext::sh -c date"), "is not allowed"),
+        (repository("https::file:///etc"), "is not allowed"),
+        (repository("--upload-pack=date"), "must not start with a dash"),
+        (repository("-x@example.org:r"), "must not start with a dash"),
+        (repository(ref="--upload-pack=date"), "must not start with a dash"),
+        (repository("https://user:pw@example.org/r"), "must not hold credentials"),
+        (repository("https://token@example.org/r"), "must not hold credentials"),
+        (repository("HTTPS://user:pw@example.org/r"), "must not hold credentials"),
+        (repository(credentials="../secret"), "is not the name of a Secret"),
+        (repository(credentials="UPPER"), "is not the name of a Secret"),
+    ],
+)
+def test_what_is_refused_and_why(fields: dict[str, Any], says: str) -> None:
+    found = problems(**fields)
+    assert [line for line in found if says in line], found
+    assert SECRET not in "".join(found)
+    assert "pw" not in "".join(found)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems(image="", commands=(), timeout=0.0, resources=Resources("x", "y", "z"))
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("image", "allowed"),
+    [("alpine:3", True), ("ghcr.io/acme/tool:1", True), ("ghcr.io/evil/tool", False), ("alpine", False)],
+)
+def test_the_allow_list_is_globs_over_the_whole_reference(image: str, allowed: bool) -> None:
+    policy = PolicySettings(images=("alpine:*", "ghcr.io/acme/*"))
+    if allowed:
+        admit(replace(ACTION, image=image), policy)
+    else:
+        assert f"image: {image!r} is not allowed; allowed: alpine:*, ghcr.io/acme/*" in problems(policy, image=image)
+
+
+@pytest.mark.parametrize("unit", ["cpu", "memory", "ephemeral_storage"])
+def test_the_maxima(unit: str) -> None:
+    policy = PolicySettings.model_validate({f"max_{unit}": "1Gi"})
+    admit(replace(ACTION, resources=Resources(**{unit: "1024Mi"})), policy)
+    over = problems(policy, resources=Resources(**{unit: "1025Mi"}))
+    assert over == [f"resources.{unit}: 1025Mi is over the maximum of 1Gi"]

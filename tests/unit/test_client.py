@@ -1,0 +1,245 @@
+"""Requests to the API: what failures become, what is tried again, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tenacity import wait_none
+
+from agent.cluster import client as clients
+from agent.cluster.client import Client, TokenBucket, rule, wait_as_told
+from agent.errors import ClusterError, Reason, SettingsError
+from agent.metrics import Metrics
+from agent.settings import ClusterSettings
+from tests.fakes.api import HANG, FakeApi
+
+PATH = "/api/v1/namespaces/ci/pods"
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "backoff", wait_none())
+
+
+def sample(client: Client, name: str, **labels: str) -> float:
+    return client.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
+
+
+async def failure(client: Client) -> ClusterError:
+    with pytest.raises(ClusterError) as error:
+        await client.request("get", "pods", f"{PATH}/none")
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason", "retryable"),
+    [
+        (400, "unknown field", Reason.INVALID_CONFIGURATION, False),
+        (401, "Unauthorized", Reason.CLUSTER_UNAVAILABLE, True),
+        (403, 'pods is forbidden: User "x" cannot create resource', Reason.CLUSTER_UNAVAILABLE, False),
+        (403, 'pods "x" is forbidden: exceeded quota: q, requested: pods=1', Reason.QUOTA_EXCEEDED, True),
+        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Reason.INVALID_CONFIGURATION, False),
+        (403, 'admission webhook "w" denied the request: no', Reason.INVALID_CONFIGURATION, False),
+        (403, "maximum cpu usage per Container is 1, but limit is 2", Reason.INVALID_CONFIGURATION, False),
+        (403, "error looking up service account ci/default: not found", Reason.CLUSTER_UNAVAILABLE, True),
+        (404, 'namespaces "ci" not found', Reason.CLUSTER_UNAVAILABLE, False),
+        (409, 'pods "x" already exists', Reason.CLUSTER_UNAVAILABLE, False),
+        (409, 'object is being deleted: pods "x" already exists', Reason.CLUSTER_UNAVAILABLE, True),
+        (410, "too old resource version", Reason.CLUSTER_UNAVAILABLE, False),
+        (422, 'Pod "x" is invalid', Reason.INVALID_CONFIGURATION, False),
+        (429, "too many requests", Reason.CLUSTER_UNAVAILABLE, True),
+        (500, "failed calling webhook: context deadline exceeded", Reason.CLUSTER_UNAVAILABLE, True),
+        (503, "", Reason.CLUSTER_UNAVAILABLE, True),
+    ],
+)
+def test_the_rule_of_each_failure(status: int, message: str, reason: Reason, retryable: bool) -> None:
+    assert rule(status, message) == (reason, retryable)
+
+
+async def test_an_answer_is_its_json(api: FakeApi) -> None:
+    async with api.serving() as client:
+        assert (await client.request("get", "version", "/version"))["gitVersion"] == "v1.37.2"
+        assert client.reachable
+        assert sample(client, "k8s_requests_total", verb="get", resource="version", code="2xx") == 1
+        assert sample(client, "cluster_reachable") == 1
+
+
+async def test_query_and_body_arrive(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("create", "pods", 201, body='{"made": 1}')
+        made = await client.request("create", "pods", PATH, body={"a": "ü"}, query={"labelSelector": "a=b,c=d"})
+    assert made == {"made": 1}
+    assert (api.requests[0].query, api.requests[0].body) == ({"labelSelector": "a=b,c=d"}, {"a": "ü"})
+
+
+async def test_a_failure_says_what_the_api_said(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("get", "none", 429, "slow down", Retry_After="7")
+        error = await failure(client)
+        assert (error.status, error.retry_after, error.retryable) == (429, 7.0, True)
+        assert error.message == "get pods: slow down (HTTP 429)"
+        assert client.reachable, "an API that refuses is there"
+        assert sample(client, "k8s_requests_total", verb="get", resource="pods", code="4xx") == 1
+
+
+@pytest.mark.parametrize("body", ["<html>proxy</html>", "[1]", '"text"', "", '{"message": null}'])
+async def test_a_failure_that_is_no_status_object_is_told_all_the_same(api: FakeApi, body: str) -> None:
+    async with api.serving() as client:
+        api.answer("get", "none", 502, body=body)
+        error = await failure(client)
+        assert (error.status, error.retryable) == (502, True)
+        assert "HTTP 502" in error.message
+
+
+async def test_an_endless_failure_is_read_only_in_part(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("get", "none", 500, body="x" * 1_000_000)
+        assert len((await failure(client)).message) < 3000
+
+
+@pytest.mark.parametrize("body", ["{", "<html/>", "\x00"])
+async def test_a_success_that_is_no_json_may_pass(api: FakeApi, body: str) -> None:
+    async with api.serving() as client:
+        api.answer("get", "none", 200, body=body)
+        error = await failure(client)
+        assert error.retryable
+        assert "broke off" in error.message
+
+
+async def test_no_answer_in_time_is_unreachable(api: FakeApi) -> None:
+    async with api.serving(request_timeout=0.05) as client:
+        api.answer("get", "none", HANG)
+        error = await failure(client)
+        assert (error.status, error.retryable, client.reachable) == (0, True, False)
+        assert sample(client, "k8s_requests_total", verb="get", resource="pods", code="error") == 1
+        assert sample(client, "cluster_reachable") == 0
+        await client.request("get", "version", "/version")
+        assert client.reachable
+
+
+async def test_nobody_listening_is_unreachable(api: FakeApi) -> None:
+    async with api.serving():
+        api.host = "http://127.0.0.1:1"
+        client = api.client()
+        error = await failure(client)
+        assert (error.status, error.retryable, client.reachable) == (0, True, False)
+        await client.close()
+
+
+async def test_a_request_that_is_cancelled_says_nothing_of_the_cluster(api: FakeApi) -> None:
+    async with api.serving() as client:
+        await client.request("get", "version", "/version")
+        api.answer("get", "none", HANG)
+        task = asyncio.create_task(client.request("get", "pods", f"{PATH}/none"))
+        await api.until(lambda: len(api.requests) == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert client.reachable
+        assert sample(client, "cluster_reachable") == 1
+
+
+async def test_a_stream_is_handed_out_unread(api: FakeApi) -> None:
+    api.logs["p", "action"] = b"\xff\x00raw\r\n"
+    async with (
+        api.serving() as client,
+        client.stream(
+            "get", "pods/log", f"{PATH}/p/log", query={"container": "action"}, timeout=aiohttp.ClientTimeout()
+        ) as response,
+    ):
+        assert await response.read() == b"\xff\x00raw\r\n"
+
+
+# ---- patience
+
+
+async def patiently(client: Client, seconds: float = 30.0) -> Any:
+    return await client.patiently("get", lambda: client.request("get", "pods", f"{PATH}/p"), seconds=seconds)
+
+
+async def test_what_may_pass_is_asked_again(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("get", "/p", 503, times=2)
+        api.answer("get", "/p", 200, body='{"a": 1}')
+        assert await patiently(client) == {"a": 1}
+        assert len(api.requests) == 3
+
+
+async def test_what_cannot_pass_is_asked_once(api: FakeApi) -> None:
+    async with api.serving() as client:
+        with pytest.raises(ClusterError, match="HTTP 404"):
+            await patiently(client)
+        assert len(api.requests) == 1
+
+
+async def test_patience_ends(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("get", "/p", 503, "busy", times=1000)
+        with pytest.raises(ClusterError, match="busy"):
+            await patiently(client, seconds=0.05)
+        assert len(api.requests) > 1
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (1000.0, 60.0), (None, 0.0)])
+def test_the_server_says_how_long_to_wait(asked: float | None, waits: float) -> None:
+    class State:
+        class outcome:  # noqa: N801 - as tenacity names it
+            @staticmethod
+            def exception() -> ClusterError:
+                return ClusterError("x", retryable=True, retry_after=asked)
+
+    assert wait_as_told(State()) == waits  # type: ignore[arg-type]
+
+
+# ---- the rate limit, the configuration
+
+
+async def test_the_bucket_lets_a_burst_through_and_then_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, slept = [100.0], []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 6))
+        clock[0] += seconds
+
+    monkeypatch.setattr(clients.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(clients.asyncio, "sleep", sleep)
+    bucket = TokenBucket(10.0)
+    for _ in range(20):
+        await bucket.take()
+    assert slept == []
+    for _ in range(5):
+        await bucket.take()
+    assert slept == [0.1] * 5
+    clock[0] += 1000
+    for _ in range(20):
+        await bucket.take()
+    assert len(slept) == 5, "no more than a burst is saved up"
+
+
+async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
+    settings = ClusterSettings(kubeconfig=tmp_path / "none")
+    with pytest.raises(SettingsError, match="cluster: no cluster to use"):
+        await Client.connect(settings, Metrics())
+
+
+async def test_the_token_of_a_kubeconfig_is_sent(api: FakeApi, tmp_path: Path) -> None:
+    async with api.serving():
+        file = tmp_path / "config"
+        file.write_text(
+            "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],"
+            f" clusters: [{{name: k, cluster: {{server: '{api.host}'}}}}],"
+            " users: [{name: u, user: {token: abc}}]}"
+        )
+        client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
+        await client.request("get", "version", "/version")
+        await client.close()
+    assert api.requests[0].authorization == "Bearer abc"

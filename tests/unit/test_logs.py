@@ -1,0 +1,536 @@
+"""Following a log against a scripted API server: whatever breaks, every byte comes once or its loss is said."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import ApiClient, Configuration
+
+from agent.actions import Cursor
+from agent.cluster.client import Client
+from agent.cluster.logs import ContainerState, Patience, Target, follow
+from agent.metrics import Metrics
+from agent.observations import LogGap, LogLost, LogPiece
+from agent.settings import ClusterSettings
+from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+FAST = Patience(
+    connect=2,
+    read=2,
+    probe=0.05,
+    longest_probe=0.1,
+    settle=0.05,
+    pause=0.002,
+    longest_pause=0.01,
+    refused=0.1,
+    give_up=0.2,
+)
+PATH = "/api/v1/namespaces/actions/pods/pod-1/log"
+TARGET = Target("actions", "pod-1", "action")
+
+
+class Container:
+    """What a watch would tell."""
+
+    def __init__(self, state: ContainerState = ContainerState.RUNNING) -> None:
+        self.state = state
+        self.log_ended = False
+        self.changed = asyncio.Event()
+
+    def enter(self, state: ContainerState) -> None:
+        self.state = state
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    async def left(self, state: ContainerState) -> None:
+        while self.state is state:
+            await self.changed.wait()
+
+
+class Api:
+    """The log endpoint. `script` answers the first requests, `log` all others: whole, then the container has ended."""
+
+    def __init__(self) -> None:
+        self.log = KubeletLog()
+        self.container = Container()
+        self.script: list[Handler] = []
+        self.queries: list[dict[str, str]] = []
+        self.metrics = Metrics()
+        self.client: Client
+
+    @property
+    def follows(self) -> int:
+        return sum("follow" in query for query in self.queries)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        assert request.path == PATH
+        self.queries.append(dict(request.query))
+        if self.script:
+            return await self.script.pop(0)(request)
+        return await self.whole(request)
+
+    def body(self, request: web.Request) -> bytes:
+        return self.log.body(request.query.get("sinceTime", ""))
+
+    async def whole(self, request: web.Request) -> web.StreamResponse:
+        self.container.enter(ContainerState.TERMINATED)
+        return web.Response(body=self.body(request))
+
+    def status(self, code: int, message: str = "", **headers: str) -> Handler:
+        async def answer(_: web.Request) -> web.StreamResponse:
+            return web.json_response({"kind": "Status", "code": code, "message": message}, status=code, headers=headers)
+
+        return answer
+
+    def up_to(self, position: int) -> Handler:
+        """Serve a body that ends cleanly at a byte, counted in the body of the whole log."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            body = self.body(request)
+            return web.Response(body=body[: max(0, position - len(self.log.body()) + len(body))])
+
+        return answer
+
+    def then_silent(self, *, cut: bool = False) -> Handler:
+        """Serve what there is now and keep the response open, or break it off."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(self.body(request))
+            if cut:
+                assert request.transport
+                request.transport.abort()
+            await asyncio.Event().wait()
+            return response
+
+        return answer
+
+    async def read(self, cursor: Cursor | None = None, patience: Patience = FAST) -> list[LogPiece | LogGap | LogLost]:
+        items = follow(self.client, TARGET, cursor or Cursor(), self.container, patience)
+        async with aclosing(items):
+            return [item async for item in items]
+
+
+def payload(items: list[LogPiece | LogGap | LogLost]) -> bytes:
+    return b"".join(item.data for item in items if isinstance(item, LogPiece))
+
+
+def others(items: list[LogPiece | LogGap | LogLost]) -> list[LogGap | LogLost]:
+    return [item for item in items if not isinstance(item, LogPiece)]
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Api]:
+    api = Api()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", api.answer)
+    server = TestServer(app, handler_cancellation=True)
+    await server.start_server()
+    configuration = Configuration(host=str(server.make_url("")).rstrip("/"))
+    configuration.api_key = {"BearerToken": "Bearer token"}
+    configuration.client_session_kwargs = {"read_bufsize": 1 << 16}
+    api.client = Client(ApiClient(configuration), ClusterSettings(), api.metrics)
+    try:
+        yield api
+    finally:
+        await api.client.close()
+        await server.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with serving() as served:
+        yield served
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event; pytest's timeout is the deadline
+        await asyncio.sleep(0.001)
+
+
+# ---- what is asked
+
+
+async def test_one_request_reads_the_whole_log(api: Api) -> None:
+    api.log.write(b"one\ntwo\nno newline", EPOCH)
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers["Authorization"])
+        api.container.log_ended = True
+        return await api.whole(request)
+
+    api.script = [answer]
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
+        assert payload([await anext(items)]) == b""
+    assert api.queries == [{"container": "action", "timestamps": "true", "follow": "true"}]
+    assert seen == ["Bearer token"]
+
+
+async def test_a_resumed_read_asks_from_the_whole_second_in_utc(api: Api) -> None:
+    api.log.zone = 120
+    api.log.write(b"one\ntwo\n", EPOCH + 17)
+    cursor = Cursor(stamp(EPOCH + 17, 120).decode(), 1, 4, 4)
+    assert payload(await api.read(cursor)) == b"two\n"
+    assert api.queries[0]["sinceTime"] == stamp(EPOCH).decode().replace(".000000000", "")
+
+
+async def test_nothing_is_asked_while_the_container_waits(api: Api) -> None:
+    api.container.enter(ContainerState.WAITING)
+    api.log.write(b"x\n", EPOCH)
+    reading = asyncio.create_task(api.read())
+    await asyncio.sleep(0)
+    assert api.queries == []
+    api.container.enter(ContainerState.RUNNING)
+    assert payload(await reading) == b"x\n"
+
+
+async def test_an_ended_container_is_read_without_following(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.container.enter(ContainerState.TERMINATED)
+    assert payload(await api.read()) == b"one\n"
+    assert [query.get("follow") for query in api.queries] == [None]
+
+
+async def test_nothing_is_asked_after_the_last_marker(api: Api) -> None:
+    api.container.log_ended = True
+    assert await api.read() == []
+    assert api.queries == []
+
+
+async def test_the_last_marker_ends_an_open_stream(api: Api) -> None:
+    api.log.write(b"one\nlast\n", EPOCH)
+    api.script = [api.then_silent()]
+    got = b""
+    async for item in follow(api.client, TARGET, Cursor(), api.container, Patience()):
+        assert isinstance(item, LogPiece)
+        got += item.data
+        api.container.log_ended = got.endswith(b"last\n")
+    assert got == b"one\nlast\n"
+    assert len(api.queries) == 1
+
+
+# ---- cuts
+
+
+@pytest.mark.parametrize("step", [1, 7, 64, 1000])
+async def test_a_stream_cut_at_any_byte_goes_on_at_the_next(api: Api, step: int) -> None:
+    for number in range(6):
+        api.log.write(b"line \xff\x00\r %d\n" % number * (number % 3), EPOCH + number // 2 * SECOND)
+    api.log.write(b"no newline", EPOCH + 3 * SECOND)
+    api.script = [api.up_to(position) for position in range(step, len(api.log.body()), step)]
+    items = await api.read()
+    assert others(items) == []
+    assert payload(items) == api.log.payload()
+
+
+async def test_random_cuts_of_random_logs(api: Api) -> None:
+    seed = random.randrange(1 << 32)  # noqa: S311 - chooses test data
+    print("seed", seed)
+    chance = random.Random(seed)  # noqa: S311 - chooses test data
+    for _ in range(20):
+        api.log = KubeletLog(chance.choice([0, 90]), chance.choice([5, 1000]))
+        api.container.enter(ContainerState.RUNNING)
+        at = EPOCH
+        for _ in range(chance.randrange(30)):
+            at += chance.choice([0, 0, 1, SECOND])
+            api.log.write(chance.randbytes(chance.randrange(40)) + chance.choice([b"", b"\n"]), at)
+        size = len(api.log.body())
+        api.script = [api.up_to(position) for position in sorted(chance.choices(range(size + 1), k=8))]
+        items = await api.read()
+        assert others(items) == []
+        assert payload(items) == api.log.payload()
+
+
+async def test_a_line_of_five_mebibytes_is_cut_in_its_middle(api: Api) -> None:
+    api.log.write(b"before\n" + b"0123456789abcdef" * (5 << 16) + b"\nafter\n", EPOCH)
+    api.script = [api.up_to(position << 20) for position in (1, 2, 4)]
+    items = await api.read()
+    assert payload(items) == api.log.payload()
+    assert max(len(item.data) for item in items if isinstance(item, LogPiece)) < 1 << 20
+
+
+async def test_a_thousand_lines_of_one_nanosecond(api: Api) -> None:
+    api.log.write(b"".join(b"%d\n" % number for number in range(1000)), EPOCH + 5)
+    api.script = [api.up_to(position) for position in (10_000, 10_010, 25_000)]
+    assert payload(await api.read()) == api.log.payload()
+
+
+async def test_a_connection_that_breaks_is_opened_again(api: Api) -> None:
+    api.log.write(b"one\ntwo", EPOCH)
+    api.script = [api.then_silent(cut=True), api.then_silent(cut=True)]
+    items = await api.read()
+    assert payload(items) == b"one\ntwo"
+    assert api.metrics.log_reopened._value.get() == 2
+
+
+async def test_a_server_that_refuses_connections_is_asked_again() -> None:
+    async with serving() as api:
+        api.log.write(b"one\n", EPOCH)
+        host = api.client.api.configuration.host
+        api.client.api.configuration.host = "http://127.0.0.1:1"
+        reading = asyncio.create_task(api.read())
+        await until(lambda: not api.client.reachable)
+        api.client.api.configuration.host = host
+        assert payload(await reading) == b"one\n"
+
+
+async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.script = [api.up_to(1 << 20)] * 3
+    reading = asyncio.create_task(api.read())
+    await until(lambda: len(api.queries) > 2)
+    api.log.write(b"two\n", EPOCH + SECOND)
+    assert payload(await reading) == b"one\ntwo\n"
+
+
+# ---- answers that are no log
+
+
+@pytest.mark.parametrize("code", [401, 429, 500, 503])
+async def test_a_failing_server_is_asked_again(api: Api, code: int) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.script = [api.status(code)] * 3
+    items = await api.read()
+    assert payload(items) == b"one\n"
+    assert others(items) == []
+
+
+async def test_retry_after_is_honoured(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("agent.cluster.logs.asyncio.sleep", sleep)
+    api.log.write(b"one\n", EPOCH)
+    api.script = [api.status(429, **{"Retry-After": "7"}), api.status(503, **{"Retry-After": "9999"})]
+    assert payload(await api.read()) == b"one\n"
+    assert slept == [7, 60]
+
+
+async def test_a_container_that_waits_to_start_is_waited_for(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    waiting = 'container "action" in pod "pod-1" is waiting to start: ContainerCreating'
+    api.script = [api.status(400, waiting)] * 30
+    items = await api.read(patience=Patience(pause=0.001, longest_pause=0.001, refused=0))
+    assert payload(items) == b"one\n"
+    assert others(items) == []
+
+
+async def test_a_pod_that_is_gone_ends_the_log(api: Api) -> None:
+    api.script = [api.status(404, 'pods "pod-1" not found')]
+    assert await api.read() == [LogLost("the pod is gone")]
+    api.container.enter(ContainerState.GONE)
+    assert await api.read() == [LogLost("the pod is gone")]
+    assert len(api.queries) == 1
+
+
+@pytest.mark.parametrize("code", [400, 403, 404])
+async def test_a_lasting_refusal_ends_the_log(api: Api, code: int) -> None:
+    api.script = [api.status(code, "no")] * 1000
+    items = await api.read()
+    assert items == [LogLost(f"get pods/log: no (HTTP {code})")]
+    assert len(api.queries) > 1
+
+
+async def test_an_ended_log_that_cannot_be_had_ends_too(api: Api) -> None:
+    api.container.enter(ContainerState.TERMINATED)
+    api.script = [api.status(500, "no")] * 1000
+    assert await api.read() == [LogLost("get pods/log: no (HTTP 500)")]
+    assert len(api.queries) > 1
+
+
+@pytest.mark.parametrize("state", [ContainerState.RUNNING, ContainerState.TERMINATED])
+async def test_the_kubelets_excuse_is_no_log(api: Api, state: ContainerState) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(text="unable to retrieve container logs for containerd://0123")
+
+    api.container.enter(state)
+    api.script = [answer] * 1000
+    assert await api.read() == [LogLost("the node no longer has the container's log")]
+
+
+async def test_a_cursor_that_is_none_is_said(api: Api) -> None:
+    items = await api.read(Cursor("yesterday", 1))
+    assert [type(item) for item in items] == [LogLost]
+
+
+# ---- silence
+
+
+async def test_a_dead_stream_is_found_by_a_plain_read(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read())
+    await until(lambda: len(api.queries) > 0)
+    api.log.write(b"two\n", EPOCH + 1)
+    assert payload(await reading) == b"one\ntwo\n"
+    # The probe, which finds the second line, and what is opened after it.
+    assert [query.get("follow") for query in api.queries][:2] == ["true", None]
+
+
+async def test_a_silent_stream_that_lives_is_kept(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    go_on = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(api.log.body())
+        await go_on.wait()
+        api.container.log_ended = True
+        await response.write(stamp(EPOCH + 1) + b" two\n")
+        return response
+
+    async def probe(request: web.Request) -> web.StreamResponse:
+        if len(api.queries) > 3:
+            go_on.set()
+        return web.Response(body=api.body(request))
+
+    api.script = [answer, probe, probe, probe]
+    got = b""
+    async for item in follow(api.client, TARGET, Cursor(), api.container, FAST):
+        assert isinstance(item, LogPiece)
+        got += item.data
+    assert got == b"one\ntwo\n"
+    assert api.follows == 1
+
+
+async def test_headers_that_come_with_the_first_line_are_waited_for(api: Api) -> None:
+    """The kubelet sends no header before the first byte of the log."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await until(lambda: len(api.queries) > 2)
+        api.log.write(b"late\n", EPOCH)
+        return await api.whole(request)
+
+    async def probe(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"")
+
+    api.script = [answer, probe, probe]
+    assert payload(await api.read()) == b"late\n"
+    assert api.follows == 1
+
+
+async def test_a_stream_that_outlives_its_container_is_left(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read(patience=Patience(probe=1000, settle=0.05)))
+    await until(lambda: len(api.queries) > 0)
+    api.log.write(b"two\n", EPOCH + 1)
+    api.container.enter(ContainerState.TERMINATED)
+    assert payload(await reading) == b"one\ntwo\n"
+    assert [query.get("follow") for query in api.queries] == ["true", None]
+
+
+# ---- rotation
+
+
+async def test_a_rotation_while_nobody_read_is_a_gap(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    served = api.up_to(1 << 20)
+
+    async def rotating(request: web.Request) -> web.StreamResponse:
+        answer = await served(request)
+        api.log.write(b"lost\n", EPOCH + 1)
+        api.log.rotate()
+        api.log.write(b"three\n", EPOCH + SECOND)
+        return answer
+
+    api.script = [rotating]
+    items = await api.read()
+    assert payload(items) == b"one\nthree\n"
+    assert others(items) == [LogGap(stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode())]
+
+
+async def test_an_ended_log_without_the_cursors_line_is_a_gap_once_that_is_sure(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.log.rotate()
+    api.container.enter(ContainerState.TERMINATED)
+    cursor = Cursor(stamp(EPOCH).decode(), 1, 4, 4)
+    assert await api.read(cursor) == [LogGap(cursor.timestamp, "")]
+    assert len(api.queries) == 3
+
+
+async def test_a_missing_line_that_comes_back_is_no_gap(api: Api) -> None:
+    async def empty(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"")
+
+    api.log.write(b"one\ntwo\n", EPOCH)
+    api.container.enter(ContainerState.TERMINATED)
+    api.script = [empty]
+    items = await api.read(Cursor(stamp(EPOCH).decode(), 1, 4, 4))
+    assert payload(items) == b"two\n"
+    assert others(items) == []
+
+
+# ---- the consumer
+
+
+async def test_nothing_is_read_while_nothing_is_taken(api: Api) -> None:
+    written = 0
+    all_written = asyncio.Event()
+    line = stamp(EPOCH) + b" " + b"x" * 1000 + b"\n"
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(1000):
+            await response.write(line * 64)
+            written += len(line) * 64
+        all_written.set()
+        return response
+
+    api.script = [flood]
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
+        await anext(items)
+        await anext(items)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(all_written.wait(), 0.5)
+        assert written < 16 << 20
+        got = 0
+        async for item in items:
+            assert isinstance(item, LogPiece)
+            got += len(item.data)
+            if got > 20 << 20:
+                break
+    assert written > 20 << 20
+
+
+async def test_a_follower_that_is_left_closes_its_connection(api: Api) -> None:
+    closed = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await api.then_silent()(request)
+        finally:
+            closed.set()
+
+    api.log.write(b"one\n", EPOCH)
+    api.script = [answer]
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
+        await anext(items)
+    await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_a_reader_may_be_cancelled_while_it_waits(api: Api) -> None:
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read(patience=Patience()))
+    await until(lambda: len(api.queries) > 0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading

@@ -1,0 +1,229 @@
+"""The pod and the Secret of an attempt, property by property as DESIGN section 5 lists them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.actions import Action, ArtifactRules, Key, Repository, Resources, When
+from agent.cluster import manifest, names
+from agent.cluster.manifest import Plan
+from agent.settings import Settings
+
+Object = dict[str, Any]
+
+SETTINGS = Settings()
+RESTRICTED = Settings.model_validate({"environment": {"profile": "restricted"}})
+ACTION = Action(
+    Key("build/1", 2, 3),
+    "alpine:3",
+    ("echo $HOME", "true"),
+    env={"A": "$(B) $$ $"},
+    secrets={"TOKEN": "hunter2-hunter2"},
+)
+REPOSITORY = Repository("https://example.org/r", "main", 1, credentials="deploy")
+PLAN = Plan(ACTION, "sealci-build-1", "ci", "agent-1", "0123456789abcdef", timeout=60.0)
+CLONING = replace(PLAN, action=replace(ACTION, repository=REPOSITORY))
+WITHOUT_FILES = replace(PLAN, action=replace(ACTION, artifacts=ArtifactRules(when=When.NEVER)))
+
+
+def containers(pod: Object) -> dict[str, Object]:
+    return {each["name"]: each for each in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])}
+
+
+def environment(container: Object) -> dict[str, Any]:
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+def expanded(text: str) -> str:
+    """Return what the kubelet makes of a text when no variable is defined."""
+    return text.replace("$$", "\0").replace("\0", "$")
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, RESTRICTED], ids=["baseline", "restricted"])
+@pytest.mark.parametrize("plan", [PLAN, CLONING, WITHOUT_FILES], ids=["plain", "cloning", "without files"])
+def test_what_holds_for_every_pod(settings: Settings, plan: Plan) -> None:
+    pod = manifest.pod(plan, settings)
+    spec = pod["spec"]
+    json.dumps(pod)
+    assert spec["restartPolicy"] == "Never"
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert isinstance(spec["activeDeadlineSeconds"], int)
+    volumes = {each["name"] for each in spec["volumes"]}
+    for each in containers(pod).values():
+        assert each["securityContext"]["allowPrivilegeEscalation"] is False
+        assert "privileged" not in each["securityContext"]
+        assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
+        assert sum(len(argument) for argument in each["command"]) < 1 << 20
+    assert "hunter2" not in json.dumps(pod)
+    assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
+
+
+def test_files_comes_first_and_only_where_files_are_wanted() -> None:
+    assert [each["name"] for each in manifest.pod(PLAN, SETTINGS)["spec"]["containers"]] == ["files", "action"]
+    pod = manifest.pod(WITHOUT_FILES, SETTINGS)
+    assert list(containers(pod)) == ["action"]
+    assert [each["name"] for each in pod["spec"]["volumes"]] == ["workspace"]
+    assert WITHOUT_FILES.wants_files is False
+
+
+def test_labels_find_our_own_and_annotations_hold_what_adoption_needs() -> None:
+    settings = Settings.model_validate({"environment": {"labels": {"team": "a", names.POOL: "stolen"}}})
+    metadata = manifest.pod(replace(PLAN, owner={"kind": "ConfigMap", "name": "anchor"}), settings)["metadata"]
+    assert metadata["labels"] == {
+        "team": "a",
+        "app.kubernetes.io/managed-by": "sealci-agent",
+        "app.kubernetes.io/name": "sealci-action",
+        "sealci.dev/pool": "default",
+        "sealci.dev/agent": "agent-1",
+        "sealci.dev/action": names.action_hash("build/1"),
+        "sealci.dev/attempt": "2",
+        "sealci.dev/claim": "3",
+    }
+    selector = dict(part.split("=") for part in names.pool_selector("default").split(","))
+    assert selector.items() <= metadata["labels"].items()
+    session = json.loads(metadata["annotations"][names.SESSION])
+    assert (session["action_id"], session["attempt"], session["nonce"]) == ("build/1", 2, PLAN.nonce)
+    assert session["secrets"] == ["TOKEN"]
+    assert metadata["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert metadata["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+    assert metadata["ownerReferences"] == [{"kind": "ConfigMap", "name": "anchor"}]
+    assert "ownerReferences" not in manifest.pod(PLAN, SETTINGS)["metadata"]
+
+
+def test_commands_and_values_reach_the_container_as_they_are() -> None:
+    action = containers(manifest.pod(PLAN, SETTINGS))["action"]
+    assert [expanded(argument) for argument in action["command"]][-2:] == ["echo $HOME", "true"]
+    assert "$(" not in "".join(action["command"]).replace("$$", "")
+    found = environment(action)
+    assert expanded(found["A"]) == "$(B) $$ $"
+    assert found["TOKEN"] == {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}
+    assert (found["CI"], found["SEALCI_WORKSPACE"], found["SEALCI_ATTEMPT"]) == ("true", "/workspace", "2")
+
+
+def test_a_secret_wins_over_a_variable_of_its_name_and_the_user_over_ours() -> None:
+    action = replace(ACTION, env={"TOKEN": "plain", "CI": "no"})
+    found = containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"]["env"]
+    assert [each for each in found if each["name"] == "TOKEN"] == [
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}}
+    ]
+    assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
+
+
+def test_the_clone_gets_its_order_its_credentials_as_files_and_trust() -> None:
+    pod = manifest.pod(CLONING, SETTINGS)
+    clone = pod["spec"]["initContainers"][0]
+    assert json.loads(expanded(clone["command"][-1])) == {
+        "url": "https://example.org/r",
+        "ref": "main",
+        "depth": 1,
+        "submodules": False,
+        "schemes": ["https", "ssh"],
+        "workspace": "/workspace",
+        "credentials": "/etc/sealci/credentials",
+        "timeout": 600.0,
+    }
+    assert {"name": "credentials", "mountPath": "/etc/sealci/credentials"} in clone["volumeMounts"]
+    action = containers(pod)["action"]
+    assert "credentials" not in {mount["name"] for mount in action["volumeMounts"]}
+    assert environment(action)["GIT_CONFIG_VALUE_0"] == "/workspace"
+    assert "initContainers" not in manifest.pod(PLAN, SETTINGS)["spec"]
+
+
+def test_the_deadline_outlasts_everything_that_the_agent_waits_for() -> None:
+    def deadline(plan: Plan) -> int:
+        return int(manifest.pod(plan, SETTINGS)["spec"]["activeDeadlineSeconds"])
+
+    assert deadline(WITHOUT_FILES) == 600 + 60 + 10 + 300
+    assert deadline(PLAN) == deadline(WITHOUT_FILES) + 600
+    assert deadline(CLONING) == deadline(PLAN) + 600
+    assert deadline(replace(PLAN, timeout=60.5)) == deadline(PLAN) + 1
+
+
+def test_the_profiles() -> None:
+    baseline, restricted = manifest.pod(CLONING, SETTINGS), manifest.pod(CLONING, RESTRICTED)
+    assert "capabilities" not in containers(baseline)["action"]["securityContext"]
+    assert "runAsUser" not in containers(baseline)["action"]["securityContext"]
+    assert containers(baseline)["files"]["securityContext"]["runAsUser"] == 0
+    assert containers(baseline)["repository"]["securityContext"]["runAsUser"] == 0
+    security = restricted["spec"]["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
+        (True, 65532, 65532, 65532)
+    )
+    for each in containers(restricted).values():
+        assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    home = environment(containers(restricted)["action"])["HOME"]
+    assert home in {mount["mountPath"] for mount in containers(restricted)["action"]["volumeMounts"]}
+
+
+def test_user_namespaces_only_where_they_were_found() -> None:
+    assert manifest.pod(replace(PLAN, user_namespace=True), SETTINGS)["spec"]["hostUsers"] is False
+    assert "hostUsers" not in manifest.pod(PLAN, SETTINGS)["spec"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "expected"),
+    [
+        (Resources(), {}, {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {}}),
+        (Resources("2", "1Gi"), {}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
+        (Resources("2", "1Gi"), {"limit_memory": False}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {}}),
+        (
+            Resources(ephemeral_storage="5Gi"),
+            {},
+            {
+                "requests": {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "5Gi"},
+                "limits": {"ephemeral-storage": "5Gi"},
+            },
+        ),
+    ],
+)
+def test_resources(asked: Resources, policy: Object, expected: Object) -> None:
+    settings = Settings.model_validate({"policy": policy})
+    plan = replace(PLAN, action=replace(ACTION, resources=asked))
+    assert containers(manifest.pod(plan, settings))["action"]["resources"] == expected
+
+
+def test_the_installers_template_is_merged_over_it() -> None:
+    template = {
+        "metadata": {"annotations": {"a": "b"}},
+        "spec": {
+            "nodeSelector": {"ci": "true"},
+            "imagePullSecrets": [{"name": "registry"}],
+            "tolerations": [{"key": "ci", "operator": "Exists"}],
+            "volumes": [{"name": "cache", "emptyDir": {}}],
+            "containers": [{"name": "action", "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]}],
+        },
+    }
+    pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
+    assert pod["metadata"]["annotations"].keys() >= {"a", names.SESSION}
+    assert pod["spec"]["nodeSelector"] == {"ci": "true"}
+    assert list(containers(pod)) == ["files", "action"]
+    mounts = [mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]]
+    assert mounts == ["/workspace", "/.sealci", "/cache"]
+
+
+def test_the_secret_belongs_to_its_pod_alone() -> None:
+    secret = manifest.secret(PLAN, SETTINGS, "uid-1")
+    assert secret["metadata"]["name"] == PLAN.name
+    assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
+    assert secret["stringData"] == {"TOKEN": "hunter2-hunter2"}
+    assert secret["immutable"] is True
+
+
+@pytest.mark.parametrize("action_id", ["a", "Build/1", "ü" * 100, "x" * 256, "--", "a\nb", "A.b_c-" * 9])
+def test_names_are_legal_and_their_own(action_id: str) -> None:
+    name = names.pod_name("pool", action_id, 1)
+    assert len(name) <= 63
+    assert all(part.isascii() and (part.isalnum() and part == part.lower()) for part in name.split("-"))
+    others = [
+        names.pod_name("pool", action_id, 2),
+        names.pod_name("other", action_id, 1),
+        names.pod_name("pool", action_id + "x", 1),
+    ]
+    assert len({name, *others}) == 4
+    assert name == names.pod_name("pool", action_id, 1)

@@ -1,0 +1,249 @@
+"""Pipeline files: what is read, and exactly what is said about a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from agent.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.local.document import FileWrong
+from agent.local.pipeline import load, parse
+from agent.local.secrets import SecretMissing, find_secrets
+
+FULL = """
+    name: build and test
+    actions:
+      build:
+        configuration:
+          container: debian:stable
+        commands:
+          - true
+          - "echo a: b"
+          - |
+            cd x
+            make
+        env:
+          PLAIN: text
+          NUMBER: 1.10
+          TRUTH: yes
+          EMPTY: ""
+        secrets: [TOKEN]
+        repo: {url: https://example.org/r.git, ref: main, depth: 1, submodules: yes, credentials: git}
+        resources: {cpu: 2, memory: 1Gi, ephemeral_storage: 500Mi}
+        timeout: 1h30m
+        artifacts:
+          paths: [dist/*.whl]
+          exclude: ["*.tmp"]
+          when: always
+      test:
+        configuration: {container: debian:stable}
+        commands: [make test]
+        artifacts: none
+        timeout: 90
+        needs: [build]
+"""
+
+
+def read(text: str) -> object:
+    return parse(dedent(text), "ci.yaml")
+
+
+def test_everything_is_read() -> None:
+    found = parse(dedent(FULL), "ci.yaml")
+    build, test = found.actions
+    assert (found.name, [action.name for action in found.actions]) == ("build and test", ["build", "test"])
+    assert build.image == "debian:stable"
+    assert build.commands == ("true", "echo a: b", "cd x\nmake\n")
+    assert build.env == {"PLAIN": "text", "NUMBER": "1.10", "TRUTH": "yes", "EMPTY": ""}
+    assert build.repository == Repository("https://example.org/r.git", "main", 1, submodules=True, credentials="git")
+    assert build.resources == Resources("2", "1Gi", "500Mi")
+    assert (build.timeout, test.timeout) == (5400.0, 90.0)
+    assert build.artifacts == ArtifactRules(("dist/*.whl",), ("*.tmp",), When.ALWAYS)
+    assert test.artifacts.when is When.NEVER
+    assert test.needs == ("build",)
+    assert found.secrets == ("TOKEN",)
+
+
+def test_an_action_gets_only_the_secrets_that_it_names() -> None:
+    build, test = parse(dedent(FULL), "ci.yaml").actions
+    known = {"TOKEN": "x", "OTHER": "y"}
+    assert build.action(Key("p/build"), known).secrets == {"TOKEN": "x"}
+    assert test.action(Key("p/test"), known).secrets == {}
+
+
+def test_a_file_with_one_action() -> None:
+    found = parse("name: hello\nconfiguration: {container: i}\ncommands: [ls]\n", "x.yaml")
+    assert [(action.name, action.commands) for action in found.actions] == [("hello", ("ls",))]
+    assert parse("configuration: {container: i}\ncommands: [ls]\n", "x.yaml").name == "action"
+
+
+def test_anchors_can_be_used() -> None:
+    found = parse("actions:\n  a: &a {configuration: {container: i}, commands: [ls]}\n  b: *a\n", "dir/nightly.yaml")
+    assert (found.name, [action.image for action in found.actions]) == ("nightly", ["i", "i"])
+
+
+A = "actions:\n  a:\n    configuration: {container: i}\n    commands: [x]\n"
+NAMES = "1 to 64 letters, digits, '.', '_' and '-', beginning and ending with a letter or digit, no '..'"
+WRONG = [
+    ("", "ci.yaml:1: is empty; a pipeline has `name` and `actions`"),
+    ("- a", "ci.yaml:1: must be a mapping with `name` and `actions`, not a list"),
+    ("name: x", "ci.yaml:1: `actions` is missing: a mapping from names to actions"),
+    ("name: x\nactions:", "ci.yaml:2: actions: must be a mapping from names to actions, not nothing"),
+    ("name: x\nactions: {}", "ci.yaml:2: actions: must name at least one action"),
+    ("name: [x]\n" + A, "ci.yaml:1: name: must be a name, not a list"),
+    (
+        A + "action:\n",
+        "ci.yaml:5: action: there is no such key, did you mean 'actions'?; allowed: name, actions",
+    ),
+    (
+        "actions:\n  a:\n    commands: [x]\n",
+        "ci.yaml:3: actions.a: `configuration` is missing: {container: IMAGE}",
+    ),
+    (
+        "actions:\n  a:\n    configuration: {container: i}\n",
+        "ci.yaml:3: actions.a: `commands` is missing: a list of commands",
+    ),
+    (
+        A.replace("commands", "command"),
+        "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
+        "commands, env, secrets, repo, resources, timeout, artifacts, needs",
+    ),
+    (
+        A.replace("container: i", "image: i"),
+        "ci.yaml:3: actions.a.configuration.image: there is no such key; allowed: container",
+    ),
+    (
+        A.replace("{container: i}", "{}"),
+        "ci.yaml:3: actions.a.configuration: `container` is missing: the image to run in",
+    ),
+    (
+        A.replace("container: i", "container: ''"),
+        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not an empty text",
+    ),
+    (
+        A.replace("container: i", "container: a b"),
+        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'a b'",
+    ),
+    (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: stands twice in this mapping"),
+    (A.replace("[x]", "[]"), "ci.yaml:4: actions.a.commands: must have at least one command"),
+    (A.replace("[x]", "x"), "ci.yaml:4: actions.a.commands: must be a list of commands, not 'x'"),
+    (
+        A.replace("[x]", "\n    - ls\n    - ''"),
+        "ci.yaml:6: actions.a.commands[2]: must be a command, not an empty text",
+    ),
+    (
+        A.replace("[x]", "\n    - echo a: b"),
+        "ci.yaml:5: actions.a.commands[1]: must be a command, not a mapping: quote a command that contains ': '",
+    ),
+    (A.replace("[x]", "[~]"), "ci.yaml:4: actions.a.commands[1]: must be a command, not nothing"),
+    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not a name of an action: {NAMES}"),
+    (
+        A.replace("  a:", "  a.log:"),
+        "ci.yaml:3: actions.a.log: is not a name of an action: '.log' is kept for the logs beside it",
+    ),
+    (
+        A + "    env: {1X: y}\n",
+        "ci.yaml:5: actions.a.env.1X: '1X' is not a variable: letters, digits and '_', not beginning with a digit",
+    ),
+    (A + "    env: {X: }\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not nothing'),
+    (A + "    env: {X: [1]}\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not a list'),
+    (A + "    env: {X: y}\n    secrets: [X]\n", "ci.yaml:6: actions.a.secrets[1]: X stands in `env` too"),
+    (A + "    secrets: [X, X]\n", "ci.yaml:5: actions.a.secrets[2]: X stands twice"),
+    (A + "    repo: {ref: main}\n", "ci.yaml:5: actions.a.repo: `url` is missing"),
+    (
+        A + "    repo: {url: u, depth: -1}\n",
+        "ci.yaml:5: actions.a.repo.depth: must be a number of commits, 0 for all, not '-1'",
+    ),
+    (
+        A + "    repo: {url: u, submodules: maybe}\n",
+        "ci.yaml:5: actions.a.repo.submodules: must be true or false, not 'maybe'",
+    ),
+    (
+        A + "    resources: {cpus: 1}\n",
+        "ci.yaml:5: actions.a.resources.cpus: there is no such key, did you mean 'cpu'?; "
+        "allowed: cpu, memory, ephemeral_storage",
+    ),
+    (
+        A + "    resources: {memory: 1GB}\n",
+        'ci.yaml:5: actions.a.resources.memory: \'1GB\' is not a quantity such as "500m", "2" or "1Gi"',
+    ),
+    (
+        A + "    timeout: soon\n",
+        'ci.yaml:5: actions.a.timeout: \'soon\' is not a duration such as "90s", "10m" or "1h30m"',
+    ),
+    (A + "    timeout: 0s\n", "ci.yaml:5: actions.a.timeout: must be longer than 0"),
+    (
+        A + "    artifacts: all\n",
+        "ci.yaml:5: actions.a.artifacts: must be `none` or a mapping with paths, exclude, when, not 'all'",
+    ),
+    (
+        A + "    artifacts: {when: sucess}\n",
+        "ci.yaml:5: actions.a.artifacts.when: must be one of success, failure, always, never, not 'sucess', "
+        "did you mean 'success'?",
+    ),
+    (
+        A + "    artifacts: {paths: [a/../b]}\n",
+        "ci.yaml:5: actions.a.artifacts.paths[1]: must be within the workspace: relative and without '..', "
+        "not 'a/../b'",
+    ),
+    (
+        A + "    needs: [A]\n",
+        "ci.yaml:5: actions.a.needs[1]: there is no action 'A'; there are: a",
+    ),
+    (A + "    needs: [a]\n", "ci.yaml:5: actions.a.needs: need each other in a circle: a -> a"),
+    (
+        A + "    needs: [b]\n" + A.removeprefix("actions:\n").replace("a:", "b:", 1) + "    needs: [c]\n"
+        "  c: {configuration: {container: i}, commands: [x], needs: [a]}\n",
+        "ci.yaml:5: actions.a.needs: need each other in a circle: a -> b -> c -> a",
+    ),
+    (
+        "a: [",
+        "ci.yaml:1: is not valid YAML: while parsing a flow node, expected the node content, but found '<stream end>'",
+    ),
+    (
+        "a:\n\t- b",
+        "ci.yaml:2: is not valid YAML: while scanning for the next token, "
+        "found character '\\t' that cannot start any token",
+    ),
+    (
+        "--- a\n--- b\n",
+        "ci.yaml:2: is not valid YAML: expected a single document in the stream, but found another document",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_file_is_told_with_line_key_and_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(FileWrong) as wrong:
+        parse(text, "ci.yaml")
+    assert str(wrong.value) == message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileWrong, match="cannot be read: No such file"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(FileWrong, match=r"latin.yaml: is not UTF-8 \(byte 6\)"):
+        load(tmp_path / "latin.yaml")
+    with pytest.raises(FileWrong, match="at most 1048576 are read"):
+        parse("#" * (1 << 20) + "#", "big.yaml")
+    with pytest.raises(FileWrong, match="nested too deeply"):
+        parse("[" * 10_000, "deep.yaml")
+
+
+def test_secrets_come_from_the_file_first_and_the_environment_second(tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("# comment\n\nA=from=file\nB=\n")
+    assert find_secrets(["A", "B", "C"], {"A": "x", "C": "env"}, file) == {"A": "from=file", "B": "", "C": "env"}
+
+
+def test_missing_secrets_are_named_and_no_value_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(SecretMissing, match="no value for the secrets A, B:"):
+        find_secrets(["A", "B"], {})
+    file = tmp_path / "secrets"
+    file.write_text("hunter2\n")
+    with pytest.raises(SecretMissing, match=r"secrets:1: is not NAME=VALUE") as wrong:
+        find_secrets(["A"], {}, file)
+    assert "hunter2" not in str(wrong.value)

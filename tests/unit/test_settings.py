@@ -1,0 +1,119 @@
+"""The sources of settings, their order, and the sentences for what is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.errors import SettingsError
+from agent.settings import PREFIX, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "sealci.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_defaults_are_whole_and_safe() -> None:
+    settings = load(None, {})
+    assert settings.model_dump() == Settings().model_dump()
+    assert settings.scheduler.tls.enabled
+    assert settings.environment.profile == "baseline"
+    assert settings.policy.repository_schemes == ("https", "ssh")
+
+
+def test_later_sources_win_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, "agent: {slots: 2, pool: file}\ncluster: {namespace: file, retry_for: 2m}\n")
+    monkeypatch.setenv("SEALCI_AGENT__SLOTS", "3")
+    monkeypatch.setenv("SEALCI_CLUSTER__NAMESPACE", "env")
+    settings = load(file, {"cluster": {"namespace": "flag"}})
+    assert (settings.agent.slots, settings.agent.pool) == (3, "file")
+    assert (settings.cluster.namespace, settings.cluster.retry_for) == ("flag", 120.0)
+    assert settings.cluster.request_timeout == 30.0
+
+
+def test_the_file_can_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEALCI_CONFIG", str(written(tmp_path, "agent: {slots: 2}\n")))
+    assert load(None, {}).agent.slots == 2
+
+
+def test_three_levels_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEALCI_SCHEDULER__TLS__ENABLED", "false")
+    monkeypatch.setenv("SEALCI_ENVIRONMENT__POD_TEMPLATE", '{"spec": {"priority": 1}}')
+    monkeypatch.setenv("SEALCI_POLICY__IMAGES", '["alpine*", "busybox"]')
+    settings = load(None, {})
+    assert not settings.scheduler.tls.enabled
+    assert settings.environment.pod_template == {"spec": {"priority": 1}}
+    assert settings.policy.images == ("alpine*", "busybox")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("agent: {slotz: 2}", "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting"),
+        ("agnt: {}", "agnt (SEALCI_AGNT): there is no such setting"),
+        ("agent: {slots: 0}", "agent.slots (SEALCI_AGENT__SLOTS): Input should be greater than or equal to 1; got 0"),
+        ("agent: {slots: many}", "SEALCI_AGENT__SLOTS"),
+        ("agent: {pool: Under_Score}", "SEALCI_AGENT__POOL"),
+        ("cluster: {retry_for: soon}", "'soon' is not a duration such as"),
+        ("cluster: {retry_for: -1}", "is not a duration"),
+        ("policy: {max_timeout: 0}", "SEALCI_POLICY__MAX_TIMEOUT"),
+        ("policy: {max_memory: lots}", "'lots' is not a quantity such as"),
+        ("policy: {repository_schemes: [file]}", "SEALCI_POLICY__REPOSITORY_SCHEMES"),
+        ("artifacts: {max_file_size: 1 GB}", "is not a quantity"),
+        ("environment: {workspace: relative}", "SEALCI_ENVIRONMENT__WORKSPACE"),
+        ("scheduler: {tls: {cert_file: a.pem}}", "cert_file and key_file must be set together"),
+        ("agent: [1]", "SEALCI_AGENT"),
+        ("agent: {slots: 2", "cannot be read"),
+        ("- agent", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(written(tmp_path, text), {})
+    assert says in str(error.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(written(tmp_path, "agent: {slots: 0, pool: ''}\nhttp: {port: 70000}\n"), {})
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["SEALCI_SLOTS", "SEALCI_AGENT__SLOTZ", "SEALCI_SCHEDULER__TLS__CA"])
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=f"{name}: there is no such setting"):
+        load(None, {})
+
+
+@pytest.mark.parametrize("rest", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8080_TCP_ADDR"])
+def test_the_kubelets_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
+    monkeypatch.setenv(f"SEALCI_AGENT_METRICS_{rest}", "tcp://10.0.0.1:8080")
+    load(None, {})
+
+
+def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is not a file"):
+        load(tmp_path / "none.yaml", {})
+
+
+def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
+    assert load(written(tmp_path, ""), {}).model_dump() == Settings().model_dump()
+
+
+def test_sizes_and_durations_are_numbers(tmp_path: Path) -> None:
+    text = "artifacts: {max_file_size: 64Mi, timeout: 1h30m}\nlogs: {max_line: 1024}\n"
+    settings = load(written(tmp_path, text), {})
+    assert (settings.artifacts.max_file_size, settings.artifacts.timeout) == (64 << 20, 5400.0)
+    assert settings.logs.max_line == 1024

@@ -1,0 +1,301 @@
+"""The real supervisor as PID 1, under dash, bash and busybox, against what users do to a shell."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from agent.cluster.markers import MarkerKind
+from agent.cluster.supervisor import MAX_COMMAND_BYTES
+from tests.unit.shells import SHELLS, Options, run
+
+REPLACED = "the shell was replaced"
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> str:
+    """Each shell in turn."""
+    return str(request.param)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Commands and what must come of them.
+
+    `code` the container's; `command` the one that the verdict names, 0 for the last; `text` the exact log, None when it
+    does not matter (a shell's own message); `says` what the verdict's message begins with.
+    """
+
+    commands: tuple[str, ...]
+    text: str | None = ""
+    code: int = 0
+    command: int = 0
+    says: str = ""
+
+
+def ok(*commands: str, text: str | None = "", command: int = 0) -> Case:
+    return Case(commands, text, command=command)
+
+
+def bad(*commands: str, code: int, command: int, text: str | None = "") -> Case:
+    return Case(commands, text, code, command, f"command {command} failed with exit code {code}")
+
+
+def replaced(*commands: str, command: int, text: str | None = "") -> Case:
+    return Case(commands, text, 0, command, f"{REPLACED} in command {command} ")
+
+
+NO = "echo no"
+LONG = "#" + "x" * (MAX_COMMAND_BYTES - 1)
+
+ENDS = [
+    ok("echo a", "echo b >&2; echo c", text="a\nb\nc\n"),
+    ok("printf a", "printf b", "printf '\\n'", text="ab\n"),
+    bad("echo a", "false", NO, code=1, command=2, text="a\n"),
+    bad("echo a\nfalse\necho b", NO, code=1, command=1, text="a\n"),
+    bad("exit 3", NO, code=3, command=1),
+    bad("true", "(exit 255)", NO, code=255, command=2),
+    bad("false || exit", NO, code=1, command=1),
+    bad("no-such-program", NO, code=127, command=1, text=None),
+    bad("./none", NO, code=127, command=1, text=None),
+    bad(": >plain; ./plain", NO, code=126, command=1, text=None),
+    bad("kill -9 $$", NO, code=137, command=1),
+    bad("kill -TERM $$", NO, code=143, command=1),
+    bad("kill -INT 0", NO, code=130, command=1),
+    bad("sh -c 'kill -9 -1'", NO, code=137, command=1),
+    bad("kill 0", NO, code=143, command=1, text=None),
+    ok("kill -INT 1; kill -TERM 1; kill -HUP 1; kill -KILL 1", "echo b", text="b\n"),
+    ok("sleep 99 & kill -9 -1; echo a", "echo b", text="a\nb\n"),
+]
+EXITS = [
+    ok("exit 0", NO, command=1),
+    ok("exit", NO, command=1),
+    ok("true && exit 0", NO, command=1),
+    ok("if true; then exit 0; fi", NO, command=1),
+    ok("! false && exit", NO, command=1),
+    ok("{ exit 0; } >/dev/null 2>&1", NO, command=1),
+    ok("f() { exit 0; }", "f", NO, command=2),
+    ok("case a in a) exit 0 ;; exit) ;; esac", NO, command=1),
+    ok("while :; do exit 0; done </dev/null", NO, command=1),
+    ok("eval 'exit 0'", NO, command=1),
+    ok("echo 'exit 0' >script; . ./script", NO, command=1),
+    ok("trap 'exit 0' EXIT; false", NO, command=1),
+    ok("trap 'echo bye' EXIT; exit 0", NO, text="bye\n", command=1),
+    ok("trap 'echo $? >&2' EXIT; exit 0", NO, text="0\n", command=1),
+    bad("set +e; false; exit", NO, code=1, command=1),
+    bad("trap 'exit 7' EXIT; exit 2", NO, code=7, command=1),
+    bad("trap 'echo bye' EXIT; exit 5", NO, code=5, command=1, text="bye\n"),
+    ok("(exit 3) || echo $?; x=$(exit 4) || echo $?; echo exit exit", text="3\n4\nexit exit\n"),
+    ok("case exit in exit) echo a ;; esac; for exit in b; do echo $exit; done", text="a\nb\n"),
+    replaced("(exit 0)", "exec true", NO, command=2),
+    replaced("(exit 0); exec true", NO, command=1),
+    replaced("exit 0 | cat; x=$(exit 0); exec true", NO, command=1),
+    replaced("unalias -a", "exit 0", NO, command=2),
+    replaced("command exit 0", NO, command=1),
+]
+REPLACEMENTS = [
+    replaced("exec true", NO, command=1),
+    replaced("true", "exec sh -c 'exit 0'", NO, command=2),
+    replaced("set -n", NO, command=1),
+    bad("exec false", NO, code=1, command=1),
+    bad("exec sh -c 'exit 9'", NO, code=9, command=1),
+    ok("true", "exec true"),
+    ok("true", "exec echo a", text="a\n"),
+]
+STATE = [
+    ok(
+        "cd /; a=1; export b=2; f() { echo $a; }; alias g='echo $b'",
+        "pwd; f",
+        "g; sh -c 'echo $b'",
+        text="/\n1\n2\n2\n",
+    ),
+    ok("umask 027; set -- a b; shift", "umask; echo $1 $# $0; shift", "echo $#", text="0027\nb 1 sh\n0\n"),
+    ok("set -C; : >f; set -f; set -u; IFS=0123456789saelci", "echo *", "echo $-", text=None),
+    ok("set +e; false; echo a", "false; echo b", text="a\nb\n"),
+    bad("set +e", "echo a; false", NO, code=1, command=2, text="a\n"),
+    ok("exec >file; echo a", "echo b", "cat file >&2", text="a\nb\n"),
+    ok("exec >/dev/null 2>&1", NO),
+    ok("exec >&- 2>&-", "true", "exit 0", NO, command=3),
+    ok('for n in 3 4 5 6 7 8 9; do eval "exec $n>&-"; done', "echo a", text="a\n"),
+    ok("exec 8>file 9>other; echo a >&8", "echo b >&8; cat file", text="a\nb\n"),
+    ok("ls /proc/self/fd", text="0\n1\n2\n3\n"),
+    ok("unset PATH", "echo a", text="a\n"),
+    ok("PATH=/nonexistent", "echo a; exit 0", NO, text="a\n", command=2),
+    ok("read x || echo none", text="none\n"),
+    ok("set -a; a=1", "env | grep -c sealci || env | grep ^a=", text="0\na=1\n"),
+    ok("echo x >&2 & wait; sleep 99 & sleep 99 >&2 &", "echo a", text="x\na\n"),
+]
+OVERRIDES = [
+    *(
+        ok(f"{name}() {{ echo bad; return 1; }}", "\\exit 0")
+        for name in ("echo", "printf", "command", "kill", "test", "read", "alias", "true")
+    ),
+    *(
+        ok(f"alias {name}='echo bad'", "\\true")
+        for name in ("printf", "test", "set", "eval", "return", "unset", "read")
+    ),
+    *(bad(f"{name}() {{ :; }}", NO, code=2, command=1, text=None) for name in ("eval", "set", "unset", "exit")),
+    bad("alias exit='exit 5'", "exit", NO, code=5, command=2),
+]
+TEXTS = [
+    ok("", " ", "\n\n", "# a comment", "echo a # b", text="a\n"),
+    ok("cat <<E\na $((1+1))\nE", "cat <<'E'\n$x `y` \"z\"\nE", text='a 2\n$x `y` "z"\n'),
+    ok("echo a \\", text=None),
+    ok("break; continue", "echo a", text=None),
+    ok("cat <<E\na", "echo b", text=None),
+    ok(
+        "echo 'ünï \U0001f980 \x01\x1b[0m'",
+        "echo \"$(printf '\\377')\"",
+        text="ünï \U0001f980 \x01\x1b[0m\n\udcff\n",
+    ),
+    ok(*[LONG] * 4),
+    ok("echo '" + "y" * (MAX_COMMAND_BYTES - 7) + "'", text="y" * (MAX_COMMAND_BYTES - 7) + "\n"),
+    ok(*["n=$((n + 1))"] * 299, "echo $n", text="299\n"),
+    bad("-x", NO, code=127, command=1, text=None),
+    bad("true", "if true", NO, code=2, command=2, text=None),
+    bad("echo 'a", NO, code=2, command=1, text=None),
+]
+TRAPS = [
+    ok("trap 'echo bye' EXIT", "echo a", text="a\nbye\n"),
+    bad("trap 'echo bye >&2' EXIT", "false", NO, code=1, command=2, text="bye\n"),
+    bad("set +e; trap 'echo bye >&2' EXIT", "false", NO, code=1, command=2, text="bye\n"),
+    ok("trap 'echo term' TERM; kill -TERM $$", "kill -TERM $$", text="term\nterm\n"),
+    ok("trap '' TERM; kill -TERM $$; trap - TERM", "echo a", text="a\n"),
+    Case(("trap 'exit 4' EXIT", "true"), "", 4, 2, "the shell failed after the last command with exit code 4"),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*ENDS, *EXITS, *REPLACEMENTS, *STATE, *OVERRIDES, *TEXTS, *TRAPS],
+    ids=lambda case: repr(case.commands)[:60],
+)
+def test_every_way_to_end_is_told_apart(shell: str, case: Case) -> None:
+    result = run(shell, *case.commands)
+    assert result.code == case.code, result.text
+    assert result.verdict.succeeded == (not case.says)
+    assert result.verdict.message.startswith(case.says)
+    last = case.command or len(case.commands)
+    assert result.verdict.command == last
+    if case.text is not None:
+        assert result.text == case.text
+    between = " ".join(f"s{number} f{number}:0" for number in range(1, last))
+    rest = result.announced.removeprefix(between).split()
+    assert rest[0] == f"s{last}"
+    assert rest[1:] in (
+        [f"l:{case.code}"],
+        [f"f{last}:{case.code}", f"l:{case.code}"],
+        [f"f{last}:0", f"l:{case.code}"],
+    )
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 126, 127, 129, 130, 143, 255])
+def test_exit_codes_are_kept(shell: str, code: int) -> None:
+    assert run(shell, f"exit {code}", NO).code == code
+    assert run(shell, f"(exit {code})", NO).code == code
+    assert run(shell, f"exec sh -c 'exit {code}'", NO).code == code
+
+
+def test_a_pipeline_fails_as_a_whole_where_the_shell_can_tell(shell: str) -> None:
+    result = run(shell, "false | true", "echo a")
+    assert result.verdict.succeeded == (shell == "dash")
+
+
+def test_return_outside_a_function_never_passes_for_success(shell: str) -> None:
+    result = run(shell, "return 0", NO)
+    assert not result.verdict.succeeded
+    assert result.verdict.command == 1
+
+
+PLUS = {"dash": "+", "bash": "++", "busybox": "+"}  # bash counts its own eval
+
+
+def test_a_trace_shows_the_user_s_lines_only(shell: str) -> None:
+    lines = ["@ true", "@ echo a", "a", "@ b=c", "@ false", "@ echo d", "d", "@ set +x", "e"]
+    result = run(shell, "set -x; true", "echo a; b=c", "false || echo d", "set +x", "echo e")
+    assert result.text == "".join(line.replace("@", PLUS[shell]) + "\n" for line in lines)
+
+
+@pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("true && exit 3", 3), ("(exit 3)", 3)])
+def test_a_trace_of_the_end_shows_the_user_s_lines_only(shell: str, end: str, code: int) -> None:
+    result = run(shell, "set -x", f"trap 'echo bye' EXIT\n{end}", NO)
+    assert result.code == code
+    assert "sealci" not in result.text
+    assert result.text.splitlines()[-2:] == ["+ echo bye", "bye"]
+    assert f"{PLUS[shell]} exit 3" in result.text or "(" in end
+
+
+def test_a_verbose_shell_shows_the_user_s_lines_only(shell: str) -> None:
+    result = run(shell, "set -v", "echo a\necho b", "set +v")
+    assert result.text == ("echo a\na\necho b\nb\nset +v\n" if shell == "bash" else "a\nb\n")
+
+
+def test_traps_that_only_bash_has_do_not_see_our_workings() -> None:
+    result = run("bash", "set -E; trap 'echo failed' ERR; trap 'echo returned' RETURN", "false || true", "false", NO)
+    assert result.text == "failed\n"
+    assert result.code == 1
+    debug = run("bash", "trap 'echo \"$BASH_COMMAND\"' DEBUG", "echo a").text
+    assert "__sealci 2" not in debug
+
+
+def test_signals_have_their_default_in_commands(shell: str) -> None:
+    script = "import signal as s; print(*(s.getsignal(n) == s.SIG_DFL for n in (s.SIGTERM, s.SIGQUIT, s.SIGHUP)))"
+    interrupts = "import signal as s; print(s.getsignal(s.SIGINT) is s.default_int_handler)"
+    result = run(shell, f"'{sys.executable}' -c '{script}'", f"'{sys.executable}' -c '{interrupts}'")
+    assert result.text == "True True True\nTrue\n"
+
+
+def test_the_environment_reaches_the_commands_unchanged(shell: str) -> None:
+    env = {"code": "c", "A": "b c\n d", "workspace": "w", "n": "1", "IFS": "x", "HOME": "/h", "EMPTY": ""}
+    result = run(shell, "env -0 | tr '\\0' '\\1'", options=Options(env=env))
+    seen = dict(line.split("=", 1) for line in result.text.removesuffix("\x01").split("\x01"))
+    of_the_shell = {"PATH", "PWD", "SHLVL", "_", "IFS"}
+    assert {name: value for name, value in seen.items() if name not in of_the_shell} == {
+        name: value for name, value in env.items() if name not in of_the_shell
+    }
+
+
+@pytest.mark.parametrize("own_pipe", [True, False])
+def test_an_image_s_user_without_rights_is_served_as_well(shell: str, own_pipe: bool) -> None:
+    options = Options(uid=1234, own_pipe=own_pipe)
+    result = run(shell, "id -u; exec >file", NO, "exit 0", NO, options=options)
+    assert result.verdict.succeeded
+    assert result.text == "1234\n"
+    assert result.announced == "s1 f1:0 s2 f2:0 s3 l:0"
+
+
+def test_a_file_of_the_user_never_gets_a_marker(shell: str) -> None:
+    """Where the log cannot be opened anew, a user who takes its descriptor loses markers, and nothing else."""
+    options = Options(uid=1234)
+    result = run(shell, "exec 8>file", "true", "test ! -s file", options=options)
+    assert result.verdict.succeeded
+    assert result.announced == "s1 l:0"
+
+
+def test_a_record_that_the_user_wrote_over_is_written_anew_with_the_next_command(shell: str) -> None:
+    over = "echo mine >../termination-log"
+    result = run(shell, over, "exit 0", NO)
+    assert result.verdict.succeeded
+    assert "mine" not in result.message
+    failed = run(shell, f"{over}; (exit 4)", NO)
+    assert failed.verdict.message == "the commands failed with exit code 4"
+    assert not run(shell, f"{over}; exec true", NO).verdict.succeeded
+
+
+def test_the_last_marker_is_last_whoever_still_prints(shell: str) -> None:
+    result = run(shell, "yes & yes >&2 &", "sleep 0.05; trap '' TERM; sh -c 'while :; do echo n; done' &")
+    assert result.verdict.succeeded
+    last = result.items[-2] if result.items[-1] == b"" else result.items[-1]
+    assert not isinstance(last, bytes)
+    assert last.kind is MarkerKind.LAST
+
+
+def test_a_workspace_that_cannot_be_entered_is_said(shell: str) -> None:
+    result = run(shell, NO, options=Options(workspace="/nonexistent/there"))
+    assert result.code == 125
+    assert result.ending is None
+    assert result.message == "the workspace /nonexistent/there cannot be entered"
+    assert result.text == "sealci: the workspace /nonexistent/there cannot be entered\n"
+    assert result.announced == "l:125"

@@ -1,0 +1,120 @@
+"""What the supervisor says and what is made of it: argv, record and verdict. `test_supervised.py` runs it for real."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.cluster import supervisor
+from agent.cluster.supervisor import Ending, Verdict, judge, read_termination
+from tests.unit.shells import NONCE
+
+OTHER = "0ther0ther0ther0"
+
+
+def entrypoint(*commands: str, nonce: str = NONCE, wait_for_files: bool = False) -> list[str]:
+    return supervisor.entrypoint(commands, nonce=nonce, workspace="/workspace", wait_for_files=wait_for_files)
+
+
+def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
+    argv = entrypoint("echo 'a' \"$b\"", "", "-x")
+    assert argv[:2] == ["/bin/sh", "-c"]
+    assert argv[-3:] == ["echo 'a' \"$b\"", "", "-x"]
+
+
+def test_no_argument_of_ours_is_longer_than_the_kernel_takes() -> None:
+    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * supervisor.MAX_COMMANDS))
+    assert longest < 128 * 1024
+
+
+def test_the_files_container_is_waited_for_only_on_demand() -> None:
+    assert "/.sealci/ready" in entrypoint("true", wait_for_files=True)
+    assert "/.sealci/ready" not in entrypoint("true")
+
+
+@pytest.mark.parametrize(
+    ("commands", "nonce", "says"),
+    [
+        ([], NONCE, "0 commands"),
+        (["true"] * (supervisor.MAX_COMMANDS + 1), NONCE, "1001 commands"),
+        (["a\0b"], NONCE, "NUL"),
+        (["true"], "$(reboot) $(reboot)", "nonce"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(commands: list[str], nonce: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        entrypoint(*commands, nonce=nonce)
+
+
+@pytest.mark.parametrize(
+    ("message", "ending"),
+    [
+        ("", None),
+        ("the user's own words\n", None),
+        (f"sealci {OTHER} completed 2\nsealci {OTHER} end 0\n", None),
+        (f"sealci {NONCE} started 2\n", Ending(2)),
+        (f"sealci {NONCE} started 2\nsealci {NONCE} end 137\n", Ending(2, exit_code=137)),
+        (f"sealci {NONCE} exit 1\nsealci {NONCE} end 0\n", Ending(1, left_by_exit=True, exit_code=0)),
+        (f"sealci {NONCE} completed 3\nsealci {NONCE} end 0\n", Ending(3, completed=True, exit_code=0)),
+        (
+            f"sealci {NONCE} completed 3\nmine, no newline" + f"sealci {NONCE} end 0\n",
+            Ending(3, True, False, 0),
+        ),
+        (f"sealci {NONCE} completed 3\nsealci {OTHER} started 1\n", Ending(3, completed=True)),
+        (f"mine\nsealci {NONCE} end 5\n", Ending(None, exit_code=5)),
+        (f"ealci {NONCE} started 1", None),
+        (f"{'x' * 4000}sealci {NONCE} started 12", Ending(12)),
+    ],
+)
+def test_the_record_is_found_among_what_the_user_wrote(message: str, ending: Ending | None) -> None:
+    assert read_termination(message, NONCE) == ending
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "verdict"),
+    [
+        (0, Ending(3, completed=True, exit_code=0), Verdict(True, 3, "")),
+        (0, Ending(3), Verdict(True, 3, "")),
+        (0, Ending(1, left_by_exit=True), Verdict(True, 1, "")),
+        (1, Ending(2), Verdict(False, 2, "command 2 failed with exit code 1")),
+        (1, Ending(1, left_by_exit=True), Verdict(False, 1, "command 1 failed with exit code 1")),
+        (126, Ending(1), Verdict(False, 1, "command 1 failed with exit code 126 (not executable)")),
+        (127, Ending(1), Verdict(False, 1, "command 1 failed with exit code 127 (not found)")),
+        (137, Ending(3), Verdict(False, 3, "command 3 failed with exit code 137 (SIGKILL)")),
+        (255, Ending(1), Verdict(False, 1, "command 1 failed with exit code 255")),
+        (
+            4,
+            Ending(3, completed=True),
+            Verdict(False, 3, "the shell failed after the last command with exit code 4"),
+        ),
+        (2, None, Verdict(False, 0, "no command was started (exit code 2)")),
+        (2, Ending(None, exit_code=2), Verdict(False, 0, "the commands failed with exit code 2")),
+        (0, None, Verdict(False, 0, "the shell left with code 0 but no record that it ran the commands")),
+        (
+            0,
+            Ending(None),
+            Verdict(False, 0, "the shell left with code 0 but no record that it ran the commands"),
+        ),
+    ],
+)
+def test_the_verdict(code: int, ending: Ending | None, verdict: Verdict) -> None:
+    assert judge(code, ending, 3) == verdict
+
+
+@pytest.mark.parametrize(("command", "rest"), [(1, "2 more commands did not run"), (2, "1 more command did not run")])
+def test_code_0_before_the_last_command_is_no_success(command: int, rest: str) -> None:
+    verdict = judge(0, Ending(command, exit_code=0), 3)
+    assert not verdict.succeeded
+    assert verdict.command == command
+    assert verdict.message.startswith(f"the shell was replaced in command {command}")
+    assert verdict.message.endswith(rest)
+
+
+@pytest.mark.parametrize(("grace", "exact", "whole"), [(0, "0.000", "0"), (2.5, "2.500", "3"), (30, "30.000", "30")])
+def test_the_grace_is_given_exactly_and_for_sleeps_that_take_whole_seconds(
+    grace: float, exact: str, whole: str
+) -> None:
+    assert supervisor.interrupt(grace)[-2:] == [exact, whole]
+
+
+def test_the_hook_of_a_deletion_leaves_with_success() -> None:
+    assert supervisor.pre_stop()[-1].endswith("exit 0")

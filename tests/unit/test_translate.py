@@ -1,0 +1,271 @@
+"""The border: both directions agree, every enum is complete, and nothing bad comes through."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from agent.actions import (
+    Accepted,
+    Action,
+    ArtifactRules,
+    ArtifactSummary,
+    Cancel,
+    CommandFinished,
+    CommandStarted,
+    Cursor,
+    Event,
+    FileData,
+    FileEnd,
+    FilePart,
+    FileStart,
+    Finished,
+    Health,
+    Key,
+    LeftOut,
+    LogChunk,
+    Outcome,
+    Readiness,
+    Rejected,
+    Repository,
+    Resources,
+    Result,
+    Resume,
+    SessionState,
+    Source,
+    StageChanged,
+    When,
+)
+from agent.errors import ActionFailed, Reason, Rejection, Stage
+from agent.scheduler import translate
+from agent.scheduler.translate import fields
+from agent.scheduler.wire import agent_pb2 as wire
+
+KEY = Key("übung/1", 2, 3)
+CURSOR = Cursor("2026-01-01T00:00:00.000000001Z", 2, 30, 4000, 5)
+
+ACTIONS = [
+    Action(KEY, "alpine", ("true",)),
+    Action(
+        key=KEY,
+        image="alpine:3",
+        commands=("cd /tmp", "echo 'ä'"),
+        name="build",
+        env={"A": "1", "EMPTY": ""},
+        secrets={"TOKEN": "geheim"},
+        repository=Repository("https://example.org/r.git", "main", 1, True, "creds"),
+        resources=Resources("500m", "1Gi", "2Gi"),
+        timeout=90.25,
+        artifacts=ArtifactRules(("out/**",), ("*.o",), When.ALWAYS),
+        traceparent="00-1-2-03",
+    ),
+    Action(KEY, "alpine", ("true",), artifacts=ArtifactRules(when=When.NEVER)),
+]
+EVENTS: list[Event] = [
+    Accepted("ns/pod"),
+    *(Rejected(why, "full") for why in Rejection),
+    *(StageChanged(stage, "pulling image") for stage in Stage),
+    CommandStarted(1, CURSOR),
+    CommandFinished(2, -1, 1.5, CURSOR),
+    LogChunk(b"\xff\x00", CURSOR),
+    *(LogChunk(b"", None, source) for source in Source),
+    ArtifactSummary(3, 4, (LeftOut(b"\xff/a", "too large"),), 7),
+    Finished(Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, None, 0, 3)),
+    Finished(Outcome(Result.FAILED, Stage.SETUP, Reason.IMAGE_PULL_FAILED, None, 0, "no such image")),
+    *(Finished(Outcome(Result.FAILED, Stage.COMMANDS, reason, 137, 1, "x")) for reason in Reason),
+    Finished(Outcome(Result.CANCELLED, Stage.COMMANDS, Reason.CANCELLED, 143, 1)),
+]
+PARTS: list[FilePart | translate.UploadEnd] = [
+    FileStart(b"\xff/a", 0o755, 1 << 40),
+    FileData(b"\x00"),
+    FileEnd(bytes(32)),
+    translate.UploadEnd(2, 1 << 40),
+]
+
+
+# ---- both directions
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_actions(action: Action) -> None:
+    assert translate.action(wire.Action.FromString(translate.action_message(action).SerializeToString())) == action
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_events(event: Event) -> None:
+    sent = translate.event_message(KEY, 9, event)
+    assert translate.event(wire.Event.FromString(sent.SerializeToString())) == translate.Numbered(KEY, 9, event)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_an_upload(part: FilePart | translate.UploadEnd) -> None:
+    assert translate.part(wire.ArtifactPart.FromString(translate.part_message(part).SerializeToString())) == part
+
+
+@pytest.mark.parametrize("readiness", Readiness)
+def test_health(readiness: Readiness) -> None:
+    health = Health(readiness, 3, 4, False, "the cluster is away", 5)
+    assert translate.health(translate.health_message(health)) == health
+
+
+def test_session_states() -> None:
+    state = SessionState(KEY, 7, True)
+    assert translate.session_state(translate.session_state_message(state)) == state
+
+
+@pytest.mark.parametrize(
+    "resume",
+    [Resume(KEY), Resume(KEY, 7, CURSOR, Stage.COMMANDS, 2, Cancel(0.5, "stop"), {"TOKEN": "geheim"})],
+)
+def test_resumption(resume: Resume) -> None:
+    assert translate.resume(translate.resume_message(resume)) == resume
+
+
+@pytest.mark.parametrize("cancel", [Cancel(), Cancel(0.0), Cancel(2.5, "enough")])
+def test_requests_to_end(cancel: Cancel) -> None:
+    message = translate.cancel_message(("a", 2), cancel)
+    assert (message.action_id, message.attempt) == ("a", 2)
+    assert translate.cancel(message) == cancel
+
+
+def test_a_log_chunk_without_a_cursor_has_none_on_the_wire() -> None:
+    assert translate.event_message(KEY, 1, LogChunk(b"x")).log.cursor == b""
+
+
+# ---- enums
+
+
+def names(kind: Any, prefix: str = "") -> set[str]:
+    """Return the members of an enum of the wire, without the unspecified one."""
+    return {name.removeprefix(prefix) for name in kind.keys() if not name.endswith("UNSPECIFIED")}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("domain", "on_the_wire"),
+    [
+        (Stage, names(wire.Stage, "STAGE_")),
+        (Result, names(wire.Result)),
+        (Rejection, names(wire.Rejected.Why)),
+        (Source, names(wire.LogChunk.Source)),
+        (When, names(wire.ArtifactRules.When)),
+        (Readiness, names(wire.Health.Status)),
+        (Reason, names(wire.Reason) - {"CANCELLED_BY_REQUEST"} | {"CANCELLED"}),
+    ],
+)
+def test_enums_are_those_of_the_contract(domain: type[Enum], on_the_wire: set[str]) -> None:
+    assert {member.name for member in domain} == on_the_wire
+
+
+def test_reasons_of_users_and_of_the_infrastructure_are_told_apart_by_number() -> None:
+    for reason, number in fields.REASONS.items():
+        assert reason.infrastructure == (number >= 32), reason
+
+
+# ---- what cannot be used
+
+
+GOOD = wire.Action(action_id="a", attempt=1, claim=1, image="alpine", commands=["true"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"action_id": ""}, "action_id"),
+        ({"action_id": "ü" * 129}, "action_id"),
+        ({"attempt": 0}, "attempt"),
+        ({"claim": 0}, "claim"),
+        ({"image": ""}, "image"),
+        ({"image": "  "}, "image"),
+        ({"commands": []}, "commands"),
+        ({"timeout": Duration(seconds=-1)}, "timeout"),
+        ({"timeout": Duration()}, "timeout"),
+        ({"artifacts": wire.ArtifactRules(when=9)}, "artifacts.when"),  # type: ignore[arg-type]
+        ({"repository": wire.Repository(ref="main")}, "repository.url"),
+    ],
+)
+def test_a_bad_action_fails_with_the_field_and_what_is_allowed(change: dict[str, Any], named: str) -> None:
+    message = wire.Action()
+    message.CopyFrom(GOOD)
+    for field in change:
+        message.ClearField(field)  # type: ignore[arg-type]
+    message.MergeFrom(wire.Action(**change))
+    with pytest.raises(ActionFailed) as failed:
+        translate.action(message)
+    assert (failed.value.stage, failed.value.reason) == (Stage.ADMISSION, Reason.INVALID_CONFIGURATION)
+    assert failed.value.message.startswith(f"field {named}: ")
+    assert "allowed is" in failed.value.message
+
+
+def test_the_longest_action_id_is_allowed() -> None:
+    message = wire.Action(action_id="ü" * 128)
+    message.MergeFrom(wire.Action(attempt=1, claim=1, image="alpine", commands=["true"]))
+    assert translate.action(message).key.action_id == "ü" * 128
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (wire.Resume(action_id="a", attempt=1, claim=1, cursor=b"2|x"), "cursor"),
+        (wire.Resume(action_id="a", attempt=1, claim=1, stage=77), "stage"),  # type: ignore[arg-type]
+        (wire.Resume(action_id="a", claim=1), "attempt"),
+    ],
+)
+def test_a_bad_resumption_fails(message: wire.Resume, named: str) -> None:
+    with pytest.raises(ActionFailed, match=f"field {named}: "):
+        translate.resume(message)
+
+
+def test_a_bad_grace_does_not_keep_a_request_from_being_obeyed() -> None:
+    message = wire.Cancel(action_id="a", attempt=1, grace=Duration(seconds=-5), message="stop")
+    assert translate.cancel(message) == Cancel(None, "stop")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Event(action_id="a", attempt=1, claim=1, log=wire.LogChunk(data=b"x")),
+        wire.Event(action_id="a", attempt=1, claim=1, finished=wire.Outcome(stage=wire.STAGE_SETUP)),
+        wire.Event(action_id="a", attempt=1, claim=1, stage=wire.StageChanged()),
+        wire.Event(action_id="a", claim=1, accepted=wire.Accepted()),
+    ],
+)
+def test_a_bad_event_fails(message: wire.Event) -> None:
+    with pytest.raises(ActionFailed, match="field "):
+        translate.event(message)
+
+
+def test_kinds_of_a_later_version_are_no_error() -> None:
+    unknown = wire.Event.FromString(
+        wire.Event(action_id="a", attempt=1, claim=1, seq=4).SerializeToString() + b"\xfa\x01\x00"
+    )
+    assert translate.event(unknown) == translate.Numbered(Key("a"), 4, None)
+    assert translate.part(wire.ArtifactPart()) is None
+    later = wire.Health(status=9)  # type: ignore[arg-type]
+    assert translate.health(later).status is Readiness.DEGRADED
+
+
+# ---- what can always be sent
+
+
+def test_text_for_people_is_made_sendable() -> None:
+    outcome = Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, None, 0, "bad \udcff " + "x" * 100_000)
+    message = translate.event_message(KEY, 1, Finished(outcome))
+    assert message.ByteSize() < 20_000
+    assert message.finished.message.startswith("bad ? xxx")
+    assert message.finished.message.endswith("more characters)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "whole", "nanos"),
+    [(0.0, 0, 0), (1.5, 1, 500_000_000), (0.9999999999, 1, 0), (-3.0, 0, 0), (86400.0, 86400, 0)],
+)
+def test_durations(seconds: float, whole: int, nanos: int) -> None:
+    assert translate.duration(seconds) == Duration(seconds=whole, nanos=nanos)
+
+
+def test_secrets_are_in_no_representation() -> None:
+    assert "geheim" not in repr(ACTIONS[1])
+    assert "geheim" not in repr(Resume(KEY, secrets={"TOKEN": "geheim"}))
