@@ -1,7 +1,7 @@
 """The agent as a whole: every part is made, joined and started here, and ends here.
 
-One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks are born in one task group with names a
-person understands; the death of a root task ends the process, because an agent with a part missing is worse than one
+One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks are born in one task group with names
+a person understands; the death of a root task ends the process, because an agent with a part missing is worse than one
 that is restarted. Leaving is in this order: drain, sessions end, the stream is closed, the rest is cancelled.
 """
 
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 VERSION = version("sealci-agent")
 REFUSED = 4
 HTTP_START = 10.0
+NOTICE = 1.0
 
 
 class App:
@@ -171,7 +172,7 @@ class App:
             if seen != self.pods.reachable:
                 seen = self.pods.reachable
                 self.health.changed()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(NOTICE)
 
     def stop(self, why: str) -> None:
         """Ask to leave; asked again, sessions are cancelled."""
@@ -199,8 +200,12 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
             if on_start is not None:
                 on_start.set_result(app)
             await app.run()
-    except* Refused as refused:
-        log.error("the scheduler refuses this version of the agent", reason=str(refused.exceptions[0]))
+    except ExceptionGroup as group:
+        # The first root task that failed has ended the others; who called wants its error, not a group.
+        first = group.exceptions[0]
+        if not isinstance(first, Refused):
+            raise first from group
+        log.error("the scheduler refuses this version of the agent", reason=str(first))
         code = REFUSED
     finally:
         await client.close()

@@ -15,21 +15,19 @@ from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.actions import FileData, FileEnd, FileStart, LeftOut
-from agent.cluster.collector import MANIFEST_TYPE, MAX_NAME
-from agent.errors import AgentError
+from agent.actions import FileData, FileEnd, FileStart
+from agent.cluster.collector import MANIFEST_TYPE
+from agent.cluster.inventory import Manifest, ManifestReader
+from agent.cluster.tarheader import ArchiveError, checked_name, parse_header, parse_pax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.cluster.tarheader import Header
+
 BLOCK = 512
 MAX_PAX = 8 * 1024
-MAX_LINE = 64 * 1024
 ZEROS = bytes(BLOCK)
-
-
-class ArchiveError(AgentError):
-    """The stream is not what the collector sends, is not whole, or is over a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +40,6 @@ class Limits:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What the collector says about the whole.
-
-    `left_out` names at most 100 files, `left_out_files` counts all. `unmatched` are declared paths without a file,
-    `exceeded` is the declared file that ended the collection. `changed` files were written to while they were read.
-    """
-
-    files: int
-    total_bytes: int
-    left_out: tuple[LeftOut, ...]
-    left_out_files: int
-    unmatched: tuple[str, ...]
-    exceeded: LeftOut | None
-    changed: tuple[bytes, ...]
-
-
 class End(Enum):
     """The end of the archive: nothing may follow."""
 
@@ -66,16 +47,6 @@ class End(Enum):
 
 
 Item = FileStart | FileData | FileEnd | Manifest | End
-
-
-@dataclass(slots=True)
-class Header:
-    """One header block, checked."""
-
-    kind: bytes
-    name: bytes
-    mode: int
-    size: int
 
 
 class ArchiveReader:
@@ -213,139 +184,3 @@ class ArchiveReader:
         if reader.file_lines.digest() != self.manifest_lines.digest():
             raise ArchiveError("the files that arrived are not those of the manifest")
         return manifest
-
-
-class ManifestReader:
-    """Reads the manifest line by line; the lines of files are only hashed."""
-
-    def __init__(self) -> None:
-        self.file_lines = sha256()
-        self.rest = b""
-        self.said: dict[str, list[list[object]]] = {}
-        self.lines = 0
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the manifest."""
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > MAX_LINE:
-            raise ArchiveError("a line of the manifest is too long")
-        for line in lines:
-            if line.startswith(b'["file", '):
-                self.file_lines.update(line + b"\n")
-            else:
-                self._other(line)
-
-    def _other(self, line: bytes) -> None:
-        self.lines += 1
-        if self.lines > 2000:
-            raise ArchiveError("the manifest has too many lines")
-        try:
-            kind, *values = json.loads(line)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ArchiveError(f"not a line of a manifest: {line[:200]!r}") from error
-        self.said.setdefault(str(kind), []).append(values)
-
-    def close(self) -> Manifest:
-        """Return what was said.
-
-        Raises:
-            ArchiveError: the manifest is cut or makes no sense.
-        """
-        try:
-            if self.rest or set(self.said) - {"changed", "left", "unmatched", "exceeded", "end"}:
-                raise ValueError
-            ((files, size, left_out_files),) = self.said["end"]
-            exceeded = [left_out(*values) for values in self.said.get("exceeded", [])]
-            return Manifest(
-                files=number(files),
-                total_bytes=number(size),
-                left_out=tuple(left_out(*values) for values in self.said.get("left", [])),
-                left_out_files=number(left_out_files),
-                unmatched=tuple(printable(glob) for (glob,) in self.said.get("unmatched", [])),
-                exceeded=exceeded[0] if exceeded else None,
-                changed=tuple(encoded(path) for (path,) in self.said.get("changed", [])),
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise ArchiveError("the manifest makes no sense") from error
-
-
-def number(value: object) -> int:
-    """Return VALUE, which must be a whole number that is not negative."""
-    if not isinstance(value, int) or value < 0:
-        raise TypeError
-    return value
-
-
-def encoded(path: object) -> bytes:
-    """Return a path of the manifest as it is on the disk."""
-    return str(path).encode("utf-8", "surrogateescape")
-
-
-def printable(text: object) -> str:
-    """Return a text of the manifest in a form that every encoder takes."""
-    return str(text).encode("utf-8", "replace").decode("utf-8")
-
-
-def left_out(path: object, why: object) -> LeftOut:
-    """Return one file that was not sent."""
-    return LeftOut(encoded(path), printable(why))
-
-
-def parse_header(block: bytes) -> Header:
-    """Check the 512 bytes of a header and return what matters of it.
-
-    Raises:
-        ArchiveError: it is none, or a field is not in the collector's form.
-    """
-    if block[257:265] != b"ustar\x0000":
-        raise ArchiveError("a block that is no header of the archive")
-    if octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
-        raise ArchiveError("a header with a wrong checksum")
-    if block[157:257].strip(b"\0") or block[345:].strip(b"\0"):
-        raise ArchiveError("a header with a link or a prefix")
-    name = block[:100].rstrip(b"\0")
-    return Header(kind=block[156:157], name=name, mode=octal(block[100:108]), size=octal(block[124:136]))
-
-
-def octal(field: bytes) -> int:
-    """Read an octal number; neither signs nor base 256 are taken.
-
-    Raises:
-        ArchiveError: it is none.
-    """
-    digits = field.rstrip(b"\0 ")
-    if not digits or digits.strip(b"01234567"):
-        raise ArchiveError(f"a header with {field!r} for a number")
-    return int(digits, 8)
-
-
-def parse_pax(body: bytes) -> dict[bytes, bytes]:
-    """Read an extended header: `path` and `size` and nothing else, each at most once.
-
-    Raises:
-        ArchiveError: it is not of the collector's form.
-    """
-    found: dict[bytes, bytes] = {}
-    while body:
-        length, space, _ = body[:10].partition(b" ")
-        if not space or not length.isdigit() or not 0 < int(length) <= len(body):
-            raise ArchiveError("an extended header with a wrong length")
-        record, body = body[: int(length)], body[int(length) :]
-        key, equals, value = record[len(length) + 1 :].partition(b"=")
-        if not equals or not value.endswith(b"\n") or key not in (b"path", b"size") or key in found:
-            raise ArchiveError(f"an extended header with {key[:50]!r}")
-        found[key] = value[:-1]
-    if not found or not found.get(b"size", b"0").isdigit() or len(found.get(b"size", b"0")) > 18:
-        raise ArchiveError("an extended header without a meaning")
-    return found
-
-
-def checked_name(name: bytes) -> bytes:
-    """Return NAME, which stays inside the folder that it is relative to.
-
-    Raises:
-        ArchiveError: it may not.
-    """
-    if len(name) > MAX_NAME or b"\0" in name or any(part in (b"", b".", b"..") for part in name.split(b"/")):
-        raise ArchiveError(f"a file with the path {name[:200]!r}")
-    return name

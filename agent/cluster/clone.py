@@ -28,6 +28,8 @@ case "$1" in
 esac
 """
 SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# A plus or a colon would make a refspec of it.
+NO_REF = re.compile(r"^\+|[ ~^:?*\[\\]")
 
 
 class CloneFailed(Exception):
@@ -83,6 +85,8 @@ def check(url: str, ref: str, schemes: list[str]) -> None:
         raise CloneFailed(f"the scheme of {shown(url)} is not allowed; allowed: {', '.join(schemes)}")
     if url.startswith("-") or ref.startswith("-") or any(ord(letter) < 32 for letter in url + ref):
         raise CloneFailed("url and ref must not start with a dash nor hold control characters")
+    if NO_REF.search(ref):
+        raise CloneFailed(f"{ref!r} is not the name of a branch, a tag or a commit")
 
 
 def scheme_of(url: str) -> str:
@@ -145,6 +149,13 @@ def askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Pat
     return program
 
 
+def reason(said: str) -> str:
+    """Return the lines that tell why; git's advice follows them."""
+    lines = said.splitlines()
+    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
+    return " ".join((telling or lines)[:4])
+
+
 def run(command: list[str], env: dict[str, str], timeout: float, url: str) -> str:
     """Run git and return what it prints.
 
@@ -161,7 +172,7 @@ def run(command: list[str], env: dict[str, str], timeout: float, url: str) -> st
     if said:
         print(said, flush=True)  # noqa: T201 - this is the set-up log
     if done.returncode:
-        raise CloneFailed(f"{shown(url)}: {' '.join(said.splitlines()[-3:]) or f'git ended with {done.returncode}'}")
+        raise CloneFailed(f"{shown(url)}: {reason(said) or f'git ended with {done.returncode}'}")
     return done.stdout.decode("utf-8", "replace")
 
 

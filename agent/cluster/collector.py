@@ -9,6 +9,7 @@ outside cannot exist, for links do not cross mounts. Empty folders and links are
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from hashlib import sha256
@@ -31,6 +32,7 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 BATCH = 256 * 1024
 NAMED = 100  # so many left-out files are named, the others counted
 MAX_NAME = 4096
+PATIENCE = 60  # seconds beyond the limit, until a collector that nobody reads ends itself
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
@@ -134,8 +136,7 @@ class Collection:
         exceeded = None
         try:
             for path, name, folder, facts in walk(root, self.enter, self.miss):
-                if time.monotonic() > self.end:
-                    self.over(path, f"not reached within the limit of {self.seconds} s")
+                if self.late(path):
                     break
                 if self.wanted(path, facts):
                     self.consider(path, name, folder, facts)
@@ -147,7 +148,7 @@ class Collection:
 
     def enter(self, path: str, name: str) -> bool:
         """Say if anything in the folder PATH can be wanted."""
-        if any(pattern.fullmatch(path) for pattern in self.exclude):
+        if self.late(path) or any(pattern.fullmatch(path) for pattern in self.exclude):
             return False
         if self.paths:
             parts = path.split("/")
@@ -157,6 +158,13 @@ class Collection:
         if name in DEFAULT_EXCLUDES:
             self.miss(path, "excluded by default", self.left_by_default)
             return False
+        return True
+
+    def late(self, path: str) -> bool:
+        """Say if the time is over, which leaves out PATH and all that follows."""
+        if time.monotonic() <= self.end:
+            return False
+        self.over(path, f"not reached within the limit of {self.seconds} s")
         return True
 
     def wanted(self, path: str, facts: os.stat_result) -> bool:
@@ -252,6 +260,8 @@ def main(arguments: list[str]) -> None:
     """Take WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
+    # Nobody ends the command of an exec whose client hung up: it would wait for ever to write.
+    signal.alarm(limits[3] + PATIENCE)
     paths, exclude = arguments[7 : 7 + number], arguments[7 + number :]
     old: set[bytes] = set()
     if not paths:

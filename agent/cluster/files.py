@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent.actions import ArtifactSummary
 from agent.cluster import payload
-from agent.cluster.archive import ArchiveError, ArchiveReader, End, Manifest
+from agent.cluster.archive import ArchiveReader, End
 from agent.cluster.exec import ExecError
+from agent.cluster.inventory import Manifest
+from agent.cluster.tarheader import ArchiveError
 from agent.errors import ClusterError
 from agent.observations import Collected
 

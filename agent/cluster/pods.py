@@ -53,7 +53,13 @@ class Pods:
         self.held: dict[str, PodEnvironment] = {}
         self.copies = asyncio.Semaphore(settings.artifacts.parallel)
         policy = settings.policy
-        self.limits = Limits(policy.pending_timeout, policy.pull_grace, policy.pull_timeout, policy.clone_timeout)
+        self.limits = Limits(
+            pending=policy.pending_timeout,
+            pull_grace=policy.pull_grace,
+            registry_grace=policy.registry_grace,
+            start=policy.pull_timeout,
+            clone=policy.clone_timeout,
+        )
 
     @property
     def reachable(self) -> bool:

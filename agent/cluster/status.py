@@ -39,6 +39,7 @@ NETWORK = re.compile(
     re.IGNORECASE,
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
+BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 SECRET_WAIT = 30.0
 
 
@@ -48,6 +49,7 @@ class Limits:
 
     pending: float
     pull_grace: float
+    registry_grace: float
     start: float
     clone: float
 
@@ -337,7 +339,7 @@ def started_detail(reasons: dict[str, Object]) -> str:
     """Say what containers wait for."""
     for name, why in reasons.items():
         if why.get("reason") in PULLING:
-            return f"pulling the image of {name}: {why.get('message', '')[:300]}"
+            return f"pulling the image of {name}: {BACK_OFF.sub('', why.get('message', ''))[:300]}"
     return "starting containers"
 
 
@@ -352,7 +354,7 @@ def stuck(
             return SECRET_WAIT - age
         return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT:g} s")
     if reason in PULLING:
-        limit = limits.start if NETWORK.search(message) else limits.pull_grace
+        limit = limits.registry_grace if NETWORK.search(message) else limits.pull_grace
         age = history.age(f"{name}/pull", now)
         if age < limit and not hopeless(message):
             return limit - age

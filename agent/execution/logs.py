@@ -1,7 +1,7 @@
 """The log of an environment to the scheduler: read, markers out, secrets masked, sent as it comes.
 
-Lives as long as the environment writes. The markers tell which command runs and are never the verdict. The outlet's full
-window holds the reader back, so the memory is bounded whatever is written.
+Lives as long as the environment writes. The markers tell which command runs and are never the verdict. The outlet's
+full window holds the reader back, so the memory is bounded whatever is written.
 """
 
 from __future__ import annotations

@@ -123,7 +123,6 @@ class LogStream:
                 f"[gap in the log: lines between {gap.since} and {gap.until or 'the end'} were rotated away by the"
                 " node before they could be read]"
             )
-        self.column = 0
         return self.taken()
 
     def finish(self) -> list[LogChunk | MarkerSeen]:

@@ -46,7 +46,7 @@ Span = tuple[int, int]
 class Masker:
     """Replaces secrets in a stream of bytes; takes name -> value, or bare values.
 
-    `held` is how many bytes at the end of what was fed are kept back, verbatim; at most `LONGEST` + `LONGEST_RUN`.
+    `held` is how many bytes at the end of what was fed are kept back, verbatim; at most `LONGEST_RUN` + 2 * `LONGEST`.
     `too_short` and `too_long` name the secrets (or number them, from 0) that are not or not wholly masked.
     """
 
@@ -115,28 +115,24 @@ class Masker:
 
     def settled(self, text: bytes, spans: list[Span]) -> int:
         """Return up to where no byte to come can change what is masked."""
-        begin = self.partial(text, 0)
+        begin = self.partial(text)
         for first, last in spans:
-            if begin <= first:
-                break
-            if begin < last:
-                if begin < first + LONGEST_RUN:
-                    return first
-                begin = self.partial(text, last)
+            if first < begin < last:
+                return first
         return begin
 
-    def partial(self, text: bytes, floor: int) -> int:
-        """Return the first index from `floor` on whose suffix is the beginning of a form, else the end."""
+    def partial(self, text: bytes) -> int:
+        """Return the first index whose suffix is the beginning of a form, else the end."""
         size = len(text)
         best = size
         for head, form in self.heads:
-            index = text.find(head, max(floor, size - len(form) + 1))
+            index = text.find(head, max(0, size - len(form) + 1))
             while 0 <= index < best:
                 if form.startswith(text[index:]):
                     best = index
                     break
                 index = text.find(head, index + 1)
-        for index in range(max(floor, size - SHORTEST + 1), size):
+        for index in range(max(0, size - SHORTEST + 1), size):
             if index < best and text[index:] in self.stubs:
                 return index
         return best

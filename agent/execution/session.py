@@ -1,8 +1,8 @@
 """One attempt of one action on this agent: its state, and everything that is sent to the scheduler about it.
 
-A session lives from the acceptance of its action until its environment is gone. It owns the outlet of its events and the
-one wish that can end it early (cancel, timeout, shutdown); `run` drives it. It speaks for nobody else: the verdict comes
-from the cluster's side, the bytes from the log and the files.
+A session lives from the acceptance of its action until its environment is gone. It owns the outlet of its events and
+the one wish that can end it early (cancel, timeout, shutdown); `run` drives it. It speaks for nobody else: the verdict
+comes from the cluster's side, the bytes from the log and the files.
 """
 
 from __future__ import annotations

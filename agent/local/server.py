@@ -238,7 +238,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
         """Queue a pipeline and tell what happens."""
         await self.access.check(context)
         try:
-            asked = pipeline.parse(request.text, request.file_name)
+            asked = await asyncio.to_thread(pipeline.parse, request.text, request.file_name)
             await self.dispatcher.submit(request.pipeline, asked, request.secrets)
         except (FileWrong, ValueError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -209,9 +209,10 @@ class Connection:
             await dialed.close()
 
     def end_uploads(self) -> None:
-        """End what goes over a connection that is being closed.
+        """End what goes over a connection that is about to be closed.
 
-        grpc would not (1.85.1): a write that waits for its call to begin waits for ever once its channel is closed.
+        grpc would end it with a `CancelledError` that nobody asked for, or (1.85.1) not at all: a write that waits for
+        its call to begin waits for ever once its channel is closed.
         """
         now = asyncio.get_running_loop().time()
         for end in self.uploads:

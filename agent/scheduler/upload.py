@@ -111,9 +111,6 @@ async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
     except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError):
         await answer(call)
         raise SchedulerError("the scheduler answered before all files were sent") from None
-    except asyncio.CancelledError:
-        raise_if_cancelled()
-        raise SchedulerError("the connection to the scheduler ended while files were sent") from None
 
 
 async def answer(call: UploadCall) -> wire.UploadReceipt:
@@ -123,16 +120,3 @@ async def answer(call: UploadCall) -> wire.UploadReceipt:
         return await call
     except aio.AioRpcError as error:
         raise SchedulerError(f"files were not stored: {error.code().name}: {error.details()}") from error
-    except asyncio.CancelledError:
-        raise_if_cancelled()
-        raise SchedulerError("the connection to the scheduler ended while files were sent") from None
-
-
-def raise_if_cancelled() -> None:
-    """Let a cancellation of this task pass.
-
-    grpc also raises `CancelledError` when the channel of the call is closed, which is not ours.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

@@ -4,6 +4,8 @@
     down            removes all of it (also what a killed one left)
     status          what runs; exit code 0 when all of it does
     kubeconfig      prints the path of its kubeconfig file
+    kubectl         prints the path of a kubectl that fits it
+    address         prints this machine's address as pods see it
     build           only builds the binaries (or `build helm`: one product of the table)
     image           builds the agent's image and loads it
     test-images     builds the images of the tests and loads them
@@ -62,6 +64,10 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             return 0 if provider.status() else 1
         case "kubeconfig", []:
             print(provider.kubeconfig())
+        case "kubectl", []:
+            print(provider.program())
+        case "address", []:
+            print(provider.address())
         case "build", []:
             provider.build()
         case "build", products:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +37,17 @@ class Existing:
     def kubeconfig(self) -> Path:
         """The first file of KUBECONFIG, or kubectl's default."""
         return Path(os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config").expanduser()
+
+    def program(self) -> str:
+        """Where kubectl is."""
+        found = shutil.which("kubectl")
+        if found is None:
+            raise Refusal("kubectl is not on PATH")
+        return found
+
+    def address(self) -> NoReturn:
+        """Cannot be known."""
+        raise Refusal("nothing on this machine can be reached from the pods of an existing cluster")
 
     def load(self, archive: Path) -> NoReturn:
         """Cannot be done."""

@@ -68,6 +68,19 @@ class Kind:
             raise Refusal("the cluster is not up: run `up` first")
         return self.settings.kubeconfig
 
+    def program(self) -> str:
+        """Where kubectl is."""
+        found = shutil.which("kubectl")
+        if found is None:
+            raise Refusal("kubectl is not on PATH")
+        return found
+
+    def address(self) -> str:
+        """This machine, as the gateway of the network that kind makes."""
+        template = "{{range .IPAM.Config}}{{.Gateway}}\n{{end}}"
+        gateways = run(["docker", "network", "inspect", "kind", "--format", template], seconds=30).split()
+        return next(each for each in gateways if "." in each)
+
     def load(self, archive: Path) -> None:
         """Imports a docker archive into the node."""
         self.kind("load", "image-archive", archive)

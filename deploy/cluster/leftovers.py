@@ -13,7 +13,7 @@ from pathlib import Path
 
 import processes
 from console import Refusal, run
-from settings import Settings
+from settings import LINK_PREFIX, Settings
 
 CGROUP_SECONDS = 20.0
 CNI_STATE = Path("/var/lib/cni")
@@ -35,14 +35,20 @@ def remove(settings: Settings) -> None:
     for mount in reversed(mounts_below(folder)):
         run(["umount", "--lazy", mount])
     restore_kernel_settings(folder)
-    if CNI_STATE.is_dir() and not any(CNI_STATE.iterdir()):
-        CNI_STATE.rmdir()
+    remove_mount_point()
     if folder.exists():
         # Renamed first: whatever interrupts the removal, what is left is no cluster any more.
         rubbish = folder.with_name(f"{folder.name}.removed")
         shutil.rmtree(rubbish, ignore_errors=True)
         folder.replace(rubbish)
     shutil.rmtree(folder.with_name(f"{folder.name}.removed"), ignore_errors=True)
+
+
+def remove_mount_point() -> None:
+    """Removes the folder that nodes mount over, unless another cluster lives: the kernel would drop its mount."""
+    others = any(link.name.startswith(LINK_PREFIX) for link in Path("/sys/class/net").iterdir())
+    if not others and CNI_STATE.is_dir() and not any(CNI_STATE.iterdir()):
+        CNI_STATE.rmdir()
 
 
 def cgroups(settings: Settings) -> list[Path]:

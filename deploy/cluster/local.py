@@ -92,6 +92,14 @@ class Local:
         self.require_up()
         return self.settings.kubeconfig
 
+    def program(self) -> Path:
+        """Where kubectl is."""
+        return builds.binary(self.settings, "kubectl")
+
+    def address(self) -> str:
+        """This machine, on the link that joins it to the node."""
+        return self.settings.gateway
+
     def load(self, archive: Path) -> None:
         """Imports a docker or OCI archive into the node's containerd."""
         self.require_up()

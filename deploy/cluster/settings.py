@@ -14,6 +14,7 @@ from pathlib import Path
 
 from console import Refusal
 
+LINK_PREFIX = "sealci-"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -35,7 +36,7 @@ class Settings:
     @property
     def name(self) -> str:
         """The name of the cluster, its node, its link and its cgroup."""
-        return f"sealci-{self.number}"
+        return f"{LINK_PREFIX}{self.number}"
 
     @property
     def folder(self) -> Path:

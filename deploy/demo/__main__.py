@@ -148,7 +148,7 @@ def check(folder: Path, scratch: Path) -> bool:
 
 def nothing_left(env: dict[str, str]) -> bool:
     """Show pods and Secrets of ours in all namespaces: there must be none."""
-    command = [verb("path", "kubectl"), "get", "pods,secrets", "-A", "-l", SELECTOR]
+    command = [verb("kubectl"), "get", "pods,secrets", "-A", "-l", SELECTOR]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     print(f"$ kubectl get pods,secrets -A -l {SELECTOR}\n{done.stdout}{done.stderr}".rstrip())
     return not done.stdout

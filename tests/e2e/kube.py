@@ -31,7 +31,7 @@ def kubeconfig() -> str:
 @cache
 def kubectl_path() -> str:
     """Return the kubectl that fits the cluster."""
-    return provider("path", "kubectl").splitlines()[-1]
+    return provider("kubectl").splitlines()[-1]
 
 
 def environment() -> dict[str, str]:

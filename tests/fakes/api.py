@@ -270,6 +270,10 @@ class FakeApi:
             {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
         )
 
+    def news(self, cuts: int, since: int) -> bool:
+        """Whether a watch has something to do."""
+        return self.stopping or self.cuts != cuts or self.bookmarks or self.version > since
+
     async def on_watch(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens after a version until the watch is cut."""
         since, cuts = int(request.query["resourceVersion"]), self.cuts
@@ -286,10 +290,8 @@ class FakeApi:
                     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
                     await response.write(json.dumps(bookmark).encode() + b"\n")
                     self.bookmarks = False
-                async with self.changed:
-                    await self.changed.wait_for(
-                        lambda: self.stopping or self.cuts != cuts or self.bookmarks or self.version > since
-                    )
+                seen = since
+                await self.until(lambda: self.news(cuts, seen))  # noqa: B023 - awaited at once
         finally:
             self.watches -= 1
         return response

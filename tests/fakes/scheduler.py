@@ -39,6 +39,7 @@ class Peer:
     authorization: str
     outgoing: asyncio.Queue[wire.SchedulerMessage | None] = field(default_factory=asyncio.Queue)
     register: wire.Register | None = None
+    order: list[str | None] = field(default_factory=list)
     health: list[wire.Health] = field(default_factory=list)
     adopted: list[wire.SessionState] = field(default_factory=list)
     events: int = 0
@@ -171,6 +172,7 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         """Read what the agent says."""
         async for message in messages:
             await self.reads.wait()
+            peer.order.append(message.WhichOneof("message"))
             match message.WhichOneof("message"):
                 case "register":
                     self.register(peer, message.register)

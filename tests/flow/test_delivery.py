@@ -191,13 +191,15 @@ async def test_a_scheduler_that_says_nothing_about_a_session_gets_the_rest(sched
     scheduler.answers_sessions = False
     async with rig(scheduler, keepalive=0.2, register_timeout=0.2) as agent:
         outlet = agent.outbox.open(KEY)
+        scheduler.acknowledges = False
         await outlet.send(event(1))
-        await outlet.settled()
+        await scheduler.until(lambda: scheduler.last_seq(KEY) == 1)
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         await scheduler.connected(2)
+        scheduler.acknowledges = True
         await outlet.send(event(2))
         await outlet.settled()
-        assert scheduler.last_seq(KEY) == 2
+        assert [message.seq for message in scheduler.arrivals] == [1, 1, 2]
 
 
 async def test_an_adopted_session_goes_on_where_the_scheduler_says(scheduler: FakeScheduler) -> None:

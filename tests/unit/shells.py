@@ -100,12 +100,15 @@ class Container:
             os.fchown(writing, options.uid or 0, options.uid or 0)
         self.process = subprocess.Popen(
             self.argv(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=writing,
             stderr=writing,
             env={"PATH": os.environ["PATH"], **options.env},
         )
         os.close(writing)
+        # A stdin that stays open and silent: commands that read it must not see it.
+        assert self.process.stdin
+        self.stdin = self.process.stdin
         self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
         self.reader.start()
 
@@ -174,6 +177,7 @@ class Container:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
+        self.stdin.close()
         self.reader.join(DEADLINE)
 
 

@@ -20,8 +20,9 @@ import pytest
 
 from agent.actions import ArtifactRules, FileData, FileEnd, FileStart
 from agent.cluster import collector, files, workspace
-from agent.cluster.archive import ArchiveReader, Limits, Manifest
+from agent.cluster.archive import ArchiveReader, Limits
 from agent.cluster.globs import compiled, first_folders
+from agent.cluster.inventory import Manifest
 
 LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 
@@ -262,7 +263,7 @@ def test_a_folder_that_becomes_a_link_is_not_entered(place: Place) -> None:
     root = os.open(place.root, os.O_RDONLY)
     os.close(workspace.open_folder(root, "folder"))
     for path in ("etc", "loop/folder", "folder/up"):
-        with pytest.raises(OSError, match="Not a directory|Too many levels"):
+        with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
             workspace.open_folder(root, path)
     os.close(root)
 
@@ -421,6 +422,9 @@ def test_the_time_limit(place: Place) -> None:
     assert received.contents == {}
     assert received.left_out == {b"file": "not reached within the limit of -1 s"}
     assert place.collect("file", limits=limits).said.exceeded is not None
+    os.remove(place.root / "file")
+    place.write("folder/inside")
+    assert place.collect(limits=limits).left_out == {b"folder": "not reached within the limit of -1 s"}
 
 
 def test_left_out_files_are_counted_when_they_are_too_many_to_name(place: Place) -> None:
@@ -523,6 +527,14 @@ def test_a_reader_that_goes_away_ends_the_collector(place: Place) -> None:
         process.stdout.close()
         assert b"BrokenPipeError" in process.stderr.read()
     assert process.returncode == 1
+
+
+def test_a_collector_that_nobody_reads_ends_itself(place: Place) -> None:
+    globs = tuple(f"{index:0>100}" for index in range(2000))
+    seconds = 1 - collector.PATIENCE
+    command = place.command(ArtifactRules(globs), Limits(9, 9, 9, seconds))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.wait(30) == -signal.SIGALRM
 
 
 def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:

@@ -157,6 +157,15 @@ def test_chunks_are_no_longer_than_allowed() -> None:
     assert text(stream().feed(piece)) == piece.data
 
 
+def test_what_was_held_makes_no_chunk_too_long() -> None:
+    secret = b"".join(b"%d," % number for number in range(1000))
+    into = stream(secrets=(secret,))
+    assert into.feed(LogPiece(secret[:3000], Cursor("t", 1, 3000, 3000))) == []
+    out = into.feed(LogPiece(b"." * 2 * CHUNK, Cursor("t", 1, 3000 + 2 * CHUNK, 3000 + 2 * CHUNK)))
+    assert text(out) == secret[:3000] + b"." * 2 * CHUNK
+    assert max(len(item.data) for item in out if isinstance(item, LogChunk)) == CHUNK
+
+
 def test_a_partial_line_passes_at_once() -> None:
     out = stream(secrets=(b"yes-secret",)).feed(LogPiece(b"go on? [y/N] ", Cursor("t", 1, 13, 13)))
     assert out == [LogChunk(b"go on? [y/N] ", Cursor("t", 1, 13, 13))]
@@ -203,6 +212,12 @@ def test_the_total_is_cut_once_and_markers_still_come() -> None:
         assert into.left_out_of_total == 13
 
 
+def test_a_cut_total_hides_a_secrets_beginning() -> None:
+    assert text(run(log_of(b"1234 secret-value\n"), stream(Limits(1000, 10), (b"secret-value",)))) == (
+        b"1234 ***\n[log cut at 10 bytes: the rest is left out]\n"
+    )
+
+
 def test_a_marker_over_the_total_says_the_cut() -> None:
     payload = b"line\n" + finished(1) + b"more\n"
     assert text(run(log_of(payload), stream(Limits(1000, 8)))) == (
@@ -224,9 +239,11 @@ def test_a_gap_is_said_on_its_own_line() -> None:
     )
     assert into.gaps == 1
     # From the notice on, reading goes on behind the gap.
-    for index, item in enumerate(out):
-        if item.cursor and item.cursor.timestamp == stamp(EPOCH + SECOND).decode():
-            assert text(run(log, stream(start=item.cursor), item.cursor)) == text(out[index + 1 :])
+    behind = [index for index, item in enumerate(out) if item.cursor and item.cursor.total >= len(b"held sec")]
+    assert len(behind) == 3
+    for index in behind[1:]:
+        cursor = out[index].cursor or Cursor()
+        assert text(run(log, stream(start=cursor), cursor)) == text(out[index + 1 :])
 
 
 def test_a_gap_to_the_end_is_said() -> None:
@@ -236,11 +253,16 @@ def test_a_gap_to_the_end_is_said() -> None:
 
 def test_few_anchors_are_kept() -> None:
     into = stream(secrets=(b"\n".join([b"line"] * 500),))
-    log = KubeletLog()
     for number in range(400):
-        log.write(b"line\n", EPOCH + number)
-    run(log, into, block=36)
-    assert len(into.anchors) <= MOST_ANCHORS
+        end = number * 5 + 5
+        assert into.feed(LogPiece(b"line\n", Cursor(f"t{number}", 1, 5, end))) == []
+        assert len(into.anchors) <= MOST_ANCHORS
+    assert into.finish()[-1].cursor == Cursor("t399", 1, 5, 2000)
+
+
+def test_what_only_began_like_a_marker_is_text() -> None:
+    for block in (1, 1000):
+        assert text(run(log_of(b"abc" + BEGIN[:5]), stream(), block=block)) == b"abc" + BEGIN[:5]
 
 
 def test_joined_chunks_keep_the_last_cursor() -> None:

@@ -301,6 +301,7 @@ async def test_a_scheduler_that_forgot_is_handed_to_the_session(outbox: Outbox) 
     assert not outbox.resume(Resume(KEY, 1))
     assert calls == [(KEY, Resume(KEY, 1))]
     await outlet.send(event(4))
+    assert outbox.unanswered(time.monotonic() + 1) == ()
     assert outbox.take() is None
     outlet.restart(1)
     assert await blocked(settled), "nothing was acknowledged"

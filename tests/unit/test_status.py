@@ -16,7 +16,7 @@ Object = dict[str, Any]
 
 NONCE = "0123456789abcdef"
 SECRET = "sealci-build-1"
-LIMITS = Limits(pending=300.0, pull_grace=30.0, start=600.0, clone=500.0)
+LIMITS = Limits(pending=300.0, pull_grace=30.0, registry_grace=50.0, start=600.0, clone=500.0)
 INTENT = Intent(NONCE, commands=3, secret=SECRET, wants_files=True)
 BEGAN = datetime(2026, 11, 24, 8, 0, 0, tzinfo=UTC)
 

@@ -111,6 +111,7 @@ STATE = [
         "g; sh -c 'echo $b'",
         text="/\n1\n2\n2\n",
     ),
+    ok("echo $# $0", text="0 sh\n"),
     ok("umask 027; set -- a b; shift", "umask; echo $1 $# $0; shift", "echo $#", text="0027\nb 1 sh\n0\n"),
     ok("set -C; : >f; set -f; set -u; IFS=0123456789saelci", "echo *", "echo $-", text=None),
     ok("set +e; false; echo a", "false; echo b", text="a\nb\n"),
@@ -230,6 +231,13 @@ def test_a_trace_of_the_end_shows_the_user_s_lines_only(shell: str, end: str, co
 def test_a_verbose_shell_shows_the_user_s_lines_only(shell: str) -> None:
     result = run(shell, "set -v", "echo a\necho b", "set +v")
     assert result.text == ("echo a\na\necho b\nb\nset +v\n" if shell == "bash" else "a\nb\n")
+
+
+def test_a_verbose_trace_shows_the_user_s_lines_only(shell: str) -> None:
+    result = run(shell, "set -xv", "echo a", "set +xv")
+    verbose = ["echo a", "set +xv"] if shell == "bash" else ["", ""]
+    traced = [f"{PLUS[shell]} echo a\na", f"{PLUS[shell]} set +xv"]
+    assert result.text.split() == "\n".join((verbose[0], traced[0], verbose[1], traced[1])).split()
 
 
 def test_traps_that_only_bash_has_do_not_see_our_workings() -> None:

@@ -1,0 +1,41 @@
+"""A container registry that never has anything: answers every pull with one status, on the address that nodes reach."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from tests.e2e import kube
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 5000
+
+
+@contextlib.contextmanager
+def refusing(status: int) -> Iterator[str]:
+    """Serve while the block runs; yields the registry's name in image references."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = answer  # noqa: N815 - the names that the library calls
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+            """Stay quiet."""
+
+    server = ThreadingHTTPServer((kube.provider("address"), PORT), Handler)
+    thread = threading.Thread(target=server.serve_forever, name="registry", daemon=True)
+    thread.start()
+    try:
+        yield f"{server.server_address[0]!s}:{PORT}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

@@ -1,0 +1,135 @@
+"""The bytes that commands write are the bytes on the scheduler's disk: all, in order, once."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.lab import BASH, BUSYBOX, DEBIAN
+
+if TYPE_CHECKING:
+    from tests.e2e.lab import Lab, Report
+
+LONG = 5 << 20
+LINES = 100_000
+SEEDED = "import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes({}){})"
+ALL_BYTES = bytes(range(256)) * 40
+TAIL = "".join(f"line {number}\n" for number in range(200))
+PROGRESS = "".join(f"\r{percent}% {'#' * percent}" for percent in range(101)) + "\r\ndone\r\n"
+
+
+def python(program: str) -> str:
+    return f"python3 -c {shlex.quote(program)}"
+
+
+def count(first: int, last: int) -> str:
+    return "".join(f"{number}\n" for number in range(first, last + 1))
+
+
+# name: (image, commands, the whole log)
+CASES: dict[str, tuple[str, list[str], bytes]] = {
+    "nothing": (BUSYBOX, ["true"], b""),
+    "no-final-newline": (BUSYBOX, ["printf 'one\\ntwo'"], b"one\ntwo"),
+    "no-newline-between-commands": (BUSYBOX, ["printf a", "printf b", "printf c"], b"abc"),
+    "only-newlines": (BUSYBOX, ["printf '\\n\\n\\n'", "echo"], b"\n\n\n\n"),
+    "ff": (BUSYBOX, ["printf '\\377\\376 x\\n'"], b"\xff\xfe x\n"),
+    "nul": (BUSYBOX, ["printf 'a\\000b\\n\\000'"], b"a\0b\n\0"),
+    "all-bytes": (DEBIAN, [python("import sys; sys.stdout.buffer.write(bytes(range(256)) * 40)")], ALL_BYTES),
+    "progress": (DEBIAN, [python(f"print({PROGRESS!r}, end='')")], PROGRESS.encode()),
+    "long-line": (
+        DEBIAN,
+        [python(SEEDED.format(LONG // 2, ".hex().encode()"))],
+        random.Random(7).randbytes(LONG // 2).hex().encode(),
+    ),
+    "long-line-in-others": (
+        DEBIAN,
+        ["echo before", python(SEEDED.format(LONG // 2, ".hex().encode() + b'\\n'")), "echo after"],
+        b"before\n" + random.Random(7).randbytes(LONG // 2).hex().encode() + b"\nafter\n",
+    ),
+    "random-bytes": (DEBIAN, [python(SEEDED.format(2 << 20, ""))], random.Random(7).randbytes(2 << 20)),
+    "many-lines": (DEBIAN, [f"seq 1 {LINES}"], count(1, LINES).encode()),
+    "silence": (BUSYBOX, ["echo before; sleep 60; echo after"], b"before\nafter\n"),
+    "interleaved": (
+        BASH,
+        ["for i in {1..1000}; do echo out $i; echo err $i >&2; done"],
+        "".join(f"out {i}\nerr {i}\n" for i in range(1, 1001)).encode(),
+    ),
+    "paced": (BUSYBOX, ["for i in $(seq 1 50); do echo $i; sleep 0.05; done"], count(1, 50).encode()),
+    "almost-markers": (
+        BUSYBOX,
+        ["printf '\\036sealci:'; printf '\\036sealci:00000000:s:1\\n'; printf '\\036'"],
+        b"\x1esealci:\x1esealci:00000000:s:1\n\x1e",
+    ),
+}
+# The last lines and the end come at once; so often that a lost race would show.
+LAST = {f"last-moment-{number}": (DEBIAN, [python(f"print({TAIL!r}, end='')")], TAIL.encode()) for number in range(6)}
+KILLED = "import os, signal; os.write(1, {!r}); os.kill(os.getppid(), signal.SIGKILL)"
+CASES |= LAST
+
+
+@pytest.fixture(scope="module")
+def reports(lab: Lab) -> dict[str, Report]:
+    """Run all at once; the long silence is as long as the rest together."""
+    actions: dict[str, dict[str, Any]] = {
+        name: {"image": image, "commands": commands, "artifacts": "none"}
+        for name, (image, commands, _) in CASES.items()
+    }
+    return lab.run(actions)
+
+
+@pytest.fixture(scope="module")
+def failed(lab: Lab) -> dict[str, Report]:
+    """Run actions that write and die."""
+    return lab.run(
+        {
+            "exit": {"image": DEBIAN, "commands": [f"printf %s {shlex.quote(TAIL)}; exit 3"]},
+            "killed": {"image": DEBIAN, "commands": [python(KILLED.format(TAIL.encode()))]},
+            "timeout": {"image": DEBIAN, "commands": [f"printf %s {shlex.quote(TAIL)}; sleep 1000"], "timeout": "2s"},
+            "last-words": {
+                "image": BUSYBOX,
+                "commands": ["trap 'echo bye; exit 1' TERM; echo hello; while :; do sleep 0.1; done"],
+                "timeout": "2s",
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log(reports: dict[str, Report], name: str) -> None:
+    report, expected = reports[name], CASES[name][2]
+    assert report.outcome == ("succeeded", None, 0), report.finished
+    assert len(report.log) == len(expected)
+    assert report.log == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_that_is_told_is_the_log(reports: dict[str, Report], name: str) -> None:
+    told = "".join(event["text"] for event in reports[name].events if event["event"] == "log")
+    assert told == reports[name].text
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "log"),
+    [
+        ("exit", ("failed", "COMMAND_FAILED", 3), TAIL),
+        ("killed", ("failed", "COMMAND_FAILED", 137), TAIL),
+        ("timeout", ("failed", "DEADLINE_EXCEEDED", 143), TAIL),
+        ("last-words", ("failed", "DEADLINE_EXCEEDED", 1), "hello\nbye\n"),
+    ],
+)
+def test_the_log_of_a_failure_is_whole(
+    failed: dict[str, Report], name: str, outcome: tuple[str, str, int], log: str
+) -> None:
+    assert failed[name].outcome == outcome, failed[name]
+    assert failed[name].text == log
+
+
+def test_lines_come_as_they_are_written(lab: Lab) -> None:
+    submission = lab.start({"action": {"image": BUSYBOX, "commands": ["echo first; read x < go"], "timeout": "100s"}})
+    submission.until_running("action", "first")
+    assert not [event for event in submission.reports["action"].events if event["event"] == "finished"]
+    submission.cancel()
+    submission.process.wait(60)

@@ -1,0 +1,122 @@
+"""Set-ups that fail: each gives its reason, a log that a person understands, and no wait longer than its limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
+from tests.e2e.registry import refusing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SETTINGS: dict[str, Any] = {
+    "policy": {
+        "pull_grace": "4s",
+        "pull_timeout": "20s",
+        "pending_timeout": "5s",
+        "repository_schemes": ["https", "git"],
+        "images": ["localhost/*", "*:5000/*", "nowhere.invalid/*", "UPPER/*"],
+        "max_memory": "2Gi",
+        "max_cpu": "1000",
+    }
+}
+
+MISSING = "localhost/sealci-test/does-not-exist:1"
+CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    # name: (action, stage, reason, what the log must say)
+    "malformed-image": ({"image": "UPPER/case"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
+    "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
+    "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "nowhere.invalid"),
+    "unschedulable": (
+        {"image": BUSYBOX, "resources": {"cpu": "900"}},
+        "setup",
+        "UNSCHEDULABLE",
+        "Insufficient cpu",
+    ),
+    "bad-repository": (
+        {"image": BUSYBOX, "repo": {"url": "git://127.0.0.1:1/none.git"}},
+        "setup",
+        "REPOSITORY_FAILED",
+        "Output of the clone",
+    ),
+    "forbidden-scheme": (
+        {"image": BUSYBOX, "repo": {"url": "http://127.0.0.1/none.git"}},
+        "admission",
+        "INVALID_CONFIGURATION",
+        "repository.url",
+    ),
+    "missing-credentials": (
+        {"image": BUSYBOX, "repo": {"url": "https://127.0.0.1/none.git", "credentials": "no-such-secret"}},
+        "setup",
+        "",
+        "no-such-secret",
+    ),
+    "long-command": (
+        {"image": BUSYBOX, "commands": ["echo " + "x" * 131072]},
+        "admission",
+        "INVALID_CONFIGURATION",
+        "commands[1]",
+    ),
+    "image-not-allowed": ({"image": "docker.io/library/alpine"}, "admission", "INVALID_CONFIGURATION", "not allowed"),
+    "too-much-memory": (
+        {"image": BUSYBOX, "resources": {"memory": "3Gi"}},
+        "admission",
+        "INVALID_CONFIGURATION",
+        "over the maximum of 2Gi",
+    ),
+    "no-shell": ({"image": "localhost/sealci-test/nosh:1"}, "setup", "INVALID_CONFIGURATION", "/bin/sh"),
+    "wrong-processor": ({"image": "localhost/sealci-test/wrongarch:1"}, "setup", "INVALID_CONFIGURATION", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(namespace, tmp_path_factory.mktemp("lab"), **SETTINGS)
+    try:
+        lab.agent()
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def reports(lab: Lab) -> dict[str, Any]:
+    """Run all cases at once."""
+    return lab.run({name: {"commands": ["echo never"], **action} for name, (action, *_) in CASES.items()}, timeout=120)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_set_up_fails(reports: dict[str, Any], name: str) -> None:
+    _, stage, reason, says = CASES[name]
+    report = reports[name]
+    assert report.finished["outcome"] == "failed", report
+    assert report.finished["stage"] == stage, report
+    if reason:
+        assert report.finished["reason"] == reason, report
+    assert report.finished["exit_code"] is None, report
+    assert report.commands == []
+    assert says in report.text, report
+    assert "never" not in report.text.splitlines()
+
+
+def test_a_registry_that_refuses(lab: Lab) -> None:
+    with refusing(401) as registry:
+        report = lab.one(f"{registry}/private/image:1", "echo never")
+    assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
+    assert "401" in report.text or "authorization" in report.text, report
+
+
+def test_no_command_runs_when_the_files_image_cannot_be_pulled(namespace: str, tmp_path: Path) -> None:
+    lab = Lab(namespace, tmp_path, **SETTINGS)
+    try:
+        lab.agent(environment={"image": MISSING})
+        report = lab.one(DEBIAN, "echo ran; touch /workspace/ran")
+        assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
+        assert "image of files" in report.text
+        assert "ran" not in report.text.splitlines()
+    finally:
+        lab.close()

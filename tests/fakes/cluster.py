@@ -1,0 +1,256 @@
+"""A cluster in memory: environments whose life is a script, with the supervisor's real markers in their logs.
+
+Left to itself an environment pulls, runs all commands with code 0 and ends well. A `Script` says what differs; a test
+that wants to hold a stage sets `holds` and lets it go on by hand. The backend counts what was made and what was removed,
+so that a test can ask for the invariant: all that was made is gone, each exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart
+from agent.cluster.markers import MarkerReader
+from agent.errors import Reason
+from agent.observations import (
+    FINAL,
+    Collected,
+    Exited,
+    LogGap,
+    LogLost,
+    LogPiece,
+    Observation,
+    Running,
+    Waiting,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from agent.actions import Action, ArtifactRules, FilePart
+
+NONCE = "0123456789abcdef"
+
+
+@dataclass
+class Script:
+    """What differs from a life in which all goes well.
+
+    Args:
+        creates: what each `create` does instead of making the pod: an error to raise, None for nothing unusual.
+        setups: what is observed after each `create`; the last counts for all further ones.
+        codes: the exit code of each command, in order; the first that is not 0 is the last.
+        output: what each command writes.
+        end: what is observed in the end, instead of what follows from the codes.
+        holds: where the environment waits to be told: "create", "setup", "commands", "files", "remove".
+        collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
+        deaf: the commands cannot be interrupted.
+        remove_error: what `remove` raises, which it must not.
+    """
+
+    creates: list[BaseException | None] = field(default_factory=list)
+    setups: list[Sequence[Observation]] = field(default_factory=list)
+    codes: Sequence[int] = ()
+    output: bytes = b"hello\n"
+    end: Observation | None = None
+    tail: Sequence[LogPiece | LogGap | LogLost] = ()
+    holds: frozenset[str] = frozenset()
+    collections: list[Collected | BaseException] = field(default_factory=list)
+    content: bytes = b"artifact"
+    deaf: bool = False
+    remove_error: BaseException | None = None
+
+
+class FakeBackend:
+    """Makes environments; `script` gives each action its script."""
+
+    def __init__(self) -> None:
+        self.reachable = True
+        self.script: Callable[[Action], Script] = lambda action: Script()
+        self.environments: dict[str, FakeEnvironment] = {}
+        self.alive: set[str] = set()
+        self.changed = asyncio.Condition()
+
+    def environment(self, action: Action) -> FakeEnvironment:
+        """Return the environment of an attempt."""
+        environment = FakeEnvironment(self, action, self.script(action))
+        self.environments[action.key.action_id] = environment
+        return environment
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def at(self, action_id: str, step: str) -> FakeEnvironment:
+        """Wait until an environment has come to a step."""
+        await self.until(lambda: action_id in self.environments and step in self.environments[action_id].steps)
+        return self.environments[action_id]
+
+    async def notify(self) -> None:
+        """Let who waits look again."""
+        async with self.changed:
+            self.changed.notify_all()
+
+
+class FakeEnvironment:
+    """One environment. `steps` says what has happened, in order."""
+
+    def __init__(self, backend: FakeBackend, action: Action, script: Script) -> None:
+        self.backend = backend
+        self.action = action
+        self.script = script
+        self.steps: list[str] = []
+        self.released: set[str] = set()
+        self.seen: list[Observation] = []
+        self.written: list[LogPiece | LogGap | LogLost] = []
+        self.total = 0
+        self.log_is_over = False
+        self.creations = 0
+        self.removals = 0
+        self.tries_to_copy = 0
+        self.interrupts: list[float] = []
+        self.playing = False
+
+    @property
+    def name(self) -> str:
+        """Where it is."""
+        return f"memory/{self.action.key.action_id}"
+
+    # ---- the hand of the test
+
+    async def note(self, step: str) -> None:
+        """Note a step, and wait there if the script holds it."""
+        self.steps.append(step)
+        await self.backend.notify()
+        if step in self.script.holds:
+            await self.backend.until(lambda: step in self.released)
+
+    async def release(self, step: str) -> None:
+        """Let a step that is held go on."""
+        self.released.add(step)
+        await self.backend.notify()
+
+    async def show(self, *observations: Observation) -> None:
+        """Let the pod be seen like this."""
+        self.seen += observations
+        await self.backend.notify()
+
+    async def write(self, data: bytes) -> None:
+        """Append to the log."""
+        self.total += len(data)
+        self.written.append(LogPiece(data, Cursor("2026-11-24T08:00:00Z", 1, self.total, self.total)))
+        await self.backend.notify()
+
+    async def mark(self, text: str) -> None:
+        """Append a marker of the supervisor."""
+        await self.write(f"\x1esealci:{NONCE}:{text}\n".encode())
+
+    async def run_commands(self) -> None:
+        """Write what the commands write, and end."""
+        codes = self.script.codes or (0,) * len(self.action.commands)
+        for number, code in enumerate(codes, 1):
+            await self.mark(f"s:{number}")
+            await self.write(self.script.output)
+            await self.mark(f"f:{number}:{code}")
+        await self.end(codes[-1], len(codes))
+
+    async def end(self, code: int, command: int) -> None:
+        """End the container."""
+        self.written += self.script.tail
+        await self.mark(f"l:0:{code}")
+        self.log_is_over = True
+        reason = Reason.COMMAND_FAILED if code else None
+        message = f"command {command} failed with exit code {code}" if code else ""
+        files = self.action.artifacts.when.value != "never"
+        await self.show(self.script.end or Exited(code, command, reason, message, files))
+
+    # ---- the verbs
+
+    async def create(self) -> None:
+        """Make the pod."""
+        self.creations += 1
+        self.backend.alive.add(self.name)
+        await self.note("create")
+        if self.script.creates and (error := self.script.creates.pop(0)):
+            raise error
+        setups = self.script.setups
+        setup = (setups.pop(0) if len(setups) > 1 else setups[0]) if setups else (Waiting("pulling"), Running())
+        self.seen = []
+        await self.show(*setup)
+
+    async def observations(self) -> AsyncGenerator[Observation, None]:
+        """Yield what is shown; a new look begins with the newest."""
+        await self.note("setup")
+        position = max(0, len(self.seen) - 1) if self.playing else 0
+        while True:
+            await self.backend.until(lambda: len(self.seen) > position)  # noqa: B023 - awaited at once
+            seen = self.seen[position]
+            position += 1
+            yield seen
+            if isinstance(seen, FINAL):
+                return
+
+    def markers(self) -> MarkerReader:
+        """Return a fresh reader."""
+        return MarkerReader(NONCE)
+
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
+        """Yield the log; the commands begin when somebody reads it."""
+        self.playing = True
+        await self.note("log")
+        if not any(isinstance(seen, FINAL) for seen in self.seen):
+            await self.note("commands")
+            if not self.log_is_over:
+                await self.run_commands()
+        position = 0
+        while True:
+            await self.backend.until(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
+            if position >= len(self.written):
+                return
+            yield self.written[position]
+            position += 1
+
+    def log_ended(self) -> None:
+        """Take note of the last marker."""
+        self.steps.append("log ended")
+
+    async def interrupt(self, grace: float) -> bool:
+        """End the commands."""
+        self.interrupts.append(grace)
+        await self.note("interrupt")
+        if self.script.deaf:
+            return False
+        await self.end(143, 1)
+        await self.release("commands")
+        return True
+
+    async def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy one file out."""
+        self.tries_to_copy += 1
+        await self.note("files")
+        collections = self.script.collections
+        end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
+        yield FileStart(b"out.txt", 0o644, len(self.script.content))
+        yield FileData(self.script.content)
+        if isinstance(end, BaseException):
+            raise end
+        yield FileEnd(b"\0" * 32)
+        yield end
+
+    async def remove(self) -> None:
+        """Remove the pod."""
+        self.removals += 1
+        await self.note("remove")
+        self.backend.alive.discard(self.name)
+        self.steps.append("removed")
+        await self.backend.notify()
+        if self.script.remove_error:
+            raise self.script.remove_error
+
+
+def collected(refused: str = "", **summary: int) -> Collected:
+    """Return the end of a collection of one file."""
+    return Collected(ArtifactSummary(files=1, bytes=8, **summary), refused)

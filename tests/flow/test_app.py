@@ -1,0 +1,314 @@
+"""The agent as a whole, between a scripted API and a real grpc server: it starts, runs, and leaves in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from agent import app as apps
+from agent.actions import Action, ArtifactRules, Cancel, Key, When
+from agent.app import App, serve
+from agent.cluster.names import SESSION
+from agent.execution import commands
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from agent.settings import Settings
+from tests.fakes.api import FakeApi
+from tests.fakes.scheduler import FakeScheduler
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+Object = dict[str, Any]
+ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
+AT = "2026-11-24T08:00:00.000000001Z"
+
+
+class World:
+    """An agent with all that is around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.api = FakeApi()
+        self.scheduler = FakeScheduler()
+        self.folder = folder
+        self.app: App
+        self.task: asyncio.Task[int]
+
+    def settings(self, **more: Any) -> Settings:
+        """Return settings for this world."""
+        file = self.folder / "config"
+        cluster = [{"name": "k", "cluster": {"server": self.api.host}}]
+        contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
+        kubeconfig = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": cluster}
+        file.write_text(json.dumps(kubeconfig | {"contexts": contexts, "users": [{"name": "u", "user": {}}]}))
+        scheduler = {"address": self.scheduler.address, "tls": {"enabled": False}, "reconnect_max": 0.05}
+        values: Object = {
+            "scheduler": scheduler,
+            "cluster": {"namespace": "ci", "kubeconfig": file, "delete_timeout": 0.5, "retry_for": 0.5},
+            "http": {"host": "127.0.0.1", "port": 0},
+            "agent": {"slots": 3},
+        }
+        for section, fields in more.items():
+            values[section] = values.get(section, {}) | fields
+        return Settings.model_validate(values)
+
+    @asynccontextmanager
+    async def agent(self, **settings: Any) -> AsyncIterator[App]:
+        """Run an agent; it must have left in the end, or is asked to."""
+        await self.scheduler.start()
+        async with self.api.serving():
+            try:
+                made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
+                self.task = asyncio.create_task(serve(self.settings(**settings), made), name="agent")
+                self.app = await made
+                yield self.app
+                if not self.task.done():
+                    self.app.stop("the test is over")
+                    self.app.stop("at once")
+                await self.left()
+            finally:
+                self.task.cancel()
+                await asyncio.wait({self.task})
+                await self.scheduler.stop()
+
+    async def ready(self) -> None:
+        """Wait until the agent takes actions."""
+        await self.scheduler.connected()
+        await self.scheduler.until(lambda: self.told(wire.Health.READY))
+
+    def told(self, status: wire.Health.Status.ValueType) -> bool:
+        """Whether the scheduler was last told this."""
+        health = self.scheduler.peer.health if self.scheduler.peers else []
+        return bool(health) and health[-1].status == status
+
+    async def left(self, seconds: float = 5.0) -> int:
+        """Wait until the agent has left; return its exit code."""
+        async with asyncio.timeout(seconds):
+            return await self.task
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Ask the agent's port."""
+        url = f"http://127.0.0.1:{self.app.http.port}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return response.status, await response.text()
+
+    async def made(self) -> str:
+        """Wait until a pod was made; return its name."""
+        await self.api.until(lambda: bool(self.api.pods))
+        return next(iter(self.api.pods))
+
+    async def begin(self, action: Action = ACTION) -> str:
+        """Send an action and let its commands run; return the name of its pod."""
+        self.scheduler.peer.send(action=translate.action_message(action))
+        name = await self.made()
+        self.api.logs[name, "action"] = b""
+        running = {"name": "action", "started": True, "state": {"running": {"startedAt": AT}}}
+        await self.api.status(name, phase="Running", containerStatuses=[running])
+        await self.scheduler.until(
+            lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage"))
+        )
+        return name
+
+    async def end(self, name: str) -> None:
+        """End the commands of a pod."""
+        nonce = json.loads(self.api.pods[name]["metadata"]["annotations"][SESSION])["nonce"]
+        log = b""
+        for line in ("\x1esealci:NONCE:s:1", "hello", "\x1esealci:NONCE:f:1:0", "\x1esealci:NONCE:l:0:0"):
+            log += f"{AT} {line}\n".replace("NONCE", nonce).encode()
+        self.api.logs[name, "action"] = log
+        message = f"sealci {nonce} completed 1\nsealci {nonce} end 0\n"
+        terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": AT}
+        await self.api.status(
+            name, phase="Succeeded", containerStatuses=[{"name": "action", "state": {"terminated": terminated}}]
+        )
+
+    def events(self) -> list[wire.Event]:
+        """Return what is stored of the action."""
+        return self.scheduler.stored.get(("build", 1), [])
+
+    async def outcome(self) -> wire.Outcome:
+        """Wait for the outcome of the action."""
+        await self.scheduler.until(lambda: any(event.HasField("finished") for event in self.events()))
+        return next(event.finished.outcome for event in self.events() if event.HasField("finished"))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apps, "NOTICE", 0.01)
+    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
+
+
+async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:
+    async with world.agent():
+        await world.ready()
+        assert await world.get("/livez") == (200, "ok\n")
+        assert await world.get("/readyz") == (200, "ok\n")
+        status, metrics = await world.get("/metrics")
+        assert status == 200
+        assert "sealci_agent_stream_connected 1.0" in metrics
+        assert "sealci_agent_slots 3.0" in metrics
+        register = world.scheduler.peer.register
+        assert register is not None
+        assert register.slots == 3
+
+
+async def test_an_idle_agent_leaves_at_once_and_says_so(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        app.stop("SIGTERM")
+        assert await world.left(2.0) == 0
+    assert world.scheduler.peer.clean_end
+    assert world.told(wire.Health.DRAINING)
+
+
+async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        name = await world.begin()
+        await world.end(name)
+        outcome = await world.outcome()
+        assert outcome.result == wire.Outcome.SUCCEEDED, outcome
+        assert world.scheduler.log_of(ACTION.key) == b"hello\n"
+        await world.api.until(lambda: not world.api.pods)
+        await app.sessions.idle()
+        assert app.pods.held == {}
+        made = [each.verb for each in world.api.requests if name in each.path or each.verb == "create"]
+        assert made == ["create", "get", "get", "delete"] or made == ["create", "get", "delete"], made
+    assert world.scheduler.breaches == []
+
+
+async def test_a_stop_lets_what_runs_end_and_takes_nothing_new(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        name = await world.begin()
+        app.stop("SIGTERM")
+        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
+        assert (await world.get("/readyz"))[1] == "draining\n"
+        assert (await world.get("/livez"))[0] == 200
+        assert not world.task.done()
+        await world.end(name)
+        assert (await world.outcome()).result == wire.Outcome.SUCCEEDED
+        assert await world.left() == 0
+    assert world.api.pods == {}
+
+
+async def test_a_second_stop_cancels_what_runs(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        await world.begin()
+        app.stop("SIGTERM")
+        app.stop("SIGTERM")
+        outcome = await world.outcome()
+        assert (outcome.result, outcome.message) == (wire.Outcome.CANCELLED, "the agent was stopped")
+        assert await world.left() == 0
+    assert world.api.pods == {}
+
+
+async def test_a_drain_that_takes_too_long_cancels_what_runs(world: World) -> None:
+    async with world.agent(agent={"drain_timeout": 0.05}) as app:
+        await world.ready()
+        await world.begin()
+        app.stop("SIGTERM")
+        assert (await world.outcome()).result == wire.Outcome.CANCELLED
+        assert await world.left() == 0
+    assert world.api.pods == {}
+
+
+async def test_the_scheduler_may_ask_it_to_leave(world: World) -> None:
+    async with world.agent():
+        await world.ready()
+        world.scheduler.peer.send(drain=wire.Drain(message="an update"))
+        assert await world.left(2.0) == 0
+
+
+async def test_a_cancel_over_the_stream(world: World) -> None:
+    async with world.agent():
+        await world.ready()
+        await world.begin()
+        world.scheduler.peer.send(cancel=translate.cancel_message(("build", 1), Cancel(message="not wanted")))
+        outcome = await world.outcome()
+        assert (outcome.result, outcome.message) == (wire.Outcome.CANCELLED, "not wanted")
+        await world.api.until(lambda: not world.api.pods)
+
+
+async def test_it_is_not_ready_before_the_scheduler_knows_it(world: World) -> None:
+    world.scheduler.answers_registration = False
+    async with world.agent() as app:
+        await world.scheduler.connected()
+        await app.watch.synced.wait()
+        assert await world.get("/readyz") == (503, "not registered with the scheduler\n")
+        assert (await world.get("/livez"))[0] == 200
+        app.stop("SIGTERM")
+        assert await world.left(2.0) == 0
+
+
+async def test_it_leaves_although_the_scheduler_is_away(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        await world.scheduler.stop()
+        app.stop("SIGTERM")
+        assert await world.left(2.0) == 0
+
+
+async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: World) -> None:
+    async with world.agent() as app:
+        await world.ready()
+        world.api.answer("get", "version", 0, times=1)
+        app.client.reachable = False
+        await world.scheduler.until(
+            lambda: any(each.status == wire.Health.DEGRADED for each in world.scheduler.peer.health)
+        )
+        assert await world.get("/readyz") == (503, "the cluster does not answer\n")
+        world.scheduler.peer.send(action=translate.action_message(ACTION))
+        await world.scheduler.until(lambda: bool(world.events()))
+        assert world.events()[0].rejected.reason == wire.Rejected.CLUSTER_UNAVAILABLE
+        world.api.stopping = True  # lets go of the request that hangs
+        await world.api.notify()
+        world.api.stopping = False
+        await world.scheduler.until(lambda: world.told(wire.Health.READY))
+
+
+async def test_a_version_that_is_refused_ends_with_its_own_code(world: World) -> None:
+    world.scheduler.refusal = wire.Refused(message="too old", permanent=True)
+    async with world.agent():
+        assert await world.left() == apps.REFUSED
+
+
+async def test_a_port_that_is_taken_is_told_as_such(world: World) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with world.agent(http={"host": "127.0.0.1", "port": taken.getsockname()[1]}):
+            with pytest.raises(OSError, match="address already in use"):
+                await world.left()
+            world.task = asyncio.create_task(asyncio.sleep(0, 0))
+
+
+async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> None:
+    async with world.agent():
+        await world.ready()
+        await world.begin()
+        agent_id = world.app.pods.agent_id
+        pod = next(iter(world.api.pods.values()))
+        remains = json.loads(json.dumps(pod))
+        remains["metadata"] |= {"name": "remains", "uid": "uid-remains"}
+        assert remains["metadata"]["labels"]["sealci.dev/agent"] == agent_id
+        await world.api.put(remains, "ADDED")
+        await world.app.sweep.once()
+        assert "remains" in world.api.pods, "the watch has not told of it yet"
+        while "remains" not in world.app.watch.pods:
+            await asyncio.sleep(0)
+        await world.app.sweep.once()
+        assert list(world.api.pods) == [pod["metadata"]["name"]]

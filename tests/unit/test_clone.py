@@ -1,0 +1,365 @@
+"""The clone of the set-up, with real repositories: refs, depths, transports, and credentials that never show."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.cluster import clone as clones
+from agent.cluster.clone import CloneFailed, check, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Object = dict[str, Any]
+PASSWORD = "hunter2-hunter2"
+ZERO = "0" * 40
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git as somebody."""
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "file"}
+    done = subprocess.run(["git", "-C", str(folder), *me, *arguments], capture_output=True, check=True, env=env)
+    return done.stdout.decode().strip()
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a repository with two commits on main, a branch, tags, and a submodule."""
+    root = tmp_path_factory.mktemp("origin")
+    inner, outer = root / "inner", root / "outer"
+    for folder in (inner, outer):
+        folder.mkdir()
+        git(folder, "init", "-q")
+        (folder / "file").write_text("one\n")
+        git(folder, "add", "file")
+        git(folder, "commit", "-qm", "first")
+    git(outer, "tag", "light")
+    git(outer, "tag", "-a", "annotated", "-m", "a tag")
+    git(outer, "checkout", "-qb", "feature/x")
+    (outer / "file").write_text("feature\n")
+    git(outer, "commit", "-qam", "on a branch")
+    git(outer, "checkout", "-q", "main")
+    git(outer, "submodule", "add", "-q", str(inner), "inner")
+    (outer / "file").write_text("two\n")
+    git(outer, "commit", "-qam", "second")
+    git(outer, "update-server-info")
+    return outer
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    return folder
+
+
+def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
+    """Run the program as the container does; return its code, its output and its last words."""
+    whole = {
+        "url": url,
+        "ref": ref,
+        "depth": 0,
+        "submodules": False,
+        "schemes": ["file"],
+        "workspace": str(workspace),
+        "credentials": "",
+        "timeout": 30.0,
+    }
+    words = workspace.parent / "words"
+    program = (
+        "import pathlib, sys; from agent.cluster import clone; "
+        "clone.TERMINATION_LOG = pathlib.Path(sys.argv.pop()); sys.exit(clone.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(whole | order), str(words)],
+        capture_output=True,
+        timeout=50,
+        check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "*"},
+    )
+    said = done.stdout.decode() + done.stderr.decode()
+    assert "Traceback" not in said, said
+    return done.returncode, said, words.read_text() if words.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("ref", "content"),
+    [("", "two\n"), ("main", "two\n"), ("feature/x", "feature\n"), ("light", "one\n"), ("annotated", "one\n")],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_branches_and_tags(origin: Path, workspace: Path, ref: str, content: str, depth: int) -> None:
+    code, said, words = run(f"file://{origin}", workspace, ref, depth=depth)
+    assert (code, words) == (0, ""), said
+    assert (workspace / "file").read_text() == content
+    assert "Checked out " in said
+    commits = git(workspace, "rev-list", "--count", "HEAD")
+    assert commits == ("1" if depth or content == "one\n" else "2")
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_full_sha_that_no_ref_names(origin: Path, workspace: Path, depth: int) -> None:
+    first = git(origin, "rev-parse", "main~1")
+    code, said, _ = run(f"file://{origin}", workspace, first, depth=depth)
+    assert code == 0, said
+    assert git(workspace, "rev-parse", "HEAD") == first
+
+
+def test_a_sha_from_a_server_that_serves_only_refs(
+    origin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = clones.run
+
+    def refusing(command: list[str], *rest: Any) -> str:
+        asked.append(" ".join(command[3:]))
+        if len(asked) == 3:
+            raise CloneFailed("the server does not allow a request for an unadvertised object")
+        return real(command, *rest)
+
+    monkeypatch.setattr(clones, "run", refusing)
+    first = git(origin, "rev-parse", "main~1")
+    order = {"url": f"file://{origin}", "ref": first, "depth": 1, "submodules": False, "schemes": ["file"]}
+    order |= {"workspace": str(workspace), "credentials": "", "timeout": 30.0}
+    clones.clone(order, clones.environment(order, workspace.parent))
+    assert git(workspace, "rev-parse", "HEAD") == first
+
+
+@pytest.mark.parametrize("ref", ["no-such-branch", ZERO, "refs/heads/none"])
+def test_a_missing_ref_fails_with_a_sentence(origin: Path, workspace: Path, ref: str) -> None:
+    code, said, words = run(f"file://{origin}", workspace, ref)
+    assert code == 1
+    assert words
+    assert words.startswith(f"file://{origin}: ")
+    assert words in said
+
+
+def test_a_missing_repository_fails_with_a_sentence(tmp_path: Path, workspace: Path) -> None:
+    code, _, words = run(f"file://{tmp_path}/none", workspace)
+    assert code == 1
+    assert "does not appear to be a git repository" in words
+
+
+@pytest.mark.parametrize("submodules", [False, True])
+def test_submodules_only_when_asked_for(origin: Path, workspace: Path, submodules: bool) -> None:
+    code, said, _ = run(f"file://{origin}", workspace, submodules=submodules)
+    assert code == 0, said
+    assert (workspace / "inner" / "file").exists() == submodules
+
+
+def test_whatever_user_the_image_has_can_write(origin: Path, workspace: Path) -> None:
+    assert run(f"file://{origin}", workspace)[0] == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (workspace / "file", workspace / ".git")}
+    assert modes == {"file": 0o666, ".git": 0o777}
+
+
+def test_it_takes_no_longer_than_it_may(origin: Path, workspace: Path) -> None:
+    code, _, words = run(f"file://{origin}", workspace, timeout=0.0001)
+    assert (code, words) == (1, f"file://{origin}: not done within 0.0001 s")
+
+
+# ---- what is refused before git sees it
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc",
+        "/etc",
+        "../r",
+        "",
+        "ext::sh -c date",
+        "ext::sh -c date://x",
+        "https::file:///etc",
+        "HTTP://example.org/r",
+        "ftp://example.org/r",
+        "git@example.org::x",
+        "-oProxyCommand=date@example.org:r",
+        "--upload-pack=date",
+        "https://example.org/r\n--upload-pack=date",
+    ],
+)
+def test_hostile_urls(url: str) -> None:
+    with pytest.raises(CloneFailed):
+        check(url, "", ["https", "ssh"])
+
+
+@pytest.mark.parametrize("ref", ["--upload-pack=date", "-x", "a\nb", "a\0b"])
+def test_hostile_refs(ref: str) -> None:
+    with pytest.raises(CloneFailed, match="must not start with a dash"):
+        check("https://example.org/r", ref, ["https", "ssh"])
+
+
+@pytest.mark.parametrize("ref", ["main:evil", "+main", "+refs/*:refs/*", "HEAD~1", "a b", "a^{}"])
+def test_what_is_no_ref_but_a_refspec_or_an_expression(ref: str) -> None:
+    with pytest.raises(CloneFailed, match="is not the name of a branch, a tag or a commit"):
+        check("https://example.org/r", ref, ["https", "ssh"])
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/r", "HTTPS://example.org/r", "ssh://git@example.org:22/r", "git@example.org:g/r.git"]
+)
+def test_what_is_allowed(url: str) -> None:
+    check(url, "main", ["https", "ssh"])
+
+
+def test_git_itself_refuses_what_the_order_does_not_allow(origin: Path, workspace: Path) -> None:
+    """A submodule or a redirection is not checked by us."""
+    order = {"schemes": ["https"], "credentials": "", "url": ""}
+    env = clones.environment(order, workspace.parent)
+    with pytest.raises(CloneFailed, match="not allowed"):
+        clones.run(["git", "-C", str(workspace), "ls-remote", f"file://{origin}"], env, 30.0, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("fatal: https://user:pw@example.org/r: no", "fatal: https://example.org/r: no"),
+        ("https://token@example.org/r", "https://example.org/r"),
+        ("https://u:p@ss@example.org/r", "https://example.org/r"),
+        ("https://example.org/r@v1", "https://example.org/r@v1"),
+        ("git@example.org:r", "git@example.org:r"),
+    ],
+)
+def test_credentials_are_stripped_from_what_is_shown(text: str, clean: str) -> None:
+    assert shown(text) == clean
+
+
+# ---- credentials over http
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the files of a repository to who has the password, and may send elsewhere."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.redirect = ""
+        self.given: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Answers one request."""
+
+    server: Server
+
+    def __init__(self, request: Any, address: Any, server: Server) -> None:
+        super().__init__(request, address, server, directory=str(server.root))
+
+    def do_GET(self) -> None:
+        """Ask for the password first."""
+        given = self.headers.get("Authorization", "")
+        if self.server.redirect:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect + self.path)
+            self.end_headers()
+        elif not given:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="r"')
+            self.end_headers()
+        else:
+            self.server.given.append(base64.b64decode(given.split()[1]).decode())
+            if self.server.given[-1].endswith(f":{PASSWORD}"):
+                super().do_GET()
+            else:
+                self.send_error(403)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Server]:
+    """Serve a folder."""
+    with Server(root) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "username").write_text("me")
+    (folder / "password").write_text(PASSWORD)
+    return folder
+
+
+HTTP: Object = {"schemes": ["http"]}
+
+
+def test_the_password_of_the_secret_opens_the_repository(origin: Path, workspace: Path, secret: Path) -> None:
+    with serving(origin / ".git") as server:
+        code, said, _ = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
+    assert code == 0, said
+    assert (workspace / "file").read_text() == "two\n"
+    assert server.given[0] == f"me:{PASSWORD}"
+    assert PASSWORD not in said
+    assert PASSWORD not in (workspace / ".git" / "config").read_text()
+
+
+def test_a_secret_without_a_name_logs_in_as_git(origin: Path, workspace: Path, secret: Path) -> None:
+    (secret / "username").unlink()
+    with serving(origin / ".git") as server:
+        assert run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)[0] == 0
+    assert server.given[0] == f"git:{PASSWORD}"
+
+
+def test_a_wrong_password_fails_and_does_not_show(origin: Path, workspace: Path, secret: Path) -> None:
+    (secret / "password").write_text("wrong-" + PASSWORD[::-1])
+    with serving(origin / ".git") as server:
+        code, said, words = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
+    assert code == 1
+    assert words
+    assert PASSWORD[::-1] not in said + words
+
+
+def test_without_credentials_nobody_is_asked(origin: Path, workspace: Path) -> None:
+    with serving(origin / ".git") as server:
+        code, _, words = run(f"{server.url}/", workspace, **HTTP)
+    assert (code, server.given) == (1, [])
+    assert "terminal prompts disabled" in words
+
+
+def test_another_host_does_not_get_the_password(origin: Path, workspace: Path, secret: Path) -> None:
+    with serving(origin / ".git") as good, serving(origin / ".git") as evil:
+        good.redirect = evil.url
+        code, said, _ = run(f"{good.url}/", workspace, credentials=str(secret), **HTTP)
+    assert (code, evil.given) == (1, [])
+    assert PASSWORD not in said
+
+
+def test_a_key_is_used_from_a_private_copy(tmp_path: Path) -> None:
+    given, folder = tmp_path / "given", tmp_path / "folder"
+    given.mkdir()
+    folder.mkdir()
+    (given / "ssh-privatekey").write_text("KEY")
+    (given / "known_hosts").write_text("HOST")
+    env = clones.environment({"schemes": ["ssh"], "credentials": str(given), "url": "git@example.org:r"}, folder)
+    command = env["GIT_SSH_COMMAND"]
+    assert f"-i {folder / 'key'} -o IdentitiesOnly=yes" in command
+    assert f"StrictHostKeyChecking=yes -o UserKnownHostsFile={given / 'known_hosts'}" in command
+    assert (folder / "key").stat().st_mode & 0o777 == 0o600
+    assert "BatchMode=yes" in command

@@ -1,0 +1,65 @@
+"""When health is due, without a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from agent.actions import Health, Readiness
+from agent.scheduler.health import HealthReporter
+
+
+class Agent:
+    """Something with a health."""
+
+    def __init__(self) -> None:
+        self.health = Health(Readiness.READY, 3)
+        self.wake = asyncio.Event()
+        self.reporter = HealthReporter(lambda: self.health, self.wake)
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+def test_nothing_is_due_before_a_stream_or_a_change(agent: Agent) -> None:
+    assert agent.reporter.take() is None
+    agent.reporter.changed()
+    assert agent.wake.is_set()
+    assert agent.reporter.take() == agent.health
+    assert agent.reporter.take() is None
+
+
+def test_what_has_not_changed_is_not_sent_again(agent: Agent) -> None:
+    agent.reporter.forget()
+    agent.reporter.take()
+    agent.reporter.changed()
+    assert agent.reporter.take() is None
+
+
+def test_many_changes_are_one_message(agent: Agent) -> None:
+    for running in range(5):
+        agent.health = dataclasses.replace(agent.health, running=running)
+        agent.reporter.changed()
+    assert agent.reporter.take() == Health(Readiness.READY, 3, 4)
+    assert agent.reporter.take() is None
+
+
+def test_a_new_stream_is_told_although_nothing_changed(agent: Agent) -> None:
+    agent.reporter.changed()
+    agent.reporter.take()
+    agent.reporter.forget()
+    assert agent.reporter.take() == agent.health
+
+
+async def test_the_clock_makes_it_due(agent: Agent) -> None:
+    ticking = asyncio.create_task(agent.reporter.tick(0.001))
+    for _ in range(2):
+        await agent.wake.wait()
+        agent.wake.clear()
+        assert agent.reporter.take() == agent.health
+    ticking.cancel()
+    await asyncio.gather(ticking, return_exceptions=True)

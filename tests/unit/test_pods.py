@@ -1,0 +1,231 @@
+"""Environments on a scripted API: made, made again, found again after a lost answer, and gone."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tenacity import wait_none
+
+from agent.actions import Action, Key
+from agent.cluster import client as clients
+from agent.cluster.names import SESSION
+from agent.cluster.pods import PodEnvironment, Pods
+from agent.cluster.watch import PodWatch
+from agent.errors import ActionFailed, Reason
+from agent.observations import Lost, Observation, Running, SetupFailed, Waiting
+from agent.settings import Settings
+from tests.fakes.api import HANG, FakeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ACTION = Action(Key("build"), "alpine", ("true",), secrets={"TOKEN": "hunter2-hunter2"})
+RUNNING = [
+    {"name": name, "started": True, "state": {"running": {"startedAt": "2026-11-24T08:00:00Z"}}}
+    for name in ("files", "action")
+]
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "backoff", wait_none())
+
+
+@asynccontextmanager
+async def pods(api: FakeApi, **cluster: Any) -> AsyncIterator[Pods]:
+    settings = Settings.model_validate({"cluster": {"namespace": "ci", **cluster}, "policy": {"pending_timeout": 5}})
+    async with api.serving(**cluster) as client:
+        watch = PodWatch(client, "ci", "default", client.metrics)
+        task = asyncio.create_task(watch.run(), name="pod watch")
+        await api.until(lambda: api.watches == 1)
+        try:
+            yield Pods(settings, client, watch, client.metrics, "agent-1")
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def observed(environment: PodEnvironment, kind: type[Observation]) -> Observation:
+    """Wait until something of a kind is observed."""
+    observations = environment.observations()
+    try:
+        async for seen in observations:
+            if isinstance(seen, kind):
+                return seen
+    finally:
+        await observations.aclose()
+    raise AssertionError(f"no {kind} was observed")
+
+
+async def test_a_life_costs_three_requests_and_leaves_nothing(api: FakeApi) -> None:
+    async with pods(api) as here:
+        environment = here.environment(ACTION)
+        name = environment.plan.name
+        assert (environment.name, list(here.held)) == (f"ci/{name}", [name])
+        await environment.create()
+        assert isinstance(await observed(environment, Waiting), Waiting)
+        await api.status(name, phase="Running", containerStatuses=RUNNING)
+        await observed(environment, Running)
+        assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
+        await environment.remove()
+        assert (api.pods, api.secrets, here.held, here.watch.watched) == ({}, {}, {}, {})
+    made = [
+        (request.verb, request.path.rsplit("/", 1)[-1])
+        for request in api.requests
+        if request.verb in ("create", "delete", "get")
+    ]
+    assert made == [("create", "pods"), ("create", "secrets"), ("delete", name)]
+
+
+async def test_it_can_be_made_again_after_its_removal(api: FakeApi) -> None:
+    async with pods(api) as here:
+        environment = here.environment(ACTION)
+        name = environment.plan.name
+        await environment.create()
+        await api.status(name, phase="Failed", reason="OutOfcpu")
+        lost = await observed(environment, Lost)
+        assert isinstance(lost, Lost)
+        assert lost.unstarted
+        await environment.remove()
+        # Garbage collection is slower than a new pod of the same name.
+        api.secrets[name] = {"metadata": {"name": name, "ownerReferences": [{"uid": "gone"}]}}
+        await environment.create()
+        assert list(here.held) == [name], "the sweep would take it for remains"
+        assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
+        await api.status(name, phase="Running", containerStatuses=RUNNING)
+        await observed(environment, Running)
+        await environment.remove()
+        assert (api.pods, here.held) == ({}, {})
+
+
+async def test_a_create_whose_answer_was_lost_finds_its_pod(api: FakeApi) -> None:
+    async with pods(api) as here:
+        environment = here.environment(replace(ACTION, secrets={}))
+        await environment.create()
+        pod = api.pods[environment.plan.name]
+        pod["metadata"]["annotations"]["cni.example.org/ip"] = "10.0.0.1"
+        await environment.create()
+        assert environment.uid == pod["metadata"]["uid"]
+        await environment.remove()
+        assert api.pods == {}
+
+
+async def test_a_pod_that_somebody_else_made_is_not_taken_nor_deleted(api: FakeApi) -> None:
+    async with pods(api) as here:
+        one, two = here.environment(ACTION), here.environment(ACTION)
+        await one.create()
+        with pytest.raises(ActionFailed, match="already exists"):
+            await two.create()
+        await two.remove()
+        assert api.pods[one.plan.name]["metadata"]["annotations"][SESSION].find(one.plan.nonce) > 0
+        assert api.asked("delete") == []
+
+
+async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.slow_removal = True
+    async with pods(api, delete_timeout=0.05) as here:
+        old = here.environment(ACTION)
+        await old.create()
+        await here.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
+        new = asyncio.create_task(here.environment(ACTION).create())
+        await api.until(lambda: len(api.asked("create", "pods")) > 3)
+        assert not new.done()
+        await api.remove(old.plan.name)
+        await new
+        assert len(api.pods) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        (422, 'Pod "x" is invalid: spec.containers[0].image: Required value', Reason.INVALID_CONFIGURATION),
+        (403, 'pods is forbidden: User "a" cannot create resource "pods"', Reason.CLUSTER_UNAVAILABLE),
+    ],
+)
+async def test_a_refusal_fails_the_set_up_with_its_words(
+    api: FakeApi, status: int, message: str, reason: Reason
+) -> None:
+    async with pods(api) as here:
+        api.answer("create", "pods", status, message)
+        environment = here.environment(ACTION)
+        with pytest.raises(ActionFailed) as failed:
+            await environment.create()
+        assert failed.value.reason is reason
+        assert message in failed.value.log
+        await environment.remove()
+        assert api.asked("delete") == []
+
+
+async def test_a_pod_of_an_unanswered_create_is_looked_for_and_removed(api: FakeApi) -> None:
+    async with pods(api) as here:
+        environment = here.environment(ACTION)
+        task = asyncio.create_task(environment.create())
+        await api.until(lambda: len(api.asked("create", "secrets")) == 1)
+        task.cancel()
+        await asyncio.wait({task})
+        environment.uid = ""  # as if the answer had never come
+        await environment.remove()
+        assert api.pods == {}
+
+
+async def test_what_does_not_go_is_forced(api: FakeApi) -> None:
+    api.slow_removal = True
+    async with pods(api, delete_timeout=0.05) as here:
+        environment = here.environment(ACTION)
+        await environment.create()
+        await environment.remove()
+        assert [(request.body or {}).get("gracePeriodSeconds") for request in api.asked("delete")] == [None, 0]
+        assert all((request.body or {})["preconditions"]["uid"] == environment.uid for request in api.asked("delete"))
+        assert api.pods == {}
+
+
+async def test_what_cannot_be_removed_is_counted_and_left_to_the_sweep(api: FakeApi) -> None:
+    api.slow_removal, api.force_works = True, False
+    async with pods(api, delete_timeout=0.05) as here:
+        environment = here.environment(ACTION)
+        await environment.create()
+        await environment.remove()
+        assert here.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+        assert here.held == {}
+
+
+async def test_an_api_that_hangs_does_not_hold_the_removal_for_ever(api: FakeApi) -> None:
+    async with pods(api, delete_timeout=0.05, request_timeout=0.05) as here:
+        environment = here.environment(ACTION)
+        await environment.create()
+        api.answer("delete", "pods", HANG, times=1000)
+        await environment.remove()
+        assert here.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+
+
+async def test_a_failed_set_up_is_explained(api: FakeApi) -> None:
+    async with pods(api) as here:
+        environment = here.environment(ACTION)
+        name = environment.plan.name
+        await environment.create()
+        event = {
+            "type": "Warning",
+            "reason": "Failed",
+            "message": "the registry said no",
+            "involvedObject": {"uid": environment.uid},
+        }
+        api.events.append(event)
+        waiting = {"waiting": {"reason": "InvalidImageName", "message": "couldn't parse"}}
+        await api.status(
+            name, phase="Pending", containerStatuses=[{"name": "action", "image": "Alpine", "state": waiting}]
+        )
+        seen = await observed(environment, SetupFailed)
+        assert isinstance(seen, SetupFailed)
+        assert "the registry said no" in seen.log
+        await environment.remove()

@@ -1,0 +1,108 @@
+"""The log of a failed set-up says what, where, why and what to do, and never hides the failure behind another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.cluster import setuplog
+from agent.errors import ClusterError, Reason
+from agent.observations import Lost, SetupFailed
+from tests.fakes.api import FakeApi, pod_of
+
+Object = dict[str, Any]
+PATH = "/api/v1/namespaces/ci/pods"
+PULL = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image of action cannot be pulled: not found")
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+def pod() -> Object:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": "fatal: not found\n"}}
+    return pod_of(
+        "p",
+        "uid-1",
+        phase="Pending",
+        initContainerStatuses=[{"name": "repository", "image": "agent:1", "state": ended}],
+        containerStatuses=[{"name": "action", "image": "nope:1", "state": waiting}],
+    )
+
+
+def event(message: str, at: str, count: int = 1) -> Object:
+    told = {"type": "Warning", "reason": "Failed", "message": message, "count": count, "lastTimestamp": at}
+    return told | {"involvedObject": {"uid": "uid-1"}}
+
+
+async def test_everything_that_is_known_is_in_it_in_order(api: FakeApi) -> None:
+    api.events = [event("second", "2026-11-24T08:00:02Z", 3), event("first", "2026-11-24T08:00:01Z")]
+    async with api.serving() as client:
+        found = await setuplog.explained(client, PATH, pod(), PULL)
+    assert (found.reason, found.message) == (PULL.reason, PULL.message)
+    assert found.log.splitlines() == [
+        "The environment could not be set up: the image of action cannot be pulled: not found",
+        "",
+        "Containers:",
+        "  repository (agent:1): terminated: exit code 1: Error: fatal: not found",
+        "  action (nope:1): waiting: ImagePullBackOff: Back-off pulling image",
+        "",
+        "Events of the pod:",
+        "  Warning Failed: first",
+        "  Warning Failed (x3): second",
+        "",
+        setuplog.ADVICE[Reason.IMAGE_PULL_FAILED],
+    ]
+
+
+async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
+    api.logs["p", "repository"] = b"Cloning https://example.org/r\nfatal: \xff not found\n"
+    async with api.serving() as client:
+        found = await setuplog.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+    assert "Output of the clone:\n  Cloning https://example.org/r\n  fatal: � not found\n" in found.log
+    assert api.asked("get", "/log")[0].query == {"container": "repository", "limitBytes": "65536", "tailLines": "200"}
+
+
+async def test_what_cannot_be_read_is_left_out(api: FakeApi) -> None:
+    async with api.serving() as client:
+        api.answer("list", "events", 403, "forbidden")
+        api.answer("get", "log", 500)
+        found = await setuplog.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+    assert found.log.startswith("The environment could not be set up: not found\n")
+    assert "Events" not in found.log
+    assert "Output" not in found.log
+
+
+async def test_a_pod_that_is_gone_needs_no_request(api: FakeApi) -> None:
+    async with api.serving() as client:
+        found = await setuplog.explained(client, PATH, None, Lost(Reason.POD_DELETED, "the pod was deleted"))
+    assert found.log == "The environment was lost: the pod was deleted\n\n" + setuplog.ADVICE[Reason.POD_DELETED]
+    assert api.requests == []
+
+
+async def test_a_pod_that_no_container_of_was_started(api: FakeApi) -> None:
+    bare = pod_of("p", phase="Failed", message="Pod was rejected: Node didn't have enough resource: cpu")
+    text = setuplog.text(bare, Lost(Reason.UNSCHEDULABLE, "refused", log="more words"), [], "")
+    assert "\n\nmore words\n" in text
+    assert "  none was started: Pod was rejected: Node didn't have enough resource: cpu" in text
+
+
+def test_only_the_newest_events_are_told() -> None:
+    events = [event(f"message {number:02}", f"2026-11-24T08:00:{number:02}Z") for number in range(30)]
+    lines = list(setuplog.event_lines(events))
+    assert len(lines) == setuplog.MAX_EVENTS
+    assert lines[-1].endswith("message 29")
+
+
+def test_events_of_the_newer_kind_have_null_where_the_old_had_values() -> None:
+    newer = {"type": "Warning", "reason": "X", "message": "m", "count": None, "lastTimestamp": None, "eventTime": "t"}
+    assert list(setuplog.event_lines([newer])) == ["  Warning X: m"]
+
+
+def test_a_refused_pod_has_the_apis_words_and_advice() -> None:
+    text = setuplog.refused(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
+    assert "  create pods: exceeded quota" in text
+    assert text.endswith(setuplog.ADVICE[Reason.QUOTA_EXCEEDED])

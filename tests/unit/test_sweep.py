@@ -1,0 +1,136 @@
+"""What nobody owns is deleted, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agent.actions import Action, Key
+from agent.cluster import sweep as sweeps
+from agent.cluster.pods import Pods
+from agent.cluster.sweep import Sweep, cleanup
+from agent.cluster.watch import PodWatch
+from agent.settings import Settings
+from tests.fakes.api import FakeApi, pod_of
+
+Object = dict[str, Any]
+LONG_AGO = "2026-01-01T08:00:00Z"
+ACTION = Action(Key("build"), "alpine", ("true",))
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Succeeded") -> Object:
+    at = (datetime.now(UTC) - ago).strftime("%Y-%m-%dT%H:%M:%SZ")
+    state = {"terminated": {"exitCode": 0, "finishedAt": at}}
+    pod = pod_of(name, agent=agent, phase=phase, containerStatuses=[{"name": "action", "state": state}])
+    pod["metadata"]["creationTimestamp"] = LONG_AGO
+    return pod
+
+
+async def here(api: FakeApi, client: Any) -> Pods:
+    """Return pods of agent-1 whose watch knows what the API has now."""
+    watch = PodWatch(client, "ci", "default", client.metrics)
+    await watch.list()
+    watch.synced.set()
+    return Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
+
+
+async def test_what_is_remains_and_what_is_not(api: FakeApi) -> None:
+    hour = sweeps.ABANDONED
+    never_started = pod_of("refused-long-ago", agent="agent-2", phase="Failed")
+    never_started["metadata"]["creationTimestamp"] = LONG_AGO
+    for pod in (
+        pod_of("mine-forgotten", agent="agent-1", phase="Running"),
+        ended("mine-ended", timedelta(), agent="agent-1"),
+        pod_of("theirs-running", agent="agent-2", phase="Running"),
+        ended("theirs-just-ended", timedelta(seconds=5)),
+        ended("theirs-failed-within-the-hour", hour - timedelta(minutes=1), phase="Failed"),
+        ended("theirs-abandoned", hour + timedelta(minutes=1)),
+        never_started,
+    ):
+        await api.put(pod)
+    async with api.serving() as client:
+        pods = await here(api, client)
+        held = pods.environment(ACTION)
+        await held.create()
+        await Sweep(pods, 60.0).once()
+        assert sorted(api.pods) == sorted(
+            ["theirs-running", "theirs-just-ended", "theirs-failed-within-the-hour", held.plan.name]
+        )
+        assert pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"}) == 4
+        assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 4
+        await pods.watch.list()
+        await Sweep(pods, 60.0).once()
+        assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 0
+
+
+async def test_a_sweep_that_finds_nothing_costs_no_request(api: FakeApi) -> None:
+    async with api.serving() as client:
+        pods = await here(api, client)
+        before = len(api.requests)
+        await Sweep(pods, 60.0).once()
+        assert len(api.requests) == before
+
+
+async def test_what_is_still_there_the_next_time_is_forced(api: FakeApi) -> None:
+    api.slow_removal = True
+    await api.put(pod_of("mine", agent="agent-1", phase="Running"))
+    async with api.serving() as client:
+        pods = await here(api, client)
+        sweep = Sweep(pods, 60.0)
+        for _ in range(2):
+            await sweep.once()
+            await pods.watch.list()
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
+        assert api.pods == {}
+
+
+async def test_another_pod_of_the_name_is_not_touched(api: FakeApi) -> None:
+    await api.put(pod_of("mine", "uid-1", agent="agent-1"))
+    async with api.serving() as client:
+        pods = await here(api, client)
+        api.pods["mine"]["metadata"]["uid"] = "uid-2"
+        await Sweep(pods, 60.0).once()
+        assert list(api.pods) == ["mine"]
+
+
+async def test_one_failure_does_not_stop_the_sweep(api: FakeApi) -> None:
+    for name in ("a", "b"):
+        await api.put(pod_of(name, agent="agent-1"))
+    async with api.serving() as client:
+        pods = await here(api, client)
+        api.answer("delete", "/a", 403, "forbidden")
+        await Sweep(pods, 60.0).once()
+        assert list(api.pods) == ["a"]
+        assert pods.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+
+
+async def test_the_first_sweep_waits_for_the_first_list(api: FakeApi) -> None:
+    await api.put(pod_of("mine", agent="agent-1"))
+    async with api.serving() as client:
+        watch = PodWatch(client, "ci", "default", client.metrics)
+        pods = Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
+        task = asyncio.create_task(Sweep(pods, 60.0).run(), name="sweep")
+        await watch.list()
+        assert api.asked("delete") == []
+        watch.synced.set()
+        await api.until(lambda: not api.pods)
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_cleanup_takes_the_whole_pool(api: FakeApi, dry_run: bool) -> None:
+    for name, agent in (("a", "agent-1"), ("b", "agent-2")):
+        await api.put(pod_of(name, agent=agent, phase="Running"))
+    async with api.serving() as client:
+        assert await cleanup(client, "ci", "default", dry_run=dry_run) == ["a", "b"]
+    assert list(api.pods) == (["a", "b"] if dry_run else [])
+    assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")

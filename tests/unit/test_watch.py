@@ -1,0 +1,248 @@
+"""The shared watch: what is told, what is never missed, how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.cluster import watch as watches
+from agent.cluster.watch import PodWatch, Watched
+from agent.errors import ClusterError
+from tests.fakes.api import HANG, FakeApi, pod_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+Object = dict[str, Any]
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make every wait between two lists short, and note how long it would have been at most."""
+    waits: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        waits.append(high)
+        return 0.0
+
+    monkeypatch.setattr(watches.random, "uniform", uniform)
+    return waits
+
+
+@asynccontextmanager
+async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
+    async with api.serving() as client:
+        watch = PodWatch(client, "ci", "default", client.metrics)
+        task = asyncio.create_task(watch.run(), name="pod watch")
+        try:
+            yield watch
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled(), task
+
+
+async def told(watched: Watched, phase: str | None) -> None:
+    """Wait until a pod is in a phase, None for gone."""
+    while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
+        await watched.change(watched.version)
+
+
+async def test_lists_its_pool_and_then_follows(api: FakeApi) -> None:
+    api.pods["old"] = pod_of("old", phase="Running") | {}
+    api.pods["old"]["metadata"]["resourceVersion"] = "7"
+    async with watching(api) as watch:
+        await watch.synced.wait()
+        watched = watch.watch("old")
+        assert watched.pod is not None
+        await api.status("old", phase="Succeeded")
+        await told(watched, "Succeeded")
+        new = watch.watch("new")
+        assert new.pod is None
+        await api.put(pod_of("new", phase="Pending"), "ADDED")
+        await told(new, "Pending")
+        await api.remove("new")
+        await told(new, None)
+        assert list(watch.pods) == ["old"]
+    selector = "app.kubernetes.io/managed-by=sealci-agent,sealci.dev/pool=default"
+    assert {request.query["labelSelector"] for request in api.requests} == {selector}
+    assert [request.verb for request in api.requests] == ["list", "watch"]
+    assert api.requests[1].query["allowWatchBookmarks"] == "true"
+    assert 240 <= int(api.requests[1].query["timeoutSeconds"]) <= 290
+
+
+async def test_a_deletion_that_nobody_saw_is_told_by_the_next_list(api: FakeApi) -> None:
+    await api.put(pod_of("a", phase="Running"))
+    async with watching(api) as watch:
+        await watch.synced.wait()
+        watched = watch.watch("a")
+        await api.until(lambda: api.watches == 1)
+        await api.remove("a", silently=True)
+        await api.cut()
+        await told(watched, None)
+
+
+@pytest.mark.parametrize("status", [410, 403, 500, HANG])
+async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
+    api: FakeApi, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as impatient:
+        if status == HANG:
+            impatient.setattr(watches.random, "randint", lambda low, high: -14.95)
+        await refused_once(api, status)
+    assert len(api.asked("list")) == 2
+
+
+async def refused_once(api: FakeApi, status: int) -> None:
+    api.answer("watch", "pods", status, "no")
+    async with watching(api) as watch:
+        await api.until(lambda: api.watches == 1)
+        assert watch.synced.is_set()
+
+
+async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
+    error = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}\n'
+    api.answer("watch", "pods", 200, body=error)
+    async with watching(api):
+        await api.until(lambda: api.watches == 1)
+    assert len(api.asked("list")) == 2
+
+
+@pytest.mark.parametrize("body", ["{", "garbage\n", '{"type": "MODIFIED"}\n', '{"type": "MODIFIED", "object": {}}\n'])
+async def test_a_watch_that_speaks_nonsense_is_opened_again(api: FakeApi, body: str) -> None:
+    api.answer("watch", "pods", 200, body=body)
+    async with watching(api):
+        await api.until(lambda: api.watches == 1)
+
+
+async def test_a_cluster_that_is_away_is_asked_ever_less_often(api: FakeApi, at_once: list[float]) -> None:
+    api.answer("list", "pods", 503, times=8)
+    async with watching(api) as watch:
+        await watch.synced.wait()
+    assert at_once[:8] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
+
+
+async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: FakeApi, at_once: list[float]) -> None:
+    api.answer("watch", "pods", 200, body="", times=3)
+    api.answer("watch", "pods", 403, "no", times=3)
+    async with watching(api):
+        await api.until(lambda: api.watches == 1)
+    assert at_once[:6] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
+
+
+async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "STEADY", 0.0)
+    async with watching(api) as watch:
+        await api.until(lambda: api.watches == 1)
+        await api.put(pod_of("a", phase="Running"), "ADDED")
+        await told(watch.watch("a"), "Running")
+        await api.cut()
+        await api.until(lambda: len(api.asked("watch")) == 2)
+    assert len(api.asked("list")) == 1
+    assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
+
+
+async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "STEADY", 0.0)
+    bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "777"}}}\n'
+    api.answer("watch", "pods", 200, body=bookmark)
+    async with watching(api):
+        await api.until(lambda: api.watches == 1)
+    assert [each.query["resourceVersion"] for each in api.asked("watch")] == ["100", "777"]
+
+
+async def test_lines_longer_than_any_buffer_arrive(api: FakeApi) -> None:
+    async with watching(api) as watch:
+        await watch.synced.wait()
+        pod = pod_of("big", phase="Running", message="x" * 3_000_000)
+        await api.put(pod, "ADDED")
+        await told(watch.watch("big"), "Running")
+
+
+# ---- taking events, without an API
+
+
+@pytest.fixture
+def watch() -> PodWatch:
+    return PodWatch(None, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
+
+
+def version(pod: Object, number: int, **status: str) -> Object:
+    pod = deepcopy(pod)
+    pod["metadata"]["resourceVersion"] = str(number)
+    pod["status"] = status
+    return pod
+
+
+async def test_what_is_older_than_known_is_not_taken(watch: PodWatch) -> None:
+    pod, watched = pod_of("a"), watch.watch("a")
+    watch.take("ADDED", version(pod, 10, phase="Running"))
+    watch.take("MODIFIED", version(pod, 9, phase="Pending"))
+    assert watched.pod is not None
+    assert (watched.version, watched.pod["status"]["phase"]) == (1, "Running")
+    watch.take("MODIFIED", version(pod, 100, phase="Succeeded"))
+    assert watched.pod["status"]["phase"] == "Succeeded"
+
+
+async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> None:
+    watched = watch.watch("a")
+    watch.take("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
+    watch.take("ADDED", version(pod_of("a", "uid-2"), 5, phase="Pending"))
+    assert watched.pod is not None
+    assert watched.pod["metadata"]["uid"] == "uid-2"
+    watch.take("DELETED", version(pod_of("a", "uid-1"), 11))
+    assert watched.pod["metadata"]["uid"] == "uid-2"
+    watch.take("DELETED", version(pod_of("a", "uid-2"), 12))
+    assert (watched.pod, watch.pods) == (None, {})
+
+
+async def test_a_deletion_of_what_is_not_known_says_nothing(watch: PodWatch) -> None:
+    watched = watch.watch("a")
+    watch.take("DELETED", version(pod_of("a"), 1))
+    assert watched.version == 0
+
+
+async def test_only_what_is_read_is_kept(watch: PodWatch) -> None:
+    pod = version(pod_of("a"), 1, phase="Running")
+    pod["metadata"] |= {"managedFields": [{}] * 9, "deletionTimestamp": "t", "deletionGracePeriodSeconds": 0}
+    pod["spec"] |= {"containers": [{"command": ["x" * 100_000]}]}
+    watch.take("ADDED", pod)
+    kept = watch.pods["a"]
+    assert kept["spec"] == {"nodeName": "node-1"}
+    assert kept["metadata"].keys() >= {"name", "uid", "labels", "deletionTimestamp", "deletionGracePeriodSeconds"}
+    assert "managedFields" not in kept["metadata"]
+
+
+async def test_a_change_is_not_missed_between_looking_and_waiting(watch: PodWatch) -> None:
+    watched = watch.watch("a")
+    seen = watched.version
+    watch.take("ADDED", version(pod_of("a"), 1))
+    await watched.change(seen)
+    await watched.change(watched.version, timeout=0.01)  # nothing new: the time is over
+    watch.forget("a")
+    watch.take("MODIFIED", version(pod_of("a"), 2))
+    assert watched.version == 1
+    again = watch.watch("a")
+    assert again.pod is watch.pods["a"]
+
+
+async def test_a_list_that_fails_is_no_empty_list(api: FakeApi) -> None:
+    await api.put(pod_of("a", phase="Running"))
+    async with api.serving() as client:
+        watch = PodWatch(client, "ci", "default", client.metrics)
+        await watch.list()
+        api.answer("list", "pods", 500)
+        with pytest.raises(ClusterError):
+            await watch.list()
+        assert list(watch.pods) == ["a"]
