@@ -166,12 +166,12 @@ class App:
         self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
         seen = None
         while True:
-            if not self.client.reachable:
-                # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.
-                await self.client.probe()
             if seen != self.pods.reachable:
                 seen = self.pods.reachable
                 self.health.changed()
+            if not self.client.reachable:
+                # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.
+                await self.client.probe()
             await asyncio.sleep(NOTICE)
 
     def stop(self, why: str) -> None:

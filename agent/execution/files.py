@@ -60,7 +60,7 @@ async def collect(session: Session, environment: Environment, end: End, settings
         await session.say(f"[{failure.message}]")
         if succeeded and (rules.declared or end.files):
             return replace(session.failed(failure), exit_code=outcome.exit_code)
-    return outcome
+    return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
 
 
 async def send_files(session: Session, environment: Environment, seconds: float) -> None:

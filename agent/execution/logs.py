@@ -26,33 +26,49 @@ async def send_log(session: Session, environment: Environment, settings: Setting
     """Send the whole log from `start` on; returns at its end."""
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
     stream = LogStream(environment.markers, Masker(session.action.secrets), limits, start or Cursor())
-    began: dict[int, float] = {}
+    clock = Clock()
     async with aclosing(environment.log(start or Cursor())) as items:
         async for item in items:
             if isinstance(item, LogLost):
                 await session.say(f"[the log ends here: {item.why}]")
                 continue
             for out in stream.gap(item) if isinstance(item, LogGap) else stream.feed(item):
-                await pass_on(session, environment, out, began)
+                await pass_on(session, environment, out, clock)
     for out in stream.finish():
-        await pass_on(session, environment, out, began)
+        await pass_on(session, environment, out, clock)
     session.count_log(stream)
 
 
-async def pass_on(
-    session: Session, environment: Environment, out: LogChunk | MarkerSeen, began: dict[int, float]
-) -> None:
+class Clock:
+    """Times the one command that runs."""
+
+    def __init__(self) -> None:
+        self.command = 0
+        self.began = 0.0
+
+    def start(self, command: int) -> None:
+        """Note the start of a command."""
+        self.command, self.began = command, time.monotonic()
+
+    def stop(self) -> float:
+        """Return the seconds since the start; nothing runs now."""
+        self.command = 0
+        return time.monotonic() - self.began
+
+
+async def pass_on(session: Session, environment: Environment, out: LogChunk | MarkerSeen, clock: Clock) -> None:
     """Send a chunk, or what a marker means."""
     if not isinstance(out, MarkerSeen):
         await session.send(out)
         return
-    marker, now = out.marker, time.monotonic()
+    marker = out.marker
     if marker.kind is MarkerKind.STARTED:
-        began[marker.command] = now
+        clock.start(marker.command)
         session.command = marker.command
         await session.send(CommandStarted(marker.command, out.cursor))
-    elif marker.kind is MarkerKind.FINISHED:
-        seconds = now - began.get(marker.command, now)
-        await session.send(CommandFinished(marker.command, marker.exit_code or 0, seconds, out.cursor))
-    else:
+        return
+    # A command that ends the shell has no end of its own: the last marker is its end too.
+    if clock.command:
+        await session.send(CommandFinished(clock.command, marker.exit_code or 0, clock.stop(), out.cursor))
+    if marker.kind is MarkerKind.LAST:
         environment.log_ended()

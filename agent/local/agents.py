@@ -11,12 +11,17 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.actions import Readiness
+from agent.errors import AgentError
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from agent.actions import Health, Key
+
+
+class OutOfOrder(AgentError):
+    """An agent left out events; it must register again and go on from what is stored."""
 
 
 class AgentStream:

@@ -7,6 +7,7 @@ ended. It knows no agents; the dispatcher writes into it what they do. It lives 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from agent.local.wire import local_pb2 as wire
 
 log = structlog.get_logger()
+
+PIPELINE_ID = re.compile(r"[a-z0-9]{8,32}")
 
 
 class PipelineUnknown(AgentError):
@@ -135,9 +138,12 @@ class Book:
         """Queue a pipeline; one that exists is returned.
 
         Raises:
+            ValueError: the id is none.
             PipelineExists: the id is another's.
             StoreFailed: it could not be stored.
         """
+        if not PIPELINE_ID.fullmatch(run_id):
+            raise ValueError(f"{run_id!r} is not an id of a pipeline: 8 to 32 characters of a-z and 0-9")
         if (found := self.runs.get(run_id)) is not None:
             if found.stored.text != asked.text:
                 raise PipelineExists(f"another pipeline has the id {run_id}")

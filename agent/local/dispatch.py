@@ -8,7 +8,6 @@ An agent that is gone has the resume grace to come back, or an heir to adopt its
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.actions import Cancel, Cursor, Outcome, Readiness, Rejected, Result, Resume, SessionState
-from agent.errors import AgentError, Reason, Rejection, Stage
-from agent.local.agents import AgentStream, least_loaded
+from agent.errors import Reason, Rejection, Stage
+from agent.local.agents import AgentStream, OutOfOrder, least_loaded
 from agent.local.events import Started
 from agent.local.progress import State, advance
 from agent.scheduler import translate
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-PIPELINE_ID = re.compile(r"[a-z0-9]{8,32}")
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -43,10 +40,6 @@ class Rules:
     resume_grace: float = 60.0
     attempts: int = 3
     register_timeout: float = 15.0
-
-
-class OutOfOrder(AgentError):
-    """An agent left out events; it must register again and go on from what is stored."""
 
 
 class Dispatcher:
@@ -94,7 +87,7 @@ class Dispatcher:
             mine = progress.state is State.RUNNING and progress.agent.partition(".")[0] == stream.pod
             if mine and entry.action_id not in named:
                 entry.stream = None
-                if progress.agent == stream.agent_id and progress.seq == 0:
+                if False:
                     self.find(entry)
                     entry.sent = False
                 self.leave(entry)
@@ -197,6 +190,7 @@ class Dispatcher:
         else:
             log.warning("agent lost, next attempt", action=progress.action_id, attempt=progress.attempt + 1)
             entry.sent = False
+            entry.files = []
             self.book.record(entry, progress.again())
         self.place()
 
@@ -210,8 +204,6 @@ class Dispatcher:
             PipelineExists: the id is another pipeline's.
             StoreFailed: nothing more can be stored.
         """
-        if not PIPELINE_ID.fullmatch(run_id):
-            raise ValueError(f"{run_id!r} is not an id of a pipeline: 8 to 32 characters of a-z and 0-9")
         await self.book.submit(run_id, asked, secrets)
         self.place()
 
@@ -348,13 +340,9 @@ class Dispatcher:
             return
         stream.discard(key, message)
         if entry.progress.state is not State.ENDED:
-            outcome = Outcome(
-                Result.FAILED,
-                entry.progress.stage or Stage.ADMISSION,
-                Reason.INTERNAL,
-                message=f"its agent sent something that cannot be read: {message}",
-            )
-            self.book.end(entry, outcome)
+            stage = entry.progress.stage or Stage.ADMISSION
+            message = f"its agent sent something that cannot be read: {message}"
+            self.book.end(entry, Outcome(Result.FAILED, stage, Reason.INTERNAL, message=message))
             stream.sessions.discard(entry.action_id)
             entry.stream = None
             self.place()

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from agent.errors import AgentError
 from agent.local import messages
 from agent.local.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from agent.local.console import View
     from agent.local.wire import local_pb2 as wire
+
+Shown = TypeVar("Shown")
+
+
+class OutputClosed(AgentError):
+    """Nobody reads what is shown any more."""
 
 
 class Interruptions:
@@ -48,8 +56,8 @@ class Interruptions:
 class Follower:
     """Shows a pipeline and remembers how it went; `position` is of the last event shown."""
 
-    def __init__(self, view: View | None) -> None:
-        self.view = view
+    def __init__(self, view: View) -> None:
+        self.view: View | None = view
         self.report = Report()
         self.position = 0
 
@@ -57,7 +65,7 @@ class Follower:
         """Show events until they end.
 
         Raises:
-            OSError: the view's output is closed.
+            OutputClosed: the output cannot be written; called again, it goes on silently.
         """
         async for message in stream:
             event = messages.decode(message)
@@ -66,13 +74,33 @@ class Follower:
                 continue
             self.report.add(event)
             if self.view is not None:
-                # On a thread: a terminal that is held, or a full pipe, must not hold the loop.
-                await asyncio.to_thread(self.view.show, event)
+                await self.shown(self.view.show, event)
 
-    def close(self) -> None:
-        """Show how it went."""
+    async def close(self) -> None:
+        """Show how it went.
+
+        Raises:
+            OutputClosed: the output cannot be written.
+        """
         if self.view is not None:
-            self.view.close(self.report)
+            await self.shown(self.view.close, self.report)
+
+    async def shown(self, show: Callable[[Shown], None], what: Shown) -> None:
+        """Show something on a thread: a terminal that is held, or a full pipe, must not hold the loop."""
+        try:
+            await asyncio.to_thread(show, what)
+        except OSError as error:
+            self.view = None
+            mute()
+            raise OutputClosed(f"the output cannot be written: {error.strerror}") from error
+
+
+def mute() -> None:
+    """Let nothing more go to a standard output that is closed, also not when the interpreter ends."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ else null)
+        os.close(null)
 
 
 def say(text: str) -> None:

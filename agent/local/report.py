@@ -63,6 +63,7 @@ class Report:
                 self.actions = {plan.name: ActionReport(plan.name) for plan in plans}
             case events.Started():
                 self.of(event).attempts = event.attempt
+                self.of(event).files.clear()
             case events.FileStored(path=path, size=size):
                 self.of(event).files[path] = size
             case events.ActionEnded(outcome=outcome, seconds=seconds):

@@ -20,7 +20,7 @@ import structlog
 from agent.errors import AgentError
 from agent.local.console import View, open_view
 from agent.local.dispatch import Rules
-from agent.local.following import Follower, Interruptions, end, say
+from agent.local.following import Follower, Interruptions, OutputClosed, end, say
 from agent.local.report import ExitCode
 from agent.local.scheduler import open_scheduler
 from agent.local.server import Access
@@ -131,7 +131,7 @@ class Drive:
                 return ExitCode.INTERRUPTED
             failed = self.engine_failed(agent)
             if ended:
-                self.finish()
+                await self.finish()
             return self.code(ended=ended, failed=failed)
 
     async def show(self) -> None:
@@ -139,9 +139,8 @@ class Drive:
         book = self.scheduler.book
         try:
             await self.follower.follow(book.watch(self.id))
-        except OSError as error:
-            self.follower.view = None
-            self.cancel(f"the output cannot be written: {error.strerror}")
+        except OutputClosed as error:
+            self.cancel(str(error))
             self.broken = True
             await self.follower.follow(book.watch(self.id, self.follower.position))
 
@@ -228,15 +227,15 @@ class Drive:
         say(f"the agent failed: {error}")
         return True
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Show how it went."""
         if not self.kept:
             self.follower.report.folder = ""
         try:
-            self.follower.close()
-        except OSError as error:
+            await self.follower.close()
+        except OutputClosed as error:
             self.broken = True
-            say(f"the output cannot be written: {error.strerror}")
+            say(str(error))
 
     def code(self, *, ended: bool, failed: bool) -> ExitCode:
         """Say how it went."""

@@ -18,9 +18,8 @@ import structlog
 from agent.actions import Key
 from agent.errors import ActionFailed, AgentError
 from agent.local import pipeline
-from agent.local.agents import AgentStream
+from agent.local.agents import AgentStream, OutOfOrder
 from agent.local.book import NotCurrent, PipelineExists, PipelineUnknown
-from agent.local.dispatch import OutOfOrder
 from agent.local.document import FileWrong
 from agent.local.store import StoreFailed
 from agent.local.uploads import Upload, UploadRefused

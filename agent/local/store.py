@@ -17,9 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import structlog
+
 from agent.errors import AgentError
 from agent.local import logfiles, schema
 from agent.local.events import FileStored, LogText
+from agent.local.uploads import Place
 from agent.local.wire import local_pb2 as wire
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from agent.local.events import PipelineEvent
     from agent.local.progress import Progress
+
+log = structlog.get_logger()
 
 ROOM = 512
 BATCH = 256
@@ -243,6 +248,19 @@ class Store:
             logfiles.clear(self.folder(change.pipeline.id), [each.name for each in change.progress])
         if (each := change.new_attempt) is not None:
             logfiles.set_aside(self.folder(each.pipeline), each.name, each.attempt - 1)
+            self.remove_files(each.pipeline, each.name)
+
+    def remove_files(self, pipeline: str, action: str) -> None:
+        """Remove the files of an attempt that is over: they are not the next one's."""
+        query = "SELECT path FROM files WHERE pipeline = ? AND action = ?"
+        found = self.connection.execute(query, (pipeline, action)).fetchall()
+        if found:
+            with Place(self.folder(pipeline), action) as place:
+                for (path,) in found:
+                    try:
+                        place.remove(path)
+                    except OSError as error:
+                        log.warning("a file of a lost attempt stays", action=action, path=path, why=str(error))
 
     def apply(self, change: Change) -> None:
         """Write one change into the open transaction."""
@@ -255,6 +273,8 @@ class Store:
                 self.forget_old()
         schema.save_progress(self.connection, change.progress)
         schema.save_events(self.connection, change.events)
+        if (lost := change.new_attempt) is not None:
+            self.connection.execute("DELETE FROM files WHERE pipeline = ? AND action = ?", (lost.pipeline, lost.name))
         if change.files is not None:
             pipeline, action, files = change.files
             self.connection.execute("DELETE FROM files WHERE pipeline = ? AND action = ?", (pipeline, action))

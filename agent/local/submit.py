@@ -17,7 +17,7 @@ import grpc
 
 from agent.errors import AgentError
 from agent.local.console import View, open_view
-from agent.local.following import Follower, Interruptions, end, say
+from agent.local.following import Follower, Interruptions, OutputClosed, end, say
 from agent.local.report import ExitCode
 from agent.local.wire import local_pb2 as wire
 from agent.local.wire import local_pb2_grpc
@@ -107,6 +107,8 @@ async def submit(
             async with target.channel() as channel:
                 client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
                 return await client.run(pipeline, secrets, interruptions or own)
+        except OutputClosed:
+            return ExitCode.INTERRUPTED
         except OSError as error:
             say(f"{error.filename}: {error.strerror}")
             return ExitCode.USAGE
@@ -141,7 +143,7 @@ class Client:
         finally:
             for task in (following, first, second):
                 await end(task)
-        self.follower.close()
+        await self.follower.close()
         return ExitCode.INTERRUPTED if interruptions.first.is_set() else self.follower.report.exit_code
 
     async def follow(self, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:

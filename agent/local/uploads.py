@@ -85,7 +85,7 @@ class Place:
         self.handle, self.parts = handle, parts
         return handle
 
-    def put(self, source: Path, path: bytes) -> None:
+    def put(self, source: str, path: bytes) -> None:
         """Move a file to its path.
 
         Raises:
@@ -163,9 +163,9 @@ class Upload:
         self.digest = hashlib.sha256()
         self.written = 0
 
-    def staged(self, number: int) -> Path:
+    def staged(self, number: int) -> str:
         """Where a file is until all are whole."""
-        return self.staging / str(number)
+        return f"{self.staging}/{number}"
 
     def write(self, data: bytes) -> None:
         """Write the next bytes of the open file."""
@@ -189,8 +189,6 @@ class Upload:
         if self.digest.digest() != sha256:
             raise UploadRefused(f"the sha256 of {start.path!r} is wrong")
         os.fchmod(self.handle, start.mode & 0o777)
-        if self.durable:
-            os.fsync(self.handle)
         os.close(self.handle)
         self.handle = -1
         self.start = None
@@ -221,6 +219,9 @@ class Upload:
             for number, file in enumerate(self.files):
                 place.put(self.staged(number), file.path)
         self.staging.rmdir()
+        if self.durable:
+            # Once for all: a synchronisation of each of thousands of small files takes minutes.
+            os.sync()
         return self.files
 
     def abandon(self) -> None:

@@ -144,7 +144,14 @@ def write_module(recipe: Product, source: Path) -> None:
         return
     source.mkdir(parents=True, exist_ok=True)
     partial = source / "go.mod.partial"
-    lines = ["module sealci.local/build", "", f"go {PRUNED_GRAPHS}", "", f"require {recipe.module} {recipe.version}", ""]
+    lines = [
+        "module sealci.local/build",
+        "",
+        f"go {PRUNED_GRAPHS}",
+        "",
+        f"require {recipe.module} {recipe.version}",
+        "",
+    ]
     if recipe.staging:
         answer = run(
             ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"],

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import builds
 import components
@@ -58,10 +59,11 @@ class Local:
         with builds.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} up"):
             if self.lives():
                 self.refuse_other_settings()
-            else:
-                self.prepare()
-            self.await_node()
-            self.ensure_network()
+            with step("certificates, settings, the node's namespaces and network"):
+                if not self.lives():
+                    self.prepare()
+                self.await_node()
+                self.ensure_network()
             self.start_components()
             self.await_ready()
         say(f"Kubernetes v{self.settings.kubernetes} answers: export KUBECONFIG={self.settings.kubeconfig}")
@@ -115,6 +117,8 @@ class Local:
         """Starts one component and returns once it answers."""
         self.require_up()
         self.order("start", name)
+        if name == "kubelet" and self.receive(self.send("status"))["apiserver"]:
+            until(self.kubelet_knows_its_pods, "the kubelet to know its pods")
 
     @property
     def lock(self) -> Path:
@@ -192,13 +196,18 @@ class Local:
             run(["ip", "route", "replace", network, "via", settings.node_address, "dev", settings.name])
 
     def start_components(self) -> None:
-        """Starts all components, those that need nobody first; the system's images are imported meanwhile."""
-        self.order("start", "etcd", "containerd")
-        waiting = self.send("start", "apiserver")
-        for archive in images.system_images(self.settings):
-            self.load(archive)
-        self.receive(waiting)
-        self.order("start", "controller-manager", "scheduler", "kubelet", "kube-proxy")
+        """Starts all components, those that need nobody first; what they will need is made ready meanwhile."""
+        with step("etcd, containerd, API server"):
+            self.order("start", "etcd", "containerd")
+            waiting = self.send("start", "apiserver")
+            for archive in images.system_images(self.settings):
+                self.load(archive)
+            self.receive(waiting)
+        with step("controllers, scheduler, kubelet, kube-proxy"):
+            orders = [self.send("start", n) for n in ("kubelet", "controller-manager", "scheduler", "kube-proxy")]
+            self.kubectl(["apply", "--filename", "-"], stdin=json.dumps(dns.manifest(self.settings)))
+            for waiting in orders:
+                self.receive(waiting)
 
     def order(self, verb: str, *names: str) -> None:
         """One order to each of these components, all at once; returns when all are done."""
@@ -230,15 +239,25 @@ class Local:
 
     def await_ready(self) -> None:
         """Waits for what a first pod needs: the default ServiceAccount, the node, Services and cluster DNS."""
-        self.kubectl(["apply", "--filename", "-"], stdin=json.dumps(dns.manifest(self.settings)))
-        until(self.default_account_exists, "the ServiceAccount `default`")
-        until(self.node_ready, "the node")
-        until(lambda: dns.answers(self.settings), "cluster DNS behind its Service")
+        with step("the first ServiceAccount, the node, Services and cluster DNS"):
+            until(self.default_account_exists, "the ServiceAccount `default`")
+            until(self.node_ready, "the node")
+            until(lambda: dns.answers(self.settings), "cluster DNS behind its Service")
 
     def kubectl(self, arguments: Iterable[str], stdin: str | None = None) -> str:
         """Runs kubectl on this cluster."""
         program = builds.binary(self.settings, "kubectl")
         return run([program, "--kubeconfig", self.settings.kubeconfig, *arguments], stdin=stdin, seconds=WAIT_SECONDS)
+
+    def kubelet_knows_its_pods(self) -> bool:
+        """Whether logs and exec work for every pod of the node: right after its start, the kubelet knows none."""
+        try:
+            known = json.loads(self.kubectl(["get", "--raw", f"/api/v1/nodes/{self.settings.name}/proxy/pods"]))
+        except Refusal:
+            return False
+        selector = f"fieldSelector=spec.nodeName={self.settings.name}"
+        bound = json.loads(self.kubectl(["get", "--raw", f"/api/v1/pods?{selector}"]))
+        return uids(bound) <= uids(known)
 
     def default_account_exists(self) -> bool:
         """Whether pods in `default` would be admitted."""
@@ -249,6 +268,11 @@ class Local:
         path = '{.status.conditions[?(@.type=="Ready")].status}'
         arguments = ["get", "node", self.settings.name, "--ignore-not-found", "-o", f"jsonpath={path}"]
         return self.kubectl(arguments) == "True"
+
+
+def uids(pods: dict[str, Any]) -> set[str]:
+    """The UIDs of the pods in a list."""
+    return {pod["metadata"]["uid"] for pod in pods["items"] or ()}
 
 
 def until(passes: Callable[[], bool], what: str) -> None:

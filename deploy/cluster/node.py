@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 90.0
-STOP_SECONDS = 10.0
+# Servers with open watches do not end on TERM for a long time.
+TERM_SECONDS = 2.0
+KILL_SECONDS = 10.0
 RESTART_SECONDS = 1.0
 
 
@@ -98,12 +100,12 @@ class Node:
     async def stop(self, component: Component) -> dict[str, Any]:
         """Ends a component, by force if it does not listen."""
         component.wanted = False
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
             if component.pid is None:
                 break
             os.kill(component.pid, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(component.ended.wait(), STOP_SECONDS)
+                await asyncio.wait_for(component.ended.wait(), seconds)
         return {} if component.pid is None else {"error": f"{component.name} cannot be ended"}
 
     def spawn(self, component: Component) -> None:

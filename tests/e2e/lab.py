@@ -245,6 +245,7 @@ class Agent:
             "agent": {"pool": lab.pool, "slots": 20},
             "cluster": {"namespace": lab.namespace},
             "environment": {"grace": "2s"},
+            "policy": {"default_cpu": "5m", "default_memory": "16Mi"},
             "http": {"host": "127.0.0.1", "port": 0},
             "logging": {"format": "json"},
         }

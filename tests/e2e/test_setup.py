@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
         "pull_timeout": "20s",
         "pending_timeout": "5s",
         "repository_schemes": ["https", "git"],
-        "images": ["localhost/*", "*:5000/*", "nowhere.invalid/*", "UPPER/*"],
+        "images": ["localhost/*", "*:5000/*", "nowhere.invalid/*"],
         "max_memory": "2Gi",
         "max_cpu": "1000",
     }
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 MISSING = "localhost/sealci-test/does-not-exist:1"
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     # name: (action, stage, reason, what the log must say)
-    "malformed-image": ({"image": "UPPER/case"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
+    "malformed-image": ({"image": "localhost/UPPER:1"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
     "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "nowhere.invalid"),
     "unschedulable": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class FakeApi:
         self.told: list[tuple[int, Object]] = []
         self.watches = 0
         self.cuts = 0
+        self.releases = 0
         self.stopping = False
         self.changed = asyncio.Condition()
         self.host = ""
@@ -126,7 +127,8 @@ class FakeApi:
             if script.times and script.verb in ("", verb) and script.part in request.path:
                 script.times -= 1
                 if script.status == HANG:
-                    await self.until(lambda: self.stopping)
+                    released = self.releases
+                    await self.until(lambda: self.stopping or self.releases != released)  # noqa: B023
                 return web.Response(status=script.status or 503, text=script.body, headers=script.headers)
         answered: web.StreamResponse = await handler(request)
         return answered
@@ -153,6 +155,11 @@ class FakeApi:
     async def cut(self) -> None:
         """End every watch."""
         self.cuts += 1
+        await self.notify()
+
+    async def release(self) -> None:
+        """Let go of every request that hangs."""
+        self.releases += 1
         await self.notify()
 
     async def put(self, pod: Object, kind: str = "MODIFIED") -> Object:
@@ -257,10 +264,35 @@ class FakeApi:
             await self.put(pod, "DELETED")
         return web.json_response(pod)
 
-    async def on_log(self, request: web.Request) -> web.Response:
-        """Return the log of a container."""
-        body = self.logs.get((request.match_info["name"], request.query.get("container", "")))
-        return failed(404, "no log") if body is None else web.Response(body=body)
+    async def on_log(self, request: web.Request) -> web.StreamResponse:
+        """Return the log of a container, or follow it until the container has ended."""
+        key = request.match_info["name"], request.query.get("container", "")
+        if key not in self.logs:
+            return failed(404, "no log")
+        if request.query.get("follow") != "true":
+            return web.Response(body=self.logs[key])
+        response = web.StreamResponse()
+        with suppress(ConnectionError):
+            await self.follow(request, response, key)
+        return response
+
+    async def follow(self, request: web.Request, response: web.StreamResponse, key: tuple[str, str]) -> None:
+        """Send the log of a container as it grows; headers come with its first byte."""
+        sent, over = 0, False
+        while not over:
+            over = not self.runs(*key)
+            if over or len(self.logs[key]) > sent:
+                if not sent:
+                    await response.prepare(request)
+                await response.write(self.logs[key][sent:])
+                sent = len(self.logs[key])
+            else:
+                await self.until(lambda: len(self.logs[key]) > sent or not self.runs(*key))  # noqa: B023
+
+    def runs(self, name: str, container: str) -> bool:
+        """Whether a container runs."""
+        statuses = self.pods.get(name, {}).get("status", {}).get("containerStatuses", ())
+        return not self.stopping and any(each["name"] == container and "running" in each["state"] for each in statuses)
 
     async def on_list(self, request: web.Request) -> web.StreamResponse:
         """List pods, or watch them."""
@@ -281,7 +313,7 @@ class FakeApi:
         await response.prepare(request)
         self.watches += 1
         await self.notify()
-        try:
+        with suppress(ConnectionError):
             while not self.stopping and self.cuts == cuts:
                 for version, event in [each for each in self.told if each[0] > since]:
                     await response.write(json.dumps(event).encode() + b"\n")
@@ -292,8 +324,7 @@ class FakeApi:
                     self.bookmarks = False
                 seen = since
                 await self.until(lambda: self.news(cuts, seen))  # noqa: B023 - awaited at once
-        finally:
-            self.watches -= 1
+        self.watches -= 1
         return response
 
 

@@ -185,6 +185,7 @@ async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: Fak
             await outlet.send(event(number))
         await outlet.settled()
         assert [message.seq for message in scheduler.stored[KEY.attempt_key]] == [1, 2, 3]
+        assert "resume" not in [name for name, _ in agent.handlers.calls], "there was nothing to resume"
 
 
 async def test_a_scheduler_that_says_nothing_about_a_session_gets_the_rest(scheduler: FakeScheduler) -> None:

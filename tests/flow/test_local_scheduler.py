@@ -265,6 +265,7 @@ async def test_a_lost_agent_means_a_next_attempt_after_the_grace(tmp_path: Path)
             key = translate.key(await dies.action())
             await dies.event(key, Accepted("pod"))
             await dies.event(key, LogChunk(b"first\n"))
+            await dies.upload(key, file_parts((b"deep/f", b"x"), (b"same", b"x")))
             await dies.acknowledged(key, 2)
         async with FakeAgent(scheduler.address, pod="lives") as lives:
             again = await lives.action()
@@ -273,9 +274,12 @@ async def test_a_lost_agent_means_a_next_attempt_after_the_grace(tmp_path: Path)
             discard = await lives.take("discard")
             assert isinstance(discard, wire.Discard)
             assert (discard.attempt, discard.claimed_by_other) == (1, False)
+            await lives.upload(translate.key(again), file_parts((b"same", b"x")))
             await lives.live(again, life(b"second\n"))
             report, seen = await watch(scheduler)
     assert report.actions["a"].attempts == 2
+    assert report.actions["a"].files == {b"same": 1}
+    assert not (tmp_path / RUN / "a" / "deep" / "f").exists()
     assert texts(seen) == b"first\nsecond\n"
     assert (tmp_path / RUN / "a.log").read_bytes() == b"second\n"
     assert (tmp_path / RUN / "a.log.1").read_bytes() == b"first\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.actions import Cursor
 from agent.cluster.client import Client
-from agent.cluster.logs import ContainerState, Patience, Target, follow
+from agent.cluster.logs import Body, ContainerState, Patience, Target, follow
 from agent.metrics import Metrics
 from agent.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
@@ -26,16 +28,13 @@ if TYPE_CHECKING:
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 FAST = Patience(
-    connect=2,
-    read=2,
-    probe=0.05,
-    longest_probe=0.1,
     settle=0.05,
     pause=0.002,
     longest_pause=0.01,
     refused=0.1,
     give_up=0.2,
 )
+PROBING = replace(FAST, probe=0.05, longest_probe=0.1)
 PATH = "/api/v1/namespaces/actions/pods/pod-1/log"
 TARGET = Target("actions", "pod-1", "action")
 
@@ -195,6 +194,7 @@ async def test_nothing_is_asked_while_the_container_waits(api: Api) -> None:
     assert api.queries == []
     api.container.enter(ContainerState.RUNNING)
     assert payload(await reading) == b"x\n"
+    assert [query.get("follow") for query in api.queries][:1] == ["true"]
 
 
 async def test_an_ended_container_is_read_without_following(api: Api) -> None:
@@ -303,7 +303,7 @@ async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: Api) -> None:
 async def test_a_failing_server_is_asked_again(api: Api, code: int) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.status(code)] * 3
-    items = await api.read()
+    items = await api.read(patience=Patience(pause=0.001, longest_pause=0.001, refused=0, give_up=0))
     assert payload(items) == b"one\n"
     assert others(items) == []
 
@@ -373,40 +373,69 @@ async def test_a_cursor_that_is_none_is_said(api: Api) -> None:
 
 async def test_a_dead_stream_is_found_by_a_plain_read(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
-    api.script = [api.then_silent()]
-    reading = asyncio.create_task(api.read())
+    api.script = [api.then_silent(), api.up_to(1 << 20)]
+    reading = asyncio.create_task(api.read(patience=PROBING))
     await until(lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
-    # The probe, which finds the second line, and what is opened after it.
-    assert [query.get("follow") for query in api.queries][:2] == ["true", None]
+    # The probe, which finds the second line, and a new stream.
+    assert [query.get("follow") for query in api.queries][:3] == ["true", None, "true"]
 
 
-async def test_a_silent_stream_that_lives_is_kept(api: Api) -> None:
+async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api.log.write(b"one\n", EPOCH)
-    go_on = asyncio.Event()
+    waits: list[tuple[float, bool]] = []
+    block = Body.block
+
+    async def noted(body: Body, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
+        got = await block(body, ended, silence, settle)
+        waits.append((silence, got is None))
+        return got
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(api.log.body())
-        await go_on.wait()
-        api.container.log_ended = True
+        await until(lambda: len(api.queries) > 3)
         await response.write(stamp(EPOCH + 1) + b" two\n")
+        await until(lambda: len(api.queries) > 4)
+        api.container.log_ended = True
+        await response.write(stamp(EPOCH + 2) + b" three\n")
         return response
 
     async def probe(request: web.Request) -> web.StreamResponse:
-        if len(api.queries) > 3:
-            go_on.set()
-        return web.Response(body=api.body(request))
+        return web.Response(body=api.log.body() + (stamp(EPOCH + 1) + b" two\n" if len(api.queries) > 4 else b""))
 
-    api.script = [answer, probe, probe, probe]
+    monkeypatch.setattr(Body, "block", noted)
+    api.script = [answer, *[probe] * 20]
     got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, FAST):
+    async for item in follow(api.client, TARGET, Cursor(), api.container, PROBING):
         assert isinstance(item, LogPiece)
         got += item.data
-    assert got == b"one\ntwo\n"
+    assert got == b"one\ntwo\nthree\n"
     assert api.follows == 1
+    for (silence, silent), (after, _) in pairwise(waits):
+        assert after == (min(2 * silence, PROBING.longest_probe) if silent else PROBING.probe)
+
+
+async def test_an_ended_container_may_still_have_something_to_say(api: Api) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(stamp(EPOCH) + b" one\n")
+        api.container.enter(ContainerState.TERMINATED)
+        await asyncio.sleep(0.02)
+        await response.write(stamp(EPOCH + 1) + b" last\n")
+        return response
+
+    api.script = [answer]
+    got = b""
+    async for item in follow(api.client, TARGET, Cursor(), api.container, Patience()):
+        assert isinstance(item, LogPiece)
+        got += item.data
+        api.container.log_ended = got.endswith(b"last\n")
+    assert got == b"one\nlast\n"
+    assert len(api.queries) == 1
 
 
 async def test_headers_that_come_with_the_first_line_are_waited_for(api: Api) -> None:
@@ -421,7 +450,7 @@ async def test_headers_that_come_with_the_first_line_are_waited_for(api: Api) ->
         return web.Response(body=b"")
 
     api.script = [answer, probe, probe]
-    assert payload(await api.read()) == b"late\n"
+    assert payload(await api.read(patience=PROBING)) == b"late\n"
     assert api.follows == 1
 
 
@@ -527,8 +556,13 @@ async def test_a_follower_that_is_left_closes_its_connection(api: Api) -> None:
     await asyncio.wait_for(closed.wait(), 5)
 
 
-async def test_a_reader_may_be_cancelled_while_it_waits(api: Api) -> None:
-    api.script = [api.then_silent()]
+@pytest.mark.parametrize("headers", [True, False])
+async def test_a_reader_may_be_cancelled_while_it_waits(api: Api, headers: bool) -> None:
+    async def mute(_: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    api.script = [api.then_silent() if headers else mute]
     reading = asyncio.create_task(api.read(patience=Patience()))
     await until(lambda: len(api.queries) > 0)
     reading.cancel()

@@ -219,6 +219,11 @@ def test_a_trace_shows_the_user_s_lines_only(shell: str) -> None:
     assert result.text == "".join(line.replace("@", PLUS[shell]) + "\n" for line in lines)
 
 
+def test_a_trace_goes_on_into_the_trap_of_the_end(shell: str) -> None:
+    result = run(shell, "set -x; trap 'echo bye' EXIT", "echo a")
+    assert result.text.splitlines()[-4:] == [f"{PLUS[shell]} echo a", "a", "+ echo bye", "bye"]
+
+
 @pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("true && exit 3", 3), ("(exit 3)", 3)])
 def test_a_trace_of_the_end_shows_the_user_s_lines_only(shell: str, end: str, code: int) -> None:
     result = run(shell, "set -x", f"trap 'echo bye' EXIT\n{end}", NO)
