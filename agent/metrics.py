@@ -1,8 +1,8 @@
 """Every series of the agent, in one object that is handed to who counts.
 
 One `Metrics` lives as long as the process (tests make their own, with a registry of its own). Label sets are bounded by
-enums, never by ids; every combination exists from the first scrape, so that `rate()` and alerts work at once. A fault of
-the user (`result="failed"` with a user's reason) is told from a fault of the infrastructure by the reason.
+enums, never by ids; every combination exists from the first scrape, so that `rate()` and alerts work at once. A fault
+of the user (`result="failed"` with a user's reason) is told from a fault of the infrastructure by the reason.
 """
 
 from __future__ import annotations

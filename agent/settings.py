@@ -143,6 +143,14 @@ class EnvironmentSettings(Section):
         description="merged over every pod: node selectors, tolerations, pull secrets, volumes, runtime class ...",
     )
 
+    @model_validator(mode="after")
+    def processes_apart(self) -> EnvironmentSettings:
+        """Refuse templates in which a signal to all processes would reach more than the commands."""
+        for name in ("shareProcessNamespace", "hostPID"):
+            if self.pod_template.get("spec", {}).get(name):
+                raise ValueError(f"pod_template.spec.{name}: must not be set, commands are ended by a signal to all")
+        return self
+
 
 class PolicySettings(Section):
     """What actions may ask for."""

@@ -7,11 +7,16 @@ import inspect
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 ENDING = 2.0
+
+# A loaded machine is slow, not wrong; a failure prints the blob that reproduces it.
+settings.register_profile("sealci", deadline=None, print_blob=True)
+settings.load_profile("sealci")
 
 
 @pytest.fixture(autouse=True)

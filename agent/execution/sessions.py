@@ -1,8 +1,8 @@
 """The sessions of this agent: who is let in, who is asked to leave, and how much room there is.
 
 Lives as long as the agent. Handlers are synchronous and quick, because the reader of the stream calls them; each
-session runs in a task of its own inside the application's task group, and its worst failure is its own. The slots in use are
-counted from the sessions that exist, never by adding and subtracting.
+session runs in a task of its own inside the application's task group, and its worst failure is its own. The slots in
+use are counted from the sessions that exist, never by adding and subtracting.
 """
 
 from __future__ import annotations

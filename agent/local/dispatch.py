@@ -87,7 +87,7 @@ class Dispatcher:
             mine = progress.state is State.RUNNING and progress.agent.partition(".")[0] == stream.pod
             if mine and entry.action_id not in named:
                 entry.stream = None
-                if False:
+                if progress.agent == stream.agent_id and progress.seq == 0:
                     self.find(entry)
                     entry.sent = False
                 self.leave(entry)

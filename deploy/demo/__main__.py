@@ -75,7 +75,9 @@ def main() -> int:
             agent = start(stack, out, "serve", [], env | {"SEALCI_SCHEDULER__ADDRESS": listening})
             found(agent, r"(registered with the scheduler)")
         with clock.step("the pipeline, as it runs"):
-            code = subprocess.run([*AGENT, "submit", str(pipeline), "--scheduler", listening, "--plaintext"], env=env, check=False)
+            code = subprocess.run(
+                [*AGENT, "submit", str(pipeline), "--scheduler", listening, "--plaintext"], env=env, check=False
+            )
         with clock.step("agent and scheduler leave"):
             stack.close()
     with clock.step("what came back"):
@@ -134,7 +136,18 @@ def check(folder: Path, scratch: Path) -> bool:
         print(f"{path.stat().st_size:10d}  {path.relative_to(folder)}")
     wheel = next(folder.rglob("*.whl"))
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(scratch), str(wheel)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(scratch),
+            str(wheel),
+        ],
         check=True,
     )
     program = f"import {source.PACKAGE}; print('imported', {source.PACKAGE}.__name__, {source.PACKAGE}.__version__)"

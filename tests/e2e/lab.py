@@ -170,7 +170,9 @@ class Lab:
         """Submit actions given as in a pipeline file; `image` and `commands` are at the top for short."""
         name = f"test-{secrets.token_hex(3)}"
         file = self.folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({"name": name, "actions": {key: spelled(each) for key, each in actions.items()}}))
+        file.write_text(
+            yaml.safe_dump({"name": name, "actions": {key: spelled(each) for key, each in actions.items()}})
+        )
         values = dict(secret_values or {})
         self.secret_values += values.values()
         process = subprocess.Popen(
@@ -187,7 +189,11 @@ class Lab:
         return submission
 
     def run(
-        self, actions: Mapping[str, Mapping[str, Any]], *, secret_values: Mapping[str, str] | None = None, timeout: float = 180
+        self,
+        actions: Mapping[str, Mapping[str, Any]],
+        *,
+        secret_values: Mapping[str, str] | None = None,
+        timeout: float = 180,
     ) -> dict[str, Report]:
         """Submit actions and wait for their end."""
         return self.start(actions, secret_values=secret_values).wait(timeout)
@@ -211,12 +217,14 @@ class Lab:
     def action_ids(self, report: Report) -> list[str]:
         """Return the ids under which the scheduler gave the action to agents."""
         suffix = f"{report.folder.name}/{report.name}"
-        return sorted({
-            session["action_id"]
-            for pod in self.observer.states
-            if (session := json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}")))
-            and session["action_id"].endswith(suffix)
-        })
+        return sorted(
+            {
+                session["action_id"]
+                for pod in self.observer.states
+                if (session := json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}")))
+                and session["action_id"].endswith(suffix)
+            }
+        )
 
     def close(self) -> None:
         """End everything; nothing may remain, and no secret may have shown."""

@@ -39,7 +39,11 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
     "closed-stdout": (["exec >&- 2>&-", "true"], ("succeeded", None, 0), []),
     "redirected-stdout": (["exec >/dev/null 2>&1", "echo unseen", "exit 4"], ("failed", "COMMAND_FAILED", 4), []),
     "kill-shell": (["echo one", "kill -9 $$", "echo never"], ("failed", "COMMAND_FAILED", 137), ["one"]),
-    "dollars": (["echo $$ | grep -c '^[0-9]*$'; echo '$$' '$(HOME)' '$HOME'"], ("succeeded", None, 0), ["1", "$$ $(HOME) $HOME"]),
+    "dollars": (
+        ["echo $$ | grep -c '^[0-9]*$'; echo '$$' '$(HOME)' '$HOME'"],
+        ("succeeded", None, 0),
+        ["1", "$$ $(HOME) $HOME"],
+    ),
     "code-1": (["exit 1"], ("failed", "COMMAND_FAILED", 1), []),
     "code-2": (["exit 2"], ("failed", "COMMAND_FAILED", 2), []),
     "code-126": (["touch tool; ./tool"], ("failed", "COMMAND_FAILED", 126), None),

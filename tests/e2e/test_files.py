@@ -124,7 +124,10 @@ ACTIONS: dict[str, dict[str, Any]] = {
         "commands": ["echo before > file", "kill -9 $$"],
         "artifacts": {"when": "always", "paths": ["file"]},
     },
-    "background-writer": {"image": BUSYBOX, "commands": ["(while :; do echo x >> growing; done) & sleep 0.5; echo y > f"]},
+    "background-writer": {
+        "image": BUSYBOX,
+        "commands": ["(while :; do echo x >> growing; done) & sleep 0.5; echo y > f"],
+    },
 }
 DECLARED = {"out/a.bin", "out/sub/b.bin", "report.xml", "logs/1"}
 WHOLE_TREE = DECLARED | {"out/c.tmp", "out/tmp/d", "other/no", "other/deep.xml"}

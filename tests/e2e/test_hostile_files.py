@@ -62,7 +62,10 @@ FREE: dict[str, dict[str, Any]] = {
     "declared-up": {"image": BUSYBOX, "commands": [LINKS], "artifacts": declared("folder/passwd", "parent/*")},
     "declared-pipe": {"image": BUSYBOX, "commands": ["mkfifo pipe"], "artifacts": declared("pipe")},
     "declared-folder": {"image": BUSYBOX, "commands": ["mkdir empty"], "artifacts": declared("empty")},
-    "workspace-gone": {"image": BUSYBOX, "commands": ['cd / && rm -rf "$SEALCI_WORKSPACE"/* ; echo x > "$SEALCI_WORKSPACE/y"']},
+    "workspace-gone": {
+        "image": BUSYBOX,
+        "commands": ['cd / && rm -rf "$SEALCI_WORKSPACE"/* ; echo x > "$SEALCI_WORKSPACE/y"'],
+    },
 }
 LIMITED: dict[str, dict[str, Any]] = {
     "many": {"image": BUSYBOX, "commands": [MANY]},

@@ -1,8 +1,8 @@
 """A cluster in memory: environments whose life is a script, with the supervisor's real markers in their logs.
 
 Left to itself an environment pulls, runs all commands with code 0 and ends well. A `Script` says what differs; a test
-that wants to hold a stage sets `holds` and lets it go on by hand. The backend counts what was made and what was removed,
-so that a test can ask for the invariant: all that was made is gone, each exactly once.
+that wants to hold a stage sets `holds` and lets it go on by hand. The backend counts what was made and what was
+removed, so that a test can ask for the invariant: all that was made is gone, each exactly once.
 """
 
 from __future__ import annotations
@@ -251,6 +251,6 @@ class FakeEnvironment:
             raise self.script.remove_error
 
 
-def collected(refused: str = "", **summary: int) -> Collected:
+def collected(refused: str = "", left_out: int = 0) -> Collected:
     """Return the end of a collection of one file."""
-    return Collected(ArtifactSummary(files=1, bytes=8, **summary), refused)
+    return Collected(ArtifactSummary(files=1, bytes=8, left_out_files=left_out), refused)

@@ -97,7 +97,7 @@ async def test_success_from_acceptance_to_files(rig: Rig) -> None:
     assert sent.stages == [SETUP, COMMANDS, ARTIFACTS]
     assert (sent.started, sent.log) == ([1, 2], b"hello\nhello\n")
     assert (sent.outcome.result, sent.outcome.exit_code, sent.outcome.command) == (Result.SUCCEEDED, 0, 2)
-    assert sent.outcome.stage is COMMANDS
+    assert sent.outcome.stage is ARTIFACTS
     assert [type(part).__name__ for part in sent.uploads[0]] == ["FileStart", "FileData", "FileEnd"]
     assert [summary.files for summary in sent.summaries] == [1]
     steps = rig.backend.environments["a"].steps
@@ -107,7 +107,7 @@ async def test_success_from_acceptance_to_files(rig: Rig) -> None:
         "files",
         "remove",
     ]
-    assert rig.sample("actions_completed_total", result="succeeded", stage="commands", reason="") == 1
+    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="") == 1
     assert rig.sample("phase_duration_seconds_count", phase="commands") == 1
 
 
@@ -359,7 +359,7 @@ async def test_files_lost_with_the_pod_fail_only_who_named_them(rig: Rig, rules:
 
 
 async def test_what_was_left_out_is_said(rig: Rig) -> None:
-    sent = await life(rig, Script(collections=[collected(left_out_files=3)]))
+    sent = await life(rig, Script(collections=[collected(left_out=3)]))
     assert sent.outcome.result is Result.SUCCEEDED
     assert b"[3 files were left out]\n  and 3 more\n" in sent.log
 
@@ -403,7 +403,7 @@ async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: R
         environment = await rig.backend.at("a", "remove")
         sessions.discard(Key("a"), claimed_by_other=False, message="it is finished")
         await environment.release("remove")
-    assert rig.sample("actions_completed_total", result="succeeded", stage="commands", reason="") == 1
+    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="") == 1
 
 
 async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ async def test_the_bucket_lets_a_burst_through_and_then_the_rate(monkeypatch: py
         slept.append(round(seconds, 6))
         clock[0] += seconds
 
-    monkeypatch.setattr(clients.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(clients.asyncio, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     bucket = TokenBucket(10.0)
     for _ in range(20):
         await bucket.take()

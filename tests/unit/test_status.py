@@ -565,22 +565,22 @@ def test_what_fails_the_set_up_at_once(seen: Object, reason: Reason, says: str) 
         (
             pod(FILES, waits("action", "ErrImagePull", "dial tcp: i/o timeout")),
             Reason.IMAGE_PULL_FAILED,
-            600,
+            50,
             "i/o timeout",
         ),
         (
             pod(FILES, waits("action", "ErrImagePull", "unexpected status 503 Service Unavailable")),
             Reason.IMAGE_PULL_FAILED,
-            600,
+            50,
             "503",
         ),
         (
             pod(FILES, waits("action", "ErrImagePull", "429 Too Many Requests - toomanyrequests")),
             Reason.IMAGE_PULL_FAILED,
-            600,
+            50,
             "429",
         ),
-        (pod(FILES, waits("action", "ErrImagePull", "unexpected EOF")), Reason.IMAGE_PULL_FAILED, 600, "EOF"),
+        (pod(FILES, waits("action", "ErrImagePull", "unexpected EOF")), Reason.IMAGE_PULL_FAILED, 50, "EOF"),
         (
             pod(FILES, waits("action", "ErrImagePull", 'image "geofence:1" not found')),
             Reason.IMAGE_PULL_FAILED,

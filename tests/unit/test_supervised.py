@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from agent.cluster.markers import MarkerKind
-from agent.cluster.supervisor import MAX_COMMAND_BYTES
+from agent.cluster.supervisor import MAX_COMMAND_BYTES, WORKSPACE_FAILED
 from tests.unit.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"
@@ -307,7 +307,7 @@ def test_the_last_marker_is_last_whoever_still_prints(shell: str) -> None:
 
 def test_a_workspace_that_cannot_be_entered_is_said(shell: str) -> None:
     result = run(shell, NO, options=Options(workspace="/nonexistent/there"))
-    assert result.code == 125
+    assert result.code == WORKSPACE_FAILED
     assert result.ending is None
     assert result.message == "the workspace /nonexistent/there cannot be entered"
     assert result.text == "sealci: the workspace /nonexistent/there cannot be entered\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waits.append(high)
         return 0.0
 
-    monkeypatch.setattr(watches.random, "uniform", uniform)
+    monkeypatch.setattr(random, "uniform", uniform)
     return waits
 
 
@@ -97,7 +98,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            impatient.setattr(watches.random, "randint", lambda low, high: -14.95)
+            impatient.setattr(random, "randint", lambda low, high: -14.95)
         await refused_once(api, status)
     assert len(api.asked("list")) == 2
 
@@ -204,7 +205,8 @@ async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> N
     watch.take("DELETED", version(pod_of("a", "uid-1"), 11))
     assert watched.pod["metadata"]["uid"] == "uid-2"
     watch.take("DELETED", version(pod_of("a", "uid-2"), 12))
-    assert (watched.pod, watch.pods) == (None, {})
+    assert watch.pods == {}
+    assert watched.version == 3
 
 
 async def test_a_deletion_of_what_is_not_known_says_nothing(watch: PodWatch) -> None:
