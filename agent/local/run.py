@@ -123,7 +123,7 @@ class Drive:
             insisted = asyncio.create_task(self.interruptions.second.wait(), name="interrupted again")
             stack.push_async_callback(end, insisted)
             ended = await self.attend(shown, agent, insisted)
-            pass
+            self.stop.set()
             if not insisted.done() and not agent.done():
                 await asyncio.wait({agent, insisted}, timeout=self.patience.stop, return_when=asyncio.FIRST_COMPLETED)
             if insisted.done():
