@@ -42,12 +42,17 @@ def write(settings: Settings, folder: Path) -> None:
     write_json(folder / "cni" / "10-sealci.conflist", network(settings, folder))
     write_json(folder / "kubelet.json", kubelet(settings, folder))
     write_json(folder / "kube-proxy.json", kube_proxy(settings, folder))
-    registry = f"{settings.gateway}:{REGISTRY_PORT}"
+    registry = f"{settings.gateway}:{REGISTRY_PORT}"  # where a test may run one
     hosts = folder / "certs.d" / registry
     hosts.mkdir(exist_ok=True)
-    (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n\n[host."http://{registry}"]\n', "utf-8")
+    (hosts / "hosts.toml").write_text(plain_registry(registry), "utf-8")
     components = [asdict(c) for c in all_components(settings, folder)]
     write_json(folder / "components.json", {"name": settings.name, "components": components})
+
+
+def plain_registry(address: str) -> str:
+    """containerd's hosts.toml for a registry without TLS."""
+    return f'server = "http://{address}"\n\n[host."http://{address}"]\n'
 
 
 def write_json(path: Path, document: object) -> None:
@@ -121,6 +126,11 @@ def apiserver(settings: Settings, pki: Path) -> Component:
         f"--service-account-signing-key-file={pki}/service-accounts.key",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        f"--requestheader-client-ca-file={pki}/ca.crt",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
     ]
     return Component("apiserver", command, http("127.0.0.1:6443", "/readyz", pki))
 
@@ -140,6 +150,8 @@ def controller_manager(settings: Settings, pki: Path) -> Component:
         f"--cluster-signing-key-file={pki}/ca.key",
         f"--service-account-private-key-file={pki}/service-accounts.key",
         "--use-service-account-credentials",
+        "--kube-api-qps=100",  # the default of 20 makes every `up` wait three seconds
+        "--kube-api-burst=200",
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
     ]

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import builds
+import components
 from console import Refusal, run, say, step
 from settings import REPOSITORY, Settings
 
 UP_SECONDS = 600
+LOG_MAX_SIZE = "containerLogMaxSize: 50Mi"
 CONFIG = REPOSITORY / "deploy" / "kind.yaml"
 STATIC_PODS = {
     "apiserver": "kube-apiserver", "etcd": "etcd", "scheduler": "kube-scheduler",
@@ -40,12 +42,24 @@ class Kind:
         settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.exists():
             with step(f"kind create cluster {settings.name}"):
-                node_image = ("--image", f"kindest/node:v{settings.kubernetes}", "--kubeconfig", settings.kubeconfig)
-                self.kind("create", "cluster", "--config", CONFIG, "--wait", "120s", *node_image)
+                self.create()
         self.kind("export", "kubeconfig", "--kubeconfig", settings.kubeconfig)
         self.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
         self.kubectl("rollout", "status", "--namespace=kube-system", "deployment/coredns", "--timeout=120s")
         say(f"Kubernetes v{settings.kubernetes} answers: export KUBECONFIG={settings.kubeconfig}")
+
+    def create(self) -> None:
+        """A new cluster from kind.yaml, whose node takes images from a plain registry on this machine."""
+        config = self.settings.folder / "kind.yaml"
+        text = CONFIG.read_text("utf-8").replace(LOG_MAX_SIZE, f"containerLogMaxSize: {self.settings.log_max_size}")
+        config.write_text(text, "utf-8")
+        image = f"kindest/node:v{self.settings.kubernetes}"
+        self.kind("create", "cluster", "--config", config, "--wait", "120s", "--image", image,
+                  "--kubeconfig", self.settings.kubeconfig)  # fmt: skip
+        registry = f"{self.address()}:{components.REGISTRY_PORT}"
+        folder = f"/etc/containerd/certs.d/{registry}"
+        text = components.plain_registry(registry)
+        self.inside("sh", "-c", f"mkdir -p {folder} && printf %s '{text}' > {folder}/hosts.toml")
 
     def down(self) -> None:
         """Deletes the cluster; none is fine."""

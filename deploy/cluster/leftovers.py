@@ -17,7 +17,7 @@ from settings import LINK_PREFIX, Settings
 
 CGROUP_SECONDS = 20.0
 CNI_STATE = Path("/var/lib/cni")
-# The kubelet sets these for the whole machine; `down` gives them back.
+# A kubelet sets these for the whole machine; `down` gives them back.
 KERNEL_SETTINGS = (
     "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
     "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
@@ -34,8 +34,10 @@ def remove(settings: Settings) -> None:
         remove_cgroup(cgroup)
     for mount in reversed(mounts_below(folder)):
         run(["umount", "--lazy", mount])
-    restore_kernel_settings(folder)
-    remove_mount_point()
+    if not other_clusters():
+        restore_kernel_settings(settings)
+        if CNI_STATE.is_dir() and not any(CNI_STATE.iterdir()):
+            CNI_STATE.rmdir()
     if folder.exists():
         # Renamed first: whatever interrupts the removal, what is left is no cluster any more.
         rubbish = folder.with_name(f"{folder.name}.removed")
@@ -44,11 +46,9 @@ def remove(settings: Settings) -> None:
     shutil.rmtree(folder.with_name(f"{folder.name}.removed"), ignore_errors=True)
 
 
-def remove_mount_point() -> None:
-    """Removes the folder that nodes mount over, unless another cluster lives: the kernel would drop its mount."""
-    others = any(link.name.startswith(LINK_PREFIX) for link in Path("/sys/class/net").iterdir())
-    if not others and CNI_STATE.is_dir() and not any(CNI_STATE.iterdir()):
-        CNI_STATE.rmdir()
+def other_clusters() -> bool:
+    """Whether another cluster lives here: what they share on the machine is given back by the last one."""
+    return any(link.name.startswith(LINK_PREFIX) for link in Path("/sys/class/net").iterdir())
 
 
 def cgroups(settings: Settings) -> list[Path]:
@@ -98,17 +98,27 @@ def mounts_below(folder: Path) -> list[str]:
     return [place for place in places if Path(place).is_relative_to(folder)]
 
 
-def remember_kernel_settings(folder: Path) -> None:
-    """Writes down what the kubelet is about to change on the machine."""
-    values = {n: path.read_text("utf-8") for n in KERNEL_SETTINGS if (path := Path("/proc/sys") / n).exists()}
-    (folder / "kernel-settings.json").write_text(json.dumps(values), "utf-8")
+def kernel_settings(settings: Settings) -> Path:
+    """Where the machine's own values are kept while clusters live."""
+    return settings.cache / "run" / "kernel-settings.json"
 
 
-def restore_kernel_settings(folder: Path) -> None:
-    """Gives the machine its own values back, if they were written down."""
-    try:
-        values = json.loads((folder / "kernel-settings.json").read_text("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+def remember_kernel_settings(settings: Settings) -> None:
+    """Writes down what a kubelet is about to change on the machine, unless another one did already."""
+    record = kernel_settings(settings)
+    if record.exists():
         return
-    for name, value in values.items():
+    values = {n: path.read_text("utf-8") for n in KERNEL_SETTINGS if (path := Path("/proc/sys") / n).exists()}
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(values), "utf-8")
+    partial.replace(record)
+
+
+def restore_kernel_settings(settings: Settings) -> None:
+    """Gives the machine its own values back, if they were written down."""
+    record = kernel_settings(settings)
+    if not record.exists():
+        return
+    for name, value in json.loads(record.read_text("utf-8")).items():
         (Path("/proc/sys") / name).write_text(value, "utf-8")
+    record.unlink()

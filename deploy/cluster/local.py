@@ -149,7 +149,7 @@ class Local:
         leftovers.remove(self.settings)
         self.folder.mkdir(mode=0o700, parents=True)
         (self.folder / "settings.json").write_text(json.dumps(self.settings.fixed), "utf-8")
-        leftovers.remember_kernel_settings(self.folder)
+        leftovers.remember_kernel_settings(self.settings)
         leftovers.CNI_STATE.mkdir(exist_ok=True)
         leftovers.create_cgroups(self.settings)
         pki.create(self.settings, self.folder / "pki")

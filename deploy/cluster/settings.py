@@ -95,6 +95,8 @@ def read(docker_answers: Callable[[], bool]) -> Settings:
     provider = env.get("CLUSTER") or ("kind" if docker_answers() else "local")
     if provider not in ("local", "kind", "existing"):
         raise Refusal(f"CLUSTER={provider} is not one of local, kind, existing")
+    if provider == "kind" and not docker_answers():
+        raise Refusal("CLUSTER=kind needs a Docker engine, and none answers here: set CLUSTER=local or existing")
     version = env.get("KUBERNETES_VERSION", "1.37.2").removeprefix("v")
     if not re.fullmatch(r"1\.\d+\.\d+", version):
         raise Refusal(f"KUBERNETES_VERSION={version} is not a version like 1.37.2")
