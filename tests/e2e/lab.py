@@ -210,9 +210,10 @@ class Lab:
         stored = report.log
         for value in self.secret_values:
             assert value.encode() not in stored, "a secret stands in the stored log"
-        for event in report.events:
-            if event["event"] == "artifact":
-                assert report.files[event["path"]].stat().st_size == event["size"]
+        told = {event["path"]: event["size"] for event in report.events if event["event"] == "artifact"}
+        # What is no UTF-8 in a name is told with a replacement.
+        shown = {os.fsencode(path).decode("utf-8", "replace"): file for path, file in report.files.items()}
+        assert {path: file.stat().st_size for path, file in shown.items()} == told
 
     def action_ids(self, report: Report) -> list[str]:
         """Return the ids under which the scheduler gave the action to agents."""
