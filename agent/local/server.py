@@ -92,8 +92,9 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
         """Hold the stream of one replica."""
-        await self.access.check(context)
+        # Read first: a call that is ended while its first message is being written ends with INTERNAL at the caller.
         register = await self.first(requests, context)
+        await self.access.check(context)
         if register.protocol_version != PROTOCOL_VERSION:
             why = f"protocol version {register.protocol_version} is not spoken here, only {PROTOCOL_VERSION}"
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)

@@ -106,7 +106,7 @@ class Local:
         """Imports a docker or OCI archive into the node's containerd."""
         self.require_up()
         run([builds.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
-             "images", "import", archive], seconds=300)  # fmt: skip
+             "images", "import", "--local", archive], seconds=300)  # fmt: skip
 
     def stop(self, name: str) -> None:
         """Ends one component and returns once its process is gone. Pods keep running."""

@@ -144,7 +144,7 @@ async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFi
             await stop.wait()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, patience=Patience(start=0.3), interruptions=Interruptions()
+        ONE, engine=engine, secrets={}, patience=Patience(start=1.5), interruptions=Interruptions()
     )
     assert found is ExitCode.INFRASTRUCTURE
     assert "the agent is not ready: no route to the cluster" in capsys.readouterr().err

@@ -181,7 +181,7 @@ async def test_a_gap_ends_the_stream(tmp_path: Path) -> None:
 
 async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
-        await queue(scheduler, several(3))
+        await queue(scheduler, several(3).replace("[x]", "[x], secrets: [TOKEN]"))
         action = await agent.action()
         key = translate.key(action)
         await agent.event(key, Accepted("pod"))
@@ -204,6 +204,7 @@ async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
             await agent.event(key, LogChunk(b"two\n"), seq=4)
             await agent.event(key, Finished(FAILURE), seq=5)
             report, seen = await watch(scheduler)
+            assert (await agent.action()).secrets == {"TOKEN": "s3cret"}
     own = [event for event in seen if event.action == "a0"]
     assert texts(own) == b"one\ntwo\n"
     assert (tmp_path / RUN / "a0.log").read_bytes() == b"one\ntwo\n"
@@ -377,6 +378,14 @@ async def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
         refused = await agent.take("refused")
         assert isinstance(refused, wire.Refused)
         assert refused.why == wire.Refused.PROTOCOL_VERSION
+
+
+async def test_an_empty_token_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(tmp_path / "token")) as scheduler:
+        for token in ("", " "):
+            async with FakeAgent(scheduler.address, token=token) as agent:
+                assert agent.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_without_the_token_nobody_comes_in(tmp_path: Path) -> None:

@@ -313,3 +313,23 @@ def test_every_cursor_resumes_exactly(
             assert b"secret" not in segment
             assert b"c2VjcmV0" not in segment
             assert BEGIN not in segment
+
+
+@given(WRITES, LIMITS, st.lists(st.integers(0, 2000), max_size=6), st.sampled_from([4, 1000]))
+def test_a_stream_goes_on_over_broken_connections(
+    writes: list[tuple[int, bytes]], limits: Limits, cuts: list[int], piece: int
+) -> None:
+    log, at = KubeletLog(piece=piece), EPOCH
+    for step, payload in writes:
+        at += step
+        log.write(payload, at)
+    into = stream(limits, (b"secret",))
+    out: list[LogChunk | MarkerSeen] = []
+    cursor = Cursor()
+    for cut in [*sorted(cuts), 1 << 30]:
+        reader = LineReader(cursor)
+        for item in reader.feed(log.body(whole_second(cursor.timestamp) if cursor.timestamp else "")[:cut]):
+            assert isinstance(item, LogPiece)
+            out += into.feed(item)
+        cursor = reader.cursor
+    assert flat(out + into.finish()) == flat(run(log, stream(limits, (b"secret",))))

@@ -191,23 +191,25 @@ def test_what_is_no_success(code: int, message: str, command: int, says: str) ->
 
 
 @pytest.mark.parametrize(
-    ("container", "pod_reason", "reason", "says"),
+    ("container", "reason", "says"),
     [
         (
             ended("action", 137, "OOMKilled", record("started", 2)),
-            "",
             Reason.OUT_OF_MEMORY,
             "killed for memory in command 2",
         ),
-        (ended("action", 137, "OOMKilled", ""), "", Reason.OUT_OF_MEMORY, "killed for memory (exit code 137)"),
-        (ended("action", 1, "OOMKilled", record("started", 1, 1)), "", Reason.OUT_OF_MEMORY, "(exit code 1)"),
-        (KILLED, "", Reason.COMMAND_FAILED, "SIGKILL"),
-        (TERMED, "", Reason.COMMAND_FAILED, "SIGTERM"),
+        (ended("action", 137, "OOMKilled", ""), Reason.OUT_OF_MEMORY, "killed for memory (exit code 137)"),
+        (ended("action", 1, "OOMKilled", record("started", 1, 1)), Reason.OUT_OF_MEMORY, "(exit code 1)"),
+        (
+            ended("action", 0, "OOMKilled", record("started", 1)),
+            Reason.COMMAND_FAILED,
+            "the shell was replaced in command 1",
+        ),
+        (KILLED, Reason.COMMAND_FAILED, "SIGKILL"),
+        (TERMED, Reason.COMMAND_FAILED, "SIGTERM"),
     ],
 )
-def test_memory_explains_only_a_code_that_is_not_0(
-    container: Object, pod_reason: str, reason: Reason, says: str
-) -> None:
+def test_memory_explains_only_a_code_that_is_not_0(container: Object, reason: Reason, says: str) -> None:
     found = see(pod(FILES, container))
     assert isinstance(found, Exited)
     assert found.reason is reason
