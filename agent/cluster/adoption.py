@@ -1,7 +1,7 @@
 """Sessions of agents that are gone become this agent's: claimed by an optimistic lock, one winner each.
 
-Lives as long as the agent. A claim raises the number that fences the older owner and writes the new agent into the pod's
-labels, in one patch that names the version it saw: of two agents that try, one wins. What is claimed is handed to
+Lives as long as the agent. A claim raises the number that fences the older owner and writes the new agent into the
+pod's labels, in one patch that names the version it saw: of two agents that try, one wins. What is claimed is handed to
 `adopt`; the scheduler then says where the session goes on, or that nobody wants it any more.
 """
 

@@ -131,10 +131,18 @@ class Client:
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
         self.reachable = True
         self.metrics.cluster_reachable.set(1)
+        self.set_clock(response.headers.get("Date"))
         async with response:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
+
+    def set_clock(self, date: str | None) -> None:
+        """Note how far the server's clock is ahead, by the second of its answer; less than two are noise."""
+        if date is None:
+            return
+        ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+        self.ahead = ahead if abs(ahead) > CLOCK_NOISE else timedelta()
 
     async def send(
         self,

@@ -1,8 +1,9 @@
 """Who of the pool is alive: one Lease per agent, and the observer's own clock.
 
-Lives as long as the agent. Each agent renews its Lease; as in client-go, a Lease is dead when its record has not changed
-for its duration on the *observer's* monotonic clock, counted only while the observer's own renewals succeed: an outage of
-the API, or clocks an hour apart, make nobody dead. A Lease that was given back makes its owner departed at once.
+Lives as long as the agent. Each agent renews its Lease; as in client-go, a Lease is dead when its record has not
+changed for its duration on the *observer's* monotonic clock, counted only while the observer's own renewals succeed: an
+outage of the API, or clocks an hour apart, make nobody dead. A Lease that was given back makes its owner departed at
+once.
 """
 
 from __future__ import annotations
