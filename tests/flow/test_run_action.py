@@ -159,6 +159,19 @@ async def test_what_is_missing_in_the_log_is_said_and_changes_no_verdict(
     assert sent.outcome.result is Result.SUCCEEDED
 
 
+async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: Rig) -> None:
+    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    async with rig.open() as sessions:
+        sessions.action(action())
+        environment = await rig.backend.at("a", "commands")
+        await environment.show(Exited(0, 2, None))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert "files" not in environment.steps
+        await environment.release("commands")
+    assert rig.sink["a"].log == b"hello\nhello\n"
+
+
 # ---- set-up
 
 
@@ -245,7 +258,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
 async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: int | None) -> None:
     rig.backend.script = lambda action: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
-        sessions.action(action())
+        sessions.action(action(artifacts=ALWAYS))
         environment = await rig.backend.at("a", step)
         sessions.cancel(("a", 1), Cancel(grace=3.0, message="not wanted"))
         sessions.cancel(("a", 1), Cancel(grace=9.0, message="again"))
@@ -292,7 +305,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, COMMANDS, Reason.DEADLINE_EXCEEDED)
     assert (outcome.exit_code, outcome.message) == (143, "the commands did not end within 0.02 s")
     assert rig.backend.environments["a"].interrupts == [10.0]
-    assert bool(sent.uploads) == copied
+    assert len(sent.summaries) == copied
 
 
 async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:

@@ -1,0 +1,104 @@
+"""python3 deploy/cluster VERB: a real Kubernetes for tests and demos by one command.
+
+    up              brings the cluster up (again and again is fine; so is Ctrl-C and up again)
+    down            removes all of it (also what a killed one left)
+    status          what runs; exit code 0 when all of it does
+    kubeconfig      prints the path of its kubeconfig file
+    kubectl         prints the path of a kubectl that fits it
+    address         prints this machine's address as pods see it
+    build           only builds the binaries (or `build helm`: one product of the table)
+    image           builds the agent's image and loads it
+    test-images     builds the images of the tests and loads them
+    load IMAGE...   loads docker or OCI archives, or images built here by name
+    NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
+    NAME start      starts it and waits until it answers
+    restart NAME... both
+
+CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker) or existing (the current context).
+Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), SEALCI_CACHE.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import builders
+import builds
+import images
+import settings as configuration
+from console import Refusal, say
+from existing import Existing
+from kind import Kind
+from local import Local
+
+Provider = Local | Kind | Existing
+PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "existing": Existing}
+COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy")
+
+
+def main(words: list[str]) -> int:
+    """Obeys one command line; returns its exit code."""
+    if not words or words[0] in ("help", "-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    try:
+        settings = configuration.read(builders.docker_answers)
+        provider = PROVIDERS[settings.provider](settings)
+        return obey(settings, provider, words[0], words[1:])
+    except Refusal as refusal:
+        say(f"cluster: {refusal}")
+        return 1
+    except KeyboardInterrupt:
+        say("cluster: interrupted; the same command goes on from here")
+        return 130
+
+
+def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: list[str]) -> int:
+    """One verb. Usage errors are refusals too."""
+    match verb, rest:
+        case "up", []:
+            provider.up()
+        case "down", []:
+            provider.down()
+        case "status", []:
+            return 0 if provider.status() else 1
+        case "kubeconfig", []:
+            print(provider.kubeconfig())
+        case "kubectl", []:
+            print(provider.program())
+        case "address", []:
+            print(provider.address())
+        case "build", []:
+            provider.build()
+        case "build", products:
+            builds.build(settings, products)
+            for path in sorted({builds.folder(settings, product) for product in products}):
+                print(path)
+        case "image", []:
+            make_images(settings, provider, [images.agent()])
+        case "test-images", []:
+            make_images(settings, provider, images.tests())
+        case "load", [_, *_]:
+            for image in rest:
+                images.load_by_hand(settings, provider, image)
+        case name, ["stop"] if name in COMPONENTS:
+            provider.stop(name)
+        case name, ["start"] if name in COMPONENTS:
+            provider.start(name)
+        case "restart", [_, *_] if set(rest) <= set(COMPONENTS):
+            for name in rest:
+                provider.stop(name)
+                provider.start(name)
+        case _:
+            raise Refusal(f"`{' '.join([verb, *rest])}` is no command; `help` lists them all")
+    return 0
+
+
+def make_images(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
+    """Builds images, then loads them into the cluster, which must be up for that."""
+    archives = images.build(settings, recipes)
+    images.load(settings, provider, {r.name: a for r, a in zip(recipes, archives, strict=True)})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

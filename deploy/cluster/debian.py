@@ -1,0 +1,87 @@
+"""What the local cluster takes from Debian: packages on this machine, and a root file system for images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from builds import lock
+from console import Refusal, run, run_logged, step
+from settings import Settings
+
+NODE_PACKAGES = (
+    "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
+    "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
+)  # fmt: skip
+IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
+ROOT_PACKAGES = (
+    "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
+)  # fmt: skip
+ROOT_RELEASE = "bookworm"
+ROOT_VERSION = "1"
+NOT_NEEDED = ("var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "var/log", "usr/share/doc", "usr/share/man",
+              "usr/share/locale", "usr/share/info", "tmp")  # fmt: skip
+
+
+def install(packages: tuple[str, ...]) -> None:
+    """Installs what is missing of these packages."""
+    absent = [package for package in packages if not installed(package)]
+    if not absent:
+        return
+    if shutil.which("apt-get") is None:
+        raise Refusal(f"these Debian packages are missing, and there is no apt-get to install them: {' '.join(absent)}")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with step(f"apt-get install {' '.join(absent)}"):
+        run(["apt-get", "update", "-q"], seconds=300)
+        run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *absent], env=environment, seconds=600)
+
+
+def installed(package: str) -> bool:
+    """Whether dpkg knows the package as installed."""
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    except FileNotFoundError:
+        raise Refusal("the local cluster needs a Debian machine (dpkg is not there)") from None
+    return answer.stdout == "installed"
+
+
+def root_archive(settings: Settings) -> Path:
+    """A tar of a small Debian with python3, git and ssh, made once by debootstrap (about a minute)."""
+    archive = settings.cache / "images" / f"debian-{ROOT_RELEASE}-{ROOT_VERSION}.tar"
+    if archive.exists():
+        return archive
+    with lock(settings.cache / "images.lock", "another build of images"):
+        if archive.exists():
+            return archive
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        log = settings.cache / "log" / "debootstrap.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        root = archive.with_name("debootstrap")
+        shutil.rmtree(root, ignore_errors=True)
+        with step("debootstrap (about 60 s, once)"):
+            # In a mount namespace of its own: what it mounts goes with it, also when it is killed.
+            run_logged(
+                ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}",
+                 ROOT_RELEASE, root],
+                log, "debootstrap", cwd=archive.parent, env=dict(os.environ),
+            )  # fmt: skip
+            for name in NOT_NEEDED:
+                empty(root / name)
+            partial = archive.with_suffix(".partial")
+            run(["tar", "--numeric-owner", "--exclude=./dev/*", "--exclude=./proc/*", "-C", root, "-cf", partial, "."],
+                seconds=300)  # fmt: skip
+            partial.replace(archive)
+            shutil.rmtree(root)
+    return archive
+
+
+def empty(folder: Path) -> None:
+    """Removes what is in a folder, and leaves the folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
