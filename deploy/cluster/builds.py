@@ -104,6 +104,9 @@ def missing(settings: Settings, wanted: Iterable[str]) -> list[tuple[str, str]]:
 def build(settings: Settings, wanted: Iterable[str] = NODE) -> None:
     """Builds what is missing of the wanted products; says first what that is and how long it may take."""
     wanted = tuple(wanted)
+    unknown = set(wanted) - set(products(settings.kubernetes))
+    if unknown:
+        raise Refusal(f"there is no product {', '.join(sorted(unknown))} in the table of builds")
     if not missing(settings, wanted):
         return
     if shutil.which("go") is None:

@@ -121,14 +121,14 @@ class FakeApi:
         verb = {"POST": "create", "DELETE": "delete"}.get(request.method, "list" if plain else "get")
         verb = "watch" if query.get("watch") == "true" else verb
         body = json.loads(await request.read() or b"null")
+        released = self.releases
         self.requests.append(Request(verb, request.path, query, body, request.headers.get("Authorization", "")))
         await self.notify()
         for script in self.scripts:
             if script.times and script.verb in ("", verb) and script.part in request.path:
                 script.times -= 1
                 if script.status == HANG:
-                    released = self.releases
-                    await self.until(lambda: self.stopping or self.releases != released)  # noqa: B023
+                    await self.until(lambda: self.stopping or self.releases != released)
                 return web.Response(status=script.status or 503, text=script.body, headers=script.headers)
         answered: web.StreamResponse = await handler(request)
         return answered

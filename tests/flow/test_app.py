@@ -281,6 +281,7 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
         world.scheduler.peer.send(action=translate.action_message(ACTION))
         await world.scheduler.until(lambda: bool(world.events()))
         assert world.events()[0].rejected.why == wire.Rejected.CLUSTER_UNAVAILABLE
+        await world.api.until(lambda: len(world.api.asked("get", "version")) == 2)
         await world.api.release()
         await world.scheduler.until(lambda: world.told(wire.Health.READY))
 

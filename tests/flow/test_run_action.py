@@ -300,7 +300,15 @@ async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) 
 async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     rig: Rig, rules: ArtifactRules, copied: bool
 ) -> None:
-    sent = await life(rig, Script(holds=frozenset({"commands"})), timeout=0.02, artifacts=rules)
+    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "files"}))
+    async with rig.open() as sessions:
+        sessions.action(action(timeout=0.02, artifacts=rules))
+        if copied:
+            environment = await rig.backend.at("a", "files")
+            for _ in range(50):
+                await asyncio.sleep(0)
+            await environment.release("files")
+    sent = rig.sink["a"]
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, COMMANDS, Reason.DEADLINE_EXCEEDED)
     assert (outcome.exit_code, outcome.message) == (143, "the commands did not end within 0.02 s")
