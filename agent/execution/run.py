@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
     """Run one session from its acceptance until nothing remains of it."""
-    environment = backend.environment(session.action)
-    await session.accept(environment.name)
-    await live(session, environment, set_up, settings)
+    await live(session, backend.environment(session.action), set_up, settings)
 
 
 async def go_on(session: Session, environment: Environment, resume: Resume, settings: Settings) -> None:
@@ -78,11 +76,12 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
 
 
 async def set_up(session: Session, environment: Environment) -> None:
-    """Create the environment and wait until the commands may run; make a lost pod again, once.
+    """Accept, create the environment, and wait until the commands may run; make a lost pod again, once.
 
     Raises:
         ActionFailed, Interrupted: it does not come to that.
     """
+    await session.accept(environment.name)
     await session.enter(Stage.SETUP)
     for last in (False, True):
         await session.guarded(environment.create())

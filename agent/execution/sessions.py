@@ -79,7 +79,7 @@ class Sessions:
         self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
 
     def adopt(self, action: Action, environment: Environment) -> None:
-        """Go on with a session that this agent has claimed, as soon as the scheduler says where; slots do not matter."""
+        """Go on with a session that was claimed, as soon as the scheduler says where; slots do not matter."""
         attempt = action.key.attempt_key
         if attempt in self.running:
             log.error("an adopted session is here already", action=action.key.action_id)

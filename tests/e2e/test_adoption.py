@@ -1,4 +1,4 @@
-"""An agent dies or leaves with its action still running: another one brings the rest of the log, the files, the outcome."""
+"""An agent dies or leaves with its action still running: another one brings the log, the files and the outcome."""
 
 from __future__ import annotations
 
