@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from agent.actions import Health, Readiness
+from agent.cluster.adoption import Adoption
 from agent.cluster.client import Client
 from agent.cluster.features import user_namespaces
+from agent.cluster.leases import Leases
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
 from agent.cluster.watch import PodWatch
@@ -29,6 +31,7 @@ from agent.scheduler.outbox import Outbox
 
 if TYPE_CHECKING:
     from agent.actions import Action, Cancel, Key, Resume
+    from agent.cluster.pods import PodEnvironment
     from agent.errors import ActionFailed
     from agent.settings import Settings
 
@@ -38,6 +41,7 @@ VERSION = version("sealci-agent")
 REFUSED = 4
 HTTP_START = 10.0
 NOTICE = 1.0
+MOST_ADOPTED = 500
 
 
 class App:
@@ -59,6 +63,9 @@ class App:
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
         self.http = Http(settings.http, self.metrics, self.not_ready)
+        self.leases = Leases(client, settings, identity.agent_id, self.pods.owner)
+        self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
+        self.watch.on_change = self.notice_claim
         self.sweep = Sweep(self.pods, settings.cluster.sweep_interval)
         self.stopping = asyncio.Event()
         self.stopping_now = asyncio.Event()
@@ -81,9 +88,8 @@ class App:
         self.sessions.cancel(attempt_key, cancel)
 
     def resume(self, resume: Resume) -> None:
-        """Go on with a session; what it still has to obey is all that is new to it."""
-        if resume.cancel is not None:
-            self.sessions.cancel(resume.key.attempt_key, resume.cancel)
+        """Go on with a session."""
+        self.sessions.resume(resume)
 
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """Drop a session."""
@@ -93,11 +99,27 @@ class App:
         """Leave when the sessions are done."""
         self.stop(message or "the scheduler asked for it")
 
+    # ---- what other agents do
+
+    def may_adopt(self) -> bool:
+        """Whether sessions of departed agents are taken: not while leaving, and not without bound."""
+        return not self.sessions.draining and self.sessions.used < self.settings.agent.slots + MOST_ADOPTED
+
+    def adopt(self, environment: PodEnvironment) -> None:
+        """Go on with a session that was claimed."""
+        self.sessions.adopt(environment.plan.action, environment)
+
+    def notice_claim(self, pod: dict[str, Any]) -> None:
+        """Drop a session that another agent has claimed."""
+        environment = self.pods.superseded(pod)
+        if environment is not None:
+            self.sessions.superseded(environment.plan.action.key.attempt_key)
+
     # ---- how it is
 
     def current_health(self) -> Health:
         """Return what the scheduler is told."""
-        reachable = self.pods.reachable
+        reachable = self.pods.reachable and (self.leases.held.is_set() or not self.settings.agent.adoption)
         status = Readiness.DRAINING if self.sessions.draining else Readiness.READY if reachable else Readiness.DEGRADED
         return Health(
             status=status,
@@ -131,22 +153,36 @@ class App:
             self.tasks.create_task(self.sweep.run(), name="sweep"),
             self.tasks.create_task(self.connection.run(), name="scheduler"),
         ]
+        if self.settings.agent.adoption:
+            roots += [
+                self.tasks.create_task(self.leases.keep(), name="own lease"),
+                self.tasks.create_task(self.leases.run(), name="lease watch"),
+                self.tasks.create_task(self.adoption.run(), name="adoption"),
+            ]
         await self.stopping.wait()
-        await self.leave()
+        handed_over = await self.leave()
         await self.connection.close()
         for root in roots:
             root.cancel()
-        log.info("left", finished=self.sessions.finished)
+        if self.settings.agent.adoption:
+            await self.leases.release()
+        log.info("left", finished=self.sessions.finished, handed_over=handed_over)
 
-    async def leave(self) -> None:
-        """Wait for the sessions, and end them when the drain takes too long or must be at once."""
+    async def leave(self) -> int:
+        """Wait for the sessions; hand over those that take too long, or end them when asked twice.
+
+        Returns how many were handed over.
+        """
+        handed_over = 0
         idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
         at_once = asyncio.create_task(self.stopping_now.wait(), name="stop at once")
         try:
             await asyncio.wait(
                 {idle, at_once}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
             )
-            if not idle.done():
+            if not idle.done() and self.settings.agent.adoption and not at_once.done():
+                handed_over = self.sessions.hand_over()
+            elif not idle.done():
                 log.warning("ending sessions", running=self.sessions.used)
                 self.sessions.cancel_all("the agent was stopped")
             await asyncio.wait({idle}, timeout=self.longest_end())
@@ -155,6 +191,7 @@ class App:
             for task in (idle, at_once):
                 task.cancel()
             await asyncio.wait({idle, at_once})
+        return handed_over
 
     def longest_end(self) -> float:
         """Return how long sessions may take to end and clean after they were told to."""

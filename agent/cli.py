@@ -181,7 +181,7 @@ def run_settings(
         flags(
             assignments,
             cluster=cluster,
-            agent={"pool": f"run-{secrets.token_hex(4)}"},
+            agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
             http={"host": "127.0.0.1", "port": 0},
             logging={"level": "info" if verbose else "error"},
         ),

@@ -45,6 +45,12 @@ REQUESTS = (
     ("delete", "secrets"),
     ("list", "events"),
     ("get", "version"),
+    ("patch", "pods"),
+    ("list", "leases"),
+    ("watch", "leases"),
+    ("create", "leases"),
+    ("patch", "leases"),
+    ("delete", "leases"),
 )
 CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "error")
@@ -94,6 +100,9 @@ class Metrics:
         )
         self.watch_restarts = self.counter("watch_restarts", "Watches that ended and were opened again")
         self.environments = self.gauge("environments", "Environments of this agent that exist")
+        self.adopted = self.counter("sessions_adopted", "Sessions taken over from agents that died or left")
+        self.handed_over = self.counter("sessions_handed_over", "Sessions left for another agent to adopt")
+        self.superseded = self.counter("sessions_superseded", "Sessions that another agent adopted from this one")
         self.swept = self.counter("swept", "Remains that a sweep removed", "kind")
         self.cleanup_failures = self.counter("cleanup_failures", "Removals that did not succeed in time")
         self.remains = self.gauge("remains", "Objects that could not be removed so far")

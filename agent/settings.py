@@ -106,6 +106,7 @@ class AgentSection(Section):
     drain_timeout: Duration = Field(
         600.0, description="after SIGTERM, how long sessions may end before they are handed over"
     )
+    adoption: bool = Field(True, description="adopt sessions of dead agents of the pool, hand over when leaving")
     anchor: str = Field("", description="ConfigMap in the namespace of actions that owns all pods; empty: none")
 
 
@@ -119,6 +120,8 @@ class ClusterSettings(Section):
     request_timeout: Duration = Field(30.0, description="one request that is not a stream")
     retry_for: Duration = Field(60.0, description="how long a failing request of a session is tried again")
     sweep_interval: Duration = Field(60.0, description="between two sweeps for remains")
+    lease_duration: Duration = Field(15.0, ge=2, description="an agent whose Lease is older is dead to the others")
+    lease_renew: Duration = Field(5.0, ge=0.5, description="between two renewals of the agent's own Lease")
     delete_timeout: Duration = Field(60.0, description="how long a deleted pod may take before it is forced")
 
 

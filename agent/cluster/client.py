@@ -12,6 +12,8 @@ import asyncio
 import json
 import time
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -45,6 +47,7 @@ class Client:
         self.metrics = metrics
         self.bucket = TokenBucket(settings.requests_per_second)
         self.reachable = True
+        self.ahead = timedelta()
 
     @classmethod
     async def connect(cls, settings: ClusterSettings, metrics: Metrics) -> Client:
@@ -66,6 +69,10 @@ class Client:
     async def close(self) -> None:
         """Close all connections."""
         await self.api.close()  # type: ignore[no-untyped-call]
+
+    def now(self) -> datetime:
+        """Return the time by the clock of the API server, to the second; this machine's may be an hour off."""
+        return datetime.now(UTC) + self.ahead
 
     async def request(
         self,
@@ -124,10 +131,18 @@ class Client:
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
         self.reachable = True
         self.metrics.cluster_reachable.set(1)
+        self.set_clock(response.headers.get("Date"))
         async with response:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
+
+    def set_clock(self, date: str | None) -> None:
+        """Note how far the server's clock is ahead, by the second of its answer; less than two are noise."""
+        if date is None:
+            return
+        ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+        self.ahead = ahead if abs(ahead) > CLOCK_NOISE else timedelta()
 
     async def send(
         self,
@@ -142,7 +157,7 @@ class Client:
             method,
             path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json"},
+            header_params={"Accept": "application/json"} | (MERGE if method == "PATCH" else {}),
             body=body,
             auth_settings=["BearerToken"],
         )
@@ -176,6 +191,8 @@ class Client:
         raise AssertionError("unreachable")  # pragma: no cover
 
 
+CLOCK_NOISE = timedelta(seconds=2)
+MERGE = {"Content-Type": "application/merge-patch+json"}
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
 backoff = wait_random_exponential(multiplier=0.2, max=10)
 

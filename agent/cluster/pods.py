@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from contextlib import aclosing
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,13 +20,13 @@ from agent.cluster import exec as execs
 from agent.cluster import files, logs, manifest, setuplog, supervisor
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.markers import MarkerReader
-from agent.cluster.names import SESSION, pod_name
-from agent.cluster.status import History, Intent, Limits, classify, container
+from agent.cluster.names import CLAIM, SESSION, pod_name
+from agent.cluster.status import History, Intent, Limits, classify, container, moment
 from agent.errors import ActionFailed, ClusterError, Stage
 from agent.observations import FINAL, Lost, SetupFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.cluster.client import Client
@@ -81,6 +81,26 @@ class Pods:
         )
         return PodEnvironment(self, plan)
 
+    def adopted(self, pod: Object) -> PodEnvironment:
+        """Return the environment of a pod that this agent has just claimed.
+
+        Raises:
+            ValueError: the pod does not tell what it is.
+        """
+        environment = PodEnvironment(self, manifest.read(pod, self.settings))
+        environment.uid = pod["metadata"]["uid"]
+        environment.asked = True
+        self.watch.take("MODIFIED", pod)
+        return environment
+
+    def superseded(self, pod: Object) -> PodEnvironment | None:
+        """Return the environment that another agent has claimed, if the pod is one of this agent's."""
+        held = self.held.get(pod["metadata"]["name"])
+        labels = pod["metadata"].get("labels", {})
+        if held is None or not held.uid or held.uid != pod["metadata"]["uid"] or held.left:
+            return None
+        return held if int(labels.get(CLAIM, "1")) > held.plan.action.key.claim else None
+
 
 class ActionContainer:
     """The container of the commands, as the reader of its log sees it."""
@@ -115,6 +135,7 @@ class PodEnvironment:
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
         self.uid = ""
         self.asked = False
+        self.left = False
         self.hold()
         self.intent = Intent(
             nonce=plan.nonce,
@@ -161,6 +182,23 @@ class PodEnvironment:
             text = f"the environment cannot be created: {error.message}"
             raise ActionFailed(Stage.SETUP, error.reason, text, log=setuplog.refused(error)) from error
 
+    async def take_over(self, values: Mapping[str, str]) -> None:
+        """Learn the secrets of an adopted session, and make its Secret if the pod still waits for it."""
+        action = replace(self.plan.action, secrets=dict(values))
+        self.plan = replace(self.plan, action=action)
+        if values and self.container.state is logs.ContainerState.WAITING:
+            try:
+                await self.create_secret(manifest.secret(self.plan, self.pods.settings, self.uid))
+            except ClusterError as error:
+                raise ActionFailed(Stage.SETUP, error.reason, error.message, log=setuplog.refused(error)) from error
+
+    @property
+    def running_for(self) -> float:
+        """How many seconds the container of the commands has been running, by the cluster's clock; 0 before."""
+        status = container((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
+        started = moment(status.get("state", {}).get("running", {}).get("startedAt"))
+        return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
+
     async def create_pod(self, body: Object) -> Object:
         """Create the pod; one that exists already is our own, from a try whose answer was lost."""
         try:
@@ -205,7 +243,7 @@ class PodEnvironment:
         while True:
             version = self.watched.version
             sight = classify(
-                self.watched.pod, self.intent, self.pods.limits, self.history, time.monotonic(), datetime.now(UTC)
+                self.watched.pod, self.intent, self.pods.limits, self.history, time.monotonic(), self.client.now()
             )
             if sight.observation != previous:
                 previous = sight.observation
@@ -271,10 +309,14 @@ class PodEnvironment:
 
     # ---- remains
 
+    def leave(self) -> None:
+        """Have nothing to do with the pod any more: it is another agent's, or shall become one's."""
+        self.left = True
+
     async def remove(self) -> None:
         """Delete the pod, its Secret with it, and return when the API says it is gone; by force after a while."""
         try:
-            if self.asked and not await self.removed():
+            if self.asked and not self.left and not await self.removed():
                 self.pods.metrics.cleanup_failures.inc()
                 log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
         finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
@@ -44,6 +44,20 @@ class Environment(Protocol):
         Raises:
             ActionFailed: the cluster refuses it for good, or could not be reached for too long.
         """
+
+    async def take_over(self, secrets: Mapping[str, str]) -> None:
+        """Complete an adopted environment whose former agent may have died half way through its set-up.
+
+        Raises:
+            ActionFailed: it cannot be completed.
+        """
+
+    @property
+    def running_for(self) -> float:
+        """How many seconds the commands have been running, by the cluster's clock; 0 before."""
+
+    def leave(self) -> None:
+        """Have nothing to do with the environment any more: `remove` does not touch it from now on."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield what is seen, on every change; ends after the first final observation."""

@@ -46,7 +46,9 @@ async def run_commands(session: Session, environment: Environment, settings: Set
         ActionFailed: the environment was lost, or never ran a command.
     """
     await session.enter(Stage.COMMANDS)
-    logs = asyncio.create_task(send_log(session, environment, settings), name=f"log of {session.key.action_id}")
+    logs = asyncio.create_task(
+        send_log(session, environment, settings, session.start), name=f"log of {session.key.action_id}"
+    )
     end = asyncio.create_task(final(environment), name=f"end of {session.key.action_id}")
     try:
         seen = await ending(session, environment, end, settings)
@@ -102,7 +104,7 @@ async def ending(
 
     Returns None when even that did not end them: the environment is to be removed under them.
     """
-    await first_of(end, session.wished, timeout=session.timeout)
+    await first_of(end, session.wished, timeout=max(0.0, session.timeout - session.spent))
     if end.done():
         return end.result()
     session.interrupt(Wish(Reason.DEADLINE_EXCEEDED, f"the commands did not end within {session.timeout:g} s"))

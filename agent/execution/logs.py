@@ -10,24 +10,24 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.actions import CommandFinished, CommandStarted, Cursor
+from agent.actions import CommandFinished, CommandStarted
 from agent.execution.logstream import Limits, LogStream, MarkerSeen
 from agent.execution.masking import Masker
 from agent.observations import LogGap, LogLost, MarkerKind
 
 if TYPE_CHECKING:
-    from agent.actions import LogChunk
+    from agent.actions import Cursor, LogChunk
     from agent.execution.backend import Environment
     from agent.execution.session import Session
     from agent.settings import Settings
 
 
-async def send_log(session: Session, environment: Environment, settings: Settings, start: Cursor | None = None) -> None:
+async def send_log(session: Session, environment: Environment, settings: Settings, start: Cursor) -> None:
     """Send the whole log from `start` on; returns at its end."""
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    stream = LogStream(environment.markers, Masker(session.action.secrets), limits, start or Cursor())
-    clock = Clock()
-    async with aclosing(environment.log(start or Cursor())) as items:
+    stream = LogStream(environment.markers, Masker(session.action.secrets), limits, start)
+    clock = Clock(session.command)
+    async with aclosing(environment.log(start)) as items:
         async for item in items:
             if isinstance(item, LogLost):
                 await session.say(f"[the log ends here: {item.why}]")
@@ -40,11 +40,11 @@ async def send_log(session: Session, environment: Environment, settings: Setting
 
 
 class Clock:
-    """Times the one command that runs."""
+    """Times the one command that runs; an adopted one from the adoption on."""
 
-    def __init__(self) -> None:
-        self.command = 0
-        self.began = 0.0
+    def __init__(self, command: int) -> None:
+        self.command = command
+        self.began = time.monotonic()
 
     def start(self, command: int) -> None:
         """Note the start of a command."""

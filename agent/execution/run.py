@@ -7,6 +7,7 @@ environment is removed after the scheduler has stored everything, and the functi
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent.actions import Source
@@ -17,20 +18,34 @@ from agent.execution.session import Interrupted
 from agent.observations import Exited, Lost, Running, SetupFailed
 
 if TYPE_CHECKING:
-    from agent.actions import Outcome
+    from collections.abc import Awaitable, Callable
+
+    from agent.actions import Outcome, Resume
     from agent.execution.backend import Backend, Environment
     from agent.execution.session import Session
     from agent.observations import Observation
     from agent.settings import Settings
 
+    Beginning = Callable[[Session, Environment], Awaitable[None]]
+
 
 async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
     """Run one session from its acceptance until nothing remains of it."""
-    environment = backend.environment(session.action)
+    await live(session, backend.environment(session.action), set_up, settings)
+
+
+async def go_on(session: Session, environment: Environment, resume: Resume, settings: Settings) -> None:
+    """Run an adopted session from where the scheduler says it stands, until nothing remains of it."""
+    session.resumed(resume)
+    await live(session, environment, partial(take_over, resume=resume), settings)
+
+
+async def live(session: Session, environment: Environment, begin: Beginning, settings: Settings) -> None:
+    """Live: begin, run the commands, collect the files, report, clean."""
+    session.environment = environment
     try:
-        await session.accept(environment.name)
         try:
-            await set_up(session, environment)
+            await begin(session, environment)
             end = await run_commands(session, environment, settings)
             outcome = await collect(session, environment, end, settings)
         except ActionFailed as failure:
@@ -42,12 +57,31 @@ async def run_action(session: Session, backend: Backend, settings: Settings) -> 
         await environment.remove()
 
 
-async def set_up(session: Session, environment: Environment) -> None:
-    """Create the environment and wait until the commands may run; make a lost pod again, once.
+async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
+    """Complete an adopted environment and wait until its commands run, or have run.
 
     Raises:
         ActionFailed, Interrupted: it does not come to that.
     """
+    await session.guarded(environment.take_over(resume.secrets))
+    if resume.cancel is not None:
+        session.cancel(resume.cancel)
+    if not environment.running_for:
+        seen = await session.guarded(waited(session, environment))
+        if isinstance(seen, SetupFailed):
+            raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
+        if not isinstance(seen, (Running, Exited)):
+            raise lost(session.stage, seen)
+    session.spent = environment.running_for
+
+
+async def set_up(session: Session, environment: Environment) -> None:
+    """Accept, create the environment, and wait until the commands may run; make a lost pod again, once.
+
+    Raises:
+        ActionFailed, Interrupted: it does not come to that.
+    """
+    await session.accept(environment.name)
     await session.enter(Stage.SETUP)
     for last in (False, True):
         await session.guarded(environment.create())

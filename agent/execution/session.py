@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from agent.actions import (
     Accepted,
+    Cursor,
     Finished,
     LogChunk,
     Outcome,
@@ -28,8 +29,9 @@ from agent.errors import Reason, Stage
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from agent.actions import Action, Event
+    from agent.actions import Action, Cancel, Event, Resume
     from agent.errors import ActionFailed
+    from agent.execution.backend import Environment
     from agent.execution.logstream import LogStream
     from agent.execution.sink import Outlet
 
@@ -59,8 +61,9 @@ class Interrupted(Exception):
 class Session:
     """The state of one attempt.
 
-    `stage` and `command` are where it stands; `wish` is set at most once; `outcome` when it is decided; `over` when
-    nothing more is wanted of it than that it cleans up.
+    `stage` and `command` are where it stands, `start` where its log is read from, `spent` the seconds that its commands
+    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is
+    set at most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
     """
 
     def __init__(self, action: Action, outlet: Outlet, timeout: float) -> None:
@@ -78,13 +81,29 @@ class Session:
         self.wished = asyncio.Event()
         self.stage_seconds: dict[Stage, float] = {}
         self.retries = 0
+        self.environment: Environment | None = None
+        self.spent = 0.0
+        self.start = Cursor()
+        self.where: asyncio.Future[Resume] | None = None
         self.log_left_out: tuple[int, int, int] = (0, 0, 0)
+
+    def resumed(self, resume: Resume) -> None:
+        """Stand where the scheduler says that the session stood when its former agent was lost."""
+        self.action = replace(self.action, secrets=dict(resume.secrets))
+        self.start = resume.cursor
+        self.command = resume.command
+        if resume.stage is not None:
+            self.stage = resume.stage
 
     def interrupt(self, wish: Wish) -> None:
         """Ask the session to end; the first wish counts."""
         if self.wish is None and self.outcome is None:
             self.wish = wish
             self.wished.set()
+
+    def cancel(self, cancel: Cancel) -> None:
+        """Ask the session to end because the scheduler says so."""
+        self.interrupt(Wish(Reason.CANCELLED, cancel.message or "cancelled by request", cancel.grace))
 
     def serve_wish(self) -> None:
         """Take a wish for fulfilled: only a new one interrupts what follows."""

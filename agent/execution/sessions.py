@@ -16,15 +16,15 @@ import structlog
 from agent.actions import Accepted, Finished, LogChunk, Outcome, Rejected, Result, Source
 from agent.errors import ActionFailed, Reason, Rejection, Stage
 from agent.execution.admission import admit
-from agent.execution.run import run_action
+from agent.execution.run import go_on, run_action
 from agent.execution.session import Session, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from agent.actions import Action, Cancel, Event, Key
-    from agent.execution.backend import Backend
+    from agent.actions import Action, Cancel, Event, Key, Resume
+    from agent.execution.backend import Backend, Environment
     from agent.execution.sink import Sink
     from agent.metrics import Metrics
     from agent.settings import Settings
@@ -76,7 +76,62 @@ class Sessions:
             return
         session = Session(action, self.sink.open(action.key), timeout)
         self.living[attempt] = session
-        self.start(attempt, self.live(session))
+        self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
+
+    def adopt(self, action: Action, environment: Environment) -> None:
+        """Go on with a session that was claimed, as soon as the scheduler says where; slots do not matter."""
+        attempt = action.key.attempt_key
+        if attempt in self.running:
+            log.error("an adopted session is here already", action=action.key.action_id)
+            environment.leave()
+            return
+        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0)
+        session.environment = environment
+        session.where = asyncio.get_running_loop().create_future()
+        self.living[attempt] = session
+        self.start(attempt, self.live(session, self.go_on(session, environment, session.where)))
+
+    async def go_on(self, session: Session, environment: Environment, where: asyncio.Future[Resume]) -> None:
+        """Wait for the scheduler's word, then run; a discard that comes instead cleans."""
+        try:
+            resume = await where
+        except asyncio.CancelledError:
+            await environment.remove()
+            raise
+        await go_on(session, environment, resume, self.settings)
+
+    def resume(self, resume: Resume) -> None:
+        """Take the scheduler's word on a session; for one that was not adopted only a pending cancel is new."""
+        session = self.living.get(resume.key.attempt_key)
+        if session is None:
+            return
+        if session.where is not None and not session.where.done():
+            session.where.set_result(resume)
+        elif resume.cancel is not None:
+            session.cancel(resume.cancel)
+
+    def superseded(self, attempt: AttemptKey) -> None:
+        """Drop a session that another agent has adopted, without touching its environment."""
+        session = self.living.get(attempt)
+        if session is not None:
+            log.warning("another agent has adopted a session of this one", action=attempt[0], attempt=attempt[1])
+            self.metrics.superseded.inc()
+            self.drop(session)
+
+    def hand_over(self) -> int:
+        """Leave every session to the other agents of the pool, its environment running; returns how many."""
+        sessions = [session for session in self.living.values() if not session.over]
+        for session in sessions:
+            self.metrics.handed_over.inc()
+            self.drop(session)
+        return len(sessions)
+
+    def drop(self, session: Session) -> None:
+        """End a session here that goes on elsewhere."""
+        session.over = True
+        if session.environment is not None:
+            session.environment.leave()
+        self.running[session.key.attempt_key].cancel()
 
     def refusal(self) -> Rejected | None:
         """Say why nothing can be taken now."""
@@ -128,12 +183,12 @@ class Sessions:
         self.changed.set()
         self.on_change()
 
-    async def live(self, session: Session) -> None:
+    async def live(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
         """Run a session; whatever goes wrong in it stays in it, and is told."""
         with structlog.contextvars.bound_contextvars(action=session.key.action_id, attempt=session.key.attempt):
             log.info("session began", image=session.action.image, commands=len(session.action.commands))
             try:
-                await run_action(session, self.backend, self.settings)
+                await life
             except Exception as error:
                 self.metrics.internal_errors.labels("session").inc()
                 log.exception("a session failed in a way that should not happen")
@@ -186,8 +241,7 @@ class Sessions:
         """End a session; an unknown one has ended already."""
         session = self.living.get(attempt)
         if session is not None:
-            message = cancel.message or "cancelled by request"
-            session.interrupt(Wish(Reason.CANCELLED, message, cancel.grace))
+            session.cancel(cancel)
 
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """Drop a session that the scheduler wants nothing of any more."""
@@ -195,9 +249,12 @@ class Sessions:
         # One that is over is answered so too, when the stream breaks while it cleans; its cleaning goes on.
         if session is None or session.key.claim > key.claim or session.over:
             return
-        session.over = True
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
-        self.running[key.attempt_key].cancel()
+        if claimed_by_other:
+            self.drop(session)
+        else:
+            session.over = True
+            self.running[key.attempt_key].cancel()
 
     def drain(self, message: str) -> None:
         """Take nothing new from now on."""

@@ -39,5 +39,5 @@ class Outlet(Protocol):
 class Sink(Protocol):
     """Gives every session its outlet."""
 
-    def open(self, key: Key) -> Outlet:
-        """Return the outlet of a new session."""
+    def open(self, key: Key, *, adopted: bool = False) -> Outlet:
+        """Return the outlet of a new session; one that was adopted sends nothing before the scheduler says where."""

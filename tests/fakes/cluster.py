@@ -27,7 +27,7 @@ from agent.observations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from agent.actions import Action, ArtifactRules, FilePart
 
@@ -113,11 +113,25 @@ class FakeEnvironment:
         self.tries_to_copy = 0
         self.interrupts: list[float] = []
         self.playing = False
+        self.left = False
 
     @property
     def name(self) -> str:
         """Where it is."""
         return f"memory/{self.action.key.action_id}"
+
+    async def take_over(self, secrets: Mapping[str, str]) -> None:
+        """Note that the environment was adopted."""
+        await self.note("take over")
+
+    @property
+    def running_for(self) -> float:
+        """Say that the commands have just begun, once they have."""
+        return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
+
+    def leave(self) -> None:
+        """Note that the environment is another agent's now."""
+        self.left = True
 
     # ---- the hand of the test
 
@@ -241,8 +255,10 @@ class FakeEnvironment:
         yield end
 
     async def remove(self) -> None:
-        """Remove the pod."""
+        """Remove the pod, unless it is another agent's."""
         self.removals += 1
+        if self.left:
+            return
         await self.note("remove")
         self.backend.alive.discard(self.name)
         self.steps.append("removed")

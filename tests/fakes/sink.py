@@ -24,7 +24,7 @@ class RecordingSink:
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
 
-    def open(self, key: Key) -> RecordingOutlet:
+    def open(self, key: Key, *, adopted: bool = False) -> RecordingOutlet:
         """Return the outlet of a session."""
         outlet = RecordingOutlet(self, key)
         self.outlets[key.attempt_key] = outlet

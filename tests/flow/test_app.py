@@ -55,7 +55,7 @@ class World:
             "scheduler": scheduler,
             "cluster": {"namespace": "ci", "kubeconfig": file, "delete_timeout": 0.5, "retry_for": 0.5},
             "http": {"host": "127.0.0.1", "port": 0},
-            "agent": {"slots": 3},
+            "agent": {"slots": 3, "adoption": False},
         }
         for section, fields in more.items():
             values[section] = values.get(section, {}) | fields

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster import watch as watches
+from agent.cluster import reflector
 from agent.cluster.watch import PodWatch, Watched
 from agent.errors import ClusterError
 from tests.fakes.api import HANG, FakeApi, pod_of
@@ -143,7 +143,7 @@ async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: Fa
 async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watches, "STEADY", 0.0)
+    monkeypatch.setattr(reflector, "STEADY", 0.0)
     async with watching(api) as watch:
         await api.until(lambda: api.watches == 1)
         await api.put(pod_of("a", phase="Running"), "ADDED")
@@ -155,7 +155,7 @@ async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
 
 
 async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches, "STEADY", 0.0)
+    monkeypatch.setattr(reflector, "STEADY", 0.0)
     bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "777"}}}\n'
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):

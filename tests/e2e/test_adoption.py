@@ -1,0 +1,70 @@
+"""An agent dies or leaves with its action still running: another one brings the log, the files and the outcome."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from tests.e2e.lab import BUSYBOX, until
+
+if TYPE_CHECKING:
+    from tests.e2e.lab import Agent, Lab, Submission
+
+QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
+LINES = 40
+COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.25; done; echo made > file"
+WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
+
+
+def counting(lab: Lab) -> tuple[Agent, Submission]:
+    """Start an agent with an action that counts, then wait until it does."""
+    first = lab.agent(**QUICK)
+    submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
+    submission.until_running("count", "line 5\n")
+    return first, submission
+
+
+def check_whole(submission: Submission) -> None:
+    report = submission.wait()["count"]
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text == f"start\n{WHOLE}end\n"
+    assert report.files["file"].read_text() == "made\n"
+    assert report.commands == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_another_agent_takes_over_from_one_that_was_killed(own_lab: Lab) -> None:
+    first, submission = counting(own_lab)
+    second = own_lab.agent(**QUICK)
+    first.kill()
+    check_whole(submission)
+    assert "adopted a session" in second.log
+
+
+def test_a_restarted_agent_takes_its_own_sessions_back(own_lab: Lab) -> None:
+    own_lab.settings = {"agent": {"id": "pod-of-the-agent"}}
+    first, submission = counting(own_lab)
+    first.kill()
+    second = own_lab.agent(**QUICK)
+    check_whole(submission)
+    assert "adopted a session" in second.log
+
+
+def test_an_agent_that_leaves_hands_its_sessions_over(own_lab: Lab) -> None:
+    own_lab.settings = {"agent": {"drain_timeout": "1s"}}
+    first, submission = counting(own_lab)
+    own_lab.agent(**QUICK)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(30) == 0
+    assert '"handed_over": 1' in first.log
+    check_whole(submission)
+
+
+def test_a_frozen_agent_that_thaws_does_nothing_that_counts(own_lab: Lab) -> None:
+    first, submission = counting(own_lab)
+    second = own_lab.agent(**QUICK)
+    first.process.send_signal(signal.SIGSTOP)
+    until(lambda: "adopted a session" in second.log, "nobody adopts", 30)
+    first.process.send_signal(signal.SIGCONT)
+    check_whole(submission)
+    until(lambda: "session ended" in second.log, "the second does not end it", 30)
+    assert '"outcome": "succeeded"' not in first.log
