@@ -122,6 +122,8 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
     ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new"
     if order["credentials"]:
         given = pathlib.Path(order["credentials"])
+        if not any((given / name).exists() for name in ("ssh-privatekey", "password")):
+            raise CloneFailed(f"the Secret {order['secret']} is missing, or has neither password nor ssh-privatekey")
         key = given / "ssh-privatekey"
         if key.exists():
             private = folder / "key"

@@ -300,6 +300,7 @@ def repository(plan: Plan, settings: Settings) -> Object:
         "schemes": settings.policy.repository_schemes,
         "workspace": settings.environment.workspace,
         "credentials": CREDENTIALS if asked.credentials else "",
+        "secret": asked.credentials,
         "timeout": settings.policy.clone_timeout,
     }
     mounts = [{"name": "workspace", "mountPath": settings.environment.workspace}]
@@ -330,7 +331,12 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         found.append(
             {
                 "name": "credentials",
-                "secret": {"secretName": plan.action.repository.credentials, "defaultMode": 0o440},
+                # Optional, so that the clone can say at once that it is missing: the kubelet would wait for ever.
+                "secret": {
+                    "secretName": plan.action.repository.credentials,
+                    "defaultMode": 0o440,
+                    "optional": True,
+                },
             }
         )
     return found

@@ -19,9 +19,11 @@ import structlog
 from agent.cluster import exec as execs
 from agent.cluster import files, logs, manifest, setuplog, supervisor
 from agent.cluster.archive import Limits as ArchiveLimits
+from agent.cluster.disruption import moment
 from agent.cluster.markers import MarkerReader
 from agent.cluster.names import CLAIM, SESSION, pod_name
-from agent.cluster.status import History, Intent, Limits, classify, container, moment
+from agent.cluster.status import classify
+from agent.cluster.waiting import History, Intent, Limits, container
 from agent.errors import ActionFailed, ClusterError, Stage
 from agent.observations import FINAL, Lost, SetupFailed
 

@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 SERVER_TIMEOUT = (240, 290)
 CONNECT_TIMEOUT = 10.0
+# Bookmarks come about every minute: a watch that is silent for longer is dead.
+SILENCE = 100.0
 STEADY = 1.0
 
 
@@ -83,7 +85,10 @@ class Reflector:
             self.take("DELETED", before[name])
         for each in found.values():
             self.take("MODIFIED", each)
-        return str(answer["metadata"]["resourceVersion"])
+        version = answer.get("metadata", {}).get("resourceVersion")
+        if not version:
+            raise ClusterError(f"list {self.resource}: the answer is no list", retryable=True)
+        return str(version)
 
     async def follow(self, version: str) -> str:
         """Watch from a version until the server ends it; returns the last version, or "" when a list is needed."""
@@ -94,7 +99,7 @@ class Reflector:
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=seconds + 15)
+        timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=SILENCE)
         try:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
                 async for line in lines(response):

@@ -123,5 +123,8 @@ async def drained(session: Session, logs: asyncio.Task[None]) -> None:
     if session.wish is None:
         await first_of(logs, session.wished)
     await asyncio.wait({logs}, timeout=KILL_MARGIN if session.wish else None)
-    if logs.done():
-        logs.result()
+    if logs.done() and not logs.cancelled() and (error := logs.exception()):
+        # What happened to the log changes no verdict: it is counted, and said where the log ends.
+        session.errors += 1
+        log.error("the log of a session could not be followed", action=session.key.action_id, exc_info=error)
+        await session.say("[the log ends here: the agent could not follow it]")

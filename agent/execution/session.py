@@ -81,6 +81,7 @@ class Session:
         self.wished = asyncio.Event()
         self.stage_seconds: dict[Stage, float] = {}
         self.retries = 0
+        self.errors = 0
         self.environment: Environment | None = None
         self.spent = 0.0
         self.start = Cursor()

@@ -221,6 +221,7 @@ class Sessions:
         self.metrics.log_dropped_bytes.labels("total_limit").inc(of_total)
         self.metrics.log_gaps.inc(gaps)
         self.metrics.artifact_retries.inc(session.retries)
+        self.metrics.internal_errors.labels("session").inc(session.errors)
         outcome = session.outcome
         log.info(
             "session ended",

@@ -205,6 +205,9 @@ class Lab:
     def check(self, report: Report) -> None:
         """Hold what was told against what was seen."""
         outcome, _, code = report.outcome
+        if outcome == "succeeded":
+            message = f"{report.name} succeeded, but no container was seen to end"
+            until(lambda: any(self.observer.exit_codes(each) for each in self.action_ids(report)), message, 10)
         for pod_action in self.action_ids(report):
             self.observer.check_outcome(pod_action, outcome, code)
         stored = report.log

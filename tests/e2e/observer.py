@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.e2e import kube
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Object = dict[str, Any]
 MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
@@ -39,8 +36,8 @@ class Observer:
     def read(self) -> None:
         """Take every event as it comes."""
         assert self.process.stdout is not None
-        for event in documents(self.process.stdout):
-            self.states.append(event["object"])
+        for line in self.process.stdout:
+            self.states.append(json.loads(line)["object"])
 
     def close(self) -> None:
         """Stop to watch."""
@@ -87,16 +84,6 @@ class Observer:
                 assert not security.get("privileged")
             for value in secret_values:
                 assert value not in text, "a secret stands in a pod"
-
-
-def documents(lines: Iterator[str]) -> Iterator[Object]:
-    """Yield JSON documents that stand one after another, pretty-printed."""
-    collected: list[str] = []
-    for line in lines:
-        collected.append(line)
-        if line.rstrip() == "}":
-            yield json.loads("".join(collected))
-            collected = []
 
 
 def session_of(pod: Object) -> Object:

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "missing-credentials": (
         {"image": BUSYBOX, "repo": {"url": "https://127.0.0.1/none.git", "credentials": "no-such-secret"}},
         "setup",
-        "",
+        "REPOSITORY_FAILED",
         "no-such-secret",
     ),
     "long-command": (

@@ -126,6 +126,7 @@ def test_the_clone_gets_its_order_its_credentials_as_files_and_trust() -> None:
         "schemes": ["https", "ssh"],
         "workspace": "/workspace",
         "credentials": "/etc/sealci/credentials",
+        "secret": "deploy",
         "timeout": 600.0,
     }
     assert {"name": "credentials", "mountPath": "/etc/sealci/credentials"} in clone["volumeMounts"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.status import SECRET_WAIT, History, Intent, Limits, Sight, classify
+from agent.cluster.status import classify
+from agent.cluster.waiting import SECRET_WAIT, History, Intent, Limits, Sight
 from agent.errors import Reason
 from agent.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 

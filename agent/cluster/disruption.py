@@ -1,0 +1,75 @@
+"""What from outside ends a pod: a drain, a preemption, a full node, a deletion. Pure, from the pod's own status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from agent.errors import Reason
+
+Object = dict[str, Any]
+
+NODE_GONE = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
+
+
+@dataclass(frozen=True, slots=True)
+class Disruption:
+    """Something from outside that ends a pod, and since when."""
+
+    reason: Reason
+    message: str
+    since: datetime | None
+
+
+DISRUPTIONS = {
+    "PreemptionByScheduler": Reason.PREEMPTED,
+    "DeletionByTaintManager": Reason.NODE_LOST,
+    "EvictionByEvictionAPI": Reason.EVICTED,
+    "DeletionByPodGC": Reason.NODE_LOST,
+    "TerminationByKubelet": Reason.EVICTED,
+}
+
+
+def disruption(pod: Object) -> Disruption | None:
+    """Find what from outside ends this pod: DisruptionTarget, a final reason of the kubelet, or a deletion."""
+    status = pod.get("status", {})
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "DisruptionTarget" and condition.get("status") == "True":
+            reason = DISRUPTIONS.get(condition.get("reason", ""), Reason.EVICTED)
+            message = f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
+            return Disruption(reason, message, moment(condition.get("lastTransitionTime")))
+    if found := final_reason(status):
+        return found
+    deleted = pod["metadata"].get("deletionTimestamp")
+    if deleted:
+        grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+        at = moment(deleted)
+        return Disruption(Reason.POD_DELETED, "the pod was deleted while the action ran", at - grace if at else None)
+    return None
+
+
+def final_reason(status: Object) -> Disruption | None:
+    """Read `status.reason`, which the kubelet or the node controller writes when it ends a pod."""
+    reason = status.get("reason", "")
+    message = f"{reason}: {status.get('message', '')}".rstrip(": ")
+    if reason == "Evicted":
+        return Disruption(Reason.EVICTED, message, None)
+    if reason in ("Preempting", "Preempted"):
+        return Disruption(Reason.PREEMPTED, message, None)
+    if reason == "DeadlineExceeded":
+        return Disruption(Reason.DEADLINE_EXCEEDED, "the pod met its own deadline", None)
+    if reason in NODE_GONE:
+        return Disruption(Reason.NODE_LOST, message, None)
+    return None
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a timestamp of the API."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def finished_before(terminated: Object, since: datetime | None) -> bool:
+    """Whether a container ended by itself before something from outside could have ended it."""
+    finished = moment(terminated.get("finishedAt"))
+    return finished is not None and since is not None and finished < since
