@@ -119,8 +119,9 @@ def may_pass(error: BaseException) -> bool:
 def note(session: Session, state: RetryCallState) -> None:
     """Log and count a copy that is made again."""
     session.retries += 1
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("copying files broke and is begun again", action=session.key.action_id, error=str(error))
+    error = str(state.outcome.exception() if state.outcome else None)
+    said = session.hidden(error.encode("utf-8", "replace")).decode("utf-8", "replace")
+    log.warning("copying files broke and is begun again", action=session.key.action_id, error=said)
 
 
 def failed(message: str) -> ActionFailed:
@@ -135,4 +136,5 @@ async def tell(session: Session, summary: ArtifactSummary) -> None:
         more = summary.left_out_files - len(lines)
         lines += [f"  and {more} more"] if more > 0 else []
         await session.say("\n".join([f"[{summary.left_out_files} files were left out]", *lines]))
-    await session.send(summary)
+    named = tuple(replace(item, path=session.hidden(item.path)) for item in summary.left_out)
+    await session.send(replace(summary, left_out=named))

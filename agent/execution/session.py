@@ -25,6 +25,7 @@ from agent.actions import (
     StageChanged,
 )
 from agent.errors import Reason, Stage
+from agent.execution.masking import Masker
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -145,18 +146,23 @@ class Session:
 
     async def say(self, text: str, source: Source = Source.AGENT) -> None:
         """Write lines of the agent's own into the action's log."""
-        data = text.encode("utf-8", "surrogateescape")
+        data = self.hidden(text.encode("utf-8", "surrogateescape"))
         data = data if data.endswith(b"\n") else data + b"\n"
         for start in range(0, len(data), MAX_CHUNK):
             await self.send(LogChunk(data[start : start + MAX_CHUNK], source=source))
 
     async def finish(self, outcome: Outcome) -> None:
         """Tell the one outcome and wait until the scheduler has stored everything."""
-        self.outcome = outcome
+        message = self.hidden(outcome.message.encode("utf-8", "replace"))
+        self.outcome = outcome = replace(outcome, message=message.decode("utf-8", "replace"))
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
         await self.send(Finished(outcome))
         await self.outlet.settled()
         self.over = True
+
+    def hidden(self, text: bytes) -> bytes:
+        """Mask secrets in words of the agent's own: paths and messages in them come from whoever ran the action."""
+        return Masker(self.action.secrets).mask(text)
 
     def count_log(self, stream: LogStream) -> None:
         """Note what was left out of the log, for the metrics."""

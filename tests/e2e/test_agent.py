@@ -1,0 +1,107 @@
+"""The agent as a process: without a scheduler, under signals, with wrong settings, and its HTTP port."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, start_scheduler, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def metric(text: str, name: str, **labels: str) -> float:
+    """Return one sample."""
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample.value
+    raise AssertionError(f"no {name} {labels}")
+
+
+def test_without_a_scheduler_it_says_so_once_and_becomes_ready_when_one_comes(own_lab: Lab, tmp_path: Path) -> None:
+    address = own_lab.address
+    own_lab.scheduler.terminate()
+    own_lab.scheduler.wait(10)
+    agent = Agent(own_lab, 0, {"scheduler": {"reconnect_max": "1s"}})
+    own_lab.agents.append(agent)
+    until(lambda: "cannot reach the scheduler" in agent.log, "it does not say that it cannot reach the scheduler")
+    until(
+        lambda: metric(agent.get("/metrics")[1], "sealci_agent_stream_reconnects_total", reason="unavailable") > 3, ""
+    )
+    assert agent.log.count("cannot reach the scheduler") == 1
+    assert agent.get("/livez") == (200, "ok\n")
+    code, why = agent.get("/readyz")
+    assert (code, why) == (503, "not registered with the scheduler\n")
+    own_lab.scheduler, _ = start_scheduler(tmp_path, address)
+    agent.until_ready()
+    assert agent.get("/livez")[0] == 200
+    assert own_lab.one(BUSYBOX, "echo hello").text == "hello\n"
+
+
+def test_an_idle_agent_leaves_at_once_and_is_deregistered(own_lab: Lab, tmp_path: Path) -> None:
+    agent = own_lab.agent()
+    began = time.monotonic()
+    agent.process.terminate()
+    assert agent.process.wait(10) == 0
+    print(f"\n  idle agent gone after {time.monotonic() - began:.2f} s")
+    until(lambda: "agent gone" in (tmp_path / "scheduler.log").read_text(), "the scheduler does not notice")
+    assert '"event": "left"' in agent.log
+
+
+def test_a_term_lets_what_runs_end(own_lab: Lab) -> None:
+    agent = own_lab.agent()
+    submission = own_lab.start({"a": {"image": BUSYBOX, "commands": ["echo begun; sleep 4; echo done"]}})
+    submission.until_running("a", "begun")
+    agent.process.terminate()
+    assert submission.wait()["a"].outcome == ("succeeded", None, 0)
+    assert agent.process.wait(30) == 0
+    assert '"finished": 1' in agent.log
+
+
+def test_wrong_settings_are_refused_with_their_key() -> None:
+    for variable, value, says in (
+        ("SEALCI_AGENT__SLOTS", "many", "agent.slots"),
+        ("SEALCI_AGENT__SLTS", "3", "SEALCI_AGENT__SLTS"),
+        ("SEALCI_POLICY__DEFAULT_TIMEOUT", "soon", "policy.default_timeout"),
+    ):
+        done = subprocess.run(
+            [*COMMAND, "serve"],
+            env=kube.environment() | {variable: value},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_metrics_parse_and_move(own_lab: Lab) -> None:
+    agent = own_lab.agent()
+    before = agent.get("/metrics")[1]
+    assert metric(before, "sealci_agent_slots") == 20
+    assert metric(before, "sealci_agent_stream_connected") == 1
+    completed = "sealci_agent_actions_completed_total"
+    assert metric(before, completed, result="succeeded", stage="artifacts") == 0
+    own_lab.run(
+        {
+            "good": {"image": BUSYBOX, "commands": ["echo x > f"]},
+            "bad": {"image": BUSYBOX, "commands": ["false"], "artifacts": "none"},
+        }
+    )
+    until(lambda: metric(agent.get("/metrics")[1], "sealci_agent_slots_used") == 0, "slots are not free")
+    after = agent.get("/metrics")[1]
+    assert metric(after, completed, result="succeeded", stage="artifacts") == 1
+    assert metric(after, completed, result="failed", reason="COMMAND_FAILED", stage="commands") == 1
+    assert metric(after, "sealci_agent_artifact_files_total") == 1
+    assert metric(after, "sealci_agent_k8s_requests_total", verb="create", resource="pods", code="2xx") == 2
+    assert metric(after, "sealci_agent_k8s_requests_total", verb="delete", resource="pods", code="2xx") == 2
+    assert metric(after, "sealci_agent_k8s_requests_total", verb="get", resource="pods/log", code="2xx") == 2
+    assert metric(after, "sealci_agent_environments") == 0

@@ -1,0 +1,168 @@
+"""`sealci-agent run`: a pipeline from a terminal on the real cluster, its exit codes and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, COMMAND, spelled, until
+from tests.e2e.observer import remains
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Terminal:
+    """Runs pipelines in a namespace, and reads what they print."""
+
+    def __init__(self, folder: Path, namespace: str) -> None:
+        self.folder = folder
+        self.namespace = namespace
+
+    def start(self, actions: dict[str, Any], *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a run of these actions."""
+        file = self.folder / "pipeline.yaml"
+        file.write_text(yaml.safe_dump({"name": "p", "actions": {key: spelled(each) for key, each in actions.items()}}))
+        return self.start_file(file, *options, env=env)
+
+    def start_file(self, file: Path, *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a run of a file."""
+        command = [*COMMAND, "run", str(file), "--namespace", self.namespace, *options]
+        return subprocess.Popen(
+            [*command, "--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"],
+            env=kube.environment() | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    """Wait for the end of a run."""
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, out, err
+
+
+def lines(out: str) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def terminal(namespace: str, tmp_path: Path) -> Iterator[Terminal]:
+    """A terminal; nothing of it may remain in the cluster."""
+    yield Terminal(tmp_path, namespace)
+    until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 30)
+
+
+def test_success_leaves_logs_and_files(terminal: Terminal, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    actions = {"one": {"image": BUSYBOX, "commands": ["echo hello", "mkdir d; echo made > d/f"]}}
+    code, text, _ = finish(terminal.start(actions, "--artifacts", str(out), "--output", "plain"))
+    assert code == 0, text
+    assert (out / "one.log").read_bytes() == b"hello\n"
+    assert (out / "one" / "d" / "f").read_text() == "made\n"
+    assert "hello" in text
+    assert "succeeded" in text
+
+
+def test_a_failing_command_is_told_in_json(terminal: Terminal) -> None:
+    actions = {"bad": {"image": BUSYBOX, "commands": ["echo one", "exit 5"]}}
+    code, out, _ = finish(terminal.start(actions, "--output", "json"))
+    assert code == 1
+    last = lines(out)[-1]
+    assert (last["event"], last["outcome"], last["reason"]) == ("finished", "failed", "COMMAND_FAILED")
+    assert (last["stage"], last["exit_code"]) == ("commands", 5)
+    assert {"event": "command", "action": "bad", "index": 2, "exit_code": 5}.items() <= [
+        each for each in lines(out) if each["event"] == "command"
+    ][-1].items()
+
+
+def test_a_missing_image_is_told_within_its_limit(terminal: Terminal) -> None:
+    actions = {"bad": {"image": "localhost/sealci-test/not-there:1", "commands": ["echo never"]}}
+    code, out, _ = finish(terminal.start(actions, "--output", "json"), timeout=90)
+    assert code == 1
+    events = lines(out)
+    assert (events[-1]["outcome"], events[-1]["reason"]) == ("failed", "IMAGE_PULL_FAILED")
+    log = "".join(each["text"] for each in events if each["event"] == "log")
+    for part in ("could not be set up", "not-there", "Events of the pod", "Check the name and the tag"):
+        assert part in log
+
+
+def test_several_actions_are_prefixed_and_needs_are_kept(terminal: Terminal) -> None:
+    actions = {
+        "first": {"image": BUSYBOX, "commands": ["echo I am first"]},
+        "second": {"image": BUSYBOX, "commands": ["echo I am second"], "needs": ["first"]},
+    }
+    code, out, _ = finish(terminal.start(actions, "--output", "plain"))
+    assert code == 0
+    shown = [line for line in out.splitlines() if "I am" in line and "$" not in line]
+    assert [line.split()[0] for line in shown] == ["first", "second"]
+
+
+def test_a_wrong_file_names_line_and_key(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("name: x\nactions:\n  a:\n    configuration: {container: b}\n    comands: [c]\n")
+    code, _, err = finish(terminal.start_file(file))
+    assert code == 2
+    assert "5" in err
+    assert "comands" in err
+    assert "commands" in err
+
+
+def test_no_cluster_is_one_sentence(terminal: Terminal, tmp_path: Path) -> None:
+    env = {"KUBECONFIG": str(tmp_path / "missing")}
+    code, _, err = finish(terminal.start({"a": {"image": BUSYBOX, "commands": ["true"]}}, env=env))
+    assert code in (2, 3)
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2, err
+
+
+@pytest.mark.parametrize("image", [BUSYBOX, "localhost/sealci-test/not-there:1"], ids=["running", "setup"])
+def test_interrupted_it_cleans_and_says_so(terminal: Terminal, namespace: str, image: str) -> None:
+    process = terminal.start({"long": {"image": image, "commands": ["sleep 1000"]}}, "--output", "plain")
+    until(lambda: remains(namespace), "no pod comes", 30)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process, timeout=60)
+    assert code == 130
+    assert "cancelled" in out + err
+    assert not remains(namespace)
+
+
+def test_the_time_of_a_pipeline_is_limited(terminal: Terminal) -> None:
+    actions = {"long": {"image": BUSYBOX, "commands": ["sleep 1000"]}}
+    code, out, _ = finish(terminal.start(actions, "--timeout", "6s", "--output", "json"))
+    assert code == 1
+    assert lines(out)[-1]["outcome"] == "cancelled"
+
+
+def test_secrets_come_from_the_environment_and_a_file(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("FROM_FILE=file-value-2\n")
+    actions = {
+        "a": {
+            "image": BUSYBOX,
+            "secrets": ["FROM_ENV", "FROM_FILE"],
+            "commands": [
+                'test "$FROM_ENV" = env-value-1',
+                'test "$FROM_FILE" = file-value-2',
+                "echo $FROM_ENV $FROM_FILE",
+            ],
+        }
+    }
+    options = ["--secrets-file", str(file), "--output", "json"]
+    code, out, _ = finish(terminal.start(actions, *options, env={"FROM_ENV": "env-value-1"}))
+    assert code == 0, out
+    assert "".join(each["text"] for each in lines(out) if each["event"] == "log") == "*** ***\n"
