@@ -74,7 +74,7 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     verdict = supervisor.judge(code, ending, intent.commands)
     if verdict.succeeded:
         return Exited(code, verdict.command, None, verdict.message, files, lost)
-    if outside and code in KILLED and not finished_before(terminated, outside.since):
+    if outside and not finished_before(terminated, outside.since):
         return Lost(outside.reason, outside.message)
     if reason == "OOMKilled" and code != 0:
         text = f"killed for memory{in_command(verdict.command)} (exit code {code}): the limit is too low for it"
@@ -85,9 +85,6 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
-
-
-KILLED = (137, 143)
 
 
 def in_command(command: int) -> str:
@@ -144,6 +141,7 @@ def setup_problem(pod: Object) -> bool:
 
 
 OVERDUE = timedelta(seconds=30)
+KILLED = (137, 143)
 
 
 def overdue(pod: Object, wall: datetime) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CHANGES = """
 echo more >> changed
-printf 'SAME' > same-size && touch -d 2001-01-01 same-size
+cp -p same-size /tmp/reference && printf 'SAME' > same-size && touch -r /tmp/reference same-size
 chmod +x mode
 mv moved to-here
 rm removed

@@ -40,8 +40,8 @@ os.makedirs(deep)
 os.makedirs("a/..b")
 contents = {
     b"empty": b"", b"with two  spaces ": b"1", b"line\nbreak": b"2", "ünïcødé-✓-日本".encode(): b"3",
-    b"not-utf8-\xff\xfe": b"4", b"-dash": b"5", b"back\\slash": b"6", b"*": b"7", b"tab\tquote'\"": b"8", b"a/..b/c": b"9", b"n" * 255: b"10",
-    os.fsencode(deep) + b"/bottom": b"11", b"...": b"12",
+    b"not-utf8-\xff\xfe": b"4", b"-dash": b"5", b"back\\slash": b"6", b"*": b"7", b"tab\tquote'\"": b"8",
+    b"a/..b/c": b"9", b"n" * 255: b"10", os.fsencode(deep) + b"/bottom": b"11", b"...": b"12",
 }
 for name, content in contents.items():
     with open(name, "wb") as file:

@@ -142,10 +142,10 @@ def test_windows_line_ends_stay_line_ends(lab: Lab, image: str) -> None:
 
 
 def test_lines_come_as_they_are_written(lab: Lab) -> None:
-    command = "printf 'first\\nhalf'; until [ -e go ]; do sleep 0.1; done; echo ' last'"
-    submission = lab.start({"action": {"image": BUSYBOX, "commands": [command]}})
-    submission.until_running("action", "half")
+    command = "echo first; until [ -e go ]; do sleep 0.1; done; echo last"
+    submission = lab.start({"action": {"image": BUSYBOX, "commands": [command], "timeout": "60s"}})
+    submission.until_running("action", "first")
     (action_id,) = lab.action_ids(submission.reports["action"])
     pod = lab.observer.pods(action_id)[-1]["metadata"]["name"]
     kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")
-    assert submission.wait()["action"].text == "first\nhalf last\n"
+    assert submission.wait()["action"].text == "first\nlast\n"

@@ -252,15 +252,11 @@ def test_a_signal_from_outside_is_no_failure_of_the_command(seen: Object, reason
     "seen",
     [
         pod(FILES, ended("action", 137, message=record("started", 2, 137), finished=40), deleted=50),
-        pod(FILES, FAILED, deleted=50),
-        pod(FILES_OVER, FAILED, phase="Failed", reason="Evicted"),
         pod(FILES, KILLED, conditions=(disruption("EvictionByEvictionAPI", 61),), deleted=61),
         pod(FILES, KILLED, conditions=(disruption("EvictionByEvictionAPI", 50, status="False"),)),
     ],
     ids=[
         "finished before the deletion",
-        "a code of its own",
-        "a code of its own, then evicted",
         "before the drain",
         "no disruption",
     ],
@@ -411,6 +407,12 @@ def test_a_deletion_that_nobody_carries_out_is_a_loss_in_time() -> None:
             Reason.EVICTED,
             False,
             id="evicted while running",
+        ),
+        pytest.param(
+            pod(FILES, FAILED, deleted=50), Reason.POD_DELETED, False, id="a trap's own code after a deletion"
+        ),
+        pytest.param(
+            pod(FILES_OVER, FAILED, phase="Failed", reason="Evicted"), Reason.EVICTED, False, id="a code, then evicted"
         ),
         pytest.param(
             pod(*CREATING, phase="Failed", reason="Preempting"), Reason.PREEMPTED, True, id="preempted before start"

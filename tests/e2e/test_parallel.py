@@ -1,0 +1,52 @@
+"""Many at once: each with its own log and files, one more waits, and one that is poisoned harms no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, until
+from tests.e2e.observer import session_of
+
+if TYPE_CHECKING:
+    from tests.e2e.lab import Lab
+
+SLOTS = 20
+
+
+def test_twenty_run_and_the_twenty_first_waits(lab: Lab) -> None:
+    wait = "while [ ! -e /workspace/go ]; do sleep 0.2; done"
+    actions = {
+        f"a{i}": {"image": BUSYBOX, "commands": [f"echo I am {i}", wait, f"echo {i} > file"]} for i in range(SLOTS + 1)
+    }
+    submission = lab.start(actions)
+    until(lambda: len(running(lab)) == SLOTS, "not all slots are used", 120)
+    assert lab.agents[0].get("/metrics")[1].count(f"sealci_agent_slots_used {SLOTS}.0\n") == 1
+    waiting = [name for name, report in submission.reports.items() if not report.events]
+    assert len(waiting) == 1
+    poisoned = running(lab)[0]
+    kube.kubectl("delete", "pod", "-n", lab.namespace, poisoned, "--grace-period=0", "--force", "--wait=false")
+    until(lambda: len(running(lab)) == SLOTS and poisoned not in running(lab), "the last one does not begin", 60)
+    for pod in running(lab):
+        kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "/workspace/go")
+    reports = submission.wait()
+    lost = [name for name, report in reports.items() if report.outcome[0] != "succeeded"]
+    assert [reports[name].outcome[1] for name in lost] == ["POD_DELETED"]
+    for name, report in reports.items():
+        if name not in lost:
+            assert report.text == f"I am {name[1:]}\n"
+            assert report.files["file"].read_text() == f"{name[1:]}\n"
+
+
+def running(lab: Lab) -> list[str]:
+    """Return the pods whose action runs."""
+    return [
+        pod["metadata"]["name"]
+        for pod in kube.get("pods", "-n", lab.namespace)
+        if session_of(pod)
+        and not pod["metadata"].get("deletionTimestamp")
+        and any(
+            status["name"] == "action" and "running" in status["state"]
+            for status in pod["status"].get("containerStatuses", ())
+        )
+    ]
