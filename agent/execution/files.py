@@ -135,6 +135,7 @@ async def tell(session: Session, summary: ArtifactSummary) -> None:
         lines = [f"  {item.path.decode('utf-8', 'backslashreplace')}: {item.why}" for item in summary.left_out[:20]]
         more = summary.left_out_files - len(lines)
         lines += [f"  and {more} more"] if more > 0 else []
-        await session.say("\n".join([f"[{summary.left_out_files} files were left out]", *lines]))
+        text = f"[left out of the files:{lines[0][1:]}]" if summary.left_out_files == 1 and summary.left_out else ""
+        await session.say(text or "\n".join([f"[{summary.left_out_files} files were left out]", *lines]))
     named = tuple(replace(item, path=session.hidden(item.path)) for item in summary.left_out)
     await session.send(replace(summary, left_out=named))

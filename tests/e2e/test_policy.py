@@ -1,0 +1,159 @@
+"""What a pod may: seen from inside, in both profiles."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploy.demo import source
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NONROOT = "localhost/sealci-test/nonroot:1"
+NO_GIT = "[left out of the files: .git: excluded by default]\n"
+DEB = """
+mkdir -p p/DEBIAN p/opt && echo hello > p/opt/hello
+printf 'Package: hello\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > p/DEBIAN/control
+dpkg-deb --build p hello.deb && dpkg -i hello.deb && cat /opt/hello
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a small repository; yields its URL."""
+    folder = tmp_path_factory.mktemp("git")
+    work = folder / "work"
+    work.mkdir()
+    (work / "file").write_text("cloned\n")
+    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
+    source.git(work, "add", "--all")
+    source.git(work, "commit", "--quiet", "--message", "first")
+    source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
+    with source.served(folder, kube.provider("address")) as url:
+        yield f"{url}/r.git"
+
+
+@pytest.fixture(scope="module")
+def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab that may clone over git://."""
+    lab = Lab(namespace, tmp_path_factory.mktemp("lab"), policy={"repository_schemes": ["git", "https"]})
+    try:
+        lab.agent()
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def baseline(lab: Lab, repositories: str) -> dict[str, Any]:
+    """Run what the baseline profile promises, all at once."""
+    repo = {"url": repositories}
+    commit = "echo x >> file && git -c user.name=x -c user.email=x@x commit -qam second && git log --format=%s"
+    return lab.run(
+        {
+            "token": {"image": BUSYBOX, "commands": ["test ! -e /var/run/secrets/kubernetes.io"]},
+            "links": {"image": BUSYBOX, "commands": ["env | grep SERVICE_HOST | grep -vc ^KUBERNETES_ || true"]},
+            "status": {"image": BUSYBOX, "commands": ["grep -E 'NoNewPrivs|Seccomp:|CapBnd|CapEff' /proc/self/status"]},
+            "userns": {"image": BUSYBOX, "commands": ["id -u; cat /proc/self/uid_map"]},
+            "chown": {"image": DEBIAN, "commands": ["touch f; chown 1234:1234 f; stat -c %u f"]},
+            "su": {"image": DEBIAN, "commands": ["su nobody -s /bin/sh -c 'id -un'"]},
+            "dpkg": {"image": DEBIAN, "commands": [DEB]},
+            "commit": {"image": DEBIAN, "repo": repo, "commands": [commit]},
+            "nonroot": {
+                "image": NONROOT,
+                "repo": repo,
+                "commands": ["id -u; echo more >> file; echo new > new; cat file"],
+            },
+        }
+    )
+
+
+def test_no_token_and_no_service_links(baseline: dict[str, Any]) -> None:
+    assert baseline["token"].outcome == ("succeeded", None, 0)
+    assert baseline["links"].text == "0\n"
+
+
+def test_no_new_privileges_and_seccomp(baseline: dict[str, Any]) -> None:
+    found = dict(line.split(":\t") for line in baseline["status"].text.splitlines())
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+    # The runtime's default set and not one more: no SYS_ADMIN (21), NET_ADMIN (12), SYS_PTRACE (19).
+    bounding = int(found["CapBnd"], 16)
+    assert not bounding & (1 << 21 | 1 << 12 | 1 << 19)
+
+
+def test_root_is_nobody_on_the_node(baseline: dict[str, Any]) -> None:
+    uid, mapping = baseline["userns"].text.splitlines()
+    assert uid == "0"
+    inside, outside, _ = (int(each) for each in mapping.split())
+    assert inside == 0
+    assert outside > 65535
+
+
+@pytest.mark.parametrize(("name", "text"), [("chown", "1234\n"), ("su", "nobody\n"), ("commit", "second\nfirst\n")])
+def test_root_can_do_what_builds_do(baseline: dict[str, Any], name: str, text: str) -> None:
+    assert baseline[name].outcome == ("succeeded", None, 0), baseline[name]
+    assert baseline[name].text.startswith(text)
+
+
+def test_packages_can_be_installed(baseline: dict[str, Any]) -> None:
+    assert baseline["dpkg"].outcome == ("succeeded", None, 0), baseline["dpkg"]
+    assert baseline["dpkg"].text.endswith("hello\n")
+
+
+def test_another_user_can_write_the_clone(baseline: dict[str, Any]) -> None:
+    report = baseline["nonroot"]
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text == f"1000\ncloned\nmore\n{NO_GIT}"
+    assert set(report.files) == {"file", "new"}
+
+
+# ---- restricted
+
+
+@pytest.fixture
+def restricted(tmp_path: Path) -> Iterator[Lab]:
+    """A lab in a namespace that enforces the restricted Pod Security Standard."""
+    name = f"sealci-e2e-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", name)
+    kube.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
+    lab = Lab(name, tmp_path, environment={"profile": "restricted"}, policy={"repository_schemes": ["git"]})
+    try:
+        lab.agent()
+        yield lab
+    finally:
+        lab.close()
+        kube.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def test_the_restricted_profile(restricted: Lab, repositories: str) -> None:
+    reports = restricted.run(
+        {
+            "runs": {
+                "image": DEBIAN,
+                "repo": {"url": repositories},
+                "commands": ["id -u; id -g", "echo x > $HOME/x && echo y >> file", "grep CapEff /proc/self/status"],
+            },
+            "umask": {"image": DEBIAN, "commands": ["umask 077; echo x > private"]},
+        }
+    )
+    runs = reports["runs"]
+    assert runs.outcome == ("succeeded", None, 0), runs
+    assert runs.text == "65532\n65532\nCapEff:\t0000000000000000\n" + NO_GIT
+    assert runs.files["file"].read_text() == "cloned\ny\n"
+    assert reports["umask"].files["private"].read_text() == "x\n"
+
+
+def test_baseline_where_restricted_is_enforced_is_said(restricted: Lab) -> None:
+    restricted.agents[0].stop()
+    restricted.agent(environment={"profile": "baseline"})
+    report = restricted.one(BUSYBOX, "echo never")
+    assert report.outcome == ("failed", "INVALID_CONFIGURATION", None)
+    assert "violates PodSecurity" in report.text
