@@ -1,6 +1,6 @@
 """The processes of a local cluster, found by what they are and not by a pid file that may have outlived them.
 
-The node's two outer processes are the only ones whose last arguments are our script and this cluster's folder. A
+The node's two outer processes are the only ones whose last arguments are such a script and this cluster's folder. A
 signal goes through a pidfd that was opened before that was checked, so it never meets a stranger with a reused pid.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from console import Refusal
 
 NODE_SCRIPT = Path(__file__).resolve().with_name("node.py")
+# Of whatever checkout: the cluster is known by its folder, so that any clone can take it down.
+SCRIPT = "/deploy/cluster/node.py"
 END_SECONDS = 20.0
 
 
@@ -30,7 +32,8 @@ def arguments(pid: int) -> list[str]:
 
 def is_node(pid: int, folder: Path) -> bool:
     """Whether the process is PID 1 of this cluster's node, or the `unshare` around it."""
-    return arguments(pid)[-2:] == [str(NODE_SCRIPT), str(folder)]
+    words = arguments(pid)[-2:]
+    return len(words) == 2 and words[0].endswith(SCRIPT) and words[1] == str(folder)
 
 
 def of_node(folder: Path) -> list[int]:

@@ -10,24 +10,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WIRE = Path("agent/scheduler/wire")
-GENERATED = ("agent_pb2.py", "agent_pb2.pyi", "agent_pb2_grpc.py", "agent_pb2_grpc.pyi")
+CONTRACTS = {
+    "agent": ("proto/sealci/agent/v1", Path("agent/scheduler/wire")),
+    "local": ("proto/sealci/local/v1", Path("agent/local/wire")),
+}
+ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wire")
-    outputs = [f"--{kind}_out={folder}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_what_is_committed_is_what_would_be_generated(name: str, tmp_path: Path) -> None:
+    source, wire = CONTRACTS[name]
+    outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", f"-I{WIRE}=proto/sealci/agent/v1", *outputs, WIRE / "agent.proto"],
+        [sys.executable, "-m", "grpc_tools.protoc", f"-I{wire}={source}", *outputs, wire / f"{name}.proto"],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         check=True,
         capture_output=True,
     )
-    return folder / WIRE
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_what_is_committed_is_what_would_be_generated(fresh: Path, name: str) -> None:
-    assert (ROOT / WIRE / name).read_text() == (fresh / name).read_text()
+    for ending in ENDINGS:
+        assert (ROOT / wire / (name + ending)).read_text() == (tmp_path / wire / (name + ending)).read_text()
