@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,3 +36,15 @@ async def tasks_that_end() -> AsyncIterator[None]:
     if left:
         _, left = await asyncio.wait(left, timeout=ENDING)
     assert not left, f"tasks that the test has left behind: {left}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests ran of each kind."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            kind = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "other"
+            counts.setdefault(kind, Counter())[outcome] += 1
+    for kind, outcomes in counts.items():
+        said = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        terminalreporter.write_line(f"{kind}: {said}")

@@ -27,7 +27,7 @@ def refusing(status: int) -> Iterator[str]:
 
         do_GET = do_HEAD = answer  # noqa: N815 - the names that the library calls
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        def log_message(self, format: str, *args: object) -> None:
             """Stay quiet."""
 
     server = ThreadingHTTPServer((kube.provider("address"), PORT), Handler)
