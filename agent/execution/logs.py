@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 async def send_log(session: Session, environment: Environment, settings: Settings, start: Cursor) -> None:
     """Send the whole log from `start` on; returns at its end."""
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    stream = LogStream(environment.markers, Masker(session.action.secrets), limits, start)
+    masker = Masker(session.action.secrets)
+    if masker.too_short and not start.total:
+        await session.say(f"[not masked, because too short: {', '.join(masker.too_short)}]")
+    stream = LogStream(environment.markers, masker, limits, start)
     clock = Clock(session.command)
     async with aclosing(environment.log(start)) as items:
         async for item in items:
