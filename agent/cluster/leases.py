@@ -62,14 +62,18 @@ class Leases(Reflector):
         while True:
             try:
                 await self.renew()
-                now = time.monotonic()
-                if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
-                    self.healthy_since = now
-                self.renewed = now
-                self.held.set()
+                self.renewed_now()
             except ClusterError as error:
                 log.warning("the agent's Lease could not be renewed", error=error.message)
             await asyncio.sleep(self.settings.cluster.lease_renew * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+
+    def renewed_now(self) -> None:
+        """Take note of a renewal; after one that was missed, judging others begins anew."""
+        now = time.monotonic()
+        if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
+            self.healthy_since = now
+        self.renewed = now
+        self.held.set()
 
     async def renew(self) -> None:
         """Write the own Lease, making it where it is missing."""

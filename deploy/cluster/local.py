@@ -161,11 +161,13 @@ class Local:
         """Starts PID 1 in its namespaces, detached from this command."""
         namespaces = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
         with (self.folder / "logs" / "node.log").open("ab") as output:
-            subprocess.Popen(
+            node = subprocess.Popen(
                 ["unshare", *namespaces, sys.executable, "-I", "-B", processes.NODE_SCRIPT, self.folder],
                 cwd="/", env={"PATH": NODE_PATH, "HOME": "/root"}, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
+        # Its command line, by which it is known, shows a moment after it was started.
+        until(lambda: self.lives() or node.poll() is not None, "the node's first process")
 
     def await_node(self) -> None:
         """Waits until PID 1 of the node takes orders. Refuses with its last words when it has ended."""
