@@ -12,12 +12,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.actions import Action, ArtifactRules, Key, When
-from agent.cluster import names, supervisor
+from agent.actions import When
+from agent.cluster import annotation, names, supervisor
 from agent.cluster.files import holder_command
 from agent.cluster.merge import merged
 
 if TYPE_CHECKING:
+    from agent.actions import Action
     from agent.settings import Settings
 
 Object = dict[str, Any]
@@ -77,20 +78,6 @@ def pod(plan: Plan, settings: Settings) -> Object:
 def metadata(plan: Plan, settings: Settings) -> Object:
     """Return name, labels and the annotation that adoption reads."""
     action = plan.action
-    session = {
-        "action_id": action.key.action_id,
-        "attempt": action.key.attempt,
-        "name": action.name,
-        "nonce": plan.nonce,
-        "commands": len(action.commands),
-        "secrets": sorted(action.secrets),
-        "timeout": plan.timeout,
-        "artifacts": {
-            "paths": action.artifacts.paths,
-            "exclude": action.artifacts.exclude,
-            "when": action.artifacts.when.value,
-        },
-    }
     result: Object = {
         "name": plan.name,
         "namespace": plan.namespace,
@@ -105,7 +92,7 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             names.CLAIM: str(action.key.claim),
         },
         "annotations": {
-            names.SESSION: json.dumps(session, separators=(",", ":")),
+            names.SESSION: annotation.write(action, plan.nonce, plan.timeout),
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
         },
@@ -113,40 +100,6 @@ def metadata(plan: Plan, settings: Settings) -> Object:
     if plan.owner:
         result["ownerReferences"] = [plan.owner]
     return result
-
-
-def read(pod: Object, settings: Settings) -> Plan:
-    """Return the plan of a pod that another agent made, as far as its labels and annotation tell.
-
-    The commands are unknown and their number is not; secrets have names and no values.
-
-    Raises:
-        ValueError: it is no pod of an action, or of a version that is not understood.
-    """
-    meta = pod["metadata"]
-    try:
-        session = json.loads(meta["annotations"][names.SESSION])
-        rules = session["artifacts"]
-        key = Key(session["action_id"], int(session["attempt"]), int(meta["labels"][names.CLAIM]))
-        action = Action(
-            key=key,
-            image="",
-            commands=("",) * int(session["commands"]),
-            name=session["name"],
-            secrets=dict.fromkeys(session["secrets"], ""),
-            artifacts=ArtifactRules(tuple(rules["paths"]), tuple(rules["exclude"]), When(rules["when"])),
-            timeout=float(session["timeout"]),
-        )
-        return Plan(
-            action=action,
-            name=meta["name"],
-            namespace=settings.cluster.namespace,
-            agent_id=meta["labels"][names.AGENT],
-            nonce=session["nonce"],
-            timeout=float(session["timeout"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the pod {meta.get('name')} tells no session: {error!r}") from error
 
 
 def deadline(plan: Plan, settings: Settings) -> int:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agent.cluster import annotation, files, logs, manifest, setuplog, supervisor
 from agent.cluster import exec as execs
-from agent.cluster import files, logs, manifest, setuplog, supervisor
 from agent.cluster.archive import Limits as ArchiveLimits
+from agent.cluster.container import ActionContainer
+from agent.cluster.deletion import delete_pod
 from agent.cluster.disruption import moment
 from agent.cluster.markers import MarkerReader
 from agent.cluster.names import CLAIM, SESSION, pod_name
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.cluster.client import Client
-    from agent.cluster.watch import PodWatch, Watched
+    from agent.cluster.watch import PodWatch
     from agent.metrics import Metrics
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Observation
     from agent.settings import Settings
@@ -70,18 +72,7 @@ class Pods:
 
     def environment(self, action: Action) -> PodEnvironment:
         """Return the environment of this attempt, not yet made."""
-        settings = self.settings
-        plan = manifest.Plan(
-            action=action,
-            name=pod_name(settings.agent.pool, action.key.action_id, action.key.attempt),
-            namespace=settings.cluster.namespace,
-            agent_id=self.agent_id,
-            nonce=secrets.token_hex(16),
-            timeout=action.timeout or settings.policy.default_timeout,
-            user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
-            owner=self.owner,
-        )
-        return PodEnvironment(self, plan)
+        return PodEnvironment(self, self.plan(action, secrets.token_hex(16)))
 
     def adopted(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
@@ -89,11 +80,25 @@ class Pods:
         Raises:
             ValueError: the pod does not tell what it is.
         """
-        environment = PodEnvironment(self, manifest.read(pod, self.settings))
+        environment = PodEnvironment(self, self.plan(*annotation.read(pod)))
         environment.uid = pod["metadata"]["uid"]
         environment.asked = True
         self.watch.take("MODIFIED", pod)
         return environment
+
+    def plan(self, action: Action, nonce: str) -> manifest.Plan:
+        """Return what is known of the environment of an attempt."""
+        settings = self.settings
+        return manifest.Plan(
+            action=action,
+            name=pod_name(settings.agent.pool, action.key.action_id, action.key.attempt),
+            namespace=settings.cluster.namespace,
+            agent_id=self.agent_id,
+            nonce=nonce,
+            timeout=action.timeout or settings.policy.default_timeout,
+            user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
+            owner=self.owner,
+        )
 
     def superseded(self, pod: Object) -> PodEnvironment | None:
         """Return the environment that another agent has claimed, if the pod is one of this agent's."""
@@ -102,29 +107,6 @@ class Pods:
         if held is None or not held.uid or held.uid != pod["metadata"]["uid"] or held.left:
             return None
         return held if int(labels.get(CLAIM, "1")) > held.plan.action.key.claim else None
-
-
-class ActionContainer:
-    """The container of the commands, as the reader of its log sees it."""
-
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
-        self.log_ended = False
-
-    @property
-    def state(self) -> logs.ContainerState:
-        """What is known now."""
-        if self.watched.pod is None:
-            return logs.ContainerState.GONE
-        state = (container(self.watched.pod["status"], manifest.ACTION) or {}).get("state", {})
-        if "terminated" in state:
-            return logs.ContainerState.TERMINATED
-        return logs.ContainerState.RUNNING if "running" in state else logs.ContainerState.WAITING
-
-    async def left(self, state: logs.ContainerState) -> None:
-        """Wait until the state is another one."""
-        while self.state is state:
-            await self.watched.change(self.watched.version)
 
 
 class PodEnvironment:
@@ -368,19 +350,3 @@ class PodEnvironment:
         except TimeoutError:
             return False
         return True
-
-
-async def delete_pod(client: Client, path: str, name: str, uid: str, grace: int | None, patience: float) -> bool:
-    """Ask for the deletion of exactly this pod; False when there is none of this uid any more."""
-    body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
-    if grace is not None:
-        body["gracePeriodSeconds"] = grace
-    try:
-        await client.patiently(
-            "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=patience
-        )
-    except ClusterError as error:
-        if error.status in (404, 409):
-            return False
-        raise
-    return True

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.cluster import names
+from agent.cluster.deletion import delete_pod
 from agent.cluster.disruption import moment
-from agent.cluster.pods import delete_pod
 from agent.errors import ClusterError
 
 if TYPE_CHECKING:

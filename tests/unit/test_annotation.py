@@ -1,0 +1,45 @@
+"""What a pod tells of its session is what was written, and nonsense is no session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.actions import Action, ArtifactRules, Key, When
+from agent.cluster import annotation, names
+
+ACTION = Action(
+    key=Key("any id / of any kind", 2, 1),
+    image="debian",
+    commands=("one", "two"),
+    name="build",
+    secrets={"TOKEN": "value-of-the-secret"},
+    artifacts=ArtifactRules(("dist/**",), ("*.tmp",), When.ALWAYS),
+)
+
+
+def pod(text: str, claim: str = "3") -> dict[str, Any]:
+    return {"metadata": {"name": "p", "annotations": {names.SESSION: text}, "labels": {names.CLAIM: claim}}}
+
+
+def test_an_heir_knows_what_it_needs() -> None:
+    text = annotation.write(ACTION, "nonce1234", 90.0)
+    assert "value-of-the-secret" not in text
+    action, nonce = annotation.read(pod(text))
+    assert nonce == "nonce1234"
+    assert action.key == Key("any id / of any kind", 2, 3)
+    assert (len(action.commands), action.timeout, action.name) == (2, 90.0, "build")
+    assert set(action.secrets) == {"TOKEN"}
+    assert action.artifacts == ACTION.artifacts
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"action_id": "a"}', "null"])
+def test_what_tells_no_session_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="tells no session"):
+        annotation.read(pod(text))
+
+
+def test_a_pod_without_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="tells no session"):
+        annotation.read({"metadata": {"name": "p"}})
