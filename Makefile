@@ -51,7 +51,7 @@ test-e2e: setup cluster-up images ## everything on the real cluster
 test: lint cluster-up images ## all of it: lint, unit, flow, e2e on a real cluster
 	$(BIN)/pytest tests/unit tests/flow tests/e2e
 
-demo: setup cluster-up image ## cluster, image, scheduler, agent, and a real pipeline from its submission to a clean cluster
+demo: setup cluster-up images ## cluster, image, scheduler, agent, and a real pipeline from its submission to a clean cluster
 	$(BIN)/python deploy/demo
 
 cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
