@@ -117,9 +117,14 @@ class App:
 
     # ---- how it is
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the cluster answers; an agent that the others cannot see alive takes nothing."""
+        return self.pods.reachable and (self.leases.held.is_set() or not self.settings.agent.adoption)
+
     def current_health(self) -> Health:
         """Return what the scheduler is told."""
-        reachable = self.pods.reachable and (self.leases.held.is_set() or not self.settings.agent.adoption)
+        reachable = self.reachable
         status = Readiness.DRAINING if self.sessions.draining else Readiness.READY if reachable else Readiness.DEGRADED
         return Health(
             status=status,
@@ -134,7 +139,7 @@ class App:
         """Say why no action is taken now; "" when one is."""
         if self.sessions.draining:
             return "draining"
-        if not self.pods.reachable:
+        if not self.reachable:
             return "the cluster does not answer"
         return "" if self.connection.registered else "not registered with the scheduler"
 
@@ -203,8 +208,8 @@ class App:
         self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
         seen = None
         while True:
-            if seen != self.pods.reachable:
-                seen = self.pods.reachable
+            if seen != self.reachable:
+                seen = self.reachable
                 self.health.changed()
             if not self.client.reachable:
                 # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.

@@ -103,6 +103,7 @@ class Metrics:
         self.adopted = self.counter("sessions_adopted", "Sessions taken over from agents that died or left")
         self.handed_over = self.counter("sessions_handed_over", "Sessions left for another agent to adopt")
         self.superseded = self.counter("sessions_superseded", "Sessions that another agent adopted from this one")
+        self.unreadable = self.gauge("sessions_unreadable", "Pods without an agent that tell no session, left alone")
         self.swept = self.counter("swept", "Remains that a sweep removed", "kind")
         self.cleanup_failures = self.counter("cleanup_failures", "Removals that did not succeed in time")
         self.remains = self.gauge("remains", "Objects that could not be removed so far")

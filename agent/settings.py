@@ -175,7 +175,7 @@ class PolicySettings(Section):
     )
     pending_timeout: Duration = Field(300.0, gt=0, description="for a node to be found")
     pull_grace: Duration = Field(30.0, gt=0, description="for an image that cannot be pulled")
-    registry_grace: Duration = Field(50.0, gt=0, description="for a registry that does not answer")
+    registry_grace: Duration = Field(40.0, gt=0, description="for a registry that does not answer")
     pull_timeout: Duration = Field(600.0, gt=0, description="for all images to be pulled and containers to start")
     clone_timeout: Duration = Field(600.0, gt=0, description="for the repository to be cloned")
 

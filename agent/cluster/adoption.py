@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import names
+from agent.cluster import annotation, names
 from agent.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Adoption:
         self.adopt = adopt
         self.open_for = open_for
         self.wake = asyncio.Event()
+        self.unreadable: set[str] = set()
         leases.on_change = self.wake.set
 
     async def run(self) -> None:
@@ -54,36 +55,64 @@ class Adoption:
 
     async def once(self) -> None:
         """Claim every session whose agent has departed."""
-        for pod in list(self.pods.watch.pods.values()):
+        pods = dict(self.pods.watch.pods)
+        self.unreadable &= {pod["metadata"]["uid"] for pod in pods.values()}
+        self.pods.claimed &= pods.keys()
+        for pod in pods.values():
             if self.open_for() and self.orphaned(pod):
                 await self.claim(pod)
+        self.pods.metrics.unreadable.set(len(self.unreadable))
 
     def orphaned(self, pod: Object) -> bool:
         """Whether the pod's agent is gone and nobody else has claimed it."""
-        agent = pod["metadata"].get("labels", {}).get(names.AGENT, "")
-        return pod["metadata"]["name"] not in self.pods.held and self.leases.departed(agent)
+        name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(names.AGENT, "")
+        if name in self.pods.held or pod["metadata"]["uid"] in self.unreadable:
+            return False
+        # A claim whose answer got lost was made all the same.
+        return name in self.pods.claimed if agent == self.pods.agent_id else self.leases.departed(agent)
 
     async def claim(self, pod: Object) -> None:
-        """Try to become the owner of a session; another agent may be quicker."""
+        """Try to become the owner of a session; another agent may be quicker.
+
+        A pod that tells no session is left as it is: it may be a newer version's, and has its own deadline.
+        """
         meta = pod["metadata"]
-        claim = int(meta["labels"].get(names.CLAIM, "1")) + 1
+        try:
+            action, _ = annotation.read(pod)
+        except ValueError as error:
+            log.warning("a pod cannot be adopted and is left alone", pod=meta["name"], error=str(error))
+            self.unreadable.add(meta["uid"])
+            return
+        before = meta["labels"].get(names.AGENT)
+        if before != self.pods.agent_id:
+            claimed = await self.ask(pod, action.key.claim + 1)
+            if claimed is None:
+                return
+            pod = claimed
+        try:
+            self.adopt(self.pods.adopted(pod))
+        except ValueError as error:
+            log.error("a session was claimed and cannot be taken", pod=meta["name"], error=str(error))
+        else:
+            log.warning("adopted a session", pod=meta["name"], claim=annotation.claim_of(pod), before=before)
+            self.pods.metrics.adopted.inc()
+        finally:
+            self.pods.claimed.discard(meta["name"])
+
+    async def ask(self, pod: Object, claim: int) -> Object | None:
+        """Write the claim into the pod as it was seen; returns the claimed pod, None when it is not ours."""
+        meta = pod["metadata"]
         body: Object = {
             "metadata": {
                 "resourceVersion": meta["resourceVersion"],
                 "labels": {names.AGENT: self.pods.agent_id, names.CLAIM: str(claim)},
             }
         }
+        self.pods.claimed.add(meta["name"])
         try:
-            answer = await self.pods.client.request(
-                "patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body
-            )
-            environment = self.pods.adopted(answer)
+            return await self.pods.client.request("patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body)
         except ClusterError as error:
             log.info("a session was not claimed", pod=meta["name"], error=error.message)
-            return
-        except ValueError as error:
-            log.warning("a pod cannot be adopted and is left to the sweep", pod=meta["name"], error=str(error))
-            return
-        log.warning("adopted a session", pod=meta["name"], claim=claim, before=meta["labels"].get(names.AGENT))
-        self.pods.metrics.adopted.inc()
-        self.adopt(environment)
+            if error.status and not error.retryable:
+                self.pods.claimed.discard(meta["name"])
+            return None

@@ -30,6 +30,12 @@ def write(action: Action, nonce: str, timeout: float) -> str:
     return json.dumps(session, separators=(",", ":"))
 
 
+def claim_of(pod: Object) -> int:
+    """Return the claim that a pod is labelled with; 0 for one that tells none."""
+    told = str(pod["metadata"].get("labels", {}).get(names.CLAIM, ""))
+    return int(told) if told.isascii() and told.isdigit() else 0
+
+
 def read(pod: Object) -> tuple[Action, str]:
     """Return the action of a pod that another agent made, as far as it tells, and its nonce.
 
@@ -41,9 +47,11 @@ def read(pod: Object) -> tuple[Action, str]:
     meta = pod["metadata"]
     try:
         session = json.loads(meta["annotations"][names.SESSION])
-        rules = session["artifacts"]
+        rules, claim = session["artifacts"], claim_of(pod)
+        if not claim:
+            raise ValueError("no claim")
         action = Action(
-            key=Key(session["action_id"], int(session["attempt"]), int(meta["labels"][names.CLAIM])),
+            key=Key(session["action_id"], int(session["attempt"]), claim),
             image="",
             commands=("",) * int(session["commands"]),
             name=session["name"],
@@ -52,5 +60,5 @@ def read(pod: Object) -> tuple[Action, str]:
             timeout=float(session["timeout"]),
         )
         return action, str(session["nonce"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"the pod {meta.get('name')} tells no session: {error!r}") from error

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ def main() -> int:
     """Clone as the order in the first argument says; 1 when it cannot be done."""
     order = json.loads(sys.argv[1])
     os.umask(0)
+    # PID 1 would not take the signal otherwise, and a cancelled clone would last for the whole grace.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
         with tempfile.TemporaryDirectory() as folder:
             clone(order, environment(order, pathlib.Path(folder)))

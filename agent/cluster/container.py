@@ -29,6 +29,11 @@ class ActionContainer:
             return ContainerState.TERMINATED
         return ContainerState.RUNNING if "running" in state else ContainerState.WAITING
 
+    @property
+    def begun(self) -> bool:
+        """Whether commands may have begun."""
+        return self.state is not ContainerState.WAITING
+
     async def left(self, state: ContainerState) -> None:
         """Wait until the state is another one."""
         while self.state is state:

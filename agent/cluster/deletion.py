@@ -11,10 +11,17 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+# Longer than its grace nobody waits for a pod in which no command has begun, seconds: a kubelet does not give up a pull
+# that hangs, and there is nothing in it to be gentle with.
+UNBEGUN = 10.0
 
-async def delete_pod(client: Client, path: str, name: str, uid: str, grace: int | None, patience: float) -> bool:
-    """Ask for the deletion of exactly this pod; False when there is none of this uid any more."""
-    body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
+
+async def delete_pod(
+    client: Client, path: str, name: str, uid: str, grace: int | None, patience: float, *, version: str = ""
+) -> bool:
+    """Ask for the deletion of exactly this pod, with `version` only as it was then; False when there is none such."""
+    preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+    body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions}
     if grace is not None:
         body["gracePeriodSeconds"] = grace
     try:

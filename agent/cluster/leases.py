@@ -53,19 +53,27 @@ class Leases(Reflector):
         self.renewed = 0.0
         self.healthy_since = 0.0
         self.held = asyncio.Event()
+        # The own renewals come back on the watch: one that tells nothing for this long is dead.
+        self.silence = 2 * settings.cluster.lease_duration
         self.on_change: Callable[[], None] = lambda: None
 
     # ---- one's own
 
     async def keep(self) -> None:
-        """Renew the own Lease until cancelled."""
+        """Renew the own Lease, and remove those that nobody will ask for, until cancelled."""
+        interval = self.settings.cluster.lease_renew
         while True:
+            began = time.monotonic()
             try:
-                await self.renew()
+                # A request into a black hole must not hold back the next one: the others wait only for so long.
+                async with asyncio.timeout(interval):
+                    await self.renew()
                 self.renewed_now()
-            except ClusterError as error:
-                log.warning("the agent's Lease could not be renewed", error=error.message)
-            await asyncio.sleep(self.settings.cluster.lease_renew * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
+                await self.tidy()
+            except (ClusterError, TimeoutError) as error:
+                log.warning("the agent's Lease could not be renewed", error=str(error) or "no answer in time")
+            took = time.monotonic() - began
+            await asyncio.sleep(max(0.0, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
     def renewed_now(self) -> None:
         """Take note of a renewal; after one that was missed, judging others begins anew."""
@@ -127,14 +135,18 @@ class Leases(Reflector):
             if self.seen.get(name, ("", 0.0))[0] != record:
                 self.seen[name] = (record, now)
         self.given_back = {agent: at for agent, at in self.given_back.items() if now - at < FORGOTTEN}
-        self.on_change()
+        if found is None:
+            self.on_change()
 
     @property
     def steady(self) -> bool:
-        """Whether the own renewals succeed and are seen, so that a judgement of others means something."""
-        now, duration = time.monotonic(), self.settings.cluster.lease_duration
+        """Whether the own renewals succeed and are seen, so that a judgement of others means something.
+
+        A process that was frozen, or whose loop was held, has renewals of others still to read: not so then.
+        """
+        now, longest = time.monotonic(), MISSED * self.settings.cluster.lease_renew
         seen = self.seen.get(self.name, ("", 0.0))[1]
-        return self.held.is_set() and now - self.renewed < duration and now - seen < duration
+        return self.held.is_set() and now - self.renewed <= longest and now - seen <= longest
 
     def departed(self, agent_id: str) -> bool:
         """Whether this agent is dead or has left, as far as can be told now."""
@@ -162,11 +174,30 @@ class Leases(Reflector):
     def forgotten(self) -> list[Object]:
         """Return Leases of agents that are dead for so long that nobody will ask for them."""
         now = time.monotonic()
+        if not self.steady:
+            return []
         return [
             lease
             for name, lease in self.objects.items()
             if name != self.name and self.dead(name) and now - self.seen[name][1] > FORGOTTEN
         ]
+
+    async def tidy(self) -> None:
+        """Remove the Leases of agents that died long ago, as they were seen; other agents do it too."""
+        for lease in self.forgotten():
+            meta = lease["metadata"]
+            body: Object = {
+                "kind": "DeleteOptions",
+                "apiVersion": "v1",
+                "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
+            }
+            try:
+                await self.client.request("delete", "leases", f"{self.path}/{meta['name']}", body=body)
+            except ClusterError as error:
+                if error.status not in (404, 409):
+                    raise
+            else:
+                self.client.metrics.swept.labels("lease").inc()
 
 
 def holder(lease: Object) -> str:

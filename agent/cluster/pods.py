@@ -20,10 +20,10 @@ from agent.cluster import annotation, files, logs, manifest, setuplog, superviso
 from agent.cluster import exec as execs
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.container import ActionContainer
-from agent.cluster.deletion import delete_pod
+from agent.cluster.deletion import UNBEGUN, delete_pod
 from agent.cluster.disruption import moment
 from agent.cluster.markers import MarkerReader
-from agent.cluster.names import CLAIM, SESSION, pod_name
+from agent.cluster.names import SESSION, pod_name
 from agent.cluster.status import classify
 from agent.cluster.waiting import History, Intent, Limits, container
 from agent.errors import ActionFailed, ClusterError, Stage
@@ -55,6 +55,8 @@ class Pods:
         self.user_namespaces = False
         self.owner: Object | None = None
         self.held: dict[str, PodEnvironment] = {}
+        self.claimed: set[str] = set()  # asked for, and not held yet: no remains
+        self.left: set[str] = set()  # given away, by their UIDs, and perhaps not seen to be claimed yet
         self.copies = asyncio.Semaphore(settings.artifacts.parallel)
         policy = settings.policy
         self.limits = Limits(
@@ -83,6 +85,7 @@ class Pods:
         environment = PodEnvironment(self, self.plan(*annotation.read(pod)))
         environment.uid = pod["metadata"]["uid"]
         environment.asked = True
+        self.left.discard(environment.uid)
         self.watch.take("MODIFIED", pod)
         return environment
 
@@ -103,10 +106,9 @@ class Pods:
     def superseded(self, pod: Object) -> PodEnvironment | None:
         """Return the environment that another agent has claimed, if the pod is one of this agent's."""
         held = self.held.get(pod["metadata"]["name"])
-        labels = pod["metadata"].get("labels", {})
         if held is None or not held.uid or held.uid != pod["metadata"]["uid"] or held.left:
             return None
-        return held if int(labels.get(CLAIM, "1")) > held.plan.action.key.claim else None
+        return held if annotation.claim_of(pod) > held.plan.action.key.claim else None
 
 
 class PodEnvironment:
@@ -296,6 +298,7 @@ class PodEnvironment:
     def leave(self) -> None:
         """Have nothing to do with the pod any more: it is another agent's, or shall become one's."""
         self.left = True
+        self.pods.left.add(self.uid)
 
     async def remove(self) -> None:
         """Delete the pod, its Secret with it, and return when the API says it is gone; by force after a while."""
@@ -312,7 +315,9 @@ class PodEnvironment:
         """Delete politely, then by force; whether the pod is gone."""
         settings = self.pods.settings
         began = time.monotonic()
-        for grace, patience in ((None, settings.cluster.delete_timeout), (0, settings.cluster.delete_timeout)):
+        limit = settings.cluster.delete_timeout
+        polite = limit if self.container.begun else min(limit, settings.environment.grace + UNBEGUN)
+        for grace, patience in ((None, polite), (0, limit)):
             try:
                 uid = self.uid or await self.own_uid()
                 if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, patience):

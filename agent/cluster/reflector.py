@@ -45,6 +45,7 @@ class Reflector:
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
         self.failures = 0
+        self.silence = SILENCE
 
     def slim(self, found: Object) -> Object:
         """Return what is kept of an object."""
@@ -99,7 +100,7 @@ class Reflector:
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=SILENCE)
+        timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=self.silence)
         try:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
                 async for line in lines(response):

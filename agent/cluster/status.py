@@ -7,7 +7,7 @@ later only decides whether its files could be had. A missing pod is never succes
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.cluster import supervisor
 from agent.cluster.disruption import disruption, finished_before, moment
@@ -26,6 +26,10 @@ from agent.cluster.waiting import (
 )
 from agent.errors import Reason
 from agent.observations import Exited, Lost, Observation, Running, SetupFailed
+
+if TYPE_CHECKING:
+    from agent.cluster.disruption import Disruption
+    from agent.cluster.supervisor import Ending, Verdict
 
 Object = dict[str, Any]
 
@@ -72,10 +76,10 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     files, lost = files_state(pod, intent)
     ending = supervisor.read_termination(message, intent.nonce)
     verdict = supervisor.judge(code, ending, intent.commands)
+    if outside and cut_short(terminated, ending, verdict, outside):
+        return Lost(outside.reason, outside.message)
     if verdict.succeeded:
         return Exited(code, verdict.command, None, verdict.message, files, lost)
-    if outside and not finished_before(terminated, outside.since):
-        return Lost(outside.reason, outside.message)
     if reason == "OOMKilled" and code != 0:
         text = f"killed for memory{in_command(verdict.command)} (exit code {code}): the limit is too low for it"
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
@@ -85,6 +89,16 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
+
+
+def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
+    """Whether something from outside may have ended the commands, whatever code their answer to TERM was."""
+    if finished_before(terminated, outside.since):
+        return False
+    if not verdict.succeeded:
+        return True
+    # A server leaves with 0 when it is told to. Without a time, the code came first: the pod's own end follows it.
+    return outside.since is not None and not (ending is not None and ending.completed)
 
 
 def in_command(command: int) -> str:

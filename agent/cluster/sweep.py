@@ -51,12 +51,14 @@ class Sweep:
         watch, metrics = self.pods.watch, self.pods.metrics
         found = [pod for pod in watch.pods.values() if self.remains(pod)]
         self.failed &= {pod["metadata"]["uid"] for pod in found}
+        self.pods.left &= {pod["metadata"]["uid"] for pod in watch.pods.values()}
         for pod in found:
-            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+            name, uid, version = (pod["metadata"][key] for key in ("name", "uid", "resourceVersion"))
             grace = 0 if uid in self.failed else None
             log.warning("sweeping a pod that nobody owns", pod=name, forced=grace == 0)
             try:
-                await delete_pod(self.pods.client, watch.path, name, uid, grace, self.interval)
+                # Only as it was judged: what another agent has claimed meanwhile is its pod.
+                await delete_pod(self.pods.client, watch.path, name, uid, grace, self.interval, version=version)
             except ClusterError as error:
                 metrics.cleanup_failures.inc()
                 log.warning("a pod could not be swept", pod=name, error=error.message)
@@ -69,10 +71,10 @@ class Sweep:
     def remains(self, pod: Object) -> bool:
         """Whether nobody will ever look after this pod."""
         metadata = pod["metadata"]
-        if metadata["name"] in self.pods.held:
+        if metadata["name"] in self.pods.held or metadata["name"] in self.pods.claimed:
             return False
         if metadata.get("labels", {}).get(names.AGENT) == self.pods.agent_id:
-            return True
+            return metadata["uid"] not in self.pods.left
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False
         return datetime.now(UTC) - ended_at(pod) > ABANDONED

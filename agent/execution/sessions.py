@@ -131,7 +131,11 @@ class Sessions:
         session.over = True
         if session.environment is not None:
             session.environment.leave()
-        self.running[session.key.attempt_key].cancel()
+        self.end(session)
+
+    def end(self, session: Session) -> None:
+        """Cancel the task of a session, behind its first step: one that never began would not clean."""
+        asyncio.get_running_loop().call_soon(self.running[session.key.attempt_key].cancel)
 
     def refusal(self) -> Rejected | None:
         """Say why nothing can be taken now."""
@@ -255,7 +259,7 @@ class Sessions:
             self.drop(session)
         else:
             session.over = True
-            self.running[key.attempt_key].cancel()
+            self.end(session)
 
     def drain(self, message: str) -> None:
         """Take nothing new from now on."""
@@ -266,9 +270,12 @@ class Sessions:
             self.notice()
 
     def cancel_all(self, message: str) -> None:
-        """End every session."""
-        for session in self.living.values():
-            session.interrupt(Wish(Reason.CANCELLED, message, None))
+        """End every session; one whose place the scheduler has not told yet is left to the others."""
+        for session in list(self.living.values()):
+            if session.where is not None and not session.where.done() and not session.over:
+                self.drop(session)
+            else:
+                session.interrupt(Wish(Reason.CANCELLED, message, None))
 
     def abandon(self) -> None:
         """End the tasks of sessions that did not end by themselves."""

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 class Patience:
     """Seconds: for the agent to be ready, for a cancelled pipeline to end, for the engine to leave, for all of it."""
 
-    start: float = 60.0
+    start: float = 30.0
     cancel: float = 300.0
     stop: float = 300.0
     timeout: float | None = None

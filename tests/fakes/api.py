@@ -19,36 +19,15 @@ from kubernetes.aio.client import ApiClient, Configuration
 from agent.cluster.client import Client
 from agent.metrics import Metrics
 from agent.settings import ClusterSettings
+from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 Object = dict[str, Any]
+__all__ = ["HANG", "PODS", "FakeApi", "Request", "Scripted", "failed", "pod_of", "status_text"]
+
 PODS = "/api/v1/namespaces/{namespace}/pods"
-HANG = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as it arrived."""
-
-    verb: str
-    path: str
-    query: Object
-    body: Object | None
-    authorization: str
-
-
-@dataclass(slots=True)
-class Scripted:
-    """An answer that is given instead of the real one; a status of `HANG` is none at all."""
-
-    verb: str
-    part: str
-    status: int
-    body: str
-    headers: dict[str, str]
-    times: int
 
 
 @dataclass(eq=False)
@@ -92,6 +71,7 @@ class FakeApi:
         router.add_get(f"{PODS}/{{name}}", self.on_get)
         router.add_delete(f"{PODS}/{{name}}", self.on_delete)
         router.add_get(f"{PODS}/{{name}}/log", self.on_log)
+        self.more(router)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -106,6 +86,9 @@ class FakeApi:
             await self.notify()
             await runner.cleanup()
 
+    def more(self, router: web.UrlDispatcher) -> None:
+        """Add what else is served."""
+
     def client(self, **settings: Any) -> Client:
         """Return one more client."""
         configuration = Configuration(host=self.host)
@@ -117,8 +100,8 @@ class FakeApi:
     async def note(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
         """Note a request, and give the scripted answer if there is one."""
         query = dict(request.query)
-        plain = request.path.endswith(("/pods", "/events"))
-        verb = {"POST": "create", "DELETE": "delete"}.get(request.method, "list" if plain else "get")
+        plain = request.path.endswith(("/pods", "/events", "/leases"))
+        verb = {"POST": "create", "DELETE": "delete", "PATCH": "patch"}.get(request.method, "list" if plain else "get")
         verb = "watch" if query.get("watch") == "true" else verb
         body = json.loads(await request.read() or b"null")
         released = self.releases
@@ -127,6 +110,8 @@ class FakeApi:
         for script in self.scripts:
             if script.times and script.verb in ("", verb) and script.part in request.path:
                 script.times -= 1
+                if script.applied:
+                    await handler(request)
                 if script.status == HANG:
                     await self.until(lambda: self.stopping or self.releases != released)
                 return web.Response(status=script.status or 503, text=script.body, headers=script.headers)
@@ -144,12 +129,13 @@ class FakeApi:
         *,
         body: str | None = None,
         times: int = 1,
+        applied: bool = False,
         **headers: str,
     ) -> None:
-        """Answer the next `times` requests of a verb on paths that hold `part` like this."""
+        """Answer the next `times` requests of a verb on paths that hold `part` like this; `applied`: done first."""
         text = status_text(status, message) if body is None else body
         self.scripts.append(
-            Scripted(verb, part, status, text, {k.replace("_", "-"): v for k, v in headers.items()}, times)
+            Scripted(verb, part, status, text, {k.replace("_", "-"): v for k, v in headers.items()}, times, applied)
         )
 
     async def cut(self) -> None:
@@ -253,8 +239,8 @@ class FakeApi:
         pod = deepcopy(self.pods.get(name))
         if pod is None:
             return failed(404, f'pods "{name}" not found')
-        if body.get("preconditions", {}).get("uid", pod["metadata"]["uid"]) != pod["metadata"]["uid"]:
-            return failed(409, "the UID in the precondition does not match")
+        if any(pod["metadata"][key] != value for key, value in body.get("preconditions", {}).items()):
+            return failed(409, "the precondition does not match")
         forced = body.get("gracePeriodSeconds") == 0 and self.force_works
         if self.slow_removal and not forced:
             pod["metadata"] |= {"deletionTimestamp": "2026-11-24T09:00:00Z", "deletionGracePeriodSeconds": 30}
@@ -302,12 +288,13 @@ class FakeApi:
             {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
         )
 
-    def news(self, cuts: int, since: int) -> bool:
+    def news(self, cuts: int, since: int, told: list[tuple[int, Object]]) -> bool:
         """Whether a watch has something to do."""
-        return self.stopping or self.cuts != cuts or self.bookmarks or self.version > since
+        return self.stopping or self.cuts != cuts or self.bookmarks or bool(told and told[-1][0] > since)
 
-    async def on_watch(self, request: web.Request) -> web.StreamResponse:
+    async def on_watch(self, request: web.Request, told: list[tuple[int, Object]] | None = None) -> web.StreamResponse:
         """Stream what happens after a version until the watch is cut."""
+        told = self.told if told is None else told
         since, cuts = int(request.query["resourceVersion"]), self.cuts
         response = web.StreamResponse()
         await response.prepare(request)
@@ -315,7 +302,7 @@ class FakeApi:
         await self.notify()
         with suppress(ConnectionError):
             while not self.stopping and self.cuts == cuts:
-                for version, event in [each for each in self.told if each[0] > since]:
+                for version, event in [each for each in told if each[0] > since]:
                     await response.write(json.dumps(event).encode() + b"\n")
                     since = version
                 if self.bookmarks:
@@ -323,19 +310,9 @@ class FakeApi:
                     await response.write(json.dumps(bookmark).encode() + b"\n")
                     self.bookmarks = False
                 seen = since
-                await self.until(lambda: self.news(cuts, seen))  # noqa: B023 - awaited at once
+                await self.until(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
         self.watches -= 1
         return response
-
-
-def status_text(status: int, message: str) -> str:
-    """Return a failure as the API writes it."""
-    return json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
-
-
-def failed(status: int, message: str) -> web.Response:
-    """Return a failure."""
-    return web.Response(status=status, text=status_text(status, message))
 
 
 def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:

@@ -1,22 +1,18 @@
-"""Who is alive: judged on the observer's own clock, only while it could see; and who may claim what."""
+"""Who is alive: judged on the observer's own clock, only while it could see."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from agent.cluster import leases as module
 from agent.cluster import names
-from agent.cluster.adoption import Adoption
 from agent.cluster.leases import Leases
 from agent.errors import ClusterError
 from agent.metrics import Metrics
 from agent.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Object = dict[str, Any]
 ME, OTHER = "uid-a.1", "uid-b.1"
@@ -181,88 +177,124 @@ async def test_the_own_lease_is_made_where_it_is_missing_and_given_back(pool: Po
     assert pool.api.asked[-1][0] == "delete"
 
 
-# ---- claims
+# ---- what must not be taken for a death
 
 
-class Held:
-    """What adoption needs of `Pods`."""
-
-    def __init__(self, api: Api, pods: dict[str, Object]) -> None:
-        self.client = api
-        self.metrics = api.metrics
-        self.agent_id = ME
-        self.held: dict[str, object] = {}
-        self.watch = self
-        self.pods = pods
-        self.path = "/pods"
-        self.synced = asyncio.Event()
-        self.unreadable = False
-
-    def adopted(self, pod: Object) -> str:
-        if self.unreadable:
-            raise ValueError("tells no session")
-        return str(pod["metadata"]["name"])
+def test_a_frozen_observer_reads_what_came_meanwhile_before_it_judges(pool: Pool, clock: Clock) -> None:
+    pool.pass_seconds(5, OTHER)
+    clock.now += 4.9
+    pool.renew()
+    clock.now += 10.2  # stopped right after its own renewal: what others wrote meanwhile is unread
+    assert not pool.leases.departed(OTHER)
+    pool.renew()
+    assert not pool.leases.departed(OTHER)
 
 
-def orphan(agent: str = OTHER) -> Object:
-    labels = {names.AGENT: agent, names.CLAIM: "3"}
-    return {"metadata": {"name": "p", "uid": "u", "resourceVersion": "7", "labels": labels}}
+class Replicas:
+    """Agents that see each other through one API; `up` is whether it answers."""
+
+    def __init__(self, clock: Clock, count: int) -> None:
+        self.clock = clock
+        self.up = True
+        self.version = 0
+        self.agents = [f"uid-{number}.1" for number in range(count)]
+        self.observers = {agent: Leases(Api(), Settings(), agent, None) for agent in self.agents}  # type: ignore[arg-type]
+
+    def renew(self, agent: str, **spec: Any) -> None:
+        """Let one agent write its Lease, and all see it."""
+        if not self.up:
+            return
+        self.version += 1
+        own = self.observers[agent]
+        own.renewed_now()
+        metadata = {"name": own.name, "uid": own.name, "resourceVersion": str(self.version)}
+        for observer in self.observers.values():
+            observer.take(
+                "MODIFIED",
+                {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15, **spec}},
+            )
+
+    def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
+        """Let all renew every 5 s, each at a moment of its own; return who was ever taken for dead, and by whom."""
+        found: set[tuple[str, str]] = set()
+        for second in range(int(seconds)):
+            self.clock.now += 1.0
+            for number, agent in enumerate(self.agents):
+                if (second + 2 * number) % 5 == 0:
+                    self.renew(agent, **spec)
+            found |= {(one, two) for one, each in self.observers.items() for two in self.agents if each.departed(two)}
+        return found
 
 
-Adopting = tuple[Adoption, Held, list[str]]
+def test_an_outage_of_the_api_of_a_minute_makes_nobody_adopt(clock: Clock) -> None:
+    replicas = Replicas(clock, 3)
+    assert replicas.live(30) == set()
+    for outage in (7, 14, 16, 60, 600):
+        replicas.up = False
+        assert replicas.live(outage) == set()
+        replicas.up = True
+        assert replicas.live(30) == set()
 
 
-@pytest.fixture
-def adopting(pool: Pool) -> Callable[..., Adopting]:
-    def make(pod: Object, *, may: bool = True) -> Adopting:
-        taken: list[str] = []
-        held = Held(pool.api, {"p": pod})
-        adoption = Adoption(held, pool.leases, taken.append, open_for=lambda: may)  # type: ignore[arg-type]
-        return adoption, held, taken
-
-    return make
+def test_clocks_an_hour_apart_make_nobody_adopt(clock: Clock) -> None:
+    replicas = Replicas(clock, 3)
+    for told in ("2026-11-24T07:00:00.000000Z", "2026-11-24T09:00:00.000000Z"):
+        assert replicas.live(60, renewTime=told) == set()
 
 
-async def test_a_claim_names_the_version_it_saw_and_raises_the_number(
-    pool: Pool, adopting: Callable[..., Adopting]
-) -> None:
-    adoption, _, taken = adopting(orphan())
-    await adoption.once()
-    assert not taken
-    pool.pass_seconds(20)
-    await adoption.once()
-    assert taken == ["p"]
-    verb, path, body = pool.api.asked[-1]
-    assert (verb, path) == ("patch", "/pods/p")
-    assert body == {"metadata": {"resourceVersion": "7", "labels": {names.AGENT: ME, names.CLAIM: "4"}}}
+def test_one_of_three_that_dies_is_dead_to_both_others_and_nobody_else_is(clock: Clock) -> None:
+    replicas = Replicas(clock, 3)
+    replicas.live(30)
+    dead = replicas.agents.pop()
+    assert replicas.live(12) == set()
+    replicas.live(20)
+    for agent in replicas.agents:
+        observer = replicas.observers[agent]
+        assert [each for each in (*replicas.agents, dead) if observer.departed(each)] == [dead]
 
 
-async def test_who_loses_the_race_takes_nothing(pool: Pool, adopting: Callable[..., Adopting]) -> None:
-    adoption, _, taken = adopting(orphan("uid-a.0"))
-    pool.api.errors = [ClusterError("the object has been modified", status=409)]
-    await adoption.once()
-    assert not taken
+def test_only_a_deletion_wakes_the_adoption_at_once(pool: Pool) -> None:
+    woken: list[bool] = []
+    pool.leases.on_change = lambda: woken.append(True)
+    pool.see(OTHER)
+    assert not woken
+    pool.see(OTHER, "DELETED")
+    assert woken
 
 
-async def test_who_leaves_or_is_full_claims_nothing(pool: Pool, adopting: Callable[..., Adopting]) -> None:
-    adoption, _, taken = adopting(orphan("uid-a.0"), may=False)
-    await adoption.once()
-    assert not taken
-    assert not pool.api.asked
+# ---- the own Lease, and those that nobody asks for
 
 
-async def test_what_is_held_or_lives_is_not_claimed(pool: Pool, adopting: Callable[..., Adopting]) -> None:
-    adoption, held, taken = adopting(orphan("uid-a.0"))
-    held.held["p"] = object()
-    await adoption.once()
-    assert not taken
-    adoption, _, taken = adopting(orphan(OTHER))
-    await adoption.once()
-    assert not taken
+async def test_the_lease_of_an_agent_that_died_long_ago_is_removed_as_it_was_seen(pool: Pool) -> None:
+    pool.pass_seconds(500)
+    await pool.leases.tidy()
+    assert pool.api.asked == []
+    pool.pass_seconds(150)
+    record = pool.leases.objects[f"lease-of-{OTHER}"]["metadata"]["resourceVersion"]
+    pool.api.errors = [ClusterError("it was renewed meanwhile", status=409)]
+    await pool.leases.tidy()
+    ((verb, path, body),) = pool.api.asked
+    assert (verb, path.rsplit("/", 1)[-1]) == ("delete", f"lease-of-{OTHER}")
+    assert body is not None
+    assert body["preconditions"] == {"uid": f"lease-of-{OTHER}", "resourceVersion": record}
+    await pool.leases.tidy()
+    assert pool.api.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "lease"}) == 1
 
 
-async def test_a_pod_that_tells_nothing_does_not_stop_the_others(pool: Pool, adopting: Callable[..., Adopting]) -> None:
-    adoption, held, taken = adopting(orphan("uid-a.0"))
-    held.unreadable = True
-    await adoption.once()
-    assert not taken
+async def test_a_renewal_into_a_black_hole_does_not_hold_back_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.model_validate({"cluster": {"lease_duration": "2s", "lease_renew": "0.5s"}})
+    leases = Leases(Api(), settings, ME, None)  # type: ignore[arg-type]  # never asked
+    tries: asyncio.Queue[None] = asyncio.Queue()
+
+    async def lost() -> None:
+        tries.put_nowait(None)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(leases, "renew", lost)
+    task = asyncio.create_task(leases.keep(), name="keep")
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await tries.get()
+    assert not leases.held.is_set()
+    task.cancel()
+    await asyncio.wait({task})

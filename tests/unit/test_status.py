@@ -143,6 +143,11 @@ def see(seen: Object | None, wall: float = 60.0, intent: Intent = INTENT) -> Obs
             id="ended with 0, then deleted",
         ),
         pytest.param(
+            pod(FILES, DONE, deleted=50),
+            Exited(0, 3, None, "", False, "the pod is being deleted"),
+            id="all commands ran within the grace of a deletion",
+        ),
+        pytest.param(
             pod(FILES_OVER, DONE, phase="Failed", reason="Evicted", message="low on memory"),
             Exited(0, 3, None, "", False, "Evicted"),
             id="ended with 0, then evicted",
@@ -410,6 +415,22 @@ def test_a_deletion_that_nobody_carries_out_is_a_loss_in_time() -> None:
         ),
         pytest.param(
             pod(FILES, FAILED, deleted=50), Reason.POD_DELETED, False, id="a trap's own code after a deletion"
+        ),
+        pytest.param(
+            pod(FILES, ended("action", 0, message=record("exit", 3, 0)), deleted=50),
+            Reason.POD_DELETED,
+            False,
+            id="a trap's exit 0 after a deletion",
+        ),
+        pytest.param(
+            pod(
+                FILES,
+                ended("action", 0, message=record("started", 3)),
+                conditions=(disruption("EvictionByEvictionAPI", 50),),
+            ),
+            Reason.EVICTED,
+            False,
+            id="a last command that leaves with 0 when its node is drained",
         ),
         pytest.param(
             pod(FILES_OVER, FAILED, phase="Failed", reason="Evicted"), Reason.EVICTED, False, id="a code, then evicted"

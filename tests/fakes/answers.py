@@ -1,0 +1,46 @@
+"""What the API for tests was asked, and the answers that a test puts before the real ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+Object = dict[str, Any]
+HANG = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived."""
+
+    verb: str
+    path: str
+    query: Object
+    body: Object | None
+    authorization: str
+
+
+@dataclass(slots=True)
+class Scripted:
+    """An answer that is given instead of the real one; a status of `HANG` is none at all."""
+
+    verb: str
+    part: str
+    status: int
+    body: str
+    headers: dict[str, str]
+    times: int
+    applied: bool = False
+
+
+def status_text(status: int, message: str) -> str:
+    """Return a failure as the API writes it."""
+    return json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
+
+
+def failed(status: int, message: str) -> web.Response:
+    """Return a failure."""
+    return web.Response(status=status, text=status_text(status, message))

@@ -1,0 +1,110 @@
+"""The API for tests as several agents share it: Leases, and claims by an optimistic lock."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from tests.fakes.answers import failed
+from tests.fakes.api import PODS, FakeApi
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Object = dict[str, Any]
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
+@dataclass(eq=False)
+class SharedApi(FakeApi):
+    """The server, with Leases by name."""
+
+    leases: dict[str, Object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.leases_told: list[tuple[int, Object]] = []
+
+    def more(self, router: web.UrlDispatcher) -> None:
+        """Add Leases and patches."""
+        router.add_patch(f"{PODS}/{{name}}", self.on_patch_pod)
+        router.add_get(LEASES, self.on_list_leases)
+        router.add_post(LEASES, self.on_create_lease)
+        router.add_patch(f"{LEASES}/{{name}}", self.on_patch_lease)
+        router.add_delete(f"{LEASES}/{{name}}", self.on_delete_lease)
+
+    async def on_patch_pod(self, request: web.Request) -> web.Response:
+        """Merge into a pod, if it is still of the version that the patch names."""
+        pod, body = self.pods.get(request.match_info["name"]), await request.json()
+        if pod is None:
+            return failed(404, "not found")
+        if stale(pod, body):
+            return failed(409, "the object has been modified")
+        return web.json_response(await self.put(merged(pod, body)))
+
+    async def on_list_leases(self, request: web.Request) -> web.StreamResponse:
+        """List Leases, or watch them."""
+        if request.query.get("watch") == "true":
+            return await self.on_watch(request, self.leases_told)
+        return web.json_response(
+            {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.leases.values())}
+        )
+
+    async def on_create_lease(self, request: web.Request) -> web.Response:
+        """Create a Lease."""
+        lease = await request.json()
+        if lease["metadata"]["name"] in self.leases:
+            return failed(409, "already exists")
+        lease["metadata"]["uid"] = f"uid-{self.version}"
+        return web.json_response(await self.put_lease(lease, "ADDED"), status=201)
+
+    async def on_patch_lease(self, request: web.Request) -> web.Response:
+        """Renew a Lease."""
+        lease = self.leases.get(request.match_info["name"])
+        if lease is None:
+            return failed(404, "not found")
+        return web.json_response(await self.put_lease(merged(lease, await request.json())))
+
+    async def on_delete_lease(self, request: web.Request) -> web.Response:
+        """Give a Lease back."""
+        lease = self.leases.get(request.match_info["name"])
+        if lease is None:
+            return failed(404, "not found")
+        body = await request.json() if request.can_read_body else {}
+        if any(lease["metadata"][key] != value for key, value in body.get("preconditions", {}).items()):
+            return failed(409, "the object has been modified")
+        return web.json_response(await self.put_lease(deepcopy(lease), "DELETED"))
+
+    async def put_lease(self, lease: Object, kind: str = "MODIFIED") -> Object:
+        """Store a Lease in a new version and tell the watches."""
+        self.version += 1
+        name = lease["metadata"]["name"]
+        lease["metadata"]["resourceVersion"] = str(self.version)
+        self.leases[name] = lease
+        if kind == "DELETED":
+            del self.leases[name]
+        self.leases_told.append((self.version, {"type": kind, "object": deepcopy(lease)}))
+        await self.notify()
+        return lease
+
+
+def stale(found: Object, patch: Object) -> bool:
+    """Whether a patch names another version than the one that is there."""
+    version = found["metadata"]["resourceVersion"]
+    return bool(patch.get("metadata", {}).get("resourceVersion", version) != version)
+
+
+def merged(found: Mapping[str, Any], patch: Mapping[str, Any]) -> Object:
+    """Return an object with a merge patch applied."""
+    result = deepcopy(dict(found))
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
