@@ -114,6 +114,13 @@ def test_another_user_can_write_the_clone(baseline: dict[str, Any]) -> None:
     assert set(report.files) == {"file", "new"}
 
 
+def test_a_ref_that_does_not_exist_is_said(lab: Lab, repositories: str) -> None:
+    report = lab.one(BUSYBOX, "echo never", repo={"url": repositories, "ref": "no-such-branch"})
+    assert report.outcome == ("failed", "REPOSITORY_FAILED", None), report
+    assert "no-such-branch" in report.text
+    assert "never" not in report.text.splitlines()
+
+
 # ---- restricted
 
 
