@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup proto lint format test test-unit test-flow test-e2e demo cluster-up cluster-down cluster-status image images clean
+.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,14 @@ test-flow: setup ## the agent against a real gRPC scheduler and a backend in mem
 test-e2e: setup cluster-up images ## everything on the real cluster
 	$(BIN)/pytest tests/e2e
 
-test: lint cluster-up images ## all of it: lint, unit, flow, e2e on a real cluster
-	$(BIN)/pytest tests/unit tests/flow tests/e2e
+test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a real cluster
+	$(BIN)/pytest tests/unit tests/flow tests/faults tests/e2e
+
+test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a long log
+	$(BIN)/pytest tests/faults
+
+soak: setup cluster-up images ## a million log lines over resets and an adoption (minutes)
+	$(BIN)/pytest tests/faults -m soak -s
 
 demo: setup cluster-up images ## cluster, image, scheduler, agent, and a real pipeline from its submission to a clean cluster
 	$(BIN)/python deploy/demo

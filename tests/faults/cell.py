@@ -1,0 +1,220 @@
+"""One cell of the crash matrix: a pipeline of one action, an agent that is killed at one step, and who comes after it.
+
+A cell lives for one run. The scheduler is the real one for one machine, in this process, so that what it stores can be
+held; the agents are real processes; the cluster is scripted. What counts is checked from outside of the agent: the
+outcome, the log byte by byte, the files by their sums, and that nothing remains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import signal
+from typing import TYPE_CHECKING, Any
+
+from agent.actions import CommandFinished, Finished, Readiness, StageChanged
+from agent.errors import Stage
+from agent.local import messages, pipeline
+from agent.local.dispatch import Rules
+from agent.local.events import ActionEnded
+from agent.local.progress import State
+from agent.local.scheduler import open_scheduler
+from agent.local.server import Access
+from tests.faults.node import Cluster, Points
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.actions import Event, Health, Key
+    from agent.local.agents import AgentStream
+    from agent.local.book import Entry
+    from agent.local.scheduler import Scheduler
+    from tests.faults.nursery import Child, Nursery
+
+Object = dict[str, Any]
+RUN = "pipeline1"
+SECRETS = {"TOKEN": "s3cret-value"}
+TEXT = """name: p
+actions:
+  a:
+    configuration: {container: alpine}
+    commands: [one, two]
+    secrets: [TOKEN]
+    repo: {url: "https://example.org/r.git"}
+"""
+LINES = [f"line {number} of the log\n".encode() for number in range(1, 41)]
+SCRIPT: list[bytes | str] = ["s:1", *LINES[:25], "f:1:0", "s:2", *LINES[25:], "f:2:0", "l:0:0"]
+FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
+BEFORE_ANY_POD = ("received", "accepted")
+
+
+class Cell:
+    """`step` is where the first agent is killed, `column` who comes then: "same", "other" or "nobody" for a while."""
+
+    def __init__(self, folder: Path, nursery: Nursery, step: str, column: str) -> None:
+        self.folder = folder
+        self.nursery = nursery
+        self.step = step
+        self.column = column
+        # Before an agent has accepted it stands at its first request: no pod is to come of it.
+        self.points = Points("accepted" if step == "received" else step)
+        self.cluster = Cluster(self.points, folder, SCRIPT, FILES)
+        self.accepts = step != "received"
+        self.given_up = asyncio.Event()
+        self.noted = asyncio.Event()
+        self.agents: list[Child] = []
+
+    async def run(self) -> int:
+        """Run the cell; returns the attempt in which the action succeeded."""
+        # Who was killed before its pod was there is waited for; nobody can take over from it.
+        short = self.step in BEFORE_ANY_POD or self.column == "nobody"
+        rules = Rules(resume_grace=0.3 if short else 30.0)
+        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), rules) as scheduler:
+            try:
+                await self.live(scheduler)
+                return await self.check(scheduler)
+            finally:
+                self.points.open.set()
+                for agent in self.agents:
+                    await agent.end(signal.SIGKILL)
+                await self.cluster.close()
+
+    async def live(self, scheduler: Scheduler) -> None:
+        """Kill the agent at the step, let the next one come, and wait for the end."""
+        self.listen(scheduler)
+        first = await self.agent(scheduler, "replica-a")
+        await scheduler.dispatcher.submit(RUN, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+        await self.points.reached.wait()
+        if self.column == "other":
+            await self.agent(scheduler, "replica-b")
+        assert await first.end(signal.SIGKILL) == -signal.SIGKILL
+        self.accepts = True
+        self.points.open.set()
+        if self.column == "same":
+            await self.agent(scheduler, "replica-a")
+        elif self.column == "nobody":
+            if scheduler.book.get(RUN).entries["a"].progress.state is not State.ENDED:
+                await self.given_up.wait()
+            await self.cluster.expire()
+            await self.agent(scheduler, "replica-c")
+
+    def listen(self, scheduler: Scheduler) -> None:
+        """Hear of health and of what is given up, and hold what only the scheduler can see."""
+        dispatcher = scheduler.dispatcher
+        receive, health, give_up = dispatcher.receive, dispatcher.health, dispatcher.give_up
+
+        async def held(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
+            if not await self.holds(stream, event):
+                await receive(stream, key, seq, event)
+            if self.step == "outcome not acknowledged" and isinstance(event, Finished):
+                await self.points.at(self.step)
+
+        def noted_health(stream: AgentStream, told: Health) -> None:
+            health(stream, told)
+            self.noted.set()
+
+        def noted_give_up(entry: Entry) -> None:
+            give_up(entry)
+            self.given_up.set()
+
+        dispatcher.receive = held  # type: ignore[method-assign]
+        dispatcher.health = noted_health  # type: ignore[method-assign,assignment]
+        dispatcher.give_up = noted_give_up  # type: ignore[method-assign]
+
+    async def holds(self, stream: AgentStream, event: Event | None) -> bool:
+        """Wait at the steps of the scheduler; returns whether the event came from an agent that was killed there."""
+        if not self.accepts:
+            await self.points.open.wait()
+            return True
+        if isinstance(event, StageChanged) and event.stage is Stage.ARTIFACTS:
+            return await self.points.at("log drained")
+        if isinstance(event, CommandFinished) and event.index == 1:
+            return await self.points.at("command 1 ended")
+        if isinstance(event, Finished):
+            if self.step == "outcome not acknowledged" and not self.points.open.is_set():
+                stream.ack = lambda key, seq: None  # type: ignore[method-assign]
+            return await self.points.at("outcome sent")
+        return False
+
+    async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
+        """Start an agent, which dials `address` or the scheduler itself, and wait until it takes actions."""
+        number = len(self.agents)
+        config = self.folder / f"agent-{number}.json"
+        config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))
+        streams = scheduler.dispatcher.streams
+        before = {stream.agent_id for stream in streams.values()}
+        child = await self.nursery.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
+        self.agents.append(child)
+        while not any(
+            stream.health is not None and stream.health.status is Readiness.READY
+            for stream in streams.values()
+            if stream.pod == pod and stream.agent_id not in before
+        ):
+            assert child.code is None, child.log
+            self.noted.clear()
+            await self.noted.wait()
+        return child
+
+    def settings(self, address: str, pod: str) -> Object:
+        """Return the settings of an agent."""
+        kubeconfig = self.folder / "kubeconfig"
+        cluster = [{"name": "k", "cluster": {"server": self.cluster.host}}]
+        contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
+        rest = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": cluster}
+        kubeconfig.write_text(json.dumps(rest | {"contexts": contexts, "users": [{"name": "u", "user": {}}]}))
+        return {
+            "scheduler": {
+                "address": address,
+                "tls": {"enabled": False},
+                "reconnect_max": "0.2s",
+                "keepalive": "2s",
+                "register_timeout": "2s",
+            },
+            "agent": {"id": pod, "slots": 4, "drain_timeout": "5s"},
+            "cluster": {
+                "namespace": "ci",
+                "kubeconfig": str(kubeconfig),
+                "lease_duration": "2s",
+                "lease_renew": "0.5s",
+                "sweep_interval": "0.5s",
+            },
+            "http": {"host": "127.0.0.1", "port": 0},
+            "logging": {"format": "json"},
+        }
+
+    async def check(self, scheduler: Scheduler) -> int:
+        """Hold what is stored against what was written; returns the attempt."""
+        assert await outcomes(scheduler) == ["succeeded"]
+        await self.cluster.until(lambda: not self.cluster.pods and not self.cluster.secrets)
+        last = self.agents[-1]
+        assert await last.end(signal.SIGTERM) == 0, last.log
+        stored = (self.folder / RUN / "a.log").read_bytes()
+        assert stored == b"".join(LINES), f"the log is {stored!r}"
+        files = {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()}
+        assert sums(files) == sums(FILES)
+        left = [lease["spec"]["holderIdentity"] for lease in self.cluster.leases.values()]
+        assert all(holder.startswith("replica-a.") for holder in left), f"Leases that were not given back: {left}"
+        for agent in self.agents:
+            assert "Traceback" not in agent.log, agent.log
+            assert not any(value in agent.log for value in SECRETS.values())
+        attempt = scheduler.book.get(RUN).entries["a"].progress.attempt
+        if self.column != "nobody" and self.step not in BEFORE_ANY_POD:
+            assert attempt == 1, "the action was begun again although its pod was there"
+        return attempt
+
+
+async def outcomes(scheduler: Scheduler) -> list[str]:
+    """Wait for the end of the pipeline; return every outcome that was told of its action."""
+    found = []
+    async for message in scheduler.book.watch(RUN):
+        event = messages.decode(message)
+        if event is not None and isinstance(event.happening, ActionEnded):
+            found.append(event.happening.outcome.result.value)
+    return found
+
+
+def sums(files: dict[str, bytes]) -> dict[str, str]:
+    """Return the sha256 of each file."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

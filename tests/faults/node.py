@@ -1,0 +1,202 @@
+"""A node for the API for tests: it lives pods through, from their scheduling to their log, and stops where it is told.
+
+A node lives as long as a test. `Points` is where a test holds the world: whoever reaches the held point waits until it
+is let go, so that an agent can be killed exactly there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from agent.cluster.files import SNAPSHOT
+from agent.cluster.names import SESSION
+from agent.cluster.workspace import take_snapshot
+from tests.fakes.api import PODS
+from tests.fakes.shared_api import SharedApi
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+Object = dict[str, Any]
+AT_ONCE = 1 << 18
+
+
+class Points:
+    """One point is held; every other is passed."""
+
+    def __init__(self, held: str = "") -> None:
+        self.held = held
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def at(self, point: str) -> bool:
+        """Wait here if this point is held; returns whether it was, once."""
+        if point != self.held or self.open.is_set():
+            return False
+        self.reached.set()
+        await self.open.wait()
+        return True
+
+
+class Cluster(SharedApi):
+    """The API with a node behind it. `script` is the log: bytes of lines, and markers as text ("s:1")."""
+
+    def __init__(self, points: Points, folder: Path, script: Sequence[bytes | str], files: dict[str, bytes]) -> None:
+        super().__init__()
+        self.points = points
+        self.folder = folder
+        self.script = script
+        self.files = files
+        self.lives: dict[str, asyncio.Task[None]] = {}
+        self.pace: Callable[[int], Awaitable[None]] | None = None
+        self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
+
+    def more(self, router: web.UrlDispatcher) -> None:
+        """Add exec."""
+        super().more(router)
+        router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
+
+    async def close(self) -> None:
+        """End all lives."""
+        for life in self.lives.values():
+            life.cancel()
+        await asyncio.gather(*self.lives.values(), return_exceptions=True)
+
+    # ---- the API, with its points
+
+    async def on_create(self, request: web.Request) -> web.Response:
+        """Create a pod, and let it live."""
+        if await self.points.at("accepted"):
+            return web.Response(status=503)
+        answer = await super().on_create(request)
+        if answer.status == 201:
+            name = (await request.json())["metadata"]["name"]
+            self.lives[name] = asyncio.create_task(self.live(name), name=f"life of {name}")
+        await self.points.at("pod created")
+        return answer
+
+    async def on_secret(self, request: web.Request) -> web.Response:
+        """Create a Secret."""
+        answer = await super().on_secret(request)
+        await self.points.at("Secret created")
+        return answer
+
+    async def on_delete(self, request: web.Request) -> web.Response:
+        """Delete a pod."""
+        if await self.points.at("delete sent"):
+            return web.Response(status=503)
+        answer = await super().on_delete(request)
+        await self.points.at("deleted")
+        return answer
+
+    async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
+        """Run the collector over the workspace of a pod."""
+        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+        await socket.prepare(request)
+        name = request.match_info["name"]
+        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
+        argv = [here.get(word, word) for word in request.query.getall("command")]
+        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        data, _ = await process.communicate()
+        half = len(data) // 2
+        try:
+            await socket.send_bytes(b"\x01" + data[:half])
+            await self.points.at("files half sent")
+            await socket.send_bytes(b"\x01" + data[half:])
+            await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
+        except ConnectionError:
+            pass  # whoever asked was killed
+        return socket
+
+    def workspace(self, name: str) -> Path:
+        """Where the files of a pod are."""
+        return self.folder / f"{name}.workspace"
+
+    # ---- the node
+
+    async def live(self, name: str) -> None:
+        """Live a pod through."""
+        session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
+        await self.tell(name, conditions=[{"type": "PodScheduled", "status": "True"}])
+        await self.points.at("scheduled")
+        await self.tell(name, containerStatuses=[waiting("action"), waiting("files")])
+        await self.until(lambda: name in self.secrets)
+        await self.points.at("pulling")
+        clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
+        await self.tell(name, initContainerStatuses=[clone])
+        await self.points.at("cloning")
+        self.workspace(name).mkdir()
+        (self.workspace(name) / "cloned").write_text("not one of the action's own files")
+        take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
+        cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
+        self.logs[name, "action"] = b""
+        both = [running("action"), running("files")]
+        await self.tell(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
+        await self.points.at("running")
+        await self.write(name, session["nonce"])
+        for path, data in self.files.items():
+            (self.workspace(name) / path).write_bytes(data)
+        message = f"sealci {session['nonce']} completed {self.commands}\nsealci {session['nonce']} end 0\n"
+        terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": now()}
+        ended = {"name": "action", "state": {"terminated": terminated}}
+        await self.tell(name, containerStatuses=[ended, running("files")])
+        await self.points.at("container ended")
+
+    async def write(self, name: str, nonce: str) -> None:
+        """Write the log; one line is held in its middle."""
+        waits = b""
+        for number, line in enumerate(self.script):
+            if self.pace is not None:
+                await self.pace(number)
+            stamp = f"2026-11-24T10:00:00.{number:09d}Z ".encode()
+            text = f"\x1esealci:{nonce}:{line}\n".encode() if isinstance(line, str) else line
+            if number == len(self.script) // 2:
+                half = len(text) // 2
+                await self.put_log(name, waits + stamp + text[:half])
+                await self.points.at("mid-line")
+                stamp, text, waits = b"", text[half:], b""
+            waits += stamp + text
+            if self.pace is not None or len(waits) > AT_ONCE or number == len(self.script) - 1:
+                await self.put_log(name, waits)
+                waits = b""
+
+    async def put_log(self, name: str, data: bytes) -> None:
+        """Append to the log of a pod."""
+        self.logs[name, "action"] += data
+        await self.notify()
+
+    async def tell(self, name: str, **status: Any) -> None:
+        """Change the status of a pod that may be gone."""
+        if name in self.pods:
+            await self.status(name, **status)
+
+    async def expire(self) -> None:
+        """Let every pod come to its own deadline."""
+        await self.close()
+        for name, pod in list(self.pods.items()):
+            over = {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": now()}}
+            statuses = pod.get("status", {}).get("containerStatuses", ())
+            ended = [each if "terminated" in each["state"] else {**each, "state": over} for each in statuses]
+            await self.tell(name, phase="Failed", reason="DeadlineExceeded", containerStatuses=ended)
+
+
+def now() -> str:
+    """Return the time as the API writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def waiting(name: str) -> Object:
+    """Return the status of a container that is being made."""
+    return {"name": name, "state": {"waiting": {"reason": "ContainerCreating"}}}
+
+
+def running(name: str) -> Object:
+    """Return the status of a container that runs."""
+    return {"name": name, "started": True, "state": {"running": {"startedAt": now()}}}

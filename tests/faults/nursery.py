@@ -1,0 +1,145 @@
+"""Agents as processes of their own, started within milliseconds: one process imports everything once, and forks.
+
+A nursery lives as long as a test. Each child runs the command line `sealci-agent` as everywhere else; it is ended by
+its own pid, with -9 or politely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Object = dict[str, Any]
+
+
+class Child:
+    """One process. `code` is its exit code, negative for a signal."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.pid = pid
+        self.log_file = log
+        self.code: int | None = None
+        self.ended = asyncio.Event()
+
+    @property
+    def log(self) -> str:
+        """Its own log."""
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send a signal and wait for the end."""
+        if self.code is None:
+            os.kill(self.pid, number)
+        async with asyncio.timeout(30):
+            await self.ended.wait()
+        assert self.code is not None
+        return self.code
+
+
+class Nursery:
+    """The process that forks, as seen by the test."""
+
+    def __init__(self) -> None:
+        self.children: dict[int, Child] = {}
+        self.started: asyncio.Queue[Child] = asyncio.Queue()
+        self.starting = asyncio.Lock()
+        self.log_file: Path | None = None
+
+    async def __aenter__(self) -> Nursery:
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        self.reader = asyncio.create_task(self.read(), name="nursery")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for child in self.children.values():
+            if child.code is None:
+                await child.end(signal.SIGKILL)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        await self.process.wait()
+        await self.reader
+
+    async def read(self) -> None:
+        """Take what is told of children."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            told = json.loads(line)
+            if "code" in told:
+                child = self.children[told["pid"]]
+                child.code = told["code"]
+                child.ended.set()
+            else:
+                assert self.log_file is not None
+                child = self.children[told["pid"]] = Child(told["pid"], self.log_file)
+                self.started.put_nowait(child)
+
+    async def start(self, log: Path, *arguments: str) -> Child:
+        """Start `sealci-agent` with these arguments."""
+        assert self.process.stdin is not None
+        async with asyncio.timeout(30), self.starting:
+            self.log_file = log
+            self.process.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}).encode() + b"\n")
+            return await self.started.get()
+
+
+def main() -> None:
+    """Fork for each line, and tell of the ends of children, until the input ends."""
+    for module in ("agent.app", "agent.cli", "agent.local.scheduler"):
+        importlib.import_module(module)
+
+    def reap(*_: object) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            os.write(1, json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
+
+    signal.signal(signal.SIGCHLD, reap)
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if not pid:
+            become(order)
+        os.write(1, json.dumps({"pid": pid}).encode() + b"\n")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def become(order: Object) -> None:
+    """Run the command line in a forked process."""
+    import agent.cli
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for here, there in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(here, there)
+    sys.argv = ["sealci-agent", *order["arguments"]]
+    code: Any = 1
+    try:
+        agent.cli.main()
+        code = 0
+    except SystemExit as left:
+        code = left.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A TCP proxy with named faults, between an agent and its scheduler; what is random in it follows from its seed.
+
+A proxy lives as long as its `async with`. Faults: `latency` (at most so many seconds before each piece), `pieces`
+(slices of at most so many bytes), `rate` (bytes a second towards the target), `swallow` (a black hole: nothing passes,
+nothing closes), `fin` and `reset` (all connections end, politely or not), `half_open` (the target's side ends, and the
+agent is not told). `heal` ends those that last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+
+READ = 1 << 16
+LINGER_NONE = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Listens on `address` and passes on to `target` (host:port)."""
+
+    def __init__(self, target: str, seed: int = 0) -> None:
+        self.host, _, port = target.rpartition(":")
+        self.port = int(port)
+        self.random = random.Random(seed)
+        self.latency = 0.0
+        self.pieces = 0
+        self.rate = 0
+        self.hole = False
+        self.pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.healed = asyncio.Event()
+        self.healed.set()
+
+    async def __aenter__(self) -> Proxy:
+        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        self.reset()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.server.wait_closed()
+
+    # ---- faults
+
+    def swallow(self) -> None:
+        """Begin the black hole; also for connections to come."""
+        self.hole = True
+        self.healed.clear()
+
+    def heal(self) -> None:
+        """End every fault that lasts; what fell into a hole is lost with its connection."""
+        self.latency, self.pieces, self.rate = 0.0, 0, 0
+        if self.hole:
+            self.hole = False
+            self.reset()
+        self.healed.set()
+
+    def fin(self) -> None:
+        """End all connections as a peer does that leaves."""
+        for pair in list(self.pairs):
+            for writer in pair:
+                writer.close()
+
+    def reset(self) -> None:
+        """Break all connections with RST."""
+        for pair in list(self.pairs):
+            for writer in pair:
+                if not writer.is_closing():
+                    raw = writer.get_extra_info("socket")
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
+                    writer.transport.abort()
+
+    def half_open(self) -> None:
+        """End the target's side only."""
+        self.swallow()
+        for _, target in list(self.pairs):
+            target.close()
+
+    # ---- inside
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        try:
+            onward, target = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            writer.close()
+            return
+        pair = (writer, target)
+        self.pairs.add(pair)
+        copies = {
+            asyncio.create_task(self.copy(reader, target, up=True), name="proxy up"),
+            asyncio.create_task(self.copy(onward, writer, up=False), name="proxy down"),
+        }
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+            await self.healed.wait()  # in a hole nobody learns of an end
+        finally:
+            for copy in copies:
+                copy.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+            self.pairs.discard(pair)
+            for each in pair:
+                each.close()
+
+    async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+        """Pass bytes on, with the faults of the moment."""
+        try:
+            while data := await reader.read(READ):
+                for piece in self.cut(data):
+                    if self.latency:
+                        await asyncio.sleep(self.latency * self.random.random())
+                    if self.rate and up:
+                        await asyncio.sleep(len(piece) / self.rate)
+                    if not self.hole:
+                        writer.write(piece)
+                        await writer.drain()
+        except OSError:
+            return
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Return the data in slices."""
+        slices = []
+        while self.pieces and data:
+            size = self.random.randint(1, self.pieces)
+            slices.append(data[:size])
+            data = data[size:]
+        return slices or [data]

@@ -1,0 +1,62 @@
+"""kill -9 of the agent after each durable step, and each of three who may come then: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.cell import Cell
+from tests.faults.nursery import Nursery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+STEPS = (
+    "received",
+    "accepted",
+    "pod created",
+    "Secret created",
+    "scheduled",
+    "pulling",
+    "cloning",
+    "running",
+    "mid-line",
+    "command 1 ended",
+    "container ended",
+    "log drained",
+    "files half sent",
+    "outcome sent",
+    "outcome not acknowledged",
+    "delete sent",
+    "deleted",
+)
+COLUMNS = ("same", "other", "nobody")
+DEADLINE = 50.0
+TABLE: dict[str, dict[str, str]] = {}
+
+
+@pytest.fixture
+async def nursery() -> AsyncIterator[Nursery]:
+    async with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_agent_that_is_killed_loses_nothing(step: str, tmp_path: Path, nursery: Nursery) -> None:
+    async def one(column: str) -> int:
+        folder = tmp_path / column
+        folder.mkdir()
+        async with asyncio.timeout(DEADLINE):
+            return await Cell(folder, nursery, step, column).run()
+
+    ended = await asyncio.gather(*(one(column) for column in COLUMNS), return_exceptions=True)
+    TABLE[step] = {
+        column: f"FAILED: {result!r}" if isinstance(result, BaseException) else f"passed, attempt {result}"
+        for column, result in zip(COLUMNS, ended, strict=True)
+    }
+    for each in ended:
+        if isinstance(each, BaseException):
+            raise each

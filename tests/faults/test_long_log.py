@@ -1,0 +1,99 @@
+"""A long log on the real cluster, over streams that are reset and an agent that is killed: each line once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, Lab, until
+from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SEED = 20261124
+QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
+COUNT = "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1; done"
+
+
+class Threaded:
+    """A proxy in a thread with a loop of its own, because the lab's tests wait without one."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="proxy")
+        self.thread.start()
+        assert self.ready.wait(10)
+
+    async def serve(self) -> None:
+        """Serve until `close`."""
+        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
+        async with Proxy(self.target, SEED) as self.proxy:
+            self.ready.set()
+            await self.over.wait()
+
+    def reset(self) -> None:
+        """Break every connection."""
+        self.loop.call_soon_threadsafe(self.proxy.reset)
+
+    def close(self) -> None:
+        """End it."""
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join(10)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", namespace)
+    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
+    lab = Lab(namespace, tmp_path)
+    proxy = Threaded(lab.address)
+    lab.settings = {"scheduler": {"address": proxy.proxy.address, "reconnect_max": "0.5s"}}
+    lab.proxy = proxy  # type: ignore[attr-defined]
+    try:
+        yield lab
+    finally:
+        lab.close()
+        proxy.close()
+        kube.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("lines", [50_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
+    proxy: Threaded = lab.proxy  # type: ignore[attr-defined]
+    first, second = lab.agent(**QUICK), None
+    submission = lab.start({"count": {"image": BUSYBOX, "commands": [COUNT.format(lines=lines)]}})
+    report = submission.reports["count"]
+    written = [f"line {number}" for number in range(1, lines + 1)]
+    size = sum(len(line) + 1 for line in written)
+    breaks = 0
+    for tenth in range(1, 9):
+        submission.until_running("count")
+        log = report.folder / "count.log"
+        until(lambda: log.stat().st_size >= size * tenth // 10, f"the log does not grow: {tenth}", 300)  # noqa: B023
+        if tenth == 4:
+            second = lab.agent(**QUICK)
+            first.kill()
+        else:
+            proxy.reset()
+            breaks += 1
+    assert submission.wait(900)["count"].outcome == ("succeeded", None, 0)
+    assert second is not None
+    assert "adopted a session" in second.log
+    stored = report.text.splitlines()
+    lost, doubled = len(set(written) - set(stored)), len(stored) - len(set(stored))
+    numbers = [int(line.rpartition(" ")[2]) for line in stored]
+    reordered = sum(one > two for one, two in pairwise(numbers))
+    print(f"{lines} lines over {breaks} resets and an adoption: {lost=} {doubled=} {reordered=}")
+    assert (lost, doubled, reordered) == (0, 0, 0)
+    assert stored == written

@@ -1,0 +1,229 @@
+"""The stream breaks in every way while the action runs: it goes on, its log is complete and once, memory is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.local import pipeline, server
+from agent.local.dispatch import Rules
+from agent.local.scheduler import open_scheduler
+from agent.local.server import Access
+from agent.local.submit import Target
+from agent.local.submit import submit as submit_pipeline
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.faults.cell import FILES, RUN, SCRIPT, SECRETS, TEXT, Cell, outcomes
+from tests.faults.node import Cluster
+from tests.faults.nursery import Nursery
+from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from agent.local.scheduler import Scheduler
+    from tests.faults.nursery import Child
+
+NOTICED = 30.0
+RULES = Rules(health_interval=0.5, resume_grace=60.0)
+UNKNOWN = b"\xca\x3e\x03new"  # field 1001, of a message that this agent's version does not know
+MEBIBYTE = 1 << 20
+LOST = "(cannot reach the scheduler)"
+
+
+class Line(Cell):
+    """One agent that is connected through a proxy; its action stands in mid-line until it is let go."""
+
+    scheduler: Scheduler
+    proxy: Proxy
+    child: Child
+    peak = 0
+
+    def __init__(self, folder: Path, nursery: Nursery, script: Sequence[bytes | str] = SCRIPT) -> None:
+        super().__init__(folder, nursery, "mid-line", "same")
+        self.cluster = Cluster(self.points, folder, script, FILES)
+        self.registrations = asyncio.Semaphore(0)
+        self.log = b"".join(each for each in script if isinstance(each, bytes))
+
+    @asynccontextmanager
+    async def up(self) -> AsyncIterator[Line]:
+        """Connect everything and submit the action."""
+        async with (
+            self.cluster.serving(),
+            open_scheduler("127.0.0.1:0", self.folder, Access(), RULES) as self.scheduler,
+            Proxy(self.scheduler.address, seed=1) as self.proxy,
+        ):
+            try:
+                self.listen(self.scheduler)
+                self.count_registrations()
+                self.child = await self.agent(self.scheduler, "replica-a", self.proxy.address)
+                await self.registered()
+                await self.scheduler.dispatcher.submit(RUN, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+                yield self
+            finally:
+                self.points.open.set()
+                for agent in self.agents:
+                    await agent.end(signal.SIGKILL)
+                await self.cluster.close()
+
+    def count_registrations(self) -> None:
+        """Let `registered` wait for the next one."""
+        register = self.scheduler.dispatcher.register
+
+        async def counted(*arguments: Any) -> None:
+            await register(*arguments)
+            self.registrations.release()
+
+        self.scheduler.dispatcher.register = counted  # type: ignore[method-assign,assignment]
+
+    async def registered(self) -> None:
+        """Wait for the next registration of the agent."""
+        async with asyncio.timeout(NOTICED):
+            await self.registrations.acquire()
+
+    async def ended(self) -> None:
+        """Wait for the outcome and hold everything against what was written."""
+        async with asyncio.timeout(50):
+            assert await outcomes(self.scheduler) == ["succeeded"]
+            assert (self.folder / RUN / "a.log").read_bytes() == self.log
+            assert {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()} == FILES
+            await self.cluster.until(lambda: not self.cluster.pods and not self.cluster.secrets)
+            progress = self.scheduler.book.get(RUN).entries["a"].progress
+            assert (progress.attempt, progress.claim) == (1, 1), "begun again, or adopted, without need"
+            self.peak = self.memory("VmHWM")
+            assert await self.child.end(signal.SIGTERM) == 0
+            assert "Traceback" not in self.child.log
+
+    def memory(self, key: str) -> int:
+        """Return the agent's memory in bytes."""
+        found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) * 1024
+
+    @property
+    def over(self) -> bool:
+        """Whether the commands of the only pod have ended."""
+        statuses = [each for pod in self.cluster.pods.values() for each in pod["status"].get("containerStatuses", ())]
+        return any("terminated" in each["state"] for each in statuses)
+
+
+@pytest.fixture
+async def nursery() -> AsyncIterator[Nursery]:
+    async with Nursery() as nursery:
+        yield nursery
+
+
+BREAKS: dict[str, Callable[[Proxy], None]] = {
+    "fin": Proxy.fin,
+    "reset": Proxy.reset,
+    "black hole": Proxy.swallow,
+    "half-open": Proxy.half_open,
+}
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(fault: str, tmp_path: Path, nursery: Nursery) -> None:
+    async with Line(tmp_path, nursery).up() as line:
+        await line.points.reached.wait()
+        BREAKS[fault](line.proxy)
+        line.points.open.set()  # the action writes on, and ends, meanwhile
+        await line.cluster.until(lambda: line.over)
+        await told(line.child, LOST)
+        line.proxy.heal()
+        await line.registered()
+        await line.ended()
+
+
+async def test_slices_and_latency_break_nothing(tmp_path: Path, nursery: Nursery) -> None:
+    line = Line(tmp_path, nursery)
+    line.points.open.set()
+    async with line.up():
+        line.proxy.pieces, line.proxy.latency = 300, 0.002
+        await line.cluster.until(lambda: bool(line.cluster.pods))
+        line.proxy.pieces = 3000
+        await line.ended()
+        assert line.registrations.locked(), "the stream was broken"
+
+
+async def test_a_connection_of_limited_age_is_opened_anew(
+    tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age = (("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 100))
+    monkeypatch.setattr(server, "OPTIONS", (*server.OPTIONS, *age))
+    line = Line(tmp_path, nursery)
+
+    async def pace(number: int) -> None:
+        if number in (8, 20, 30):
+            await line.registered()
+
+    line.cluster.pace = pace
+    line.points.open.set()
+    async with line.up():
+        await line.ended()
+
+
+async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, nursery: Nursery) -> None:
+    async with Line(tmp_path, nursery).up() as line:
+        await line.points.reached.wait()
+        (stream,) = line.scheduler.dispatcher.streams.values()
+        stream.send(wire.SchedulerMessage.FromString(UNKNOWN))
+        line.points.open.set()
+        await line.ended()
+        assert line.registrations.locked(), "the stream was broken"
+
+
+async def test_a_scheduler_that_reads_slowly_holds_the_log_back_and_not_in_memory(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    lines = [b"%08d %s\n" % (number, b"x" * 1000) for number in range(12_000)]
+    line = Line(tmp_path, nursery, ["s:1", *lines[:6_000], "f:1:0", "s:2", *lines[6_000:], "f:2:0", "l:0:0"])
+    async with line.up():
+        await line.points.reached.wait()
+        before = line.memory("VmRSS")
+        line.proxy.rate = 4 * MEBIBYTE
+        line.points.open.set()
+        await line.ended()
+        print(f"12 MB of log to a slow reader: {(line.peak - before) / MEBIBYTE:.1f} MiB more at the most")
+        assert line.peak - before < 24 * MEBIBYTE
+
+
+async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path, nursery: Nursery) -> None:
+    line = Line(tmp_path, nursery)
+    store = tmp_path / "store"
+    arguments = ("scheduler", "--listen", "127.0.0.1:0", "--folder", str(store))
+    async with line.cluster.serving(), asyncio.timeout(55):
+        scheduler = await nursery.start(tmp_path / "scheduler.log", *arguments)
+        address = await told(scheduler, r'"address": "([^"]+)"')
+        config = tmp_path / "agent.json"
+        config.write_text(json.dumps(line.settings(address, "replica-a")))
+        agent = await nursery.start(tmp_path / "agent.log", "serve", "--config", str(config))
+        parsed = pipeline.parse(TEXT, "p.yaml")
+        work = submit_pipeline(Target(address, tls=False), parsed, secrets=SECRETS, output="json")
+        submission = asyncio.create_task(work, name="submission")
+        await line.points.reached.wait()
+        os.kill(scheduler.pid, signal.SIGSTOP)
+        line.points.open.set()
+        await told(agent, LOST)
+        os.kill(scheduler.pid, signal.SIGCONT)
+        assert (await submission).value == 0
+        assert [each.read_bytes() for each in store.glob("*/a.log")] == [line.log]
+        await line.cluster.until(lambda: not line.cluster.pods)
+        assert await agent.end(signal.SIGTERM) == 0
+        assert await scheduler.end(signal.SIGTERM) == 0
+        await line.cluster.close()
+
+
+async def told(child: Child, pattern: str) -> str:
+    """Wait until a process has written something to its log."""
+    async with asyncio.timeout(NOTICED):
+        while not (found := re.search(pattern, child.log)):
+            assert child.code is None, child.log
+            await asyncio.sleep(0.05)  # another process's file: nothing tells of a change
+    return found[1]

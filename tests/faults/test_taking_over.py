@@ -1,0 +1,244 @@
+"""A session that was claimed, between its former agent and the scheduler's word: it goes on, is dropped, or is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent import app as apps
+from agent.actions import Action, ArtifactRules, Cancel, Key, When
+from agent.cluster import names
+from agent.cluster.pods import Pods
+from agent.cluster.watch import PodWatch
+from agent.errors import ActionFailed
+from agent.execution import commands
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.fakes.shared_api import SharedApi
+from tests.flow.test_app import World
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.app import App
+
+Object = dict[str, Any]
+ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
+FORMER = "pod-a.0"
+ADOPTING: Object = {
+    "agent": {"adoption": True, "id": "pod-a", "slots": 3},
+    "cluster": {"lease_duration": "4s", "lease_renew": "1s"},
+}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apps, "NOTICE", 0.01)
+    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
+
+
+class Estate(World):
+    """A world in which an agent has died and left a pod."""
+
+    api: SharedApi
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.api = SharedApi()
+        self.scheduler.answers_sessions = False
+        self.name = ""
+
+    async def orphan(self, action: Action = ACTION) -> None:
+        """Make the pod of an action as its former agent did; that died before it could make a Secret."""
+        client = self.api.client()
+        watch = PodWatch(client, "ci", "default", client.metrics)
+        environment = Pods(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
+        if action.secrets:
+            self.api.answer("create", "secrets", 403, "the agent is dead")
+            with pytest.raises(ActionFailed, match="the agent is dead"):
+                await environment.create()
+        else:
+            await environment.create()
+        await client.close()
+        self.name = environment.plan.name
+
+    async def run_commands(self) -> None:
+        """Let the commands of the pod run."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.api.logs[self.name, "action"] = b""
+        running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
+        await self.api.status(self.name, phase="Running", containerStatuses=[running])
+
+    async def named(self) -> None:
+        """Wait until the agent has named the session to the scheduler."""
+        await self.scheduler.until(lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted))
+        state = self.scheduler.peer.adopted[-1]
+        assert (state.action_id, state.attempt, state.claim, state.adopted) == ("build", 1, 2, True)
+
+    async def orphaned(self) -> None:
+        """Have an agent that has claimed and named what another left."""
+        await self.ready()
+        await self.orphan()
+        await self.run_commands()
+        await self.named()
+
+    def resume(self, **more: Any) -> None:
+        """Say where the session goes on."""
+        self.scheduler.stored["build", 1] = [wire.Event(action_id="build", attempt=1, seq=seq) for seq in (1, 2, 3)]
+        self.scheduler.peer.send(resume=wire.Resume(action_id="build", attempt=1, claim=2, seq=3, **more))
+
+    def discard(self, **more: Any) -> None:
+        """Say that nobody wants the session."""
+        self.scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=2, **more))
+
+    def label(self) -> tuple[str, str]:
+        """Whose the pod is."""
+        labels = self.api.pods[self.name]["metadata"]["labels"]
+        return labels[names.AGENT], labels[names.CLAIM]
+
+
+@pytest.fixture
+def estate(tmp_path: Path) -> Estate:
+    return Estate(tmp_path)
+
+
+async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        await estate.orphaned()
+        estate.resume(stage=wire.STAGE_COMMANDS)
+        await estate.end(estate.name)
+        outcome = await estate.outcome()
+        assert (outcome.result, outcome.exit_code) == (wire.SUCCEEDED, 0)
+        assert estate.scheduler.log_of(ACTION.key) == b"hello\n"
+        assert [event.seq for event in estate.events()] == list(range(1, len(estate.events()) + 1))
+        await estate.api.until(lambda: not estate.api.pods)
+        await app.sessions.idle()
+        assert (app.pods.held, app.pods.claimed) == ({}, set())
+    assert estate.api.leases == {}, "the Lease was not given back"
+    assert estate.scheduler.breaches == []
+
+
+async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        await estate.orphaned()
+        estate.discard(message="ended")
+        await estate.api.until(lambda: not estate.api.pods)
+        await app.sessions.idle()
+        assert app.pods.held == {}
+    assert estate.events() == []
+
+
+async def test_what_another_has_claimed_by_the_schedulers_word_is_left(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        await estate.orphaned()
+        estate.discard(claimed_by_other=True, message="claim 3")
+        await app.sessions.idle()
+        await app.sweep.once()
+        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert estate.name in estate.api.pods
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, resumed: bool) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        await estate.orphaned()
+        if resumed:
+            estate.resume(stage=wire.STAGE_COMMANDS)
+            await estate.api.until(lambda: bool(estate.api.asked("get", "/log")))
+        pod = json.loads(json.dumps(estate.api.pods[estate.name]))
+        pod["metadata"]["labels"] |= {names.AGENT: "pod-b.1", names.CLAIM: "3"}
+        await estate.api.put(pod)
+        await app.sessions.idle()
+        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert estate.label() == ("pod-b.1", "3")
+        assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
+    assert not any(event.HasField("finished") for event in estate.events())
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_an_agent_that_leaves_before_the_schedulers_word_leaves_the_pod(estate: Estate, twice: bool) -> None:
+    more = {**ADOPTING, "agent": {**ADOPTING["agent"], "drain_timeout": 60.0 if twice else 0.05}}
+    async with estate.agent(**more) as app:
+        await estate.orphaned()
+        app.stop("SIGTERM")
+        if twice:
+            app.stop("SIGTERM")
+        assert await estate.left() == 0
+        assert estate.api.asked("delete", "pods") == []
+        assert estate.label()[0] == app.pods.agent_id
+        assert estate.api.leases == {}, "nobody may adopt before the Lease has run out"
+
+
+async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_behind(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        adopt, dropped = app.adoption.adopt, asyncio.Event()
+
+        def adopt_and_drop(environment: Any) -> None:
+            adopt(environment)
+            assert app.sessions.hand_over() == 1
+            dropped.set()
+
+        app.adoption.adopt = adopt_and_drop
+        await estate.ready()
+        await estate.orphan()
+        await dropped.wait()
+        await app.sessions.idle()
+        assert (app.pods.held, app.outbox.outlets) == ({}, {})
+        await app.sweep.once()
+        assert estate.name in estate.api.pods
+
+
+async def test_a_pending_cancel_comes_with_the_resume(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING):
+        await estate.orphaned()
+        cancel = translate.cancel_message(("build", 1), Cancel(message="not wanted"))
+        estate.resume(stage=wire.STAGE_COMMANDS, pending_cancel=cancel)
+        outcome = await estate.outcome()
+        assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")
+        await estate.api.until(lambda: not estate.api.pods)
+
+
+async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: Estate) -> None:
+    secret = Action(Key("build"), "alpine", ("x",), secrets={"TOKEN": "s3cret-value"}, artifacts=ACTION.artifacts)
+    async with estate.agent(**ADOPTING):
+        await estate.ready()
+        await estate.orphan(secret)
+        await estate.named()
+        assert estate.api.secrets == {}
+        estate.resume(stage=wire.STAGE_SETUP, secrets={"TOKEN": "s3cret-value"})
+        await estate.api.until(lambda: estate.name in estate.api.secrets)
+        made = estate.api.secrets[estate.name]
+        assert made["stringData"] == {"TOKEN": "s3cret-value"}
+        owners = made["metadata"]["ownerReferences"]
+        assert [each["uid"] for each in owners] == [estate.api.pods[estate.name]["metadata"]["uid"]]
+        await estate.run_commands()
+        await estate.end(estate.name)
+        assert (await estate.outcome()).result == wire.SUCCEEDED
+        await estate.api.until(lambda: not estate.api.pods and not estate.api.secrets)
+
+
+async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
+    async with estate.agent(**ADOPTING) as app:
+        await estate.ready()
+        name = await estate.begin()
+        app.stop("SIGTERM")
+        await estate.scheduler.until(lambda: estate.told(wire.Health.DRAINING))
+        await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
+        await known(app, estate.name)
+        await app.adoption.once()
+        assert estate.api.asked("patch", "pods") == []
+        await estate.end(name)
+        assert await estate.left() == 0
+    assert estate.label()[0] == FORMER
+
+
+async def known(app: App, name: str) -> None:
+    """Wait until the agent's watch has told of a pod."""
+    watched = app.watch.watch(name)
+    while watched.pod is None:
+        await watched.change(watched.version)
+    app.watch.forget(name)
