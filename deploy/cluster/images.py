@@ -24,6 +24,7 @@ from console import Refusal, say, step
 from settings import REPOSITORY, Settings
 
 AGENT = "localhost/sealci-agent:dev"
+KEPT = 8  # archives of one image: clones in other states share the cache, and must not take it from each other
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
 
 
@@ -98,15 +99,16 @@ def build(settings: Settings, recipes: list[Recipe]) -> list[Path]:
 
 
 def build_one(settings: Settings, builder: builders.Builder, recipe: Recipe, archive: Path) -> None:
-    """Builds one image; its archive appears by a rename and replaces the older ones of its name."""
+    """Builds one image; its archive appears by a rename, and the oldest of its name go."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     builder.build(settings, recipe.name, recipe.dockerfile, recipe.context, recipe.target)
     partial = archive.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     builder.save(settings, recipe.name, partial)
-    for older in archive.parent.glob(f"{file_name(recipe.name)}.*.tar"):
-        older.unlink()
     partial.replace(archive)
+    archives = sorted(archive.parent.glob(f"{file_name(recipe.name)}.*.tar"), key=lambda path: path.stat().st_mtime)
+    for older in archives[:-KEPT]:
+        older.unlink()
     say(f"    {recipe.name}: {archive.stat().st_size / 1e6:.0f} MB as a docker archive")
 
 
