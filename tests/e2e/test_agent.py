@@ -54,6 +54,17 @@ def test_an_idle_agent_leaves_at_once_and_is_deregistered(own_lab: Lab, tmp_path
     assert '"event": "left"' in agent.log
 
 
+def test_an_agent_that_never_registered_leaves_too(own_lab: Lab) -> None:
+    own_lab.scheduler.terminate()
+    own_lab.scheduler.wait(10)
+    agent = Agent(own_lab, 0, {})
+    own_lab.agents.append(agent)
+    until(lambda: "cannot reach the scheduler" in agent.log, "it does not say that it cannot reach the scheduler")
+    agent.process.terminate()
+    assert agent.process.wait(10) == 0
+    assert '"event": "left"' in agent.log
+
+
 def test_a_term_lets_what_runs_end(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"a": {"image": BUSYBOX, "commands": ["echo begun; sleep 4; echo done"]}})
@@ -81,6 +92,23 @@ def test_wrong_settings_are_refused_with_their_key() -> None:
         assert done.returncode == 2
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_file_of_settings_is_refused_with_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("agent: {slots: 0, pol: x}\npolicy: {max_memory: lots}\n")
+    done = subprocess.run(
+        [*COMMAND, "serve", "--config", str(file)],
+        env=kube.environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    for key in ("agent.slots", "agent.pol", "policy.max_memory"):
+        assert key in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_metrics_parse_and_move(own_lab: Lab) -> None:

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import kube
+from tests.e2e.gate import Gate, gate
 from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
-from tests.e2e.observer import MANAGED, remains
+from tests.e2e.observer import remains, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tests.e2e.lab import Report, Submission
 
 EAT = 'python3 -c "x = []\nwhile True: x.append(bytes(1 << 20))"'
 SMALL = {"resources": {"memory": "48Mi"}, "artifacts": "none"}
 TRAP = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
+DEAF = "trap '' TERM; echo begun; while true; do sleep 1; done"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def reports(lab: Lab) -> dict[str, Any]:
             "timeout": {"image": BUSYBOX, "commands": [TRAP], "timeout": "3s"},
             "timeout-deaf": {
                 "image": BUSYBOX,
-                "commands": ["trap '' TERM; echo begun; while true; do sleep 1; done"],
+                "commands": [DEAF],
                 "timeout": "3s",
             },
             "timeout-files": {
@@ -77,71 +81,160 @@ def test_files_are_kept_after_a_timeout_when_wanted(reports: dict[str, Any]) -> 
 # ---- cancel
 
 
-CANCELS: dict[str, tuple[dict[str, Any], str]] = {
-    "pending": ({"image": BUSYBOX, "commands": ["true"], "resources": {"cpu": "900"}}, "waiting for a node"),
-    "pulling": ({"image": "localhost/sealci-test/no-such:1", "commands": ["true"]}, "pulling the image"),
-    "cloning": (
-        {"image": BUSYBOX, "commands": ["true"], "repo": {"url": "https://10.244.255.254/none.git"}},
-        "cloning the repository",
-    ),
-    "running": ({"image": BUSYBOX, "commands": [TRAP]}, ""),
-    "copying": ({"image": BUSYBOX, "commands": ["dd if=/dev/urandom of=big bs=1M count=400"]}, ""),
-}
+@pytest.fixture(scope="module")
+def silent() -> Iterator[Gate]:
+    """A peer that takes connections and never says a word."""
+    with gate() as made:
+        yield made
 
 
-@pytest.mark.parametrize("name", CANCELS)
-def test_cancel(lab: Lab, name: str) -> None:
-    action, detail = CANCELS[name]
-    submission = lab.start({name: action})
-    stage = {"running": "commands", "copying": "artifacts"}.get(name, "setup")
-    submission.until(name, lambda report: stage_seen(report, stage, detail))
-    if name == "running":
-        submission.until_running(name, "begun")
+def test_cancel_while_no_node_is_found(lab: Lab) -> None:
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": ["true"], "resources": {"cpu": "900"}}})
+    until_stage(submission, "setup", "waiting for a node: ")
+    check_cancelled(submission, "setup")
+
+
+def test_cancel_while_a_registry_refuses(lab: Lab) -> None:
+    submission = lab.start({"a": {"image": "localhost/sealci-test/no-such:1", "commands": ["true"]}})
+    until_stage(submission, "setup", "pulling the image")
+    check_cancelled(submission, "setup")
+
+
+def test_cancel_while_a_registry_is_slow(lab: Lab, silent: Gate) -> None:
+    submission = lab.start({"a": {"image": f"{silent.address}/slow/image:1", "commands": ["true"]}})
+    silent.until_somebody_waits()
+    check_cancelled(submission, "setup")
+
+
+def test_cancel_while_a_repository_does_not_answer(lab: Lab, silent: Gate) -> None:
+    repo = {"url": f"https://{silent.address}/none.git"}
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": ["true"], "repo": repo}})
+    silent.until_somebody_waits()
+    until_stage(submission, "setup", "cloning the repository")
+    check_cancelled(submission, "setup")
+
+
+def test_cancel_while_commands_run_terminates_first(lab: Lab) -> None:
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": [TRAP]}})
+    submission.until_running("a", "begun")
+    report = check_cancelled(submission, "commands")
+    assert report.text == "begun\ngot TERM\n"
+    assert report.finished["exit_code"] == 9
+
+
+def test_cancel_kills_what_ignores_term(lab: Lab) -> None:
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": [DEAF]}})
+    submission.until_running("a", "begun")
+    assert check_cancelled(submission, "commands").finished["exit_code"] == 137
+
+
+def test_cancel_while_files_are_copied(lab: Lab) -> None:
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": ["head -c 400000000 /dev/zero > big"]}})
+    until_stage(submission, "artifacts")
+    report = check_cancelled(submission, "artifacts")
+    assert report.commands == [(1, 0)]
+
+
+def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
+    """Wait until a stage, with a detail, was told."""
+
+    def told(report: Report) -> bool:
+        return any(e["event"] == "stage" and e["stage"] == stage and detail in e["detail"] for e in report.events)
+
+    submission.until("a", told)
+
+
+def check_cancelled(submission: Submission, stage: str) -> Report:
+    """Cancel; the action ends in its stage, and nothing of it is left."""
     submission.cancel()
-    report = submission.wait(90)[name]
+    report = submission.wait(60)["a"]
+    assert submission.process.returncode == 130
     assert report.outcome[:2] == ("cancelled", "CANCELLED"), report
     assert report.finished["stage"] == stage
-    until(lambda: not remains(lab.namespace), f"remains: {remains(lab.namespace)}", 30)
-    if name == "running":
-        assert "got TERM" in report.text
-
-
-def stage_seen(report: Any, stage: str, detail: str) -> bool:
-    """Whether a stage, with a detail, was told."""
-    return any(e["event"] == "stage" and e["stage"] == stage and detail in e["detail"] for e in report.events)
+    until(lambda: not remains(submission.lab.namespace), f"remains: {remains(submission.lab.namespace)}", 30)
+    return report
 
 
 # ---- deleted under it
 
+SERVER = "trap 'echo got TERM; exit 0' TERM; echo begun; sleep 1000 & wait"
+DELETED: dict[str, tuple[str, list[str]]] = {
+    # name: (command, options of kubectl delete)
+    "trap": (TRAP, []),
+    "plain": ("echo begun; sleep 1000", []),
+    "leaves-with-0": (SERVER, []),
+    "replaced-leaves-with-0": (f'exec sh -c "{SERVER}"', []),
+    "deaf": (DEAF, []),
+    "force": (TRAP, ["--grace-period=0", "--force"]),
+}
+TOLD = ("trap", "leaves-with-0", "replaced-leaves-with-0")
 
-@pytest.mark.parametrize("force", [False, True], ids=["grace", "force"])
-def test_a_pod_that_somebody_deletes(lab: Lab, force: bool) -> None:
-    submission = lab.start({"a": {"image": BUSYBOX, "commands": [TRAP]}})
-    submission.until_running("a", "begun")
-    options = ["--grace-period=0", "--force"] if force else []
-    kube.kubectl("delete", "pod", "-n", lab.namespace, "-l", MANAGED, "--wait=false", *options)
-    report = submission.wait(90)["a"]
-    assert report.outcome[:2] == ("failed", "POD_DELETED"), report
+
+@pytest.fixture(scope="module")
+def deleted(lab: Lab) -> dict[str, Report]:
+    """Run one action for each way, and delete its pod under it."""
+    actions = {name: {"image": BUSYBOX, "commands": [command]} for name, (command, _) in DELETED.items()}
+    submission = lab.start(actions)
+    for name in actions:
+        submission.until_running(name, "begun")
+    pods = {session_of(pod).get("name"): pod["metadata"]["name"] for pod in kube.get("pods", "-n", lab.namespace)}
+    for name, (_, options) in DELETED.items():
+        kube.kubectl("delete", "pod", "-n", lab.namespace, pods[name], "--wait=false", *options)
+    return submission.wait(120)
+
+
+@pytest.mark.parametrize("name", DELETED)
+def test_a_pod_that_somebody_deletes(deleted: dict[str, Report], name: str) -> None:
+    report = deleted[name]
+    assert report.outcome == ("failed", "POD_DELETED", None), report
+    assert report.finished["stage"] == "commands"
     assert "deleted" in report.finished["message"]
+    assert report.text.startswith("begun\n")
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_commands_are_told_of_a_deletion_with_grace(deleted: dict[str, Report], name: str) -> None:
+    assert "\ngot TERM\n" in deleted[name].text
 
 
 # ---- the node's kubelet
 
 
 @pytest.fixture
-def kubelet() -> Iterator[None]:
-    """Whatever happens, the kubelet runs afterwards."""
-    yield
+def stop_kubelet() -> Iterator[Callable[[], object]]:
+    """A way to stop the kubelet; whatever happens, it runs afterwards."""
+    yield lambda: kube.provider("kubelet", "stop")
     kube.provider("kubelet", "start")
 
 
-def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, kubelet: None) -> None:
-    count = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo line $i; sleep 0.2; done; echo made > file"
-    submission = lab.start({"a": {"image": BUSYBOX, "commands": [count]}})
-    submission.until_running("a", "line 5\n")
-    kube.provider("kubelet", "stop")
-    kube.provider("kubelet", "start")
-    report = submission.wait(120)["a"]
-    assert report.outcome == ("succeeded", None, 0), report
-    assert report.text == "".join(f"line {i}\n" for i in range(1, 61))
-    assert report.files["file"].read_text() == "made\n"
+def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
+    """One action goes on over the outage, one ends within it; the holder's connection tells when it has ended."""
+    with gate() as within, gate() as holder, gate() as across:
+        count = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done"
+        held = [f"{holder.knock} & echo begun; {within.knock}", count, "echo made > file"]
+        going_on = [f"echo begun; {across.knock}", count, "echo made > file"]
+        submission = lab.start(
+            {"within": {"image": BUSYBOX, "commands": held}, "across": {"image": BUSYBOX, "commands": going_on}}
+        )
+        for each in (within, holder, across):
+            each.until_somebody_waits()
+        for name in submission.names:
+            submission.until_running(name, "begun")
+        stop_kubelet()
+        within.open()
+        holder.until_left()
+        kube.provider("kubelet", "start")
+        across.open()
+        reports = submission.wait(120)
+    for report in reports.values():
+        assert report.outcome == ("succeeded", None, 0), report
+        assert report.text == "begun\n" + "".join(f"line {i}\n" for i in range(1, 101))
+        assert report.files["file"].read_text() == "made\n"
+
+
+def test_cancel_while_the_node_does_not_answer(own_lab: Lab, stop_kubelet: Callable[[], object]) -> None:
+    own_lab.agent(cluster={"delete_timeout": "3s"})
+    submission = own_lab.start({"a": {"image": BUSYBOX, "commands": [TRAP]}})
+    submission.until_running("a", "begun")
+    stop_kubelet()
+    check_cancelled(submission, "commands")

@@ -38,6 +38,43 @@ def test_twenty_run_and_the_twenty_first_waits(lab: Lab) -> None:
             assert report.files["file"].read_text() == f"{name[1:]}\n"
 
 
+POISONED: dict[str, tuple[dict[str, object], str]] = {
+    "wrong-processor": ({"image": "localhost/sealci-test/wrongarch:1", "commands": ["true"]}, "INVALID_CONFIGURATION"),
+    "loud": ({"image": BUSYBOX, "commands": ["seq 200000; exit 4"]}, "COMMAND_FAILED"),
+    "greedy": (
+        {"image": BUSYBOX, "commands": ["tail /dev/zero"], "resources": {"memory": "32Mi"}, "artifacts": "none"},
+        "OUT_OF_MEMORY",
+    ),
+    "suicidal": ({"image": BUSYBOX, "commands": ["kill -9 -1; kill -9 $$"]}, "COMMAND_FAILED"),
+    "fork-happy": (
+        {"image": BUSYBOX, "commands": ["for i in $(seq 200); do sleep 1000 & done; exit 3"]},
+        "COMMAND_FAILED",
+    ),
+}
+
+
+def test_poisoned_actions_harm_no_other(lab: Lab) -> None:
+    """The healthy ones begin before the others and end after them."""
+    wait = "while [ ! -e /workspace/go ]; do sleep 0.2; done"
+    healthy = {
+        f"healthy{i}": {"image": BUSYBOX, "commands": [f"echo begun {i}", wait, f"echo {i} | tee file"]}
+        for i in range(4)
+    }
+    well = lab.start(healthy)
+    for name in healthy:
+        well.until_running(name, "begun")
+    ill = lab.run({name: action for name, (action, _) in POISONED.items()})
+    reasons = {name: reason for name, (_, reason) in POISONED.items()}
+    assert {name: report.outcome[1] for name, report in ill.items()} == reasons
+    assert ill["loud"].text == "".join(f"{number}\n" for number in range(1, 200_001))
+    for pod in running(lab):
+        kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "/workspace/go")
+    for name, report in well.wait().items():
+        assert report.outcome == ("succeeded", None, 0), report
+        assert report.text == f"begun {name[-1]}\n{name[-1]}\n"
+        assert report.files["file"].read_text() == f"{name[-1]}\n"
+
+
 def running(lab: Lab) -> list[str]:
     """Return the pods whose action runs."""
     return [

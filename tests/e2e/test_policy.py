@@ -164,3 +164,24 @@ def test_baseline_where_restricted_is_enforced_is_said(restricted: Lab) -> None:
     report = restricted.one(BUSYBOX, "echo never")
     assert report.outcome == ("failed", "INVALID_CONFIGURATION", None)
     assert "violates PodSecurity" in report.text
+
+
+IMAGES_CHOOSE = {
+    "securityContext": {"runAsUser": None, "runAsGroup": None},
+    "containers": [{"name": "files", "securityContext": {"runAsUser": 65532, "runAsGroup": 65532}}],
+}
+
+
+def test_an_image_that_insists_on_root_is_told_so(restricted: Lab) -> None:
+    """An installer who lets images choose their user still has none run as root."""
+    restricted.agents[0].stop()
+    restricted.agent(environment={"pod_template": {"spec": IMAGES_CHOOSE}})
+    reports = restricted.run(
+        {"root": {"image": BUSYBOX, "commands": ["echo never"]}, "other": {"image": NONROOT, "commands": ["id -u"]}}
+    )
+    root = reports["root"]
+    assert root.outcome == ("failed", "INVALID_CONFIGURATION", None), root
+    assert root.finished["stage"] == "setup"
+    assert root.finished["message"] == "the image runs as root, which the restricted profile forbids"
+    assert "never" not in root.text.splitlines()
+    assert (reports["other"].outcome, reports["other"].text) == (("succeeded", None, 0), "1000\n"), reports["other"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,13 +94,25 @@ def test_a_failing_command_is_told_in_json(terminal: Terminal) -> None:
 
 def test_a_missing_image_is_told_within_its_limit(terminal: Terminal) -> None:
     actions = {"bad": {"image": "localhost/sealci-test/not-there:1", "commands": ["echo never"]}}
+    began = time.monotonic()
     code, out, _ = finish(terminal.start(actions, "--output", "json"), timeout=90)
+    print(f"\n  a missing image was told after {time.monotonic() - began:.0f} s")
     assert code == 1
     events = lines(out)
     assert (events[-1]["outcome"], events[-1]["reason"]) == ("failed", "IMAGE_PULL_FAILED")
     log = "".join(each["text"] for each in events if each["event"] == "log")
     for part in ("could not be set up", "not-there", "Events of the pod", "Check the name and the tag"):
         assert part in log
+
+
+def test_files_are_told_with_their_sums(terminal: Terminal, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    actions = {"one": {"image": BUSYBOX, "commands": ["mkdir d; echo made > d/f; : > empty"]}}
+    code, text, _ = finish(terminal.start(actions, "--artifacts", str(out), "--output", "json"))
+    assert code == 0, text
+    told = {each["path"]: (each["size"], each["sha256"]) for each in lines(text) if each["event"] == "artifact"}
+    content = {path: (out / "one" / path).read_bytes() for path in ("d/f", "empty")}
+    assert told == {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()}
 
 
 def test_several_actions_are_prefixed_and_needs_are_kept(terminal: Terminal) -> None:
@@ -122,12 +136,47 @@ def test_a_wrong_file_names_line_and_key(terminal: Terminal, tmp_path: Path) -> 
     assert "commands" in err
 
 
-def test_no_cluster_is_one_sentence(terminal: Terminal, tmp_path: Path) -> None:
-    env = {"KUBECONFIG": str(tmp_path / "missing")}
-    code, _, err = finish(terminal.start({"a": {"image": BUSYBOX, "commands": ["true"]}}, env=env))
-    assert code in (2, 3)
+USAGE: dict[str, tuple[list[str], str]] = {
+    "no-such-option": (["--colour"], "--colour"),
+    "output": (["--output", "xml"], "--output"),
+    "timeout": (["--timeout", "soon"], "--timeout"),
+    "setting": (["--set", "policy.pull_graze=3s"], "policy.pull_graze"),
+    "value": (["--set", "environment.profile=rootless"], "environment.profile"),
+    "secrets-file": (["--secrets-file", "does-not-exist"], "does-not-exist"),
+    "secret": ([], "NO_SUCH_SECRET"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_wrong_usage_names_what_is_wrong(terminal: Terminal, name: str) -> None:
+    options, says = USAGE[name]
+    wanted = ["NO_SUCH_SECRET"] if name == "secret" else []
+    actions = {"a": {"image": BUSYBOX, "commands": ["true"], "secrets": wanted}}
+    code, out, err = finish(terminal.start(actions, *options))
+    assert code == 2, err
+    assert says in err
     assert "Traceback" not in err
-    assert len(err.strip().splitlines()) <= 2, err
+    assert out == ""
+
+
+def test_a_missing_file_is_named(terminal: Terminal, tmp_path: Path) -> None:
+    code, _, err = finish(terminal.start_file(tmp_path / "missing.yaml"))
+    assert code == 2
+    assert "missing.yaml" in err
+
+
+@pytest.mark.parametrize("what", ["missing", "context", "closed"])
+def test_no_cluster_is_one_sentence(terminal: Terminal, tmp_path: Path, what: str) -> None:
+    known = json.loads(kube.kubectl("config", "view", "--raw", "-o", "json"))
+    known["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    (tmp_path / "closed").write_text(json.dumps(known))
+    env = {} if what == "context" else {"KUBECONFIG": str(tmp_path / what)}
+    options = ["--context", "no-such-context"] if what == "context" else []
+    code, out, err = finish(terminal.start({"a": {"image": BUSYBOX, "commands": ["true"]}}, *options, env=env))
+    assert code == 3
+    assert len(err.splitlines()) == 1, err
+    assert "cluster" in err
+    assert out == ""
 
 
 @pytest.mark.parametrize("image", [BUSYBOX, "localhost/sealci-test/not-there:1"], ids=["running", "setup"])
