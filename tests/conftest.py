@@ -1,9 +1,10 @@
-"""What holds for every test: whoever starts a task ends it."""
+"""What holds for every test: whoever starts a task ends it; signals have their default; tables come to the end."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,29 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 ENDING = 2.0
 
 # A loaded machine is slow, not wrong; a failure prints the blob that reproduces it.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
+
+
+def pytest_configure() -> None:
+    """Give SIGINT its default in what tests start: a shell that starts a job in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, str]], None]:
+    """Add a row to a table that is printed at the end: its title, the row's name, text by column."""
+
+    def add(title: str, row: str, cells: Mapping[str, str]) -> None:
+        request.node.user_properties.append(("table", (title, row, dict(cells))))
+
+    return add
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +56,28 @@ async def tasks_that_end() -> AsyncIterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests ran of each kind."""
+    """Print the tables, then how many tests ran of each kind."""
     counts: dict[str, Counter[str]] = {}
+    tables: dict[str, dict[str, dict[str, str]]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
             kind = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "other"
             counts.setdefault(kind, Counter())[outcome] += 1
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "table":
+                    tables.setdefault(value[0], {}).setdefault(value[1], {}).update(value[2])
+    for title, rows in tables.items():
+        print_table(terminalreporter, title, rows)
     for kind, outcomes in counts.items():
         said = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
         terminalreporter.write_line(f"{kind}: {said}")
+
+
+def print_table(reporter: pytest.TerminalReporter, title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
+    """Print a line per row, as wide as its columns need, each cell at most 60 characters."""
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    lines = [[title, *columns], *([row, *(cells.get(name, "") for name in columns)] for row, cells in rows.items())]
+    widths = [max(len(line[index][:60]) for line in lines) + 2 for index in range(len(columns) + 1)]
+    reporter.write_line("")
+    for line in lines:
+        reporter.write_line("".join(f"{cell[:60]:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

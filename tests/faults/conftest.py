@@ -1,8 +1,7 @@
-"""The crash matrix at the end of a run that holds it; what takes long runs only when it is asked for (`-m soak`)."""
+"""What takes long runs only when it is asked for (`-m soak`)."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,15 +17,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is only for a soak."""
     if "soak" not in config.getoption("markexpr"):
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a line per step, a column per who came after."""
-    module = sys.modules.get("tests.faults.test_crash_matrix")
-    if module is None or not module.TABLE:
-        return
-    columns = module.COLUMNS
-    terminalreporter.write_line("")
-    terminalreporter.write_line(f"{'killed at':26}" + "".join(f"{column:22}" for column in columns))
-    for step, cells in module.TABLE.items():
-        terminalreporter.write_line(f"{step:26}" + "".join(f"{cells[column][:60]:22}" for column in columns))

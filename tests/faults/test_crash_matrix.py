@@ -11,7 +11,7 @@ from tests.faults.cell import Cell
 from tests.faults.nursery import Nursery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
 STEPS = (
@@ -35,7 +35,6 @@ STEPS = (
 )
 COLUMNS = ("same", "other", "nobody")
 DEADLINE = 50.0
-TABLE: dict[str, dict[str, str]] = {}
 
 
 @pytest.fixture
@@ -45,7 +44,9 @@ async def nursery() -> AsyncIterator[Nursery]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_an_agent_that_is_killed_loses_nothing(step: str, tmp_path: Path, nursery: Nursery) -> None:
+async def test_an_agent_that_is_killed_loses_nothing(
+    step: str, tmp_path: Path, nursery: Nursery, in_table: Callable[[str, str, Mapping[str, str]], None]
+) -> None:
     async def one(column: str) -> int:
         folder = tmp_path / column
         folder.mkdir()
@@ -53,10 +54,11 @@ async def test_an_agent_that_is_killed_loses_nothing(step: str, tmp_path: Path, 
             return await Cell(folder, nursery, step, column).run()
 
     ended = await asyncio.gather(*(one(column) for column in COLUMNS), return_exceptions=True)
-    TABLE[step] = {
+    cells = {
         column: f"FAILED: {result!r}" if isinstance(result, BaseException) else f"passed, attempt {result}"
         for column, result in zip(COLUMNS, ended, strict=True)
     }
+    in_table("killed at", step, cells)
     for each in ended:
         if isinstance(each, BaseException):
             raise each
