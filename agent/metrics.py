@@ -85,7 +85,7 @@ class Metrics:
         self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until acknowledged")
         self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent")
 
-        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, before masking")
+        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
         self.log_gaps = self.counter("log_gaps", "Gaps where the node had thrown log away")
         self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes over a limit", "reason")
         self.log_reopened = self.counter("log_reopened", "Followers opened again after a cut")

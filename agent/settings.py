@@ -94,6 +94,9 @@ class SchedulerSettings(Section):
     reconnect_max: Duration = Field(30.0, description="longest wait between two tries to connect")
     keepalive: Duration = Field(15.0, description="HTTP/2 ping interval; a dead peer is noticed within twice that")
     window: Size = Field(1 << 20, description="bytes of one session kept until they are acknowledged", ge=1 << 17)
+    window_total: Size = Field(
+        64 << 20, description="bytes of all sessions kept, one event of each always allowed", ge=1 << 20
+    )
 
 
 class AgentSection(Section):

@@ -273,21 +273,22 @@ class PodEnvironment:
 
     # ---- files
 
-    async def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out, each verified; the last item is `Collected`."""
+    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files out within `seconds`, the wait for a turn included; the last item is `Collected`."""
         settings = self.pods.settings.artifacts
-        limits = ArchiveLimits(
-            files=settings.max_files,
-            file_bytes=settings.max_file_size,
-            total_bytes=settings.max_total_size,
-            seconds=settings.timeout,
-        )
+        end = time.monotonic() + seconds
         target = execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
             return execs.ExecStream(self.client, target, argv, seconds=seconds)
 
         async with self.pods.copies:
+            limits = ArchiveLimits(
+                files=settings.max_files,
+                file_bytes=settings.max_file_size,
+                total_bytes=settings.max_total_size,
+                seconds=max(0.0, end - time.monotonic()),
+            )
             workspace = self.pods.settings.environment.workspace
             async with aclosing(files.collect(open_exec, rules, limits, workspace=workspace)) as items:
                 async for item in items:
