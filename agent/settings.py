@@ -199,6 +199,7 @@ class LogSettings(Section):
     max_line: Size = Field(16 << 20, description="bytes of one line; the rest of it is left out with a notice")
     max_total: Size = Field(256 << 20, description="bytes of one action's log; the rest is left out with a notice")
     probe_after: Duration = Field(30.0, gt=0, description="silence after which a follower is checked")
+    node_limit: Size = Field(1 << 20, description="least containerLogMaxSize of the nodes: no smaller log is cut", ge=1)
 
 
 class HttpSettings(Section):

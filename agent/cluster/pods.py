@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import annotation, files, logs, manifest, setuplog, supervisor
+from agent.cluster import annotation, files, logbody, logs, manifest, setuplog, supervisor
 from agent.cluster import exec as execs
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.container import ActionContainer
@@ -250,9 +250,11 @@ class PodEnvironment:
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of the commands from the cursor to its end."""
-        target = logs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
-        patience = logs.Patience(probe=self.pods.settings.logs.probe_after)
-        async with aclosing(logs.follow(self.client, target, cursor, self.container, patience)) as items:
+        target = logbody.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        settings = self.pods.settings.logs
+        patience = logs.Patience(probe=settings.probe_after)
+        items = logs.follow(self.client, target, cursor, self.container, patience, settings.node_limit)
+        async with aclosing(items):
             async for item in items:
                 yield item
 
