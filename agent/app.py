@@ -55,7 +55,7 @@ class App:
         self.metrics = client.metrics
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
-        self.outbox = Outbox(settings.scheduler.window, self.metrics)
+        self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.sessions = Sessions(settings, self.pods, self.outbox, self.metrics, tasks)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.sessions.on_change = self.health.changed

@@ -85,8 +85,8 @@ class Metrics:
         self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until acknowledged")
         self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent")
 
-        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, before masking")
-        self.log_gaps = self.counter("log_gaps", "Gaps where the node had thrown log away")
+        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
+        self.log_gaps = self.counter("log_gaps", "Gaps where the node has, or may have, thrown log away", "kind")
         self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes over a limit", "reason")
         self.log_reopened = self.counter("log_reopened", "Followers opened again after a cut")
         self.artifact_files = self.counter("artifact_files", "Files stored by the scheduler")
@@ -135,6 +135,7 @@ class Metrics:
         touch(self.phase_duration, PHASES)
         touch(self.stream_reconnects, DISCONNECTS)
         touch(self.log_dropped_bytes, DROPS)
+        touch(self.log_gaps, ("certain", "possible"))
         touch(self.swept, ("pod", "lease"))
         touch(self.internal_errors, ("session", "stream", "watch", "sweep", "http"))
         for direction, kinds in MESSAGES.items():

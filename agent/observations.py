@@ -81,10 +81,15 @@ class LogPiece:
 
 @dataclass(frozen=True, slots=True)
 class LogGap:
-    """The node threw away log before it was read: nothing between `since` and `until` (RFC 3339) can be had."""
+    """The node began a new file of the log before the old one was read to its end.
+
+    Nothing between the lines of `since` and `until` (RFC 3339, "" the end) can be had any more. `certain`: something
+    was there. Otherwise the old file may have ended at `since`: the node serves it no longer, so nobody can know.
+    """
 
     since: str
     until: str
+    certain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

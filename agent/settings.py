@@ -94,6 +94,9 @@ class SchedulerSettings(Section):
     reconnect_max: Duration = Field(30.0, description="longest wait between two tries to connect")
     keepalive: Duration = Field(15.0, description="HTTP/2 ping interval; a dead peer is noticed within twice that")
     window: Size = Field(1 << 20, description="bytes of one session kept until they are acknowledged", ge=1 << 17)
+    window_total: Size = Field(
+        64 << 20, description="bytes of all sessions kept, one event of each always allowed", ge=1 << 20
+    )
 
 
 class AgentSection(Section):
@@ -196,6 +199,7 @@ class LogSettings(Section):
     max_line: Size = Field(16 << 20, description="bytes of one line; the rest of it is left out with a notice")
     max_total: Size = Field(256 << 20, description="bytes of one action's log; the rest is left out with a notice")
     probe_after: Duration = Field(30.0, gt=0, description="silence after which a follower is checked")
+    node_limit: Size = Field(1 << 20, description="least containerLogMaxSize of the nodes: no smaller log is cut", ge=1)
 
 
 class HttpSettings(Section):

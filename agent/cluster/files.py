@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 CONTAINER = "files"
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
-MARGIN_SECONDS = 30.0  # what a file that was begun within the limit may take beyond it
+# At the end of the time no file is begun any more, so that the one that was begun can come to its end.
+MARGIN = 0.25
+MARGIN_SECONDS = 30.0
 
 
 class CollectionBroken(ClusterError):
@@ -61,14 +63,17 @@ def holder_command(*, workspace: str, ready_path: str, seconds: float) -> list[s
 
 def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> list[str]:
     """Return what is run in container `files` to stream its files out."""
-    numbers = [limits.files, limits.file_bytes, limits.total_bytes, math.ceil(limits.seconds), len(rules.paths)]
+    seconds = math.ceil(limits.seconds - min(MARGIN_SECONDS, MARGIN * limits.seconds))
+    numbers = [limits.files, limits.file_bytes, limits.total_bytes, seconds, len(rules.paths)]
     return [*payload.collect(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]
 
 
 async def collect(
     open_exec: OpenExec, rules: ArtifactRules, limits: Limits, *, workspace: str
 ) -> AsyncGenerator[FilePart | Collected, None]:
-    """Yield the parts of all files, then `Collected`. Leave it early only through `contextlib.aclosing`.
+    """Yield the parts of all files, then `Collected`, within `limits.seconds`.
+
+    What is not begun when most of the time is over is left out. Leave it early only through `contextlib.aclosing`.
 
     Raises:
         CollectionBroken: what was yielded is void; begin again, if it is retryable.
@@ -77,7 +82,7 @@ async def collect(
     manifest: Manifest | None = None
     try:
         command = collect_command(rules, limits, workspace=workspace)
-        async with open_exec(command, limits.seconds + MARGIN_SECONDS) as stream:
+        async with open_exec(command, limits.seconds) as stream:
             async for chunk in stream:
                 for item in reader.feed(chunk):
                     if isinstance(item, Manifest):

@@ -15,6 +15,8 @@ Known limit: a clock of the node that is set back looks like a gap when the log 
 from __future__ import annotations
 
 import re
+from collections import deque
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agent.actions import Cursor
@@ -24,8 +26,21 @@ from agent.observations import LogGap, LogPiece
 PREFIX = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 LONGEST_PREFIX = 36
 ZONE = 29
+SECOND = 19
 START = Cursor()
 FOREIGN_KEPT = 256
+# A file of the node's lives three seconds at least (the kubelet's shortest interval), so no shorter hole hides one.
+HOLE = 2.0
+HOLES_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """So much time between two lines of one body that a whole file of the node's may have come and gone in it."""
+
+    since: str
+    until: str
+    seconds: float
 
 
 class LineReader:
@@ -35,11 +50,17 @@ class LineReader:
     so that `offset` is the column. The first piece of a body, and the first after a gap, are of that kind, unless the
     body begins where a line began: then it comes with the first line.
 
+    While it is `watchful`, it says holes in front of the line that ends them. `served_again`: the body has begun the
+    file behind a hole once more; no more of it is taken.
+
     Raises:
         ValueError: the cursor's timestamp is none.
     """
 
     def __init__(self, resume: Cursor = START) -> None:
+        self.watchful = False
+        self.served_again = False
+        self.holes: deque[bytes] = deque(maxlen=HOLES_KEPT)
         self.resume = resume
         self.wanted = resume.timestamp.encode()
         self.wanted_time = nanoseconds(self.wanted) if self.wanted else 0
@@ -55,7 +76,7 @@ class LineReader:
         self.carry = b""
         self.foreign = b""
         self.parts: list[bytes] = []
-        self.items: list[LogPiece | LogGap] = []
+        self.items: list[LogPiece | LogGap | Hole] = []
 
     @property
     def cursor(self) -> Cursor:
@@ -64,16 +85,16 @@ class LineReader:
             return self.resume
         return self.position()
 
-    def feed(self, body: bytes) -> list[LogPiece | LogGap]:
+    def feed(self, body: bytes) -> list[LogPiece | LogGap | Hole]:
         """Take the next bytes of the body and return what is new in them."""
         data = self.carry + body if self.carry else body
         self.carry = b""
         at, bulk = 0, True
-        while at < len(data):
+        while at < len(data) and not self.served_again:
             if self.inside or self.dropping:
                 at = self.go_on(data, at)
-            elif bulk and self.synced and self.lines(data, at):
-                at = data.rfind(b"\n") + 1
+            elif bulk and self.synced and (taken := self.lines(data, at)):
+                at += taken
             else:
                 # One line that does not fit the fast way is followed by others: no second try in this block.
                 bulk = not self.synced
@@ -88,14 +109,23 @@ class LineReader:
 
     # ------------------------------------------------------------------------------------------------------- fast way
 
-    def lines(self, data: bytes, at: int) -> bool:
-        """Take all complete lines from a line's start on; False when some prefix differs from the last one seen."""
+    def lines(self, data: bytes, at: int) -> int:
+        """Take all complete lines from a line's start on, up to a hole, and return how many bytes these are.
+
+        None are taken when some prefix differs in its form from the last one seen.
+        """
         width = len(self.timestamp) + 1
         zone = self.timestamp[ZONE:] + b" "
-        lines = data[at : data.rfind(b"\n", at) + 1].split(b"\n")
+        end = data.rfind(b"\n", at) + 1
+        lines = data[at:end].split(b"\n")
         lines.pop()
         if {line[ZONE:width] for line in lines} != {zone}:
-            return False
+            return 0
+        if self.watchful and (straight := self.straight(lines)) < len(lines):
+            lines = lines[:straight]
+            if not lines:
+                return 0
+            end = at + sum(map(len, lines)) + len(lines)
         payloads = [line[width:] for line in lines]
         payloads.append(b"")
         payload = b"\n".join(payloads)
@@ -104,7 +134,22 @@ class LineReader:
         last = lines[-1]
         self.column = len(last) - width + 1
         self.count_same(lines, last[: width - 1])
-        return True
+        return end - at
+
+    def straight(self, lines: list[bytes]) -> int:
+        """Return how many lines follow each other without a hole or a step back."""
+        before = self.timestamp[:SECOND]
+        last = lines[-1][:SECOND]
+        if not self.holes and (last == before or 0 <= seconds(last) - seconds(before) < HOLE):
+            return len(lines)
+        for index, line in enumerate(lines):
+            second = line[:SECOND]
+            if second != before and not 0 <= seconds(second) - seconds(before) < HOLE:
+                return index
+            if self.holes and line[: len(self.timestamp)] in self.holes:
+                return index
+            before = second
+        return len(lines)
 
     def count_same(self, lines: list[bytes], timestamp: bytes) -> None:
         """Set the ordinal of the last line among the lines of its timestamp."""
@@ -139,6 +184,10 @@ class LineReader:
         order = self.compare(timestamp) if self.seeking else 0
         if order is None:
             return False
+        if self.watchful and not (self.seeking or self.skip) and self.timestamp and timestamp != self.timestamp:
+            self.look_back(timestamp)
+            if self.served_again:
+                return True
         self.count = self.count + 1 if timestamp == self.timestamp else 1
         self.timestamp = timestamp
         self.column = 0
@@ -152,6 +201,20 @@ class LineReader:
         if not (self.seeking or self.skip or self.synced):
             self.sync()
         return True
+
+    def look_back(self, timestamp: bytes) -> None:
+        """Say the hole that the line of this time ends; it is known again if it is served again."""
+        try:
+            passed = (nanoseconds(timestamp) - nanoseconds(self.timestamp)) / 1e9
+        except ValueError:
+            return
+        if passed < 0:
+            self.served_again = timestamp in self.holes
+        elif passed >= HOLE:
+            self.close_piece()
+            self.items.append(Hole(self.timestamp.decode(), timestamp.decode(), passed))
+            self.holes.append(timestamp)
+            self.synced = False  # the next piece says anew where it begins
 
     def compare(self, timestamp: bytes) -> int | None:
         """Return whether it is before (-1), at (0) or after (1) the cursor's, None when it is no timestamp."""
@@ -218,6 +281,14 @@ def nanoseconds(timestamp: bytes) -> int:
     fraction = text[19 : -1 if text.endswith("Z") else -6].lstrip(".")
     seconds = int(datetime.fromisoformat(text[:19] + zone).timestamp())
     return seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
+
+
+def seconds(text: bytes) -> int:
+    """Return the seconds of the first 19 bytes of a timestamp, whose zone is not looked at; 0 when it is none."""
+    try:
+        return int(datetime.fromisoformat(text.decode("ascii") + "+00:00").timestamp())
+    except ValueError:
+        return 0
 
 
 def whole_second(timestamp: str) -> str:

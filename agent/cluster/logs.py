@@ -17,15 +17,17 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
 import structlog
 
-from agent.cluster.loglines import LineReader, whole_second
+from agent.cluster.logbody import Body, Target, stop
+from agent.cluster.logfile import NODE_LIMIT, NodeFile
+from agent.cluster.loglines import Hole, LineReader
 from agent.errors import ClusterError
 from agent.observations import LogGap, LogLost, LogPiece
 
@@ -74,6 +76,9 @@ class Patience:
     read: float = 30.0
     probe: float = 30.0
     longest_probe: float = 300.0
+    stalled: float = 2.0
+    """The first probe of a stream whose file may have been full: less than any file lives (the kubelet looks at files
+    every 3 s at most)."""
     settle: float = 1.0
     """How long an open stream may be silent after the container has ended."""
     pause: float = 0.1
@@ -92,21 +97,20 @@ PATIENT = Patience()
 PROOFS_OF_A_GAP = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whose log."""
-
-    namespace: str
-    pod: str
-    container: str
-
-
 async def follow(
-    client: Client, target: Target, cursor: Cursor, container: Container, patience: Patience = PATIENT
+    client: Client,
+    target: Target,
+    cursor: Cursor,
+    container: Container,
+    patience: Patience = PATIENT,
+    node_limit: int = NODE_LIMIT,
 ) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-    """Yield the log from the cursor to its end. Close it (`aclosing`) when it is left early."""
+    """Yield the log from the cursor to its end. Close it (`aclosing`) when it is left early.
+
+    `node_limit` is how many bytes a file of the node's has at least before another is begun.
+    """
     try:
-        follower = Follower(client, target, cursor, container, patience)
+        follower = Follower(client, target, cursor, container, patience, node_limit)
     except ValueError as error:
         yield LogLost(f"it cannot be read from where it was left: {error}")
         return
@@ -121,13 +125,20 @@ class Follower:
     """The state of one `follow`: where reading goes on, and what has gone wrong since something went right."""
 
     def __init__(
-        self, client: Client, target: Target, cursor: Cursor, container: Container, patience: Patience
+        self,
+        client: Client,
+        target: Target,
+        cursor: Cursor,
+        container: Container,
+        patience: Patience,
+        node_limit: int,
     ) -> None:
         self.client = client
         self.target = target
         self.cursor = LineReader(cursor).cursor
         self.container = container
         self.patience = patience
+        self.file = NodeFile(client, target, cursor, self.timeout(patience.read), node_limit)
         self.opened = 0
         self.failures = 0
         self.failing_since: float | None = None
@@ -178,16 +189,24 @@ class Follower:
         if self.opened:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
-        silence = self.patience.probe
+        self.file.follows = False
+        silence = self.first_silence
+        waited = 0.0
         reader = LineReader(self.cursor)
-        async with Body(self.client, self.target, self.cursor, self.patience) as body, self.end_of_run() as ended:
+        body = Body(self.client, self.target, self.cursor, self.timeout(), follow="true")
+        async with body, self.end_of_run() as ended:
             while True:
+                began = now()
                 block = await body.block(ended, silence, self.patience.settle)
+                waited += now() - began
                 if block:
-                    silence = self.patience.probe
-                    for item in reader.feed(block):
-                        yield item
-                    self.cursor = reader.cursor
+                    async with aclosing(self.take(reader, block, waited)) as items:
+                        async for item in items:
+                            yield item
+                    if reader.served_again:
+                        log.info("a log stream began its file again and is opened anew", pod=self.target.pod)
+                        return
+                    silence, waited = self.first_silence, 0.0
                 elif block is not None:
                     self.check(reader)
                     return
@@ -201,18 +220,55 @@ class Follower:
                     if self.cursor != position:
                         log.info("a silent log stream was dead and is opened again", pod=self.target.pod)
                         return
-                    silence = min(2 * silence, self.patience.longest_probe)
+                    self.file.follows = self.missed is None
+                    silence = max(self.first_silence, min(2 * silence, self.patience.longest_probe))
 
     async def rest(self) -> AsyncGenerator[LogPiece | LogGap, None]:
         """Read what there is, without following."""
         reader = LineReader(self.cursor)
-        async with Body(self.client, self.target, self.cursor, self.patience, follow=False) as body:
+        async with Body(self.client, self.target, self.cursor, self.timeout(self.patience.read)) as body:
             while block := await body.read():
-                for item in reader.feed(block):
-                    yield item
-                self.cursor = reader.cursor
+                async with aclosing(self.take(reader, block)) as items:
+                    async for item in items:
+                        yield item
         self.check(reader)
         self.missed = reader.finish()
+        if self.missed:
+            self.missed = replace(self.missed, certain=not self.file.full)
+
+    async def take(
+        self, reader: LineReader, block: bytes, waited: float = 0.0
+    ) -> AsyncGenerator[LogPiece | LogGap, None]:
+        """Yield what is new in a block that was waited for so many seconds."""
+        certain = not self.file.full
+        self.file.passed(block)
+        reader.watchful = self.file.full
+        for item in reader.feed(block):
+            match item:
+                case Hole():
+                    gap = await self.file.judged(item, waited)
+                case LogGap():
+                    gap = replace(item, certain=certain)
+                case LogPiece():
+                    yield item
+                    continue
+            if gap:
+                self.file.begin(block)
+                yield gap
+        self.cursor = reader.cursor
+
+    @property
+    def first_silence(self) -> float:
+        """Seconds until an open stream that has just brought something is looked into."""
+        return (
+            min(self.patience.stalled, self.patience.probe)
+            if self.file.full and not self.file.follows
+            else self.patience.probe
+        )
+
+    def timeout(self, silence: float | None = None) -> aiohttp.ClientTimeout:
+        """Return the limits of a request. A follower's silence is watched by its reader, who knows the container."""
+        return aiohttp.ClientTimeout(total=None, sock_connect=self.patience.connect, sock_read=silence)
 
     @asynccontextmanager
     async def end_of_run(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -273,71 +329,6 @@ class Follower:
                 await self.container.left(state)
         except TimeoutError:
             return
-
-
-class Body:
-    """One log request and its response, opened by the first read: headers come with the first byte of the log."""
-
-    def __init__(
-        self, client: Client, target: Target, cursor: Cursor, patience: Patience, *, follow: bool = True
-    ) -> None:
-        self.client = client
-        self.path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/log"
-        self.query = {"container": target.container, "timestamps": "true"}
-        if follow:
-            self.query["follow"] = "true"
-        if cursor.timestamp:
-            self.query["sinceTime"] = whole_second(cursor.timestamp)
-        # A follower's silence is watched by its reader, who knows whether the container runs.
-        silence = None if follow else patience.read
-        self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=patience.connect, sock_read=silence)
-        self.stack = AsyncExitStack()
-        self.response: aiohttp.ClientResponse | None = None
-        self.reading: asyncio.Task[bytes] | None = None
-
-    async def __aenter__(self) -> Body:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        if self.reading:
-            await stop(self.reading)
-        await self.stack.aclose()
-
-    async def read(self) -> bytes:
-        """Return the next bytes, none at the end.
-
-        Raises:
-            ClusterError: the request failed, or the answer broke off.
-        """
-        if self.response is None:
-            stream = self.client.stream("get", "pods/log", self.path, query=self.query, timeout=self.timeout)
-            self.response = await self.stack.enter_async_context(stream)
-        try:
-            return await self.response.content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise ClusterError(f"get pods/log: the answer broke off: {error!r}", retryable=True) from error
-
-    async def block(self, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
-        """Return the next bytes, none at the end, None after a silence: a short one counts once `ended` is done."""
-        if self.reading is None:
-            self.reading = asyncio.create_task(self.read(), name="log: read")
-        if not ended.done():
-            await asyncio.wait({self.reading, ended}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done() and not self.reading.done():
-            ended.result()
-            await asyncio.wait({self.reading}, timeout=settle)
-        if not self.reading.done():
-            return None
-        reading, self.reading = self.reading, None
-        return reading.result()
-
-
-async def stop(task: asyncio.Task[bytes] | asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end; what it would have brought is read again from the cursor."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
 
 
 def now() -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import annotation, files, logs, manifest, setuplog, supervisor
+from agent.cluster import annotation, files, logbody, logs, manifest, setuplog, supervisor
 from agent.cluster import exec as execs
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.container import ActionContainer
@@ -250,9 +250,11 @@ class PodEnvironment:
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of the commands from the cursor to its end."""
-        target = logs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
-        patience = logs.Patience(probe=self.pods.settings.logs.probe_after)
-        async with aclosing(logs.follow(self.client, target, cursor, self.container, patience)) as items:
+        target = logbody.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        settings = self.pods.settings.logs
+        patience = logs.Patience(probe=settings.probe_after)
+        items = logs.follow(self.client, target, cursor, self.container, patience, settings.node_limit)
+        async with aclosing(items):
             async for item in items:
                 yield item
 
@@ -273,21 +275,22 @@ class PodEnvironment:
 
     # ---- files
 
-    async def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out, each verified; the last item is `Collected`."""
+    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files out within `seconds`, the wait for a turn included; the last item is `Collected`."""
         settings = self.pods.settings.artifacts
-        limits = ArchiveLimits(
-            files=settings.max_files,
-            file_bytes=settings.max_file_size,
-            total_bytes=settings.max_total_size,
-            seconds=settings.timeout,
-        )
+        end = time.monotonic() + seconds
         target = execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
             return execs.ExecStream(self.client, target, argv, seconds=seconds)
 
         async with self.pods.copies:
+            limits = ArchiveLimits(
+                files=settings.max_files,
+                file_bytes=settings.max_file_size,
+                total_bytes=settings.max_total_size,
+                seconds=max(0.0, end - time.monotonic()),
+            )
             workspace = self.pods.settings.environment.workspace
             async with aclosing(files.collect(open_exec, rules, limits, workspace=workspace)) as items:
                 async for item in items:

@@ -78,8 +78,10 @@ class Environment(Protocol):
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
 
-    def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out, each verified; the last item is `Collected`.
+    def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files out within `seconds`, each verified; the last item is `Collected`.
+
+        What is not begun when most of the time is over is left out, and said in `Collected`.
 
         Raises:
             ClusterError: it broke; `retryable` when a new call may bring all of it.

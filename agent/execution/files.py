@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from agent.actions import Result, When
+from agent.actions import FileData, FileEnd, Result, When
 from agent.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
 from agent.observations import Collected
 
@@ -64,7 +64,7 @@ async def collect(session: Session, environment: Environment, end: End, settings
 
 
 async def send_files(session: Session, environment: Environment, seconds: float) -> None:
-    """Copy all files of the session out, within `seconds`, and tell what was left out.
+    """Copy all files of the session out, within `seconds` for all tries, and tell what was left out.
 
     Raises:
         ActionFailed: with ARTIFACTS_FAILED; what could be had has been stored.
@@ -76,16 +76,18 @@ async def send_files(session: Session, environment: Environment, seconds: float)
         before_sleep=lambda state: note(session, state),
         reraise=True,
     )
+    end = asyncio.get_running_loop().time() + seconds
+    one = Collection(environment, session.action.artifacts, end)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(end):
             async for turn in retrying:
                 with turn:
-                    one = Collection(environment, session.action.artifacts)
+                    one = Collection(environment, session.action.artifacts, end)
                     await session.outlet.upload(one.parts())
     except TimeoutError as error:
-        raise failed(f"the files could not be copied within {seconds:g} s") from error
+        raise failed(f"the files could not be copied within {seconds:g} s; {one.arrived}") from error
     except (ClusterError, SchedulerError) as error:
-        raise failed(f"the files could not be copied: {error}") from error
+        raise failed(f"the files could not be copied: {error}; {one.arrived}") from error
     if one.collected is None:
         raise failed("the files were not collected to their end")
     await tell(session, one.collected.summary)
@@ -94,21 +96,33 @@ async def send_files(session: Session, environment: Environment, seconds: float)
 
 
 class Collection:
-    """One try: passes the parts on and keeps what is said at their end."""
+    """One try until `end` (the loop's time): passes the parts on and keeps what is said at their end."""
 
-    def __init__(self, environment: Environment, rules: ArtifactRules) -> None:
+    def __init__(self, environment: Environment, rules: ArtifactRules, end: float) -> None:
         self.environment = environment
         self.rules = rules
+        self.end = end
         self.collected: Collected | None = None
+        self.files = 0
+        self.bytes = 0
+
+    @property
+    def arrived(self) -> str:
+        """How far this try came, for people."""
+        return f"the last try brought {self.files} files whole, {self.bytes} bytes in all, and they are not kept"
 
     async def parts(self) -> AsyncIterator[FilePart]:
         """Yield the parts."""
-        async with aclosing(self.environment.files(self.rules)) as items:
+        seconds = self.end - asyncio.get_running_loop().time()
+        async with aclosing(self.environment.files(self.rules, seconds)) as items:
             async for item in items:
                 if isinstance(item, Collected):
                     self.collected = item
-                else:
-                    yield item
+                    continue
+                if isinstance(item, FileData):
+                    self.bytes += len(item.data)
+                self.files += isinstance(item, FileEnd)
+                yield item
 
 
 def may_pass(error: BaseException) -> bool:

@@ -62,7 +62,8 @@ class Anchor:
 class LogStream:
     """The pipeline of one log. `markers` makes a fresh reader, `masker` belongs to this stream alone.
 
-    `left_out_of_lines` and `left_out_of_total` count the bytes over each limit, `gaps` what was said to be missing.
+    `left_out_of_lines` and `left_out_of_total` count the bytes over each limit, `gaps` what was said to be missing,
+    by whether that is certain.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class LogStream:
         self.limits = limits
         self.left_out_of_lines = 0
         self.left_out_of_total = 0
-        self.gaps = 0
+        self.gaps = {True: 0, False: 0}
         self.command = start.command
         self.at = start.total  # up to where text went to the masker, or was left out
         self.column = 0
@@ -113,16 +114,13 @@ class LogStream:
 
     def gap(self, gap: LogGap) -> list[LogChunk | MarkerSeen]:
         """Say that a part of the log is missing here; the next piece must say where it goes on."""
-        self.gaps += 1
+        self.gaps[gap.certain] += 1
         self.end_markers()
         self.release(hide=True)
         if gap.until:
             self.anchors = deque([Anchor(self.at, gap.until, 1)])
         if self.at <= self.limits.total:
-            self.notice(
-                f"[gap in the log: lines between {gap.since} and {gap.until or 'the end'} were rotated away by the"
-                " node before they could be read]"
-            )
+            self.notice(sentence(gap))
         return self.taken()
 
     def finish(self) -> list[LogChunk | MarkerSeen]:
@@ -269,6 +267,14 @@ class LogStream:
         if len(self.anchors) >= MOST_ANCHORS:
             self.anchors.pop()
         self.anchors.append(anchor)
+
+
+def sentence(gap: LogGap) -> str:
+    """Say a gap, and no more of it than is known."""
+    span = f"lines between {gap.since} and {gap.until or 'the end'}"
+    if gap.certain:
+        return f"[gap in the log: {span} are missing: the node threw them away before they could be read]"
+    return f"[gap in the log: {span} may be missing: the node began a new file there that was not read on from the old]"
 
 
 def joined(chunks: Iterable[LogChunk]) -> Iterator[LogChunk]:

@@ -87,7 +87,7 @@ class Session:
         self.spent = 0.0
         self.start = Cursor()
         self.where: asyncio.Future[Resume] | None = None
-        self.log_left_out: tuple[int, int, int] = (0, 0, 0)
+        self.log_left_out: tuple[int, int, dict[bool, int]] = (0, 0, {})
 
     def resumed(self, resume: Resume) -> None:
         """Stand where the scheduler says that the session stood when its former agent was lost."""

@@ -223,7 +223,8 @@ class Sessions:
         of_lines, of_total, gaps = session.log_left_out
         self.metrics.log_dropped_bytes.labels("line_limit").inc(of_lines)
         self.metrics.log_dropped_bytes.labels("total_limit").inc(of_total)
-        self.metrics.log_gaps.inc(gaps)
+        for certain, number in gaps.items():
+            self.metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
         self.metrics.artifact_retries.inc(session.retries)
         self.metrics.internal_errors.labels("session").inc(session.errors)
         outcome = session.outcome

@@ -2,9 +2,9 @@
 
 One `Outbox` lives as long as the process; it outlives every stream. Each session has an outlet in it, from its first
 event to its `close`. An event is *unsent* until the writer of the stream takes it, then *unacknowledged* until the
-scheduler has stored it. Both together are bounded by the window of the session: `send` waits while it is full, so that
-the log of an environment is read no faster than the scheduler stores it. Sessions take turns, one event each, so that a
-flood in one delays the others by no more than one event.
+scheduler has stored it. Both together are bounded by the window of the session, and those of all sessions by the total:
+`send` waits while one is full, so that the log of an environment is read no faster than the scheduler stores it.
+Sessions take turns, one event each, so that a flood in one delays the others by no more than one event.
 
 Nothing here knows gRPC: `take` gives the next thing to say, `wake` is set when there may be one. After each
 registration every session that was named is *held* until the scheduler has said where it goes on.
@@ -53,8 +53,11 @@ class Outbox:
     `ignored` counts, by kind, what the scheduler said that made no sense.
     """
 
-    def __init__(self, window: int, metrics: Metrics) -> None:
+    def __init__(self, window: int, metrics: Metrics, total: int = 64 << 20) -> None:
         self.window = window
+        self.total = total
+        self.used = 0
+        self.line: dict[Outlet, None] = {}
         self.metrics = metrics
         self.wake = asyncio.Event()
         self.ignored: Counter[str] = Counter()
@@ -102,6 +105,31 @@ class Outbox:
     def kept(self, change: int) -> None:
         """Count events that are kept."""
         self.metrics.events_unacknowledged.inc(change)
+
+    def charge(self, change: int) -> None:
+        """Count what is kept of all sessions together."""
+        self.used += change
+        if change < 0:
+            self.call_next()
+
+    def is_full_for(self, cost: int) -> bool:
+        """Whether all sessions together keep too much for that much more."""
+        return self.used + cost > self.total
+
+    def wait_in_line(self, outlet: Outlet) -> None:
+        """Let the outlet be called in its turn."""
+        self.line.setdefault(outlet)
+
+    def leave_line(self, outlet: Outlet) -> None:
+        """Let the next one look for room."""
+        if outlet in self.line:
+            del self.line[outlet]
+            self.call_next()
+
+    def call_next(self) -> None:
+        """Wake the first in line; it calls the next when it has found its room, so that a crowd never wakes at once."""
+        if self.line and self.used < self.total:
+            next(iter(self.line)).room.set()
 
     async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
         """Send files beside the stream."""

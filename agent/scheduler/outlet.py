@@ -39,6 +39,18 @@ class Owner(Protocol):
     def kept(self, change: int) -> None:
         """Count events that are kept."""
 
+    def charge(self, change: int) -> None:
+        """Count what is kept of all sessions together."""
+
+    def is_full_for(self, cost: int) -> bool:
+        """Whether all sessions together keep too much for that much more."""
+
+    def wait_in_line(self, outlet: Outlet) -> None:
+        """Set the outlet's `room` when it is its turn to look for room in the whole."""
+
+    def leave_line(self, outlet: Outlet) -> None:
+        """Let the next one look for room."""
+
     async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
         """Send files beside the stream."""
 
@@ -116,11 +128,14 @@ class Outlet:
         """Take the event into the window, waiting while it is full; dropped when the outlet is closed."""
         size = size_of(event)
         async with self.queue:  # senders that wait keep their order
-            while not self.is_closed and self.used > 0 and self.used + size + OVERHEAD > self.owner.window:
-                self.room.clear()
-                await self.room.wait()
-            if not self.is_closed:
-                self.append(event, size)
+            try:
+                while self.is_crowded(size + OVERHEAD):
+                    self.room.clear()
+                    await self.room.wait()
+                if not self.is_closed:
+                    self.append(event, size)
+            finally:
+                self.owner.leave_line(self)
 
     async def settled(self) -> None:
         """Wait until everything that was sent is acknowledged, or the outlet is closed."""
@@ -189,7 +204,7 @@ class Outlet:
         before = len(self.unacknowledged) + len(self.unsent)
         for entries in (self.unacknowledged, self.unsent):
             while entries and entries[0].seq <= seq:
-                self.used -= entries.popleft().cost
+                self.charge(-entries.popleft().cost)
         self.acknowledged = seq
         self.owner.kept(len(self.unacknowledged) + len(self.unsent) - before)
         # Here and in `close` only: forgetting what was never acknowledged settles nothing.
@@ -222,16 +237,33 @@ class Outlet:
 
     # ---- inside
 
+    def is_crowded(self, cost: int) -> bool:
+        """Whether an event has to wait; the first of a session never does, so that each comes forward."""
+        if self.is_closed or self.used == 0:
+            return False
+        if self.used + cost > self.owner.window:
+            self.owner.leave_line(self)  # whoever waits for its own room holds up nobody
+            return True
+        if not self.owner.is_full_for(cost):
+            return False
+        self.owner.wait_in_line(self)
+        return True
+
+    def charge(self, change: int) -> None:
+        """Count bytes that are kept."""
+        self.used += change
+        self.owner.charge(change)
+
     def append(self, event: Event, size: int) -> None:
         """Keep an event under the next number, or join it to the last one."""
         last = self.unsent[-1] if self.unsent and self.unsent[-1].seq > self.handed else None
         if last is not None and isinstance(event, LogChunk) and last.joins(event):
             last.join(event)
-            self.used += size
+            self.charge(size)
         else:
             self.last += 1
             self.unsent.append(Entry(self.last, event, size + OVERHEAD, size=size))
-            self.used += size + OVERHEAD
+            self.charge(size + OVERHEAD)
             self.owner.kept(1)
         self.empty.clear()
         self.owner.ready(self)
@@ -241,7 +273,7 @@ class Outlet:
         self.owner.kept(-len(self.unacknowledged) - len(self.unsent))
         self.unacknowledged.clear()
         self.unsent.clear()
-        self.used = 0
+        self.charge(-self.used)
         self.announce()
 
     def announce(self) -> None:

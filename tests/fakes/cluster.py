@@ -241,7 +241,7 @@ class FakeEnvironment:
         await self.release("commands")
         return True
 
-    async def files(self, rules: ArtifactRules) -> AsyncGenerator[FilePart | Collected, None]:
+    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy one file out."""
         self.tries_to_copy += 1
         await self.note("files")

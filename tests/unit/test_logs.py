@@ -16,7 +16,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.actions import Cursor
 from agent.cluster.client import Client
-from agent.cluster.logs import Body, ContainerState, Patience, Target, follow
+from agent.cluster.logbody import Body, Target
+from agent.cluster.logs import ContainerState, Patience, follow
 from agent.metrics import Metrics
 from agent.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
@@ -116,8 +117,10 @@ class Api:
 
         return answer
 
-    async def read(self, cursor: Cursor | None = None, patience: Patience = FAST) -> list[LogPiece | LogGap | LogLost]:
-        items = follow(self.client, TARGET, cursor or Cursor(), self.container, patience)
+    async def read(
+        self, cursor: Cursor | None = None, patience: Patience = FAST, node_limit: int = 1 << 20
+    ) -> list[LogPiece | LogGap | LogLost]:
+        items = follow(self.client, TARGET, cursor or Cursor(), self.container, patience, node_limit)
         async with aclosing(items):
             return [item async for item in items]
 
@@ -469,7 +472,8 @@ async def test_a_stream_that_outlives_its_container_is_left(api: Api) -> None:
 # ---- rotation
 
 
-async def test_a_rotation_while_nobody_read_is_a_gap(api: Api) -> None:
+@pytest.mark.parametrize("limit", [10, 1000])
+async def test_a_rotation_while_nobody_read_is_a_gap(api: Api, limit: int) -> None:
     api.log.write(b"one\n", EPOCH)
     served = api.up_to(1 << 20)
 
@@ -481,9 +485,11 @@ async def test_a_rotation_while_nobody_read_is_a_gap(api: Api) -> None:
         return answer
 
     api.script = [rotating]
-    items = await api.read()
+    since, until = stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode()
+    items = await api.read(node_limit=limit)
     assert payload(items) == b"one\nthree\n"
-    assert others(items) == [LogGap(stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode())]
+    # Less of the file was read than any file has: something followed. Otherwise it may have ended there.
+    assert others(items) == [LogGap(since, until, certain=limit > 100)]
 
 
 async def test_an_ended_log_without_the_cursors_line_is_a_gap_once_that_is_sure(api: Api) -> None:
@@ -505,6 +511,141 @@ async def test_a_missing_line_that_comes_back_is_no_gap(api: Api) -> None:
     items = await api.read(Cursor(stamp(EPOCH).decode(), 1, 4, 4))
     assert payload(items) == b"two\n"
     assert others(items) == []
+
+
+# ---- a follower over rotations, as kubelets were seen to serve it
+
+
+OLD, NEW = stamp(EPOCH), stamp(EPOCH + 5 * SECOND)
+HEAD = "limitBytes"
+
+
+def skips(api: Api, body: bytes, head: bytes | int, *, first: bytes = b"") -> None:
+    """Let one stream serve a body whose lines are five seconds apart, and the node's file begin with `head`."""
+    api.log.write(b"not served\n", EPOCH + 9 * SECOND)
+
+    async def served(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if first:
+            await response.write(first)
+            await until(lambda: sum("follow" not in query for query in api.queries) > 0)
+        await response.write(body)
+        await until(lambda: api.container.log_ended)
+        return response
+
+    async def probe(request: web.Request) -> web.StreamResponse:
+        if HEAD not in request.query:
+            return web.Response(body=first)
+        return web.Response(status=head) if isinstance(head, int) else web.Response(body=head)
+
+    api.script = [served, *[probe] * 10]
+
+
+async def until_line(api: Api, line: bytes, patience: Patience = FAST) -> list[LogPiece | LogGap | LogLost]:
+    """Read until a line has come."""
+    items: list[LogPiece | LogGap | LogLost] = []
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, patience, 10)) as reading:
+        async for item in reading:
+            items.append(item)
+            api.container.log_ended = payload(items).endswith(line)
+    return items
+
+
+@pytest.mark.parametrize(
+    ("head", "gap"),
+    [
+        (stamp(EPOCH - 1) + b" o", None),  # both lines are of the current file
+        (OLD + b" o", None),
+        (NEW + b" n", LogGap(OLD.decode(), NEW.decode())),  # a file begins there: there may have been one more
+        (stamp(EPOCH + 9 * SECOND) + b" n", LogGap(OLD.decode(), NEW.decode())),
+        (stamp(EPOCH + SECOND) + b" n", LogGap(OLD.decode(), NEW.decode(), certain=True)),  # a line that never came
+        (b"", LogGap(OLD.decode(), NEW.decode())),
+        (500, LogGap(OLD.decode(), NEW.decode())),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_hole_in_a_stream_is_held_against_the_current_file(
+    api: Api, head: bytes | int, gap: LogGap | None, at_once: bool
+) -> None:
+    lines = OLD + b" one\n", OLD + b" two\n", NEW + b" three\n", NEW + b" four\n"
+    body = b"".join(lines) if at_once else b"".join(lines[1:])
+    # A probe shows a line that is not the cursor's: the stream is not known to go on over files.
+    skips(api, body, head, first=b"" if at_once else lines[0])
+    items = await until_line(api, b"four\n", replace(FAST, stalled=0.05))
+    assert payload(items) == b"one\ntwo\nthree\nfour\n" if at_once else payload(items).endswith(b"three\nfour\n")
+    assert others(items) == ([gap] if gap else [])
+    assert sum(HEAD in query for query in api.queries) == 1
+    behind = items.index(gap) if gap else 0
+    assert not gap or items[behind + 1] == LogPiece(b"", Cursor(NEW.decode(), 1, 0, 8))
+
+
+async def test_no_small_log_is_looked_into(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.log.write(b"two\n", EPOCH + 60 * SECOND)
+    assert payload(await api.read()) == b"one\ntwo\n"
+    assert not any(HEAD in query for query in api.queries)
+
+
+async def test_a_file_that_begins_again_behind_a_hole_is_not_read_twice(api: Api) -> None:
+    """A kubelet's follower that was held back over two rotations opens the current file twice."""
+    later = b"".join(stamp(EPOCH + 5 * SECOND + each) + b" %d\n" % each for each in range(3))
+
+    async def twice(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=OLD + b" one\n" + later + later)
+
+    async def head(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=later)
+
+    api.log.write(b"0\n", EPOCH + 5 * SECOND)
+    for each in (1, 2, 3):
+        api.log.write(b"%d\n" % each, EPOCH + 5 * SECOND + each)
+    api.script = [twice, head]
+    items = await api.read(node_limit=10)
+    assert payload(items) == b"one\n0\n1\n2\n3\n"
+    assert others(items) == [LogGap(OLD.decode(), NEW.decode())]
+
+
+async def test_a_stream_of_a_full_file_is_looked_into_soon(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    silent = replace(FAST, stalled=0.05)
+    api.script = [api.then_silent(), api.up_to(1 << 20)]
+    reading = asyncio.create_task(api.read(patience=silent, node_limit=10))
+    await until(lambda: len(api.queries) > 0)
+    api.log.write(b"two\n", EPOCH + 1)
+    assert payload(await reading) == b"one\ntwo\n"
+
+
+async def test_a_stream_that_is_known_to_go_on_is_not_looked_into_at_each_pause(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.log.write(b"one\n", EPOCH)
+    silences: list[float] = []
+    block = Body.block
+
+    async def noted(body: Body, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
+        silences.append(silence)
+        return await block(body, ended, silence, settle)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(api.log.body())
+        await until(lambda: len(silences) > 2)
+        await response.write(stamp(EPOCH + 1) + b" two\n")
+        await until(lambda: len(silences) > 3)
+        await response.write(stamp(EPOCH + 2) + b" three\n")
+        await until(lambda: api.container.log_ended)
+        return response
+
+    async def probe(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=OLD + b" one\n")
+
+    monkeypatch.setattr(Body, "block", noted)
+    api.script = [answer, probe]
+    items = await until_line(api, b"three\n", replace(FAST, stalled=0.05))
+    assert payload(items) == b"one\ntwo\nthree\n"
+    assert silences == [FAST.probe, 0.05, FAST.probe, FAST.probe]
 
 
 # ---- the consumer

@@ -418,3 +418,86 @@ async def walk(steps: list[str]) -> None:
     assert [each.index for each in stored if isinstance(each, CommandStarted)] == list(range(1, count + 1))
     assert kept(outbox) == 0
     assert outlet.used == 0
+
+
+# ---- the window of all sessions
+
+
+def keys(number: int) -> list[Key]:
+    return [Key(f"flood-{index}", 1, 1) for index in range(number)]
+
+
+async def test_many_floods_together_are_bounded() -> None:
+    outbox = Outbox(1 << 20, Metrics(), 1 << 20)
+    most, sent = 0, [0] * 50
+
+    async def flood(index: int, key: Key) -> None:
+        outlet = outbox.open(key)
+        for _ in range(40):
+            await outlet.send(LogChunk(bytes(BIG), Cursor()))
+            sent[index] += 1
+        await outlet.settled()
+
+    tasks = [asyncio.create_task(flood(index, key)) for index, key in enumerate(keys(50))]
+    while not all(task.done() for task in tasks):
+        most = max(most, outbox.used)
+        await asyncio.sleep(0)
+        if (item := outbox.take()) is not None:
+            assert isinstance(item, Outgoing)
+            outbox.ack(item.key, item.seq)
+    await asyncio.gather(*tasks)
+    assert sent == [40] * 50
+    # One event of each is always allowed, so that nobody stands still for the others' sake.
+    assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
+    assert (outbox.used, outbox.line) == (0, {})
+
+
+async def test_who_waits_in_line_gets_the_room_of_another_in_turn() -> None:
+    outbox = Outbox(WINDOW, Metrics(), 3 * (BIG + 256))
+    first, second, third = (outbox.open(key) for key in keys(3))
+    for outlet in (first, second, third):
+        await outlet.send(LogChunk(bytes(BIG), Cursor()))
+    drain(outbox)
+    waits = [asyncio.create_task(outlet.send(event(1))) for outlet in (second, third)]
+    assert all([await blocked(task) for task in waits])
+    outbox.ack(first.key, 1)
+    for task in waits:
+        await task
+    assert outbox.line == {}
+
+
+async def test_who_waits_for_its_own_window_holds_up_nobody() -> None:
+    outbox = Outbox(WINDOW, Metrics(), 3 * (BIG + 256))
+    full, other = (outbox.open(key) for key in keys(2))
+    for outlet in (full, outbox.open(KEY)):
+        await outlet.send(LogChunk(bytes(BIG), Cursor()))
+    await other.send(event(1))
+    drain(outbox)
+    own = asyncio.create_task(full.send(LogChunk(bytes(BIG), Cursor())))
+    for number in range(2, 258):
+        await other.send(event(number))
+    crowded = asyncio.create_task(other.send(event(258)))
+    assert await blocked(own)
+    assert await blocked(crowded)
+    outbox.ack(KEY, 1)
+    await crowded
+    assert await blocked(own)
+    full.close()
+    await own
+    assert outbox.line == {}
+
+
+async def test_a_closed_session_gives_its_place_in_line_away() -> None:
+    outbox = Outbox(WINDOW, Metrics(), BIG + 512)
+    first, second, third = (outbox.open(key) for key in keys(3))
+    for outlet in (first, second, third):
+        await outlet.send(LogChunk(bytes(BIG), Cursor()))
+    waits = [asyncio.create_task(outlet.send(event(1))) for outlet in (second, third)]
+    assert all([await blocked(task) for task in waits])
+    second.close()
+    await waits[0]
+    first.close()
+    drain(outbox)
+    outbox.ack(third.key, 1)
+    await waits[1]
+    assert outbox.line == {}
