@@ -105,9 +105,9 @@ class App:
         """Whether sessions of departed agents are taken: not while leaving, and not without bound."""
         return not self.sessions.draining and self.sessions.used < self.settings.agent.slots + MOST_ADOPTED
 
-    def adopt(self, environment: PodEnvironment) -> None:
-        """Go on with a session that was claimed."""
-        self.sessions.adopt(environment.plan.action, environment)
+    def adopt(self, environment: PodEnvironment) -> bool:
+        """Go on with a session that was claimed; False when it cannot be yet."""
+        return self.sessions.adopt(environment.plan.action, environment)
 
     def notice_claim(self, pod: dict[str, Any]) -> None:
         """Drop a session that another agent has claimed."""

@@ -28,10 +28,13 @@ LOOK = 1.0
 
 
 class Adoption:
-    """Looks for sessions without an agent and claims them. `open` says whether this agent may take any more."""
+    """Looks for sessions without an agent and claims them.
+
+    `open_for` says whether this agent may take any more; `adopt` whether it took one, which it may only later.
+    """
 
     def __init__(
-        self, pods: Pods, leases: Leases, adopt: Callable[[PodEnvironment], None], *, open_for: Callable[[], bool]
+        self, pods: Pods, leases: Leases, adopt: Callable[[PodEnvironment], bool], *, open_for: Callable[[], bool]
     ) -> None:
         self.pods = pods
         self.leases = leases
@@ -90,14 +93,15 @@ class Adoption:
                 return
             pod = claimed
         try:
-            self.adopt(self.pods.adopted(pod))
+            taken = self.adopt(self.pods.adopted(pod))
         except ValueError as error:
             log.error("a session was claimed and cannot be taken", pod=meta["name"], error=str(error))
         else:
+            if not taken:
+                return  # it stays claimed, and is offered again at the next look
             log.warning("adopted a session", pod=meta["name"], claim=annotation.claim_of(pod), before=before)
             self.pods.metrics.adopted.inc()
-        finally:
-            self.pods.claimed.discard(meta["name"])
+        self.pods.claimed.discard(meta["name"])
 
     async def ask(self, pod: Object, claim: int) -> Object | None:
         """Write the claim into the pod as it was seen; returns the claimed pod, None when it is not ours."""

@@ -36,6 +36,14 @@ def claim_of(pod: Object) -> int:
     return int(told) if told.isascii() and told.isdigit() else 0
 
 
+def nonce_of(pod: Object) -> str:
+    """Return the nonce of a pod's session; "" for one that tells none."""
+    try:
+        return str(json.loads(pod["metadata"]["annotations"][names.SESSION])["nonce"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+
+
 def read(pod: Object) -> tuple[Action, str]:
     """Return the action of a pod that another agent made, as far as it tells, and its nonce.
 

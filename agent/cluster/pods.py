@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import annotation, files, logbody, logs, manifest, setuplog, supervisor
+from agent.cluster import again, annotation, files, logbody, logs, manifest, setuplog, supervisor
 from agent.cluster import exec as execs
 from agent.cluster.archive import Limits as ArchiveLimits
 from agent.cluster.container import ActionContainer
@@ -56,7 +56,7 @@ class Pods:
         self.owner: Object | None = None
         self.held: dict[str, PodEnvironment] = {}
         self.claimed: set[str] = set()  # asked for, and not held yet: no remains
-        self.left: set[str] = set()  # given away, by their UIDs, and perhaps not seen to be claimed yet
+        self.left: dict[str, float] = {}  # given away and perhaps not seen to be claimed yet: nonce, and since when
         self.copies = asyncio.Semaphore(settings.artifacts.parallel)
         policy = settings.policy
         self.limits = Limits(
@@ -85,7 +85,8 @@ class Pods:
         environment = PodEnvironment(self, self.plan(*annotation.read(pod)))
         environment.uid = pod["metadata"]["uid"]
         environment.asked = True
-        self.left.discard(environment.uid)
+        environment.model = again.model(pod, self.settings)
+        self.left.pop(environment.plan.nonce, None)
         self.watch.take("MODIFIED", pod)
         return environment
 
@@ -122,6 +123,7 @@ class PodEnvironment:
         self.uid = ""
         self.asked = False
         self.left = False
+        self.model: Object | None = None  # of an adopted pod, from which it can be made again
         self.hold()
         self.intent = Intent(
             nonce=plan.nonce,
@@ -135,6 +137,7 @@ class PodEnvironment:
         self.watched = self.pods.watch.watch(self.plan.name)
         self.history = History()
         self.container = ActionContainer(self.watched)
+        self.slow_start = setuplog.SlowStart(self.client, self.path)
         self.pods.held[self.plan.name] = self
         self.pods.metrics.environments.set(len(self.pods.held))
 
@@ -152,16 +155,18 @@ class PodEnvironment:
             ActionFailed: the cluster refuses it for good, or could not be reached for too long.
         """
         settings = self.pods.settings
-        body = manifest.pod(self.plan, settings)
+        body = self.model or manifest.pod(self.plan, settings)
         if self.plan.name not in self.pods.held:
             self.hold()
-        self.asked = True
+        self.asked, self.uid = True, ""
+        version = self.watched.version
         try:
             made = await self.client.patiently(
                 "create pod", lambda: self.create_pod(body), seconds=settings.policy.pending_timeout
             )
             self.uid = made["metadata"]["uid"]
-            self.pods.watch.take("ADDED", made)
+            if self.watched.version == version:  # what the watch has told already is newer, and may be the end of it
+                self.pods.watch.take("ADDED", made)
             if self.plan.action.secrets:
                 await self.create_secret(manifest.secret(self.plan, settings, self.uid))
         except ClusterError as error:
@@ -177,6 +182,11 @@ class PodEnvironment:
                 await self.create_secret(manifest.secret(self.plan, self.pods.settings, self.uid))
             except ClusterError as error:
                 raise ActionFailed(Stage.SETUP, error.reason, error.message, log=setuplog.refused(error)) from error
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `create` can make it again."""
+        return self.model is not None or bool(self.plan.action.image)
 
     @property
     def running_for(self) -> float:
@@ -228,20 +238,23 @@ class PodEnvironment:
         previous: Observation | None = None
         while True:
             version = self.watched.version
+            pod, now = self.watched.pod, time.monotonic()
             sight = classify(
-                self.watched.pod, self.intent, self.pods.limits, self.history, time.monotonic(), self.client.now()
+                pod, self.intent, self.pods.limits, self.history, now, self.client.now(), self.watched.last
             )
-            if sight.observation != previous:
-                previous = sight.observation
+            seen = await self.slow_start.told(pod, sight.observation, now)
+            if seen != previous:
+                previous = seen
                 yield await self.explained(previous)
                 if isinstance(previous, FINAL):
                     return
-            await self.watched.change(version, sight.recheck)
+            rechecks = (sight.recheck, self.slow_start.recheck(now))
+            await self.watched.change(version, min((each for each in rechecks if each is not None), default=None))
 
     async def explained(self, seen: Observation) -> Observation:
         """Add the text for a person to an observation that nobody would understand without it."""
         if isinstance(seen, (SetupFailed, Lost)):
-            return await setuplog.explained(self.client, self.path, self.watched.pod, seen)
+            return await setuplog.explained(self.client, self.path, self.watched.pod or self.watched.last, seen)
         return seen
 
     def markers(self) -> MarkerReader:
@@ -301,7 +314,14 @@ class PodEnvironment:
     def leave(self) -> None:
         """Have nothing to do with the pod any more: it is another agent's, or shall become one's."""
         self.left = True
-        self.pods.left.add(self.uid)
+        self.pods.left[self.plan.nonce] = time.monotonic()
+
+    def let_go(self) -> None:
+        """Hold it no longer: the sweep may look at it, and nobody follows it."""
+        if self.pods.held.get(self.plan.name) is self:
+            del self.pods.held[self.plan.name]
+            self.pods.watch.forget(self.plan.name)
+            self.pods.metrics.environments.set(len(self.pods.held))
 
     async def remove(self) -> None:
         """Delete the pod, its Secret with it, and return when the API says it is gone; by force after a while."""
@@ -310,9 +330,7 @@ class PodEnvironment:
                 self.pods.metrics.cleanup_failures.inc()
                 log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
         finally:
-            self.pods.held.pop(self.plan.name, None)
-            self.pods.watch.forget(self.plan.name)
-            self.pods.metrics.environments.set(len(self.pods.held))
+            self.let_go()
 
     async def removed(self) -> bool:
         """Delete politely, then by force; whether the pod is gone."""

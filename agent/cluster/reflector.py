@@ -54,6 +54,10 @@ class Reflector:
     def noted(self, name: str, found: Object | None) -> None:
         """Act on a change; None when the object is gone."""
 
+    def removed(self, name: str, last: Object | None) -> None:
+        """Act on the end of an object; `last` is its last state, None when only its absence was seen."""
+        self.noted(name, None)
+
     async def run(self) -> None:
         """Keep the picture current until cancelled."""
         while True:
@@ -83,7 +87,7 @@ class Reflector:
         answer = await self.client.request("list", self.resource, self.path, query=self.query)
         found = {each["metadata"]["name"]: each for each in answer.get("items", ())}
         for name in before.keys() - found.keys():
-            self.take("DELETED", before[name])
+            self.take("MISSING", before[name])
         for each in found.values():
             self.take("MODIFIED", each)
         version = answer.get("metadata", {}).get("resourceVersion")
@@ -124,15 +128,16 @@ class Reflector:
         found = self.slim(found)
         name = found["metadata"]["name"]
         known = self.objects.get(name)
-        if kind == "DELETED":
+        if kind in ("DELETED", "MISSING"):
             if known is None or known["metadata"]["uid"] != found["metadata"]["uid"]:
                 return
             del self.objects[name]
+            self.removed(name, found if kind == "DELETED" else None)
         else:
             if known is not None and older(found, known):
                 return
             self.objects[name] = found
-        self.noted(name, self.objects.get(name))
+            self.noted(name, found)
 
 
 async def lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import structlog
 
+from agent.cluster.waiting import STARTING
 from agent.errors import ClusterError, Reason
-from agent.observations import Lost, SetupFailed
+from agent.observations import Lost, SetupFailed, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.client import Client
+    from agent.observations import Observation
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)
@@ -37,6 +39,12 @@ ADVICE = {
     Reason.CLUSTER_UNAVAILABLE: "The agent may lack a right, or the cluster does not answer; ask who runs the agent.",
 }
 MAX_EVENTS = 20
+# A start that takes this long is slow, seconds; its events are read then, and again at an interval.
+EVENTS_AFTER, EVENTS_EVERY = 6.0, 15.0
+# What every pod goes through says nothing of a delay, and an older trouble with finding a node is over.
+ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
+# Not the image's fault, whatever was waited for.
+BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
 MAX_OUTPUT = 64 * 1024
 
 
@@ -53,7 +61,58 @@ async def explained(client: Client, path: str, pod: Object | None, seen: SetupFa
         events = await events_of(client, path.rsplit("/", 1)[0], uid)
         if seen.reason is Reason.REPOSITORY_FAILED:
             output = await output_of(client, f"{path}/{name}/log", "repository")
+        if isinstance(seen, SetupFailed) and seen.message.startswith(STARTING) and (event := telling(events)):
+            by_node = event.get("reason", "") in BY_NODE
+            reason = Reason.CLUSTER_UNAVAILABLE if by_node else seen.reason
+            seen = replace(seen, reason=reason, message=f"{seen.message}: {said(event)}")
     return replace(seen, log=text(pod, seen, events, output))
+
+
+class SlowStart:
+    """What the events of a pod say whose status only says that it starts: no sandbox, no volume, a long pull.
+
+    Lives as long as its environment, and asks for nothing while a start is as quick as it should be.
+    """
+
+    def __init__(self, client: Client, path: str) -> None:
+        self.client = client
+        self.path = path
+        self.since: float | None = None
+        self.asked = 0.0
+        self.known = ""
+
+    async def told(self, pod: Object | None, seen: Observation, now: float) -> Observation:
+        """Return the observation with what the events say; `now` is monotonic seconds."""
+        if pod is None or not isinstance(seen, Waiting) or seen.detail != STARTING:
+            self.since = None
+            return seen
+        if self.since is None:
+            self.since, self.asked, self.known = now, now - EVENTS_EVERY + EVENTS_AFTER, ""
+        if now - self.asked >= EVENTS_EVERY:
+            self.asked = now
+            event = telling(await events_of(self.client, self.path.rsplit("/", 1)[0], pod["metadata"]["uid"]))
+            self.known = said(event) if event else ""
+        return Waiting(f"{STARTING}: {self.known}") if self.known else seen
+
+    def recheck(self, now: float) -> float | None:
+        """Return in how many seconds the events are to be read again."""
+        return None if self.since is None else max(0.1, self.asked + EVENTS_EVERY - now)
+
+
+def telling(events: list[Object]) -> Object | None:
+    """Return the newest event that tells why a pod does not start."""
+    known = [event for event in by_time(events) if event.get("reason") not in ROUTINE]
+    return known[-1] if known else None
+
+
+def said(event: Object) -> str:
+    """Return what an event says, for one line."""
+    return f"{event.get('reason', '')}: {' '.join(event.get('message', '').split())}"[:500]
+
+
+def by_time(events: list[Object]) -> list[Object]:
+    """Return events, oldest first."""
+    return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def text(pod: Object | None, seen: SetupFailed | Lost, events: list[Object], output: str) -> str:
@@ -92,8 +151,7 @@ def container_lines(pod: Object) -> Iterator[str]:
 
 def event_lines(events: list[Object]) -> Iterator[str]:
     """Say each event once, oldest first."""
-    ordered = sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
-    for event in ordered[-MAX_EVENTS:]:
+    for event in by_time(events)[-MAX_EVENTS:]:
         times = f" (x{event['count']})" if event.get("count", 1) and event.get("count", 1) > 1 else ""
         yield f"  {event.get('type', '')} {event.get('reason', '')}{times}: {event.get('message', '').strip()}"
 

@@ -24,6 +24,7 @@ from agent.cluster.waiting import (
     setup_statuses,
     waiting,
 )
+from agent.cluster.workspace import READY as FILES_READY
 from agent.errors import Reason
 from agent.observations import Exited, Lost, Observation, Running, SetupFailed
 
@@ -35,18 +36,29 @@ Object = dict[str, Any]
 
 UNKNOWN_END = ("ContainerStatusUnknown",)
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
+REJECTED = "Pod was rejected"
+FINAL_PHASES = ("Failed", "Succeeded")
 
 
-def classify(pod: Object | None, intent: Intent, limits: Limits, history: History, now: float, wall: datetime) -> Sight:
+def classify(
+    pod: Object | None,
+    intent: Intent,
+    limits: Limits,
+    history: History,
+    now: float,
+    wall: datetime,
+    last: Object | None = None,
+) -> Sight:
     """Say what a pod's status means.
 
     Args:
         pod: as the API last said; None when the API says it is gone.
+        last: the state in which a pod went that is gone; None when nobody saw it go.
         now: monotonic seconds, for `history`.
         wall: the cluster's time as far as known, only held against deletion timestamps.
     """
     if pod is None:
-        return Sight(Lost(Reason.POD_DELETED, "the pod was deleted while the action ran"))
+        return Sight(departed(last, intent))
     status = pod.get("status", {})
     action = container(status, ACTION)
     if terminated := (action or {}).get("state", {}).get("terminated"):
@@ -62,13 +74,55 @@ def classify(pod: Object | None, intent: Intent, limits: Limits, history: Histor
     return waiting(pod, intent, limits, history, now)
 
 
+def departed(last: Object | None, intent: Intent) -> Observation:
+    """Judge a pod that is gone by the state in which it went, if that was seen."""
+    if last is None:
+        return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
+    if not last["spec"].get("nodeName"):
+        why = disruption(last)
+        reason = why.reason if why else Reason.POD_DELETED
+        return Lost(reason, "the pod was deleted before it had a node", unstarted=True)
+    action = container(last.get("status", {}), ACTION)
+    if terminated := (action or {}).get("state", {}).get("terminated"):
+        return ended(last, terminated, intent)
+    why = disruption(last)
+    if why is None:
+        return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
+    return Lost(why.reason, why.message, final(last) and unstarted(action, why.reason))
+
+
+def final(pod: Object) -> bool:
+    """Whether the kubelet has said its last word about a pod."""
+    return pod.get("status", {}).get("phase") in FINAL_PHASES
+
+
+def unstarted(action: Object | None, reason: Reason) -> bool:
+    """Whether the final status of the action container proves that it never started.
+
+    The kubelet writes an end of unknown kind, without a container, over a container that it never made. A lost node
+    may have started what it could no longer report: no proof.
+    """
+    if reason is Reason.NODE_LOST:
+        return False
+    status = action or {}
+    if runs(status) or status.get("started") or status.get("containerID") or status.get("lastState"):
+        return False
+    terminated = status.get("state", {}).get("terminated", {})
+    return not terminated or (
+        terminated.get("reason") in UNKNOWN_END
+        and not terminated.get("containerID")
+        and not terminated.get("startedAt")
+    )
+
+
 def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     """Judge an action container that has terminated."""
     reason, message = terminated.get("reason", ""), terminated.get("message", "")
     outside = disruption(pod)
     if "exitCode" not in terminated or reason in UNKNOWN_END:
         if outside:
-            return Lost(outside.reason, outside.message)
+            never = final(pod) and unstarted(container(pod["status"], ACTION), outside.reason)
+            return Lost(outside.reason, outside.message, never)
         return Lost(Reason.NODE_LOST, f"the node lost sight of the container: {reason} {message}".strip())
     if reason in NEVER_RAN:
         return cannot_run(message or reason)
@@ -97,8 +151,8 @@ def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outsi
         return False
     if not verdict.succeeded:
         return True
-    # A server leaves with 0 when it is told to. Without a time, the code came first: the pod's own end follows it.
-    return outside.since is not None and not (ending is not None and ending.completed)
+    # A server leaves with 0 when it is told to.
+    return not (ending is not None and ending.completed)
 
 
 def in_command(command: int) -> str:
@@ -127,25 +181,21 @@ def files_missing(status: Object, intent: Intent) -> bool:
 def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
     """Say whether a pod whose action container has not terminated will never come to an end of its own."""
     status = pod.get("status", {})
-    started = runs(action) or bool(action and action.get("started"))
     reason = status.get("reason", "")
-    if status.get("phase") in ("Failed", "Succeeded"):
-        if reason.startswith(REFUSED_BY_KUBELET):
-            text = f"the node refused the pod: {reason}: {status.get('message', '')}"
-            return Lost(Reason.UNSCHEDULABLE, text, unstarted=True)
+    if final(pod):
         outside = disruption(pod)
+        if reason.startswith(REFUSED_BY_KUBELET) or status.get("message", "").startswith(REJECTED):
+            text = f"the node refused the pod: {reason}: {status.get('message', '')}"
+            return Lost(outside.reason if outside else Reason.UNSCHEDULABLE, text, unstarted=True)
         if outside:
-            # A lost node may have started what it could no longer report: no proof.
-            unstarted = not started and outside.reason is not Reason.NODE_LOST
-            return Lost(outside.reason, outside.message, unstarted)
+            return Lost(outside.reason, outside.message, unstarted(action, outside.reason))
         if setup_problem(pod):
             return None
         return Lost(Reason.INTERNAL, f"the pod ended without an exit code: {reason or status.get('phase')}")
     if overdue(pod, wall):
         outside = disruption(pod)
-        return Lost(
-            outside.reason if outside else Reason.POD_DELETED, "the pod was deleted and its node does not answer"
-        )
+        reason = outside.reason if outside else Reason.POD_DELETED
+        return Lost(reason, "the pod was deleted, and its node does not carry that out")
     return None
 
 
@@ -177,7 +227,7 @@ def set_up_ended(status: Object, pod: Object) -> Observation | None:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        if name == FILES and runs(container(pod["status"], ACTION)):
+        if name == FILES and FILES_READY in terminated.get("message", "") and runs(container(pod["status"], ACTION)):
             return None  # the commands go on; that their files are lost is said when they have ended
         if outside := disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

@@ -8,12 +8,13 @@ reading it. Secrets go with their pods.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import names
+from agent.cluster import annotation, names
 from agent.cluster.deletion import delete_pod
 from agent.cluster.disruption import moment
 from agent.errors import ClusterError
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 # Another replica keeps the pod of an action that has ended until the scheduler has stored all of it, which takes as
 # long as an outage of the scheduler.
 ABANDONED = timedelta(hours=1)
+# So long after a create was given up its pod may still be made, seconds.
+LATE = 600.0
 
 
 class Sweep:
@@ -36,7 +39,8 @@ class Sweep:
     def __init__(self, pods: Pods, interval: float) -> None:
         self.pods = pods
         self.interval = interval
-        self.failed: set[str] = set()
+        self.asked: set[str] = set()  # UIDs whose deletion the API has taken on
+        self.stuck: set[str] = set()  # UIDs that were remains the last time too
         self.remaining = 0
 
     async def run(self) -> None:
@@ -49,24 +53,45 @@ class Sweep:
     async def once(self) -> None:
         """Delete what is remains now."""
         watch, metrics = self.pods.watch, self.pods.metrics
+        there = {pod["metadata"]["uid"] for pod in watch.pods.values()}
+        metrics.swept.labels("pod").inc(len(self.asked - there))
+        self.asked &= there
+        self.forget_left()
         found = [pod for pod in watch.pods.values() if self.remains(pod)]
-        self.failed &= {pod["metadata"]["uid"] for pod in found}
-        self.pods.left &= {pod["metadata"]["uid"] for pod in watch.pods.values()}
         for pod in found:
-            name, uid, version = (pod["metadata"][key] for key in ("name", "uid", "resourceVersion"))
-            grace = 0 if uid in self.failed else None
-            log.warning("sweeping a pod that nobody owns", pod=name, forced=grace == 0)
-            try:
-                # Only as it was judged: what another agent has claimed meanwhile is its pod.
-                await delete_pod(self.pods.client, watch.path, name, uid, grace, self.interval, version=version)
-            except ClusterError as error:
-                metrics.cleanup_failures.inc()
-                log.warning("a pod could not be swept", pod=name, error=error.message)
-            else:
-                metrics.swept.labels("pod").inc()
-            self.failed.add(uid)
-        self.remaining = len(found)
+            await self.sweep(pod)
+        self.remaining = sum(pod["metadata"]["uid"] in self.stuck for pod in found)
+        self.stuck = {pod["metadata"]["uid"] for pod in found}
         metrics.remains.set(self.remaining)
+
+    async def sweep(self, pod: Object) -> None:
+        """Ask for the deletion of a pod; by force when it is still there since the last time."""
+        metadata, metrics = pod["metadata"], self.pods.metrics
+        name, uid, version = (metadata[key] for key in ("name", "uid", "resourceVersion"))
+        grace = 0 if uid in self.stuck else None
+        if uid in self.asked:
+            metrics.cleanup_failures.inc()
+            held_by = metadata.get("finalizers") or "its node"
+            log.warning("a pod that was swept is still there", pod=name, waits_for=held_by)
+        else:
+            log.warning("sweeping a pod that nobody owns", pod=name, forced=grace == 0)
+        try:
+            # Only as it was judged: what another agent has claimed meanwhile is its pod.
+            asked = await delete_pod(
+                self.pods.client, self.pods.watch.path, name, uid, grace, self.interval, version=version
+            )
+        except ClusterError as error:
+            metrics.cleanup_failures.inc()
+            log.warning("a pod could not be swept", pod=name, error=error.message)
+        else:
+            if asked:
+                self.asked.add(uid)
+
+    def forget_left(self) -> None:
+        """Forget what was given away and is gone; a pod whose creation was under way may come to light late."""
+        here = {annotation.nonce_of(pod) for pod in self.pods.watch.pods.values()}
+        old = time.monotonic() - LATE
+        self.pods.left = {nonce: at for nonce, at in self.pods.left.items() if nonce in here or at > old}
 
     def remains(self, pod: Object) -> bool:
         """Whether nobody will ever look after this pod."""
@@ -74,7 +99,7 @@ class Sweep:
         if metadata["name"] in self.pods.held or metadata["name"] in self.pods.claimed:
             return False
         if metadata.get("labels", {}).get(names.AGENT) == self.pods.agent_id:
-            return metadata["uid"] not in self.pods.left
+            return annotation.nonce_of(pod) not in self.pods.left
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False
         return datetime.now(UTC) - ended_at(pod) > ABANDONED

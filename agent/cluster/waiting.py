@@ -35,8 +35,9 @@ NETWORK = re.compile(
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 SECRET_WAIT = 30.0
+STARTING = "starting containers"
 # Errors of the container runtime that pass by themselves; the limit of the start bounds them.
-TRANSIENT = re.compile(r"name .* is reserved|context deadline exceeded|DeadlineExceeded")
+TRANSIENT = re.compile(r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def started_detail(reasons: dict[str, Object]) -> str:
     for name, why in reasons.items():
         if why.get("reason") in PULLING:
             return f"pulling the image of {name}: {BACK_OFF.sub('', why.get('message', ''))[:300]}"
-    return "starting containers"
+    return STARTING
 
 
 def stuck(

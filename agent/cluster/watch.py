@@ -22,17 +22,22 @@ Object = dict[str, Any]
 
 
 class Watched:
-    """What is known of one pod. `pod` is None before it exists and after it is gone; `version` counts what was told."""
+    """What is known of one pod.
+
+    `pod` is None before it exists and after it is gone; `last` is then the state in which it went, None when nobody saw
+    it go. `version` counts what was told.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.pod: Object | None = None
+        self.last: Object | None = None
         self.version = 0
         self.told = asyncio.Event()
 
-    def tell(self, pod: Object | None) -> None:
+    def tell(self, pod: Object | None, last: Object | None = None) -> None:
         """Take the newest state and wake who waits."""
-        self.pod = pod
+        self.pod, self.last = pod, last
         self.version += 1
         told, self.told = self.told, asyncio.Event()
         told.set()
@@ -89,6 +94,11 @@ class PodWatch(Reflector):
         if found is not None:
             self.on_change(found)
 
+    def removed(self, name: str, last: Object | None) -> None:
+        """Tell who follows the pod, with the state in which it went."""
+        if name in self.watched:
+            self.watched[name].tell(None, last)
+
 
 KEPT = (
     "name",
@@ -99,4 +109,5 @@ KEPT = (
     "creationTimestamp",
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
+    "finalizers",
 )

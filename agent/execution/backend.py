@@ -53,11 +53,18 @@ class Environment(Protocol):
         """
 
     @property
+    def repeatable(self) -> bool:
+        """Whether `create` can make it again after `remove`: an adopted one may not tell enough of itself."""
+
+    @property
     def running_for(self) -> float:
         """How many seconds the commands have been running, by the cluster's clock; 0 before."""
 
     def leave(self) -> None:
         """Have nothing to do with the environment any more: `remove` does not touch it from now on."""
+
+    def let_go(self) -> None:
+        """Hold nothing of an environment that no session will drive; what `remove` does in the end."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield what is seen, on every change; ends after the first final observation."""

@@ -67,33 +67,44 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     if resume.cancel is not None:
         session.cancel(resume.cancel)
     if not environment.running_for:
-        seen = await session.guarded(waited(session, environment))
-        if isinstance(seen, SetupFailed):
-            raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
-        if not isinstance(seen, (Running, Exited)):
-            raise lost(session.stage, seen)
+        await begun(session, environment)
     session.spent = environment.running_for
 
 
 async def set_up(session: Session, environment: Environment) -> None:
-    """Accept, create the environment, and wait until the commands may run; make a lost pod again, once.
+    """Accept, create the environment, and wait until the commands may run.
 
     Raises:
         ActionFailed, Interrupted: it does not come to that.
     """
     await session.accept(environment.name)
     await session.enter(Stage.SETUP)
+    await session.guarded(environment.create())
+    await begun(session, environment)
+
+
+async def begun(session: Session, environment: Environment) -> None:
+    """Wait until the commands run, or have run; make an environment that is lost before again, once.
+
+    Raises:
+        ActionFailed, Interrupted: it does not come to that.
+    """
     for last in (False, True):
-        await session.guarded(environment.create())
         seen = await session.guarded(waited(session, environment))
         if isinstance(seen, (Running, Exited)):
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
-        if last or not isinstance(seen, Lost) or not seen.unstarted:
-            raise lost(Stage.SETUP, seen)
+        if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.repeatable:
+            raise lost(session.stage, seen)
         await session.say(f"{seen.message}; no command had run: made again", Source.SETUP)
-        await environment.remove()
+        await session.guarded(again(environment))
+
+
+async def again(environment: Environment) -> None:
+    """Make an environment once more, when nothing is left of the one before."""
+    await environment.remove()
+    await environment.create()
 
 
 async def waited(session: Session, environment: Environment) -> Observation | None:

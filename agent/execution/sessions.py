@@ -78,18 +78,22 @@ class Sessions:
         self.living[attempt] = session
         self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
 
-    def adopt(self, action: Action, environment: Environment) -> None:
-        """Go on with a session that was claimed, as soon as the scheduler says where; slots do not matter."""
+    def adopt(self, action: Action, environment: Environment) -> bool:
+        """Go on with a session that was claimed, as soon as the scheduler says where; slots do not matter.
+
+        Returns False when the attempt is still being ended here: to be asked again.
+        """
         attempt = action.key.attempt_key
         if attempt in self.running:
-            log.error("an adopted session is here already", action=action.key.action_id)
-            environment.leave()
-            return
+            log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
+            environment.let_go()
+            return False
         session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0)
         session.environment = environment
         session.where = asyncio.get_running_loop().create_future()
         self.living[attempt] = session
         self.start(attempt, self.live(session, self.go_on(session, environment, session.where)))
+        return True
 
     async def go_on(self, session: Session, environment: Environment, where: asyncio.Future[Resume]) -> None:
         """Wait for the scheduler's word, then run; a discard that comes instead cleans."""

@@ -11,7 +11,8 @@
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
-    NAME start      starts it and waits until it answers
+    NAME start [FLAG...]
+                    starts it, with these flags too (of the local cluster), and waits until it answers
     restart NAME... both
 
 CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker) or existing (the current context).
@@ -83,8 +84,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
                 images.load_by_hand(settings, provider, image)
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
-        case name, ["start"] if name in COMPONENTS:
-            provider.start(name)
+        case name, ["start", *flags] if name in COMPONENTS:
+            provider.start(name, flags)
         case "restart", [_, *_] if set(rest) <= set(COMPONENTS):
             for name in rest:
                 provider.stop(name)

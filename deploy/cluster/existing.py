@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,6 +58,6 @@ class Existing:
         """Cannot be done."""
         raise Refusal(f"{name} of an existing cluster cannot be stopped from here")
 
-    def start(self, name: str) -> NoReturn:
+    def start(self, name: str, flags: Sequence[str] = ()) -> NoReturn:
         """Cannot be done."""
         raise Refusal(f"{name} of an existing cluster cannot be started from here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import builds
@@ -108,8 +108,10 @@ class Kind:
         self.inside("sh", "-c", f"test ! -e {MANIFESTS}/{manifest} || mv {MANIFESTS}/{manifest} /kind/{manifest}")
         until(lambda: not self.runs(name), f"the end of {name}")
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, flags: Sequence[str] = ()) -> None:
         """Starts one component again and waits until it runs."""
+        if flags:
+            raise Refusal(f"{name} of a kind cluster cannot be started with flags from here: use CLUSTER=local")
         if name in SERVICES:
             self.inside("systemctl", "start", name)
             return

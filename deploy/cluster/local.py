@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,10 @@ class Local:
         self.require_up()
         self.order("stop", name)
 
-    def start(self, name: str) -> None:
-        """Starts one component and returns once it answers."""
+    def start(self, name: str, flags: Sequence[str] = ()) -> None:
+        """Starts one component, with these flags beside its own, and returns once it answers."""
         self.require_up()
-        self.order("start", name)
+        self.receive(self.send("start", name, flags))
         if name == "kubelet" and self.receive(self.send("status"))["apiserver"]:
             until(self.kubelet_knows_its_pods, "the kubelet to know its pods")
 
@@ -216,13 +216,13 @@ class Local:
         for waiting in [self.send(verb, name) for name in names]:
             self.receive(waiting)
 
-    def send(self, verb: str, name: str = "") -> socket.socket:
+    def send(self, verb: str, name: str = "", flags: Sequence[str] = ()) -> socket.socket:
         """Gives one order to PID 1 of the node; `receive` has its answer."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(ORDER_SECONDS)
         try:
             connection.connect(str(self.folder / "control.sock"))
-            connection.sendall(json.dumps({"verb": verb, "name": name}).encode() + b"\n")
+            connection.sendall(json.dumps({"verb": verb, "name": name, "flags": list(flags)}).encode() + b"\n")
         except OSError as error:
             connection.close()
             raise Refusal(f"the node does not take the order {verb} {name}: {error}") from None

@@ -2,9 +2,10 @@
 
 Started by `local.py` below `unshare --kill-child`, alone in its namespaces; ending it ends every component, every
 container and every mount. It makes the node's view of the machine (private /run and /var/log, loopback), then
-serves one line of JSON per connection on FOLDER/control.sock: {"verb": "start"|"stop"|"status", "name": NAME}.
-`start` answers when the component's own check passes, `stop` when its process is gone. A component that ends by
-itself is started again after a second. Stands alone on purpose: nothing of its folder is imported here.
+serves one line of JSON per connection on FOLDER/control.sock: {"verb": "start"|"stop"|"status", "name": NAME,
+"flags": [...]}. `start` answers when the component's own check passes, `stop` when its process is gone. Flags are added
+to the command line until a `start` with others. A component that ends by itself is started again after a second.
+Stands alone on purpose: nothing of its folder is imported here.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Component:
     command: list[str]
     environment: dict[str, str]
     check: dict[str, str]
+    flags: list[str] = field(default_factory=list)
     pid: int | None = None
     wanted: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,7 +64,7 @@ class Node:
         """One connection: one order, one answer."""
         try:
             order = json.loads(await reader.readline())
-            reply = await self.obey(order["verb"], order.get("name", ""))
+            reply = await self.obey(order["verb"], order.get("name", ""), order.get("flags", []))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(ConnectionError):
@@ -70,20 +72,23 @@ class Node:
             await writer.drain()
         writer.close()
 
-    async def obey(self, verb: str, name: str) -> dict[str, Any]:
+    async def obey(self, verb: str, name: str, flags: list[str]) -> dict[str, Any]:
         """An order's answer; the key `error` says why it could not be obeyed."""
         if verb == "status":
             return {n: c.pid is not None for n, c in self.components.items()}
         if name not in self.components:
             return {"error": f"there is no component {name}"}
         if verb == "start":
-            return await self.start(self.components[name])
+            return await self.start(self.components[name], flags)
         if verb == "stop":
             return await self.stop(self.components[name])
         return {"error": f"unknown verb {verb}"}
 
-    async def start(self, component: Component) -> dict[str, Any]:
-        """Starts a component unless it runs, and waits for its check."""
+    async def start(self, component: Component, flags: list[str]) -> dict[str, Any]:
+        """Starts a component unless it runs with these flags, and waits for its check."""
+        if component.pid is not None and component.flags != flags and (refusal := await self.stop(component)):
+            return refusal
+        component.flags = flags
         component.wanted = True
         if component.pid is None:
             self.spawn(component)
@@ -114,7 +119,7 @@ class Node:
         try:
             component.pid = os.posix_spawn(
                 component.command[0],
-                component.command,
+                [*component.command, *component.flags],
                 os.environ | component.environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
                 setsid=True,

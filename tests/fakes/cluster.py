@@ -129,6 +129,15 @@ class FakeEnvironment:
         """Say that the commands have just begun, once they have."""
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
+    @property
+    def repeatable(self) -> bool:
+        """It always can be made again."""
+        return True
+
+    def let_go(self) -> None:
+        """Note that nobody drives it."""
+        self.steps.append("let go")
+
     def leave(self) -> None:
         """Note that the environment is another agent's now."""
         self.left = True

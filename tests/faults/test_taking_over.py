@@ -177,10 +177,11 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
     async with estate.agent(**ADOPTING) as app:
         adopt, dropped = app.adoption.adopt, asyncio.Event()
 
-        def adopt_and_drop(environment: Any) -> None:
-            adopt(environment)
+        def adopt_and_drop(environment: Any) -> bool:
+            taken = adopt(environment)
             assert app.sessions.hand_over() == 1
             dropped.set()
+            return taken
 
         app.adoption.adopt = adopt_and_drop
         await estate.ready()

@@ -46,8 +46,17 @@ class Heir:
         self.taken: list[PodEnvironment] = []
         self.open = True
         leases: Any = Judge(DEAD)
-        self.adoption = Adoption(self.pods, leases, self.taken.append, open_for=lambda: self.open)
+        self.busy = False
+        self.adoption = Adoption(self.pods, leases, self.take, open_for=lambda: self.open)
         self.sweep = Sweep(self.pods, 60.0)
+
+    def take(self, environment: PodEnvironment) -> bool:
+        """Take a session, unless its attempt is still being ended here."""
+        if self.busy:
+            environment.let_go()
+        else:
+            self.taken.append(environment)
+        return not self.busy
 
     async def look(self) -> None:
         """List the pods, so that what is known is what is there."""
@@ -151,6 +160,24 @@ async def test_a_claim_that_was_made_although_its_answer_got_lost_is_taken(
     assert [each.plan.action.key.claim for each in heir.taken] == [2]
     assert len(api.asked("patch")) == 1
     assert heir.pods.claimed == set()
+
+
+async def test_what_cannot_be_taken_yet_stays_claimed_is_no_remains_and_is_offered_again(
+    api: SharedApi, client: Client, dead: PodEnvironment
+) -> None:
+    heir = Heir(client)
+    heir.busy = True
+    await heir.look()
+    for _ in range(2):
+        await heir.adoption.once()
+        await heir.look()
+        await heir.sweep.once()
+    assert (heir.taken, heir.pods.held, heir.watch.watched) == ([], {}, {})
+    assert dead.plan.name in api.pods
+    heir.busy = False
+    await heir.adoption.once()
+    assert [each.plan.action.key.claim for each in heir.taken] == [2]
+    assert len(api.asked("patch")) == 1
 
 
 async def test_a_claim_that_failed_is_made_again(api: SharedApi, client: Client, dead: PodEnvironment) -> None:

@@ -93,7 +93,7 @@ DONE = ended("action", 0, message=record("completed", 3, 0))
 FAILED = ended("action", 7, message=record("started", 2, 7))
 TERMED = ended("action", 143, message=record("started", 2, 143))
 KILLED = ended("action", 137, message=record("started", 2))
-FILES_OVER = ended("files", 143)
+FILES_OVER = ended("files", 143, message="ready")
 CREATING = (waits("files"), waits("action"))
 CLONED = ended("repository", 0)
 SUCCESS = Exited(0, 3, None)
@@ -345,8 +345,8 @@ def test_a_container_that_cannot_run_fails_the_set_up_with_a_sentence(container:
         pod(FILES, running("action"), conditions=(disruption("EvictionByEvictionAPI"),), deleted=50),
         pod(FILES, running("action"), conditions=(disruption("PreemptionByScheduler"),)),
         pod(ended("files", 0), running("action")),
-        pod(ended("files", 137, "OOMKilled"), running("action")),
-        pod(ended("files", 143), running("action"), deleted=50),
+        pod(ended("files", 137, "OOMKilled", "ready"), running("action")),
+        pod(ended("files", 143, message="ready"), running("action"), deleted=50),
     ],
     ids=[
         "runs",

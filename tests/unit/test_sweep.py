@@ -34,6 +34,10 @@ def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Su
     return pod
 
 
+def swept(pods: Pods) -> float | None:
+    return pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
+
+
 async def here(api: FakeApi, client: Any) -> Pods:
     """Return pods of agent-1 whose watch knows what the API has now."""
     watch = PodWatch(client, "ci", "default", client.metrics)
@@ -60,14 +64,15 @@ async def test_what_is_remains_and_what_is_not(api: FakeApi) -> None:
         pods = await here(api, client)
         held = pods.environment(ACTION)
         await held.create()
-        await Sweep(pods, 60.0).once()
+        sweep = Sweep(pods, 60.0)
+        await sweep.once()
         assert sorted(api.pods) == sorted(
             ["theirs-running", "theirs-just-ended", "theirs-failed-within-the-hour", held.plan.name]
         )
-        assert pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"}) == 4
-        assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 4
+        assert swept(pods) == 0, "swept is what is gone"
         await pods.watch.list()
-        await Sweep(pods, 60.0).once()
+        await sweep.once()
+        assert swept(pods) == 4
         assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 0
 
 
@@ -85,11 +90,35 @@ async def test_what_is_still_there_the_next_time_is_forced(api: FakeApi) -> None
     async with api.serving() as client:
         pods = await here(api, client)
         sweep = Sweep(pods, 60.0)
-        for _ in range(2):
+        seen = []
+        for _ in range(3):
             await sweep.once()
             await pods.watch.list()
+            sample = pods.metrics.registry.get_sample_value
+            seen.append((sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(pods)))
         assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
         assert api.pods == {}
+        assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
+
+
+async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: FakeApi) -> None:
+    """Its create is under way when it is left: no UID is known, and the pod comes to light only later."""
+    async with api.serving() as client:
+        pods = await here(api, client)
+        left = pods.environment(ACTION)
+        api.answer("create", "pods", 504, "it took too long", applied=True)
+        creating = asyncio.create_task(left.create(), name="create")
+        await api.until(lambda: bool(api.pods))
+        left.leave()
+        creating.cancel()
+        await asyncio.wait({creating})
+        await left.remove()
+        sweep = Sweep(pods, 60.0)
+        await sweep.once()
+        await pods.watch.list()
+        await sweep.once()
+        assert list(api.pods) == [left.plan.name]
+        assert api.asked("delete") == []
 
 
 async def test_another_pod_of_the_name_is_not_touched(api: FakeApi) -> None:
