@@ -7,18 +7,13 @@ this would write. Lives as long as the command.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
-
 import generated
 
 
 def main() -> None:
     """Write the three files."""
     for path, text in generated.files().items():
-        if path.read_text("utf-8") != text if path.exists() else True:
+        if not path.exists() or path.read_text("utf-8") != text:
             path.write_text(text, "utf-8")
             print(f"wrote {path.name}")
 

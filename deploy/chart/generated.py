@@ -124,7 +124,8 @@ def files() -> dict[Path, str]:
 def chart_values(text: str) -> list[Value]:
     """The values above the line, in their order."""
     node = yaml.compose(text, yaml.SafeLoader)
-    assert isinstance(node, yaml.MappingNode)
+    if not isinstance(node, yaml.MappingNode):
+        raise TypeError("values.yaml is no mapping")
     return list(below(node, text.splitlines(), ""))
 
 
@@ -158,8 +159,8 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
         key = f"{prefix}{name}"
         if key in SET_BY_CHART:
             continue
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        section = section_of(model, name)
+        if section is not None:
             yield from settings_values(section, f"{key}.")
             continue
         schema = {word: schemas[name][word] for word in schemas[name] if word not in ("title", "default", "ge")}
@@ -178,6 +179,12 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
         if isinstance(default, float) and default == int(default):
             default = int(default)
         yield Value(key, comment or f"the agent's {name}", default, schema | NARROWED.get(key, {}))
+
+
+def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a section; None for a single setting."""
+    kind = model.model_fields[name].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def inlined(schema: Schema) -> Schema:
@@ -236,9 +243,7 @@ def settings_text(model: type[BaseModel]) -> str:
 def summary(model: type[BaseModel], path: list[str]) -> str:
     """The first line of what a section says of itself."""
     for name in path:
-        section = model.model_fields[name].annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
-        model = section
+        model = section_of(model, name) or model
     return (model.__doc__ or "").strip().splitlines()[0]
 
 

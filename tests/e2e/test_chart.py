@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, Lab, Report, until
+from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, until
 from tests.e2e.observer import Observer
-from tests.e2e.release import Release
+from tests.e2e.release import Release, helm
 from tests.e2e.test_agent import metric
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 SLOTS = 10
+# For pods to start on a machine that does much else.
+SLOW = 240
 AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/claim"
 
 
@@ -52,21 +54,30 @@ def release(lab: Lab) -> Iterator[Release]:
         assert f"helm test {release.name}" in notes
         yield release
     finally:
+        helm("uninstall", release.name, "--namespace", namespace, "--ignore-not-found", "--wait")
         kube.kubectl("delete", "namespace", namespace, "--wait=false", check=False)
 
 
-def counting(seconds: int) -> Object:
-    """Return an action that writes a line a second, then a file."""
-    count = f"for i in $(seq {seconds}); do echo line $i; sleep 1; done"
+def counting(lines: int) -> Object:
+    """Return an action that writes a line every two seconds, then a file."""
+    count = f"for i in $(seq {lines}); do echo line $i; sleep 2; done"
     return {"image": BUSYBOX, "commands": [count, "echo content > file"]}
 
 
-def check_whole(reports: dict[str, Report], seconds: int) -> None:
+def check_whole(reports: dict[str, Report], lines: int) -> None:
     """Every action succeeded with its whole log and its file."""
     for report in reports.values():
         assert report.outcome == ("succeeded", None, 0), report
-        assert report.text == "".join(f"line {i + 1}\n" for i in range(seconds)), report
+        assert report.text == "".join(f"line {i + 1}\n" for i in range(lines)), report
         assert {path: file.read_text() for path, file in report.files.items()} == {"file": "content\n"}
+
+
+def started(lab: Lab, number: int, lines: int) -> Submission:
+    """Submit so many counting actions and wait until each of them runs."""
+    submission = lab.start({f"a{i}": counting(lines) for i in range(number)})
+    for name in submission.names:
+        submission.until(name, lambda report: any(event["event"] == "log" for event in report.events), SLOW)
+    return submission
 
 
 def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[list[dict[str, str]]]:
@@ -111,7 +122,7 @@ def test_scaled_to_four_forty_actions_are_spread_and_no_agent_has_more_than_its_
     release.scale(4)
     before = len(lab.observer.states)
     action = {"image": BUSYBOX, "commands": ["sleep 3"], "artifacts": "none"}
-    reports = lab.run({f"a{i}": action for i in range(40)})
+    reports = lab.run({f"a{i}": action for i in range(40)}, timeout=SLOW)
     assert [report.outcome for report in reports.values()] == [("succeeded", None, 0)] * 40
     most, at_once = most_at_once(lab.observer.states[before:])
     print(f"\n  actions per agent {sorted(most.values())}, at once at most {sorted(at_once.values())}")
@@ -143,12 +154,10 @@ def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
 
 def test_scaled_down_to_one_under_load_nothing_is_lost(lab: Lab, release: Release) -> None:
     release.scale(4)
-    submission = lab.start({f"a{i}": counting(12) for i in range(10)})
-    for name in submission.names:
-        submission.until_running(name)
+    submission = started(lab, 10, 6)
     release.scale(1)
-    reports = submission.wait()
-    check_whole(reports, 12)
+    reports = submission.wait(SLOW)
+    check_whole(reports, 6)
     for states in labels_of(lab.observer, lab, reports):
         assert {labels[ATTEMPT] for labels in states} == {"1"}
 
@@ -157,16 +166,14 @@ def test_upgraded_while_twenty_actions_run_each_ends_once_with_log_and_files(lab
     kube.provider("tag", "localhost/sealci-agent:dev", "localhost/sealci-agent:next")
     release.scale(2)
     anchor, old = release.anchor(lab.namespace), release.uids()
-    submission = lab.start({f"a{i}": counting(25) for i in range(20)})
-    for name in submission.names:
-        submission.until_running(name)
+    submission = started(lab, 20, 12)
     # What `kubectl scale` has said stays so only when the chart says nothing.
     release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
     new = release.uids()
     assert len(new) == 2
     assert not old & new
-    reports = submission.wait()
-    check_whole(reports, 25)
+    reports = submission.wait(SLOW)
+    check_whole(reports, 12)
     assert release.anchor(lab.namespace) == anchor
     for states in labels_of(lab.observer, lab, reports):
         assert {labels[ATTEMPT] for labels in states} == {"1"}
@@ -182,9 +189,7 @@ def test_no_upgrade_replaces_the_anchor(lab: Lab, release: Release) -> None:
 
 
 def test_uninstalled_under_load_nothing_is_left_anywhere(lab: Lab, release: Release) -> None:
-    submission = lab.start({f"a{i}": counting(120) for i in range(8)})
-    for name in submission.names:
-        submission.until_running(name)
+    submission = started(lab, 8, 100)
     release.uninstall()
     until(lambda: not release.left(), f"left: {release.left()}", 60)
     submission.process.kill()
