@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images clean
+.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +57,11 @@ test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a
 soak: setup cluster-up images ## a million log lines over resets and an adoption (minutes)
 	$(BIN)/pytest tests/faults -m soak -s
 
-demo: setup cluster-up images ## cluster, image, scheduler, agent, and a real pipeline from its submission to a clean cluster
+demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
 	$(BIN)/python deploy/demo
+
+chart: setup ## write what in the chart follows from the settings and the values' comments
+	$(BIN)/python deploy/chart
 
 cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
 	$(CLUSTER_VERB) up

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.actions import Health, Readiness
+from agent.cluster import anchor
 from agent.cluster.adoption import Adoption
 from agent.cluster.client import Client
 from agent.cluster.features import user_namespaces
@@ -41,6 +42,7 @@ VERSION = version("sealci-agent")
 REFUSED = 4
 HTTP_START = 10.0
 NOTICE = 1.0
+LAST_WORDS = 2.0
 MOST_ADOPTED = 500
 
 
@@ -63,7 +65,7 @@ class App:
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
         self.http = Http(settings.http, self.metrics, self.not_ready)
-        self.leases = Leases(client, settings, identity.agent_id, self.pods.owner)
+        self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
         self.sweep = Sweep(self.pods, settings.cluster.sweep_interval)
@@ -152,6 +154,10 @@ class App:
         async with asyncio.timeout(HTTP_START):
             await started.wait()
         log.info("serving metrics and probes", port=self.http.port)
+        if not await self.anchored():
+            roots[0].cancel()
+            log.info("left before anything was begun")
+            return
         roots += [
             self.tasks.create_task(self.watch.run(), name="pod watch"),
             self.tasks.create_task(self.notice_cluster(), name="cluster health"),
@@ -173,29 +179,50 @@ class App:
             await self.leases.release()
         log.info("left", finished=self.sessions.finished, handed_over=handed_over)
 
+    async def anchored(self) -> bool:
+        """Learn who owns what this agent makes; False when it is asked to leave before that is known."""
+        finding = asyncio.create_task(anchor.find(self.client, self.settings), name="anchor")
+        stopping = asyncio.create_task(self.stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({finding, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not finding.done():
+                return False
+            self.pods.owner = self.leases.owner = finding.result()
+            return True
+        finally:
+            for task in (finding, stopping):
+                task.cancel()
+            await asyncio.wait({finding, stopping})
+
     async def leave(self) -> int:
         """Wait for the sessions; hand over those that take too long, or end them when asked twice.
+
+        A cluster that refuses the agent meanwhile has lost its release: nothing can be waited for then.
 
         Returns how many were handed over.
         """
         handed_over = 0
         idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
         at_once = asyncio.create_task(self.stopping_now.wait(), name="stop at once")
+        gone = asyncio.create_task(self.leases.refused.wait(), name="release gone")
         try:
             await asyncio.wait(
-                {idle, at_once}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
+                {idle, at_once, gone}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if not idle.done() and self.settings.agent.adoption and not at_once.done():
                 handed_over = self.sessions.hand_over()
             elif not idle.done():
                 log.warning("ending sessions", running=self.sessions.used)
                 self.sessions.cancel_all("the agent was stopped")
-            await asyncio.wait({idle}, timeout=self.longest_end())
+            await asyncio.wait({idle, gone}, timeout=self.longest_end(), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not idle.done():
+                log.warning("the cluster refuses this agent: its release is gone, and what it made goes with that")
+                await asyncio.wait({idle}, timeout=LAST_WORDS)
             self.sessions.abandon()
         finally:
-            for task in (idle, at_once):
+            for task in (idle, at_once, gone):
                 task.cancel()
-            await asyncio.wait({idle, at_once})
+            await asyncio.wait({idle, at_once, gone})
         return handed_over
 
     def longest_end(self) -> float:

@@ -33,18 +33,20 @@ log = structlog.get_logger(__name__)
 FORGOTTEN = 600.0
 # A renewal that comes later than this many intervals was missed: what the others did meanwhile was not seen.
 MISSED = 1.6
+REFUSALS = frozenset({401, 403})
+REFUSED_AFTER = 2
 
 
 class Leases(Reflector):
     """The Leases of a pool; `departed` says whose sessions may be adopted. `on_change` is told of every change."""
 
-    def __init__(self, client: Client, settings: Settings, agent_id: str, owner: Object | None) -> None:
+    def __init__(self, client: Client, settings: Settings, agent_id: str) -> None:
         namespace = settings.cluster.namespace
         path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         super().__init__(client, "leases", path, names.pool_selector(settings.agent.pool), client.metrics)
         self.settings = settings
         self.agent_id = agent_id
-        self.owner = owner
+        self.owner: Object | None = None
         self.name = f"sealci-{hashlib.sha256(f'{settings.agent.pool}/{agent_id}'.encode()).hexdigest()[:16]}"
         self.seen: dict[str, tuple[str, float]] = {}
         self.given_back: dict[str, float] = {}
@@ -53,6 +55,8 @@ class Leases(Reflector):
         self.renewed = 0.0
         self.healthy_since = 0.0
         self.held = asyncio.Event()
+        self.refusals = 0
+        self.refused = asyncio.Event()
         # The own renewals come back on the watch: one that tells nothing for this long is dead.
         self.silence = 2 * settings.cluster.lease_duration
         self.on_change: Callable[[], None] = lambda: None
@@ -71,12 +75,21 @@ class Leases(Reflector):
                 self.renewed_now()
                 await self.tidy()
             except (ClusterError, TimeoutError) as error:
+                self.note_refusal(error)
                 log.warning("the agent's Lease could not be renewed", error=str(error) or "no answer in time")
             took = time.monotonic() - began
             await asyncio.sleep(max(0.0, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
+    def note_refusal(self, error: Exception) -> None:
+        """Take note that the cluster does not let this agent do anything; once may be a moment of the API's own."""
+        self.refusals = self.refusals + 1 if isinstance(error, ClusterError) and error.status in REFUSALS else 0
+        if self.refusals >= REFUSED_AFTER:
+            self.refused.set()
+
     def renewed_now(self) -> None:
         """Take note of a renewal; after one that was missed, judging others begins anew."""
+        self.refusals = 0
+        self.refused.clear()
         now = time.monotonic()
         if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
             self.healthy_since = now

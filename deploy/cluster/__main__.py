@@ -10,6 +10,8 @@
     image           builds the agent's image and loads it
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
+    tag IMAGE NAME  gives an image of the cluster another name
+    helm            prints the path of helm, built from its Go module when it is not there
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
                     starts it, with these flags too (of the local cluster), and waits until it answers
@@ -82,6 +84,11 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "load", [_, *_]:
             for image in rest:
                 images.load_by_hand(settings, provider, image)
+        case "tag", [image, name]:
+            provider.tag(image, name)
+        case "helm", []:
+            builds.build(settings, ["helm"])
+            print(builds.binary(settings, "helm"))
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start", *flags] if name in COMPONENTS:

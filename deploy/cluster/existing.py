@@ -54,6 +54,10 @@ class Existing:
         """Cannot be done."""
         raise Refusal("images cannot be loaded into an existing cluster: push them to a registry that it pulls from")
 
+    def tag(self, image: str, name: str) -> NoReturn:
+        """Cannot be done."""
+        raise Refusal(f"{image} of an existing cluster cannot be named {name} from here")
+
     def stop(self, name: str) -> NoReturn:
         """Cannot be done."""
         raise Refusal(f"{name} of an existing cluster cannot be stopped from here")

@@ -99,6 +99,10 @@ class Kind:
         """Imports a docker archive into the node."""
         self.kind("load", "image-archive", archive)
 
+    def tag(self, image: str, name: str) -> None:
+        """Gives an image of the node another name."""
+        self.inside("ctr", "--namespace", "k8s.io", "images", "tag", "--force", image, name)
+
     def stop(self, name: str) -> None:
         """Ends one component: a unit of the node, or a static pod whose manifest is put aside."""
         if name in SERVICES:

@@ -108,6 +108,12 @@ class Local:
         run([builds.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
              "images", "import", "--local", archive], seconds=300)  # fmt: skip
 
+    def tag(self, image: str, name: str) -> None:
+        """Gives an image of the node's containerd another name."""
+        self.require_up()
+        run([builds.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
+             "images", "tag", "--force", image, name], seconds=60)  # fmt: skip
+
     def stop(self, name: str) -> None:
         """Ends one component and returns once its process is gone. Pods keep running."""
         self.require_up()

@@ -1,16 +1,20 @@
-"""`make demo`: a real pipeline, from its submission to a clean cluster, with the time that each step took.
+"""`make demo`: the chart installed, a real pipeline from its submission to its files, and a clean cluster at the end.
 
-Starts a git server with a published package's source, a scheduler and an agent, submits the pipeline, shows its log as
-it comes, checks what came back (the wheel installs and imports), ends everything and looks for remains.
+Starts a git server with a published package's source, installs the chart with two agents and the scheduler that comes
+with it, submits the pipeline, shows its log as it comes, checks what came back (the wheel installs and imports), shows
+the agents' metrics, scales them to three, uninstalls, and looks for remains. Says how long each step took.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -22,18 +26,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 import source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-AGENT = [sys.executable, "-m", "agent"]
-SETTINGS = {
-    "SEALCI_SCHEDULER__TLS__ENABLED": "false",
-    "SEALCI_AGENT__POOL": "demo",
-    "SEALCI_POLICY__REPOSITORY_SCHEMES": '["https", "ssh", "git"]',
-    "SEALCI_HTTP__HOST": "127.0.0.1",
-    "SEALCI_HTTP__PORT": "0",
+RELEASE, NAMESPACE = "demo", "sealci-demo"
+AGENTS = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=agent"
+VALUES = {
+    "replicaCount": 2,
+    "image": {"repository": "localhost/sealci-agent", "tag": "dev"},
+    "demoScheduler": {"enabled": True},
+    # The repository of the demo is served by git's own protocol, which is off by default.
+    "policy": {"repository_schemes": ["https", "ssh", "git"]},
 }
-SELECTOR = "app.kubernetes.io/managed-by=sealci-agent"
+# What is shown of the metrics.
+SHOWN = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_total|artifact_(files|bytes)_total)\b")
+LEFT = {"pods,secrets,leases": "app.kubernetes.io/managed-by=sealci-agent", "all,configmaps,roles,rolebindings":
+        f"app.kubernetes.io/instance={RELEASE}"}  # fmt: skip
 
 
 class Clock:
@@ -61,29 +69,28 @@ def main() -> int:
     """Run the demo; 0 when everything was as it should be."""
     clock = Clock()
     out = Path(tempfile.mkdtemp(prefix="sealci-demo-"))
-    env = os.environ | SETTINGS | {"KUBECONFIG": verb("kubeconfig"), "PYTHONUNBUFFERED": "1"}
+    os.environ["KUBECONFIG"] = verb("kubeconfig")
     with clock.step(f"the source of {source.PACKAGE} {source.VERSION}, in a git repository"):
         source.make_repository(out / "repositories")
-    address = verb("address")
     with contextlib.ExitStack() as stack:
-        with clock.step("scheduler, agent and git server start"):
-            url = stack.enter_context(source.served(out / "repositories", address))
-            pipeline = out / "pipeline.yaml"
-            pipeline.write_text((Path(__file__).parent / "pipeline.yaml").read_text().replace("{url}", url))
-            scheduler = start(stack, out, "scheduler", ["--listen", "127.0.0.1:0", "--folder", str(out / "out")], env)
-            listening = found(scheduler, r"address\W+(127\.0\.0\.1:\d+)")
-            agent = start(stack, out, "serve", [], env | {"SEALCI_SCHEDULER__ADDRESS": listening})
-            found(agent, r"(registered with the scheduler)")
+        with clock.step("helm install: two agents and a scheduler"):
+            install(stack)
+        url = stack.enter_context(source.served(out / "repositories", verb("address")))
+        pipeline = out / "pipeline.yaml"
+        pipeline.write_text((Path(__file__).parent / "pipeline.yaml").read_text().replace("{url}", url))
         with clock.step("the pipeline, as it runs"):
-            code = subprocess.run(
-                [*AGENT, "submit", str(pipeline), "--scheduler", listening, "--plaintext"], env=env, check=False
-            )
-        with clock.step("agent and scheduler leave"):
+            ok = submit(pipeline)
+        with clock.step("what came back"):
+            fetch(out / "out")
+            ok = check(out / "out", out / "check") and ok
+        with clock.step("what the agents measured"):
+            show_metrics()
+        with clock.step("kubectl scale: three agents"):
+            scale(3)
+        with clock.step("helm uninstall"):
             stack.close()
-    with clock.step("what came back"):
-        ok = code.returncode == 0 and check(out / "out", out / "check")
     with clock.step("what is left in the cluster"):
-        ok = nothing_left(env) and ok
+        ok = nothing_left() and ok
     clock.show()
     print(f"\nlogs and files: {out / 'out'}")
     return 0 if ok else 1
@@ -92,42 +99,70 @@ def main() -> int:
 def verb(*arguments: str) -> str:
     """Ask the cluster's provider."""
     command = [sys.executable, str(ROOT / "deploy" / "cluster"), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
 
 
-def start(stack: contextlib.ExitStack, out: Path, name: str, arguments: list[str], env: dict[str, str]) -> Path:
-    """Start a command of the agent that ends with the stack; returns its log."""
-    log = out / f"{name}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen([*AGENT, name, *arguments], env=env, cwd=ROOT, stdout=file, stderr=file)
-    stack.callback(end, process)
-    return log
+def kubectl(*arguments: str) -> str:
+    """Run kubectl and return what it prints."""
+    command = [verb("kubectl"), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to leave and wait for it."""
-    process.terminate()
-    process.wait(120)
+def install(stack: contextlib.ExitStack) -> None:
+    """Install the chart; it is uninstalled, and its namespace removed, when the stack is closed."""
+    helm = verb("helm")
+    stack.callback(subprocess.run, [verb("kubectl"), "delete", "namespace", NAMESPACE, "--wait=true"], check=False)
+    command = [helm, "install", RELEASE, str(ROOT / "charts" / "sealci-agent"), "--namespace", NAMESPACE]
+    stack.callback(subprocess.run, [helm, "uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"], check=False)
+    words = [*command, "--create-namespace", "--wait", "--timeout", "120s", "--values", "-"]
+    subprocess.run(words, input=json.dumps(VALUES), text=True, check=True)
 
 
-def found(log: Path, pattern: str) -> str:
-    """Wait until a log says something."""
+def submit(pipeline: Path) -> bool:
+    """Submit a pipeline to the scheduler in the cluster and show it; whether it succeeded."""
+    service = f"service/{RELEASE}-sealci-agent-scheduler"
+    forward = subprocess.Popen(
+        [verb("kubectl"), "port-forward", "--namespace", NAMESPACE, service, ":7080"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = forward.stdout.readline() if forward.stdout else ""
+        found = re.search(r"127\.0\.0\.1:\d+", line)
+        if found is None:
+            raise SystemExit(f"{service} cannot be reached")
+        command = [sys.executable, "-m", "agent", "submit", str(pipeline), "--scheduler", found[0], "--plaintext"]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    finally:
+        forward.terminate()
+        forward.wait(10)
 
-    def look() -> str:
-        match = re.search(pattern, log.read_text())
-        return match[1] if match else ""
 
-    return until(look, lambda: f"{log} does not say {pattern}:\n{log.read_text()}")
+def fetch(folder: Path) -> None:
+    """Copy logs and files from the scheduler's folder."""
+    scheduler = f"deployment/{RELEASE}-sealci-agent-scheduler"
+    words = ["exec", "--namespace", NAMESPACE, scheduler, "--", "tar", "-C", "/var/lib/sealci", "-cf", "-", "."]
+    done = subprocess.run([verb("kubectl"), *words], check=True, stdout=subprocess.PIPE)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
 
 
-def until(look: Callable[[], str], why: Callable[[], str]) -> str:
-    """Look again and again, for half a minute."""
-    deadline = time.monotonic() + 30
-    while not (answer := look()):
-        if time.monotonic() > deadline:
-            raise SystemExit(why())
-        time.sleep(0.05)
-    return answer
+def show_metrics() -> None:
+    """Print a few of the metrics of each agent."""
+    for name in kubectl("get", "pods", "--namespace", NAMESPACE, "--selector", AGENTS, "--output=name").split():
+        print(name)
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name.removeprefix('pod/')}:8080/proxy/metrics"
+        for line in kubectl("get", "--raw", path).splitlines():
+            if SHOWN.match(line) and not line.endswith(" 0.0"):
+                print(f"  {line}")
+
+
+def scale(replicas: int) -> None:
+    """Have so many agents, and show them once they are ready."""
+    deployment = f"deployment/{RELEASE}-sealci-agent"
+    kubectl("scale", "--namespace", NAMESPACE, deployment, f"--replicas={replicas}")
+    kubectl("rollout", "status", "--namespace", NAMESPACE, deployment, "--timeout=90s")
+    print(kubectl("get", "pods", "--namespace", NAMESPACE, "--selector", AGENTS), end="")
 
 
 def check(folder: Path, scratch: Path) -> bool:
@@ -159,12 +194,15 @@ def check(folder: Path, scratch: Path) -> bool:
     return int(suite.get("tests", 0)) > 0 and suite.get("failures") == suite.get("errors") == "0"
 
 
-def nothing_left(env: dict[str, str]) -> bool:
-    """Show pods and Secrets of ours in all namespaces: there must be none."""
-    command = [verb("kubectl"), "get", "pods,secrets", "-A", "-l", SELECTOR]
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-    print(f"$ kubectl get pods,secrets -A -l {SELECTOR}\n{done.stdout}{done.stderr}".rstrip())
-    return not done.stdout
+def nothing_left() -> bool:
+    """Show what is of the agents or of the release in all namespaces: there must be nothing."""
+    clean = True
+    for kinds, selector in LEFT.items():
+        words = ["get", kinds, "-A", "-l", selector]
+        done = subprocess.run([verb("kubectl"), *words], check=True, capture_output=True, text=True)
+        print(f"$ kubectl {' '.join(words)}\n{done.stdout}{done.stderr}".rstrip())
+        clean = clean and not done.stdout
+    return clean
 
 
 if __name__ == "__main__":

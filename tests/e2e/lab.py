@@ -149,7 +149,7 @@ class Submission:
 class Lab:
     """Agent and scheduler over one namespace."""
 
-    def __init__(self, namespace: str, folder: Path, **settings: Any) -> None:
+    def __init__(self, namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> None:
         self.namespace = namespace
         self.folder = folder
         self.pool = f"e2e-{secrets.token_hex(3)}"
@@ -157,7 +157,7 @@ class Lab:
         self.agents: list[Agent] = []
         self.settings = settings
         self.secret_values: list[str] = []
-        self.scheduler, self.address = start_scheduler(folder)
+        self.scheduler, self.address = start_scheduler(folder, listen)
 
     def agent(self, **settings: Any) -> Agent:
         """Start an agent and wait until it is ready."""

@@ -56,7 +56,7 @@ class Pool:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.api = Api()
-        self.leases = Leases(self.api, Settings(), ME, None)  # type: ignore[arg-type]  # an API by script
+        self.leases = Leases(self.api, Settings(), ME)  # type: ignore[arg-type]  # an API by script
         self.version = 0
         self.leases.synced.set()
 
@@ -198,7 +198,7 @@ class Replicas:
         self.up = True
         self.version = 0
         self.agents = [f"uid-{number}.1" for number in range(count)]
-        self.observers = {agent: Leases(Api(), Settings(), agent, None) for agent in self.agents}  # type: ignore[arg-type]
+        self.observers = {agent: Leases(Api(), Settings(), agent) for agent in self.agents}  # type: ignore[arg-type]
 
     def renew(self, agent: str, **spec: Any) -> None:
         """Let one agent write its Lease, and all see it."""
@@ -283,7 +283,7 @@ async def test_the_lease_of_an_agent_that_died_long_ago_is_removed_as_it_was_see
 
 async def test_a_renewal_into_a_black_hole_does_not_hold_back_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings.model_validate({"cluster": {"lease_duration": "2s", "lease_renew": "0.5s"}})
-    leases = Leases(Api(), settings, ME, None)  # type: ignore[arg-type]  # never asked
+    leases = Leases(Api(), settings, ME)  # type: ignore[arg-type]  # never asked
     tries: asyncio.Queue[None] = asyncio.Queue()
 
     async def lost() -> None:

@@ -1,0 +1,76 @@
+{{- /* What the agent's container and the doctor's have in common: settings, identity, credentials, room to write. */ -}}
+{{- define "sealci-agent.env" -}}
+- name: SEALCI_CONFIG
+  value: /etc/sealci/settings/settings.yaml
+- name: SEALCI_AGENT__ID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.uid
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "sealci-agent.mounts" -}}
+- name: settings
+  mountPath: /etc/sealci/settings
+  readOnly: true
+- name: tmp
+  mountPath: /tmp
+{{- if .Values.credentials.token.existingSecret }}
+- name: token
+  mountPath: /etc/sealci/token
+  readOnly: true
+{{- end }}
+{{- if .Values.credentials.ca.existingSecret }}
+- name: ca
+  mountPath: /etc/sealci/ca
+  readOnly: true
+{{- end }}
+{{- if .Values.credentials.certificate.existingSecret }}
+- name: certificate
+  mountPath: /etc/sealci/certificate
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "sealci-agent.volumes" -}}
+- name: settings
+  configMap:
+    name: {{ include "sealci-agent.fullname" . }}
+- name: tmp
+  emptyDir: {}
+{{- with .Values.credentials.token }}
+{{- if .existingSecret }}
+- name: token
+  secret:
+    secretName: {{ .existingSecret }}
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- end }}
+{{- with .Values.credentials.ca }}
+{{- if .existingSecret }}
+- name: ca
+  secret:
+    secretName: {{ .existingSecret }}
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- end }}
+{{- with .Values.credentials.certificate }}
+{{- if .existingSecret }}
+- name: certificate
+  secret:
+    secretName: {{ .existingSecret }}
+{{- end }}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

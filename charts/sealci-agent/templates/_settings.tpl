@@ -1,0 +1,30 @@
+{{- /* The agents' settings file: the values' lower half, with what the chart knows better. Never a secret. */ -}}
+{{- define "sealci-agent.settings" -}}
+{{- $settings := dict -}}
+{{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "logging" -}}
+{{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
+{{- end -}}
+{{- $_ := set $settings.scheduler "address" (include "sealci-agent.schedulerAddress" .) -}}
+{{- if include "sealci-agent.demo" . -}}
+{{- $_ := set $settings.scheduler.tls "enabled" false -}}
+{{- end -}}
+{{- if .Values.credentials.token.existingSecret -}}
+{{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" .Values.credentials.token.key) -}}
+{{- end -}}
+{{- if .Values.credentials.ca.existingSecret -}}
+{{- $_ := set $settings.scheduler.tls "ca_file" (printf "/etc/sealci/ca/%s" .Values.credentials.ca.key) -}}
+{{- end -}}
+{{- if .Values.credentials.certificate.existingSecret -}}
+{{- $_ := set $settings.scheduler.tls "cert_file" "/etc/sealci/certificate/tls.crt" -}}
+{{- $_ := set $settings.scheduler.tls "key_file" "/etc/sealci/certificate/tls.key" -}}
+{{- end -}}
+{{- $_ := set $settings.agent "pool" (include "sealci-agent.pool" .) -}}
+{{- $_ := set $settings.agent "anchor" (include "sealci-agent.anchor" .) -}}
+{{- $_ := set $settings.cluster "namespace" (include "sealci-agent.actionsNamespace" .) -}}
+{{- $_ := set $settings.environment "image" (default (include "sealci-agent.image" .) .Values.environment.image) -}}
+{{- if .Values.actions.serviceAccount.create -}}
+{{- $account := dict "spec" (dict "serviceAccountName" (include "sealci-agent.actionsAccount" .)) -}}
+{{- $_ := set $settings.environment "pod_template" (mergeOverwrite $account $settings.environment.pod_template) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}

@@ -1,0 +1,135 @@
+"""The chart as a user has it: installed, changed and removed by the real helm, and looked at with kubectl.
+
+A release lives as long as a test module. Its agents run in a namespace of their own, their actions in another; their
+scheduler is a process of this machine that pods reach, so that tests read its disk as in every other lab.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e import kube
+from tests.e2e.lab import until
+from tests.e2e.observer import MANAGED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHART = kube.ROOT / "charts" / "sealci-agent"
+IMAGE = {"repository": "localhost/sealci-agent", "tag": "dev"}
+Object = dict[str, Any]
+
+
+@cache
+def helm_path() -> str:
+    """Return helm, built from its Go module when it is not there."""
+    return kube.provider("helm", timeout=600).splitlines()[-1]
+
+
+def helm(*arguments: str, values: Object | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run helm; `values` are given as a file on its standard input."""
+    more = ["--values", "-"] if values is not None else []
+    return subprocess.run(
+        [helm_path(), *arguments, *more],
+        env=kube.environment(),
+        input=json.dumps(values) if values is not None else None,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Release:
+    """One release of the chart."""
+
+    def __init__(self, name: str, namespace: str, values: Object) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.values = {"image": IMAGE, **values}
+
+    def helm(self, *arguments: str, values: Object | None = None) -> str:
+        """Run helm on this release and return what it prints."""
+        done = helm(*arguments, "--namespace", self.namespace, values=values)
+        assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}\n{self.state()}"
+        return done.stdout
+
+    def install(self) -> str:
+        """Install the chart and wait until it is ready; returns the notes."""
+        words = ["install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout", "90s"]
+        return self.helm(*words, values=self.values)
+
+    def upgrade(self, *arguments: str, **values: Any) -> None:
+        """Upgrade to changed values and wait until the new agents are ready."""
+        self.values = {**self.values, **values}
+        words = ["upgrade", self.name, str(CHART), "--wait", "--timeout", "120s"]
+        self.helm(*words, *arguments, values=self.values)
+
+    def uninstall(self) -> None:
+        """Uninstall the chart."""
+        self.helm("uninstall", self.name, "--wait", "--timeout", "90s")
+
+    @property
+    def deployment(self) -> str:
+        """The name of the agents' Deployment."""
+        return f"{self.name}-sealci-agent"
+
+    def kubectl(self, *arguments: str) -> str:
+        """Run kubectl in the namespace of the agents."""
+        return kube.kubectl("--namespace", self.namespace, *arguments)
+
+    def scale(self, replicas: int) -> None:
+        """Have so many agents, and wait until they are ready."""
+        self.kubectl("scale", f"deployment/{self.deployment}", f"--replicas={replicas}")
+        until(lambda: len(self.agents()) == replicas, f"there are not {replicas} agents: {self.state()}", 90)
+
+    def agents(self) -> list[Object]:
+        """Return the agents' pods that are ready and do not leave."""
+        selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=agent"
+        found = kube.get("pods", "--namespace", self.namespace, "--selector", selector)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and ready(pod)]
+
+    def uids(self) -> set[str]:
+        """Return the UIDs of these pods, which are the agents' ids."""
+        return {pod["metadata"]["uid"] for pod in self.agents()}
+
+    def metrics(self, pod: Object) -> str:
+        """Return what an agent measures."""
+        name = pod["metadata"]["name"]
+        return kube.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{name}:8080/proxy/metrics")
+
+    def anchor(self, namespace: str) -> str:
+        """Return the UID of the object that owns what the agents make."""
+        name = f"{self.namespace}-{self.deployment}-anchor"
+        return str(kube.get("configmap", name, "--namespace", namespace)[0]["metadata"]["uid"])
+
+    def state(self) -> str:
+        """Say how the release's pods are, for the message of a test that fails."""
+        listed = kube.kubectl("get", "pods", "--namespace", self.namespace, check=False)
+        selector = f"app.kubernetes.io/instance={self.name}"
+        words = ("logs", "--namespace", self.namespace, "--selector", selector, "--tail=20", "--prefix")
+        return listed + kube.kubectl(*words, check=False)
+
+    def left(self) -> list[str]:
+        """Return everything in the cluster that is of this release or of its agents."""
+        kinds = kube.kubectl("api-resources", "--verbs=list", "--output=name").split()
+        kinds = [kind for kind in kinds if not kind.startswith(("events", "componentstatuses"))]
+        return [
+            f"{each['kind']}/{each['metadata'].get('namespace', '')}/{each['metadata']['name']}"
+            for selector in (f"app.kubernetes.io/instance={self.name}", MANAGED)
+            for each in kube.get(",".join(kinds), "--all-namespaces", "--selector", selector)
+        ]
+
+
+def ready(pod: Object) -> bool:
+    """Whether a pod is ready."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def values_files() -> list[Path]:
+    """Return the values that the chart is tested with."""
+    return sorted((CHART / "ci").glob("*-values.yaml"))

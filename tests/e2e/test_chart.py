@@ -1,0 +1,196 @@
+"""The chart on the real cluster: installed, scaled, upgraded and removed while actions run, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, until
+from tests.e2e.observer import Observer
+from tests.e2e.release import Release, helm
+from tests.e2e.test_agent import metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Object = dict[str, Any]
+SLOTS = 10
+# For pods to start on a machine that does much else.
+SLOW = 240
+AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/claim"
+
+
+@pytest.fixture(scope="module")
+def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A scheduler that pods reach, without an agent."""
+    address = kube.provider("address").splitlines()[-1]
+    lab = Lab(namespace, tmp_path_factory.mktemp("chart"), listen=f"{address}:0")
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def release(lab: Lab) -> Iterator[Release]:
+    """A release with two agents; the tests scale and change it, the last one uninstalls it."""
+    namespace = f"{lab.namespace}-agents"
+    values: Object = {
+        "replicaCount": 2,
+        "scheduler": {"address": lab.address, "tls": {"enabled": False}},
+        "agent": {"slots": SLOTS, "drain_timeout": "1s"},
+        "cluster": {"namespace": lab.namespace},
+        "environment": {"grace": "2s"},
+        "policy": {"default_cpu": "5m", "default_memory": "16Mi"},
+        "resources": {"requests": {"cpu": "10m"}},
+    }
+    release = Release(f"r{secrets.token_hex(2)}", namespace, values)
+    try:
+        notes = release.install()
+        assert f"helm test {release.name}" in notes
+        yield release
+    finally:
+        helm("uninstall", release.name, "--namespace", namespace, "--ignore-not-found", "--wait")
+        kube.kubectl("delete", "namespace", namespace, "--wait=false", check=False)
+
+
+def counting(lines: int) -> Object:
+    """Return an action that writes a line every two seconds, then a file."""
+    count = f"for i in $(seq {lines}); do echo line $i; sleep 2; done"
+    return {"image": BUSYBOX, "commands": [count, "echo content > file"]}
+
+
+def check_whole(reports: dict[str, Report], lines: int) -> None:
+    """Every action succeeded with its whole log and its file."""
+    for report in reports.values():
+        assert report.outcome == ("succeeded", None, 0), report
+        assert report.text == "".join(f"line {i + 1}\n" for i in range(lines)), report
+        assert {path: file.read_text() for path, file in report.files.items()} == {"file": "content\n"}
+
+
+def started(lab: Lab, number: int, lines: int) -> Submission:
+    """Submit so many counting actions and wait until each of them runs."""
+    submission = lab.start({f"a{i}": counting(lines) for i in range(number)})
+    for name in submission.names:
+        submission.until(name, lambda report: any(event["event"] == "log" for event in report.events), SLOW)
+    return submission
+
+
+def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[list[dict[str, str]]]:
+    """Return the labels of every state of the pods of these actions, a list per action."""
+    ids = [lab.action_ids(report) for report in reports.values()]
+    return [[pod["metadata"]["labels"] for each in found for pod in observer.pods(each)] for found in ids]
+
+
+def test_installed_it_is_ready_with_its_replicas_registered_and_runs_an_action(lab: Lab, release: Release) -> None:
+    log = (lab.folder / "scheduler.log").read_text()
+    registered = {
+        json.loads(line)["agent"].partition(".")[0] for line in log.splitlines() if "agent registered" in line
+    }
+    assert registered == release.uids()
+    assert len(registered) == 2
+    report = lab.one(BUSYBOX, "echo hello", "id -u > who")
+    assert report.outcome == ("succeeded", None, 0)
+    assert report.text == "hello\n"
+    assert set(report.files) == {"who"}
+    (action,) = lab.action_ids(report)
+    pod = lab.observer.pods(action)[0]
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("ConfigMap", release.anchor(lab.namespace))
+    assert pod["spec"]["serviceAccountName"] == f"{release.namespace}-{release.deployment}-actions"
+
+
+def test_the_agents_are_restricted_and_get_no_settings_from_services(release: Release) -> None:
+    for pod in release.agents():
+        spec = pod["spec"]
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        # Drain, grace, two deletions, a minute, half a minute.
+        assert spec["terminationGracePeriodSeconds"] == 1 + 2 + 120 + 60 + 30
+        security = spec["containers"][0]["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_scaled_to_four_forty_actions_are_spread_and_no_agent_has_more_than_its_slots(
+    lab: Lab, release: Release
+) -> None:
+    release.scale(4)
+    before = len(lab.observer.states)
+    action = {"image": BUSYBOX, "commands": ["sleep 3"], "artifacts": "none"}
+    reports = lab.run({f"a{i}": action for i in range(40)}, timeout=SLOW)
+    assert [report.outcome for report in reports.values()] == [("succeeded", None, 0)] * 40
+    most, at_once = most_at_once(lab.observer.states[before:])
+    print(f"\n  actions per agent {sorted(most.values())}, at once at most {sorted(at_once.values())}")
+    assert set(most) == release.uids()
+    assert max(at_once.values()) <= SLOTS
+    for pod in release.agents():
+        text = release.metrics(pod)
+        assert metric(text, "sealci_agent_actions_rejected_total", reason="no_slot") == 0
+
+
+def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many pods each agent had, and how many at once at most whose commands had not ended."""
+    live: dict[str, set[str]] = {}
+    seen: dict[str, set[str]] = {}
+    most: dict[str, int] = {}
+    for pod in states:
+        agent = pod["metadata"]["labels"].get(AGENT, "").partition(".")[0]
+        if not agent:
+            continue
+        name = pod["metadata"]["name"]
+        statuses = pod.get("status", {}).get("containerStatuses", ())
+        ended = any("terminated" in each.get("state", {}) for each in statuses if each["name"] == "action")
+        seen.setdefault(agent, set()).add(name)
+        running = live.setdefault(agent, set())
+        running.discard(name) if ended else running.add(name)
+        most[agent] = max(most.get(agent, 0), len(running))
+    return {agent: len(names) for agent, names in seen.items()}, most
+
+
+def test_scaled_down_to_one_under_load_nothing_is_lost(lab: Lab, release: Release) -> None:
+    release.scale(4)
+    submission = started(lab, 10, 6)
+    release.scale(1)
+    reports = submission.wait(SLOW)
+    check_whole(reports, 6)
+    for states in labels_of(lab.observer, lab, reports):
+        assert {labels[ATTEMPT] for labels in states} == {"1"}
+
+
+def test_upgraded_while_twenty_actions_run_each_ends_once_with_log_and_files(lab: Lab, release: Release) -> None:
+    kube.provider("tag", "localhost/sealci-agent:dev", "localhost/sealci-agent:next")
+    release.scale(2)
+    anchor, old = release.anchor(lab.namespace), release.uids()
+    submission = started(lab, 20, 12)
+    # What `kubectl scale` has said stays so only when the chart says nothing.
+    release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
+    new = release.uids()
+    assert len(new) == 2
+    assert not old & new
+    reports = submission.wait(SLOW)
+    check_whole(reports, 12)
+    assert release.anchor(lab.namespace) == anchor
+    for states in labels_of(lab.observer, lab, reports):
+        assert {labels[ATTEMPT] for labels in states} == {"1"}
+        assert states[0][AGENT].partition(".")[0] in old
+        assert states[-1][AGENT].partition(".")[0] in new, "its files were collected by an agent of the old version"
+        assert int(states[-1][CLAIM]) > 1
+
+
+def test_no_upgrade_replaces_the_anchor(lab: Lab, release: Release) -> None:
+    anchor = release.anchor(lab.namespace)
+    release.upgrade("--force-replace", commonLabels={"changed": "yes"})
+    assert release.anchor(lab.namespace) == anchor
+
+
+def test_uninstalled_under_load_nothing_is_left_anywhere(lab: Lab, release: Release) -> None:
+    submission = started(lab, 8, 100)
+    release.uninstall()
+    until(lambda: not release.left(), f"left: {release.left()}", 60)
+    submission.process.kill()
+    submission.process.wait(10)
