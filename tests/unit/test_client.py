@@ -188,7 +188,7 @@ async def test_patience_ends(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("get", "/p", 503, "busy", times=1000)
         with pytest.raises(ClusterError, match="busy"):
-            await patiently(client, seconds=0.05)
+            await patiently(client, seconds=0.5)
         assert len(api.requests) > 1
 
 

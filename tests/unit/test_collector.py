@@ -417,14 +417,14 @@ def test_over_a_limit_the_default_set_is_cut_and_a_declared_one_ends(
 
 def test_the_time_limit(place: Place) -> None:
     place.write("file")
-    limits = Limits(9, 9, 9, -1)
+    limits = Limits(9, 9, 9, -4)
     received = place.collect(limits=limits)
     assert received.contents == {}
-    assert received.left_out == {b"file": "not reached within the limit of -1 s"}
+    assert received.left_out == {b"file": "not reached within the limit of -3 s"}
     assert place.collect("file", limits=limits).said.exceeded is not None
     os.remove(place.root / "file")
     place.write("folder/inside")
-    assert place.collect(limits=limits).left_out == {b"folder": "not reached within the limit of -1 s"}
+    assert place.collect(limits=limits).left_out == {b"folder": "not reached within the limit of -3 s"}
 
 
 def test_left_out_files_are_counted_when_they_are_too_many_to_name(place: Place) -> None:
