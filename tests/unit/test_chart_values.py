@@ -23,7 +23,7 @@ SCHEMA = json.loads((generated.CHART / "values.schema.json").read_text("utf-8"))
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by their keys with dots."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
             result |= flat(value, f"{prefix}{name}.")
