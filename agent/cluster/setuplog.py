@@ -55,21 +55,23 @@ def refused(error: ClusterError) -> str:
 
 async def explained(client: Client, path: str, pod: Object | None, seen: SetupFailed | Lost) -> SetupFailed | Lost:
     """Return the observation with its text."""
-    events: list[str] = []
+    events: list[Object] = []
+    lines: list[str] = []
     output = ""
     if pod is not None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         try:
-            events = list(event_lines(await events_of(client, path.rsplit("/", 1)[0], uid)))
+            events = await events_of(client, path.rsplit("/", 1)[0], uid)
+            lines = list(event_lines(events))
         except ClusterError as error:
-            events = [f"they cannot be read: {error.message}"]
+            lines = [f"they cannot be read: {error.message}"]
         if seen.reason is Reason.REPOSITORY_FAILED:
             output = await output_of(client, f"{path}/{name}/log", "repository")
         if isinstance(seen, SetupFailed) and seen.message.startswith(STARTING) and (event := telling(events)):
             by_node = event.get("reason", "") in BY_NODE
             reason = Reason.CLUSTER_UNAVAILABLE if by_node else seen.reason
             seen = replace(seen, reason=reason, message=f"{seen.message}: {said(event)}")
-    return replace(seen, log=text(pod, seen, events, output))
+    return replace(seen, log=text(pod, seen, lines, output))
 
 
 class SlowStart:
