@@ -218,6 +218,7 @@ class App:
             if gone.done() and not idle.done():
                 log.warning("the cluster refuses this agent: its release is gone, and what it made goes with that")
                 await asyncio.wait({idle}, timeout=LAST_WORDS)
+                self.sessions.forsake()
             self.sessions.abandon()
         finally:
             for task in (idle, at_once, gone):

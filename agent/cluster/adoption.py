@@ -116,7 +116,7 @@ class Adoption:
         try:
             return await self.pods.client.request("patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body)
         except ClusterError as error:
-            log.info("a session was not claimed", pod=meta["name"], error=error.message)
+            log.warning("a session was not claimed", pod=meta["name"], error=error.message)
             if error.status and not error.retryable:
                 self.pods.claimed.discard(meta["name"])
             return None

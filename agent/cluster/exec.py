@@ -32,6 +32,7 @@ MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
 HANG_UP_SECONDS = 1.0
+FORBIDDEN = 403
 PERMANENT = frozenset({400, 403, 404})
 
 
@@ -177,7 +178,9 @@ class ExecStream:
             code = "2xx"
         except aiohttp.WSServerHandshakeError as error:
             code = f"{error.status // 100}xx"
-            refused = f"{self._where} was refused (HTTP {error.status})"
+            # The handshake's error does not hold the body, in which the API says this itself.
+            why = ": pods/exec is forbidden, its verbs get and create are needed" if error.status == FORBIDDEN else ""
+            refused = f"{self._where} was refused (HTTP {error.status}){why}"
             raise ExecError(refused, retryable=error.status not in PERMANENT, status=error.status) from error
         except TimeoutError as error:
             raise ExecDeadline(f"{self._where} was not begun within {self.seconds:.0f} s") from error

@@ -55,17 +55,23 @@ def refused(error: ClusterError) -> str:
 
 async def explained(client: Client, path: str, pod: Object | None, seen: SetupFailed | Lost) -> SetupFailed | Lost:
     """Return the observation with its text."""
-    events, output = [], ""
+    events: list[Object] = []
+    lines: list[str] = []
+    output = ""
     if pod is not None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        events = await events_of(client, path.rsplit("/", 1)[0], uid)
+        try:
+            events = await events_of(client, path.rsplit("/", 1)[0], uid)
+            lines = list(event_lines(events))
+        except ClusterError as error:
+            lines = [f"they cannot be read: {error.message}"]
         if seen.reason is Reason.REPOSITORY_FAILED:
             output = await output_of(client, f"{path}/{name}/log", "repository")
         if isinstance(seen, SetupFailed) and seen.message.startswith(STARTING) and (event := telling(events)):
             by_node = event.get("reason", "") in BY_NODE
             reason = Reason.CLUSTER_UNAVAILABLE if by_node else seen.reason
             seen = replace(seen, reason=reason, message=f"{seen.message}: {said(event)}")
-    return replace(seen, log=text(pod, seen, events, output))
+    return replace(seen, log=text(pod, seen, lines, output))
 
 
 class SlowStart:
@@ -90,7 +96,11 @@ class SlowStart:
             self.since, self.asked, self.known = now, now - EVENTS_EVERY + EVENTS_AFTER, ""
         if now - self.asked >= EVENTS_EVERY:
             self.asked = now
-            event = telling(await events_of(self.client, self.path.rsplit("/", 1)[0], pod["metadata"]["uid"]))
+            try:
+                event = telling(await events_of(self.client, self.path.rsplit("/", 1)[0], pod["metadata"]["uid"]))
+            except ClusterError as error:
+                log.info("the events of a pod cannot be read", error=error.message)
+                event = None
             self.known = said(event) if event else ""
         return Waiting(f"{STARTING}: {self.known}") if self.known else seen
 
@@ -115,7 +125,7 @@ def by_time(events: list[Object]) -> list[Object]:
     return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
-def text(pod: Object | None, seen: SetupFailed | Lost, events: list[Object], output: str) -> str:
+def text(pod: Object | None, seen: SetupFailed | Lost, events: list[str], output: str) -> str:
     """Write the set-up log."""
     failed = "The environment could not be set up" if isinstance(seen, SetupFailed) else "The environment was lost"
     parts = [f"{failed}: {seen.message}"]
@@ -126,7 +136,7 @@ def text(pod: Object | None, seen: SetupFailed | Lost, events: list[Object], out
     if pod is not None:
         parts += ["", "Containers:", *container_lines(pod)]
     if events:
-        parts += ["", "Events of the pod:", *event_lines(events)]
+        parts += ["", "Events of the pod:", *(f"  {each}" for each in events)]
     return "\n".join([*parts, *advice(seen.reason)])
 
 
@@ -153,17 +163,17 @@ def event_lines(events: list[Object]) -> Iterator[str]:
     """Say each event once, oldest first."""
     for event in by_time(events)[-MAX_EVENTS:]:
         times = f" (x{event['count']})" if event.get("count", 1) and event.get("count", 1) > 1 else ""
-        yield f"  {event.get('type', '')} {event.get('reason', '')}{times}: {event.get('message', '').strip()}"
+        yield f"{event.get('type', '')} {event.get('reason', '')}{times}: {event.get('message', '').strip()}"
 
 
 async def events_of(client: Client, namespace_path: str, uid: str) -> list[Object]:
-    """Read the events of a pod."""
+    """Read the events of a pod.
+
+    Raises:
+        ClusterError: they cannot be read.
+    """
     query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
-    try:
-        answer = await client.request("list", "events", f"{namespace_path}/events", query=query)
-    except ClusterError as error:
-        log.info("the events of a pod cannot be read", error=error.message)
-        return []
+    answer = await client.request("list", "events", f"{namespace_path}/events", query=query)
     return list(answer.get("items", ()))
 
 

@@ -282,6 +282,12 @@ class Sessions:
             else:
                 session.interrupt(Wish(Reason.CANCELLED, message, None))
 
+    def forsake(self) -> None:
+        """Leave every environment as it is, also those that are being removed: the cluster takes no word from here."""
+        for session in self.living.values():
+            if session.environment is not None:
+                session.environment.leave()
+
     def abandon(self) -> None:
         """End the tasks of sessions that did not end by themselves."""
         for task in self.running.values():

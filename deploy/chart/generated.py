@@ -107,8 +107,7 @@ class Value:
 
 def files() -> dict[Path, str]:
     """The generated files of the chart, as they should be."""
-    values = CHART / "values.yaml"
-    top = values.read_text("utf-8").partition(LINE)[0]
+    values, top = CHART / "values.yaml", upper_half()
     everything = [*chart_values(top), *settings_values(Settings)]
     readme = (Path(__file__).parent / "README.md.in").read_text("utf-8")
     return {
@@ -119,6 +118,11 @@ def files() -> dict[Path, str]:
 
 
 # ---- the upper half of values.yaml
+
+
+def upper_half() -> str:
+    """The text above the line, which is written by hand."""
+    return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
 
 
 def chart_values(text: str) -> list[Value]:

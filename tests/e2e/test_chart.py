@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import kube
+from tests.e2e.gate import Gate, gate
 from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, until
 from tests.e2e.observer import Observer
 from tests.e2e.release import Release, helm
@@ -58,26 +59,26 @@ def release(lab: Lab) -> Iterator[Release]:
         kube.kubectl("delete", "namespace", namespace, "--wait=false", check=False)
 
 
-def counting(lines: int) -> Object:
-    """Return an action that writes a line every two seconds, then a file."""
-    count = f"for i in $(seq {lines}); do echo line $i; sleep 2; done"
-    return {"image": BUSYBOX, "commands": [count, "echo content > file"]}
+def counting(gate: Gate) -> Object:
+    """Return an action that writes a line a second until the gate is opened, then how many it were into a file."""
+    count = "n=0; while kill -0 $! 2>/dev/null; do n=$((n+1)); echo line $n; sleep 1; done; echo $n > file"
+    return {"image": BUSYBOX, "commands": [f"{gate.knock} & {count}"]}
 
 
-def check_whole(reports: dict[str, Report], lines: int) -> None:
+def started(lab: Lab, number: int, gate: Gate) -> Submission:
+    """Submit so many counting actions and wait until each of them runs."""
+    submission = lab.start({f"a{i}": counting(gate) for i in range(number)})
+    for _ in submission.names:
+        gate.until_somebody_waits(SLOW)
+    return submission
+
+
+def check_whole(reports: dict[str, Report]) -> None:
     """Every action succeeded with its whole log and its file."""
     for report in reports.values():
         assert report.outcome == ("succeeded", None, 0), report
+        lines = int(report.files["file"].read_text())
         assert report.text == "".join(f"line {i + 1}\n" for i in range(lines)), report
-        assert {path: file.read_text() for path, file in report.files.items()} == {"file": "content\n"}
-
-
-def started(lab: Lab, number: int, lines: int) -> Submission:
-    """Submit so many counting actions and wait until each of them runs."""
-    submission = lab.start({f"a{i}": counting(lines) for i in range(number)})
-    for name in submission.names:
-        submission.until(name, lambda report: any(event["event"] == "log" for event in report.events), SLOW)
-    return submission
 
 
 def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[list[dict[str, str]]]:
@@ -154,10 +155,12 @@ def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
 
 def test_scaled_down_to_one_under_load_nothing_is_lost(lab: Lab, release: Release) -> None:
     release.scale(4)
-    submission = started(lab, 10, 6)
-    release.scale(1)
-    reports = submission.wait(SLOW)
-    check_whole(reports, 6)
+    with gate() as end:
+        submission = started(lab, 10, end)
+        release.scale(1)
+        end.open()
+        reports = submission.wait(SLOW)
+    check_whole(reports)
     for states in labels_of(lab.observer, lab, reports):
         assert {labels[ATTEMPT] for labels in states} == {"1"}
 
@@ -166,14 +169,16 @@ def test_upgraded_while_twenty_actions_run_each_ends_once_with_log_and_files(lab
     kube.provider("tag", "localhost/sealci-agent:dev", "localhost/sealci-agent:next")
     release.scale(2)
     anchor, old = release.anchor(lab.namespace), release.uids()
-    submission = started(lab, 20, 12)
-    # What `kubectl scale` has said stays so only when the chart says nothing.
-    release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
-    new = release.uids()
-    assert len(new) == 2
-    assert not old & new
-    reports = submission.wait(SLOW)
-    check_whole(reports, 12)
+    with gate() as end:
+        submission = started(lab, 20, end)
+        # What `kubectl scale` has said stays so only when the chart says nothing.
+        release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
+        new = release.uids()
+        assert len(new) == 2
+        assert not old & new
+        end.open()
+        reports = submission.wait(SLOW)
+    check_whole(reports)
     assert release.anchor(lab.namespace) == anchor
     for states in labels_of(lab.observer, lab, reports):
         assert {labels[ATTEMPT] for labels in states} == {"1"}
@@ -189,8 +194,9 @@ def test_no_upgrade_replaces_the_anchor(lab: Lab, release: Release) -> None:
 
 
 def test_uninstalled_under_load_nothing_is_left_anywhere(lab: Lab, release: Release) -> None:
-    submission = started(lab, 8, 100)
-    release.uninstall()
-    until(lambda: not release.left(), f"left: {release.left()}", 60)
-    submission.process.kill()
-    submission.process.wait(10)
+    with gate() as end:
+        submission = started(lab, 8, end)
+        release.uninstall()
+        until(lambda: not release.left(), f"left: {release.left()}", 60)
+        submission.process.kill()
+        submission.process.wait(10)

@@ -319,3 +319,43 @@ async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> No
             await watched.change(watched.version)
         await world.app.sweep.once()
         assert list(world.api.pods) == [pod["metadata"]["name"]]
+
+
+async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_it(world: World) -> None:
+    body = json.dumps({"metadata": {"name": "anchor", "uid": "uid-of-the-anchor"}})
+    world.api.answer("get", "configmaps", 403, "forbidden")
+    world.api.answer("get", "configmaps", 200, body=body)
+    async with world.agent(agent={"anchor": "anchor"}) as app:
+        await world.ready()
+        name = await world.begin()
+        (owner,) = world.api.pods[name]["metadata"]["ownerReferences"]
+        assert owner == {"apiVersion": "v1", "kind": "ConfigMap", "name": "anchor", "uid": "uid-of-the-anchor"}
+        assert app.leases.body()["metadata"]["ownerReferences"] == [owner]
+        assert [each.verb for each in world.api.requests[:2]] == ["get", "get"]
+        await world.end(name)
+        await world.outcome()
+
+
+async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(world: World) -> None:
+    async with world.agent(agent={"anchor": "anchor"}) as app:
+        await world.api.until(lambda: len(world.api.asked("get", "configmaps")) > 1)
+        assert (await world.get("/livez"))[0] == 200
+        assert (await world.get("/readyz"))[0] == 503
+        assert world.scheduler.peers == []
+        app.stop("SIGTERM")
+        assert await world.left() == 0
+
+
+async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps, "LAST_WORDS", 0.05)
+    async with world.agent(agent={"drain_timeout": 600}, cluster={"delete_timeout": 600}) as app:
+        await world.ready()
+        name = await world.begin()
+        world.api.answer("delete", "pods", 401, "Unauthorized", times=1000)
+        app.stop("SIGTERM")
+        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
+        app.leases.refused.set()
+        assert await world.left() == 0
+        assert name in world.api.pods, "who refuses the agent collects what it made"

@@ -298,3 +298,21 @@ async def test_a_renewal_into_a_black_hole_does_not_hold_back_the_next(monkeypat
     assert not leases.held.is_set()
     task.cancel()
     await asyncio.wait({task})
+
+
+def test_an_agent_is_refused_when_that_happens_twice_in_a_row(pool: Pool) -> None:
+    leases = pool.leases
+    for errors, refused in (
+        ([401], False),
+        ([401, 403], True),
+        ([403, 500, 403], False),
+        ([403, 0, 401], False),
+    ):
+        leases.renewed_now()
+        for status in errors:
+            leases.note_refusal(ClusterError("no", status=status) if status else TimeoutError())
+        assert leases.refused.is_set() is refused, errors
+    leases.note_refusal(ClusterError("no", status=401))
+    assert leases.refused.is_set()
+    leases.renewed_now()
+    assert not leases.refused.is_set()

@@ -66,13 +66,13 @@ async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     assert api.asked("get", "/log")[0].query == {"container": "repository", "limitBytes": "65536", "tailLines": "200"}
 
 
-async def test_what_cannot_be_read_is_left_out(api: FakeApi) -> None:
+async def test_events_that_cannot_be_read_are_said_to_be_so_and_output_is_left_out(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("list", "events", 403, "forbidden")
         api.answer("get", "log", 500)
         found = await setuplog.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert found.log.startswith("The environment could not be set up: not found\n")
-    assert "Events" not in found.log
+    assert "Events of the pod:\n  they cannot be read: list events: forbidden (HTTP 403)\n" in found.log
     assert "Output" not in found.log
 
 
@@ -99,7 +99,7 @@ def test_only_the_newest_events_are_told() -> None:
 
 def test_events_of_the_newer_kind_have_null_where_the_old_had_values() -> None:
     newer = {"type": "Warning", "reason": "X", "message": "m", "count": None, "lastTimestamp": None, "eventTime": "t"}
-    assert list(setuplog.event_lines([newer])) == ["  Warning X: m"]
+    assert list(setuplog.event_lines([newer])) == ["Warning X: m"]
 
 
 def test_a_refused_pod_has_the_apis_words_and_advice() -> None:

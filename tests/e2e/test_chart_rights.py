@@ -1,0 +1,248 @@
+"""Each right of the chart's Role removed in turn: what needs it fails with a reason and a sentence, no stack trace.
+
+The agent runs here with the token of a ServiceAccount that is bound to the Role as helm renders it. What an agent meets
+while it runs is tried by changing that Role under it; what it cannot begin without, by agents that never had the right.
+`get pods` and `delete secrets` are needed only after an answer of the API was lost: the doctor names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.e2e import kube
+from tests.e2e.gate import gate
+from tests.e2e.lab import BUSYBOX, Agent, Lab, until
+from tests.e2e.observer import remains
+from tests.e2e.release import CHART, helm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Object = dict[str, Any]
+QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lease_duration": "3s", "lease_renew": "1s"}
+
+
+class Account:
+    """A ServiceAccount with the chart's Role, from which rights can be taken. `without` takes them for good."""
+
+    def __init__(self, namespace: str, name: str, folder: Path, *without: str) -> None:
+        self.namespace = namespace
+        self.name = name
+        values = ["--set", f"scheduler.address=x:1,fullnameOverride={name},cluster.namespace={namespace}"]
+        templates = ["role", "anchor", "serviceaccounts"]
+        shown = [word for each in templates for word in ("--show-only", f"templates/{each}.yaml")]
+        done = helm("template", name, str(CHART), "--namespace", namespace, *values, *shown)
+        assert done.returncode == 0, done.stderr
+        objects = [each for each in yaml.safe_load_all(done.stdout) if each]
+        (self.role,) = (each for each in objects if each["kind"] == "Role")
+        (anchor,) = (each for each in objects if each["kind"] == "ConfigMap")
+        self.anchor = anchor["metadata"]["name"]
+        for right in without:
+            self.role = lacking(self.role, right)
+        kube.apply(*(each for each in objects if each["kind"] != "Role"), self.role)
+        self.kubeconfig = folder / f"{name}.kubeconfig"
+        config = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify", "--flatten"))
+        token = kube.kubectl("create", "token", name, "--namespace", namespace).strip()
+        config["users"] = [{"name": name, "user": {"token": token}}]
+        config["contexts"][0]["context"]["user"] = name
+        self.kubeconfig.write_text(yaml.safe_dump(config))
+
+    @property
+    def settings(self) -> Object:
+        """The settings of an agent that is this account."""
+        cluster = {"kubeconfig": str(self.kubeconfig), **QUICK}
+        return {"cluster": cluster, "agent": {"anchor": self.anchor, "drain_timeout": "1s"}}
+
+    @contextlib.contextmanager
+    def without(self, right: str) -> Iterator[None]:
+        """Take a right while the block runs."""
+        kube.apply(lacking(self.role, right))
+        self.await_right(right, "no")
+        try:
+            yield
+        finally:
+            kube.apply(self.role)
+            self.await_right(right, "yes")
+
+    def await_right(self, right: str, answer: str) -> None:
+        """Wait until the API has taken note."""
+        user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
+        verb, resource = right.split()
+        resource, _, subresource = resource.partition("/")
+        words = ("auth", "can-i", verb, resource, f"--subresource={subresource}", "--namespace", self.namespace, user)
+        until(lambda: kube.kubectl(*words, check=False).strip() == answer, f"{right} is not {answer}")
+
+
+def lacking(role: Object, right: str) -> Object:
+    """Return a Role without one right, written as `verb resource`."""
+    verb, resource = right.split()
+    role = copy.deepcopy(role)
+    (rule,) = (each for each in role["rules"] if each["resources"] == [resource])
+    rule["verbs"].remove(verb)
+    if not rule["verbs"]:
+        role["rules"].remove(rule)
+    return role
+
+
+@pytest.fixture(scope="module")
+def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Account:
+    return Account(namespace, "agent", tmp_path_factory.mktemp("account"))
+
+
+@pytest.fixture(scope="module")
+def lab(namespace: str, account: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab whose one agent has the rights of the account."""
+    lab = Lab(namespace, tmp_path_factory.mktemp("rights"), **account.settings)
+    try:
+        lab.agent()
+        yield lab
+        assert "Traceback" not in lab.agents[0].log
+    finally:
+        lab.close()
+
+
+def test_with_all_rights_an_action_runs_with_log_files_and_secrets(lab: Lab) -> None:
+    report = lab.run(
+        {"action": {"image": BUSYBOX, "commands": ["echo hello", "echo x > file"], "secrets": ["TOKEN"]}},
+        secret_values={"TOKEN": "all-the-rights"},
+    )["action"]
+    assert report.outcome == ("succeeded", None, 0)
+    assert report.text == "hello\n"
+    assert set(report.files) == {"file"}
+
+
+def test_without_create_pods(lab: Lab, account: Account) -> None:
+    with account.without("create pods"):
+        report = lab.one(BUSYBOX, "true")
+    assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None)
+    assert "create pods: pods is forbidden" in report.finished["message"]
+    assert "The agent may lack a right" in report.text
+
+
+def test_without_create_secrets(lab: Lab, account: Account) -> None:
+    with account.without("create secrets"):
+        report = lab.run(
+            {"action": {"image": BUSYBOX, "commands": ["true"], "secrets": ["TOKEN"]}},
+            secret_values={"TOKEN": "never-in-a-secret"},
+        )["action"]
+    assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None)
+    assert "create secrets: secrets is forbidden" in report.finished["message"]
+    assert "The agent may lack a right" in report.text
+
+
+def test_without_get_of_logs_the_verdict_stands_and_the_log_says_that_it_is_lost(lab: Lab, account: Account) -> None:
+    with account.without("get pods/log"):
+        report = lab.one(BUSYBOX, "echo hello", artifacts="none")
+    assert report.outcome == ("succeeded", None, 0)
+    assert "forbidden" in report.text
+    assert "pods/log" in report.text
+
+
+@pytest.mark.parametrize("right", ["get pods/exec", "create pods/exec"])
+def test_without_exec_declared_files_cannot_be_had(lab: Lab, account: Account, right: str) -> None:
+    with account.without(right):
+        report = lab.one(BUSYBOX, "echo x > file", artifacts={"paths": ["file"]})
+    # Before Kubernetes 1.35 an exec over a websocket asks for `get` alone.
+    if report.outcome[0] == "succeeded":
+        assert right == "create pods/exec"
+        assert version() < (1, 35)
+        return
+    assert report.outcome == ("failed", "ARTIFACTS_FAILED", 0)
+    assert "pods/exec" in report.finished["message"]
+    assert "forbidden" in report.finished["message"]
+
+
+def version() -> tuple[int, int]:
+    """Return the cluster's version."""
+    told = yaml.safe_load(kube.kubectl("version", "--output", "json"))["serverVersion"]
+    return int(told["major"]), int(re.sub(r"\D", "", told["minor"]))
+
+
+def test_without_list_of_events_a_failed_set_up_says_so(lab: Lab, account: Account) -> None:
+    with account.without("list events"):
+        report = lab.one("NO:IMAGE", "true")
+    assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
+    assert "they cannot be read: list events: events is forbidden" in report.text
+
+
+def test_without_delete_pods_what_remains_is_said_and_removed_once_it_may_be(lab: Lab, account: Account) -> None:
+    with account.without("delete pods"):
+        report = lab.one(BUSYBOX, "true", artifacts="none")
+        assert report.outcome == ("succeeded", None, 0)
+        until(lambda: "an environment could not be removed" in lab.agents[0].log, "it is not said", 60)
+        assert remains(lab.namespace)
+    until(lambda: not remains(lab.namespace), f"left: {remains(lab.namespace)}")
+    assert "delete pods: pods" in lab.agents[0].log
+
+
+def test_without_patch_of_pods_no_session_is_adopted_until_it_may_be(namespace: str, tmp_path: Path) -> None:
+    heir = Account(namespace, "heir", tmp_path)
+    settings = heir.settings
+    # Who judges others must not be late itself, on whatever machine.
+    settings["cluster"] |= {"lease_duration": "10s", "lease_renew": "3s"}
+    lab = Lab(namespace, tmp_path, **settings)
+    try:
+        first = lab.agent()
+        with gate() as end:
+            submission = lab.start({"action": {"image": BUSYBOX, "commands": ["echo begun", end.knock]}})
+            end.until_somebody_waits()
+            second = lab.agent()
+            with heir.without("patch pods"):
+                first.kill()
+                until(lambda: "a session was not claimed" in second.log, "nobody tried to adopt", 90)
+                assert "patch pods: pods" in second.log
+            end.open()
+            assert submission.wait()["action"].outcome == ("succeeded", None, 0)
+        assert "adopted a session" in second.log
+        assert "Traceback" not in second.log
+    finally:
+        lab.agents = lab.agents[1:]
+        lab.close()
+
+
+WITHOUT = {
+    "list pods": "list pods: pods is forbidden",
+    "watch pods": "watch pods: pods is forbidden",
+    "list leases": "list leases: leases.coordination.k8s.io is forbidden",
+    "watch leases": "watch leases: leases.coordination.k8s.io is forbidden",
+    "create leases": "create leases: leases.coordination.k8s.io is forbidden",
+    "patch leases": "patch leases: leases.coordination.k8s.io",
+    "get configmaps": "get configmaps: configmaps",
+    "delete leases": "the agent's Lease could not be given back",
+}
+# An agent takes actions without these: it only cannot adopt those of others, or be adopted from at once.
+READY_WITHOUT = {"list leases", "watch leases", "watch pods", "delete leases"}
+
+
+def test_what_an_agent_cannot_begin_without_is_said_and_it_is_not_ready(namespace: str, tmp_path: Path) -> None:
+    lab = Lab(namespace, tmp_path)
+    agents: dict[str, Agent] = {}
+    try:
+        for number, right in enumerate(WITHOUT):
+            account = Account(namespace, f"without-{number}", tmp_path, right)
+            pool = {"agent": {**account.settings["agent"], "pool": f"without-{number}"}}
+            agents[right] = Agent(lab, number, {**account.settings, **pool})
+        for right, says in WITHOUT.items():
+            agent = agents[right]
+            until(lambda agent=agent: "serving metrics" in agent.log, f"{right}: {agent.log}", 60)
+            if right in READY_WITHOUT:
+                agent.until_ready()
+            if right != "delete leases":
+                until(lambda agent=agent, says=says: says in agent.log, f"{right}: {agent.log}", 60)
+            assert (agent.get("/readyz")[0] == 200) == (right in READY_WITHOUT), right
+            assert agent.get("/livez")[0] == 200
+        for right, agent in agents.items():
+            agent.stop()
+            assert "Traceback" not in agent.log
+            assert WITHOUT[right] in agent.log
+    finally:
+        for agent in agents.values():
+            agent.kill()
+        lab.close()

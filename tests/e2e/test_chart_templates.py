@@ -1,0 +1,194 @@
+"""What helm makes of the chart: no lint, nothing that a real API server refuses, wrong values named by their key.
+
+The kinds of others (PodMonitor, PrometheusRule, ScaledObject) are checked by their own definitions, which come with the
+Go modules of their projects and stay in the cluster of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.settings import Settings, load
+from tests.e2e import kube
+from tests.e2e.release import CHART, helm, values_files
+
+Object = dict[str, Any]
+FILES = values_files()
+NAMES = [file.name.removesuffix("-values.yaml") for file in FILES]
+NAMESPACE = "sealci-ci-template"
+CUSTOM = {
+    "github.com/prometheus-operator/prometheus-operator@v0.85.0": (
+        "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+    ),
+    "github.com/kedacore/keda/v2@v2.21.0": ("config/crd/bases/keda.sh_scaledobjects.yaml",),
+}
+MINIMAL = {"scheduler": {"address": "scheduler.example.org:443"}}
+
+
+def template(values: Object, *arguments: str) -> list[Object]:
+    """Return the objects that the chart makes of values."""
+    done = helm("template", "rel", str(CHART), *(arguments or ("--namespace", NAMESPACE)), values=values)
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def of_kind(objects: list[Object], kind: str) -> list[Object]:
+    """Return the objects of a kind."""
+    return [each for each in objects if each["kind"] == kind]
+
+
+def settings_of(objects: list[Object], folder: Path) -> Settings:
+    """Read the agents' settings as the agents do."""
+    (found,) = (each for each in of_kind(objects, "ConfigMap") if "settings.yaml" in each["data"])
+    file = folder / "settings.yaml"
+    file.write_text(found["data"]["settings.yaml"])
+    return load(file, {}, {})
+
+
+@pytest.fixture(scope="module")
+def custom_kinds() -> None:
+    """Let the cluster know the kinds of others."""
+    for module, paths in CUSTOM.items():
+        done = subprocess.run(
+            ["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True, timeout=120
+        )
+        folder = Path(json.loads(done.stdout)["Dir"])
+        for path in paths:
+            kube.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(folder / path))
+    kinds = ("podmonitors.monitoring.coreos.com", "prometheusrules.monitoring.coreos.com", "scaledobjects.keda.sh")
+    for kind in kinds:
+        kube.kubectl("wait", "--for=condition=established", f"crd/{kind}", "--timeout=60s")
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_lint_is_content(file: Path) -> None:
+    done = helm("lint", "--strict", str(CHART), "--values", str(file))
+    assert done.returncode == 0, done.stdout
+    assert "0 chart(s) failed" in done.stdout
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.usefixtures("custom_kinds")
+def test_the_api_server_takes_what_the_chart_makes(file: Path, namespace: str, tmp_path: Path) -> None:
+    values = yaml.safe_load(file.read_text())
+    apart = "cluster" in values
+    if apart:
+        values["cluster"]["namespace"] = namespace
+    objects = template(values, "--namespace", namespace if not apart else "default")
+    words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
+    told = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
+    assert len(told.splitlines()) == len(objects)
+    settings = settings_of(objects, tmp_path)
+    assert settings.cluster.namespace == namespace
+    assert not of_kind(objects, "Secret")
+    assert not of_kind(objects, "ClusterRole")
+
+
+def test_the_chart_makes_the_settings_that_are_the_agents_defaults(tmp_path: Path) -> None:
+    settings, defaults = settings_of(template(MINIMAL), tmp_path).model_dump(), Settings().model_dump()
+    name = f"{NAMESPACE}-rel-sealci-agent"
+    assert settings["agent"].pop("anchor") == f"{name}-anchor"
+    assert settings["agent"].pop("pool") == name
+    assert settings["cluster"].pop("namespace") == NAMESPACE
+    assert settings["environment"].pop("image") == "sealci/agent:0.1.0"
+    assert settings["environment"].pop("pod_template") == {"spec": {"serviceAccountName": f"{name}-actions"}}
+    assert settings["scheduler"].pop("address") == "scheduler.example.org:443"
+    for section, keys in settings.items():
+        assert keys == {key: defaults[section][key] for key in keys}
+
+
+def test_credentials_are_files_of_secrets_that_exist(tmp_path: Path) -> None:
+    (hardened,) = (file for file in FILES if file.name.startswith("hardened"))
+    objects = template(yaml.safe_load(hardened.read_text()))
+    scheduler = settings_of(objects, tmp_path).scheduler
+    assert scheduler.token_file == Path("/etc/sealci/token/token")
+    assert scheduler.tls.ca_file == Path("/etc/sealci/ca/ca.crt")
+    assert scheduler.tls.cert_file == Path("/etc/sealci/certificate/tls.crt")
+    (deployment,) = of_kind(objects, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    assert {name: mounted[name] for name in ("token", "ca", "certificate")} == {
+        "token": "/etc/sealci/token",
+        "ca": "/etc/sealci/ca",
+        "certificate": "/etc/sealci/certificate",
+    }
+    # A subPath would never see a rotated token.
+    assert not [each for each in pod["containers"][0]["volumeMounts"] if "subPath" in each]
+    names = {each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+    assert names == {"sealci-token", "sealci-ca", "sealci-certificate"}
+
+
+WRONG: dict[str, tuple[Object, str]] = {
+    "a word for a number": ({"agent": {"slots": "many"}}, "/agent/slots"),
+    "no such setting": ({"agent": {"slts": 3}}, "'slts'"),
+    "no such section": ({"agents": {}}, "'agents'"),
+    "no such protocol": ({"scheduler": {"protocol": "smoke"}}, "/scheduler/protocol"),
+    "no duration": ({"agent": {"drain_timeout": "soon"}}, "/agent/drain_timeout"),
+    "no size": ({"artifacts": {"max_file_size": "64MB"}}, "/artifacts/max_file_size"),
+    "no profile": ({"environment": {"profile": "privileged"}}, "/environment/profile"),
+    "too few": ({"agent": {"slots": 0}}, "/agent/slots"),
+    "what the chart sets": ({"agent": {"anchor": "mine"}}, "'anchor'"),
+    "a secret as a value": ({"credentials": {"token": {"value": "secret"}}}, "'value'"),
+    "a switch that is none": ({"podMonitor": {"enabled": "maybe"}}, "/podMonitor/enabled"),
+    "no scheduler": ({"scheduler": {"address": ""}}, "scheduler.address is empty"),
+    "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
+    "no namespace of its own": ({"actions": {"createNamespace": True}}, "cluster.namespace must name"),
+}
+
+
+@pytest.mark.parametrize(("values", "says"), WRONG.values(), ids=WRONG)
+def test_wrong_values_are_refused_with_their_key(values: Object, says: str) -> None:
+    done = helm("template", "rel", str(CHART), values={**MINIMAL, **values})
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("drain", "grace", "delete", "seconds"),
+    [("10m", "10s", "1m", 820), ("1h30m", "10s", "1m", 5620), (90, 5, 1.5, 189), ("1d", "0s", "30s", 86550)],
+)
+def test_the_grace_of_the_agents_pods_follows_from_the_drain_time(
+    drain: Any, grace: Any, delete: Any, seconds: int
+) -> None:
+    values = {"agent": {"drain_timeout": drain}, "environment": {"grace": grace}, "cluster": {"delete_timeout": delete}}
+    (deployment,) = of_kind(template({**MINIMAL, **values}), "Deployment")
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == seconds
+
+
+def test_kinds_that_the_cluster_does_not_know_are_left_out_unless_asked_for() -> None:
+    kinds = ("PodMonitor", "PrometheusRule")
+    known = [word for kind in kinds for word in ("--api-versions", f"monitoring.coreos.com/v1/{kind}")]
+    on, off = ({section: {"enabled": value} for section in ("podMonitor", "prometheusRule")} for value in (True, False))
+
+    def monitors(values: Object, *arguments: str) -> bool:
+        return bool(of_kind(template({**MINIMAL, **values}, *arguments), "PodMonitor"))
+
+    assert not monitors({})
+    assert monitors({}, *known)
+    assert monitors(on)
+    assert not monitors(off, *known)
+
+
+def test_a_long_name_stays_unique_and_legal() -> None:
+    long = {"fullnameOverride": "an-agent-with-a-name-that-nobody-wants-to-type"}
+    objects = template({**MINIMAL, **long})
+    names = {each["metadata"]["name"] for each in objects}
+    assert max(map(len, names)) <= 63
+    other = helm("template", "rel", str(CHART), "--namespace", "another", values={**MINIMAL, **long})
+    roles = [of_kind(each, "Role")[0] for each in (objects, list(yaml.safe_load_all(other.stdout)))]
+    assert roles[0]["metadata"]["name"] != roles[1]["metadata"]["name"]
+
+
+def test_autoscalers_own_the_number_of_replicas() -> None:
+    for values in ({"autoscaling": {"enabled": True}}, {"keda": {"enabled": True, "serverAddress": "http://p:9090"}}):
+        (deployment,) = of_kind(template({**MINIMAL, **values}), "Deployment")
+        assert "replicas" not in deployment["spec"]
+    (deployment,) = of_kind(template({**MINIMAL, "replicaCount": 3}), "Deployment")
+    assert deployment["spec"]["replicas"] == 3
