@@ -65,6 +65,15 @@ def uids(lab: Lab, name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def until_told(submission: Submission, name: str, detail: str) -> None:
+    """Wait until the progress of a set-up says something."""
+
+    def told(report: Report) -> bool:
+        return any(e["event"] == "stage" and detail in e["detail"] for e in report.events)
+
+    submission.until(name, told)
+
+
 def until_made_again(lab: Lab, name: str, times: int = 1) -> None:
     """Wait until an action has had another pod."""
     until(lambda: len(uids(lab, name)) == times + 1, f"the pod of {name} is not made again", 60)
@@ -89,13 +98,13 @@ def statuses(lab: Lab, uid: str) -> list[Object]:
     return [each["status"] for each in list(lab.observer.states) if each["metadata"]["uid"] == uid]
 
 
-def ends(lab: Lab, uid: str) -> list[Object]:
-    """Return every status in which the container of the commands of a pod was seen to have ended."""
+def ends(lab: Lab, uid: str, container: str = "action") -> list[Object]:
+    """Return every status in which a container of a pod was seen to have ended."""
     return [
         each
         for status in statuses(lab, uid)
         for each in status.get("containerStatuses", ())
-        if each["name"] == "action" and "terminated" in each.get("state", {})
+        if each["name"] == container and "terminated" in each.get("state", {})
     ]
 
 

@@ -13,9 +13,8 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
-from tests.e2e.test_endings import until_stage
 from tests.faults import lost
-from tests.faults.lost import check_made_again, until_made_again
+from tests.faults.lost import check_made_again, until_made_again, until_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_deleted_before_it_had_a_node(lab: Lab) -> None:
     with lost.cordoned():
         submission = lab.start({"a": HELLO}, secret_values={})
-        until_stage(submission, "setup", "waiting for a node: ")
+        until_told(submission, "a", "waiting for a node: ")
         lost.delete(lab, "a")
         until_made_again(lab, "a")
     report = submission.wait(60)["a"]
@@ -50,7 +49,7 @@ def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
         first = lab.agent(**QUICK)
         action = {**HELLO, "commands": ['echo "$GREETING" | sed s/e/E/'], "secrets": ["GREETING"]}
         submission = lab.start({"a": action}, secret_values={"GREETING": "hello-secret"})
-        until_stage(submission, "setup", "waiting for a node: ")
+        until_told(submission, "a", "waiting for a node: ")
         lost.pod(lab, "a")
         second = lab.agent(**QUICK)
         first.kill()
@@ -66,20 +65,21 @@ def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [lost.evict, lost.delete])
 def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     """Made again once; the second time it is lost, and not for anything that the action did."""
+    name = how.__name__
     with gate() as registry:
-        submission = lab.start({how.__name__: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
+        submission = lab.start({name: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
         registry.until_somebody_waits()
-        how(lab, how.__name__)
+        how(lab, name)
     # A kubelet ends a pod only when its pull has ended; from here on the registry refuses.
-    until_made_again(lab, "a")
-    until_stage(submission, "setup", "pulling the image of action")
-    how(lab, "a")
-    report = submission.wait(90)["a"]
+    until_made_again(lab, name)
+    until_told(submission, name, "pulling the image of action")
+    how(lab, name)
+    report = submission.wait(90)[name]
     reason = "EVICTED" if how is lost.evict else "POD_DELETED"
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "setup"
     assert report.text.count("no command had run: made again") == 1
-    assert len(lost.uids(lab, "a")) == 2
+    assert len(lost.uids(lab, name)) == 2
 
 
 def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
@@ -114,21 +114,9 @@ def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
         with lost.lab_of(tmp_path, environment={"pod_template": template}, policy={"pull_timeout": "10s"}) as lab:
             lab.agent()
             submission = lab.start({"a": HELLO})
-            until_stage(submission, "setup", "FailedCreatePodSandBox: ")
+            until_told(submission, "a", "FailedCreatePodSandBox: ")
             report = submission.wait(60)["a"]
         assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None), report
-        assert "no runtime for" in report.finished["message"]
+        assert "FailedCreatePodSandBox: " in report.finished["message"]
     finally:
         kube.kubectl("delete", "runtimeclass", "sealci-none")
-
-
-def test_a_files_container_that_dies_before_the_commands_may_begin(tmp_path: Path) -> None:
-    """The commands would wait for it until the timeout."""
-    files = {"name": "files", "resources": {"limits": {"memory": "6Mi"}, "requests": {"memory": "6Mi"}}}
-    with lost.lab_of(tmp_path, environment={"pod_template": {"spec": {"containers": [files]}}}) as lab:
-        lab.agent()
-        report = lab.one(BUSYBOX, "echo never", timeout=60)
-        assert report.outcome == ("failed", "INTERNAL", None), report
-        assert report.finished["stage"] == "setup"
-        assert "container files: " in report.finished["message"]
-        assert "never" not in report.text

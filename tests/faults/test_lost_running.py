@@ -71,6 +71,7 @@ def test_drained(lab: Lab) -> None:
     actions = {"traps": TRAP, "leaves": PATIENT}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
+    uid = lost.uids(lab, "traps")[0]
     selector = f"--pod-selector=sealci.dev/pool={lab.pool}"
     drain = ("drain", lost.node_name(), selector, "--force", "--delete-emptydir-data", "--ignore-daemonsets")
     with lost.cordoned():
@@ -79,6 +80,8 @@ def test_drained(lab: Lab) -> None:
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
+    # Whoever reads of its end knows by this that the commands could have begun.
+    assert {each["state"]["terminated"]["message"] for each in lost.ends(lab, uid, "files")} == {"ready"}
 
 
 def test_preempted_by_a_higher_priority(lab: Lab) -> None:
