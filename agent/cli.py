@@ -281,8 +281,9 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
     journal.configure(settings.logging)
     found = asyncio.run(cleaned(settings, dry_run=dry_run))
     said = "would delete" if dry_run else "deleted"
-    for name in (*found.pods, *(f"lease {each}" for each in found.leases)):
-        click.echo(f"{said} {settings.cluster.namespace}/{name}")
+    for kind, names in (("", found.pods), ("Lease ", found.leases)):
+        for name in names:
+            click.echo(f"{said} {kind}{settings.cluster.namespace}/{name}")
     for name, why in found.failed.items():
         click.echo(f"could not delete {settings.cluster.namespace}/{name}: {why}", err=True)
     click.echo(f"{len(found.pods)} environments of pool {settings.agent.pool}")

@@ -136,9 +136,8 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
         "pods": f"/api/v1/namespaces/{namespace}/pods",
         "leases": f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     }
-    found = {
-        kind: list((await client.request("list", kind, path, query=query))["items"]) for kind, path in paths.items()
-    }
+    listed = {kind: await client.request("list", kind, path, query=query) for kind, path in paths.items()}
+    found = {kind: list(answer.get("items", ())) for kind, answer in listed.items()}
     found["leases"] = [lease for lease in found["leases"] if overdue(lease, client.now())]
     deleted: dict[str, list[str]] = {"pods": [], "leases": []}
     failed = {}

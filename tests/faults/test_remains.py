@@ -118,7 +118,7 @@ def test_cleanup_when_no_agent_lives_any_more(lab: Lab) -> None:
     lost.until_begun(submission, "a")
     agent.kill()
     pod = lost.pod(lab, "a")["metadata"]["name"]
-    stale = f"{lab.namespace}/sealci-"
+    stale = f"would delete Lease {lab.namespace}/"
     dry = until(lambda: cleaned(lab, "--dry-run") if stale in cleaned(lab, "--dry-run") else "", "no Lease is stale")
     assert f"would delete {lab.namespace}/{pod}" in dry
     assert len(remains(lab.namespace)) == 2
