@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.app import App
+    from agent.cluster.sweep import Cleaned
     from agent.local.pipeline import Pipeline
 
 USAGE, INFRASTRUCTURE = 2, 3
@@ -275,16 +276,22 @@ def config(config: Path | None, assignments: tuple[str, ...]) -> None:
 @configured
 @click.option("--dry-run", is_flag=True, help="only say what would be deleted")
 def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) -> None:
-    """Delete every pod of the pool, whoever owns it: for when no agent of it lives any more."""
+    """Delete every pod of the pool, whoever owns it, and its stale Leases: for when no agent of it lives any more."""
     settings = load(config, flags(assignments))
     journal.configure(settings.logging)
-    names = asyncio.run(cleaned(settings, dry_run=dry_run))
-    for name in names:
-        click.echo(f"{'would delete' if dry_run else 'deleted'} {settings.cluster.namespace}/{name}")
-    click.echo(f"{len(names)} environments of pool {settings.agent.pool}")
+    found = asyncio.run(cleaned(settings, dry_run=dry_run))
+    said = "would delete" if dry_run else "deleted"
+    for kind, names in (("", found.pods), ("Lease ", found.leases)):
+        for name in names:
+            click.echo(f"{said} {kind}{settings.cluster.namespace}/{name}")
+    for name, why in found.failed.items():
+        click.echo(f"could not delete {settings.cluster.namespace}/{name}: {why}", err=True)
+    click.echo(f"{len(found.pods)} environments of pool {settings.agent.pool}")
+    if found.failed:
+        sys.exit(INFRASTRUCTURE)
 
 
-async def cleaned(settings: Settings, *, dry_run: bool) -> list[str]:
+async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
     """Clean up and return what was found."""
     from agent.cluster.client import Client
     from agent.cluster.sweep import cleanup as clean

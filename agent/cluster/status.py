@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-UNKNOWN_END = ("ContainerStatusUnknown",)
+# The kubelet's word, and containerd's for what ended while it was away (measured: with exit code 255).
+UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
 REJECTED = "Pod was rejected"
 FINAL_PHASES = ("Failed", "Succeeded")
@@ -71,7 +72,9 @@ def classify(
             return Sight(failed)
     if runs(action) and not files_missing(status, intent):
         return Sight(Running(), recheck=deletion_recheck(pod, wall))
-    return waiting(pod, intent, limits, history, now)
+    sight = waiting(pod, intent, limits, history, now)
+    rechecks = [each for each in (sight.recheck, deletion_recheck(pod, wall)) if each is not None]
+    return Sight(sight.observation, min(rechecks, default=None))
 
 
 def departed(last: Object | None, intent: Intent) -> Observation:
@@ -205,19 +208,31 @@ def setup_problem(pod: Object) -> bool:
 
 
 OVERDUE = timedelta(seconds=30)
+# The cluster knows already that the node does not answer.
+OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 KILLED = (137, 143)
+
+
+def due(pod: Object) -> datetime | None:
+    """Return when a deletion should long have been carried out; None when there is none."""
+    at = moment(pod["metadata"].get("deletionTimestamp"))
+    if at is None:
+        return None
+    outside = disruption(pod)
+    lost = outside is not None and outside.reason is Reason.NODE_LOST
+    return at + (OVERDUE_ON_LOST_NODE if lost else OVERDUE)
 
 
 def overdue(pod: Object, wall: datetime) -> bool:
     """Whether a deletion should long have been carried out."""
-    at = moment(pod["metadata"].get("deletionTimestamp"))
-    return at is not None and wall > at + OVERDUE
+    at = due(pod)
+    return at is not None and wall > at
 
 
 def deletion_recheck(pod: Object, wall: datetime) -> float | None:
     """Return when to look again at a pod that is being deleted."""
-    at = moment(pod["metadata"].get("deletionTimestamp"))
-    return None if at is None else max(1.0, (at + OVERDUE - wall).total_seconds() + 1)
+    at = due(pod)
+    return None if at is None else max(1.0, (at - wall).total_seconds() + 1)
 
 
 def set_up_ended(status: Object, pod: Object) -> Observation | None:

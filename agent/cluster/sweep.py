@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +114,50 @@ def ended_at(pod: Object) -> datetime:
     return max(known)
 
 
-async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> list[str]:
-    """Delete every pod of a pool, whoever owns it; returns their names. For a person who knows that no agent lives."""
-    path = f"/api/v1/namespaces/{namespace}/pods"
-    answer = await client.request("list", "pods", path, query={"labelSelector": names.pool_selector(pool)})
-    found = sorted(answer.get("items", ()), key=lambda pod: str(moment(pod["metadata"]["creationTimestamp"])))
-    for pod in found:
-        if not dry_run:
-            await delete_pod(client, path, pod["metadata"]["name"], pod["metadata"]["uid"], None, 30.0)
-    return [pod["metadata"]["name"] for pod in found]
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a clean-up found: names of pods and stale Leases, and for what could not be deleted why."""
+
+    pods: tuple[str, ...]
+    leases: tuple[str, ...]
+    failed: dict[str, str]
+
+
+async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> Cleaned:
+    """Delete every pod of a pool, whoever owns it, and its stale Leases. For who knows that no agent of it lives.
+
+    One that cannot be deleted stops nothing.
+
+    Raises:
+        ClusterError: the pods or the Leases cannot be listed.
+    """
+    query = {"labelSelector": names.pool_selector(pool)}
+    paths = {
+        "pods": f"/api/v1/namespaces/{namespace}/pods",
+        "leases": f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
+    }
+    listed = {kind: await client.request("list", kind, path, query=query) for kind, path in paths.items()}
+    found = {kind: list(answer.get("items", ())) for kind, answer in listed.items()}
+    found["leases"] = [lease for lease in found["leases"] if overdue(lease, client.now())]
+    deleted: dict[str, list[str]] = {"pods": [], "leases": []}
+    failed = {}
+    for kind, items in found.items():
+        for each in sorted(items, key=lambda item: str(item["metadata"].get("creationTimestamp"))):
+            name, uid = each["metadata"]["name"], each["metadata"]["uid"]
+            try:
+                if not dry_run and kind == "pods":
+                    await delete_pod(client, paths[kind], name, uid, None, 30.0)
+                elif not dry_run:
+                    await client.request("delete", kind, f"{paths[kind]}/{name}", body={"preconditions": {"uid": uid}})
+            except ClusterError as error:
+                failed[name] = error.message
+            else:
+                deleted[kind].append(name)
+    return Cleaned(tuple(deleted["pods"]), tuple(deleted["leases"]), failed)
+
+
+def overdue(lease: Object, now: datetime) -> bool:
+    """Whether a Lease should long have been renewed, by the cluster's clock."""
+    spec = lease.get("spec", {})
+    renewed = moment(spec.get("renewTime"))
+    return renewed is None or now - renewed > timedelta(seconds=2 * float(spec.get("leaseDurationSeconds") or 15))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 KILL_MARGIN = 20.0
+# So long an environment that was lost may still give its log, seconds: a node that went away would be asked for ever.
+UNREACHABLE_MARGIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     end = asyncio.create_task(final(environment), name=f"end of {session.key.action_id}")
     try:
         seen = await ending(session, environment, end, settings)
-        await drained(session, logs)
+        await drained(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
     finally:
         await ended(logs)
         await ended(end)
@@ -118,11 +120,15 @@ async def ending(
     return None
 
 
-async def drained(session: Session, logs: asyncio.Task[None]) -> None:
-    """Wait until the log is sent to its end; after a wish only for a while."""
-    if session.wish is None:
+async def drained(session: Session, logs: asyncio.Task[None], *, reachable: bool) -> None:
+    """Wait until the log is sent to its end; only for a while after a wish, and where the node may not answer."""
+    if reachable and session.wish is None:
         await first_of(logs, session.wished)
-    await asyncio.wait({logs}, timeout=KILL_MARGIN if session.wish else None)
+    limit = None if session.wish is None else KILL_MARGIN
+    await asyncio.wait({logs}, timeout=limit if reachable else UNREACHABLE_MARGIN)
+    if not reachable and not logs.done():
+        await ended(logs)
+        await session.say("[the log ends here: what was written since cannot be had from the node]")
     if logs.done() and not logs.cancelled() and (error := logs.exception()):
         # What happened to the log changes no verdict: it is counted, and said where the log ends.
         session.errors += 1

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from agent.cluster import setuplog
+from agent.cluster.waiting import STARTING
 from agent.errors import ClusterError, Reason
-from agent.observations import Lost, SetupFailed
+from agent.observations import Lost, SetupFailed, Waiting
 from tests.fakes.api import FakeApi, pod_of
 
 Object = dict[str, Any]
@@ -106,3 +107,46 @@ def test_a_refused_pod_has_the_apis_words_and_advice() -> None:
     text = setuplog.refused(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
     assert "  create pods: exceeded quota" in text
     assert text.endswith(setuplog.ADVICE[Reason.QUOTA_EXCEEDED])
+
+
+# ---- a slow start
+
+
+SANDBOX = "Failed to create pod sandbox: cni plugin\n not initialized"
+
+
+def started(reason: str, message: str, at: str) -> Object:
+    return event(message, at) | {"reason": reason}
+
+
+async def test_a_slow_start_is_explained_by_the_events_and_a_quick_one_costs_nothing(api: FakeApi) -> None:
+    api.events = [
+        started("FailedCreatePodSandBox", SANDBOX, "2026-11-24T08:00:02Z"),
+        started("Scheduled", "assigned", "2026-11-24T08:00:03Z"),
+    ]
+    starting = Waiting(STARTING)
+    async with api.serving() as client:
+        slow = setuplog.SlowStart(client, PATH)
+        assert slow.recheck(0.0) is None
+        assert await slow.told(pod(), starting, 100.0) == starting
+        assert slow.recheck(100.0) == setuplog.EVENTS_AFTER
+        assert api.asked("list") == []
+        said = Waiting(f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized")
+        assert await slow.told(pod(), starting, 100.0 + setuplog.EVENTS_AFTER) == said
+        assert await slow.told(pod(), starting, 101.0 + setuplog.EVENTS_AFTER) == said
+        assert len(api.asked("list")) == 1
+        assert await slow.told(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
+        assert slow.recheck(120.0) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [("FailedCreatePodSandBox", Reason.CLUSTER_UNAVAILABLE), ("Pulling", Reason.IMAGE_PULL_FAILED)],
+)
+async def test_what_the_node_could_not_do_is_not_the_images_fault(api: FakeApi, reason: str, expected: Reason) -> None:
+    api.events = [started(reason, "so it says", "2026-11-24T08:00:02Z")]
+    late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
+    async with api.serving() as client:
+        found = await setuplog.explained(client, PATH, pod(), late)
+    assert found.reason is expected
+    assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"

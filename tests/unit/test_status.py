@@ -112,6 +112,18 @@ class Look:
         return classify(seen, intent, LIMITS, self.history, self.now, BEGAN + timedelta(seconds=wall))
 
 
+def never_made(name: str = "action") -> Object:
+    """Return what the kubelet writes over a container that it never made, as measured."""
+    end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
+    end["message"] = "The container could not be located when the pod was terminated"
+    return {"name": name, "image": "i", "started": False, "ready": False, "lastState": {}, "state": {"terminated": end}}
+
+
+def gone(last: Object | None, intent: Intent = INTENT) -> Observation:
+    """Return what is seen of a pod that is gone, by the state in which it went."""
+    return classify(None, intent, LIMITS, History(), 1000.0, BEGAN, last).observation
+
+
 def see(seen: Object | None, wall: float = 60.0, intent: Intent = INTENT) -> Observation:
     return Look()(seen, wall=wall, intent=intent).observation
 
@@ -686,3 +698,116 @@ def test_waiting_says_for_what() -> None:
 def test_an_empty_status_is_waiting() -> None:
     bare: Object = {"metadata": {"name": "p", "uid": "u"}, "spec": {"nodeName": None}, "status": {}}
     assert isinstance(see(bare), Waiting)
+
+
+# ---- gone, and never made
+
+
+EVICTION = disruption("EvictionByEvictionAPI", 50)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "unstarted"),
+    [
+        pytest.param(None, Reason.POD_DELETED, False, id="nobody saw it go"),
+        pytest.param(pod(phase="Pending", node=None, deleted=50, grace=0), Reason.POD_DELETED, True, id="never bound"),
+        pytest.param(
+            pod(phase="Pending", node=None, deleted=50, grace=0, conditions=(EVICTION,)),
+            Reason.EVICTED,
+            True,
+            id="evicted, never bound",
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Pending", deleted=50, grace=0), Reason.POD_DELETED, False, id="by force while pulling"
+        ),
+        pytest.param(
+            pod(FILES, never_made(), phase="Failed", deleted=50), Reason.POD_DELETED, True, id="deleted while pulling"
+        ),
+        pytest.param(pod(FILES, running("action"), deleted=50, grace=0), Reason.POD_DELETED, False, id="while it ran"),
+        pytest.param(pod(FILES_OVER, KILLED, phase="Failed", deleted=50), Reason.POD_DELETED, False, id="killed"),
+        pytest.param(
+            pod(waits("action"), phase="Failed", deleted=50, conditions=(disruption("DeletionByPodGC"),)),
+            Reason.NODE_LOST,
+            False,
+            id="a lost node proves nothing",
+        ),
+    ],
+)
+def test_what_is_gone_is_judged_by_the_state_in_which_it_went(
+    last: Object | None, reason: Reason, unstarted: bool
+) -> None:
+    found = gone(last)
+    assert isinstance(found, Lost)
+    assert (found.reason, found.unstarted) == (reason, unstarted)
+
+
+def test_commands_that_had_ended_before_their_pod_went_have_ended() -> None:
+    found = gone(pod(FILES_OVER, ended("action", 0, message=record("completed", 3, 0), finished=20), deleted=50))
+    assert isinstance(found, Exited)
+    assert (found.reason, found.files) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("action", "phase", "condition", "unstarted"),
+    [
+        pytest.param(never_made(), "Failed", EVICTION, True, id="never made"),
+        pytest.param(never_made(), "Running", EVICTION, False, id="not the kubelet's last word"),
+        pytest.param(never_made(), "Failed", disruption("DeletionByTaintManager"), False, id="its node was lost"),
+        pytest.param(
+            never_made() | {"containerID": "containerd://1"}, "Failed", EVICTION, False, id="there was a container"
+        ),
+        pytest.param(
+            never_made() | {"lastState": {"terminated": {"exitCode": 1}}}, "Failed", EVICTION, False, id="it had run"
+        ),
+    ],
+)
+def test_an_end_of_unknown_kind_proves_only_sometimes_that_nothing_ran(
+    action: Object, phase: str, condition: Object, unstarted: bool
+) -> None:
+    found = see(pod(FILES, action, phase=phase, conditions=(condition,)))
+    assert isinstance(found, Lost)
+    assert found.unstarted is unstarted
+
+
+def test_containerds_unknown_end_is_no_verdict() -> None:
+    """Measured: what ended while containerd was away gets exit code 255 and the reason Unknown."""
+    found = see(pod(FILES, ended("action", 255, "Unknown", record("completed", 3, 0))))
+    assert isinstance(found, Lost)
+    assert found.reason is Reason.NODE_LOST
+
+
+@pytest.mark.parametrize("reason", ["OutOfcpu", "NodeShutdown", "Evicted"])
+def test_what_the_kubelet_rejects_never_ran(reason: str) -> None:
+    found = see(pod(phase="Failed", reason=reason, message="Pod was rejected: no room"))
+    assert isinstance(found, Lost)
+    assert found.unstarted
+    assert "no room" in found.message
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_code_that_was_not_the_commands_own_end_is_no_success_of_an_evicted_pod(code: int) -> None:
+    """Evicted for its storage a pod has no condition, and no time of it: measured."""
+    left = ended("action", code, message=record("exit", 3, code))
+    found = see(pod(FILES_OVER, left, phase="Failed", reason="Evicted"))
+    assert isinstance(found, Lost)
+    assert found.reason is Reason.EVICTED
+
+
+@pytest.mark.parametrize(("code", "why"), [(137, "OOMKilled"), (143, "Error")])
+def test_files_that_died_before_the_commands_could_begin_is_a_failed_set_up(code: int, why: str) -> None:
+    found = see(pod(ended("files", code, why), running("action")))
+    assert isinstance(found, SetupFailed)
+    assert (found.reason, why in found.message) == (Reason.INTERNAL, True)
+
+
+def test_a_deletion_that_nobody_carries_out_is_looked_at_in_time() -> None:
+    """While its image is pulled, and sooner where the cluster knows that the node does not answer."""
+    deleted = pod(*CREATING, deleted=50, grace=2)
+    sight = Look()(deleted, wall=60)
+    assert (sight.observation, sight.recheck) == (Waiting("starting containers"), 23.0)
+    assert isinstance(see(deleted, wall=83), Lost)
+    lost = pod(FILES, running("action"), deleted=50, grace=2, conditions=(disruption("DeletionByTaintManager"),))
+    assert see(lost, wall=61) == Running()
+    found = see(lost, wall=63)
+    assert isinstance(found, Lost)
+    assert (found.reason, found.unstarted) == (Reason.NODE_LOST, False)

@@ -11,10 +11,11 @@ import pytest
 from agent.actions import Action, Key
 from agent.cluster import sweep as sweeps
 from agent.cluster.pods import Pods
-from agent.cluster.sweep import Sweep, cleanup
+from agent.cluster.sweep import Cleaned, Sweep, cleanup
 from agent.cluster.watch import PodWatch
 from agent.settings import Settings
-from tests.fakes.api import FakeApi, pod_of
+from tests.fakes.api import pod_of
+from tests.fakes.shared_api import SharedApi
 
 Object = dict[str, Any]
 LONG_AGO = "2026-01-01T08:00:00Z"
@@ -22,8 +23,8 @@ ACTION = Action(Key("build"), "alpine", ("true",))
 
 
 @pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
+def api() -> SharedApi:
+    return SharedApi()
 
 
 def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Succeeded") -> Object:
@@ -38,7 +39,7 @@ def swept(pods: Pods) -> float | None:
     return pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
 
 
-async def here(api: FakeApi, client: Any) -> Pods:
+async def here(api: SharedApi, client: Any) -> Pods:
     """Return pods of agent-1 whose watch knows what the API has now."""
     watch = PodWatch(client, "ci", "default", client.metrics)
     await watch.list()
@@ -46,7 +47,7 @@ async def here(api: FakeApi, client: Any) -> Pods:
     return Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
 
 
-async def test_what_is_remains_and_what_is_not(api: FakeApi) -> None:
+async def test_what_is_remains_and_what_is_not(api: SharedApi) -> None:
     hour = sweeps.ABANDONED
     never_started = pod_of("refused-long-ago", agent="agent-2", phase="Failed")
     never_started["metadata"]["creationTimestamp"] = LONG_AGO
@@ -76,7 +77,7 @@ async def test_what_is_remains_and_what_is_not(api: FakeApi) -> None:
         assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 0
 
 
-async def test_a_sweep_that_finds_nothing_costs_no_request(api: FakeApi) -> None:
+async def test_a_sweep_that_finds_nothing_costs_no_request(api: SharedApi) -> None:
     async with api.serving() as client:
         pods = await here(api, client)
         before = len(api.requests)
@@ -84,7 +85,7 @@ async def test_a_sweep_that_finds_nothing_costs_no_request(api: FakeApi) -> None
         assert len(api.requests) == before
 
 
-async def test_what_is_still_there_the_next_time_is_forced(api: FakeApi) -> None:
+async def test_what_is_still_there_the_next_time_is_forced(api: SharedApi) -> None:
     api.slow_removal = True
     await api.put(pod_of("mine", agent="agent-1", phase="Running"))
     async with api.serving() as client:
@@ -101,7 +102,7 @@ async def test_what_is_still_there_the_next_time_is_forced(api: FakeApi) -> None
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
 
 
-async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: FakeApi) -> None:
+async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: SharedApi) -> None:
     """Its create is under way when it is left: no UID is known, and the pod comes to light only later."""
     async with api.serving() as client:
         pods = await here(api, client)
@@ -121,7 +122,7 @@ async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(ap
         assert api.asked("delete") == []
 
 
-async def test_another_pod_of_the_name_is_not_touched(api: FakeApi) -> None:
+async def test_another_pod_of_the_name_is_not_touched(api: SharedApi) -> None:
     await api.put(pod_of("mine", "uid-1", agent="agent-1"))
     async with api.serving() as client:
         pods = await here(api, client)
@@ -130,7 +131,7 @@ async def test_another_pod_of_the_name_is_not_touched(api: FakeApi) -> None:
         assert list(api.pods) == ["mine"]
 
 
-async def test_one_failure_does_not_stop_the_sweep(api: FakeApi) -> None:
+async def test_one_failure_does_not_stop_the_sweep(api: SharedApi) -> None:
     for name in ("a", "b"):
         await api.put(pod_of(name, agent="agent-1"))
     async with api.serving() as client:
@@ -141,7 +142,7 @@ async def test_one_failure_does_not_stop_the_sweep(api: FakeApi) -> None:
         assert pods.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
 
 
-async def test_the_first_sweep_waits_for_the_first_list(api: FakeApi) -> None:
+async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
     await api.put(pod_of("mine", agent="agent-1"))
     async with api.serving() as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
@@ -155,11 +156,35 @@ async def test_the_first_sweep_waits_for_the_first_list(api: FakeApi) -> None:
         await asyncio.wait({task})
 
 
+async def test_what_cannot_be_cleaned_up_is_named_and_stops_nothing(api: SharedApi) -> None:
+    for name in ("a", "b"):
+        await api.put(pod_of(name, agent="agent-1", phase="Running"))
+    async with api.serving() as client:
+        api.answer("delete", "/a", 403, "forbidden")
+        found = await cleanup(client, "ci", "default", dry_run=False)
+        assert (found.pods, list(found.failed)) == (("b",), ["a"])
+        assert "forbidden" in found.failed["a"]
+    assert list(api.pods) == ["a"]
+
+
+@pytest.mark.parametrize("ago", [5, 3600])
+async def test_cleanup_takes_the_leases_that_nobody_renews(api: SharedApi, ago: int) -> None:
+    renewed = (datetime.now(UTC) - timedelta(seconds=ago)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    lease = {"spec": {"holderIdentity": "agent-1", "leaseDurationSeconds": 15, "renewTime": renewed}}
+    labels = {"app.kubernetes.io/managed-by": "sealci-agent", "sealci.dev/pool": "default"}
+    async with api.serving() as client:
+        path = "/apis/coordination.k8s.io/v1/namespaces/ci/leases"
+        await client.request("create", "leases", path, body=lease | {"metadata": {"name": "l", "labels": labels}})
+        found = await cleanup(client, "ci", "default", dry_run=False)
+    assert found.leases == (() if ago == 5 else ("l",))
+    assert bool(api.leases) is (ago == 5)
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
-async def test_cleanup_takes_the_whole_pool(api: FakeApi, dry_run: bool) -> None:
+async def test_cleanup_takes_the_whole_pool(api: SharedApi, dry_run: bool) -> None:
     for name, agent in (("a", "agent-1"), ("b", "agent-2")):
         await api.put(pod_of(name, agent=agent, phase="Running"))
     async with api.serving() as client:
-        assert await cleanup(client, "ci", "default", dry_run=dry_run) == ["a", "b"]
+        assert await cleanup(client, "ci", "default", dry_run=dry_run) == Cleaned(("a", "b"), (), {})
     assert list(api.pods) == (["a", "b"] if dry_run else [])
     assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")

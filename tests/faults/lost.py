@@ -1,0 +1,192 @@
+"""What tests of lost pods share: a lab in a namespace of its own, and what people and nodes do to pods.
+
+Everything here goes through kubectl and the provider's verbs; the agent is only looked at from outside. Whatever a test
+does to the node is undone when its block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e import kube
+from tests.e2e.lab import Lab, until
+from tests.e2e.observer import session_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.lab import Report, Submission
+
+Object = dict[str, Any]
+
+TRAP = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
+PATIENT = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"
+PLAIN = "echo begun; exec sleep 1000"
+SECURE = {"allowPrivilegeEscalation": False}
+
+
+@contextlib.contextmanager
+def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
+    """Hold a lab in a namespace of its own; its agents are started by who asks for it."""
+    namespace = f"sealci-lost-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", namespace)
+    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
+    lab = Lab(namespace, folder, **settings)
+    try:
+        yield lab
+    finally:
+        try:
+            lab.close()
+        finally:
+            kube.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+# ---- pods
+
+
+def pod(lab: Lab, name: str) -> Object:
+    """Wait for the pod that an action has now."""
+
+    def found() -> Object | None:
+        pods = [each for each in kube.get("pods", "-n", lab.namespace) if session_of(each).get("name") == name]
+        return pods[0] if pods else None
+
+    result: Object = until(found, f"no pod of {name}")
+    return result
+
+
+def uids(lab: Lab, name: str) -> list[str]:
+    """Return the UIDs of all pods that an action has had, oldest first."""
+    found = [each["metadata"]["uid"] for each in list(lab.observer.states) if session_of(each).get("name") == name]
+    return list(dict.fromkeys(found))
+
+
+def until_told(submission: Submission, name: str, detail: str) -> None:
+    """Wait until the progress of a set-up says something."""
+
+    def told(report: Report) -> bool:
+        return any(e["event"] == "stage" and detail in e["detail"] for e in report.events)
+
+    submission.until(name, told)
+
+
+def until_made_again(lab: Lab, name: str, times: int = 1) -> None:
+    """Wait until an action has had another pod."""
+    until(lambda: len(uids(lab, name)) == times + 1, f"the pod of {name} is not made again", 60)
+
+
+def delete(lab: Lab, name: str, *options: str) -> None:
+    """Delete the pod of an action, as a person does."""
+    kube.kubectl("delete", "pod", "-n", lab.namespace, pod(lab, name)["metadata"]["name"], "--wait=false", *options)
+
+
+def evict(lab: Lab, name: str) -> None:
+    """Ask the API to evict the pod of an action, as a drain does for each."""
+    target = pod(lab, name)["metadata"]["name"]
+    metadata = {"name": target, "namespace": lab.namespace}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    path = f"/api/v1/namespaces/{lab.namespace}/pods/{target}/eviction"
+    kube.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
+
+
+def statuses(lab: Lab, uid: str) -> list[Object]:
+    """Return every status that a pod was seen in."""
+    return [each["status"] for each in list(lab.observer.states) if each["metadata"]["uid"] == uid]
+
+
+def ends(lab: Lab, uid: str, container: str = "action") -> list[Object]:
+    """Return every status in which a container of a pod was seen to have ended."""
+    return [
+        each
+        for status in statuses(lab, uid)
+        for each in status.get("containerStatuses", ())
+        if each["name"] == container and "terminated" in each.get("state", {})
+    ]
+
+
+# ---- the node
+
+
+def node() -> Object:
+    """Return the one node."""
+    return kube.get("nodes")[0]
+
+
+def node_name() -> str:
+    """Return its name."""
+    return str(node()["metadata"]["name"])
+
+
+def tainted() -> list[str]:
+    """Return the keys of the node's taints."""
+    return [each["key"] for each in node()["spec"].get("taints", ())]
+
+
+@contextlib.contextmanager
+def cordoned() -> Iterator[None]:
+    """Let nothing new come to the node."""
+    kube.kubectl("cordon", node_name())
+    try:
+        yield
+    finally:
+        kube.kubectl("uncordon", node_name())
+
+
+@contextlib.contextmanager
+def started_with(component: str, *flags: str) -> Iterator[None]:
+    """Run a component of the cluster with more flags."""
+    kube.provider(component, "start", *flags)
+    try:
+        yield
+    finally:
+        kube.provider(component, "start")
+
+
+@contextlib.contextmanager
+def stopped(component: str) -> Iterator[None]:
+    """Have a component of the node away, and wait afterwards until the node takes pods again."""
+    kube.provider(component, "stop")
+    try:
+        yield
+    finally:
+        kube.provider(component, "start")
+        until(lambda: not tainted(), f"the node stays tainted: {tainted()}", 60)
+
+
+def available_memory() -> int:
+    """Return what the kubelet takes for available memory, in bytes."""
+    summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
+    return int(summary["node"]["memory"]["availableBytes"])
+
+
+# ---- what must hold
+
+
+def until_begun(submission: Submission, *names: str) -> None:
+    """Wait until the commands of actions have written something."""
+    for name in names:
+        submission.until_running(name, "begun")
+
+
+def check_lost(report: Report, reason: str, *words: str) -> None:
+    """Hold that an action failed for a reason of the infrastructure, with what it had written, in one pod."""
+    assert report.outcome == ("failed", reason, None), report
+    assert report.finished["stage"] == "commands"
+    for word in words:
+        assert word in report.finished["message"], report
+    assert report.text.startswith("begun\n"), report
+
+
+def check_made_again(lab: Lab, report: Report, *words: str) -> None:
+    """Hold that an action succeeded in its second pod, in the same attempt, and that its log says why."""
+    assert report.outcome == ("succeeded", None, 0), report
+    assert len(uids(lab, report.name)) == 2, uids(lab, report.name)
+    assert "no command had run: made again\n" in report.text, report
+    for word in words:
+        assert word in report.text, report
+    sessions = [session_of(each) for each in lab.observer.states]
+    assert {each["attempt"] for each in sessions if each.get("name") == report.name} == {1}

@@ -1,0 +1,215 @@
+"""The pod is lost after its commands began: the infrastructure's reason, never COMMAND_FAILED, never success.
+
+All on the real cluster: what the kubelet, the scheduler, the node controller and people really do to a pod, and what
+they only seem to do (a kubelet or a container runtime that is away for a while, a sidecar that never ends).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.gate import gate
+from tests.e2e.lab import BUSYBOX, Lab, until
+from tests.faults import lost
+from tests.faults.lost import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(300)
+Object = dict[str, Any]
+
+# Without these the cluster waits five minutes before it gives the pods of a lost node up.
+LEAVES_AT_ONCE = [
+    {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
+    for key in ("unreachable", "not-ready")
+]
+NODE_CONTROLLER = ("--node-monitor-grace-period=5s", "--node-monitor-period=1s")
+ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab whose actions do not outlive their node."""
+    template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
+    with lost.lab_of(tmp_path_factory.mktemp("lost"), environment={"pod_template": template}) as lab:
+        lab.agent(cluster={"delete_timeout": "3s"})
+        yield lab
+
+
+def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
+    """Start an action and wait until it runs."""
+    submission = lab.start({name: {"image": BUSYBOX, "commands": [command], **keys}})
+    until_begun(submission, name)
+    return submission
+
+
+# ---- what the node does
+
+
+def test_evicted_for_its_ephemeral_storage(lab: Lab) -> None:
+    fill = "echo begun; head -c 60000000 /dev/zero > /big; exec sleep 1000"
+    submission = begun(lab, "fills", fill, resources={"ephemeral_storage": "20Mi"})
+    check_lost(submission.wait(90)["fills"], "EVICTED", "ephemeral local storage usage exceeds")
+
+
+def test_evicted_for_memory(lab: Lab) -> None:
+    """A server that leaves with 0 when it is told to go has not succeeded."""
+    submission = begun(lab, "server", PATIENT)
+    with lost.started_with("kubelet", f"--eviction-hard=memory.available<{lost.available_memory() + (2 << 30)}"):
+        report = submission.wait(120)["server"]
+    until(lambda: not lost.tainted(), f"the node stays tainted: {lost.tainted()}", 60)
+    check_lost(report, "EVICTED", "The node was low on resource: memory")
+
+
+def test_drained(lab: Lab) -> None:
+    """The real `kubectl drain`: the commands are told, the infrastructure is to blame whatever they answer."""
+    actions = {"traps": TRAP, "leaves": PATIENT}
+    submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
+    until_begun(submission, *actions)
+    uid = lost.uids(lab, "traps")[0]
+    selector = f"--pod-selector=sealci.dev/pool={lab.pool}"
+    drain = ("drain", lost.node_name(), selector, "--force", "--delete-emptydir-data", "--ignore-daemonsets")
+    with lost.cordoned():
+        kube.kubectl(*drain)
+        reports = submission.wait(60)
+    for report in reports.values():
+        check_lost(report, "EVICTED", "EvictionByEvictionAPI")
+    assert "\ngot TERM\n" in reports["traps"].text
+    # Whoever reads of its end knows by this that the commands could have begun.
+    assert {each["state"]["terminated"]["message"] for each in lost.ends(lab, uid, "files")} == {"ready"}
+
+
+def test_preempted_by_a_higher_priority(lab: Lab) -> None:
+    submission = begun(lab, "low", TRAP, resources={"cpu": "1500m"})
+    name = f"{lab.namespace}-high"
+    priority = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": name},
+        "value": 1000,
+    }
+    container = {"name": "c", "image": BUSYBOX, "command": ["true"], "resources": {"requests": {"cpu": "1500m"}}}
+    spec = {"restartPolicy": "Never", "priorityClassName": name, "containers": [container]}
+    metadata = {"name": "high", "namespace": lab.namespace}
+    kube.apply(priority, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    try:
+        report = submission.wait(60)["low"]
+    finally:
+        kube.kubectl("delete", "pod", "-n", lab.namespace, "high", "--wait=false")
+        kube.kubectl("delete", "priorityclass", name)
+    check_lost(report, "PREEMPTED", "PreemptionByScheduler")
+
+
+def test_the_node_is_lost(lab: Lab) -> None:
+    """The node controller finds the node silent, and nobody carries the deletion out."""
+    submission = begun(lab, "a", PLAIN)
+    with lost.stopped("kubelet"), lost.started_with("controller-manager", *NODE_CONTROLLER):
+        report = submission.wait(120)["a"]
+        until(lambda: not kube.get("pods", "-n", lab.namespace), "the pod object remains", 30)
+    check_lost(report, "NODE_LOST", "does not carry that out")
+
+
+def test_a_container_runtime_that_restarts(lab: Lab) -> None:
+    """What runs over the outage is whole; of what ended within it nobody knows the exit code: no verdict is made up."""
+    count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; done"
+    with gate() as within, gate() as holder, gate() as across:
+        commands = {
+            "within": [f"{holder.knock} & echo begun; {within.knock}", count],
+            "across": [f"echo begun; {across.knock}", count, "echo made > file"],
+        }
+        submission = lab.start({name: {"image": BUSYBOX, "commands": each} for name, each in commands.items()})
+        for each in (within, holder, across):
+            each.until_somebody_waits()
+        until_begun(submission, *commands)
+        with lost.stopped("containerd"):
+            within.open()
+            holder.until_left()
+        across.open()
+        reports = submission.wait(120)
+    whole = "begun\n" + "".join(f"line {i}\n" for i in range(1, 201))
+    report = reports["across"]
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text == whole
+    assert report.files["file"].read_text() == "made\n"
+    report, uid = reports["within"], lost.uids(lab, "within")[0]
+    codes = {each["state"]["terminated"]["exitCode"] for each in lost.ends(lab, uid)}
+    if codes == {0}:
+        assert (report.outcome, report.text) == (("succeeded", None, 0), whole)
+    else:
+        check_lost(report, "NODE_LOST", "lost sight of the container")
+
+
+# ---- a sidecar that never ends
+
+
+def ended_beside(lab: Lab, name: str) -> None:
+    """Run actions beside a sidecar; their outcome does not wait for it, and neither does the clean-up."""
+    reports = lab.run(
+        {
+            "good": {"image": BUSYBOX, "commands": ["echo made > file"]},
+            "bad": {"image": BUSYBOX, "commands": ["exit 7"]},
+        },
+        timeout=60,
+    )
+    assert reports["good"].outcome == ("succeeded", None, 0), reports["good"]
+    assert reports["good"].files["file"].read_text() == "made\n"
+    assert reports["bad"].outcome == ("failed", "COMMAND_FAILED", 7), reports["bad"]
+    seen = [
+        status["state"]
+        for uid in lost.uids(lab, "good")
+        for each in lost.statuses(lab, uid)
+        for status in (*each.get("containerStatuses", ()), *each.get("initContainerStatuses", ()))
+        if status["name"] == name
+    ]
+    assert any("running" in state for state in seen), f"no sidecar was there: {seen}"
+
+
+def sidecar(name: str, **more: Any) -> Object:
+    return {"name": name, "image": BUSYBOX, "command": ENDLESS, "securityContext": SECURE, **more}
+
+
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_a_sidecar_of_the_template_that_never_ends(lab: Lab, kind: str, tmp_path: Any) -> None:
+    more = {"restartPolicy": "Always"} if kind == "initContainers" else {}
+    template = {"spec": {kind: [sidecar("mesh", **more)]}}
+    with lost.lab_of(tmp_path, environment={"pod_template": template}) as own:
+        own.agent()
+        ended_beside(own, "mesh")
+
+
+def test_a_sidecar_that_admission_injects_and_that_never_ends(lab: Lab) -> None:
+    """What a mutating webhook does, by the API server's own mutating policy."""
+    name = f"{lab.namespace}-inject"
+    security = "Object.spec.containers.securityContext{allowPrivilegeEscalation: false}"
+    injected = f'name: "injected", image: "{BUSYBOX}", command: {json.dumps(ENDLESS)}, securityContext: {security}'
+    value = f"Object.spec.containers{{{injected}}}"
+    expression = f'[JSONPatch{{op: "add", path: "/spec/containers/-", value: {value}}}]'
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    api = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule]},
+        "reinvocationPolicy": "Never",
+        "failurePolicy": "Fail",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}],
+    }
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": lab.namespace}}}
+    kube.apply(
+        {**api, "kind": "MutatingAdmissionPolicy", "spec": policy},
+        {**api, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": name, "matchResources": here}},
+    )
+    try:
+        until(lambda: injects(lab), "nothing is injected", 30)
+        ended_beside(lab, "injected")
+    finally:
+        kube.kubectl("delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", name)
+
+
+def injects(lab: Lab) -> bool:
+    """Whether the policy is in force."""
+    dry = ("run", "probe", "-n", lab.namespace, f"--image={BUSYBOX}", "--dry-run=server", "-o", "json")
+    return len(json.loads(kube.kubectl(*dry))["spec"]["containers"]) > 1
