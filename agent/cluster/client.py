@@ -100,7 +100,7 @@ class Client:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(f"{verb} {resource}: the answer broke off: {error!r}", retryable=True) from error
+                raise ClusterError(f"{verb} {resource}: the answer broke off: {told(error)}", retryable=True) from error
         return answer if isinstance(answer, dict) else {}
 
     @asynccontextmanager
@@ -126,7 +126,7 @@ class Client:
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
             self.unanswered()
-            raise ClusterError(f"{verb} {resource}: {error!r}", retryable=True) from error
+            raise ClusterError(f"{verb} {resource}: {told(error)}", retryable=True) from error
         finally:
             self.metrics.requests.labels(verb, resource, code).inc()
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
@@ -225,6 +225,11 @@ def wait_as_told(state: RetryCallState) -> float:
     if isinstance(error, ClusterError) and error.retry_after is not None:
         return min(error.retry_after, 60.0)
     return backoff(state)
+
+
+def told(error: BaseException) -> str:
+    """Return for people why there was no answer."""
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
 
 
 def said(state: RetryCallState) -> str:

@@ -53,6 +53,7 @@ class Leases(Reflector):
         self.absent: dict[str, float] = {}
         self.known: dict[str, Object] = {}
         self.renewed = 0.0
+        self.failing = False
         self.healthy_since = 0.0
         self.held = asyncio.Event()
         self.refusals = 0
@@ -78,11 +79,11 @@ class Leases(Reflector):
                 self.note_refusal(error)
                 # Longer than the Lease allows no server's wish is granted: the others would take this agent for dead.
                 asked = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
-                log.warning("the agent's Lease could not be renewed", error=error.message)
+                self.failed(error.message)
             except TimeoutError:
                 self.refusals = 0
                 self.client.unanswered()
-                log.warning("the agent's Lease could not be renewed", error="no answer in time")
+                self.failed("no answer in time")
             took = time.monotonic() - began
             await asyncio.sleep(max(asked, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
@@ -92,11 +93,19 @@ class Leases(Reflector):
         if self.refusals >= REFUSED_AFTER:
             self.refused.set()
 
+    def failed(self, why: str) -> None:
+        """Say that the own Lease was not renewed: aloud only the first time in an outage."""
+        first, self.failing = not self.failing, True
+        (log.warning if first else log.debug)("the agent's Lease could not be renewed", error=why)
+
     def renewed_now(self) -> None:
         """Take note of a renewal; after one that was missed, judging others begins anew."""
         self.refusals = 0
         self.refused.clear()
         now = time.monotonic()
+        if self.failing:
+            self.failing = False
+            log.info("the agent's Lease is renewed again", alive=self.alive)
         if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
             self.healthy_since = now
         self.renewed = now

@@ -76,6 +76,10 @@ class Faults:
             }[name]
         self.api.scripts.append(Scripted(verb, part, HANG, "", {}, times, play=self.counted(play)))
 
+    def lift(self) -> None:
+        """Take all faults away."""
+        self.api.scripts.clear()
+
     def counted(self, play: Play) -> Play:
         """Count how often a fault was met."""
 
