@@ -120,20 +120,25 @@ class App:
     # ---- how it is
 
     @property
-    def reachable(self) -> bool:
-        """Whether the cluster answers; an agent that the others cannot see alive takes nothing."""
-        return self.pods.reachable and (self.leases.held.is_set() or not self.settings.agent.adoption)
+    def trouble(self) -> str:
+        """Why the cluster cannot be used, for people; "" when it can.
+
+        An agent that the others cannot see alive takes nothing: they would take it away.
+        """
+        if self.pods.trouble or self.leases.alive or not self.settings.agent.adoption:
+            return self.pods.trouble
+        return "the agent's Lease could not be renewed"
 
     def current_health(self) -> Health:
         """Return what the scheduler is told."""
-        reachable = self.reachable
-        status = Readiness.DRAINING if self.sessions.draining else Readiness.READY if reachable else Readiness.DEGRADED
+        trouble = self.trouble
+        status = Readiness.DRAINING if self.sessions.draining else Readiness.DEGRADED if trouble else Readiness.READY
         return Health(
             status=status,
             slots=self.settings.agent.slots,
             running=self.sessions.used,
-            cluster_reachable=reachable,
-            message="" if reachable else "the cluster does not answer",
+            cluster_reachable=self.client.reachable,
+            message=trouble,
             remains=self.sweep.remaining,
         )
 
@@ -141,8 +146,8 @@ class App:
         """Say why no action is taken now; "" when one is."""
         if self.sessions.draining:
             return "draining"
-        if not self.reachable:
-            return "the cluster does not answer"
+        if self.trouble:
+            return self.trouble
         return "" if self.connection.registered else "not registered with the scheduler"
 
     # ---- life
@@ -161,6 +166,7 @@ class App:
         roots += [
             self.tasks.create_task(self.watch.run(), name="pod watch"),
             self.tasks.create_task(self.notice_cluster(), name="cluster health"),
+            self.tasks.create_task(self.learn(), name="what the cluster can do"),
             self.tasks.create_task(self.sweep.run(), name="sweep"),
             self.tasks.create_task(self.connection.run(), name="scheduler"),
         ]
@@ -231,18 +237,23 @@ class App:
         return self.settings.environment.grace + 2 * self.settings.cluster.delete_timeout + 60
 
     async def notice_cluster(self) -> None:
-        """Find out what the cluster can do, and tell the scheduler when it begins or ceases to answer."""
-        await self.watch.synced.wait()
-        self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
+        """Tell each change of what is wrong with the cluster, and ask it while it does not answer."""
         seen = None
         while True:
-            if seen != self.reachable:
-                seen = self.reachable
+            if seen != self.trouble:
+                seen = self.trouble
+                log.info("the cluster", trouble=seen or "none")
+                self.metrics.degraded.set(bool(seen))
                 self.health.changed()
             if not self.client.reachable:
                 # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.
                 await self.client.probe()
             await asyncio.sleep(NOTICE)
+
+    async def learn(self) -> None:
+        """Ask what the cluster can do; no action is taken before it is known."""
+        self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
+        self.pods.known = True
 
     def stop(self, why: str) -> None:
         """Ask to leave; asked again, sessions are cancelled."""

@@ -93,6 +93,7 @@ class Metrics:
         self.artifact_bytes = self.counter("artifact_bytes", "Bytes of files stored by the scheduler")
         self.artifact_retries = self.counter("artifact_retries", "Copies that broke and were made again")
 
+        self.degraded = self.gauge("degraded", "1 while the agent takes nothing new because of the cluster")
         self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers")
         self.requests = self.counter("k8s_requests", "Requests to the API", "verb", "resource", "code")
         self.request_duration = self.histogram(

@@ -8,6 +8,7 @@ pod's labels, in one patch that names the version it saw: of two agents that try
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,6 +26,7 @@ Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 LOOK = 1.0
+LONGEST_PAUSE = 60.0
 
 
 class Adoption:
@@ -42,6 +44,7 @@ class Adoption:
         self.open_for = open_for
         self.wake = asyncio.Event()
         self.unreadable: set[str] = set()
+        self.asked_to_wait = 0.0
         leases.on_change = self.wake.set
 
     async def run(self) -> None:
@@ -62,7 +65,7 @@ class Adoption:
         self.unreadable &= {pod["metadata"]["uid"] for pod in pods.values()}
         self.pods.claimed &= pods.keys()
         for pod in pods.values():
-            if self.open_for() and self.orphaned(pod):
+            if self.open_for() and time.monotonic() >= self.asked_to_wait and self.orphaned(pod):
                 await self.claim(pod)
         self.pods.metrics.unreadable.set(len(self.unreadable))
 
@@ -117,6 +120,7 @@ class Adoption:
             return await self.pods.client.request("patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body)
         except ClusterError as error:
             log.warning("a session was not claimed", pod=meta["name"], error=error.message)
+            self.asked_to_wait = time.monotonic() + min(error.retry_after or 0.0, LONGEST_PAUSE)
             if error.status and not error.retryable:
                 self.pods.claimed.discard(meta["name"])
             return None

@@ -35,6 +35,8 @@ Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 INVALID = ("violates PodSecurity", "denied the request", "maximum ", "minimum ", "is invalid")
+# A quota that two creations count at once answers with a conflict of its own.
+CONFLICTS = ("object is being deleted", "please apply your changes to the latest version")
 TRANSIENT = ("error looking up service account", "not yet been initialized", "no matches for kind")
 
 
@@ -98,7 +100,7 @@ class Client:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(f"{verb} {resource}: the answer broke off: {error!r}", retryable=True) from error
+                raise ClusterError(f"{verb} {resource}: the answer broke off: {told(error)}", retryable=True) from error
         return answer if isinstance(answer, dict) else {}
 
     @asynccontextmanager
@@ -122,10 +124,9 @@ class Client:
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout)
             code = f"{response.status // 100}xx"
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            self.reachable = False
-            self.metrics.cluster_reachable.set(0)
-            raise ClusterError(f"{verb} {resource}: {error!r}", retryable=True) from error
+        except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
+            self.unanswered()
+            raise ClusterError(f"{verb} {resource}: {told(error)}", retryable=True) from error
         finally:
             self.metrics.requests.labels(verb, resource, code).inc()
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
@@ -136,6 +137,11 @@ class Client:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
+
+    def unanswered(self) -> None:
+        """Take note that the cluster did not answer; the next answer makes it reachable again."""
+        self.reachable = False
+        self.metrics.cluster_reachable.set(0)
 
     def set_clock(self, date: str | None) -> None:
         """Note how far the server's clock is ahead, by the second of its answer; less than two are noise."""
@@ -172,17 +178,33 @@ class Client:
         except ClusterError as error:
             log.debug("the cluster does not answer yet", error=error.message)
 
-    async def patiently(self, what: str, attempt: Callable[[], Awaitable[Object]], *, seconds: float) -> Object:
+    async def patiently(
+        self,
+        what: str,
+        attempt: Callable[[], Awaitable[Object]],
+        *,
+        seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> Object:
         """Repeat `attempt` while it fails in a way that may pass, honouring Retry-After, for `seconds`.
+
+        `tell` is told each time for what it waits.
 
         Raises:
             ClusterError: the last one.
         """
+
+        async def say(state: RetryCallState) -> None:
+            log.warning("asking the cluster again", what=what, error=said(state))
+            if tell is not None:
+                await tell(said(state))
+
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ClusterError) and error.retryable),
             stop=stop_after_delay(seconds),
-            wait=wait_as_told,
-            before_sleep=lambda state: log.warning("asking the cluster again", what=what, error=said(state)),
+            # The last try is at the limit, not a Retry-After behind it.
+            wait=lambda state: min(wait_as_told(state), max(0.0, seconds - (state.seconds_since_start or 0.0))),
+            before_sleep=say,
             reraise=True,
         )
         async for turn in retrying:
@@ -203,6 +225,11 @@ def wait_as_told(state: RetryCallState) -> float:
     if isinstance(error, ClusterError) and error.retry_after is not None:
         return min(error.retry_after, 60.0)
     return backoff(state)
+
+
+def told(error: BaseException) -> str:
+    """Return for people why there was no answer."""
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
 
 
 def said(state: RetryCallState) -> str:
@@ -256,7 +283,7 @@ def rule(status: int, message: str) -> tuple[Reason, bool]:
     """Return what an action fails with for this answer, and whether asking again can help."""
     if status in (401, 429) or status >= 500:
         return Reason.CLUSTER_UNAVAILABLE, True
-    if status == 409 and "object is being deleted" in message:
+    if status == 409 and any(text in message for text in CONFLICTS):
         return Reason.CLUSTER_UNAVAILABLE, True
     if status == 403 and "exceeded quota" in message:
         return Reason.QUOTA_EXCEEDED, True

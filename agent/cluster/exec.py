@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from kubernetes.aio.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL
 
+from agent.cluster.client import whole_seconds
 from agent.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -170,9 +171,10 @@ class ExecStream:
         Raises:
             ExecError: it was refused, or could not be reached in time.
         """
-        code = "error"
+        code, now = "error", asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(self._end):
+            # An answer that never comes costs one request's patience, not all the time that the command has.
+            async with asyncio.timeout_at(min(self._end, now + self.client.settings.request_timeout)):
                 await self.client.bucket.take()
                 socket = await self._handshake()
             code = "2xx"
@@ -180,9 +182,15 @@ class ExecStream:
             code = f"{error.status // 100}xx"
             # The handshake's error does not hold the body, in which the API says this itself.
             why = ": pods/exec is forbidden, its verbs get and create are needed" if error.status == FORBIDDEN else ""
-            refused = f"{self._where} was refused (HTTP {error.status}){why}"
-            raise ExecError(refused, retryable=error.status not in PERMANENT, status=error.status) from error
+            raise ExecError(
+                f"{self._where} was refused (HTTP {error.status}){why}",
+                retryable=error.status not in PERMANENT,
+                retry_after=whole_seconds(error.headers.get("Retry-After") if error.headers else None),
+                status=error.status,
+            ) from error
         except TimeoutError as error:
+            if asyncio.get_running_loop().time() < self._end:
+                raise ExecError(f"{self._where} was not answered", retryable=True) from error
             raise ExecDeadline(f"{self._where} was not begun within {self.seconds:.0f} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ExecError(f"{self._where} could not be begun: {error!r}", retryable=True) from error

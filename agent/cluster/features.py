@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,16 @@ USER_NAMESPACES_SINCE = (1, 33)
 
 
 async def user_namespaces(client: Client, settings: Settings) -> bool:
-    """Whether actions run in user namespaces: as the settings say, or as the cluster's version promises."""
+    """Whether actions run in user namespaces: as the settings say, or as the cluster's version promises.
+
+    Asks for as long as the cluster does not answer: what is decided here holds for the agent's whole life.
+    """
     wish = settings.environment.user_namespaces
     if wish != "auto":
         return wish == "always"
     try:
         answer = await client.patiently(
-            "get version", lambda: client.request("get", "version", "/version"), seconds=settings.cluster.retry_for
+            "get version", lambda: client.request("get", "version", "/version"), seconds=math.inf
         )
     except ClusterError as error:
         log.warning(

@@ -96,7 +96,9 @@ async def collect(
                 )
         reader.close()
     except ExecError as error:
-        raise CollectionBroken(error.message, retryable=error.retryable, status=error.status) from error
+        raise CollectionBroken(
+            error.message, retryable=error.retryable, retry_after=error.retry_after, status=error.status
+        ) from error
     except ArchiveError as error:
         raise CollectionBroken(f"the files did not arrive whole: {error}", retryable=True) from error
     if manifest is None:

@@ -53,6 +53,7 @@ class Leases(Reflector):
         self.absent: dict[str, float] = {}
         self.known: dict[str, Object] = {}
         self.renewed = 0.0
+        self.failing = False
         self.healthy_since = 0.0
         self.held = asyncio.Event()
         self.refusals = 0
@@ -67,18 +68,24 @@ class Leases(Reflector):
         """Renew the own Lease, and remove those that nobody will ask for, until cancelled."""
         interval = self.settings.cluster.lease_renew
         while True:
-            began = time.monotonic()
+            began, asked = time.monotonic(), 0.0
             try:
                 # A request into a black hole must not hold back the next one: the others wait only for so long.
                 async with asyncio.timeout(interval):
                     await self.renew()
                 self.renewed_now()
                 await self.tidy()
-            except (ClusterError, TimeoutError) as error:
+            except ClusterError as error:
                 self.note_refusal(error)
-                log.warning("the agent's Lease could not be renewed", error=str(error) or "no answer in time")
+                # Longer than the Lease allows no server's wish is granted: the others would take this agent for dead.
+                asked = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
+                self.failed(error.message)
+            except TimeoutError:
+                self.refusals = 0
+                self.client.unanswered()
+                self.failed("no answer in time")
             took = time.monotonic() - began
-            await asyncio.sleep(max(0.0, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
+            await asyncio.sleep(max(asked, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
     def note_refusal(self, error: Exception) -> None:
         """Take note that the cluster does not let this agent do anything; once may be a moment of the API's own."""
@@ -86,11 +93,19 @@ class Leases(Reflector):
         if self.refusals >= REFUSED_AFTER:
             self.refused.set()
 
+    def failed(self, why: str) -> None:
+        """Say that the own Lease was not renewed: aloud only the first time in an outage."""
+        first, self.failing = not self.failing, True
+        (log.warning if first else log.debug)("the agent's Lease could not be renewed", error=why)
+
     def renewed_now(self) -> None:
         """Take note of a renewal; after one that was missed, judging others begins anew."""
         self.refusals = 0
         self.refused.clear()
         now = time.monotonic()
+        if self.failing:
+            self.failing = False
+            log.info("the agent's Lease is renewed again", alive=self.alive)
         if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
             self.healthy_since = now
         self.renewed = now
@@ -150,6 +165,11 @@ class Leases(Reflector):
         self.given_back = {agent: at for agent, at in self.given_back.items() if now - at < FORGOTTEN}
         if found is None:
             self.on_change()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the others see this agent alive: its Lease has not run out."""
+        return self.held.is_set() and time.monotonic() - self.renewed <= self.settings.cluster.lease_duration
 
     @property
     def steady(self) -> bool:

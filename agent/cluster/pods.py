@@ -30,7 +30,7 @@ from agent.errors import ActionFailed, ClusterError, Stage
 from agent.observations import FINAL, Lost, SetupFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.cluster.client import Client
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)
+
+# Shorter than the set-up waits for a Secret that is missing.
+SECRET_PATIENCE = 20.0
 
 
 class Pods:
@@ -53,6 +56,7 @@ class Pods:
         self.metrics = metrics
         self.agent_id = agent_id
         self.user_namespaces = False
+        self.known = False  # whether it is settled what the cluster can do
         self.owner: Object | None = None
         self.held: dict[str, PodEnvironment] = {}
         self.claimed: set[str] = set()  # asked for, and not held yet: no remains
@@ -69,8 +73,17 @@ class Pods:
 
     @property
     def reachable(self) -> bool:
-        """Whether the cluster answered lately."""
-        return self.client.reachable and self.watch.synced.is_set()
+        """Whether the cluster answers, and tells what becomes of pods."""
+        return not self.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be made of an action now, for people; "" when it can."""
+        if not self.client.reachable:
+            return "the cluster does not answer"
+        if self.watch.trouble:
+            return f"the cluster does not tell of pods: {self.watch.trouble}"
+        return "" if self.watch.synced.is_set() and self.known else "the cluster has not answered yet"
 
     def environment(self, action: Action) -> PodEnvironment:
         """Return the environment of this attempt, not yet made."""
@@ -148,27 +161,35 @@ class PodEnvironment:
 
     # ---- set-up
 
-    async def create(self) -> None:
-        """Make the pod and, at once after it, its Secret with the pod as its only owner.
+    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Make the pod and, at once after it, its Secret with the pod as its only owner; `tell` hears what is awaited.
 
         Raises:
             ActionFailed: the cluster refuses it for good, or could not be reached for too long.
         """
         settings = self.pods.settings
         body = self.model or manifest.pod(self.plan, settings)
+
+        async def waits(why: str) -> None:
+            if tell is not None:
+                await tell(f"waiting for the cluster: {why}")
+
         if self.plan.name not in self.pods.held:
             self.hold()
         self.asked, self.uid = True, ""
         version = self.watched.version
         try:
             made = await self.client.patiently(
-                "create pod", lambda: self.create_pod(body), seconds=settings.policy.pending_timeout
+                "create pod",
+                lambda: self.create_pod(body),
+                seconds=settings.policy.pending_timeout,
+                tell=waits,
             )
             self.uid = made["metadata"]["uid"]
             if self.watched.version == version:  # what the watch has told already is newer, and may be the end of it
                 self.pods.watch.take("ADDED", made)
             if self.plan.action.secrets:
-                await self.create_secret(manifest.secret(self.plan, settings, self.uid))
+                await self.create_secret(manifest.secret(self.plan, settings, self.uid), waits)
         except ClusterError as error:
             text = f"the environment cannot be created: {error.message}"
             raise ActionFailed(Stage.SETUP, error.reason, text, log=setuplog.refused(error)) from error
@@ -200,15 +221,24 @@ class PodEnvironment:
         try:
             return await self.client.request("create", "pods", self.path, body=body)
         except ClusterError as error:
-            if error.status != 409 or "object is being deleted" in error.message:
+            if error.status != 409 or error.retryable:
                 raise
-            found = await self.client.request("get", "pods", f"{self.path}/{self.plan.name}")
+            found = await self.standing()
             # Admission may have added annotations of its own; the session's holds our nonce.
             if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
                 raise
             return found
 
-    async def create_secret(self, body: Object) -> None:
+    async def standing(self) -> Object:
+        """Read the pod that stands in the way; one that is gone meanwhile does not any more."""
+        try:
+            return await self.client.request("get", "pods", f"{self.path}/{self.plan.name}")
+        except ClusterError as error:
+            if error.status != 404:
+                raise
+            raise ClusterError(error.message, status=404, retryable=True) from error
+
+    async def create_secret(self, body: Object, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Create the Secret; one that exists already goes with an earlier pod of ours, so it is made anew."""
         path = f"/api/v1/namespaces/{self.plan.namespace}/secrets"
 
@@ -221,7 +251,7 @@ class PodEnvironment:
                 await self.delete_secret(f"{path}/{self.plan.name}")
                 raise ClusterError(error.message, status=409, retryable=True) from error
 
-        await self.client.patiently("create secret", attempt, seconds=20.0)
+        await self.client.patiently("create secret", attempt, seconds=SECRET_PATIENCE, tell=tell)
 
     async def delete_secret(self, path: str) -> None:
         """Delete a Secret that may be gone already."""

@@ -31,6 +31,12 @@ CONNECT_TIMEOUT = 10.0
 # Bookmarks come about every minute: a watch that is silent for longer is dead.
 SILENCE = 100.0
 STEADY = 1.0
+# No server is believed to tell everything for longer than this: then all is listed again.
+RELIST = 240.0
+BACKOFF = 0.2
+LONGEST_PAUSE = 60.0
+# So many objects that a watch has told as deleted are remembered: what comes late of them is no news.
+GONE = 1000
 
 
 class Reflector:
@@ -44,7 +50,9 @@ class Reflector:
         self.metrics = metrics
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
+        self.gone: dict[str, None] = {}
         self.failures = 0
+        self.trouble = ""
         self.silence = SILENCE
 
     def slim(self, found: Object) -> Object:
@@ -61,7 +69,9 @@ class Reflector:
     async def run(self) -> None:
         """Keep the picture current until cancelled."""
         while True:
+            asked = 0.0
             try:
+                listed = time.monotonic()
                 version = await self.list()
                 self.synced.set()
                 while version:
@@ -71,28 +81,33 @@ class Reflector:
                     if time.monotonic() - began < STEADY:
                         break
                     self.failures = 0
+                    if time.monotonic() - listed > RELIST:
+                        break
                 # Whoever ends watches as soon as they are opened is not asked in a tight loop.
                 self.failures += 1
             except ClusterError as error:
                 if self.failures == 0:
                     log.warning("a watch broke and is opened again", resource=self.resource, error=error.message)
+                self.trouble = error.message if self.failures else ""
                 self.failures += 1
+                asked = min(error.retry_after or 0.0, LONGEST_PAUSE)
             # Full jitter, so that replicas do not list in step after an outage.
-            await asyncio.sleep(random.uniform(0, min(10.0, 0.2 * 2 ** min(self.failures, 10))))  # noqa: S311
+            jitter = random.uniform(0, min(10.0, BACKOFF * 2 ** min(self.failures, 10)))  # noqa: S311
+            await asyncio.sleep(asked + jitter)
 
     async def list(self) -> str:
         """Read all objects, tell what changed and what is gone; returns the version to watch from."""
         # An object created while the list is under way may be missing from it: only what was known before can be gone.
         before = dict(self.objects)
         answer = await self.client.request("list", self.resource, self.path, query=self.query)
-        found = {each["metadata"]["name"]: each for each in answer.get("items", ())}
-        for name in before.keys() - found.keys():
-            self.take("MISSING", before[name])
-        for each in found.values():
-            self.take("MODIFIED", each)
         version = answer.get("metadata", {}).get("resourceVersion")
         if not version:
             raise ClusterError(f"list {self.resource}: the answer is no list", retryable=True)
+        found = {each["metadata"]["name"]: each for each in answer.get("items", ())}
+        for name in before.keys() - found.keys():
+            self.lose(before[name], None)
+        for each in found.values():
+            self.take("MODIFIED", each)
         return str(version)
 
     async def follow(self, version: str) -> str:
@@ -107,7 +122,9 @@ class Reflector:
         timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=self.silence)
         try:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
-                async for line in lines(response):
+                self.trouble = ""
+                whole = lines(response)
+                while line := await self.next_of(whole):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         return ""
@@ -123,21 +140,38 @@ class Reflector:
             return ""
         return version
 
+    async def next_of(self, whole: AsyncIterator[bytes]) -> bytes:
+        """Return the next line of a watch, none at its end; bytes that never become one are silence too.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        async with asyncio.timeout(self.silence):
+            return await anext(whole, b"")
+
     def take(self, kind: str, found: Object) -> None:
         """Note one event."""
         found = self.slim(found)
+        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        if kind == "DELETED":
+            self.gone[uid] = None
+            while len(self.gone) > GONE:
+                del self.gone[next(iter(self.gone))]
+            self.lose(found, found)
+            return
+        known = self.objects.get(name)
+        if uid in self.gone or (known is not None and older(found, known)):
+            return
+        self.objects[name] = found
+        self.noted(name, found)
+
+    def lose(self, found: Object, last: Object | None) -> None:
+        """Forget an object that is there no more, unless another has its name; `last` as in `removed`."""
         name = found["metadata"]["name"]
         known = self.objects.get(name)
-        if kind in ("DELETED", "MISSING"):
-            if known is None or known["metadata"]["uid"] != found["metadata"]["uid"]:
-                return
+        if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:
             del self.objects[name]
-            self.removed(name, found if kind == "DELETED" else None)
-        else:
-            if known is not None and older(found, known):
-                return
-            self.objects[name] = found
-            self.noted(name, found)
+            self.removed(name, last)
 
 
 async def lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -45,6 +45,8 @@ EVENTS_AFTER, EVENTS_EVERY = 6.0, 15.0
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
 # Not the image's fault, whatever was waited for.
 BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
+# For its events at the end a failed set-up waits so long, seconds.
+PATIENCE = 5.0
 MAX_OUTPUT = 64 * 1024
 
 
@@ -173,7 +175,11 @@ async def events_of(client: Client, namespace_path: str, uid: str) -> list[Objec
         ClusterError: they cannot be read.
     """
     query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
-    answer = await client.request("list", "events", f"{namespace_path}/events", query=query)
+    answer = await client.patiently(
+        "list events",
+        lambda: client.request("list", "events", f"{namespace_path}/events", query=query),
+        seconds=PATIENCE,
+    )
     return list(answer.get("items", ()))
 
 

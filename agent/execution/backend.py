@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from agent.actions import Action, ArtifactRules, Cursor, FilePart
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
@@ -38,8 +38,8 @@ class Environment(Protocol):
     def name(self) -> str:
         """Where it is, for people: "namespace/pod"."""
 
-    async def create(self) -> None:
-        """Make the pod and its Secret; safe to repeat.
+    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Make the pod and its Secret; safe to repeat. `tell` hears, for people, what has to be waited for.
 
         Raises:
             ActionFailed: the cluster refuses it for good, or could not be reached for too long.

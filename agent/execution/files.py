@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TRIES = 8
+backoff = wait_random_exponential(multiplier=0.2, max=5)
 
 
 def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
@@ -72,7 +73,7 @@ async def send_files(session: Session, environment: Environment, seconds: float)
     retrying = AsyncRetrying(
         retry=retry_if_exception(may_pass),
         stop=stop_after_attempt(TRIES),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
+        wait=wait_as_told,
         before_sleep=lambda state: note(session, state),
         reraise=True,
     )
@@ -128,6 +129,13 @@ class Collection:
 def may_pass(error: BaseException) -> bool:
     """Whether a new try can help."""
     return isinstance(error, SchedulerError) or (isinstance(error, ClusterError) and error.retryable)
+
+
+def wait_as_told(state: RetryCallState) -> float:
+    """Wait as long as the cluster asked for (the stage has its limit), else with full jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, ClusterError) else None
+    return backoff(state) if asked is None else asked
 
 
 def note(session: Session, state: RetryCallState) -> None:

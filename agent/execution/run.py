@@ -79,7 +79,7 @@ async def set_up(session: Session, environment: Environment) -> None:
     """
     await session.accept(environment.name)
     await session.enter(Stage.SETUP)
-    await session.guarded(environment.create())
+    await session.guarded(environment.create(partial(session.enter, Stage.SETUP)))
     await begun(session, environment)
 
 
@@ -98,13 +98,13 @@ async def begun(session: Session, environment: Environment) -> None:
         if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.repeatable:
             raise lost(session.stage, seen)
         await session.say(f"{seen.message}; no command had run: made again", Source.SETUP)
-        await session.guarded(again(environment))
+        await session.guarded(again(session, environment))
 
 
-async def again(environment: Environment) -> None:
+async def again(session: Session, environment: Environment) -> None:
     """Make an environment once more, when nothing is left of the one before."""
     await environment.remove()
-    await environment.create()
+    await environment.create(partial(session.enter, Stage.SETUP))
 
 
 async def waited(session: Session, environment: Environment) -> Observation | None:

@@ -10,6 +10,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+import structlog
+
 from agent.actions import Readiness
 from agent.errors import AgentError
 from agent.scheduler.wire import agent_pb2 as wire
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from agent.actions import Health, Key
+
+
+log = structlog.get_logger(__name__)
 
 
 class OutOfOrder(AgentError):
@@ -56,6 +61,8 @@ class AgentStream:
 
     def update(self, health: Health) -> None:
         """Take note of how the agent is, and answer it."""
+        if self.health is None or self.health.status is not health.status:
+            log.info("an agent is", agent=self.agent_id, status=health.status.value, why=health.message)
         self.health = health
         self.slots = health.slots
         self.sent_since_health = 0

@@ -23,8 +23,12 @@ class Observer:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.states: list[Object] = []
+        self.open()
+
+    def open(self) -> None:
+        """Begin to watch, or go on after `close`."""
         self.process = subprocess.Popen(
-            [kube.kubectl_path(), "get", "pods", "-n", namespace, "-w", "-o", "json", "--output-watch-events"],
+            [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

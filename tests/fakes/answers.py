@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 Object = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Play = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 HANG = 0
 
 
@@ -21,11 +24,12 @@ class Request:
     query: Object
     body: Object | None
     authorization: str
+    at: float = 0.0
 
 
 @dataclass(slots=True)
 class Scripted:
-    """An answer that is given instead of the real one; a status of `HANG` is none at all."""
+    """An answer that is given instead of the real one; a status of `HANG` is none at all; `play` does more."""
 
     verb: str
     part: str
@@ -34,6 +38,11 @@ class Scripted:
     headers: dict[str, str]
     times: int
     applied: bool = False
+    play: Play | None = None
+
+    def fits(self, verb: str, path: str) -> bool:
+        """Whether this is for a request."""
+        return self.times > 0 and self.verb in ("", verb) and self.part in path
 
 
 def status_text(status: int, message: str) -> str:

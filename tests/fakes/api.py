@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 Object = dict[str, Any]
+Told = tuple[int, Object]
 __all__ = ["HANG", "PODS", "FakeApi", "Request", "Scripted", "failed", "pod_of", "status_text"]
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
@@ -46,13 +48,15 @@ class FakeApi:
     def __post_init__(self) -> None:
         self.requests: list[Request] = []
         self.scripts: list[Scripted] = []
-        self.told: list[tuple[int, Object]] = []
+        self.told: list[Told] = []
         self.watches = 0
         self.cuts = 0
         self.releases = 0
         self.stopping = False
         self.changed = asyncio.Condition()
         self.host = ""
+        self.tls: ssl.SSLContext | None = None
+        self.order: Callable[[list[Told]], list[Told]] = list
         self.settings = ClusterSettings(namespace="ci")
 
     # ---- the server
@@ -74,9 +78,10 @@ class FakeApi:
         self.more(router)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.tls)
         await site.start()
-        self.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self.runner, self.site = runner, site
+        self.host = f"{'https' if self.tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         client = self.client(**settings)
         try:
             yield client
@@ -105,11 +110,14 @@ class FakeApi:
         verb = "watch" if query.get("watch") == "true" else verb
         body = json.loads(await request.read() or b"null")
         released = self.releases
-        self.requests.append(Request(verb, request.path, query, body, request.headers.get("Authorization", "")))
+        at = asyncio.get_running_loop().time()
+        self.requests.append(Request(verb, request.path, query, body, request.headers.get("Authorization", ""), at))
         await self.notify()
         for script in self.scripts:
-            if script.times and script.verb in ("", verb) and script.part in request.path:
+            if script.fits(verb, request.path):
                 script.times -= 1
+                if script.play is not None:
+                    return await script.play(request, handler)
                 if script.applied:
                     await handler(request)
                 if script.status == HANG:
@@ -288,11 +296,11 @@ class FakeApi:
             {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
         )
 
-    def news(self, cuts: int, since: int, told: list[tuple[int, Object]]) -> bool:
+    def news(self, cuts: int, since: int, told: list[Told]) -> bool:
         """Whether a watch has something to do."""
         return self.stopping or self.cuts != cuts or self.bookmarks or bool(told and told[-1][0] > since)
 
-    async def on_watch(self, request: web.Request, told: list[tuple[int, Object]] | None = None) -> web.StreamResponse:
+    async def on_watch(self, request: web.Request, told: list[Told] | None = None) -> web.StreamResponse:
         """Stream what happens after a version until the watch is cut."""
         told = self.told if told is None else told
         since, cuts = int(request.query["resourceVersion"]), self.cuts
@@ -300,19 +308,26 @@ class FakeApi:
         await response.prepare(request)
         self.watches += 1
         await self.notify()
-        with suppress(ConnectionError):
-            while not self.stopping and self.cuts == cuts:
-                for version, event in [each for each in told if each[0] > since]:
-                    await response.write(json.dumps(event).encode() + b"\n")
-                    since = version
-                if self.bookmarks:
-                    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
-                    await response.write(json.dumps(bookmark).encode() + b"\n")
-                    self.bookmarks = False
-                seen = since
-                await self.until(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
+        seconds = float(request.query.get("timeoutSeconds", 0))
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(seconds if seconds > 0 else None):
+                await self.tell_all(response, since, cuts, told)
         self.watches -= 1
         return response
+
+    async def tell_all(self, response: web.StreamResponse, since: int, cuts: int, told: list[Told]) -> None:
+        """Write the events of a watch as they come."""
+        while not self.stopping and self.cuts == cuts:
+            fresh = [each for each in told if each[0] > since]
+            for _, event in self.order(fresh):
+                await response.write(json.dumps(event).encode() + b"\n")
+            since = max([since, *(version for version, _ in fresh)])
+            if self.bookmarks:
+                bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
+                await response.write(json.dumps(bookmark).encode() + b"\n")
+                self.bookmarks = False
+            seen = since
+            await self.until(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
 
 
 def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:

@@ -27,7 +27,7 @@ from agent.observations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from agent.actions import Action, ArtifactRules, FilePart
 
@@ -192,7 +192,7 @@ class FakeEnvironment:
 
     # ---- the verbs
 
-    async def create(self) -> None:
+    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Make the pod."""
         self.creations += 1
         self.backend.alive.add(self.name)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 AT_ONCE = 1 << 18
+SLOW = 0.02
 
 
 class Points:
@@ -107,6 +108,9 @@ class Cluster(SharedApi):
         data, _ = await process.communicate()
         half = len(data) // 2
         try:
+            if request.get("fault"):
+                await self.spoil(socket, request, data)
+                return socket
             await socket.send_bytes(b"\x01" + data[:half])
             await self.points.at("files half sent")
             await socket.send_bytes(b"\x01" + data[half:])
@@ -114,6 +118,17 @@ class Cluster(SharedApi):
         except ConnectionError:
             pass  # whoever asked was killed
         return socket
+
+    async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
+        """Break off in the middle, or send one byte at a time."""
+        if request["fault"] == "half":
+            await socket.send_bytes(b"\x01" + data[: len(data) // 2])
+            assert request.transport is not None
+            request.transport.abort()
+            return
+        for byte in data:
+            await socket.send_bytes(bytes([1, byte]))
+            await asyncio.sleep(SLOW)
 
     def workspace(self, name: str) -> Path:
         """Where the files of a pod are."""

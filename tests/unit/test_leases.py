@@ -35,6 +35,10 @@ class Api:
         self.metrics = Metrics()
         self.asked: list[tuple[str, str, Object | None]] = []
         self.errors: list[ClusterError] = []
+        self.reachable = True
+
+    def unanswered(self) -> None:
+        self.reachable = False
 
     async def request(self, verb: str, resource: str, path: str, *, body: Object | None = None, **_: Any) -> Object:
         self.asked.append((verb, path, body))

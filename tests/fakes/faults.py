@@ -1,0 +1,227 @@
+"""What an API can do to a request, by name: the vocabulary of the API's fault tests.
+
+A fault lives for the requests that it is put before (`put`); the rest of the API goes on as it is. Answers are told
+in the words of a real API server, because the agent has to tell some of them apart by these. What is random follows
+from nothing but the order of requests; an outage is real: every connection is aborted and the door is shut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from tests.fakes.answers import HANG, Scripted, status_text
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from tests.fakes.answers import Handler, Play
+    from tests.fakes.api import FakeApi, Told
+
+PACE = 0.02
+EXPIRED = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}\n'
+CONFLICT = "Operation cannot be fulfilled on it: the object has been modified; please apply your changes to the"
+WEBHOOK = 'admission webhook "rules.example.org" denied the request: the image has no owner'
+# Status, message, headers.
+ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
+    "401": (401, "Unauthorized", {}),
+    "403 right": (403, 'is forbidden: User "agent" cannot do this in the namespace "ci"', {}),
+    "403 quota": (403, "is forbidden: exceeded quota: team, requested: pods=1, used: pods=9, limited: pods=9", {}),
+    "404": (404, 'namespaces "ci" not found', {}),
+    "409": (409, f"{CONFLICT} latest version and try again", {}),
+    "410": (410, "too old resource version: 1 (7)", {}),
+    "422": (422, WEBHOOK, {}),
+    "429": (429, "too many requests, please try again later", {"Retry-After": "1"}),
+    "500": (500, "Internal error occurred: etcdserver: request timed out", {}),
+    "503": (503, "apiserver is shutting down", {}),
+    "504": (504, "Timeout: request did not complete within the allotted duration", {}),
+}
+
+
+class Faults:
+    """Puts faults before the answers of one API.
+
+    `felt` says whether an outage has been noticed and may end, `other` is a certificate that nobody trusts.
+    """
+
+    def __init__(self, api: FakeApi, felt: Callable[[], bool]) -> None:
+        self.api = api
+        self.felt = felt
+        self.other: ssl.SSLContext | None = None
+        self.hits = 0
+        self.doors: set[asyncio.Task[None]] = set()
+
+    def put(self, name: str, verb: str, part: str, times: int) -> None:
+        """Put a named fault before the next `times` requests of a verb on paths that hold `part`."""
+        if order := ORDERS.get(name):
+            self.api.order = order
+            return
+        if name in ANSWERS:
+            status, message, headers = ANSWERS[name]
+            play = self.answer(web.Response, status=status, text=status_text(status, message), headers=headers)
+        else:
+            play = {
+                "refused": self.refused,
+                "TLS": self.untrusted,
+                "applied": self.applied,
+                "half": self.half,
+                "slow": self.slow,
+                "silent": self.silent,
+                "410 event": self.answer(web.Response, text=EXPIRED),
+            }[name]
+        self.api.scripts.append(Scripted(verb, part, HANG, "", {}, times, play=self.counted(play)))
+
+    def lift(self) -> None:
+        """Take all faults away."""
+        self.api.scripts.clear()
+
+    def counted(self, play: Play) -> Play:
+        """Count how often a fault was met."""
+
+        def counting(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+            self.hits += 1
+            return play(request, handler)
+
+        return counting
+
+    def answer(self, make: Callable[..., web.Response], **answer: object) -> Play:
+        """Return what answers so."""
+
+        async def play(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return make(**answer)
+
+        return play
+
+    # ---- the connection
+
+    async def refused(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let nobody in for a while, beginning with this request."""
+        return await self.outage(None)
+
+    async def untrusted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Stand behind a certificate that nobody trusts for a while."""
+        return await self.outage(self.other)
+
+    async def outage(self, certificate: ssl.SSLContext | None) -> web.StreamResponse:
+        """Break every connection; come back at the same address."""
+        api = self.api
+        port = api.runner.addresses[0][1]
+        await api.site.stop()
+        if certificate is not None:
+            api.site = web.TCPSite(api.runner, "127.0.0.1", port, ssl_context=certificate)
+            await api.site.start()
+        back = asyncio.create_task(self.come_back(port, certificate is not None), name="the door")
+        self.doors.add(back)
+        for connection in api.runner.server.connections if api.runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        return web.Response(status=500)
+
+    async def come_back(self, port: int, stands: bool) -> None:
+        """Open the door again."""
+        while not self.felt() and not self.api.stopping:  # noqa: ASYNC110 - a counter wakes nobody
+            await asyncio.sleep(PACE)
+        if stands:
+            await self.api.site.stop()
+        self.api.site = web.TCPSite(self.api.runner, "127.0.0.1", port, ssl_context=self.api.tls)
+        await self.api.site.start()
+
+    async def close(self) -> None:
+        """Wait for the doors."""
+        await asyncio.gather(*self.doors)
+
+    # ---- the answer
+
+    async def applied(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Do what is asked, and never answer."""
+        if request.query.get("watch") != "true" and not request.path.endswith(("/exec", "/log")):
+            await handler(request)
+        await self.gone(request)
+        return web.Response()
+
+    async def gone(self, request: web.Request) -> None:
+        """Wait until who asked has left, or the test is over."""
+        while request.transport is not None and not request.transport.is_closing() and not self.api.stopping:  # noqa: ASYNC110 - a transport wakes nobody
+            await asyncio.sleep(PACE)
+
+    async def body(self, request: web.Request, handler: Handler) -> bytes:
+        """Return what would have been answered."""
+        if request.query.get("watch") == "true":
+            return json.dumps({"type": "MODIFIED", "object": {"kind": "Pod"}}).encode()
+        if request.path.endswith("/log"):
+            return self.api.logs[request.path.split("/")[-2], request.query["container"]]
+        answer = await handler(request)
+        assert isinstance(answer, web.Response)
+        assert isinstance(answer.body, bytes)
+        return answer.body
+
+    async def half(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Do what is asked, and break off in the middle of the answer."""
+        if request.path.endswith("/exec"):
+            request["fault"] = "half"
+            return await handler(request)
+        body = await self.body(request, handler)
+        response = web.StreamResponse(headers={"Content-Length": str(len(body) + 100)})
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            await response.write(body[: len(body) // 2])
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+    async def slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Do what is asked, and answer byte by byte, for longer than anybody should wait."""
+        if request.path.endswith("/exec"):
+            request["fault"] = "slow"
+            return await handler(request)
+        body = await self.body(request, handler)
+        is_log = request.path.endswith("/log")
+        response = web.StreamResponse()
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            for at in range(40 if is_log else 10_000):
+                await response.write(body[at : at + 1] if at < len(body) - 1 else b" " * (not is_log))
+                await asyncio.sleep(PACE)
+                if request.transport is None or request.transport.is_closing() or self.api.stopping:
+                    break
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+    async def silent(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Begin to answer, and say nothing."""
+        response = web.StreamResponse()
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            await self.gone(request)
+        return response
+
+
+# ---- the order of events in a watch
+
+
+def doubled(events: list[Told]) -> list[Told]:
+    """Tell each twice."""
+    return [each for event in events for each in (event, event)]
+
+
+def backwards(events: list[Told]) -> list[Told]:
+    """Tell the newest first, and the one before the end again at the end."""
+    return [*reversed(events), *events[:1]]
+
+
+def with_gaps(events: list[Told]) -> list[Told]:
+    """Never tell what matters: that commands have ended, that a pod is gone."""
+    return [each for each in events if each[1]["type"] != "DELETED" and "exitCode" not in json.dumps(each[1])]
+
+
+ORDERS: dict[str, Callable[[list[Told]], list[Told]]] = {
+    "doubled": doubled,
+    "reordered": backwards,
+    "missing": with_gaps,
+}

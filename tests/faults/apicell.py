@@ -1,0 +1,226 @@
+"""One cell of the API's matrix: one verb, one fault, one action, the whole agent in this process.
+
+A cell lives for one action. The agent is `agent.app.serve`, with all its parts, between a scripted API with a node
+behind it and a scheduler that notes every breach of the contract; what it logs is kept. The oracle looks at what others
+saw: the scheduler, the API, the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from structlog.testing import capture_logs
+
+from agent.actions import Action, ArtifactRules, Key, When
+from agent.cluster.client import Client
+from agent.cluster.names import pod_name
+from agent.cluster.pods import Pods
+from agent.cluster.watch import PodWatch
+from agent.metrics import Metrics
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.fakes.faults import Faults
+from tests.faults.node import Cluster, Points, waiting
+from tests.flow.test_app import World
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.app import App
+    from agent.settings import Settings
+
+Object = dict[str, Any]
+LINES = [f"line {number}\n".encode() for number in range(1, 9)]
+SCRIPT: list[bytes | str] = ["s:1", *LINES, "f:1:0", "l:0:0"]
+FILES = {"built": bytes(range(256)) * 8}
+SECRET = "s3cret-value"
+POD = pod_name("default", "build", 1)
+FORMER = "pod-a.0"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One request of the agent: as the API is asked for it, as the metrics name it, and what brings it about."""
+
+    verb: str
+    part: str
+    resource: str
+    scene: str = ""
+
+    @property
+    def counted(self) -> str:
+        """The verb in the metrics."""
+        return "create" if self.resource == "pods/exec" else self.verb
+
+
+VERBS = {
+    "create pod": Verb("create", "/pods", "pods"),
+    "get pod": Verb("get", f"/pods/{POD}", "pods", "a lost answer"),
+    "delete pod": Verb("delete", f"/pods/{POD}", "pods"),
+    "patch pod": Verb("patch", f"/pods/{POD}", "pods", "an orphan"),
+    "list pods": Verb("list", "/pods", "pods"),
+    "watch pods": Verb("watch", "/pods", "pods"),
+    "log": Verb("get", f"/pods/{POD}/log", "pods/log"),
+    "exec": Verb("get", f"/pods/{POD}/exec", "pods/exec", "files"),
+    "create secret": Verb("create", "/secrets", "secrets"),
+    "delete secret": Verb("delete", "/secrets/", "secrets", "an old Secret"),
+    "create lease": Verb("create", "/leases", "leases", "adoption"),
+    "patch lease": Verb("patch", "/leases/", "leases", "adoption"),
+    "list leases": Verb("list", "/leases", "leases", "adoption"),
+    "watch leases": Verb("watch", "/leases", "leases", "adoption"),
+    "list events": Verb("list", "/events", "events", "a bad image"),
+    "version": Verb("get", "/version", "version"),
+}
+
+
+class Node(Cluster):
+    """A node that may be unable to pull."""
+
+    pulls = True
+
+    async def live(self, name: str) -> None:
+        """Live a pod through, or let its image be wrong."""
+        if self.pulls:
+            await super().live(name)
+            return
+        wrong = waiting("action")
+        wrong["state"]["waiting"] = {"reason": "InvalidImageName", "message": "alpine::x"}
+        uid = self.pods[name]["metadata"]["uid"]
+        self.events.append({"involvedObject": {"uid": uid}, "type": "Warning", "reason": "InspectFailed"})
+        await self.tell(name, containerStatuses=[wrong])
+
+
+class ApiCell(World):
+    """The agent, its scheduler, its API."""
+
+    api: Node
+
+    def __init__(self, folder: Path, verb: str) -> None:
+        super().__init__(folder)
+        self.verb = VERBS[verb]
+        self.api = Node(Points(), folder, SCRIPT, FILES)
+        self.api.pulls = self.verb.scene != "a bad image"
+        self.faults = Faults(self.api, self.felt)
+        self.said: list[Any] = []
+        self.stray: list[Object] = []
+        rules = ArtifactRules() if self.verb.scene == "files" else ArtifactRules(when=When.NEVER)
+        self.action = Action(Key("build"), "alpine", ("make",), secrets={"TOKEN": SECRET}, artifacts=rules)
+        self.more: dict[str, Object] = {
+            "cluster": {"request_timeout": 0.3, "sweep_interval": 0.1, "retry_for": 3.0, "delete_timeout": 3.0},
+            "logs": {"probe_after": 0.2},
+            "policy": {"pending_timeout": 4.0},
+            "artifacts": {"timeout": 5.0},
+            "agent": {"id": "pod-a", "adoption": self.verb.scene in ("adoption", "an orphan")},
+        }
+
+    def trust(self, own: ssl.SSLContext, other: ssl.SSLContext, authority: Path) -> None:
+        """Speak TLS."""
+        self.api.tls, self.faults.other = own, other
+        self.authority = authority
+
+    def settings(self, **more: Any) -> Settings:
+        """Return settings for this cell: its Leases are quicker than an installer may ask for."""
+        settings = super().settings(**more)
+        if self.api.tls:
+            config = json.loads((self.folder / "config").read_text())
+            config["clusters"][0]["cluster"]["certificate-authority"] = str(self.authority)
+            (self.folder / "config").write_text(json.dumps(config))
+        cluster = settings.cluster.model_copy(update={"lease_renew": 0.15, "lease_duration": 1.0})
+        return settings.model_copy(update={"cluster": cluster})
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[App]:
+        """Run the agent; what it says and what goes astray is kept."""
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.stray.append(context))
+        with capture_logs() as self.said:
+            async with self.agent(**self.more) as app:
+                try:
+                    yield app
+                finally:
+                    await self.faults.close()
+                    await self.api.close()
+
+    # ---- the action
+
+    async def begin_action(self, app: App) -> None:
+        """Bring about that the action runs on this agent, in the scene of the verb."""
+        if self.verb.scene == "an orphan":
+            client = await Client.connect(app.settings.cluster, Metrics())
+            watch = PodWatch(client, "ci", "default", client.metrics)
+            pods = Pods(app.settings, client, watch, client.metrics, FORMER)
+            await pods.environment(self.action).create()
+            await client.close()
+            await self.ready()
+            return
+        if self.verb.scene == "a lost answer":
+            self.api.answer("create", "/pods", 504, "the answer is lost", applied=True)
+        if self.verb.scene == "an old Secret":
+            self.api.secrets[POD] = {}
+        await self.ready()
+        self.scheduler.peer.send(action=translate.action_message(self.action))
+
+    async def end_action(self, app: App) -> wire.Outcome:
+        """Return the outcome, once nothing remains."""
+        outcome = await self.outcome()
+        await self.api.until(lambda: not self.api.pods and not self.api.secrets)
+        await app.sessions.idle()
+        return outcome
+
+    # ---- what is held against it
+
+    def check(self, app: App, outcome: wire.Outcome) -> None:
+        """Hold what others saw against the rules that are the same for every cell."""
+        finished = [event for event in self.events() if event.HasField("finished")]
+        assert len(finished) == 1
+        assert self.scheduler.breaches == []
+        assert (self.api.pods, self.api.secrets, app.pods.held) == ({}, {}, {})
+        if outcome.result == wire.SUCCEEDED:
+            assert self.log == b"".join(LINES), "success without the whole log"
+            assert outcome.exit_code == 0
+        text = json.dumps(self.said, default=repr)
+        assert SECRET not in text
+        assert "exc_info" not in text
+        assert "Traceback" not in text
+        assert [each for each in self.stray if "SSL" not in str(each)] == []
+
+    @property
+    def log(self) -> bytes:
+        """The log of the commands that is stored."""
+        return b"".join(
+            event.log.data
+            for event in self.events()
+            if event.HasField("log") and event.log.source == wire.LogChunk.COMMANDS
+        )
+
+    @property
+    def words(self) -> str:
+        """All that the developer is told: outcome, set-up log, what is waited for."""
+        words = [event.stage.detail for event in self.events() if event.HasField("stage")]
+        words += [event.log.data.decode() for event in self.events() if event.HasField("log")]
+        words += [event.finished.message for event in self.events() if event.HasField("finished")]
+        return "\n".join(words)
+
+    def tries(self) -> list[float]:
+        """When the verb was asked for."""
+        return [
+            each.at
+            for each in self.api.asked(self.verb.verb)
+            if each.path.endswith(self.verb.part) or (self.verb.part.endswith("/") and self.verb.part in each.path)
+        ]
+
+    def felt(self) -> bool:
+        """Whether some request of the agent got no answer."""
+        app = getattr(self, "app", None)
+        text = app.metrics.text().decode() if app else ""
+        return any('code="error"' in line and not line.endswith(" 0.0") for line in text.splitlines())
+
+    def counted(self, app: App, code: str) -> float:
+        """How often the metrics say that the verb ended in a class of codes."""
+        labels = {"verb": self.verb.counted, "resource": self.verb.resource, "code": code}
+        return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

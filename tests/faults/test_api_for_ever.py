@@ -1,0 +1,123 @@
+"""The API fails and does not recover: every wait has its end, and the agent says how it is meanwhile."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.cluster import logs, pods, setuplog
+from agent.scheduler import translate
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.faults.apicell import VERBS, ApiCell
+from tests.faults.test_api_matrix import short_waits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["short_waits"]
+
+EVER = 1_000_000
+QUOTA = "exceeded quota: team"
+
+
+def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
+    """Return a cell in which a verb fails for ever."""
+    cell = ApiCell(folder, verb)
+    cell.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, EVER)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("verb", "fault", "reason", "sentence"),
+    [
+        ("create pod", "403 quota", "QUOTA_EXCEEDED", QUOTA),
+        ("create pod", "503", "CLUSTER_UNAVAILABLE", "apiserver is shutting down"),
+        ("create pod", "429", "CLUSTER_UNAVAILABLE", "too many requests"),
+        ("create pod", "slow", "CLUSTER_UNAVAILABLE", "no answer in time"),
+        ("create secret", "403 quota", "QUOTA_EXCEEDED", QUOTA),
+        ("create secret", "500", "CLUSTER_UNAVAILABLE", "etcdserver: request timed out"),
+        ("exec", "503", "ARTIFACTS_FAILED", "HTTP 503"),
+        ("list events", "503", "IMAGE_PULL_FAILED", "InvalidImageName"),
+    ],
+)
+async def test_it_ends_with_its_reason(
+    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods, "SECRET_PATIENCE", 1.0)
+    monkeypatch.setattr(setuplog, "PATIENCE", 0.5)
+    cell = cell_of(tmp_path, verb, fault)
+    cell.more["policy"]["pending_timeout"] = 1.0
+    async with cell.living() as app:
+        await cell.begin_action(app)
+        outcome = await cell.end_action(app)
+        cell.check(app, outcome)
+    assert wire.Reason.Name(outcome.reason) == reason
+    assert sentence in outcome.message
+    assert len(cell.tries()) > 1
+    if fault == "403 quota":
+        waited = [
+            event.stage.detail for event in cell.events() if event.HasField("stage") and QUOTA in event.stage.detail
+        ]
+        assert waited, "the developer was not told for what the action waits"
+
+
+async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "Patience", partial(logs.Patience, refused=0.3))
+    cell = cell_of(tmp_path, "log", "403 right")
+    async with cell.living() as app:
+        await cell.begin_action(app)
+        outcome = await cell.end_action(app)
+    assert (outcome.result, outcome.exit_code) == (wire.SUCCEEDED, 0)
+    assert "cannot do this" in cell.words
+    assert cell.log == b""
+
+
+async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, "delete pod", "403 right")
+    async with cell.living() as app:
+        await cell.begin_action(app)
+        outcome = await cell.outcome()
+        assert outcome.result == wire.SUCCEEDED
+        await app.sessions.idle()
+        assert len(cell.api.pods) == 1
+        assert app.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total")
+        cell.faults.lift()
+        await cell.api.until(lambda: not cell.api.pods)
+
+
+@pytest.mark.parametrize(
+    ("verb", "fault", "why"),
+    [
+        ("list pods", "403 right", "the cluster does not tell of pods: list pods: is forbidden"),
+        ("watch pods", "403 right", "the cluster does not tell of pods: watch pods: is forbidden"),
+        ("list pods", "503", "the cluster does not tell of pods: list pods: apiserver is shutting down"),
+        ("patch lease", "403 right", "the agent's Lease could not be renewed"),
+        ("patch lease", "slow", "the cluster does not answer"),
+        ("version", "503", "the cluster has not answered yet"),
+    ],
+)
+async def test_it_is_degraded_and_says_why_until_it_passes(verb: str, fault: str, why: str, tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, verb, fault)
+    async with cell.living() as app:
+        await cell.scheduler.until(
+            lambda: any(
+                health.status == wire.Health.DEGRADED and health.message.startswith(why)
+                for peer in cell.scheduler.peers
+                for health in peer.health
+            )
+        )
+        status, text = await cell.get("/readyz")
+        assert status == 503
+        assert text != "ok\n"
+        assert app.metrics.registry.get_sample_value("sealci_agent_degraded") == 1
+        cell.faults.lift()
+        await cell.ready()
+        assert app.metrics.registry.get_sample_value("sealci_agent_degraded") == 0
+        cell.scheduler.peer.send(action=translate.action_message(cell.action))
+        outcome = await cell.end_action(app)
+        cell.check(app, outcome)
+        assert outcome.result == wire.SUCCEEDED

@@ -1,0 +1,199 @@
+"""The API fails, per verb: each fault has one rule, and this table is the list of the rules."""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from tenacity import wait_random_exponential
+
+from agent import app as apps
+from agent.cluster import adoption, client, logs, reflector
+from agent.execution import commands, files
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.fakes.faults import ANSWERS
+from tests.faults.apicell import VERBS, ApiCell
+from tests.flow.test_trust import authority, openssl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Rules. All but the failures end in success, with the whole log.
+RETRIED = "asked again"
+AT_ITS_PACE = "at its pace"
+LISTED = "listed again"
+WAITS = "waits, says so"
+SWEPT = "swept later"
+WITHOUT = "done without"
+CLUSTER, CONFIGURATION, FILES = "CLUSTER_UNAVAILABLE", "INVALID_CONFIGURATION", "ARTIFACTS_FAILED"
+FAILED = "FAILED"
+FAILURES = (CLUSTER, CONFIGURATION, FILES)
+
+# What may pass by itself: everybody's rule for it is to ask again.
+PASSING = ("refused", "TLS", "401", "429", "500", "503", "504", "applied", "half", "slow")
+READS = ("403 right", "404")
+WRITES = (*READS, "409")
+CREATES = (*WRITES, "403 quota", "422")
+STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
+
+
+def rules(passing: str, **others: str) -> dict[str, str]:
+    """Return the rules of a verb; `others` by fault, with _ for a blank and without the leading h of numbers."""
+    return dict.fromkeys(PASSING, passing) | {
+        name.removeprefix("h").replace("_", " "): rule for name, rule in others.items()
+    }
+
+
+WATCH = dict.fromkeys((*READS, "410", *STREAM), LISTED)
+TABLE: dict[str, dict[str, str]] = {
+    "create pod": rules(RETRIED)
+    | {"403 right": CLUSTER, "403 quota": WAITS, "404": CLUSTER, "409": RETRIED, "422": CONFIGURATION},
+    "get pod": rules(RETRIED) | {"403 right": CLUSTER, "404": RETRIED},
+    "delete pod": rules(RETRIED) | {"403 right": RETRIED, "404": SWEPT, "409": RETRIED},
+    "patch pod": rules(AT_ITS_PACE) | dict.fromkeys((*WRITES, "422"), AT_ITS_PACE),
+    "list pods": rules(RETRIED) | dict.fromkeys((*READS, "410"), RETRIED),
+    "watch pods": rules(LISTED) | WATCH,
+    "log": rules(RETRIED) | dict.fromkeys(READS, RETRIED),
+    "exec": rules(RETRIED) | {"slow": FILES, "403 right": FILES, "404": FILES},
+    "create secret": rules(RETRIED)
+    | {"403 right": CLUSTER, "403 quota": WAITS, "404": CLUSTER, "409": RETRIED, "422": CONFIGURATION},
+    "delete secret": rules(RETRIED) | {"403 right": CLUSTER, "404": RETRIED, "409": RETRIED},
+    "create lease": rules(AT_ITS_PACE) | dict.fromkeys(CREATES, AT_ITS_PACE),
+    "patch lease": rules(AT_ITS_PACE) | dict.fromkeys((*WRITES, "422"), AT_ITS_PACE),
+    "list leases": rules(RETRIED) | dict.fromkeys((*READS, "410"), RETRIED),
+    "watch leases": rules(LISTED) | WATCH,
+    "list events": rules(RETRIED) | {"403 right": WITHOUT, "404": WITHOUT},
+    "version": rules(RETRIED) | {"403 right": WITHOUT, "404": WITHOUT},
+}
+CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
+PASSED: dict[str, dict[str, str]] = {verb: dict.fromkeys(cells, "") for verb, cells in TABLE.items()}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = wait_random_exponential(multiplier=0.01, max=0.1)
+    for module, name, value in (
+        (apps, "NOTICE", 0.01),
+        (commands, "KILL_MARGIN", 0.05),
+        (client, "backoff", quick),
+        (files, "backoff", quick),
+        (reflector, "BACKOFF", 0.01),
+        (adoption, "LOOK", 0.05),
+        (logs, "Patience", partial(logs.Patience, read=0.5)),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext, Path]:
+    folder = tmp_path_factory.mktemp("certificates")
+    own, other = authority(folder, "own"), authority(folder, "other")
+    request, extensions, served = folder / "csr", folder / "ext", folder / "served.crt"
+    openssl("req", "-new", "-key", own.key, "-subj", "/CN=api", "-out", request)
+    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        request,
+        "-CA",
+        own.cert,
+        "-CAkey",
+        own.key,
+        "-CAcreateserial",
+        "-days",
+        "1",
+        "-extfile",
+        extensions,
+        "-out",
+        served,
+    )
+    contexts = []
+    for cert, key in ((served, own.key), (other.cert, other.key)):
+        contexts.append(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        contexts[-1].load_cert_chain(cert, key)
+    return contexts[0], contexts[1], own.cert
+
+
+@pytest.mark.parametrize(("verb", "fault"), CELLS, ids=[f"{verb}-{fault}".replace(" ", "_") for verb, fault in CELLS])
+async def test_a_fault_has_its_rule(
+    verb: str,
+    fault: str,
+    tmp_path: Path,
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rule = TABLE[verb][fault]
+    PASSED[verb][fault] = FAILED
+    cell = ApiCell(tmp_path, verb)
+    if fault == "TLS":
+        cell.trust(*certificates)
+    if VERBS[verb].verb == "watch":
+        impatient(fault, monkeypatch)
+    twice = rule == RETRIED and fault not in ("429", "TLS", "refused", "applied")
+    times = 50 if (verb, fault) == ("exec", "slow") else 2 if twice else 1
+    if (verb, fault) == ("exec", "slow"):
+        cell.more["artifacts"]["timeout"] = 1.0
+    cell.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, times)
+    async with cell.living() as app:
+        await cell.begin_action(app)
+        outcome = await cell.end_action(app)
+        cell.check(app, outcome)
+        check_rule(cell, rule, outcome)
+        if fault in ANSWERS:
+            code = f"{ANSWERS[fault][0] // 100}xx"
+            assert cell.counted(app, code) >= cell.faults.hits, "a try is not in the metrics"
+        elif fault in ("refused", "TLS"):
+            assert cell.felt(), "a try is not in the metrics"
+    if fault == "429":
+        asked = cell.tries()
+        honoured = 0.3 if rule == AT_ITS_PACE and "lease" in verb else 0.95
+        assert max(late - early for early, late in pairwise(asked)) >= honoured, (
+            f"Retry-After was not honoured: {asked}"
+        )
+    assert cell.faults.hits >= (fault not in ("doubled", "reordered", "missing"))
+    PASSED[verb][fault] = rule
+
+
+def lines() -> Iterator[str]:
+    """Yield the matrix: verbs, and their faults by the rule that was seen to hold."""
+    seen = [(verb, fault, rule) for verb, cells in PASSED.items() for fault, rule in cells.items() if rule]
+    yield f"the API fails: {sum(rule != FAILED for _, _, rule in seen)} of {len(seen)} cells passed"
+    for verb in PASSED:
+        for rule in dict.fromkeys(rule for name, _, rule in seen if name == verb):
+            faults = ", ".join(fault for name, fault, held in seen if (name, held) == (verb, rule))
+            yield f"{verb:14}{rule:24}{faults}"
+
+
+def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a watch only for a moment, where the fault is that it does not tell."""
+    if fault in ("silent", "slow", "applied"):
+        monkeypatch.setattr(reflector, "SILENCE", 0.2)
+        monkeypatch.setattr(reflector, "CONNECT_TIMEOUT", 0.2)
+    if fault == "missing":
+        monkeypatch.setattr(reflector, "RELIST", 0.5)
+        monkeypatch.setattr(reflector, "SERVER_TIMEOUT", (1, 1))
+        monkeypatch.setattr(reflector, "STEADY", 0.5)
+
+
+def check_rule(cell: ApiCell, rule: str, outcome: wire.Outcome) -> None:
+    """Hold the outcome and the requests against the rule."""
+    words = cell.words
+    expected = rule if rule in FAILURES else "IMAGE_PULL_FAILED" if cell.verb.scene == "a bad image" else ""
+    reason = wire.Reason.Name(outcome.reason) if outcome.result == wire.FAILED else ""
+    assert reason == expected, words
+    if rule in FAILURES:
+        assert outcome.message, "a failure without a sentence"
+    if rule == WAITS:
+        assert "exceeded quota: team" in words, "nobody was told why the action waits"
+    if cell.verb.scene == "a bad image":
+        assert ("InspectFailed" in words) == (rule == RETRIED)
+    if cell.verb.resource == "version":
+        made = cell.api.asked("create", "/pods")[0].body or {}
+        assert made["spec"].get("hostUsers") is (False if rule == RETRIED else None), "a wish of security was dropped"
+    if rule in (RETRIED, AT_ITS_PACE, LISTED):
+        assert len(cell.tries()) >= cell.faults.hits
