@@ -10,6 +10,7 @@
     image           builds the agent's image and loads it
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
+    log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start      starts it and waits until it answers
     restart NAME... both
@@ -81,6 +82,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "load", [_, *_]:
             for image in rest:
                 images.load_by_hand(settings, provider, image)
+        case "log-limit", [size]:
+            provider.log_limit(settings.log_max_size if size == "default" else size)
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start"] if name in COMPONENTS:

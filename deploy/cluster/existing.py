@@ -53,6 +53,10 @@ class Existing:
         """Cannot be done."""
         raise Refusal("images cannot be loaded into an existing cluster: push them to a registry that it pulls from")
 
+    def log_limit(self, size: str) -> NoReturn:
+        """Cannot be done."""
+        raise Refusal(f"the kubelets of an existing cluster cannot be set to log files of {size} from here")
+
     def stop(self, name: str) -> NoReturn:
         """Cannot be done."""
         raise Refusal(f"{name} of an existing cluster cannot be stopped from here")
