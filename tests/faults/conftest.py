@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables of what ran."""
+    crash_matrix(terminalreporter)
+    copies(terminalreporter)
+
+
+def crash_matrix(terminalreporter: pytest.TerminalReporter) -> None:
     """Print a line per step, a column per who came after."""
     module = sys.modules.get("tests.faults.test_crash_matrix")
     if module is None or not module.TABLE:
@@ -30,3 +36,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"{'killed at':26}" + "".join(f"{column:22}" for column in columns))
     for step, cells in module.TABLE.items():
         terminalreporter.write_line(f"{step:26}" + "".join(f"{cells[column][:60]:22}" for column in columns))
+
+
+def copies(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a line per tenth, a column per side on which the copy was cut."""
+    module = sys.modules.get("tests.faults.test_copy_is_cut")
+    if module is None or not any(module.TABLE.values()):
+        return
+    terminalreporter.write_line("")
+    terminalreporter.write_line(f"{'100 MiB cut at':16}" + "".join(f"{side:28}" for side in module.SIDES))
+    for tenth in module.TENTHS:
+        cells = "".join(f"{module.TABLE[side].get(tenth, '')[:60]:28}" for side in module.SIDES)
+        terminalreporter.write_line(f"{tenth * 10:3} %{'':11}{cells}")

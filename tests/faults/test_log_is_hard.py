@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import re
-import secrets
 import shlex
 import signal
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from tests.e2e import kube
-from tests.e2e.lab import DEBIAN, Lab, until
+from tests.e2e.lab import DEBIAN, until
+from tests.faults.behind import behind_a_proxy
 from tests.faults.numbered import SIZE, Account, program
-from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from tests.e2e.lab import Agent, Submission
+    from tests.e2e.lab import Agent, Lab, Submission
+    from tests.faults.proxy import Threaded
 
 LIMIT = 1 << 20
 FULL = LIMIT // 140 + 1000  # lines that fill a file of the node's, its own words counted
@@ -98,33 +96,12 @@ class Writing:
 
 @pytest.fixture(scope="module")
 def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
-    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
     kube.provider("log-limit", "1Mi")
-    kube.kubectl("create", "namespace", namespace)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
-    folder = tmp_path_factory.mktemp("hard")
-    kubeconfig, server = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify")), ""
-    for each in kubeconfig["clusters"]:
-        server = each["cluster"]["server"].removeprefix("https://")
-    proxy = Threaded(server)
-    lab = Lab(namespace, folder)
     try:
-        yield Hard(lab, agent_behind(lab, proxy, kubeconfig, folder), proxy)
+        with behind_a_proxy(tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
+            yield Hard(*made)
     finally:
-        proxy.fault("heal")
-        lab.close()
-        proxy.close()
-        kube.kubectl("delete", "namespace", namespace, "--wait=false")
         kube.provider("log-limit", "default")
-
-
-def agent_behind(lab: Lab, proxy: Threaded, kubeconfig: kube.Object, folder: Path) -> Agent:
-    """Start an agent that knows the API by the proxy's address."""
-    for each in kubeconfig["clusters"]:
-        each["cluster"]["server"] = f"https://{proxy.address}"
-    file = folder / "kubeconfig"
-    file.write_text(yaml.safe_dump(kubeconfig))
-    return lab.agent(cluster={"kubeconfig": str(file)}, **SETTINGS)
 
 
 @pytest.mark.timeout(180)
@@ -216,9 +193,9 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 @pytest.mark.timeout(180)
 def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
     """The scheduler stands still, so nothing is read; the kubelet's follower leaves whole files out without a word."""
-    lines, more = 600_000, 1000
+    lines, more = 400_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
-    writing = hard.start(f"write:{lines}:4000000", "wait:end", f"write:{more}:{RATE}")
+    writing = hard.start(f"write:{lines}:3000000", "wait:end", f"write:{more}:{RATE}")
     head = writing.head()
     hard.lab.scheduler.send_signal(signal.SIGSTOP)
     try:
