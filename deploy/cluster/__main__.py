@@ -12,6 +12,7 @@
     load IMAGE...   loads docker or OCI archives, or images built here by name
     tag IMAGE NAME  gives an image of the cluster another name
     helm            prints the path of helm, built from its Go module when it is not there
+    log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
                     starts it, with these flags too (of the local cluster), and waits until it answers
@@ -89,6 +90,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "helm", []:
             builds.build(settings, ["helm"])
             print(builds.binary(settings, "helm"))
+        case "log-limit", [size]:
+            provider.log_limit(settings.log_max_size if size == "default" else size)
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start", *flags] if name in COMPONENTS:

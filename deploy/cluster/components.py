@@ -40,7 +40,7 @@ def write(settings: Settings, folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
     (folder / "containerd.toml").write_text(containerd_toml(settings, folder), "utf-8")
     write_json(folder / "cni" / "10-sealci.conflist", network(settings, folder))
-    write_json(folder / "kubelet.json", kubelet(settings, folder))
+    write_json(folder / "kubelet.json", kubelet(settings, folder, settings.log_max_size))
     write_json(folder / "kube-proxy.json", kube_proxy(settings, folder))
     registry = f"{settings.gateway}:{REGISTRY_PORT}"  # where a test may run one
     hosts = folder / "certs.d" / registry
@@ -158,7 +158,7 @@ def controller_manager(settings: Settings, pki: Path) -> Component:
     return Component("controller-manager", command, http("127.0.0.1:10257", "/healthz", pki))
 
 
-def kubelet(settings: Settings, folder: Path) -> dict[str, object]:
+def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, object]:
     """Pods below a cgroup of this cluster's own; no eviction or image collection that a test did not ask for."""
     pki = folder / "pki"
     return {
@@ -185,7 +185,7 @@ def kubelet(settings: Settings, folder: Path) -> dict[str, object]:
         "clusterDomain": "cluster.local",
         "podLogsDir": f"{folder}/pod-logs",
         "volumePluginDir": f"{folder}/kubelet-plugins",
-        "containerLogMaxSize": settings.log_max_size,
+        "containerLogMaxSize": log_max_size,
         "containerLogMaxFiles": 5,
         "containerLogMonitorInterval": "3s",
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

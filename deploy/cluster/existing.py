@@ -58,6 +58,10 @@ class Existing:
         """Cannot be done."""
         raise Refusal(f"{image} of an existing cluster cannot be named {name} from here")
 
+    def log_limit(self, size: str) -> NoReturn:
+        """Cannot be done."""
+        raise Refusal(f"the kubelets of an existing cluster cannot be set to log files of {size} from here")
+
     def stop(self, name: str) -> NoReturn:
         """Cannot be done."""
         raise Refusal(f"{name} of an existing cluster cannot be stopped from here")

@@ -125,6 +125,13 @@ class Kind:
         if name == "apiserver":
             until(self.answers, "the API server")
 
+    def log_limit(self, size: str) -> None:
+        """Starts the kubelet again with another containerLogMaxSize."""
+        change = f"s/^containerLogMaxSize:.*/containerLogMaxSize: {size}/"
+        self.inside("sed", "-i", change, "/var/lib/kubelet/config.yaml")
+        self.stop("kubelet")
+        self.start("kubelet")
+
     def manifest(self, name: str) -> str:
         """The file of a static pod's manifest."""
         if name not in STATIC_PODS:

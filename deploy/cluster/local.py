@@ -126,6 +126,13 @@ class Local:
         if name == "kubelet" and self.receive(self.send("status"))["apiserver"]:
             until(self.kubelet_knows_its_pods, "the kubelet to know its pods")
 
+    def log_limit(self, size: str) -> None:
+        """Starts the kubelet again with another containerLogMaxSize."""
+        self.require_up()
+        self.stop("kubelet")
+        components.write_json(self.folder / "kubelet.json", components.kubelet(self.settings, self.folder, size))
+        self.start("kubelet")
+
     @property
     def lock(self) -> Path:
         """The lock of commands that change the cluster. It stays: removing a lock that others wait for is unsafe."""

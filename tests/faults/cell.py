@@ -205,10 +205,10 @@ class Cell:
         return attempt
 
 
-async def outcomes(scheduler: Scheduler) -> list[str]:
+async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
     """Wait for the end of the pipeline; return every outcome that was told of its action."""
     found = []
-    async for message in scheduler.book.watch(RUN):
+    async for message in scheduler.book.watch(run):
         event = messages.decode(message)
         if event is not None and isinstance(event.happening, ActionEnded):
             found.append(event.happening.outcome.result.value)

@@ -1,9 +1,10 @@
-"""A TCP proxy with named faults, between an agent and its scheduler; what is random in it follows from its seed.
+"""A TCP proxy with named faults, in front of a scheduler or an API server; what is random follows from its seed.
 
 A proxy lives as long as its `async with`. Faults: `latency` (at most so many seconds before each piece), `pieces`
 (slices of at most so many bytes), `rate` (bytes a second towards the target), `swallow` (a black hole: nothing passes,
 nothing closes), `fin` and `reset` (all connections end, politely or not), `half_open` (the target's side ends, and the
-agent is not told). `heal` ends those that last.
+agent is not told), `stall` (the connection that has brought most is silent from now on, all others live), `reset_after`
+(RST once so many more bytes have passed). `heal` ends those that last.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 import random
 import socket
 import struct
+import threading
+from collections import Counter
 
 READ = 1 << 16
 LINGER_NONE = struct.pack("ii", 1, 0)
@@ -28,6 +31,9 @@ class Proxy:
         self.pieces = 0
         self.rate = 0
         self.hole = False
+        self.brought: Counter[asyncio.StreamWriter] = Counter()
+        self.stalled: set[asyncio.StreamWriter] = set()
+        self.budget = -1
         self.pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.healed = asyncio.Event()
@@ -82,6 +88,15 @@ class Proxy:
         for _, target in list(self.pairs):
             target.close()
 
+    def stall(self) -> None:
+        """Let nothing more pass to the client that was sent most, and tell nobody."""
+        (busiest, _), *_ = self.brought.most_common(1)
+        self.stalled.add(busiest)
+
+    def reset_after(self, size: int) -> None:
+        """Break all connections when so many more bytes have passed, once."""
+        self.budget = size
+
     # ---- inside
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,6 +124,8 @@ class Proxy:
                 copy.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
             self.pairs.discard(pair)
+            self.stalled.discard(writer)
+            del self.brought[writer]
             for each in pair:
                 each.close()
 
@@ -121,11 +138,21 @@ class Proxy:
                         await asyncio.sleep(self.latency * self.random.random())
                     if self.rate and up:
                         await asyncio.sleep(len(piece) / self.rate)
-                    if not self.hole:
+                    if not self.hole and writer not in self.stalled:
                         writer.write(piece)
                         await writer.drain()
+                        self.count(writer, len(piece), up=up)
         except OSError:
             return
+
+    def count(self, writer: asyncio.StreamWriter, size: int, *, up: bool) -> None:
+        """Take note of what has passed."""
+        if not up:
+            self.brought[writer] += size
+        if self.budget >= 0:
+            self.budget -= size
+            if self.budget < 0:
+                self.reset()
 
     def cut(self, data: bytes) -> list[bytes]:
         """Return the data in slices."""
@@ -135,3 +162,36 @@ class Proxy:
             slices.append(data[:size])
             data = data[size:]
         return slices or [data]
+
+
+class Threaded:
+    """A proxy in a thread with a loop of its own, for tests that wait without one."""
+
+    def __init__(self, target: str, seed: int = 0) -> None:
+        self.target = target
+        self.seed = seed
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="proxy")
+        self.thread.start()
+        assert self.ready.wait(10)
+
+    async def serve(self) -> None:
+        """Serve until `close`."""
+        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
+        async with Proxy(self.target, self.seed) as self.proxy:
+            self.ready.set()
+            await self.over.wait()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self.proxy.address
+
+    def fault(self, name: str, *arguments: int) -> None:
+        """Inject a fault of the proxy, or heal it."""
+        self.loop.call_soon_threadsafe(getattr(self.proxy, name), *arguments)
+
+    def close(self) -> None:
+        """End it."""
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join(10)

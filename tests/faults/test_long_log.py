@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import pytest
 
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, Lab, until
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,41 +21,14 @@ QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 COUNT = "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1; done"
 
 
-class Threaded:
-    """A proxy in a thread with a loop of its own, because the lab's tests wait without one."""
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="proxy")
-        self.thread.start()
-        assert self.ready.wait(10)
-
-    async def serve(self) -> None:
-        """Serve until `close`."""
-        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-        async with Proxy(self.target, SEED) as self.proxy:
-            self.ready.set()
-            await self.over.wait()
-
-    def reset(self) -> None:
-        """Break every connection."""
-        self.loop.call_soon_threadsafe(self.proxy.reset)
-
-    def close(self) -> None:
-        """End it."""
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join(10)
-
-
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     namespace = f"sealci-e2e-{secrets.token_hex(3)}"
     kube.kubectl("create", "namespace", namespace)
     until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
     lab = Lab(namespace, tmp_path)
-    proxy = Threaded(lab.address)
-    lab.settings = {"scheduler": {"address": proxy.proxy.address, "reconnect_max": "0.5s"}}
+    proxy = Threaded(lab.address, SEED)
+    lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
     lab.proxy = proxy  # type: ignore[attr-defined]
     try:
         yield lab
@@ -85,7 +56,7 @@ def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
             second = lab.agent(**QUICK)
             first.kill()
         else:
-            proxy.reset()
+            proxy.fault("reset")
             breaks += 1
     assert submission.wait(900)["count"].outcome == ("succeeded", None, 0)
     assert second is not None

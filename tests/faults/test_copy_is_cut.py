@@ -1,0 +1,214 @@
+"""The copy of 100 MiB is cut at every tenth, on the side of the pod and of the scheduler: whole in the end, never less.
+
+One agent, a real process, and the real scheduler, each behind a proxy; the pod's side is a websocket that the real
+collector writes to. A cell cuts the first try once; the real cluster has cells of its own below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import shutil
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from agent.cluster.files import SNAPSHOT
+from agent.local import pipeline
+from agent.local.dispatch import Rules
+from agent.local.scheduler import open_scheduler
+from agent.local.server import Access
+from tests.faults.cell import SECRETS, Cell, outcomes
+from tests.faults.node import Cluster, Points
+from tests.faults.nursery import Nursery
+from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from agent.local.scheduler import Scheduler
+
+Object = dict[str, Any]
+SIZE = 100 << 20
+CHUNK = 1 << 18
+TENTHS = range(10)
+SIDES = ("exec", "scheduler")
+TEXT = """name: p
+actions:
+  a:
+    configuration: {container: alpine}
+    commands: [one, two]
+    secrets: [TOKEN]
+    repo: {url: "https://example.org/r.git"}
+    artifacts: {paths: [built]}
+"""
+SCRIPT: list[bytes | str] = ["s:1", b"line\n", "f:1:0", "s:2", b"line\n", "f:2:0", "l:0:0"]
+
+
+class Pods(Cluster):
+    """Pods whose exec is cut: the first one after `cut_at` bytes of its stdout, every one while `for_ever`."""
+
+    cut_at: int | None = None
+    for_ever = False
+    how = "reset"
+    execs = 0
+
+    async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
+        """Run the collector over the workspace of a pod, and send what it writes as it comes."""
+        self.execs += 1
+        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+        await socket.prepare(request)
+        name = request.match_info["name"]
+        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
+        argv = [here.get(word, word) for word in request.query.getall("command")]
+        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        left = self.cut_at
+        if not self.for_ever:
+            self.cut_at = None
+        try:
+            while data := await process.stdout.read(CHUNK):
+                if left is not None and len(data) > left:
+                    await socket.send_bytes(b"\x01" + data[:left])
+                    await self.break_off(request, socket, process)
+                    return socket
+                left = None if left is None else left - len(data)
+                await socket.send_bytes(b"\x01" + data)
+            await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
+        except ConnectionError:
+            pass  # whoever asked has hung up
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+        return socket
+
+    async def break_off(
+        self, request: web.Request, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
+    ) -> None:
+        """End it before its end: a connection that breaks, a polite close without a status, a collector killed."""
+        if self.how == "reset":
+            assert request.transport
+            request.transport.abort()
+        elif self.how == "killed":
+            process.kill()
+            causes = [{"reason": "ExitCode", "message": "137"}]
+            told = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+            await socket.send_bytes(b"\x03" + json.dumps(told).encode())
+
+
+class Copy(Cell):
+    """One agent for all cells; each cell is a pipeline of its own."""
+
+    def __init__(self, folder: Path, nursery: Nursery, data: bytes) -> None:
+        super().__init__(folder, nursery, "", "same")
+        self.pods = Pods(Points(), folder, SCRIPT, {"built": data})
+        self.cluster = self.pods
+        self.sum = hashlib.sha256(data).hexdigest()
+
+    def settings(self, address: str, pod: str) -> Object:
+        """Return the settings of the agent, which may try for a while."""
+        settings = super().settings(address, pod)
+        settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}  # a busy machine is no fault here
+        settings["cluster"] |= {"lease_duration": "20s", "lease_renew": "2s"}
+        return settings
+
+    async def one(self, scheduler: Scheduler, run: str) -> str:
+        """Run one action; return its outcome."""
+        await scheduler.dispatcher.submit(run, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+        async with asyncio.timeout(50):
+            (outcome,) = await outcomes(scheduler, run)
+        return outcome
+
+    def stored(self, run: str) -> str | None:
+        """Return the sha256 of what the scheduler has stored."""
+        file = self.folder / run / "a" / "built"
+        if not file.exists():
+            return None
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    def forget(self, run: str) -> None:
+        """Remove the files of a run, there and here."""
+        (self.folder / run / "a" / "built").unlink()
+        for folder in self.folder.glob("*.workspace"):
+            shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
+    side: str, tmp_path: Path, in_table: Callable[[str, str, Mapping[str, str]], None]
+) -> None:
+    data = random.Random(1).randbytes(SIZE)
+    async with Nursery() as nursery:
+        copy = Copy(tmp_path, nursery, data)
+        async with (
+            copy.pods.serving(),
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+            Proxy(scheduler.address) as proxy,
+        ):
+            try:
+                copy.listen(scheduler)
+                await copy.agent(scheduler, "replica-a", proxy.address)
+                for tenth in TENTHS:
+                    run = f"pipeline{tenth}"
+                    before = copy.pods.execs
+                    if side == "exec":
+                        copy.pods.how = ("reset", "closed", "killed")[tenth % 3]
+                        copy.pods.cut_at = SIZE * tenth // 10
+                    else:
+                        proxy.reset_after(SIZE * tenth // 10 + CHUNK)
+                    outcome = await copy.one(scheduler, run)
+                    tries = copy.pods.execs - before
+                    whole = copy.stored(run) == copy.sum
+                    seen = f"{outcome}, {tries} tries, {'whole' if whole else 'NOT WHOLE'}"
+                    in_table("100 MiB cut at", f"{tenth * 10} %", {side: seen})
+                    assert (outcome, whole) == ("succeeded", True), seen
+                    assert tries >= 2, "nothing was cut"
+                    copy.forget(run)
+            finally:
+                for agent in copy.agents:
+                    await agent.end(signal.SIGKILL)
+                await copy.cluster.close()
+
+
+@pytest.mark.timeout(180)
+async def test_an_exec_that_is_always_cut_is_never_a_success(tmp_path: Path) -> None:
+    async with asyncio.TaskGroup() as group:
+        for how in ("reset", "closed", "killed"):
+            (tmp_path / how).mkdir()
+            group.create_task(always_cut(how, tmp_path / how), name=how)
+
+
+async def always_cut(how: str, tmp_path: Path) -> None:
+    """Run an action whose copy never comes to its end."""
+    async with Nursery() as nursery:
+        copy = Copy(tmp_path, nursery, b"x" * (2 * CHUNK))
+        copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK
+        async with (
+            copy.pods.serving(),
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+        ):
+            try:
+                copy.listen(scheduler)
+                await copy.agent(scheduler, "replica-a")
+                assert await copy.one(scheduler, "pipeline1") == "failed"
+                outcome = scheduler.book.get("pipeline1").entries["a"].progress.outcome
+                assert outcome is not None
+                assert outcome.reason is not None
+                assert outcome.reason.value == "ARTIFACTS_FAILED"
+                assert outcome.exit_code == 0
+                assert "the last try brought 0 files whole, " in outcome.message
+                assert copy.stored("pipeline1") is None
+                assert copy.pods.execs > 1
+            finally:
+                for agent in copy.agents:
+                    await agent.end(signal.SIGKILL)
+                await copy.cluster.close()

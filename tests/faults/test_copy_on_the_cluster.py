@@ -1,0 +1,44 @@
+"""A copy of 100 MiB from a real pod, whose exec is cut: whole in the end."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.lab import DEBIAN
+from tests.faults.behind import behind_a_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.lab import Agent, Lab
+    from tests.faults.proxy import Threaded
+
+SIZE = 100 << 20
+COMMAND = f"head -c {SIZE} /dev/urandom >built; sha256sum built"
+
+
+@pytest.fixture(scope="module")
+def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agent, Threaded]]:
+    with behind_a_proxy(tmp_path_factory.mktemp("copying")) as made:
+        yield made
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("tenth", [2, 5, 9])
+def test_a_copy_from_a_real_pod_that_is_cut_is_whole_in_the_end(
+    copying: tuple[Lab, Agent, Threaded], tenth: int
+) -> None:
+    lab, agent, proxy = copying
+    before = agent.log.count("copying files broke")
+    # All that passes before the copy is small against a tenth of it.
+    proxy.fault("reset_after", SIZE * tenth // 10)
+    report = lab.one(DEBIAN, COMMAND, artifacts={"paths": ["built"]})
+    assert report.outcome == ("succeeded", None, 0), report
+    with report.files["built"].open("rb") as stored:
+        assert hashlib.file_digest(stored, "sha256").hexdigest() == report.text.split()[0]
+    broke = agent.log.count("copying files broke") - before
+    print(f"cut at {tenth * 10} % of a real copy: whole, after {broke + 1} tries")
+    assert broke == 1
