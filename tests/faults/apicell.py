@@ -100,6 +100,7 @@ class ApiCell(World):
     """The agent, its scheduler, its API."""
 
     api: Node
+    deadline = 50.0
 
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(folder)
@@ -112,10 +113,10 @@ class ApiCell(World):
         rules = ArtifactRules() if self.verb.scene == "files" else ArtifactRules(when=When.NEVER)
         self.action = Action(Key("build"), "alpine", ("make",), secrets={"TOKEN": SECRET}, artifacts=rules)
         self.more: dict[str, Object] = {
-            "cluster": {"request_timeout": 0.3, "sweep_interval": 0.1, "retry_for": 3.0, "delete_timeout": 3.0},
+            "cluster": {"request_timeout": 0.5, "sweep_interval": 0.1, "retry_for": 20.0, "delete_timeout": 20.0},
             "logs": {"probe_after": 0.2},
-            "policy": {"pending_timeout": 4.0},
-            "artifacts": {"timeout": 5.0},
+            "policy": {"pending_timeout": 30.0},
+            "artifacts": {"timeout": 20.0},
             "agent": {"id": "pod-a", "adoption": self.verb.scene in ("adoption", "an orphan")},
         }
 

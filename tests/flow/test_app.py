@@ -36,6 +36,8 @@ AT = "2026-11-24T08:00:00.000000001Z"
 class World:
     """An agent with all that is around it."""
 
+    deadline = DEADLINE
+
     def __init__(self, folder: Path) -> None:
         self.api = FakeApi()
         self.scheduler = FakeScheduler()
@@ -65,7 +67,7 @@ class World:
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
         """Run an agent; it must have left in the end, or is asked to."""
         await self.scheduler.start()
-        async with self.api.serving(), asyncio.timeout(DEADLINE):
+        async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
                 made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
                 self.task = asyncio.create_task(serve(self.settings(**settings), made), name="agent")
