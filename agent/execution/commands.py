@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 KILL_MARGIN = 20.0
 # So long an environment that was lost may still give its log, seconds: a node that went away would be asked for ever.
-UNREACHABLE_MARGIN = 5.0
+UNREACHABLE_MARGIN, UNWANTED_MARGIN = 5.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ async def drained(session: Session, logs: asyncio.Task[None], *, reachable: bool
     """Wait until the log is sent to its end; only for a while after a wish, and where the node may not answer."""
     if reachable and session.wish is None:
         await first_of(logs, session.wished)
-    limit = None if session.wish is None else KILL_MARGIN
-    await asyncio.wait({logs}, timeout=limit if reachable else UNREACHABLE_MARGIN)
+    margins = (None, KILL_MARGIN) if reachable else (UNREACHABLE_MARGIN, UNWANTED_MARGIN)
+    await asyncio.wait({logs}, timeout=margins[session.wish is not None])
     if not reachable and not logs.done():
         await ended(logs)
         await session.say("[the log ends here: what was written since cannot be had from the node]")
