@@ -171,7 +171,7 @@ class Threaded:
         self.target = target
         self.seed = seed
         self.ready = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="proxy")
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="proxy", daemon=True)
         self.thread.start()
         assert self.ready.wait(10)
 

@@ -192,7 +192,7 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 
 @pytest.mark.timeout(180)
 def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
-    """The scheduler stands still, so nothing is read; the kubelet's follower leaves whole files out without a word."""
+    """The scheduler stands still, so nothing is read while the node begins file after file."""
     lines, more = 400_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
     writing = hard.start(f"write:{lines}:3000000", "wait:end", f"write:{more}:{RATE}")
