@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-DEADLINE = 90.0
 SLOTS = 20
 
 
@@ -61,7 +60,7 @@ class ClassicLab:
     async def clean(self) -> None:
         """Wait until nothing of ours is left in the namespace."""
         left = ["?"]
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while left:
                 left = await asyncio.to_thread(remains, self.namespace)
                 print(f"  remains: {left}" if left else "  no remains")
@@ -73,13 +72,12 @@ async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
     lab = ClassicLab(namespace, tmp_path)
     await lab.scheduler.start()
     try:
-        async with asyncio.timeout(2 * DEADLINE):
-            yield lab
-            await lab.clean()
-            for agent in lab.agents:
-                await asyncio.to_thread(agent.stop)
-                agent.check([])
-            lab.observer.check_pods()
+        yield lab
+        await lab.clean()
+        for agent in lab.agents:
+            await asyncio.to_thread(agent.stop)
+            agent.check([])
+        lab.observer.check_pods()
     finally:
         for agent in lab.agents:
             agent.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -416,3 +417,27 @@ async def test_a_port_that_is_taken_is_said(world: World) -> None:
     )
     with pytest.raises(Exception, match="cannot listen on"):
         await other.run()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Make a key and a certificate that signs itself."""
+    key, cert = tmp_path / "key", tmp_path / "cert"
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    named = ["-subj", "/CN=agent", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(["openssl", *made, *named], check=True, capture_output=True)
+    return key, cert
+
+
+async def test_both_sides_can_show_certificates(pair: tuple[Path, Path]) -> None:
+    key, cert = pair
+    async with worlds(cert_file=str(cert), key_file=str(key), ca_file=str(cert)) as world:
+        entry = await world.scheduler.registered()
+        assert entry.host == "https://127.0.0.1"
+        stranger = Answer()
+        world.scheduler.credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+        await read(world.scheduler.dial(asked("alpine", "a")), stranger)
+        assert stranger.code is grpc.StatusCode.UNAVAILABLE
+        assert world.backend.environments == {}
+        world.scheduler.credentials = grpc.ssl_channel_credentials(*(each.read_bytes() for each in (cert, key, cert)))
+        assert (await world.scheduler.run("alpine", "a")).exit_code == 0

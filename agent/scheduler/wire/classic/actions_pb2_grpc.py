@@ -54,7 +54,7 @@ class ActionServiceServicer:
         Whatever else goes wrong comes as log text and an exit code that is not 0: the commands' own, or
         124   the commands did not end in time
         125   the agent could not run the action to its end (image, repository, cluster, files); the log says why
-        130   the action was cancelled, because the agent leaves
+        130   the action was cancelled before its commands had a code, because the agent leaves
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

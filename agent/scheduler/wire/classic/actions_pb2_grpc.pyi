@@ -46,7 +46,7 @@ class ActionServiceStub:
     Whatever else goes wrong comes as log text and an exit code that is not 0: the commands' own, or
       124   the commands did not end in time
       125   the agent could not run the action to its end (image, repository, cluster, files); the log says why
-      130   the action was cancelled, because the agent leaves
+      130   the action was cancelled before its commands had a code, because the agent leaves
     """
 
 @_typing.type_check_only
@@ -62,7 +62,7 @@ class ActionServiceAsyncStub(ActionServiceStub):
     Whatever else goes wrong comes as log text and an exit code that is not 0: the commands' own, or
       124   the commands did not end in time
       125   the agent could not run the action to its end (image, repository, cluster, files); the log says why
-      130   the action was cancelled, because the agent leaves
+      130   the action was cancelled before its commands had a code, because the agent leaves
     """
 
 class ActionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -81,7 +81,7 @@ class ActionServiceServicer(metaclass=_abc_1.ABCMeta):
         Whatever else goes wrong comes as log text and an exit code that is not 0: the commands' own, or
           124   the commands did not end in time
           125   the agent could not run the action to its end (image, repository, cluster, files); the log says why
-          130   the action was cancelled, because the agent leaves
+          130   the action was cancelled before its commands had a code, because the agent leaves
         """
 
 def add_ActionServiceServicer_to_server(servicer: ActionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
