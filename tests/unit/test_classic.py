@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import FileData, FileEnd, FileStart, Health, Key, Outcome, Readiness, Result
+from agent.actions import (
+    Action,
+    FileData,
+    FileEnd,
+    FileStart,
+    Finished,
+    Health,
+    Key,
+    LogChunk,
+    Outcome,
+    Readiness,
+    Result,
+)
 from agent.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
 from agent.metrics import Metrics
-from agent.scheduler.classic.call import exit_code
+from agent.scheduler.classic.call import Call, exit_code
 from agent.scheduler.classic.files import STAGING, Folder, checked
 from agent.scheduler.classic.link import advertised, route
 from agent.scheduler.classic.registration import health_message
@@ -159,3 +171,15 @@ def test_settings_of_half_a_pair_are_refused() -> None:
     for wrong in ({"cert_file": "c"}, {"ca_file": "c"}):
         with pytest.raises(SettingsError, match=r"must be set together|needs cert_file"):
             load(None, {"scheduler": {"classic": wrong}}, {})
+
+
+async def test_a_character_over_two_responses_is_whole_and_what_is_none_is_replaced() -> None:
+    call = Call(7, Action(Key("7-a"), "alpine", ("a",)), 1 << 20, None)
+    text = ""
+    for data in (b"caf\xc3", b"\xa9 \xff \xe2\x82", b"\xac \xf0\x9f"):
+        await call.send(LogChunk(data))
+        text += (await call.next()).log
+    await call.send(Finished(Outcome(Result.SUCCEEDED, Stage.COMMANDS, None, 0)))
+    last = await call.next()
+    assert text + last.log == "café \ufffd € \ufffd"
+    assert (last.result.completion, last.result.exit_code) == (3, 0)
