@@ -27,6 +27,7 @@ lock: setup ## pin what pyproject.toml asks for
 
 proto: setup ## generate the code of the contracts
 	$(PROTOC) -Iagent/scheduler/wire=proto/sealci/agent/v1 agent/scheduler/wire/agent.proto
+	$(PROTOC) -Iagent/scheduler/wire/classic=proto/sealci/classic $(addprefix agent/scheduler/wire/classic/,scheduler.proto actions.proto)
 	$(PROTOC) -Iagent/local/wire=proto/sealci/local/v1 agent/local/wire/local.proto
 
 lint: setup ## ruff, mypy and the import contracts

@@ -26,6 +26,7 @@ from agent.errors import Refused
 from agent.execution.sessions import Sessions
 from agent.http import Http
 from agent.metrics import Metrics
+from agent.scheduler.classic.link import Classic
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
@@ -58,17 +59,23 @@ class App:
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
-        self.sessions = Sessions(settings, self.pods, self.outbox, self.metrics, tasks)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
-        self.sessions.on_change = self.health.changed
-        self.connection = Connection(
+        self.classic: Classic | None = None
+        if settings.scheduler.protocol == "classic":
+            self.classic = Classic(settings, self, self.metrics, self.health)
+        self.connection = self.classic or Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
+        self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks)
+        self.sessions.on_change = self.health.changed
         self.http = Http(settings.http, self.metrics, self.not_ready)
         self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
-        self.sweep = Sweep(self.pods, settings.cluster.sweep_interval)
+        # Over the classic wire a session ends with its agent: nobody can go on with it, it is remains.
+        self.adopts = settings.agent.adoption and self.classic is None
+        departed = self.leases.departed if self.classic is not None else None
+        self.sweep = Sweep(self.pods, settings.cluster.sweep_interval, departed)
         self.stopping = asyncio.Event()
         self.stopping_now = asyncio.Event()
 
@@ -174,8 +181,9 @@ class App:
             roots += [
                 self.tasks.create_task(self.leases.keep(), name="own lease"),
                 self.tasks.create_task(self.leases.run(), name="lease watch"),
-                self.tasks.create_task(self.adoption.run(), name="adoption"),
             ]
+        if self.adopts:
+            roots.append(self.tasks.create_task(self.adoption.run(), name="adoption"))
         await self.stopping.wait()
         handed_over = await self.leave()
         await self.connection.close()
@@ -215,7 +223,7 @@ class App:
             await asyncio.wait(
                 {idle, at_once, gone}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
             )
-            if not idle.done() and self.settings.agent.adoption and not at_once.done():
+            if not idle.done() and self.adopts and not at_once.done():
                 handed_over = self.sessions.hand_over()
             elif not idle.done():
                 log.warning("ending sessions", running=self.sessions.used)

@@ -156,7 +156,7 @@ def run(file: Path, artifacts: Path | None, output: str, timeout: str, secrets_f
     journal.configure(settings.logging)
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
-        scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "tls": {"enabled": False}}
+        scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "protocol": "stream"}
         own = settings.scheduler.model_copy(
             update={**scheduler, "tls": settings.scheduler.tls.model_copy(update=PLAIN)}
         )

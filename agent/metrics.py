@@ -85,6 +85,8 @@ class Metrics:
         self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until acknowledged")
         self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent")
 
+        self.calls_waiting = self.gauge("calls_waiting", "Actions of a classic scheduler that wait for a slot")
+
         self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
         self.log_gaps = self.counter("log_gaps", "Gaps where the node has, or may have, thrown log away", "kind")
         self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes over a limit", "reason")

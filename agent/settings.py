@@ -83,11 +83,39 @@ class Tls(Section):
         return self
 
 
+class ClassicSettings(Section):
+    """What only `protocol: classic` needs: the scheduler dials this agent back for each action."""
+
+    listen: str = Field("[::]", description="address to listen on; [::] is every address, IPv4 too", min_length=1)
+    port: int = Field(7081, ge=0, le=65535, description="port that the scheduler dials; 0: any free port")
+    host: str = Field("", description="name or IP that the scheduler dials; empty: the one that leads to the scheduler")
+    cert_file: Path | None = Field(None, description="own certificate; none: the scheduler dials in plaintext")
+    key_file: Path | None = Field(None, description="key of the own certificate")
+    ca_file: Path | None = Field(None, description="CA that signed the scheduler's certificate (mTLS); none: not asked")
+    health_interval: Duration = Field(5.0, gt=0, description="between two reports when nothing changes")
+    queue: int = Field(100, ge=0, description="actions that wait for a slot; more are refused")
+    queue_timeout: Duration = Field(3600.0, gt=0, description="how long an action waits for a slot")
+    write_timeout: Duration = Field(600.0, gt=0, description="a scheduler that takes nothing for so long is gone")
+    files: Path | None = Field(None, description="folder that keeps the files of actions; none: they are not kept")
+    files_max_size: Size = Field(10 << 30, description="bytes in that folder; the oldest actions' files go first")
+    files_max_age: Duration = Field(7 * 86400.0, gt=0, description="how long files are kept")
+
+    @model_validator(mode="after")
+    def pair(self) -> ClassicSettings:
+        """Refuse half of a key pair, and a CA that nobody would ask."""
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file must be set together")
+        if self.ca_file is not None and self.cert_file is None:
+            raise ValueError("ca_file needs cert_file and key_file")
+        return self
+
+
 class SchedulerSettings(Section):
     """The other end of the stream."""
 
     address: str = Field("localhost:7080", description="host:port of the scheduler", min_length=1)
     protocol: Literal["stream", "classic"] = Field("stream", description="the wire; classic: SealCI 0.2")
+    classic: ClassicSettings = ClassicSettings()
     tls: Tls = Tls()
     token_file: Path | None = Field(None, description="bearer token, read again at each connect")
     register_timeout: Duration = Field(15.0, description="wait for the acknowledgement of a registration")

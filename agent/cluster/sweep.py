@@ -1,8 +1,8 @@
 """What nobody owns any more is deleted: at the start, every minute, and by `sealci-agent cleanup`.
 
 Looks only at the shared watch, so a sweep that finds nothing costs no request. A pod of this pool is remains when it
-belongs to this agent and to no session that lives, or when it has ended so long ago that no living agent can still be
-reading it. Secrets go with their pods.
+belongs to this agent and to no session that lives, or to a dead agent whose sessions nobody can adopt, or when it ended
+so long ago that no living agent can still be reading it. Secrets go with their pods.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from agent.cluster.disruption import moment
 from agent.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.cluster.client import Client
     from agent.cluster.pods import Pods
 
@@ -35,10 +37,11 @@ LATE = 600.0
 
 
 class Sweep:
-    """Deletes remains, again and again."""
+    """Deletes remains, again and again. `departed` says whose sessions nobody can adopt any more, if that can be."""
 
-    def __init__(self, pods: Pods, interval: float) -> None:
+    def __init__(self, pods: Pods, interval: float, departed: Callable[[str], bool] | None = None) -> None:
         self.pods = pods
+        self.departed = departed
         self.interval = interval
         self.asked: set[str] = set()  # UIDs whose deletion the API has taken on
         self.stuck: set[str] = set()  # UIDs that were remains the last time too
@@ -101,6 +104,8 @@ class Sweep:
             return False
         if metadata.get("labels", {}).get(names.AGENT) == self.pods.agent_id:
             return annotation.nonce_of(pod) not in self.pods.left
+        if self.departed is not None and self.departed(metadata.get("labels", {}).get(names.AGENT, "")):
+            return True
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False
         return datetime.now(UTC) - ended_at(pod) > ABANDONED

@@ -188,3 +188,13 @@ async def test_cleanup_takes_the_whole_pool(api: SharedApi, dry_run: bool) -> No
         assert await cleanup(client, "ci", "default", dry_run=dry_run) == Cleaned(("a", "b"), (), {})
     assert list(api.pods) == (["a", "b"] if dry_run else [])
     assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
+
+
+async def test_sessions_of_the_dead_that_nobody_can_adopt_are_remains(api: FakeApi) -> None:
+    """Over the classic wire, that is; over the stream they are claimed."""
+    for agent in ("agent-2", "agent-3"):
+        await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
+    async with api.serving() as client:
+        pods = await here(api, client)
+        await Sweep(pods, 60.0, lambda agent: agent == "agent-2").once()
+        assert list(api.pods) == ["of-agent-3"]

@@ -1,0 +1,211 @@
+"""The classic wire on the real cluster: a scheduler of the field, written to its wire, hands actions to an agent.
+
+Each test is a coroutine, because that scheduler lives in it; the agent is a process of its own, as in production. After
+each test nothing may remain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from deploy.demo.source import git, served
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, DEBIAN, Agent, until
+from tests.e2e.observer import Observer, remains
+from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SLOTS = 20
+
+
+class ClassicLab:
+    """A classic scheduler and its agents over a namespace; to an `Agent` it is the lab that it belongs to."""
+
+    def __init__(self, namespace: str, folder: Path) -> None:
+        self.namespace = namespace
+        self.folder = folder
+        self.pool = f"classic-{secrets.token_hex(3)}"
+        self.scheduler = ClassicScheduler()
+        self.observer = Observer(namespace)
+        self.agents: list[Agent] = []
+
+    @property
+    def address(self) -> str:
+        """Where agents register."""
+        return self.scheduler.address
+
+    async def agent(self, **cluster: Any) -> Agent:
+        """Start an agent and wait until it is registered and ready."""
+        classic = {"listen": "127.0.0.1", "port": 0, "files": str(self.folder / "files")}
+        settings = {
+            "scheduler": {"protocol": "classic", "classic": classic, "reconnect_max": "1s"},
+            "agent": {"slots": SLOTS},
+            "cluster": cluster,
+            "policy": {"repository_schemes": ["https", "git"], "pull_grace": "1s"},
+        }
+        agent = Agent(self, len(self.agents), settings)  # type: ignore[arg-type]  # it has what an agent asks of a lab
+        self.agents.append(agent)
+        await asyncio.to_thread(agent.until_ready)
+        await self.scheduler.registered()
+        return agent
+
+    async def clean(self) -> None:
+        """Wait until nothing of ours is left in the namespace."""
+        left = ["?"]
+        async with asyncio.timeout(90):
+            while left:
+                left = await asyncio.to_thread(remains, self.namespace)
+                print(f"  remains: {left}" if left else "  no remains")
+
+
+@pytest.fixture
+async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
+    """Give a lab with a scheduler that runs; in the end the agents leave as they should, and nothing remains."""
+    lab = ClassicLab(namespace, tmp_path)
+    await lab.scheduler.start()
+    try:
+        yield lab
+        await lab.clean()
+        for agent in lab.agents:
+            await asyncio.to_thread(agent.stop)
+            agent.check([])
+        lab.observer.check_pods()
+    finally:
+        for agent in lab.agents:
+            agent.kill()
+        await lab.scheduler.stop()
+        await asyncio.to_thread(lab.observer.close)
+
+
+async def test_success_failure_and_a_missing_image(lab: ClassicLab) -> None:
+    """The exit code is the command's, later commands do not run, and a set-up that fails says why."""
+    await lab.agent()
+    run = lab.scheduler.run
+    good, bad, missing, slow = await asyncio.gather(
+        run(BUSYBOX, "echo one", "cd /tmp; echo two", "pwd", number=1),
+        run(BUSYBOX, "echo begun", "exit 42", "echo later", number=2),
+        run("localhost/sealci-test/there-is-none:1", "echo never", number=3),
+        run(BUSYBOX, "mkdir out && echo made > out/file", r"printf 'caf\351\n'", number=4),
+    )
+    assert (good.code, good.exit_code, good.text) == (grpc.StatusCode.OK, 0, "one\ntwo\n/tmp\n")
+    assert good.statuses == [1, 2, 3]
+    assert (bad.code, bad.exit_code) == (grpc.StatusCode.OK, 42)
+    assert bad.text.startswith("begun\n")
+    assert "later" not in bad.text
+    assert (missing.code, missing.exit_code) == (grpc.StatusCode.OK, 125)
+    assert "there-is-none" in missing.text
+    assert "never" not in missing.text
+    assert slow.exit_code == 0
+    (folder,) = (lab.folder / "files").glob("4-*")
+    assert slow.text == f"caf\ufffd\n[1 file (5 bytes) kept by the agent at http://127.0.0.1 in {folder}]\n"
+    assert (folder / "out" / "file").read_text() == "made\n"
+    assert not list((lab.folder / "files").glob("2-*"))
+
+
+async def test_a_repository_is_cloned_and_built(lab: ClassicLab, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "program.py").write_text("print('built from a clone')\n")
+    (work / "build.sh").write_text("set -e\ntest -d .git\nmkdir -p dist\ncp program.py dist/\nls dist\n")
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", str(work))
+    git(work, "add", "--all")
+    git(work, "commit", "--quiet", "--message", "first")
+    git(tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "thing.git"))
+    await lab.agent()
+    address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
+    with served(tmp_path, address) as url:
+        built = await lab.scheduler.run(DEBIAN, "sh build.sh", "git log --format=%s", repo_url=f"{url}/thing.git")
+        none = await lab.scheduler.run(DEBIAN, "true", repo_url=f"{url}/none.git")
+    assert built.exit_code == 0, built.text
+    (folder,) = (lab.folder / "files").iterdir()
+    assert built.text.splitlines()[:2] == ["program.py", "first"]
+    assert (folder / "dist" / "program.py").read_text() == "print('built from a clone')\n"
+    assert none.exit_code == 125
+    assert "none.git" in none.text
+
+
+async def test_twenty_at_once_and_one_that_waits(lab: ClassicLab) -> None:
+    await lab.agent()
+    address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
+    gate = asyncio.Event()
+
+    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hold, address, 0) as server:
+        wait = f"nc {address} {server.sockets[0].getsockname()[1]}"
+        answers = [Answer() for _ in range(SLOTS)]
+        calls = [lab.scheduler.dial(asked(BUSYBOX, f"echo {n}", wait, number=n)) for n in range(SLOTS)]
+        both = list(zip(calls, answers, strict=True))
+        await asyncio.gather(*(until_text(call, answer, "\n") for call, answer in both))
+        entry = lab.scheduler.best()
+        await lab.scheduler.until(lambda: entry.free == 0)
+        assert entry.health[-1].memory_avail == 0
+        waiting, last = lab.scheduler.dial(asked(BUSYBOX, "echo last", number=99)), Answer()
+        await until_text(waiting, last, "]\n")
+        gate.set()
+        await asyncio.gather(*(read(call, answer) for call, answer in [*both, (waiting, last)]))
+    assert [(answer.exit_code, answer.text) for answer in answers] == [(0, f"{n}\n") for n in range(SLOTS)]
+    assert (last.exit_code, last.text) == (0, f"[the action waits for one of {SLOTS} slots]\nlast\n")
+    await lab.scheduler.until(lambda: entry.free == 100)
+    assert entry.health[-1].memory_avail == SLOTS * (16 << 20)
+
+
+async def test_a_client_gone_in_the_middle_and_a_scheduler_that_restarts(lab: ClassicLab) -> None:
+    agent = await lab.agent()
+    call, answer = lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 300")), Answer()
+    await until_text(call, answer, "begun")
+    call.cancel()
+    await lab.clean()
+    calls = [lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 300", number=n)) for n in range(3)]
+    for each in calls:
+        await until_text(each, Answer(), "begun")
+    await lab.scheduler.stop()
+    await lab.clean()
+    await lab.scheduler.start()
+    entry = await lab.scheduler.registered()
+    assert entry.free == 100
+    assert (await lab.scheduler.run(BUSYBOX, "echo again", number=0)).text == "again\n"
+    assert agent.log.count('"event": "registered with the scheduler"') == 2
+    assert agent.log.count('"outcome": "cancelled"') == 4
+
+
+async def test_an_agent_that_is_killed_leaves_remains_that_the_next_one_sweeps(lab: ClassicLab) -> None:
+    first = await lab.agent()
+    call, answer = lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 300")), Answer()
+    await until_text(call, answer, "begun")
+    first.kill()
+    await read(call, answer)
+    assert answer.code is grpc.StatusCode.UNAVAILABLE
+    assert answer.exit_code is None
+    lab.agents.remove(first)
+    assert await asyncio.to_thread(remains, lab.namespace)
+    second = await lab.agent(sweep_interval="1s", lease_duration="3s", lease_renew="1s")
+    await asyncio.to_thread(until, lambda: "sweeping a pod that nobody owns" in second.log, "it does not sweep")
+    await lab.clean()
+    assert "adopted" not in second.log
+
+
+async def test_drain_lets_run_what_runs_and_answers_unavailable(lab: ClassicLab) -> None:
+    agent = await lab.agent()
+    call, answer = lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 3; echo done")), Answer()
+    await until_text(call, answer, "begun")
+    entry = lab.scheduler.best()
+    agent.process.terminate()
+    await lab.scheduler.until(lambda: entry.free == 0)
+    refused = Answer()
+    await read(lab.scheduler.dial(asked(BUSYBOX, "echo no"), entry), refused)
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    await read(call, answer)
+    assert (answer.exit_code, answer.text) == (0, "begun\ndone\n")
+    assert await asyncio.to_thread(agent.process.wait, 30) == 0
+    await lab.scheduler.until(lambda: entry.gone)

@@ -1,0 +1,205 @@
+"""A scheduler as it stands in the field (SealCI 0.2), written to its wire: real gRPC both ways, no state, no queue.
+
+Agents register with it and tell their health; `run` picks the one with the most free percent and dials it back, as that
+scheduler does: it joins host and port, reads that as a URI, and drops responses without a result. It lives from `start`
+to `stop` and may be started again on the same port, having forgotten everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import grpc
+from grpc import aio
+
+from agent.scheduler.wire.classic import actions_pb2, actions_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    Context = aio.ServicerContext[Any, Any]
+    DialedCall = aio.UnaryStreamCall[actions_pb2.ActionRequest, actions_pb2.ActionResponseStream]
+
+OPTIONS = (("grpc.http2.min_ping_interval_without_data_ms", 10), ("grpc.so_reuseport", 0))
+
+
+@dataclass
+class Entry:
+    """One agent of the pool."""
+
+    host: str
+    port: int
+    health: list[scheduler_pb2.Health] = field(default_factory=list)
+    gone: bool = False
+
+    @property
+    def free(self) -> int:
+        """What it said last."""
+        return self.health[-1].cpu_avail
+
+
+@dataclass
+class Answer:
+    """What a call brought. `exit_code` and `code` are None until they come."""
+
+    text: str = ""
+    statuses: list[int] = field(default_factory=list)
+    exit_code: int | None = None
+    code: grpc.StatusCode | None = None
+    details: str = ""
+    dropped: int = 0
+    responses: int = 0
+
+
+class ClassicScheduler(scheduler_pb2_grpc.AgentServicer):
+    """The server of the pool, and the client of its agents."""
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
+        self.port = 0
+        self.pool: dict[int, Entry] = {}
+        self.registrations = 0
+        self.refuses = False
+        self.refusals = 0
+        self.changed = asyncio.Condition()
+        self.server: aio.Server | None = None
+        self.channels: list[aio.Channel] = []
+        self.options: Sequence[tuple[str, Any]] = ()
+        self.credentials: grpc.ChannelCredentials | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, on the port of before after a stop."""
+        self.server = aio.server(options=OPTIONS)
+        scheduler_pb2_grpc.add_AgentServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(self.address)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """End at once, with all streams and calls, and forget everything."""
+        channels, self.channels = self.channels, []
+        for channel in channels:
+            await channel.close()
+        if self.server is not None:
+            await self.server.stop(None)
+            self.server = None
+        self.pool.clear()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def note(self) -> None:
+        """Let who waits look again."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def registered(self) -> Entry:
+        """Wait until an agent is there that has told its health; return the best one."""
+        await self.until(lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()))
+        return self.best()
+
+    def best(self) -> Entry:
+        """Return the agent that the next action goes to; that scheduler never looks whether it is still there."""
+        return max(self.pool.values(), key=lambda each: each.free)
+
+    # ---- what agents call
+
+    async def RegisterAgent(  # noqa: N802 - the contract's name
+        self, request: scheduler_pb2.RegisterAgentRequest, context: Context
+    ) -> scheduler_pb2.RegisterAgentResponse:
+        """Take an agent into the pool."""
+        if self.refuses:
+            self.refusals += 1
+            await self.note()
+            await context.abort(grpc.StatusCode.INTERNAL, "no")
+        number = len(self.pool)
+        self.pool[number] = Entry(request.hostname.host, request.hostname.port, [request.health])
+        self.registrations += 1
+        await self.note()
+        return scheduler_pb2.RegisterAgentResponse(id=number)
+
+    async def ReportHealthStatus(  # noqa: N802 - the contract's name
+        self, request_iterator: AsyncIterator[scheduler_pb2.HealthStatus], context: Context
+    ) -> scheduler_pb2.Empty:
+        """Take note of an agent's health until its stream ends."""
+        entry: Entry | None = None
+        try:
+            async for status in request_iterator:
+                entry = self.pool[status.agent_id]
+                entry.health.append(status.health)
+                await self.note()
+        finally:
+            if entry is not None:
+                entry.gone = True
+                await self.note()
+        return scheduler_pb2.Empty()
+
+    # ---- what it calls
+
+    def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
+        """Dial an agent back for an action."""
+        entry = entry or self.best()
+        uri = urlsplit(f"{entry.host}:{entry.port}")
+        assert uri.scheme in ("http", "https")
+        assert (uri.hostname, uri.port) == (entry.host.partition("://")[2].strip("[]"), entry.port)
+        if self.credentials is None:
+            channel = aio.insecure_channel(uri.netloc, options=self.options)
+        else:
+            channel = aio.secure_channel(uri.netloc, self.credentials, options=self.options)
+        self.channels.append(channel)
+        call: DialedCall = actions_pb2_grpc.ActionServiceStub(channel).ExecutionAction(request)
+        return call
+
+    async def run(self, image: str, *commands: str, number: int = 7, repo_url: str = "") -> Answer:
+        """Have an action run and read its call to the end."""
+        call = self.dial(asked(image, *commands, number=number, repo_url=repo_url))
+        answer = Answer()
+        await read(call, answer)
+        return answer
+
+
+def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> actions_pb2.ActionRequest:
+    """Return a request as that scheduler writes it."""
+    context = actions_pb2.ExecutionContext(type=actions_pb2.RUNNER_TYPE_DOCKER, container_image=image)
+    return actions_pb2.ActionRequest(action_id=number, context=context, commands=commands, repo_url=repo_url)
+
+
+async def read(call: DialedCall, answer: Answer) -> None:
+    """Read a call to its end."""
+    try:
+        while isinstance(response := await call.read(), actions_pb2.ActionResponseStream):
+            take(response, answer)
+        answer.code = await call.code()
+    except aio.AioRpcError as error:
+        answer.code, answer.details = error.code(), error.details() or ""
+
+
+def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
+    """Take one response; one without a result is dropped."""
+    answer.responses += 1
+    if not response.HasField("result"):
+        answer.dropped += 1
+        return
+    assert answer.exit_code is None, "something came after the exit code"
+    answer.text += response.log
+    if not answer.statuses or answer.statuses[-1] != response.result.completion:
+        answer.statuses.append(response.result.completion)
+    if response.result.HasField("exit_code"):
+        answer.exit_code = response.result.exit_code
+
+
+async def until_text(call: DialedCall, answer: Answer, text: str) -> None:
+    """Read a call until its log has a text; the rest is still to be read."""
+    while text not in answer.text:
+        response = await call.read()
+        assert isinstance(response, actions_pb2.ActionResponseStream), answer
+        take(response, answer)

@@ -1,0 +1,443 @@
+"""The classic wire over real gRPC: the engine and a cluster in memory behind it, a scheduler of the field before it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from agent.actions import Health, Readiness
+from agent.errors import Reason
+from agent.execution.sessions import Sessions
+from agent.metrics import Metrics
+from agent.observations import SetupFailed
+from agent.scheduler.classic.call import Call
+from agent.scheduler.classic.link import Classic
+from agent.scheduler.health import HealthReporter
+from agent.scheduler.wire.classic import actions_pb2
+from agent.settings import Settings
+from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
+from tests.fakes.cluster import FakeBackend, Script
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.actions import Action, Cancel
+
+PENDING, RUNNING, COMPLETED = 1, 2, 3
+DEADLINE = 20.0
+SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # windows that do not grow
+FLOOD = (b"x" * 65535 + b"\n") * 100
+NOT_KEPT = "[this agent keeps no files: what the commands made is gone (scheduler.classic.files)]\n"
+
+
+class World:
+    """An agent without the rest of the application, its scheduler and its cluster."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, classic: dict[str, Any], agent: dict[str, Any]) -> None:
+        self.scheduler = ClassicScheduler()
+        self.backend = FakeBackend()
+        self.metrics = Metrics()
+        self.classic_settings = classic
+        self.agent_settings = agent
+        self.tasks = tasks
+        self.link: Classic
+        self.sessions: Sessions
+        self.running: asyncio.Task[None]
+
+    async def start(self) -> None:
+        """Start all of it and wait for the registration."""
+        await self.scheduler.start()
+        settings = Settings.model_validate(
+            {
+                "scheduler": {
+                    "address": self.scheduler.address,
+                    "protocol": "classic",
+                    "tls": {"enabled": False},
+                    "reconnect_max": 0.05,
+                    "classic": {"listen": "127.0.0.1", "port": 0} | self.classic_settings,
+                },
+                "agent": {"slots": 2} | self.agent_settings,
+            }
+        )
+        health = HealthReporter(self.health, asyncio.Event())
+        self.link = Classic(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
+        self.sessions = Sessions(settings, self.backend, self.link, self.metrics, self.tasks)
+        self.sessions.on_change = health.changed
+        self.running = self.tasks.create_task(self.link.run(), name="classic")
+        await self.scheduler.registered()
+
+    def health(self) -> Health:
+        """Return the health of now."""
+        draining, reachable = self.sessions.draining, self.backend.reachable
+        status = Readiness.DRAINING if draining else Readiness.READY if reachable else Readiness.DEGRADED
+        why = "" if reachable else "the cluster does not answer"
+        return Health(status, self.sessions.settings.agent.slots, self.sessions.used, message=why)
+
+    def action(self, action: Action) -> None:
+        """Run an action."""
+        self.sessions.action(action)
+
+    def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
+        """End a session."""
+        self.sessions.cancel(attempt_key, cancel)
+
+    async def stop(self) -> None:
+        """Leave as the application does."""
+        self.sessions.drain("the test is over")
+        await self.sessions.idle()
+        await self.link.close()
+        await self.running
+        await self.scheduler.stop()
+
+    def clean(self) -> bool:
+        """Whether nothing is left of any action."""
+        return not self.backend.alive and not self.sessions.living and not self.link.service.calls
+
+    async def until_clean(self) -> None:
+        """Wait for that."""
+        await self.sessions.idle()
+        await self.backend.until(lambda: not self.backend.alive)
+        assert self.clean()
+
+
+@asynccontextmanager
+async def worlds(*, agent: dict[str, Any] | None = None, **classic: Any) -> AsyncIterator[World]:
+    """Run a world; in its end nothing may be left."""
+    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
+        world = World(tasks, classic, agent or {})
+        try:
+            await world.start()
+            yield world
+            await world.until_clean()
+            await world.stop()
+        finally:
+            await world.scheduler.stop()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with worlds() as world:
+        yield world
+
+
+async def test_an_action_runs_to_its_end(world: World) -> None:
+    answer = await world.scheduler.run("alpine", "a", "b")
+    assert (answer.code, answer.exit_code, answer.dropped) == (grpc.StatusCode.OK, 0, 0)
+    assert answer.text == "hello\nhello\n" + NOT_KEPT
+    assert answer.statuses == [PENDING, RUNNING, COMPLETED]
+
+
+async def test_the_exit_code_of_a_failing_command_arrives_with_a_sentence(world: World) -> None:
+    world.backend.script = lambda action: Script(codes=(0, 7))
+    answer = await world.scheduler.run("alpine", "a", "b", "c")
+    assert answer.exit_code == 7
+    assert answer.text == "hello\nhello\n[command 2 failed with exit code 7]\n"
+
+
+async def test_a_failed_set_up_is_log_and_an_exit_code(world: World) -> None:
+    failed = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image cannot be pulled", "the image cannot be pulled\nevents\n")
+    world.backend.script = lambda action: Script(setups=[[failed]])
+    answer = await world.scheduler.run("nowhere/none", "a")
+    assert (answer.code, answer.exit_code) == (grpc.StatusCode.OK, 125)
+    assert answer.text == "the image cannot be pulled\nevents\n"
+
+
+async def test_what_the_policy_forbids_is_log_and_an_exit_code(world: World) -> None:
+    answer = await world.scheduler.run("alpine", "a", repo_url="file:///etc")
+    assert answer.exit_code == 125
+    assert "the scheme 'file' is not allowed" in answer.text
+    assert answer.text.count("repository.url") == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (actions_pb2.ActionRequest(action_id=1, commands=["a"]), "context is missing"),
+        (
+            actions_pb2.ActionRequest(action_id=1, context=actions_pb2.ExecutionContext(), commands=["a"]),
+            "container_image is missing",
+        ),
+        (asked("", "a"), "container_image is missing"),
+        (
+            actions_pb2.ActionRequest(context=actions_pb2.ExecutionContext(type=9, container_image="x")),  # type: ignore[arg-type]
+            "context.type 9",
+        ),
+    ],
+)
+async def test_a_request_without_its_parts_is_invalid(
+    world: World, request_: actions_pb2.ActionRequest, says: str
+) -> None:
+    answer = Answer()
+    await read(world.scheduler.dial(request_), answer)
+    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in answer.details
+    assert world.backend.environments == {}
+
+
+async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_not(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
+    reading = asyncio.create_task(read(call, answer))
+    environment = await begun(world)
+    await environment.mark("s:1")
+    for piece in (b"caf\xc3", b"\xa9 \xe2\x82", b"\xac \xff\xfe\0 end \xf0\x9f\n"):
+        await environment.write(piece)
+    await environment.mark("f:1:0")
+    await environment.end(0, 1)
+    await environment.release("commands")
+    await reading
+    assert answer.text == "café € \ufffd\ufffd\0 end \ufffd\n" + NOT_KEPT
+    assert answer.exit_code == 0
+
+
+async def begun(world: World) -> Any:
+    """Wait until an environment exists whose log is read; return it."""
+    await world.backend.until(lambda: any("log" in each.steps for each in world.backend.environments.values()))
+    return next(each for each in world.backend.environments.values() if "log" in each.steps)
+
+
+async def test_a_client_that_goes_away_cancels_its_action(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    call = world.scheduler.dial(asked("alpine", "a"))
+    environment = await begun(world)
+    call.cancel()
+    await world.until_clean()
+    assert environment.interrupts == [10.0]
+    assert environment.steps[-1] == "removed"
+
+
+async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    calls = [world.scheduler.dial(asked("alpine", "a", number=number)) for number in (1, 1)]
+    await world.backend.until(lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2)
+    await world.scheduler.stop()
+    assert all(call.done() for call in calls)
+    await world.until_clean()
+    await world.scheduler.start()
+    world.backend.script = lambda action: Script()
+    entry = await world.scheduler.registered()
+    assert entry.free == 100
+    assert (await world.scheduler.run("alpine", "a", number=1)).exit_code == 0
+    assert world.scheduler.registrations == 2
+
+
+async def test_a_stream_of_health_that_ends_is_begun_again(world: World) -> None:
+    world.scheduler.refuses = True
+    assert world.scheduler.server is not None
+    await world.scheduler.server.stop(None)
+    await world.scheduler.start()
+    await world.scheduler.until(lambda: world.scheduler.refusals > 1)
+    assert not world.link.registered
+    world.scheduler.refuses = False
+    await world.scheduler.until(lambda: world.scheduler.registrations == 2)
+
+
+async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    entry = await world.scheduler.registered()
+    assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (100, 2 * (256 << 20))
+    assert entry.host == "http://127.0.0.1"
+    call = world.scheduler.dial(asked("alpine", "a"))
+    await world.scheduler.until(lambda: entry.free == 50)
+    assert entry.health[-1].memory_avail == 256 << 20
+    call.cancel()
+    await world.scheduler.until(lambda: entry.free == 100)
+
+
+async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() -> None:
+    async with worlds(queue=1) as world:
+        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        first = [world.scheduler.dial(asked("alpine", "a")) for _ in range(2)]
+        await world.backend.until(lambda: len(world.backend.environments) == 2)
+        entry = world.scheduler.best()
+        waiting, answer = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
+        await until_text(waiting, answer, "]\n")
+        assert answer.text == "[the action waits for one of 2 slots]\n"
+        assert answer.statuses == [PENDING]
+        refused = Answer()
+        await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
+        assert (refused.code, refused.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 0)
+        assert "1 actions wait already" in refused.details
+        first[0].cancel()
+        await world.backend.until(lambda: len(world.backend.environments) == 3)
+        world.backend.script = lambda action: Script()
+        first[1].cancel()
+        last = [each for each in world.backend.environments.values() if not each.interrupts][-1]
+        await world.backend.until(lambda: "log" in last.steps)
+        await last.run_commands()
+        await last.release("commands")
+        await read(waiting, answer)
+        assert answer.exit_code == 0
+
+
+async def test_one_that_waits_and_goes_away_leaves_the_queue_and_one_too_long_is_told() -> None:
+    async with worlds(agent={"slots": 1}, queue=2, queue_timeout=0.3) as world:
+        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        running = world.scheduler.dial(asked("alpine", "a"))
+        await begun(world)
+        entry = world.scheduler.best()
+        gone, late = Answer(), Answer()
+        call = world.scheduler.dial(asked("alpine", "a"), entry)
+        await until_text(call, gone, "waits")
+        reading = asyncio.create_task(read(world.scheduler.dial(asked("alpine", "a"), entry), late))
+        call.cancel()
+        await reading
+        assert late.exit_code == 125
+        assert "behind 1 others]" in late.text or "slots]" in late.text
+        assert "no slot became free within 0.3 s" in late.text
+        assert not world.link.service.waiting
+        running.cancel()
+
+
+async def test_while_the_cluster_is_away_actions_wait(world: World) -> None:
+    world.backend.reachable = False
+    call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
+    await until_text(call, answer, "]\n")
+    assert answer.text == "[the action waits because the cluster does not answer]\n"
+    world.backend.reachable = True
+    world.link.health.changed()
+    await read(call, answer)
+    assert answer.exit_code == 0
+
+
+async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    answers = [Answer(), Answer()]
+    calls = [world.scheduler.dial(asked("alpine", "a")) for _ in answers]
+    await world.backend.until(lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2)
+    entry = world.scheduler.best()
+    waiting, told = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
+    await until_text(waiting, told, "waits")
+    world.sessions.drain("leaving")
+    await read(waiting, told)
+    assert told.code is grpc.StatusCode.UNAVAILABLE
+    refused = Answer()
+    await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
+    assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
+    await world.scheduler.until(lambda: entry.free == 0 and entry.health[-1].memory_avail == 0)
+    for environment in list(world.backend.environments.values()):
+        await environment.run_commands()
+        await environment.release("commands")
+    await asyncio.gather(*(read(call, answer) for call, answer in zip(calls, answers, strict=True)))
+    assert [answer.exit_code for answer in answers] == [0, 0]
+
+
+async def test_what_is_cancelled_by_the_agent_has_an_exit_code(world: World) -> None:
+    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
+    reading = asyncio.create_task(read(call, answer))
+    await begun(world)
+    world.sessions.cancel_all("the agent was stopped")
+    await reading
+    assert answer.exit_code == 143
+    assert answer.text.endswith("[the agent was stopped]\n")
+
+
+async def test_an_agent_that_leaves_says_that_nothing_is_free() -> None:
+    async with worlds() as world:
+        entry = await world.scheduler.registered()
+    assert (entry.free, entry.health[-1].memory_avail, entry.gone) == (0, 0, True)
+
+
+async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = asyncio.Event()
+
+    class Room(asyncio.Event):
+        def clear(self) -> None:
+            super().clear()
+            full.set()
+
+    begin = Call.__init__
+
+    def made(call: Call, *arguments: Any) -> None:
+        begin(call, *arguments)
+        call.room = Room()
+
+    monkeypatch.setattr(Call, "__init__", made)
+    async with worlds() as world:
+        world.scheduler.options = SMALL
+        world.backend.script = lambda action: Script(output=FLOOD)
+        call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
+        await full.wait()
+        (service_call,) = world.link.service.calls.values()
+        window = world.sessions.settings.scheduler.window
+        print(f"\n  {service_call.size} bytes wait in a window of {window}, {len(FLOOD)} are written")
+        assert 0 < service_call.size <= window
+        await read(call, answer)
+        assert answer.text == FLOOD.decode() + NOT_KEPT
+
+
+async def test_a_client_that_never_reads_is_gone_after_a_while() -> None:
+    async with worlds(write_timeout=0.5) as world:
+        world.scheduler.options = SMALL
+        world.backend.script = lambda action: Script(output=FLOOD)
+        call = world.scheduler.dial(asked("alpine", "a"))
+        await world.backend.until(lambda: bool(world.backend.environments))
+        await world.until_clean()
+        completed = world.metrics.actions_completed
+        assert completed.labels("cancelled", "commands", "CANCELLED")._value.get() == 1
+        call.cancel()
+
+
+async def test_files_are_kept_in_a_folder_and_the_log_says_where(tmp_path: Path) -> None:
+    async with worlds(files=str(tmp_path / "files")) as world:
+        answer = await world.scheduler.run("alpine", "a")
+        (folder,) = (tmp_path / "files").iterdir()
+        assert answer.text == f"hello\n[1 file (8 bytes) kept by the agent at http://127.0.0.1 in {folder}]\n"
+        assert folder.name.startswith("7-")
+        assert (folder / "out.txt").read_bytes() == b"artifact"
+        assert (folder / "out.txt").stat().st_mode & 0o777 == 0o644
+
+
+async def test_files_that_cannot_be_kept_fail_the_action_with_a_code_that_is_not_0(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    async with worlds(files=str(folder)) as world:
+        folder.rmdir()
+        folder.write_text("in the way")
+        answer = await world.scheduler.run("alpine", "a")
+        assert answer.exit_code == 125
+        assert f"the files cannot be kept in {folder}" in answer.text
+
+
+async def test_a_port_that_is_taken_is_said(world: World) -> None:
+    own = world.link.settings.classic.model_copy(update={"port": world.link.port})
+    settings = world.sessions.settings
+    scheduler = settings.scheduler.model_copy(update={"classic": own})
+    other = Classic(
+        settings.model_copy(update={"scheduler": scheduler}),
+        world,  # type: ignore[arg-type]  # what it calls is here
+        Metrics(),
+        HealthReporter(world.health, asyncio.Event()),
+    )
+    with pytest.raises(Exception, match="cannot listen on"):
+        await other.run()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Make a key and a certificate that signs itself."""
+    key, cert = tmp_path / "key", tmp_path / "cert"
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    named = ["-subj", "/CN=agent", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(["openssl", *made, *named], check=True, capture_output=True)
+    return key, cert
+
+
+async def test_both_sides_can_show_certificates(pair: tuple[Path, Path]) -> None:
+    key, cert = pair
+    async with worlds(cert_file=str(cert), key_file=str(key), ca_file=str(cert)) as world:
+        entry = await world.scheduler.registered()
+        assert entry.host == "https://127.0.0.1"
+        stranger = Answer()
+        world.scheduler.credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+        await read(world.scheduler.dial(asked("alpine", "a")), stranger)
+        assert stranger.code is grpc.StatusCode.UNAVAILABLE
+        assert world.backend.environments == {}
+        world.scheduler.credentials = grpc.ssl_channel_credentials(*(each.read_bytes() for each in (cert, key, cert)))
+        assert (await world.scheduler.run("alpine", "a")).exit_code == 0
