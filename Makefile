@@ -49,8 +49,9 @@ test-flow: setup ## the agent against a real gRPC scheduler and a backend in mem
 test-e2e: setup cluster-up images ## everything on the real cluster
 	$(BIN)/pytest tests/e2e
 
-test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a real cluster
-	$(BIN)/pytest tests/unit tests/flow tests/faults tests/e2e
+test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a real cluster; then what needs that for itself
+	$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/unit tests/flow tests/faults tests/e2e
+	$(BIN)/pytest -m alone tests/faults tests/e2e
 
 test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a long log
 	$(BIN)/pytest tests/faults

@@ -21,8 +21,9 @@ settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Give SIGINT its default in what tests start: a shell that starts a job in the background has it ignored."""
+    config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

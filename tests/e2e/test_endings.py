@@ -207,6 +207,7 @@ def stop_kubelet() -> Iterator[Callable[[], object]]:
     kube.provider("kubelet", "start")
 
 
+@pytest.mark.alone
 def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
     """One action goes on over the outage, one ends within it; the holder's connection tells when it has ended."""
     with gate() as within, gate() as holder, gate() as across:
@@ -232,6 +233,7 @@ def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, stop_kube
         assert report.files["file"].read_text() == "made\n"
 
 
+@pytest.mark.alone
 def test_cancel_while_the_node_does_not_answer(own_lab: Lab, stop_kubelet: Callable[[], object]) -> None:
     own_lab.agent(cluster={"delete_timeout": "3s"})
     submission = own_lab.start({"a": {"image": BUSYBOX, "commands": [TRAP]}})

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["namespace", "own_lab"]
 
+pytestmark = pytest.mark.alone
 OUTAGE = 60.0
 LINES = 100
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.8; done; echo made > file"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.e2e.lab import Agent, Lab, Submission
     from tests.faults.proxy import Threaded
 
+pytestmark = pytest.mark.alone
 LIMIT = 1 << 20
 FULL = LIMIT // 140 + 1000  # lines that fill a file of the node's, its own words counted
 RATE = 500_000

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 HELLO = {"image": BUSYBOX, "commands": ["echo hello; echo made > file"]}
 

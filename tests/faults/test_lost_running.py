@@ -20,7 +20,7 @@ from tests.faults.lost import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_be
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 Object = dict[str, Any]
 
 # Without these the cluster waits five minutes before it gives the pods of a lost node up.

@@ -190,7 +190,7 @@ async def test_cleanup_takes_the_whole_pool(api: SharedApi, dry_run: bool) -> No
     assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
 
 
-async def test_sessions_of_the_dead_that_nobody_can_adopt_are_remains(api: FakeApi) -> None:
+async def test_sessions_of_the_dead_that_nobody_can_adopt_are_remains(api: SharedApi) -> None:
     """Over the classic wire, that is; over the stream they are claimed."""
     for agent in ("agent-2", "agent-3"):
         await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
