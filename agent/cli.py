@@ -305,6 +305,29 @@ async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
 
 
 @cli.command()
+@configured
+@click.option("--output", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
+@click.option("--only", type=click.Choice(["cluster", "scheduler"]), help="examine only this side")
+@click.option("--image", default="", help="image that the probe runs; none: the agent's own")
+@click.option("--timeout", default="2m", show_default=True, metavar="DURATION", help="for the probe's pod to run")
+def doctor(
+    config: Path | None, assignments: tuple[str, ...], output: str, only: str | None, image: str, timeout: str
+) -> None:
+    """Try everything that the agent needs: rights, scheduler, TLS, quota, clock, and a probe pod from start to end.
+
+    \b
+    One line per check, with what to do when it fails. Exit codes: 0 nothing failed, 1 something did.
+    """
+    from agent.doctor import PARTS, examine, report
+
+    settings = load(config, flags(assignments))
+    journal.configure(settings.logging.model_copy(update={"level": "error"}))
+    parts = (only,) if only else PARTS
+    findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
+    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
+
+
+@cli.command()
 def version() -> None:
     """Print the version."""
     from agent.app import VERSION
