@@ -56,7 +56,8 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
     """Make an environment and yield what became of each part of its life; it may take `seconds` to come up."""
     pool = f"doctor-{secrets.token_hex(4)}"
     # Waits that an action may well afford are too long for who looks on.
-    policy = settings.policy.model_copy(update={"pending_timeout": min(settings.policy.pending_timeout, seconds / 2)})
+    pending = min(settings.policy.pending_timeout, seconds / 4)
+    policy = settings.policy.model_copy(update={"pending_timeout": pending})
     own = {"agent": settings.agent.model_copy(update={"pool": pool}), "policy": policy}
     settings = settings.model_copy(update=own)
     watch = PodWatch(client, settings.cluster.namespace, pool, client.metrics)
