@@ -273,7 +273,7 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
         SettingsError: there is no cluster to use.
         OSError: the port for metrics cannot be had.
     """
-    client = await Client.connect(settings.cluster, Metrics(VERSION))
+    client = await Client.connect(settings.cluster, Metrics(VERSION, settings.metrics))
     code = 0
     try:
         async with asyncio.TaskGroup() as tasks:

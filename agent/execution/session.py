@@ -63,8 +63,9 @@ class Session:
     """The state of one attempt.
 
     `stage` and `command` are where it stands, `start` where its log is read from, `spent` the seconds that its commands
-    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is
-    set at most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
+    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is set at
+    most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
+    `command_seconds` and `files_failed` (a word, why files could not be had) are for the metrics.
     """
 
     def __init__(self, action: Action, outlet: Outlet, timeout: float) -> None:
@@ -83,6 +84,8 @@ class Session:
         self.stage_seconds: dict[Stage, float] = {}
         self.retries = 0
         self.errors = 0
+        self.files_failed = ""
+        self.command_seconds: list[float] = []
         self.environment: Environment | None = None
         self.spent = 0.0
         self.start = Cursor()

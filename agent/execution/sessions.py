@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +19,7 @@ from agent.errors import ActionFailed, Reason, Rejection, Stage
 from agent.execution.admission import admit
 from agent.execution.run import go_on, run_action
 from agent.execution.session import Session, Wish
+from agent.metrics import LIVES, fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -52,11 +54,18 @@ class Sessions:
         self.finished = 0
         self.on_change: Callable[[], None] = lambda: None
         metrics.slots.set(settings.agent.slots)
+        metrics.slots_available.set(settings.agent.slots)
+        for stage in LIVES:
+            metrics.actions_running.labels(stage).set_function(partial(self.doing, stage))
 
     @property
     def used(self) -> int:
         """Slots in use, environments that are being cleaned included."""
         return len(self.living)
+
+    def doing(self, stage: str) -> int:
+        """Return how many sessions are in a stage now; what comes after the outcome is cleaning."""
+        return sum(doing(session) == stage for session in self.living.values())
 
     def action(self, action: Action) -> None:
         """Take an action, or answer why not. A repeated one is answered by the session that exists."""
@@ -188,6 +197,8 @@ class Sessions:
     def notice(self) -> None:
         """Tell who waits that the slots in use may have changed."""
         self.metrics.slots_used.set(self.used)
+        free = 0 if self.draining else max(0, self.settings.agent.slots - self.used)
+        self.metrics.slots_available.set(free)
         self.changed.set()
         self.on_change()
 
@@ -230,6 +241,10 @@ class Sessions:
         for certain, number in gaps.items():
             self.metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
         self.metrics.artifact_retries.inc(session.retries)
+        if session.files_failed:
+            self.metrics.artifact_failures.labels(session.files_failed).inc()
+        for seconds in session.command_seconds:
+            self.metrics.command_duration.observe(seconds)
         self.metrics.internal_errors.labels("session").inc(session.errors)
         outcome = session.outcome
         log.info(
@@ -244,7 +259,8 @@ class Sessions:
     def count(self, outcome: Outcome, seconds: float) -> None:
         """Count an outcome."""
         reason = outcome.reason.value if outcome.reason else ""
-        self.metrics.actions_completed.labels(outcome.result.value, outcome.stage.value, reason).inc()
+        labels = (outcome.result.value, outcome.stage.value, reason, fault(outcome.reason))
+        self.metrics.actions_completed.labels(*labels).inc()
         self.metrics.action_duration.labels(outcome.result.value).observe(seconds)
 
     def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
@@ -300,4 +316,12 @@ class Sessions:
             await self.changed.wait()
 
 
-PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts", Stage.SETUP: "schedule"}
+def doing(session: Session) -> str:
+    """Return the word in the metrics for what a session is doing."""
+    if session.outcome is not None or session.over:
+        return "cleanup"
+    return "setup" if session.stage is Stage.ADMISSION else session.stage.value
+
+
+# Set-up is split finer, and cleaning told, by the cluster's side, which sees them.
+PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}
