@@ -233,6 +233,16 @@ class MetricsSettings(Section):
     )
 
 
+class TracesSettings(Section):
+    """Where spans are sent; the rest is said by the standard OTEL_* variables."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="OTLP/HTTP collector, as in http://collector:4318; empty: no traces. Needs the extra `otel`",
+    )
+
+
 class LoggingSettings(Section):
     """The agent's own log."""
 
@@ -260,6 +270,7 @@ class Settings(BaseSettings):
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
     metrics: MetricsSettings = MetricsSettings()
+    traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

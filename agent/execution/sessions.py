@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,10 +21,10 @@ from agent.execution.admission import admit
 from agent.execution.run import go_on, run_action
 from agent.execution.session import Session, Wish
 from agent.metrics import LIVES, fault
+from agent.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
     from agent.actions import Action, Cancel, Event, Key, Resume
     from agent.execution.backend import Backend, Environment
@@ -34,19 +35,27 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 AttemptKey = tuple[str, int]
+SILENT = Traces()
 
 
 class Sessions:
     """Admits actions and holds their sessions until nothing remains of them."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, sink: Sink, metrics: Metrics, tasks: asyncio.TaskGroup
+        self,
+        settings: Settings,
+        backend: Backend,
+        sink: Sink,
+        metrics: Metrics,
+        tasks: asyncio.TaskGroup,
+        traces: Traces = SILENT,
     ) -> None:
         self.settings = settings
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
         self.tasks = tasks
+        self.traces = traces
         self.living: dict[AttemptKey, Session] = {}
         self.running: dict[AttemptKey, asyncio.Task[None]] = {}
         self.changed = asyncio.Event()
@@ -83,7 +92,9 @@ class Sessions:
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return
-        session = Session(action, self.sink.open(action.key), timeout)
+        trace = self.traces.begin(action)
+        action = replace(action, traceparent=trace.traceparent)
+        session = Session(action, self.sink.open(action.key), timeout, trace)
         self.living[attempt] = session
         self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
 
@@ -97,7 +108,8 @@ class Sessions:
             log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
             environment.let_go()
             return False
-        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0)
+        trace = self.traces.begin(action, adopted=True)
+        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0, trace)
         session.environment = environment
         session.where = asyncio.get_running_loop().create_future()
         self.living[attempt] = session
@@ -204,7 +216,10 @@ class Sessions:
 
     async def live(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
         """Run a session; whatever goes wrong in it stays in it, and is told."""
-        with structlog.contextvars.bound_contextvars(action=session.key.action_id, attempt=session.key.attempt):
+        ids: dict[str, Any] = {"action": session.key.action_id, "attempt": session.key.attempt}
+        if session.trace.trace_id:
+            ids["trace_id"] = session.trace.trace_id
+        with structlog.contextvars.bound_contextvars(**ids):
             log.info("session began", image=session.action.image, commands=len(session.action.commands))
             try:
                 await life
@@ -214,6 +229,7 @@ class Sessions:
                 await self.give_up(session, error)
             finally:
                 session.outlet.close()
+                session.trace.end()
                 self.account(session)
 
     async def give_up(self, session: Session, error: Exception) -> None:
