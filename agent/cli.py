@@ -244,7 +244,10 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
 @click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
 @click.option("--token-file", type=click.Path(path_type=Path), help="bearer token")
 @click.option("--plaintext", is_flag=True, help="no TLS: for a scheduler on this machine")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler; without it, the system's")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="own certificate (mTLS)")
+@click.option("--key-file", type=click.Path(path_type=Path), help="key of the own certificate")
+@click.option("--server-name", default="", help="name that the scheduler's certificate carries, if not its address")
 @click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
 def submit(
     file: Path,
@@ -252,15 +255,14 @@ def submit(
     output: str,
     plaintext: bool,
     secrets_file: Path | None,
-    token_file: Path | None,
-    ca_file: Path | None,
+    **trust: Any,
 ) -> None:
     """Submit a pipeline FILE to a scheduler started with `sealci-agent scheduler`, and show it to its end."""
     from agent.local.submit import Target
     from agent.local.submit import submit as submit_pipeline
 
     pipeline, secrets = read_pipeline(file, secrets_file)
-    target = Target(address, token_file, tls=not plaintext, ca_file=ca_file)
+    target = Target(address, tls=not plaintext, **trust)
     sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, output=output)))
 
 

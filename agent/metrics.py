@@ -56,7 +56,7 @@ REQUESTS = (
     ("delete", "leases"),
 )
 CODES = ("2xx", "4xx", "5xx", "error")
-DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "error")
+DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
 DROPS = ("line_limit", "total_limit")
 LIVES = ("setup", "commands", "artifacts", "cleanup")
 FILE_FAILURES = ("lost", "timeout", "broken", "refused")

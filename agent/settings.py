@@ -164,6 +164,7 @@ class PolicySettings(Section):
     """What actions may ask for."""
 
     images: tuple[str, ...] = Field(("*",), description="allowed images, as globs over the whole reference")
+    require_digest: bool = Field(False, description="images must be named with a digest, as in NAME@sha256:...")
     default_cpu: Quantity = Field("100m", description="CPU request of an action that names none")
     default_memory: Quantity = Field("256Mi", description="memory request of an action that names none")
     default_ephemeral_storage: Quantity = Field("", description="ephemeral storage of an action that names none")
