@@ -161,7 +161,7 @@ async def copied(environment: PodEnvironment) -> Finding:
     """Copy the file that the commands wrote."""
     advice = "exec goes over a websocket from the API server to the kubelet: no proxy between may refuse upgrades"
     try:
-        async with asyncio.timeout(COPY_SECONDS), aclosing(environment.files(RULES)) as parts:
+        async with asyncio.timeout(COPY_SECONDS), aclosing(environment.files(RULES, COPY_SECONDS)) as parts:
             async for part in parts:
                 if isinstance(part, Collected) and part.summary.files == 1:
                     return ok(COPIED, f"a file of {part.summary.bytes} bytes copied out of the pod, hash checked")
