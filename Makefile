@@ -22,8 +22,8 @@ $(VENV)/.done: requirements-dev.lock pyproject.toml
 	touch $@
 
 lock: setup ## pin what pyproject.toml asks for
-	$(BIN)/uv pip compile -q pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra otel --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --extra otel --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
 
 proto: setup ## generate the code of the contracts
 	$(PROTOC) -Iagent/scheduler/wire=proto/sealci/agent/v1 agent/scheduler/wire/agent.proto

@@ -22,7 +22,7 @@ from agent.cluster.leases import Leases
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
 from agent.cluster.watch import PodWatch
-from agent.errors import Refused
+from agent.errors import Refused, SettingsError
 from agent.execution.sessions import Sessions
 from agent.http import Http
 from agent.metrics import Metrics
@@ -30,6 +30,7 @@ from agent.scheduler.classic.link import Classic
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
+from agent.traces import Traces
 
 if TYPE_CHECKING:
     from agent.actions import Action, Cancel, Key, Resume
@@ -50,7 +51,7 @@ MOST_ADOPTED = 500
 class App:
     """One agent. `stop` asks it to leave; a second time, at once."""
 
-    def __init__(self, settings: Settings, client: Client, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, settings: Settings, client: Client, tasks: asyncio.TaskGroup, traces: Traces) -> None:
         identity = Identity.of(settings.agent.id, VERSION)
         self.settings = settings
         self.client = client
@@ -66,7 +67,7 @@ class App:
         self.connection = self.classic or Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
-        self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks)
+        self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
         self.sessions.on_change = self.health.changed
         self.http = Http(settings.http, self.metrics, self.not_ready)
         self.leases = Leases(client, settings, identity.agent_id)
@@ -278,14 +279,15 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
     """Run one agent to its end; returns the exit code of the process.
 
     Raises:
-        SettingsError: there is no cluster to use.
+        SettingsError: there is no cluster to use, or no library for traces.
         OSError: the port for metrics cannot be had.
     """
-    client = await Client.connect(settings.cluster, Metrics(VERSION))
+    traces = tracing(settings)
+    client = await Client.connect(settings.cluster, Metrics(VERSION, settings.metrics))
     code = 0
     try:
         async with asyncio.TaskGroup() as tasks:
-            app = App(settings, client, tasks)
+            app = App(settings, client, tasks, traces)
             if on_start is not None:
                 on_start.set_result(app)
             await app.run()
@@ -298,4 +300,21 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
         code = REFUSED
     finally:
         await client.close()
+        await asyncio.to_thread(traces.close)
     return code
+
+
+def tracing(settings: Settings) -> Traces:
+    """Return where traces go.
+
+    Raises:
+        SettingsError: traces are asked for, and the libraries are not there.
+    """
+    if not settings.traces.endpoint:
+        return Traces()
+    try:
+        from agent.otel import OpenTelemetry
+    except ImportError as error:
+        missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
+        raise SettingsError(missing) from error
+    return OpenTelemetry(settings.traces, settings.agent, VERSION)

@@ -244,7 +244,10 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
 @click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
 @click.option("--token-file", type=click.Path(path_type=Path), help="bearer token")
 @click.option("--plaintext", is_flag=True, help="no TLS: for a scheduler on this machine")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler; without it, the system's")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="own certificate (mTLS)")
+@click.option("--key-file", type=click.Path(path_type=Path), help="key of the own certificate")
+@click.option("--server-name", default="", help="name that the scheduler's certificate carries, if not its address")
 @click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
 def submit(
     file: Path,
@@ -252,15 +255,14 @@ def submit(
     output: str,
     plaintext: bool,
     secrets_file: Path | None,
-    token_file: Path | None,
-    ca_file: Path | None,
+    **trust: Any,
 ) -> None:
     """Submit a pipeline FILE to a scheduler started with `sealci-agent scheduler`, and show it to its end."""
     from agent.local.submit import Target
     from agent.local.submit import submit as submit_pipeline
 
     pipeline, secrets = read_pipeline(file, secrets_file)
-    target = Target(address, token_file, tls=not plaintext, ca_file=ca_file)
+    target = Target(address, tls=not plaintext, **trust)
     sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, output=output)))
 
 
@@ -302,6 +304,29 @@ async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
         return await clean(client, settings.cluster.namespace, settings.agent.pool, dry_run=dry_run)
     finally:
         await client.close()
+
+
+@cli.command()
+@configured
+@click.option("--output", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
+@click.option("--only", type=click.Choice(["cluster", "scheduler"]), help="examine only this side")
+@click.option("--image", default="", help="image that the probe runs; none: the agent's own")
+@click.option("--timeout", default="2m", show_default=True, metavar="DURATION", help="for the probe's pod to run")
+def doctor(
+    config: Path | None, assignments: tuple[str, ...], output: str, only: str | None, image: str, timeout: str
+) -> None:
+    """Try everything that the agent needs: rights, scheduler, TLS, quota, clock, and a probe pod from start to end.
+
+    \b
+    One line per check, with what to do when it fails. Exit codes: 0 nothing failed, 1 something did.
+    """
+    from agent.doctor import PARTS, examine, report
+
+    settings = load(config, flags(assignments))
+    journal.configure(settings.logging.model_copy(update={"level": "error"}))
+    parts = (only,) if only else PARTS
+    findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
+    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.command()

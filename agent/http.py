@@ -52,11 +52,13 @@ class Http:
             while True:
                 self.beat = time.monotonic()
                 await asyncio.sleep(BEAT)
+                self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT))
         finally:
             await runner.cleanup()
 
     async def on_metrics(self, request: web.Request) -> web.Response:
         """Answer a scrape."""
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         return web.Response(body=self.metrics.text(), content_type="text/plain", charset="utf-8")
 
     async def on_livez(self, request: web.Request) -> web.Response:

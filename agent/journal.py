@@ -14,6 +14,10 @@ import structlog
 if TYPE_CHECKING:
     from agent.settings import LoggingSettings
 
+# Without the variables of each frame: tokens and the values of secrets are among them.
+TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+plain_traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
+
 
 def configure(settings: LoggingSettings) -> None:
     """Send every log line to stderr, with time, level, and the ids that are bound."""
@@ -25,9 +29,9 @@ def configure(settings: LoggingSettings) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [TRACEBACKS, structlog.processors.JSONRenderer()]
         if plain
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -1,12 +1,14 @@
 """Every series of the agent, in one object that is handed to who counts.
 
 One `Metrics` lives as long as the process (tests make their own, with a registry of its own). Label sets are bounded by
-enums, never by ids; every combination exists from the first scrape, so that `rate()` and alerts work at once. A fault
-of the user (`result="failed"` with a user's reason) is told from a fault of the infrastructure by the reason.
+enums, never by ids; every combination exists from the first scrape, so that `rate()` and alerts work at once. Failures
+of users are told from failures of the infrastructure by the label `fault`. The README's table holds the same names,
+labels and texts; a test keeps them equal.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -22,15 +25,15 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from agent.actions import Result
 from agent.errors import Reason, Rejection, Stage
+from agent.settings import MetricsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-ACTION_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
-STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+DEFAULTS = MetricsSettings()
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 PHASES = ("schedule", "pull", "clone", "commands", "artifacts", "cleanup")
 REQUESTS = (
@@ -53,66 +56,110 @@ REQUESTS = (
     ("delete", "leases"),
 )
 CODES = ("2xx", "4xx", "5xx", "error")
-DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "error")
+DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
 DROPS = ("line_limit", "total_limit")
+LIVES = ("setup", "commands", "artifacts", "cleanup")
+FILE_FAILURES = ("lost", "timeout", "broken", "refused")
+FAULTS = ("user", "infrastructure")
 
 
 class Metrics:
     """The series, by what they answer: is there room, what flows, where does time go, is it healthy, is it clean."""
 
-    def __init__(self, version: str = "0", *, action_buckets: Iterable[float] = ACTION_BUCKETS) -> None:
+    def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULTS) -> None:
         self.registry = CollectorRegistry()
+        self.settings = settings
+        self.count_capacity(version)
+        self.count_flow()
+        self.count_stream()
+        self.count_bytes()
+        self.count_cluster()
+        self.count_itself()
+        self.zero()
 
-        self.build_info = self.gauge("build_info", "Constant 1, labelled with what runs", "version", "python")
-        self.build_info.labels(version, platform.python_version()).set(1)
+    def count_capacity(self, version: str) -> None:
+        """Is there room?"""
+        labels = ("version", "commit", "python")
+        self.build_info = self.gauge("build_info", "Always 1; the labels say what runs", *labels)
+        self.build_info.labels(version, os.environ.get("SEALCI_COMMIT", ""), platform.python_version()).set(1)
         self.slots = self.gauge("slots", "Sessions that this agent runs at once")
-        self.slots_used = self.gauge("slots_used", "Slots in use, environments being cleaned included")
+        self.slots_used = self.gauge("slots_used", "Slots in use, environments that are being cleaned included")
+        self.slots_available = self.gauge("slots_available", "Slots that an action could have now; 0 while draining")
         self.draining = self.gauge("draining", "1 while the agent takes nothing new because it leaves")
 
+    def count_flow(self) -> None:
+        """What comes, what goes, how long does it take, and whose fault is it?"""
         self.actions_received = self.counter("actions_received", "Actions that arrived, repeats excluded")
-        self.actions_rejected = self.counter("actions_rejected", "Actions not taken", "reason")
-        self.actions_completed = self.counter("actions_completed", "Outcomes", "result", "stage", "reason")
+        self.actions_rejected = self.counter("actions_rejected", "Actions not taken here", "reason")
+        self.actions_running = self.gauge("actions_running", "Sessions by what they are doing now", "stage")
+        self.actions_completed = self.counter(
+            "actions_completed",
+            "Outcomes; `fault` says whose a failure is: user or infrastructure",
+            *("result", "stage", "reason", "fault"),
+        )
+        buckets = self.settings
         self.action_duration = self.histogram(
-            "action_duration_seconds", "From arrival to outcome", action_buckets, "result"
+            "action_duration_seconds", "From the arrival of an action to its outcome", buckets.action_buckets, "result"
         )
         self.phase_duration = self.histogram(
-            "phase_duration_seconds", "Where the time of an action goes", STAGE_BUCKETS, "phase"
+            "phase_duration_seconds", "Where the time of an action goes", buckets.phase_buckets, "phase"
         )
-
-        self.stream_connected = self.gauge("stream_connected", "1 while registered with the scheduler")
-        self.stream_reconnects = self.counter("stream_reconnects", "Streams that ended", "reason")
-        self.stream_messages = self.counter("stream_messages", "Messages", "direction", "type")
-        self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until acknowledged")
-        self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent")
-
-        self.calls_waiting = self.gauge("calls_waiting", "Actions of a classic scheduler that wait for a slot")
-
-        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
-        self.log_gaps = self.counter("log_gaps", "Gaps where the node has, or may have, thrown log away", "kind")
-        self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes over a limit", "reason")
-        self.log_reopened = self.counter("log_reopened", "Followers opened again after a cut")
-        self.artifact_files = self.counter("artifact_files", "Files stored by the scheduler")
-        self.artifact_bytes = self.counter("artifact_bytes", "Bytes of files stored by the scheduler")
-        self.artifact_retries = self.counter("artifact_retries", "Copies that broke and were made again")
-
-        self.degraded = self.gauge("degraded", "1 while the agent takes nothing new because of the cluster")
-        self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers")
-        self.requests = self.counter("k8s_requests", "Requests to the API", "verb", "resource", "code")
-        self.request_duration = self.histogram(
-            "k8s_request_duration_seconds", "Until the answer's head", REQUEST_BUCKETS, "verb", "resource"
+        self.command_duration = self.histogram(
+            "command_duration_seconds", "One command, as its markers in the log tell", buckets.phase_buckets
         )
-        self.watch_restarts = self.counter("watch_restarts", "Watches that ended and were opened again")
-        self.environments = self.gauge("environments", "Environments of this agent that exist")
         self.adopted = self.counter("sessions_adopted", "Sessions taken over from agents that died or left")
         self.handed_over = self.counter("sessions_handed_over", "Sessions left for another agent to adopt")
         self.superseded = self.counter("sessions_superseded", "Sessions that another agent adopted from this one")
         self.unreadable = self.gauge("sessions_unreadable", "Pods without an agent that tell no session, left alone")
-        self.swept = self.counter("swept", "Remains that a sweep removed", "kind")
+
+    def count_stream(self) -> None:
+        """Is the scheduler there?"""
+        self.stream_connected = self.gauge("stream_connected", "1 while registered with the scheduler")
+        self.stream_reconnects = self.counter("stream_reconnects", "Streams that ended or never began", "reason")
+        self.stream_messages = self.counter("stream_messages", "Messages of the stream", "direction", "type")
+        self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until they are acknowledged")
+        self.calls_waiting = self.gauge("calls_waiting", "Actions of a classic scheduler that wait for a slot")
+        self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent; 0: never")
+        self.health_answered = self.gauge(
+            "health_last_answered_timestamp_seconds", "When the scheduler last answered one; 0: never"
+        )
+
+    def count_bytes(self) -> None:
+        """What is carried: logs and files."""
+        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
+        self.log_gaps = self.counter("log_gaps", "Gaps where the node has, or may have, thrown log away", "kind")
+        self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes of log over a limit", "reason")
+        self.log_reopened = self.counter("log_reopened", "Followers of a log that were opened again after a cut")
+        self.artifact_files = self.counter("artifact_files", "Files that the scheduler has stored")
+        self.artifact_bytes = self.counter("artifact_bytes", "Bytes of files that the scheduler has stored")
+        self.artifact_retries = self.counter("artifact_retries", "Copies of files that broke and were made again")
+        self.artifact_failures = self.counter("artifact_failures", "Sessions whose files could not be had", "reason")
+
+    def count_cluster(self) -> None:
+        """Does Kubernetes answer, and is it left clean?"""
+        self.degraded = self.gauge("degraded", "1 while the agent takes nothing new because of the cluster")
+        self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers")
+        self.requests = self.counter("k8s_requests", "Requests to the Kubernetes API", "verb", "resource", "code")
+        self.request_duration = self.histogram(
+            "k8s_request_duration_seconds",
+            "From a request to the head of its answer",
+            self.settings.request_buckets,
+            *("verb", "resource"),
+        )
+        self.watch_restarts = self.counter("watch_restarts", "Watches that ended and were opened again")
+        self.environments = self.gauge("environments", "Environments of this agent that exist")
+        self.swept = self.counter("swept", "Orphans that a sweep removed", "kind")
         self.cleanup_failures = self.counter("cleanup_failures", "Removals that did not succeed in time")
         self.remains = self.gauge("remains", "Objects that could not be removed so far")
-        self.internal_errors = self.counter("internal_errors", "Errors that should not happen", "where")
 
-        self.zero()
+    def count_itself(self) -> None:
+        """Is the agent well?"""
+        self.internal_errors = self.counter("internal_errors", "Errors that should not happen", "where")
+        self.loop_lag = self.histogram(
+            "event_loop_lag_seconds", "How late the event loop ran what was due, once a second", LAG_BUCKETS
+        )
+        self.tasks = self.gauge("asyncio_tasks", "Tasks of the event loop")
+        ProcessCollector(registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """Make a gauge of this agent."""
@@ -130,15 +177,17 @@ class Metrics:
         """Make every label combination exist."""
         touch(self.actions_rejected, (each.value for each in Rejection))
         for stage in Stage:
-            self.actions_completed.labels(Result.SUCCEEDED.value, stage.value, "")
+            self.actions_completed.labels(Result.SUCCEEDED.value, stage.value, "", "")
             for reason in Reason:
                 result = Result.CANCELLED if reason is Reason.CANCELLED else Result.FAILED
-                self.actions_completed.labels(result.value, stage.value, reason.value)
+                self.actions_completed.labels(result.value, stage.value, reason.value, fault(reason))
         touch(self.action_duration, (each.value for each in Result))
         touch(self.phase_duration, PHASES)
         touch(self.stream_reconnects, DISCONNECTS)
         touch(self.log_dropped_bytes, DROPS)
         touch(self.log_gaps, ("certain", "possible"))
+        touch(self.actions_running, LIVES)
+        touch(self.artifact_failures, FILE_FAILURES)
         touch(self.swept, ("pod", "lease"))
         touch(self.internal_errors, ("session", "stream", "watch", "sweep", "http"))
         for direction, kinds in MESSAGES.items():
@@ -155,9 +204,16 @@ class Metrics:
 
 
 MESSAGES = {
-    "sent": ("register", "health", "event"),
+    "sent": ("register", "health", "event", "adopted"),
     "received": ("registered", "refused", "action", "cancel", "ack", "resume", "discard", "drain", "unknown"),
 }
+
+
+def fault(reason: Reason | None) -> str:
+    """Say whose fault an outcome is; "" for a success and for what was asked for."""
+    if reason is None or reason is Reason.CANCELLED:
+        return ""
+    return FAULTS[reason.infrastructure]
 
 
 def touch(metric: MetricWrapperBase, values: Iterable[str]) -> None:

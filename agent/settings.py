@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SEALCI_"
-NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE"})
+# SEALCI_COMMIT is what the image was built from, for the metrics.
+NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE", "SEALCI_COMMIT"})
 # What the kubelet adds for a Service that is called sealci-something.
 SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$")
 
@@ -190,6 +192,7 @@ class PolicySettings(Section):
     """What actions may ask for."""
 
     images: tuple[str, ...] = Field(("*",), description="allowed images, as globs over the whole reference")
+    require_digest: bool = Field(False, description="images must be named with a digest, as in NAME@sha256:...")
     default_cpu: Quantity = Field("100m", description="CPU request of an action that names none")
     default_memory: Quantity = Field("256Mi", description="memory request of an action that names none")
     default_ephemeral_storage: Quantity = Field("", description="ephemeral storage of an action that names none")
@@ -237,6 +240,38 @@ class HttpSettings(Section):
     port: int = Field(8080, ge=0, le=65535, description="0: any free port")
 
 
+def rising(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """Accept bounds of buckets only when each is larger than the one before."""
+    if any(low >= high for low, high in pairwise((0.0, *bounds))):
+        raise ValueError("bounds of buckets must rise, from above 0")
+    return bounds
+
+
+Buckets = Annotated[tuple[float, ...], AfterValidator(rising), Field(min_length=1, max_length=50)]
+
+
+class MetricsSettings(Section):
+    """How finely times are told apart: upper bounds of the histograms' buckets, in seconds."""
+
+    action_buckets: Buckets = Field((1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200), description="whole actions")
+    phase_buckets: Buckets = Field(
+        (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600), description="phases of actions, and single commands"
+    )
+    request_buckets: Buckets = Field(
+        (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30), description="requests to the Kubernetes API"
+    )
+
+
+class TracesSettings(Section):
+    """Where spans are sent; the rest is said by the standard OTEL_* variables."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="OTLP/HTTP collector, as in http://collector:4318; empty: no traces. Needs the extra `otel`",
+    )
+
+
 class LoggingSettings(Section):
     """The agent's own log."""
 
@@ -263,6 +298,8 @@ class Settings(BaseSettings):
     artifacts: ArtifactSettings = ArtifactSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod

@@ -25,6 +25,7 @@ def write(action: Action, nonce: str, timeout: float) -> str:
         "commands": len(action.commands),
         "secrets": sorted(action.secrets),
         "timeout": timeout,
+        "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
     }
     return json.dumps(session, separators=(",", ":"))
@@ -66,6 +67,7 @@ def read(pod: Object) -> tuple[Action, str]:
             secrets=dict.fromkeys(session["secrets"], ""),
             artifacts=ArtifactRules(tuple(rules["paths"]), tuple(rules["exclude"]), When(rules["when"])),
             timeout=float(session["timeout"]),
+            traceparent=str(session.get("traceparent", "")),
         )
         return action, str(session["nonce"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

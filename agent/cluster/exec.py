@@ -195,7 +195,9 @@ class ExecStream:
         except (aiohttp.ClientError, OSError) as error:
             raise ExecError(f"{self._where} could not be begun: {error!r}", retryable=True) from error
         finally:
-            self.client.metrics.requests.labels("create", "pods/exec", code).inc()
+            metrics, took = self.client.metrics, asyncio.get_running_loop().time() - now
+            metrics.requests.labels("create", "pods/exec", code).inc()
+            metrics.request_duration.labels("create", "pods/exec").observe(took)
         return socket
 
     async def _handshake(self) -> aiohttp.ClientWebSocketResponse:

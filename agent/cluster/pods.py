@@ -25,6 +25,7 @@ from agent.cluster.disruption import moment
 from agent.cluster.markers import MarkerReader
 from agent.cluster.names import SESSION, pod_name
 from agent.cluster.status import classify
+from agent.cluster.timeline import Timeline
 from agent.cluster.waiting import History, Intent, Limits, container
 from agent.errors import ActionFailed, ClusterError, Stage
 from agent.observations import FINAL, Lost, SetupFailed
@@ -149,6 +150,7 @@ class PodEnvironment:
         """Begin to follow the pod, and keep the sweep off it; again when it is made again after `remove`."""
         self.watched = self.pods.watch.watch(self.plan.name)
         self.history = History()
+        self.timeline: Timeline | None = None
         self.container = ActionContainer(self.watched)
         self.slow_start = setuplog.SlowStart(self.client, self.path)
         self.pods.held[self.plan.name] = self
@@ -176,7 +178,7 @@ class PodEnvironment:
 
         if self.plan.name not in self.pods.held:
             self.hold()
-        self.asked, self.uid = True, ""
+        self.asked, self.uid, self.timeline = True, "", Timeline(time.monotonic())
         version = self.watched.version
         try:
             made = await self.client.patiently(
@@ -272,6 +274,8 @@ class PodEnvironment:
             sight = classify(
                 pod, self.intent, self.pods.limits, self.history, now, self.client.now(), self.watched.last
             )
+            if self.timeline:
+                self.timeline.count(self.pods.metrics, pod, sight.observation, now)
             seen = await self.slow_start.told(pod, sight.observation, now)
             if seen != previous:
                 previous = seen

@@ -22,6 +22,7 @@ MAX_COMMAND = 128 * 1024 - 1
 MAX_COMMANDS = 512 * 1024
 MAX_VARIABLES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -60,6 +61,8 @@ def image(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield f"image: {action.image[:100]!r} is not an image reference"
     elif not any(fnmatchcase(action.image, allowed) for allowed in policy.images):
         yield f"image: {action.image!r} is not allowed; allowed: {', '.join(policy.images)}"
+    if action.image and policy.require_digest and not DIGEST.search(action.image):
+        yield f"image: {action.image[:512]!r} has no digest, and the policy wants one: NAME@sha256:..."
 
 
 def commands(action: Action, policy: PolicySettings) -> Iterator[str]:

@@ -55,7 +55,7 @@ async def collect(session: Session, environment: Environment, end: End, settings
     await session.enter(Stage.ARTIFACTS)
     try:
         if not end.files:
-            raise failed(f"the files are lost: {end.files_lost}")
+            raise failed(session, "lost", f"the files are lost: {end.files_lost}")
         await session.guarded(send_files(session, environment, settings.artifacts.timeout))
     except ActionFailed as failure:
         await session.say(f"[{failure.message}]")
@@ -86,14 +86,15 @@ async def send_files(session: Session, environment: Environment, seconds: float)
                     one = Collection(environment, session.action.artifacts, end)
                     await session.outlet.upload(one.parts())
     except TimeoutError as error:
-        raise failed(f"the files could not be copied within {seconds:g} s; {one.arrived}") from error
+        late = f"the files could not be copied within {seconds:g} s; {one.arrived}"
+        raise failed(session, "timeout", late) from error
     except (ClusterError, SchedulerError) as error:
-        raise failed(f"the files could not be copied: {error}; {one.arrived}") from error
+        raise failed(session, "broken", f"the files could not be copied: {error}; {one.arrived}") from error
     if one.collected is None:
-        raise failed("the files were not collected to their end")
+        raise failed(session, "broken", "the files were not collected to their end")
     await tell(session, one.collected.summary)
     if one.collected.refused:
-        raise failed(one.collected.refused)
+        raise failed(session, "refused", one.collected.refused)
 
 
 class Collection:
@@ -146,8 +147,9 @@ def note(session: Session, state: RetryCallState) -> None:
     log.warning("copying files broke and is begun again", action=session.key.action_id, error=said)
 
 
-def failed(message: str) -> ActionFailed:
-    """Return the failure of this stage."""
+def failed(session: Session, why: str, message: str) -> ActionFailed:
+    """Return the failure of this stage; `why` is its word in the metrics."""
+    session.files_failed = why
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
 
 

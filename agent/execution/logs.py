@@ -72,6 +72,8 @@ async def pass_on(session: Session, environment: Environment, out: LogChunk | Ma
         return
     # A command that ends the shell has no end of its own: the last marker is its end too.
     if clock.command:
-        await session.send(CommandFinished(clock.command, marker.exit_code or 0, clock.stop(), out.cursor))
+        command, seconds = clock.command, clock.stop()
+        session.command_seconds.append(seconds)
+        await session.send(CommandFinished(command, marker.exit_code or 0, seconds, out.cursor))
     if marker.kind is MarkerKind.LAST:
         environment.log_ended()

@@ -26,6 +26,7 @@ from agent.actions import (
 )
 from agent.errors import Reason, Stage
 from agent.execution.masking import Masker
+from agent.traces import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -63,15 +64,17 @@ class Session:
     """The state of one attempt.
 
     `stage` and `command` are where it stands, `start` where its log is read from, `spent` the seconds that its commands
-    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is
-    set at most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
+    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is set at
+    most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
+    `command_seconds` and `files_failed` (a word, why files could not be had) are for the metrics.
     """
 
-    def __init__(self, action: Action, outlet: Outlet, timeout: float) -> None:
+    def __init__(self, action: Action, outlet: Outlet, timeout: float, trace: Trace | None = None) -> None:
         self.action = action
         self.key = action.key
         self.outlet = outlet
         self.timeout = timeout
+        self.trace = trace or Trace(action.traceparent)
         self.began = time.monotonic()
         self.stage = Stage.ADMISSION
         self.stage_began = self.began
@@ -83,6 +86,8 @@ class Session:
         self.stage_seconds: dict[Stage, float] = {}
         self.retries = 0
         self.errors = 0
+        self.files_failed = ""
+        self.command_seconds: list[float] = []
         self.environment: Environment | None = None
         self.spent = 0.0
         self.start = Cursor()
@@ -96,6 +101,7 @@ class Session:
         self.command = resume.command
         if resume.stage is not None:
             self.stage = resume.stage
+            self.trace.enter(self.stage.value)
 
     def interrupt(self, wish: Wish) -> None:
         """Ask the session to end; the first wish counts."""
@@ -138,6 +144,7 @@ class Session:
             now = time.monotonic()
             self.stage_seconds[self.stage] = now - self.stage_began
             self.stage, self.stage_began = stage, now
+            self.trace.enter(stage.value)
         await self.send(StageChanged(stage, detail))
 
     async def send(self, event: Event) -> None:
@@ -156,8 +163,10 @@ class Session:
         message = self.hidden(outcome.message.encode("utf-8", "replace"))
         self.outcome = outcome = replace(outcome, message=message.decode("utf-8", "replace"))
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
+        self.trace.decided(outcome)
         await self.send(Finished(outcome))
         await self.outlet.settled()
+        self.trace.enter("cleanup")
         self.over = True
 
     def hidden(self, text: bytes) -> bytes:

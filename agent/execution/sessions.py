@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,10 +20,11 @@ from agent.errors import ActionFailed, Reason, Rejection, Stage
 from agent.execution.admission import admit
 from agent.execution.run import go_on, run_action
 from agent.execution.session import Session, Wish
+from agent.metrics import LIVES, fault
+from agent.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
     from agent.actions import Action, Cancel, Event, Key, Resume
     from agent.execution.backend import Backend, Environment
@@ -32,19 +35,27 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 AttemptKey = tuple[str, int]
+SILENT = Traces()
 
 
 class Sessions:
     """Admits actions and holds their sessions until nothing remains of them."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, sink: Sink, metrics: Metrics, tasks: asyncio.TaskGroup
+        self,
+        settings: Settings,
+        backend: Backend,
+        sink: Sink,
+        metrics: Metrics,
+        tasks: asyncio.TaskGroup,
+        traces: Traces = SILENT,
     ) -> None:
         self.settings = settings
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
         self.tasks = tasks
+        self.traces = traces
         self.living: dict[AttemptKey, Session] = {}
         self.running: dict[AttemptKey, asyncio.Task[None]] = {}
         self.changed = asyncio.Event()
@@ -52,11 +63,18 @@ class Sessions:
         self.finished = 0
         self.on_change: Callable[[], None] = lambda: None
         metrics.slots.set(settings.agent.slots)
+        metrics.slots_available.set(settings.agent.slots)
+        for stage in LIVES:
+            metrics.actions_running.labels(stage).set_function(partial(self.doing, stage))
 
     @property
     def used(self) -> int:
         """Slots in use, environments that are being cleaned included."""
         return len(self.living)
+
+    def doing(self, stage: str) -> int:
+        """Return how many sessions are in a stage now; what comes after the outcome is cleaning."""
+        return sum(doing(session) == stage for session in self.living.values())
 
     def action(self, action: Action) -> None:
         """Take an action, or answer why not. A repeated one is answered by the session that exists."""
@@ -74,7 +92,9 @@ class Sessions:
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return
-        session = Session(action, self.sink.open(action.key), timeout)
+        trace = self.traces.begin(action)
+        action = replace(action, traceparent=trace.traceparent)
+        session = Session(action, self.sink.open(action.key), timeout, trace)
         self.living[attempt] = session
         self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
 
@@ -88,7 +108,8 @@ class Sessions:
             log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
             environment.let_go()
             return False
-        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0)
+        trace = self.traces.begin(action, adopted=True)
+        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0, trace)
         session.environment = environment
         session.where = asyncio.get_running_loop().create_future()
         self.living[attempt] = session
@@ -188,12 +209,17 @@ class Sessions:
     def notice(self) -> None:
         """Tell who waits that the slots in use may have changed."""
         self.metrics.slots_used.set(self.used)
+        free = 0 if self.draining else max(0, self.settings.agent.slots - self.used)
+        self.metrics.slots_available.set(free)
         self.changed.set()
         self.on_change()
 
     async def live(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
         """Run a session; whatever goes wrong in it stays in it, and is told."""
-        with structlog.contextvars.bound_contextvars(action=session.key.action_id, attempt=session.key.attempt):
+        ids: dict[str, Any] = {"action": session.key.action_id, "attempt": session.key.attempt}
+        if session.trace.trace_id:
+            ids["trace_id"] = session.trace.trace_id
+        with structlog.contextvars.bound_contextvars(**ids):
             log.info("session began", image=session.action.image, commands=len(session.action.commands))
             try:
                 await life
@@ -203,6 +229,7 @@ class Sessions:
                 await self.give_up(session, error)
             finally:
                 session.outlet.close()
+                session.trace.end()
                 self.account(session)
 
     async def give_up(self, session: Session, error: Exception) -> None:
@@ -230,6 +257,10 @@ class Sessions:
         for certain, number in gaps.items():
             self.metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
         self.metrics.artifact_retries.inc(session.retries)
+        if session.files_failed:
+            self.metrics.artifact_failures.labels(session.files_failed).inc()
+        for seconds in session.command_seconds:
+            self.metrics.command_duration.observe(seconds)
         self.metrics.internal_errors.labels("session").inc(session.errors)
         outcome = session.outcome
         log.info(
@@ -244,7 +275,8 @@ class Sessions:
     def count(self, outcome: Outcome, seconds: float) -> None:
         """Count an outcome."""
         reason = outcome.reason.value if outcome.reason else ""
-        self.metrics.actions_completed.labels(outcome.result.value, outcome.stage.value, reason).inc()
+        labels = (outcome.result.value, outcome.stage.value, reason, fault(outcome.reason))
+        self.metrics.actions_completed.labels(*labels).inc()
         self.metrics.action_duration.labels(outcome.result.value).observe(seconds)
 
     def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
@@ -300,4 +332,12 @@ class Sessions:
             await self.changed.wait()
 
 
-PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts", Stage.SETUP: "schedule"}
+def doing(session: Session) -> str:
+    """Return the word in the metrics for what a session is doing."""
+    if session.outcome is not None or session.over:
+        return "cleanup"
+    return "setup" if session.stage is Stage.ADMISSION else session.stage.value
+
+
+# Set-up is split finer, and cleaning told, by the cluster's side, which sees them.
+PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}

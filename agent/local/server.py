@@ -70,12 +70,33 @@ class Access:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """Return what TLS needs, None for plaintext; with a CA, agents must bring a certificate."""
+        """Return what TLS needs, None for plaintext; with a CA, callers must bring a certificate.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
         if self.cert_file is None or self.key_file is None:
             return None
-        ca = self.ca_file.read_bytes() if self.ca_file else None
+        last = self.certificates()
+
+        def now() -> grpc.ServerCertificateConfiguration:
+            """Read the files for one handshake."""
+            nonlocal last
+            try:
+                last = self.certificates()
+            except OSError as error:
+                log.error("a certificate cannot be read, the last one is used", why=str(error))
+            return last
+
+        return grpc.dynamic_ssl_server_credentials(last, now, require_client_authentication=self.ca_file is not None)
+
+    def certificates(self) -> grpc.ServerCertificateConfiguration:
+        """Read the files."""
+        if self.cert_file is None or self.key_file is None:
+            raise AssertionError("asked only with both")
         pair = (self.key_file.read_bytes(), self.cert_file.read_bytes())
-        return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+        ca = self.ca_file.read_bytes() if self.ca_file else None
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
 
 
 class AgentService(agent_pb2_grpc.SchedulerServicer):

@@ -20,6 +20,7 @@ from agent.errors import Refused, SchedulerError
 from agent.scheduler import translate
 from agent.scheduler.dial import Broken, Dialed, metadata
 from agent.scheduler.receive import Handlers, Receiver
+from agent.scheduler.rotation import ROTATED, Rotation
 from agent.scheduler.stream import DEFAULT_GRACE, DEFAULT_INTERVAL, PROTOCOL_VERSION, Stream
 from agent.scheduler.upload import upload
 from agent.scheduler.wire import agent_pb2 as wire
@@ -179,7 +180,9 @@ class Connection:
                 self.metrics.stream_reconnects.labels(kind).inc()
                 if isinstance(error, Refused) and error.permanent:
                     raise
-                if not self.closing.is_set():
+                if kind == ROTATED:
+                    log.info("connecting to the scheduler anew", reason=str(error))
+                elif not self.closing.is_set():
                     self.say_lost(kind, error)
                     await self.pause(self.backoff.after(error))
 
@@ -189,6 +192,7 @@ class Connection:
         Raises:
             SchedulerError: always, saying why it ended.
         """
+        rotation = Rotation(self.settings)
         self.dialed = Dialed(self.settings)
         since = time.monotonic()
         try:
@@ -197,7 +201,7 @@ class Connection:
             registered = await stream.register(self.register_message())
             since = time.monotonic()
             interval = self.begin(stream, registered)
-            await stream.run(self.receiver, interval)
+            await stream.run(self.receiver, interval, rotation)
         finally:
             if self.registered and time.monotonic() - since >= STABLE_AFTER:
                 self.backoff.reset()

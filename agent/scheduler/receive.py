@@ -72,6 +72,8 @@ class Receiver:
                 # Without an action it answers a health message.
                 if message.ack.action_id:
                     self.outbox.ack(translate.key(message.ack), message.ack.seq)
+                else:
+                    self.metrics.health_answered.set_to_current_time()
             case "action":
                 self.action(message.action)
             case "cancel":

@@ -1,8 +1,8 @@
 """One stream to the scheduler, from its registration to its end.
 
-Three parts run side by side: a reader that never awaits a write, the only writer (health before events), and a watchdog
-for a scheduler that lives but does not answer. The first that fails ends the others and the stream. Nothing is kept
-here: what was not acknowledged stays in the outbox, for the next stream.
+Parts run side by side: a reader that never awaits a write, the only writer (health before events), a watchdog for a
+scheduler that lives but does not answer, and one for credentials that were replaced. The first that fails ends the
+others and the stream. Nothing is kept here: what was not acknowledged stays in the outbox, for the next stream.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.scheduler.health import HealthReporter
     from agent.scheduler.outbox import Outbox, Outgoing
     from agent.scheduler.receive import Receiver
+    from agent.scheduler.rotation import Rotation
     from agent.settings import SchedulerSettings
 
     Call = aio.StreamStreamCall[wire.AgentMessage, wire.SchedulerMessage]
@@ -73,7 +74,7 @@ class Stream:
             raise refusal(message.refused)
         raise Broken("error", f"the registration was answered with {kind or 'an unknown message'}")
 
-    async def run(self, receiver: Receiver, interval: float) -> NoReturn:
+    async def run(self, receiver: Receiver, interval: float, rotation: Rotation) -> NoReturn:
         """Talk until the stream ends.
 
         Raises:
@@ -86,6 +87,7 @@ class Stream:
                 parts.create_task(self.write(), name="stream writer")
                 parts.create_task(self.watch(), name="stream watchdog")
                 parts.create_task(self.health.tick(interval), name="stream health clock")
+                parts.create_task(rotation.watch(), name="stream credentials")
         except BaseExceptionGroup as group:
             if group.split(SchedulerError)[1] is not None:
                 raise

@@ -8,6 +8,7 @@
     address         prints this machine's address as pods see it
     build           only builds the binaries (or `build helm`: one product of the table)
     image           builds the agent's image and loads it
+    prometheus      prints the folder of prometheus and promtool (Debian's package, unpacked, not installed)
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
     tag IMAGE NAME  gives an image of the cluster another name
@@ -28,6 +29,7 @@ import sys
 
 import builders
 import builds
+import debian
 import images
 import settings as configuration
 from console import Refusal, say
@@ -78,6 +80,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             builds.build(settings, products)
             for path in sorted({builds.folder(settings, product) for product in products}):
                 print(path)
+        case "prometheus", []:
+            print(debian.unpacked(settings, "prometheus") / "usr" / "bin")
         case "image", []:
             make_images(settings, provider, [images.agent()])
         case "test-images", []:

@@ -48,6 +48,29 @@ def installed(package: str) -> bool:
     return answer.stdout == "installed"
 
 
+def unpacked(settings: Settings, package: str) -> Path:
+    """A Debian package, unpacked below the cache and never installed: its services do not start. Made once."""
+    target = settings.cache / "debian" / package
+    if target.exists():
+        return target
+    if shutil.which("apt-get") is None:
+        raise Refusal(f"the Debian package {package} is wanted, and there is no apt-get to download it")
+    with lock(settings.cache / "debian.lock", "another download"):
+        if target.exists():
+            return target
+        partial = target.with_name(f".{package}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with step(f"apt-get download {package}"):
+            run(["apt-get", "update", "-q"], seconds=300)
+            run(["apt-get", "download", "-q", package], cwd=partial, seconds=300)
+            for archive in partial.glob("*.deb"):
+                run(["dpkg", "-x", archive, partial], seconds=60)
+                archive.unlink()
+        partial.replace(target)
+    return target
+
+
 def root_archive(settings: Settings) -> Path:
     """A tar of a small Debian with python3, git and ssh, made once by debootstrap (about a minute)."""
     archive = settings.cache / "images" / f"debian-{ROOT_RELEASE}-{ROOT_VERSION}.tar"

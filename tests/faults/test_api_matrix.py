@@ -14,9 +14,9 @@ from agent import app as apps
 from agent.cluster import adoption, client, logs, reflector
 from agent.execution import commands, files
 from agent.scheduler.wire import agent_pb2 as wire
+from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
 from tests.faults.apicell import VERBS, ApiCell
-from tests.flow.test_trust import authority, openssl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

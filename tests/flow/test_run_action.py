@@ -107,7 +107,7 @@ async def test_success_from_acceptance_to_files(rig: Rig) -> None:
         "files",
         "remove",
     ]
-    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="") == 1
+    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="", fault="") == 1
     assert rig.sample("phase_duration_seconds_count", phase="commands") == 1
 
 
@@ -424,7 +424,7 @@ async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: R
         environment = await rig.backend.at("a", "remove")
         sessions.discard(Key("a"), claimed_by_other=False, message="it is finished")
         await environment.release("remove")
-    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="") == 1
+    assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="", fault="") == 1
 
 
 async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
@@ -503,7 +503,10 @@ async def test_an_action_that_may_not_run_fails_with_its_log(rig: Rig) -> None:
     assert sent.log.startswith(b"The action cannot be run:\ntimeout: -1 s is not allowed")
     assert rig.backend.environments == {}
     assert (
-        rig.sample("actions_completed_total", result="failed", stage="admission", reason="INVALID_CONFIGURATION") == 1
+        rig.sample(
+            "actions_completed_total", result="failed", stage="admission", reason="INVALID_CONFIGURATION", fault="user"
+        )
+        == 1
     )
 
 

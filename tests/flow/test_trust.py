@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -11,71 +9,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.settings import Tls
+from tests.fakes.certificates import Certificates, Pair, made
 from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.stream import rig
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A certificate and its key."""
-
-    cert: Path
-    key: Path
-
-
-def openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
-def authority(folder: Path, name: str) -> Pair:
-    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    openssl(*new, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", pair.cert)
-    return pair
-
-
-def signed(folder: Path, name: str, by: Pair, host: str) -> Pair:
-    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-    request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
-    new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(*new, "-subj", f"/CN={host}", "-keyout", pair.key, "-out", request)
-    extensions.write_text(f"subjectAltName=DNS:{host}\n")
-    ca = ("-CA", by.cert, "-CAkey", by.key, "-CAcreateserial", "-days", "1")
-    openssl("x509", "-req", "-in", request, *ca, "-extfile", extensions, "-out", pair.cert)
-    return pair
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Everything that the tests need, made once."""
-
-    ca: Pair
-    other_ca: Pair
-    localhost: Pair
-    elsewhere: Pair
-    agent: Pair
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("certificates")
-    ca = authority(folder, "ca")
-    return Certificates(
-        ca,
-        authority(folder, "other-ca"),
-        signed(folder, "localhost", ca, "localhost"),
-        signed(folder, "elsewhere", ca, "scheduler.example"),
-        signed(folder, "agent", ca, "agent"),
-    )
+    return made(tmp_path_factory.mktemp("certificates"))
 
 
 def served(pair: Pair, clients: Pair | None = None) -> FakeScheduler:
     scheduler = FakeScheduler()
-    scheduler.credentials = grpc.ssl_server_credentials(
-        [(pair.key.read_bytes(), pair.cert.read_bytes())],
-        root_certificates=clients.cert.read_bytes() if clients is not None else None,
-        require_client_auth=clients is not None,
-    )
+    scheduler.credentials = pair.credentials(clients)
     return scheduler
 
 

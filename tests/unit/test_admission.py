@@ -141,3 +141,25 @@ def test_the_maxima(unit: str) -> None:
     admit(replace(ACTION, resources=Resources(**{unit: "1024Mi"})), policy)
     over = problems(policy, resources=Resources(**{unit: "1025Mi"}))
     assert over == [f"resources.{unit}: 1025Mi is over the maximum of 1Gi"]
+
+
+@pytest.mark.parametrize(
+    ("image", "allowed"),
+    [
+        (f"alpine@sha256:{'0a' * 32}", True),
+        (f"ghcr.io/acme/x:1@sha256:{'0a' * 32}", True),
+        ("alpine:3", False),
+        ("alpine", False),
+        (f"@sha256:{'0a' * 32}", False),
+        (f"alpine@sha256:{'0a' * 31}", False),
+        (f"alpine@sha256:{'0A' * 32}", False),
+        (f"alpine@sha256:{'0a' * 32}\n", False),
+        (f"alpine@md5:{'0a' * 32}", False),
+    ],
+)
+def test_a_digest_can_be_required(image: str, allowed: bool) -> None:
+    policy = PolicySettings(require_digest=True)
+    if allowed:
+        admit(replace(ACTION, image=image), policy)
+    else:
+        assert any("digest" in each or "not an image" in each for each in problems(policy, image=image))

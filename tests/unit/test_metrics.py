@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.actions import Result
 from agent.errors import Reason, Rejection, Stage
-from agent.metrics import CODES, REQUESTS, Metrics
+from agent.metrics import CODES, MESSAGES, REQUESTS, Metrics, fault
+from agent.scheduler.wire import agent_pb2 as wire
+from agent.settings import MetricsSettings
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -29,10 +33,11 @@ def test_every_series_exists_before_anything_happens() -> None:
 
     assert all(exists("actions_rejected_total", reason=why.value) for why in Rejection)
     for stage in Stage:
-        assert exists("actions_completed_total", result="succeeded", stage=stage.value, reason="")
+        assert exists("actions_completed_total", result="succeeded", stage=stage.value, reason="", fault="")
         for reason in Reason:
             result = Result.CANCELLED if reason is Reason.CANCELLED else Result.FAILED
-            assert exists("actions_completed_total", result=result.value, stage=stage.value, reason=reason.value)
+            labels = {"result": result.value, "stage": stage.value, "reason": reason.value, "fault": fault(reason)}
+            assert exists("actions_completed_total", **labels)
     for (verb, resource), code in itertools.product(REQUESTS, CODES):
         assert exists("k8s_requests_total", verb=verb, resource=resource, code=code)
 
@@ -40,17 +45,18 @@ def test_every_series_exists_before_anything_happens() -> None:
 def test_counting_adds_no_series() -> None:
     metrics = Metrics()
     before = samples(metrics).keys()
-    metrics.actions_completed.labels("failed", "setup", "EVICTED").inc()
+    metrics.actions_completed.labels("failed", "setup", "EVICTED", "infrastructure").inc()
     metrics.action_duration.labels("failed").observe(3)
     metrics.requests.labels("create", "pods", "5xx").inc()
     metrics.internal_errors.labels("session").inc()
     assert samples(metrics).keys() == before
-    assert value(metrics, "actions_completed_total", result="failed", stage="setup", reason="EVICTED") == 1
+    labels = {"result": "failed", "stage": "setup", "reason": "EVICTED", "fault": "infrastructure"}
+    assert value(metrics, "actions_completed_total", **labels) == 1
 
 
 def test_everything_is_named_by_what_it_belongs_to() -> None:
     names = {name for name, _ in samples(Metrics())}
-    assert all(name.startswith("sealci_agent_") for name in names)
+    assert all(name.startswith(("sealci_agent_", "process_")) for name in names)
     assert not [name for name in names if name.endswith("_created")]
 
 
@@ -58,3 +64,41 @@ def test_two_agents_in_one_process_count_apart() -> None:
     one, two = Metrics(), Metrics()
     one.actions_received.inc()
     assert (value(one, "actions_received_total"), value(two, "actions_received_total")) == (1, 0)
+
+
+def test_a_failure_is_somebody_s_fault_and_a_success_nobody_s() -> None:
+    assert fault(None) == fault(Reason.CANCELLED) == ""
+    assert fault(Reason.COMMAND_FAILED) == fault(Reason.IMAGE_PULL_FAILED) == "user"
+    assert fault(Reason.NODE_LOST) == fault(Reason.INTERNAL) == "infrastructure"
+
+
+def test_messages_are_those_of_the_contract() -> None:
+    def kinds(message: str) -> set[str]:
+        oneof = wire.DESCRIPTOR.message_types_by_name[message].oneofs_by_name["message"]
+        return {field.name for field in oneof.fields}
+
+    assert set(MESSAGES["sent"]) == kinds("AgentMessage")
+    assert set(MESSAGES["received"]) == kinds("SchedulerMessage") | {"unknown"}
+
+
+def test_buckets_are_the_installer_s() -> None:
+    metrics = Metrics(settings=MetricsSettings(phase_buckets=(0.5, 4)))
+    found = samples(metrics)
+    bounds = {dict(labels)["le"] for name, labels in found if name == "sealci_agent_phase_duration_seconds_bucket"}
+    assert bounds == {"0.5", "4.0", "+Inf"}
+
+
+def documented() -> set[tuple[str, str, frozenset[str], str]]:
+    """Return what the README's table says: name, type, labels, text."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| `((?:sealci_agent|process)_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", text, re.MULTILINE)
+    return {(name, kind, frozenset(re.findall(r"`(\w+)`", labels)), what) for name, kind, labels, what in rows}
+
+
+def test_the_readme_tells_every_metric_and_no_other() -> None:
+    found = set()
+    for family in text_string_to_metric_families(Metrics().text().decode()):
+        labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found.add((name, family.type, labels, family.documentation))
+    assert documented() == found

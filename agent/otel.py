@@ -1,0 +1,112 @@
+"""Traces as OpenTelemetry spans over OTLP/HTTP: one per action, a child per stage. The only module that knows it.
+
+Imported only when `traces.endpoint` is set, because the libraries are an optional extra. Spans are exported by the
+library's own thread in batches; a collector that is away costs spans, never an action. What the standard `OTEL_*`
+variables say of headers, sampling and resource attributes is heeded by the library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from agent.actions import Result
+from agent.metrics import fault
+from agent.traces import Trace, Traces
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+    from agent.actions import Action, Outcome
+    from agent.settings import AgentSection, TracesSettings
+
+EXPORT_SECONDS = 5.0
+CLOSE_SECONDS = 3.0
+PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class OpenTelemetry(Traces):
+    """Spans of this agent."""
+
+    def __init__(self, settings: TracesSettings, agent: AgentSection, version: str) -> None:
+        resource = Resource.create(
+            {
+                "service.name": "sealci-agent",
+                "service.version": version,
+                "service.instance.id": agent.id,
+                "sealci.pool": agent.pool,
+            }
+        )
+        url = settings.endpoint.rstrip("/") + "/v1/traces"
+        self.processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=url, timeout=EXPORT_SECONDS))
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(self.processor)
+        self.tracer = provider.get_tracer("sealci-agent", version)
+
+    def begin(self, action: Action, *, adopted: bool = False) -> Trace:
+        """Open the span of an action."""
+        attributes: dict[str, str | int | bool] = {
+            "cicd.pipeline.task.name": action.name or action.key.action_id,
+            "cicd.pipeline.task.run.id": action.key.action_id,
+            "sealci.attempt": action.key.attempt,
+            "sealci.claim": action.key.claim,
+            "sealci.adopted": adopted,
+        }
+        if action.image:
+            attributes["container.image.name"] = action.image
+        parent = PROPAGATOR.extract({"traceparent": action.traceparent})
+        return Spans(self.tracer, self.tracer.start_span("action", parent, attributes=attributes))
+
+    def close(self) -> None:
+        """Send what waits, for a few seconds at most."""
+        self.processor.force_flush(int(CLOSE_SECONDS * 1000))
+        self.processor.shutdown()  # type: ignore[no-untyped-call]
+
+
+class Spans(Trace):
+    """The span of one action and of the stage that it is in."""
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        carrier: dict[str, str] = {}
+        self.context = set_span_in_context(span)
+        PROPAGATOR.inject(carrier, self.context)
+        super().__init__(carrier.get("traceparent", ""))
+        self.tracer = tracer
+        self.span = span
+        self.stage: Span | None = None
+        self.name = ""
+
+    def enter(self, stage: str) -> None:
+        """Begin the span of a stage."""
+        if stage == self.name:
+            return
+        if self.stage is not None:
+            self.stage.end()
+        self.name = stage
+        self.stage = self.tracer.start_span(stage, self.context)
+
+    def decided(self, outcome: Outcome) -> None:
+        """Put the outcome on the span of the action; its failure also on the stage in which it happened."""
+        result = {"sealci.outcome": outcome.result.value, "sealci.stage": outcome.stage.value}
+        if outcome.reason is not None:
+            result |= {"error.type": outcome.reason.value, "sealci.fault": fault(outcome.reason)}
+        self.span.set_attributes(result)
+        if outcome.exit_code is not None:
+            self.span.set_attribute("process.exit.code", outcome.exit_code)
+        if outcome.result is Result.FAILED:
+            status = Status(StatusCode.ERROR, outcome.message)
+            self.span.set_status(status)
+            if self.stage is not None and self.name == outcome.stage.value:
+                self.stage.set_status(status)
+
+    def end(self) -> None:
+        """End both spans."""
+        if self.stage is not None:
+            self.stage.end()
+        self.span.end()

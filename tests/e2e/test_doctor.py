@@ -1,0 +1,174 @@
+"""The doctor on the real cluster, as the agent's own service account: all well, and each right removed in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from agent.cluster import probe
+from agent.cluster.rights import LEASE_RIGHTS, RIGHTS, Right
+from agent.doctor import examine
+from agent.findings import Finding, Verdict
+from agent.settings import Settings, load
+from tests.e2e import kube
+from tests.e2e.lab import COMMAND, start_scheduler, until
+from tests.e2e.observer import remains
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+ALL = RIGHTS + LEASE_RIGHTS
+IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
+# What fails in the probe without a right: the rest of its life goes on.
+SHOWS = {
+    "get pods/log": {probe.LOGGED},
+    "get pods/exec": {probe.COPIED},
+    "create pods/exec": {probe.COPIED},
+    "create secrets": {probe.CREATED},
+    "get pods": {probe.DELETED},
+}
+
+
+def account(namespace: str, name: str, rights: Iterable[Right]) -> list[kube.Object]:
+    """Return a service account that has these rights."""
+    rules = [{"apiGroups": [each.group], "resources": [each.resource], "verbs": [each.verb]} for each in rights]
+    api = "rbac.authorization.k8s.io"
+    meta = {"name": name, "namespace": namespace}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
+        {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": meta, "rules": rules},
+        {
+            "apiVersion": f"{api}/v1",
+            "kind": "RoleBinding",
+            "metadata": meta,
+            "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        },
+    ]
+
+
+def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
+    """Return a kubeconfig of a service account."""
+    config = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify", "--flatten"))
+    token = kube.kubectl("create", "token", name, "-n", namespace).strip()
+    config["users"] = [{"name": name, "user": {"token": token}}]
+    config["contexts"][0]["context"]["user"] = name
+    file = folder / f"{name}.kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def settings(config: Path, namespace: str) -> Settings:
+    """Return an agent's settings for that account."""
+    return load(None, {"cluster": {"kubeconfig": str(config), "namespace": namespace}}, {})
+
+
+async def findings(settings: Settings, seconds: float = 60) -> dict[str, Finding]:
+    """Examine the cluster."""
+    return {each.check: each async for each in examine(settings, parts=("cluster",), seconds=seconds)}
+
+
+def slug(right: Right) -> str:
+    """Return a name for the account that lacks a right."""
+    return "without-" + re.sub(r"\W", "-", str(right))
+
+
+async def test_each_right_that_is_removed_is_named(namespace: str, tmp_path: Path) -> None:
+    kube.apply(*(each for gone in ALL for each in account(namespace, slug(gone), set(ALL) - {gone})))
+    few_at_once = asyncio.Semaphore(4)
+
+    async def without(gone: Right) -> dict[str, Finding]:
+        async with few_at_once:
+            config = await asyncio.to_thread(kubeconfig, tmp_path, namespace, slug(gone))
+            return await findings(settings(config, namespace))
+
+    found = dict(zip(ALL, await asyncio.gather(*map(without, ALL)), strict=True))
+    for gone, seen in found.items():
+        wrong = [each for each in seen.values() if each.check.startswith("right:") and each.verdict is Verdict.FAILED]
+        assert [each.check for each in wrong] == [f"right: {gone}"], seen
+        assert f'add the verb "{gone.verb}" on "{gone.resource}"' in wrong[0].advice
+        if str(gone) in IMPOSSIBLE:
+            assert seen["probe"].verdict is Verdict.SKIPPED
+            assert str(gone) in seen["probe"].detail
+            continue
+        broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
+        assert broken == SHOWS.get(str(gone), set()), (str(gone), seen)
+        for check in broken:
+            print(f"without {gone}: {seen[check].detail}")
+            assert "forbidden" in seen[check].detail or "403" in seen[check].detail
+            assert "Traceback" not in seen[check].detail
+    until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 30)
+
+
+def test_the_command_tells_everything_and_its_exit_code(namespace: str, tmp_path: Path) -> None:
+    kube.apply(*account(namespace, "agent", ALL))
+    config = kubeconfig(tmp_path, namespace, "agent")
+    scheduler, address = start_scheduler(tmp_path)
+    flags = ["--set", f"cluster.kubeconfig={config}", "--set", f"cluster.namespace={namespace}"]
+    flags += ["--set", f"scheduler.address={address}", "--set", "scheduler.tls.enabled=false"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, "doctor", *flags, *more]
+        return subprocess.run(command, env=kube.environment(), capture_output=True, text=True, timeout=120, check=False)
+
+    try:
+        well = run()
+        print(well.stdout)
+        assert (well.returncode, well.stderr) == (0, "")
+        assert "FAILED" not in well.stdout
+        for check in (probe.CREATED, probe.LOGGED, probe.COPIED, probe.NAMESPACED, probe.DELETED):
+            assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
+        assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1  # scheduler, cluster, rights, probe, sum
+    finally:
+        scheduler.terminate()
+        scheduler.wait(10)
+    ill = run("--only", "scheduler", "--output", "json")
+    assert ill.returncode == 1
+    lines = [json.loads(line) for line in ill.stdout.splitlines()]
+    assert lines[0]["verdict"] == "failed"
+    assert lines[0]["advice"]
+    assert lines[-1] == {"event": "finished", "well": False, "ok": 0, "warning": 0, "failed": 1, "skipped": 3}
+
+
+async def test_a_quota_that_leaves_no_room_is_said(namespace: str, tmp_path: Path) -> None:
+    hard = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace}}
+    kube.apply(hard | {"spec": {"hard": {"pods": "0"}}})
+    try:
+        until(lambda: kube.get("resourcequota", "none", "-n", namespace)[0].get("status", {}).get("hard"), "no status")
+        found = await findings(
+            load(None, {"cluster": {"kubeconfig": kube.kubeconfig(), "namespace": namespace}}, {}), 20
+        )
+    finally:
+        kube.kubectl("delete", "resourcequota", "none", "-n", namespace)
+    assert found["quota"].verdict is Verdict.WARNING
+    assert "pods leaves room for 0 more default actions" in found["quota"].detail
+    assert found[probe.CREATED].verdict is Verdict.FAILED
+    assert "exceeded quota" in found[probe.CREATED].detail
+    assert "raise the ResourceQuota" in found[probe.CREATED].advice
+
+
+@pytest.mark.parametrize(
+    ("image", "said"), [("localhost/nobody/has:1", "cannot be pulled"), ("localhost/sealci-test/nosh:1", "/bin/sh")]
+)
+async def test_a_pod_that_cannot_run_is_explained_and_removed(namespace: str, image: str, said: str) -> None:
+    at = load(
+        None,
+        {
+            "cluster": {"kubeconfig": kube.kubeconfig(), "namespace": namespace},
+            "policy": {"pull_grace": 3, "registry_grace": 3},
+        },
+        {},
+    )
+    found = {each.check: each async for each in examine(at, parts=("cluster",), image=image, seconds=60)}
+    assert found[probe.CREATED].verdict is Verdict.FAILED
+    assert said in found[probe.CREATED].detail
+    assert found[probe.LOGGED].verdict is Verdict.SKIPPED
+    assert found[probe.DELETED].verdict is Verdict.OK
+    assert not remains(namespace)

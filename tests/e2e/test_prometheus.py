@@ -1,0 +1,220 @@
+"""A real Prometheus scrapes real agents: alerts are tested and loaded, each query of the dashboard has an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.demo import source
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ROOT / "charts" / "sealci-agent" / "files"
+PHASES = {"schedule", "pull", "clone", "commands", "artifacts", "cleanup"}
+
+
+@cache
+def program(name: str) -> str:
+    """Return a program of Debian's Prometheus."""
+    return str(Path(kube.provider("prometheus", timeout=900).splitlines()[-1]) / name)
+
+
+def dashboard() -> list[tuple[str, str]]:
+    """Return each query of the dashboard with its panel's title, its variables filled in."""
+    panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
+    return [(panel["title"], fill(target["expr"])) for panel in panels for target in panel.get("targets", ())]
+
+
+def fill(query: str) -> str:
+    """Fill in the variables as Grafana would for all namespaces and pods."""
+    for name, value in {"$namespace": ".*", "$pod": ".*", "$__rate_interval": "2m", "$__range": "5m"}.items():
+        query = query.replace(name, value)
+    assert "$" not in query, query
+    return query
+
+
+class Prometheus:
+    """A server that scrapes some agents every second."""
+
+    def __init__(self, folder: Path, targets: dict[str, int]) -> None:
+        config = folder / "prometheus.yml"
+        jobs = [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "ci", "pod": pod}}
+            for pod, port in targets.items()
+        ]
+        scrape = {"job_name": "agents", "scrape_interval": "1s", "static_configs": jobs}
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "global": {"evaluation_interval": "1s"},
+                    "rule_files": [str(FILES / "alerts.yaml")],
+                    "scrape_configs": [scrape],
+                }
+            )
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+        flags += [f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn"]
+        self.log = folder / "prometheus.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([program("prometheus"), *flags], stdout=log, stderr=log)
+        until(self.ready, "Prometheus does not become ready", 60)
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def get(self, path: str, **query: str) -> Any:
+        """Ask its API."""
+        asked = f"{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{asked}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Evaluate a query now; what is no number is left out."""
+        found = [(each["metric"], float(each["value"][1])) for each in self.get("query", query=query)["result"]]
+        return [(labels, value) for labels, value in found if not math.isnan(value)]
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@contextmanager
+def repository(folder: Path) -> Iterator[str]:
+    """Serve a small repository; yields its URL."""
+    work = folder / "work"
+    work.mkdir()
+    (work / "file").write_text("cloned\n")
+    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
+    source.git(work, "add", "--all")
+    source.git(work, "commit", "--quiet", "--message", "first")
+    source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
+    with source.served(folder, kube.provider("address")) as url:
+        yield f"{url}/r.git"
+
+
+def series(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Return the names and labels of all series of a scrape."""
+    families = text_string_to_metric_families(text)
+    return {(each.name, frozenset(each.labels.items())) for family in families for each in family.samples}
+
+
+def test_promtool_agrees_with_the_alerts() -> None:
+    promtool = program("promtool")
+    for command in (["check", "rules", str(FILES / "alerts.yaml")], ["test", "rules", "alerts_test.yaml"]):
+        done = subprocess.run(
+            [promtool, *command], cwd=ROOT / "tests" / "alerts", capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    rules = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"][0]["rules"]
+    tested = yaml.safe_load((ROOT / "tests" / "alerts" / "alerts_test.yaml").read_text())["tests"]
+    fired = {each["alertname"] for test in tested for each in test["alert_rule_test"] if each["exp_alerts"]}
+    silent = {each["alertname"] for test in tested for each in test["alert_rule_test"] if not each["exp_alerts"]}
+    assert {rule["alert"] for rule in rules} == fired == silent
+
+
+def test_alerts_and_dashboard_speak_of_metrics_that_there_are() -> None:
+    table = (ROOT / "README.md").read_text()
+    known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    used = {each for _, query in dashboard() for each in re.findall(r"\b(?:sealci_agent|process)_\w+", query)}
+    used |= set(re.findall(r"\bsealci_agent_\w+", (FILES / "alerts.yaml").read_text()))
+    assert {re.sub(r"_(bucket|sum|count)$", "", each) for each in used} <= known
+    titles = [panel["title"] for panel in json.loads((FILES / "dashboard.json").read_text())["panels"]]
+    for question in (
+        "Is there room?",
+        "Is it healthy?",
+        "Where does the time go?",
+        "What fails, and whose fault is it?",
+    ):
+        assert question in titles
+    shown = {re.sub(r"_(bucket|sum|count)$", "", each) for each in used}
+    print(f"\n  metrics that neither dashboard nor alerts use: {sorted(known - shown)}")
+
+
+def busy(lab: Lab, folder: Path) -> None:
+    """Have the agents do a little of everything: clone, succeed, fail, lose a pod."""
+    with repository(folder) as url:
+        reports = lab.run(
+            {
+                "cloned": {"image": DEBIAN, "commands": ["cat file", "echo x > made"], "repo": {"url": url}},
+                "failing": {"image": BUSYBOX, "commands": ["exit 3"]},
+                "written": {"image": BUSYBOX, "commands": ["seq 20000", "echo x > made"]},
+            }
+        )
+    outcomes = {name: report.outcome[0] for name, report in reports.items()}
+    assert outcomes == {"cloned": "succeeded", "failing": "failed", "written": "succeeded"}
+    lost = lab.start({"lost": {"image": BUSYBOX, "commands": ["echo begun", "sleep 100"]}})
+    lost.until_running("lost", "begun")
+    kube.kubectl("delete", "pods", "--all", "-n", lab.namespace, "--grace-period=0", "--force", "--wait=false")
+    assert lost.wait()["lost"].outcome[:2] == ("failed", "POD_DELETED")
+
+
+@pytest.fixture
+def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
+    """Two agents of two slots, and a Prometheus that scrapes them."""
+    lab = Lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2})
+    prometheus: Prometheus | None = None
+    try:
+        agents = [lab.agent(), lab.agent()]
+        prometheus = Prometheus(tmp_path, {f"agent-{number}": agent.port for number, agent in enumerate(agents)})
+        yield lab, prometheus
+    finally:
+        if prometheus is not None:
+            prometheus.close()
+        lab.close()
+
+
+def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Prometheus], tmp_path: Path) -> None:
+    lab, prometheus = scraped
+    before = [series(agent.get("/metrics")[1]) for agent in lab.agents]
+    until(lambda: len(prometheus.ask("sealci_agent_build_info")) == 2, "the agents are not scraped")
+    busy(lab, tmp_path)
+    until(lambda: prometheus.ask("sum(sealci_agent_actions_completed_total) >= 4"), "not all is counted")
+    until(lambda: prometheus.ask('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'), "no cleaning")
+    # A rate needs two samples around a change.
+    until(lambda: prometheus.ask("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "no rates")
+    empty = []
+    print()
+    for title, query in dashboard():
+        answer = prometheus.ask(query)
+        shown = ", ".join(f"{' '.join(labels.values())}={value:.4g}" for labels, value in answer[:4])
+        print(f"  {title}: {query}\n    -> {len(answer)}: {shown}")
+        if not answer:
+            empty.append((title, query))
+    assert not empty
+    timed = {labels["phase"] for labels, _ in prometheus.ask("sealci_agent_phase_duration_seconds_sum > 0")}
+    assert timed == PHASES
+    ended = prometheus.ask("sealci_agent_actions_completed_total > 0")
+    faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}
+    assert faults == {("", ""), ("user", "COMMAND_FAILED"), ("infrastructure", "POD_DELETED")}
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == 8
+    assert all(rule["health"] == "ok" for rule in rules), rules
+    assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
+    assert [series(agent.get("/metrics")[1]) for agent in lab.agents] == before, "series appeared on the way"

@@ -1,0 +1,33 @@
+"""Traces of a real agent: spans reach a collector, the commands get their context, the log of the agent names both."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.e2e.lab import BUSYBOX, Lab, until
+from tests.fakes.collector import attributes, collecting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_action_s_commands_belong_to_its_span(namespace: str, tmp_path: Path) -> None:
+    lab = Lab(namespace, tmp_path)
+    try:
+        with collecting() as collector:
+            agent = lab.agent(traces={"endpoint": collector.url})
+            report = lab.one(BUSYBOX, "echo $TRACEPARENT", "echo x > made")
+            assert report.outcome == ("succeeded", None, 0)
+            until(lambda: any(each.name == "action" for each in collector.spans), "no span comes")
+            action = collector.named("action")
+            assert report.text == f"00-{action.trace_id.hex()}-{action.span_id.hex()}-01\n"
+            stages = [each.name for each in collector.children(action)]
+            assert stages == ["setup", "commands", "artifacts", "cleanup"]
+            assert attributes(action)["sealci.outcome"] == "succeeded"
+            lines = [json.loads(line) for line in agent.log.splitlines()]
+            told = [each for each in lines if each.get("trace_id") == action.trace_id.hex()]
+            assert [each["event"] for each in told] == ["session began", "session ended"]
+            assert {(each["action"], each["attempt"]) for each in told} == {(lab.action_ids(report)[0], 1)}
+    finally:
+        lab.close()

@@ -1,0 +1,73 @@
+"""Certificates for tests, made by openssl as an installer would make them."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key."""
+
+    cert: Path
+    key: Path
+
+    def credentials(self, clients: Pair | None = None) -> grpc.ServerCredentials:
+        """Return what a server needs; with `clients`, callers must show a certificate of that authority."""
+        return grpc.ssl_server_credentials(
+            [(self.key.read_bytes(), self.cert.read_bytes())],
+            root_certificates=clients.cert.read_bytes() if clients is not None else None,
+            require_client_auth=clients is not None,
+        )
+
+
+def openssl(*arguments: str | Path) -> None:
+    """Run openssl."""
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+def authority(folder: Path, name: str) -> Pair:
+    """Make a certificate authority."""
+    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    openssl(*new, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", pair.cert)
+    return pair
+
+
+def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1) -> Pair:
+    """Make a certificate for a host, signed by an authority."""
+    pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
+    request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
+    new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(*new, "-subj", f"/CN={host}", "-keyout", pair.key, "-out", request)
+    extensions.write_text(f"subjectAltName=DNS:{host}\n")
+    ca = ("-CA", by.cert, "-CAkey", by.key, "-CAcreateserial", "-days", str(days))
+    openssl("x509", "-req", "-in", request, *ca, "-extfile", extensions, "-out", pair.cert)
+    return pair
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Everything that the tests need, made once."""
+
+    ca: Pair
+    other_ca: Pair
+    localhost: Pair
+    elsewhere: Pair
+    agent: Pair
+
+
+def made(folder: Path) -> Certificates:
+    """Make all of them."""
+    ca = authority(folder, "ca")
+    return Certificates(
+        ca,
+        authority(folder, "other-ca"),
+        signed(folder, "localhost", ca, "localhost"),
+        signed(folder, "elsewhere", ca, "scheduler.example"),
+        signed(folder, "agent", ca, "agent"),
+    )

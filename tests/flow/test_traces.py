@@ -1,0 +1,119 @@
+"""Traces: a span per action and a child per stage, received by a real collector; silence without one."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from pydantic import ValidationError
+
+from agent.actions import Action, Key
+from agent.app import tracing
+from agent.errors import Reason, SettingsError
+from agent.execution.sessions import Sessions
+from agent.metrics import Metrics
+from agent.observations import Exited, SetupFailed
+from agent.otel import OpenTelemetry
+from agent.settings import AgentSection, Settings, TracesSettings
+from agent.traces import Traces
+from tests.fakes.cluster import FakeBackend, Script
+from tests.fakes.collector import Collector, attributes, collecting
+from tests.fakes.sink import RecordingSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
+    """Run one action to its end."""
+    backend = FakeBackend()
+    backend.script = lambda action: script
+    async with asyncio.TaskGroup() as tasks:
+        sessions = Sessions(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
+        sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
+        async with asyncio.timeout(10):
+            await sessions.idle()
+    await asyncio.to_thread(traces.close)
+    return backend
+
+
+def exporting(collector: Collector) -> OpenTelemetry:
+    return OpenTelemetry(TracesSettings(endpoint=collector.url), AgentSection(id="uid", pool="p"), "1.2.3")
+
+
+async def test_an_action_is_a_span_of_the_scheduler_s_trace_and_each_stage_a_child(collector: Collector) -> None:
+    backend = await life(exporting(collector), Script(), traceparent=PARENT)
+    action = collector.named("action")
+    assert (action.trace_id.hex(), action.parent_span_id.hex()) == tuple(PARENT.split("-")[1:3])
+    assert [each.name for each in collector.children(action)] == ["setup", "commands", "artifacts", "cleanup"]
+    for before, after in zip(collector.children(action), collector.children(action)[1:], strict=False):
+        assert before.end_time_unix_nano <= after.start_time_unix_nano
+        assert action.start_time_unix_nano <= before.start_time_unix_nano
+        assert after.end_time_unix_nano <= action.end_time_unix_nano
+    told = attributes(action)
+    assert told["cicd.pipeline.task.run.id"] == "run/build"
+    assert (told["cicd.pipeline.task.name"], told["container.image.name"]) == ("build", "alpine")
+    assert (told["sealci.outcome"], told["process.exit.code"], told["sealci.adopted"]) == ("succeeded", 0, False)
+    assert collector.resources[0]["service.name"] == "sealci-agent"
+    assert (collector.resources[0]["service.version"], collector.resources[0]["sealci.pool"]) == ("1.2.3", "p")
+    assert collector.paths == {"/v1/traces"}
+    # What the commands get makes their spans children of the action's.
+    (environment,) = backend.environments.values()
+    assert environment.action.traceparent == f"00-{action.trace_id.hex()}-{action.span_id.hex()}-01"
+
+
+@pytest.mark.parametrize(
+    ("end", "stage", "kind", "fault"),
+    [
+        (Exited(3, 1, Reason.COMMAND_FAILED, "command 1 failed"), "commands", "COMMAND_FAILED", "user"),
+        (SetupFailed(Reason.UNSCHEDULABLE, "no node"), "setup", "UNSCHEDULABLE", "infrastructure"),
+    ],
+)
+async def test_a_failure_is_on_the_span_and_on_its_stage(
+    collector: Collector, end: Exited | SetupFailed, stage: str, kind: str, fault: str
+) -> None:
+    script = Script(end=end) if isinstance(end, Exited) else Script(setups=[(end,)])
+    await life(exporting(collector), script)
+    action = collector.named("action")
+    told = attributes(action)
+    assert (told["error.type"], told["sealci.fault"], told["sealci.stage"]) == (kind, fault, stage)
+    assert action.status.code == collector.named(stage).status.code == Status.STATUS_CODE_ERROR
+    assert collector.named("cleanup").status.code == Status.STATUS_CODE_UNSET
+    assert not action.parent_span_id
+
+
+async def test_without_an_endpoint_the_scheduler_s_context_is_passed_on_and_nothing_else_happens() -> None:
+    assert type(tracing(Settings())) is Traces
+    backend = await life(tracing(Settings()), Script(), traceparent=PARENT)
+    (environment,) = backend.environments.values()
+    assert environment.action.traceparent == PARENT
+
+
+async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
+    with collecting() as gone:
+        pass
+    began = time.monotonic()
+    backend = await life(exporting(gone), Script())
+    print(f"\n  left after {time.monotonic() - began:.1f} s without a collector")
+    (environment,) = backend.environments.values()
+    assert environment.steps[-1] == "removed"
+
+
+def test_what_is_missing_or_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "agent.otel", None)
+    with pytest.raises(SettingsError, match=r"traces.endpoint: the extra `otel` is not installed"):
+        tracing(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
+    with pytest.raises(ValidationError):
+        TracesSettings(endpoint="collector:4318")

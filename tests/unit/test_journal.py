@@ -1,0 +1,70 @@
+"""The agent's own log: one JSON object a line, with the ids that are bound, and never the variables of a frame."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+# A process of its own: logging is configured once per process, and this one's is pytest's.
+PROGRAM = """
+import asyncio, logging, sys
+import structlog
+from agent import journal
+from agent.settings import LoggingSettings
+journal.configure(LoggingSettings(format=sys.argv[1], level=sys.argv[2]))
+log = structlog.get_logger("agent.x")
+async def deep():
+    token = "very-" + "secret"
+    log.info("deep", forged='x"}\\n{"event":"y"}')
+    raise ValueError("went wrong")
+async def main():
+    with structlog.contextvars.bound_contextvars(action="run/a", attempt=2):
+        task = asyncio.create_task(deep())
+        logging.getLogger("grpc").warning("from %s", "a library")
+        try:
+            await task
+        except ValueError:
+            log.exception("caught")
+    log.debug("never")
+    log.warning("outside")
+asyncio.run(main())
+"""
+
+
+def run(form: str, level: str = "info") -> str:
+    command = [sys.executable, "-c", PROGRAM, form, level]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
+
+
+@pytest.fixture(scope="module")
+def lines() -> dict[str, dict[str, Any]]:
+    return {each["event"]: each for each in map(json.loads, run("json").splitlines())}
+
+
+def test_each_line_is_one_object_with_time_level_and_bound_ids(lines: dict[str, dict[str, Any]]) -> None:
+    assert list(lines) == ["from a library", "deep", "caught", "outside"]
+    for event in ("from a library", "deep", "caught"):
+        assert (lines[event]["action"], lines[event]["attempt"]) == ("run/a", 2)
+    assert "action" not in lines["outside"]
+    assert [each["level"] for each in lines.values()] == ["warning", "info", "error", "warning"]
+    assert all(each["timestamp"].endswith("Z") for each in lines.values())
+
+
+def test_a_traceback_is_told_without_the_variables(lines: dict[str, dict[str, Any]]) -> None:
+    (told,) = lines["caught"]["exception"]
+    assert (told["exc_type"], told["exc_value"]) == ("ValueError", "went wrong")
+    assert told["frames"][-1]["name"] == "deep"
+    for form in ("json", "console"):
+        assert "very-secret" not in run(form)
+
+
+def test_the_level_is_heeded() -> None:
+    assert [json.loads(line)["event"] for line in run("json", "warning").splitlines()] == [
+        "from a library",
+        "caught",
+        "outside",
+    ]

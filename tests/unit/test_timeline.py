@@ -1,0 +1,60 @@
+"""Where the time of a set-up goes, told by tables of what was seen of a pod and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.cluster.manifest import REPOSITORY
+from agent.cluster.timeline import Timeline
+from agent.errors import Reason
+from agent.metrics import Metrics
+from agent.observations import Running, SetupFailed, Waiting
+
+Object = dict[str, Any]
+UNBOUND: Object = {"spec": {}, "status": {}}
+BOUND: Object = {"spec": {"nodeName": "n"}, "status": {}}
+SPAN = {"startedAt": "2026-01-01T00:00:10Z", "finishedAt": "2026-01-01T00:00:14Z", "exitCode": 0}
+
+
+def cloning(state: Object) -> Object:
+    return {"spec": {"nodeName": "n"}, "status": {"initContainerStatuses": [{"name": REPOSITORY, "state": state}]}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "end", "phases"),
+    [
+        ([], 7, {"schedule": 7}),
+        ([(1, None), (2, UNBOUND)], 5, {"schedule": 5}),
+        ([(1, UNBOUND), (3, BOUND), (4, BOUND)], 10, {"schedule": 3, "pull": 7}),
+        ([(1, BOUND), (3, cloning({"running": {}})), (8, cloning({"terminated": SPAN}))], 10,
+         {"schedule": 1, "clone": 5, "pull": 4}),
+        ([(1, BOUND), (8, cloning({"terminated": SPAN}))], 10, {"schedule": 1, "clone": 4, "pull": 5}),
+        ([(1, BOUND), (3, cloning({"running": {}}))], 10, {"schedule": 1, "clone": 7, "pull": 2}),
+        ([(1, BOUND), (8, cloning({"terminated": {"exitCode": 1}}))], 10, {"schedule": 1, "clone": 0, "pull": 9}),
+        ([(9, BOUND), (9, cloning({"terminated": SPAN}))], 10, {"schedule": 9, "clone": 4, "pull": 0}),
+    ],
+)  # fmt: skip
+def test_each_second_belongs_to_one_phase(
+    seen: list[tuple[float, Object | None]], end: float, phases: dict[str, float]
+) -> None:
+    timeline = Timeline(0)
+    for at, pod in seen:
+        timeline.see(pod, at)
+    assert timeline.phases(end) == phases
+
+
+@pytest.mark.parametrize("end", [Running(), SetupFailed(Reason.IMAGE_PULL_FAILED, "no")])
+def test_it_is_counted_once_at_the_end_of_the_set_up(end: Running | SetupFailed) -> None:
+    metrics, timeline = Metrics(), Timeline(0)
+
+    def counted(phase: str, what: str = "count") -> float | None:
+        return metrics.registry.get_sample_value(f"sealci_agent_phase_duration_seconds_{what}", {"phase": phase})
+
+    timeline.count(metrics, BOUND, Waiting("x"), 2)
+    assert counted("schedule") == 0
+    for now in (5, 50):
+        timeline.count(metrics, BOUND, end, now)
+    assert (counted("schedule"), counted("pull"), counted("clone")) == (1, 1, 0)
+    assert (counted("schedule", "sum"), counted("pull", "sum")) == (2, 3)
