@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Object = dict[str, Any]
+pytestmark = pytest.mark.timeout(600)
 SLOTS = 10
 # For pods to start on a machine that does much else.
 SLOW = 240
