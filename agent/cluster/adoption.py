@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
+CONFLICT = 409
+
 LOOK = 1.0
 LONGEST_PAUSE = 60.0
 
@@ -119,7 +121,9 @@ class Adoption:
         try:
             return await self.pods.client.request("patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body)
         except ClusterError as error:
-            log.warning("a session was not claimed", pod=meta["name"], error=error.message)
+            # That another agent was quicker is as it should be.
+            tell = log.info if error.status == CONFLICT else log.warning
+            tell("a session was not claimed", pod=meta["name"], error=error.message)
             self.asked_to_wait = time.monotonic() + min(error.retry_after or 0.0, LONGEST_PAUSE)
             if error.status and not error.retryable:
                 self.pods.claimed.discard(meta["name"])

@@ -140,6 +140,13 @@ class Submission:
             self.lab.check(report)
         return self.reports
 
+    def abandon(self) -> None:
+        """Stop to look on; what was submitted is not waited for."""
+        self.process.kill()
+        assert self.reader is not None
+        self.reader.join(10)
+        self.process.communicate(timeout=10)
+
     def cancel(self) -> None:
         """Press Ctrl-C."""
         self.cancelled = True

@@ -29,7 +29,7 @@ def helm_path() -> str:
     return kube.provider("helm", timeout=600).splitlines()[-1]
 
 
-def helm(*arguments: str, values: Object | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def helm(*arguments: str, values: Object | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run helm; `values` are given as a file on its standard input."""
     more = ["--values", "-"] if values is not None else []
     return subprocess.run(
@@ -59,13 +59,13 @@ class Release:
 
     def install(self) -> str:
         """Install the chart and wait until it is ready; returns the notes."""
-        words = ["install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout", "90s"]
+        words = ["install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout", "180s"]
         return self.helm(*words, values=self.values)
 
     def upgrade(self, *arguments: str, **values: Any) -> None:
         """Upgrade to changed values and wait until the new agents are ready."""
         self.values = {**self.values, **values}
-        words = ["upgrade", self.name, str(CHART), "--wait", "--timeout", "120s"]
+        words = ["upgrade", self.name, str(CHART), "--wait", "--timeout", "240s"]
         self.helm(*words, *arguments, values=self.values)
 
     def uninstall(self) -> None:
@@ -84,7 +84,7 @@ class Release:
     def scale(self, replicas: int) -> None:
         """Have so many agents, and wait until they are ready."""
         self.kubectl("scale", f"deployment/{self.deployment}", f"--replicas={replicas}")
-        until(lambda: len(self.agents()) == replicas, f"there are not {replicas} agents: {self.state()}", 90)
+        until(lambda: len(self.agents()) == replicas, f"there are not {replicas} agents: {self.state()}", 180)
 
     def agents(self) -> list[Object]:
         """Return the agents' pods that are ready and do not leave."""

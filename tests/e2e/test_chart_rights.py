@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Object = dict[str, Any]
+pytestmark = pytest.mark.timeout(600)
 QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lease_duration": "3s", "lease_renew": "1s"}
 
 
