@@ -61,6 +61,7 @@ class App:
         self.sessions = Sessions(settings, self.pods, self.outbox, self.metrics, tasks)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.sessions.on_change = self.health.changed
+        self.outbox.on_forgotten = self.sessions.forgotten
         self.connection = Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )

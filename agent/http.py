@@ -57,6 +57,7 @@ class Http:
 
     async def on_metrics(self, request: web.Request) -> web.Response:
         """Answer a scrape."""
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         return web.Response(body=self.metrics.text(), content_type="text/plain", charset="utf-8")
 
     async def on_livez(self, request: web.Request) -> web.Response:

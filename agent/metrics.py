@@ -15,6 +15,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -109,6 +110,8 @@ class Metrics:
         self.cleanup_failures = self.counter("cleanup_failures", "Removals that did not succeed in time")
         self.remains = self.gauge("remains", "Objects that could not be removed so far")
         self.internal_errors = self.counter("internal_errors", "Errors that should not happen", "where")
+        self.tasks = self.gauge("tasks", "Tasks of the event loop")
+        ProcessCollector(registry=self.registry)
 
         self.zero()
 

@@ -50,7 +50,7 @@ def test_counting_adds_no_series() -> None:
 
 def test_everything_is_named_by_what_it_belongs_to() -> None:
     names = {name for name, _ in samples(Metrics())}
-    assert all(name.startswith("sealci_agent_") for name in names)
+    assert all(name.startswith(("sealci_agent_", "process_")) for name in names)
     assert not [name for name in names if name.endswith("_created")]
 
 
