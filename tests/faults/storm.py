@@ -14,7 +14,7 @@ import random
 import re
 import signal
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ class Replica:
         self.starts += 1
         name = f"replica-{self.number}-{self.pods}"
         folder = self.storm.folder
-        kubeconfig = yaml.safe_load(Path(kube.kubeconfig()).read_text())
+        kubeconfig = cluster_of_tests()
         kubeconfig["clusters"][0]["cluster"]["server"] = f"https://{self.cluster.address}"
         (folder / f"{name}.kubeconfig").write_text(json.dumps(kubeconfig))
         settings = self.storm.settings(name, self.stream.address)
@@ -129,11 +129,8 @@ class Replica:
         """Return what it holds."""
         text = (await self.get("/metrics"))[1]
         values = dict(re.findall(r"^(\w+) ([0-9.e+]+)$", text, re.MULTILINE))
-        links = [readlink(each) for each in Path(f"/proc/{self.child.pid}/fd").iterdir()]
-        sockets = sum(each.startswith("socket:") for each in links)
-        return Measure(
-            int(float(values["process_resident_memory_bytes"])), int(float(values["sealci_agent_tasks"])), sockets
-        )
+        memory, tasks = values["process_resident_memory_bytes"], values["sealci_agent_tasks"]
+        return Measure(int(float(memory)), int(float(tasks)), sockets_of(self.child.pid))
 
 
 class Storm:
@@ -151,8 +148,7 @@ class Storm:
         self.replicas: list[Replica] = []
         self.schedulers: list[Child] = []
         self.address = ""
-        server = yaml.safe_load(Path(kube.kubeconfig()).read_text())["clusters"][0]["cluster"]["server"]
-        self.api = server.removeprefix("https://")
+        self.api = cluster_of_tests()["clusters"][0]["cluster"]["server"].removeprefix("https://")
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[Storm]:
@@ -340,9 +336,15 @@ async def until(condition: Callable[[], Awaitable[Any]], message: str, timeout: 
     return found
 
 
-def readlink(path: Path) -> str:
-    """Return where a link leads; "" when it is gone."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
+def cluster_of_tests() -> Any:
+    """Return the kubeconfig of the cluster."""
+    return yaml.safe_load(Path(kube.kubeconfig()).read_text())
+
+
+def sockets_of(pid: int) -> int:
+    """Count the sockets of a process."""
+    count = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += os.readlink(link).startswith("socket:")
+    return count

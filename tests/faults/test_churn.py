@@ -103,7 +103,7 @@ def difference(one: bytes, other: bytes) -> str:
 class Submitter:
     """Hands actions in and follows each to its end; `on_end` is called with how many have ended."""
 
-    def __init__(self, address: str, on_end: Callable[[int], object]) -> None:
+    def __init__(self, address: str, on_end: Callable[[int], None]) -> None:
         self.on_end = on_end
         self.ended = 0
         self.channel = grpc.aio.insecure_channel(address, options=CHANNEL)
@@ -171,7 +171,12 @@ async def test_nothing_is_lost_and_nothing_remains(
         async with Storm(tmp_path, nursery, namespace, SEED).up() as storm:
             start = [await replica.measure() for replica in storm.replicas]
             async with asyncio.TaskGroup() as falling:
-                submitter = Submitter(storm.address, lambda ended: ended % every or storm.strike(falling))
+
+                def on_end(ended: int) -> None:
+                    if ended % every == 0:
+                        storm.strike(falling)
+
+                submitter = Submitter(storm.address, on_end)
                 await submitter.all(workload(SEED, count, secret))
             await submitter.channel.close()
             seconds = time.monotonic() - began

@@ -37,7 +37,7 @@ class Amnesia(World):
     @property
     def story(self) -> list[str]:
         """What is stored of the action, by kind; a stage that is told again is one."""
-        kinds = [event.WhichOneof("event") or "" for event in self.events()]
+        kinds: list[str] = [event.WhichOneof("event") or "" for event in self.events()]
         assert [event.seq for event in self.events()] == list(range(1, len(kinds) + 1))
         return kinds
 
