@@ -24,7 +24,6 @@ from agent.scheduler.translate.fields import (
 )
 from agent.scheduler.wire import agent_pb2 as wire
 
-
 # Together with paths of 4 KiB a fifth of what gRPC lets through at the most; one byte more would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
