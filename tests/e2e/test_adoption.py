@@ -56,7 +56,9 @@ def test_an_agent_that_leaves_hands_its_sessions_over(own_lab: Lab) -> None:
     own_lab.agent(**QUICK)
     first.process.send_signal(signal.SIGTERM)
     assert first.process.wait(30) == 0
-    assert '"handed_over": 1' in first.log
+    last = first.log.splitlines()[-1]
+    assert '"event": "left"' in last
+    assert '"handed_over": 1' in last
     check_whole(submission)
 
 
