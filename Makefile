@@ -56,7 +56,7 @@ test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a re
 test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a long log
 	$(BIN)/pytest tests/faults
 
-soak: setup cluster-up images ## a million log lines over resets and an adoption (minutes)
+soak: setup cluster-up images ## a million log lines, and a thousand actions under faults of every kind (long)
 	$(BIN)/pytest tests/faults -m soak -s
 
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster

@@ -104,8 +104,8 @@ class Cursor:
 
     The anchor is the start of a line: its timestamp (as the API wrote it) and its ordinal among the lines of that
     timestamp, from 1. `offset` counts payload bytes from there (timestamps stripped, newlines included) that are done,
-    and may reach over later lines. `total` is the payload done since the start of the log, `command` the last command
-    whose start was seen. An empty timestamp is the start of the log.
+    and may reach over later lines. `total` is the payload done since the start of the log, `command` the command
+    that runs there, 0 between two. An empty timestamp is the start of the log.
     """
 
     timestamp: str = ""

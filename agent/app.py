@@ -69,6 +69,7 @@ class App:
         )
         self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
         self.sessions.on_change = self.health.changed
+        self.outbox.on_forgotten = self.sessions.forgotten
         self.http = Http(settings.http, self.metrics, self.not_ready)
         self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)

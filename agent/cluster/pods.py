@@ -298,6 +298,7 @@ class PodEnvironment:
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of the commands from the cursor to its end."""
         target = logbody.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        self.container.log_ended = False
         settings = self.pods.settings.logs
         patience = logs.Patience(probe=settings.probe_after)
         items = logs.follow(self.client, target, cursor, self.container, patience, settings.node_limit)

@@ -37,7 +37,9 @@ BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 SECRET_WAIT = 30.0
 STARTING = "starting containers"
 # Errors of the container runtime that pass by themselves; the limit of the start bounds them.
-TRANSIENT = re.compile(r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable")
+TRANSIENT = re.compile(
+    r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable|failed to sync \w+ cache"
+)
 
 
 @dataclass(frozen=True, slots=True)

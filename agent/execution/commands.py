@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,7 +15,7 @@ import structlog
 from agent.actions import Outcome, Result
 from agent.errors import ActionFailed, Reason, Stage
 from agent.execution.logs import send_log
-from agent.execution.session import Wish, ended, first_of
+from agent.execution.session import End, Wish, ended, first_of
 from agent.observations import FINAL, Exited, Lost, SetupFailed
 
 if TYPE_CHECKING:
@@ -30,15 +29,6 @@ log = structlog.get_logger(__name__)
 KILL_MARGIN = 20.0
 # So long an environment that was lost may still give its log, seconds: a node that went away would be asked for ever.
 UNREACHABLE_MARGIN, UNWANTED_MARGIN = 5.0, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How the commands ended. `files`: whether the workspace can still be read, else `files_lost` says why not."""
-
-    outcome: Outcome
-    files: bool
-    files_lost: str = ""
 
 
 async def run_commands(session: Session, environment: Environment, settings: Settings) -> End:
@@ -58,7 +48,8 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     finally:
         await ended(logs)
         await ended(end)
-    return verdict(session, seen)
+    session.end = session.end or verdict(session, seen)
+    return session.end
 
 
 def verdict(session: Session, seen: Observation | None) -> End:

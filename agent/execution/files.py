@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from agent.actions import ArtifactRules, ArtifactSummary, FilePart, Outcome
     from agent.execution.backend import Environment
-    from agent.execution.commands import End
-    from agent.execution.session import Session
+    from agent.execution.session import End, Session
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -29,7 +29,7 @@ async def send_log(session: Session, environment: Environment, settings: Setting
     if masker.too_short and not start.total:
         await session.say(f"[not masked, because too short: {', '.join(masker.too_short)}]")
     stream = LogStream(environment.markers, masker, limits, start)
-    clock = Clock(session.command)
+    clock = Clock(start.command)
     async with aclosing(environment.log(start)) as items:
         async for item in items:
             if isinstance(item, LogLost):

@@ -157,8 +157,7 @@ class LogStream:
         if self.at <= self.limits.total < self.at + len(raw):
             self.say_over(self.column)
         self.advance(raw)
-        if marker.kind is MarkerKind.STARTED:
-            self.command = marker.command
+        self.command = marker.command if marker.kind is MarkerKind.STARTED else 0
         self.out.append(MarkerSeen(marker, self.cursor))
 
     def end_markers(self) -> None:

@@ -41,20 +41,30 @@ async def go_on(session: Session, environment: Environment, resume: Resume, sett
 
 
 async def live(session: Session, environment: Environment, begin: Beginning, settings: Settings) -> None:
-    """Live: begin, run the commands, collect the files, report, clean."""
+    """Live and tell of it, again when the scheduler has lost what it was told; clean when it has everything."""
     session.environment = environment
     try:
-        try:
-            await begin(session, environment)
-            end = await run_commands(session, environment, settings)
-            outcome = await collect(session, environment, end, settings)
-        except ActionFailed as failure:
-            outcome = await explained(session, failure)
-        except Interrupted as interrupted:
-            outcome = session.interrupted(interrupted.wish)
-        await session.finish(outcome)
+        while not await session.heard(tell(session, environment, begin, settings)):
+            session.begin_again()
+            begin = set_up if session.made else begin
     finally:
         await environment.remove()
+    await session.repeat_outcome()
+
+
+async def tell(session: Session, environment: Environment, begin: Beginning, settings: Settings) -> None:
+    """Accept, begin, run the commands, collect the files, report."""
+    try:
+        if not session.known:
+            await session.accept(environment.name)
+        await begin(session, environment)
+        end = await run_commands(session, environment, settings)
+        outcome = await collect(session, environment, end, settings)
+    except ActionFailed as failure:
+        outcome = await explained(session, failure)
+    except Interrupted as interrupted:
+        outcome = session.interrupted(interrupted.wish)
+    await session.finish(outcome)
 
 
 async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
@@ -64,6 +74,7 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
         ActionFailed, Interrupted: it does not come to that.
     """
     await session.guarded(environment.take_over(resume.secrets))
+    session.made = True
     if resume.cancel is not None:
         session.cancel(resume.cancel)
     if not environment.running_for:
@@ -72,14 +83,17 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
 
 
 async def set_up(session: Session, environment: Environment) -> None:
-    """Accept, create the environment, and wait until the commands may run.
+    """Create the environment and wait until the commands may run; one that is told again has its own already.
 
     Raises:
         ActionFailed, Interrupted: it does not come to that.
     """
-    await session.accept(environment.name)
-    await session.enter(Stage.SETUP)
-    await session.guarded(environment.create(partial(session.enter, Stage.SETUP)))
+    if not session.known:
+        await session.enter(Stage.SETUP)
+    session.spent = environment.running_for
+    if not session.made:
+        await session.guarded(environment.create(partial(session.enter, Stage.SETUP)))
+        session.made = True
     await begun(session, environment)
 
 

@@ -52,6 +52,15 @@ class Wish:
     grace: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the commands ended. `files`: whether the workspace can still be read, else `files_lost` says why not."""
+
+    outcome: Outcome
+    files: bool
+    files_lost: str = ""
+
+
 class Interrupted(Exception):
     """The session shall end now; raised inside its own task only, never a failure of anything."""
 
@@ -64,9 +73,12 @@ class Session:
     """The state of one attempt.
 
     `stage` and `command` are where it stands, `start` where its log is read from, `spent` the seconds that its commands
-    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is set at
-    most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
+    had before this agent adopted it, `where` waits for the scheduler's word on an adopted session. `wish` is
+    set at most once; `outcome` when it is decided; `over` when nothing more is wanted of it than that it cleans up.
     `command_seconds` and `files_failed` (a word, why files could not be had) are for the metrics.
+
+    A scheduler that has lost what it stored of the session is told again from `forgotten` on: the session stays, with
+    its environment (`made`), how its commands ended (`end`) and its outcome, and only the telling begins again.
     """
 
     def __init__(self, action: Action, outlet: Outlet, timeout: float, trace: Trace | None = None) -> None:
@@ -92,6 +104,11 @@ class Session:
         self.spent = 0.0
         self.start = Cursor()
         self.where: asyncio.Future[Resume] | None = None
+        self.made = False
+        self.known = 0
+        self.end: End | None = None
+        self.forgotten: Resume | None = None
+        self.forgot = asyncio.Event()
         self.log_left_out: tuple[int, int, dict[bool, int]] = (0, 0, {})
 
     def resumed(self, resume: Resume) -> None:
@@ -99,6 +116,7 @@ class Session:
         self.action = replace(self.action, secrets=dict(resume.secrets))
         self.start = resume.cursor
         self.command = resume.command
+        self.known = resume.seq
         if resume.stage is not None:
             self.stage = resume.stage
             self.trace.enter(self.stage.value)
@@ -134,6 +152,42 @@ class Session:
             raise Interrupted(self.wish)
         return task.result()
 
+    async def heard(self, telling: Coroutine[Any, Any, None]) -> bool:
+        """Run `telling` to its end; False when the scheduler forgot meanwhile, and it has been ended."""
+        task = asyncio.create_task(telling, name=f"session {self.key.action_id}/{self.key.attempt}: telling")
+        try:
+            await first_of(task, self.forgot)
+        finally:
+            finished = task.done()
+            await ended(task)
+        if finished:
+            task.result()
+        return finished
+
+    def forget(self, resume: Resume) -> None:
+        """Take note that the scheduler wants to be told again behind `resume.seq`."""
+        self.forgotten = resume
+        self.forgot.set()
+
+    def begin_again(self) -> None:
+        """Stand where the scheduler's memory ends: the log is read again from there."""
+        assert self.forgotten is not None  # noqa: S101 - `forgot` was set with it
+        resume = self.forgotten
+        self.forgot.clear()
+        self.start, self.command, self.known = resume.cursor, resume.command, resume.seq
+        self.outlet.restart(resume.seq)
+        if resume.cancel is not None:
+            self.cancel(resume.cancel)
+
+    async def repeat_outcome(self) -> None:
+        """Tell a scheduler that forgot while the environment was removed the outcome; the log is gone by then."""
+        while self.forgot.is_set() and self.outcome is not None:
+            self.begin_again()
+            if not self.known:
+                await self.accept("")
+            await self.say("[the log was lost by the scheduler, and its environment is gone: it cannot be sent again]")
+            await self.heard(self.finish(self.outcome))
+
     async def accept(self, environment: str) -> None:
         """Tell that the action is run here."""
         await self.send(Accepted(environment))
@@ -160,11 +214,12 @@ class Session:
 
     async def finish(self, outcome: Outcome) -> None:
         """Tell the one outcome and wait until the scheduler has stored everything."""
-        message = self.hidden(outcome.message.encode("utf-8", "replace"))
-        self.outcome = outcome = replace(outcome, message=message.decode("utf-8", "replace"))
+        if self.outcome is None:
+            message = self.hidden(outcome.message.encode("utf-8", "replace"))
+            self.outcome = replace(outcome, message=message.decode("utf-8", "replace"))
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
-        self.trace.decided(outcome)
-        await self.send(Finished(outcome))
+        self.trace.decided(self.outcome)
+        await self.send(Finished(self.outcome))
         await self.outlet.settled()
         self.trace.enter("cleanup")
         self.over = True

@@ -135,6 +135,14 @@ class Sessions:
         elif resume.cancel is not None:
             session.cancel(resume.cancel)
 
+    def forgotten(self, key: Key, resume: Resume) -> bool:
+        """Have a session told again to a scheduler that lost what it had stored; False when there is none to tell."""
+        session = self.living.get(key.attempt_key)
+        if session is None or session.key != key:
+            return False
+        session.forget(resume)
+        return True
+
     def superseded(self, attempt: AttemptKey) -> None:
         """Drop a session that another agent has adopted, without touching its environment."""
         session = self.living.get(attempt)

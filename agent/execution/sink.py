@@ -32,6 +32,9 @@ class Outlet(Protocol):
             Exception: whatever `parts` raises.
         """
 
+    def restart(self, seq: int) -> None:
+        """Forget what was sent, and number from `seq` + 1 on: the scheduler is told again from there."""
+
     def close(self) -> None:
         """Forget the session: nothing more will be sent of it."""
 

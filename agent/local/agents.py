@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Readiness
+from agent.actions import Cancel, Cursor, Readiness, Resume
 from agent.errors import AgentError
+from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from agent.actions import Health, Key
+    from agent.local.book import Entry
 
 
 log = structlog.get_logger(__name__)
@@ -78,6 +80,21 @@ class AgentStream:
     def send_action(self, message: wire.Action) -> None:
         """Send an action."""
         self.send(wire.SchedulerMessage(action=message))
+
+    def resume(self, entry: Entry, *, adopted: bool) -> None:
+        """Say from where a session goes on: all of it is stored."""
+        progress = entry.progress
+        secrets = {name: entry.run.secrets[name] for name in entry.plan.secrets} if adopted else {}
+        resume = Resume(
+            key=progress.key,
+            seq=progress.seq,
+            cursor=Cursor.decode(progress.cursor),
+            stage=progress.stage,
+            command=progress.command,
+            cancel=Cancel(message=progress.cancel) if progress.cancel is not None else None,
+            secrets=secrets,
+        )
+        self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 
     def ack(self, key: Key, seq: int) -> None:
         """Acknowledge all events of a session up to `seq`."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Cancel, Cursor, Outcome, Readiness, Rejected, Result, Resume, SessionState
+from agent.actions import Cancel, Outcome, Readiness, Rejected, Result, SessionState
 from agent.errors import Reason, Rejection, Stage
 from agent.local.agents import AgentStream, OutOfOrder, least_loaded
 from agent.local.events import Started
 from agent.local.progress import State, advance
+from agent.local.strangers import Strangers
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 
@@ -49,6 +50,7 @@ class Dispatcher:
         self.book = book
         self.rules = rules
         self.streams: dict[str, AgentStream] = {}
+        self.strangers = Strangers(rules.resume_grace)
         self.ready = asyncio.Event()
         self.stopping = False
 
@@ -62,6 +64,7 @@ class Dispatcher:
     def stop(self) -> None:
         """End all streams and forget all timers."""
         self.stopping = True
+        self.strangers.stop()
         for stream in self.streams.values():
             stream.close()
         for entry in self.book.entries():
@@ -119,6 +122,8 @@ class Dispatcher:
     async def name(self, stream: AgentStream, session: SessionState) -> None:
         """Answer for a session that an agent holds: go on, or drop it."""
         key = session.key
+        if self.book.find(key.action_id) is None:
+            self.strangers.wait(stream, session)
         entry = self.current(stream, key)
         if entry is None or stream.closed:
             return
@@ -131,23 +136,7 @@ class Dispatcher:
         self.book.record(entry, progress, then=bound.set)
         await self.book.store.until(bound)
         if entry.stream is stream and not stream.closed:
-            stream.send(wire.SchedulerMessage(resume=self.resume(entry, adopted=session.adopted)))
-
-    def resume(self, entry: Entry, *, adopted: bool) -> wire.Resume:
-        """Say from where a session goes on: all of it is stored."""
-        progress = entry.progress
-        secrets = {name: entry.run.secrets[name] for name in entry.plan.secrets} if adopted else {}
-        return translate.resume_message(
-            Resume(
-                key=progress.key,
-                seq=progress.seq,
-                cursor=Cursor.decode(progress.cursor),
-                stage=progress.stage,
-                command=progress.command,
-                cancel=Cancel(message=progress.cancel) if progress.cancel is not None else None,
-                secrets=secrets,
-            )
-        )
+            stream.resume(entry, adopted=session.adopted)
 
     def take(self, entry: Entry, stream: AgentStream) -> None:
         """Bind an action to the stream of the agent that has it."""
@@ -204,14 +193,26 @@ class Dispatcher:
             PipelineExists: the id is another pipeline's.
             StoreFailed: nothing more can be stored.
         """
-        await self.book.submit(run_id, asked, secrets)
+        run = await self.book.submit(run_id, asked, secrets)
+        for entry in run.entries.values():
+            if (found := self.strangers.claim(entry.action_id)) is not None:
+                await self.recognise(entry, *found)
         self.place()
+
+    async def recognise(self, entry: Entry, stream: AgentStream, session: SessionState) -> None:
+        """Have an action go on where it runs; all of it is told again."""
+        if not stream.closed and entry.progress.state is State.WAITING:
+            same = replace(entry.progress, attempt=session.key.attempt, claim=session.key.claim)
+            self.book.record(entry, same.given(stream.agent_id, time.time()), [Started(stream.agent_id)])
+            await self.name(stream, session)
 
     def place(self) -> None:
         """Give waiting actions to agents with free slots, the least loaded first."""
         if self.stopping or self.book.store.unusable:
             return
         for entry in list(self.book.ready()):
+            if entry.action_id in self.strangers.waiting:
+                continue
             stream = least_loaded(self.streams.values())
             if stream is None:
                 return
@@ -270,7 +271,8 @@ class Dispatcher:
         """Return the action that an agent speaks of if it may, else tell it to drop it."""
         entry = self.book.find(key.action_id)
         if entry is None:
-            stream.discard(key, "the scheduler does not know this action")
+            if not self.strangers.holds(key):
+                stream.discard(key, "the scheduler does not know this action")
         elif key.attempt != entry.progress.attempt:
             stream.discard(key, f"attempt {key.attempt} is superseded by attempt {entry.progress.attempt}")
         elif key.claim < entry.progress.claim:

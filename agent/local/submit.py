@@ -160,6 +160,10 @@ class Client:
             try:
                 await self.follower.follow(self.events(request))
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND and self.follower.position:
+                    say("the scheduler has lost its memory: submitted again")
+                    self.follower.position = 0
+                    continue
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
                 if error.code() not in AGAIN or loop.time() >= deadline:

@@ -48,7 +48,8 @@ class Outbox:
 
     `on_forgotten(key, resume)` is called when the scheduler wants events again that it had acknowledged before: it has
     lost its memory. The session then calls `outlet.restart(resume.seq)` and tells its story again; its events are held
-    until it does. Without a callback what is still kept is numbered anew, behind a notice of the gap.
+    until it does. When it returns False (a reply without a session) what is still kept is numbered anew, behind a
+    notice of the gap.
 
     `ignored` counts, by kind, what the scheduler said that made no sense.
     """
@@ -61,7 +62,7 @@ class Outbox:
         self.metrics = metrics
         self.wake = asyncio.Event()
         self.ignored: Counter[str] = Counter()
-        self.on_forgotten: Callable[[Key, Resume], None] | None = None
+        self.on_forgotten: Callable[[Key, Resume], bool] = lambda key, resume: False
         self.uploader: Uploader | None = None
         self.outlets: dict[tuple[str, int], Outlet] = {}
         self.turns: deque[Outlet] = deque()
@@ -230,13 +231,12 @@ class Outbox:
             acknowledged=outlet.acknowledged,
             wanted=resume.seq + 1,
         )
-        if self.on_forgotten is None:
+        outlet.hold()
+        if not self.on_forgotten(outlet.key, resume):
             lost = outlet.acknowledged - resume.seq
             notice = f"[sealci] {lost} events before this were lost by the scheduler and cannot be sent again\n"
             outlet.restart(resume.seq, keep=True, notice=LogChunk(notice.encode(), None, Source.AGENT))
             return True
-        outlet.hold()
-        self.on_forgotten(outlet.key, resume)
         return False
 
     def mine(self, key: Key) -> Outlet | None:

@@ -27,29 +27,40 @@ class Observer:
 
     def open(self) -> None:
         """Begin to watch, or go on after `close`."""
-        self.process = subprocess.Popen(
+        self.closing = threading.Event()
+        self.process = self.watch()
+        self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
+        self.reader.start()
+
+    def watch(self) -> subprocess.Popen[str]:
+        """Begin to watch."""
+        return subprocess.Popen(
             [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
-        self.reader.start()
 
     def read(self) -> None:
-        """Take every event as it comes."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.states.append(json.loads(line)["object"])
+        """Take every event as it comes; a watch that ends, as with an API server that is restarted, is begun again."""
+        while True:
+            with self.process as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if not line.endswith("\n"):
+                        break  # cut off
+                    self.states.append(json.loads(line)["object"])
+            if self.closing.wait(0.1):
+                return
+            self.process = self.watch()
 
     def close(self) -> None:
         """Stop to watch."""
-        self.process.terminate()
-        self.process.wait(10)
-        self.reader.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.closing.set()
+        while self.reader.is_alive():
+            self.process.terminate()
+            self.reader.join(0.2)
 
     def pods(self, action_id: str) -> list[Object]:
         """Return every state that the pods of an action had, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,9 @@ def test_an_agent_that_leaves_hands_its_sessions_over(own_lab: Lab) -> None:
     own_lab.agent(**QUICK)
     first.process.send_signal(signal.SIGTERM)
     assert first.process.wait(30) == 0
-    assert '"handed_over": 1' in first.log
+    last = first.log.splitlines()[-1]
+    assert '"event": "left"' in last
+    assert '"handed_over": 1' in last
     check_whole(submission)
 
 
@@ -68,3 +71,6 @@ def test_a_frozen_agent_that_thaws_does_nothing_that_counts(own_lab: Lab) -> Non
     check_whole(submission)
     until(lambda: "session ended" in second.log, "the second does not end it", 30)
     assert '"outcome": "succeeded"' not in first.log
+    until(lambda: "another agent has adopted" in first.log, "it does not notice")
+    deleted = re.findall(r'requests_total\{code="\w+",resource="pods",verb="delete"\} (\S+)', first.get("/metrics")[1])
+    assert set(deleted) == {"0.0"}, "it has deleted what is another's"

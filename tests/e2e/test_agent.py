@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, start_scheduler, until
+from tests.e2e.observer import remains
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +24,12 @@ def metric(text: str, name: str, **labels: str) -> float:
             if sample.name == name and labels.items() <= sample.labels.items():
                 return sample.value
     raise AssertionError(f"no {name} {labels}")
+
+
+def last_words(agent: Agent) -> tuple[str, int, int]:
+    """Return what the last line of its log says: what was finished, and what was handed over."""
+    line = json.loads(agent.log.splitlines()[-1])
+    return line["event"], line["finished"], line["handed_over"]
 
 
 def test_without_a_scheduler_it_says_so_once_and_becomes_ready_when_one_comes(own_lab: Lab, tmp_path: Path) -> None:
@@ -72,7 +80,20 @@ def test_a_term_lets_what_runs_end(own_lab: Lab) -> None:
     agent.process.terminate()
     assert submission.wait()["a"].outcome == ("succeeded", None, 0)
     assert agent.process.wait(30) == 0
-    assert '"finished": 1' in agent.log
+    assert last_words(agent) == ("left", 1, 0)
+
+
+def test_a_second_term_cancels_what_runs_cleans_and_leaves(own_lab: Lab) -> None:
+    agent = own_lab.agent()
+    submission = own_lab.start({"a": {"image": BUSYBOX, "commands": ["echo begun; sleep 600"]}})
+    submission.until_running("a", "begun")
+    agent.process.terminate()
+    until(lambda: '"event": "draining"' in agent.log, "it does not drain")
+    agent.process.terminate()
+    assert submission.wait()["a"].outcome[:2] == ("cancelled", "CANCELLED")
+    assert agent.process.wait(30) == 0
+    assert not remains(own_lab.namespace)
+    assert last_words(agent) == ("left", 1, 0)
 
 
 def test_wrong_settings_are_refused_with_their_key() -> None:

@@ -66,6 +66,10 @@ class RecordingOutlet:
         if self.sink.upload_errors:
             raise self.sink.upload_errors.pop(0)
 
+    def restart(self, seq: int) -> None:
+        """Forget what a scheduler has forgotten."""
+        del self.events[seq:]
+
     def close(self) -> None:
         """Note the end."""
         self.closed += 1

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -113,7 +114,8 @@ class World:
         self.scheduler.peer.send(action=translate.action_message(action))
         name = await self.made()
         self.api.logs[name, "action"] = b""
-        running = {"name": "action", "started": True, "state": {"running": {"startedAt": AT}}}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
         await self.api.status(name, phase="Running", containerStatuses=[running])
         await self.scheduler.until(
             lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage"))

@@ -15,8 +15,22 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from agent.actions import Action, Cancel, Key, LogChunk, Readiness
-from agent.errors import Refused
+from agent.actions import (
+    Accepted,
+    Action,
+    ArtifactSummary,
+    Cancel,
+    Event,
+    Finished,
+    Key,
+    LeftOut,
+    LogChunk,
+    Outcome,
+    Readiness,
+    Result,
+    StageChanged,
+)
+from agent.errors import Reason, Refused, Stage
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler
@@ -244,6 +258,68 @@ async def test_a_stream_that_ends_is_opened_again(
         await scheduler.until(lambda: bool(again.health))
         assert agent.sample("stream_reconnects_total", reason=reason) == 1
         assert (await agent.handlers.got("registered", 2)) == (60.0, 60.0)
+
+
+async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go_on(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    async with rig(scheduler, token_file=token) as agent:
+        peer = await scheduler.connected()
+        outlet = agent.outbox.open(ACTION.key)
+        await outlet.send(LogChunk(b"one\n"))
+        await outlet.settled()
+        scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
+        peer.end(grpc.StatusCode.UNAUTHENTICATED, "expired")
+        await outlet.send(LogChunk(b"two\n"))
+        await agent.tried(3)
+        assert len(scheduler.peers) in (3, 4), "it spins: a try without a wait before it"
+        token.write_text("second")
+        scheduler.denial = None
+        await scheduler.connected(2)
+        await outlet.settled()
+        assert [each.authorization for each in scheduler.peers][:: len(scheduler.peers) - 1] == [
+            "Bearer first",
+            "Bearer second",
+        ]
+        assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
+        # A write into the stream that ends may hide the first status.
+        assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.pauses - 1
+
+
+async def test_a_message_that_is_too_large_ends_its_stream_and_no_session(scheduler: FakeScheduler) -> None:
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        outlet = agent.outbox.open(ACTION.key)
+        await outlet.send(LogChunk(b"one\n"))
+        await outlet.settled()
+        peer.send(drain=wire.Drain(message="x" * (5 << 20)))
+        await scheduler.connected(2)
+        await outlet.send(LogChunk(b"two\n"))
+        await outlet.settled()
+        assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
+        assert agent.sample("stream_reconnects_total", reason="error") == 1
+        assert "drain" not in [name for name, _ in agent.handlers.calls]
+
+
+async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler) -> None:
+    endless = "\N{SNOWMAN}" * (2 << 20)
+    said: list[Event] = [
+        Accepted(endless),
+        StageChanged(Stage.SETUP, endless),
+        LogChunk(bytes(64 << 10)),
+        ArtifactSummary(1, 1, (LeftOut(b"p" * 4096, endless[: 16 << 10]),) * 1_000, 1_000),
+        Finished(Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, message=endless)),
+    ]
+    async with rig(scheduler) as agent:
+        await scheduler.connected()
+        outlet = agent.outbox.open(ACTION.key)
+        for event in said:
+            await outlet.send(event)
+        await outlet.settled()
+        assert [event.seq for event in scheduler.stored[ACTION.key.attempt_key]] == [1, 2, 3, 4, 5]
+        assert agent.pauses == 0, "the scheduler's gRPC refused a message, and ended the stream"
 
 
 async def test_a_scheduler_that_lives_but_does_not_answer_is_left(scheduler: FakeScheduler) -> None:

@@ -165,7 +165,12 @@ async def test_a_scheduler_that_restarts_with_its_memory_gets_the_rest(scheduler
 async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: FakeScheduler) -> None:
     forgotten: asyncio.Queue[tuple[Key, Resume]] = asyncio.Queue()
     async with rig(scheduler) as agent:
-        agent.outbox.on_forgotten = lambda key, resume: forgotten.put_nowait((key, resume))
+
+        def forget(key: Key, resume: Resume) -> bool:
+            forgotten.put_nowait((key, resume))
+            return True
+
+        agent.outbox.on_forgotten = forget
         await agent.handlers.got("registered")  # so that this registration names no session
         outlet = agent.outbox.open(KEY)
         for number in (1, 2):

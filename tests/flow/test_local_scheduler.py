@@ -336,7 +336,7 @@ async def test_cancelling_ends_what_waits_and_asks_for_what_runs(tmp_path: Path)
 
 
 async def test_a_finished_session_that_is_named_is_discarded(tmp_path: Path) -> None:
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler:
         async with FakeAgent(scheduler.address) as agent:
             await queue(scheduler)
             action = await agent.action()
@@ -499,6 +499,36 @@ async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) ->
         "one\n",
         "two\n",
     ]
+
+
+async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes_again(tmp_path: Path) -> None:
+    output = io.StringIO()
+    async with open_scheduler("127.0.0.1:0", tmp_path / "old", Access()) as scheduler:
+        address = scheduler.address
+        target = Target(address, tls=False)
+        client = asyncio.create_task(
+            submit(target, pipeline.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
+        )
+        async with FakeAgent(address) as agent:
+            key = translate.key(await agent.action())
+            await agent.event(key, LogChunk(b"one\n"))
+            await agent.acknowledged(key, 1)
+    key = Key(key.action_id, 2, 3)  # also an attempt and a claim that a fresh scheduler would not begin with
+    async with (
+        open_scheduler(address, tmp_path / "new", Access()) as scheduler,
+        FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,
+    ):
+        resume = await agent.take("resume")
+        assert isinstance(resume, wire.Resume)
+        assert (translate.key(resume), resume.seq) == (key, 0)
+        await agent.event(key, LogChunk(b"one\n"), seq=1)
+        await agent.event(key, LogChunk(b"two\n"), seq=2)
+        await agent.event(key, Finished(FAILURE), seq=3)
+        async with asyncio.timeout(10):
+            assert await client is ExitCode.FAILED
+        run_id = key.action_id.partition("/")[0]
+        assert (tmp_path / "new" / run_id / "a.log").read_bytes() == b"one\ntwo\n"
+        assert "action" not in agent.received, "begun a second time"
 
 
 async def test_no_secret_is_left_when_a_pipeline_has_ended(tmp_path: Path) -> None:

@@ -291,7 +291,12 @@ async def test_sessions_without_an_answer_go_on(outbox: Outbox) -> None:
 
 async def test_a_scheduler_that_forgot_is_handed_to_the_session(outbox: Outbox) -> None:
     calls: list[tuple[Key, Resume]] = []
-    outbox.on_forgotten = lambda key, resume: calls.append((key, resume))
+
+    def forgotten(key: Key, resume: Resume) -> bool:
+        calls.append((key, resume))
+        return True
+
+    outbox.on_forgotten = forgotten
     outlet = await filled(outbox, 3)
     drain(outbox)
     outbox.ack(KEY, 2)

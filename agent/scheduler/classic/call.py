@@ -100,6 +100,9 @@ class Call:
             raise SchedulerError("this agent keeps no files")
         await self.folder.keep(self.key, parts)
 
+    def restart(self, seq: int) -> None:
+        """Do nothing: over this wire nobody asks for anything again."""
+
     def close(self) -> None:
         """End the call of a session that has no outcome: its agent was told to end at once."""
         if not self.done.is_set():

@@ -24,6 +24,10 @@ from agent.scheduler.translate.fields import (
 )
 from agent.scheduler.wire import agent_pb2 as wire
 
+# Together with paths of 4 KiB a fifth of what gRPC lets through at the most; one byte more would end the stream.
+MAX_LEFT_OUT = 100
+MAX_WHY = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
@@ -81,7 +85,9 @@ def summary_message(summary: domain.ArtifactSummary) -> wire.ArtifactSummary:
     return wire.ArtifactSummary(
         files=summary.files,
         bytes=summary.bytes,
-        left_out=[wire.LeftOut(path=each.path, why=words(each.why)) for each in summary.left_out],
+        left_out=[
+            wire.LeftOut(path=each.path, why=words(each.why)[:MAX_WHY]) for each in summary.left_out[:MAX_LEFT_OUT]
+        ],
         left_out_files=summary.left_out_files,
     )
 

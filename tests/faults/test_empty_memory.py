@@ -1,0 +1,53 @@
+"""The scheduler dies and its folder is lost while an action runs on the real cluster: it is told all of it again."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, Lab, start_scheduler, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LINES = 40
+COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.25; done; echo made > file"
+WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", namespace)
+    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
+    lab = Lab(namespace, tmp_path, scheduler={"reconnect_max": "0.5s"})
+    try:
+        yield lab
+    finally:
+        lab.close()
+        kube.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.mark.timeout(180)
+def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(lab: Lab) -> None:
+    agent = lab.agent()
+    submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
+    submission.cancelled = True  # it says that the scheduler has lost its memory
+    submission.until_running("count", "line 5\n")
+    lab.scheduler.kill()
+    lab.scheduler.wait(10)
+    shutil.rmtree(lab.folder / "scheduler")
+    lab.scheduler, _ = start_scheduler(lab.folder, lab.address)
+    report = submission.wait()["count"]
+    assert "lost its memory" in submission.errors
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text == f"start\n{WHOLE}end\n"
+    assert report.files["file"].read_text() == "made\n"
+    pods = {pod["metadata"]["uid"] for pod in lab.observer.states if pod["metadata"]["labels"]}
+    assert len(pods) == 1, "the commands ran twice"
+    assert "has forgotten events" in agent.log
