@@ -381,7 +381,7 @@ async def test_a_client_that_never_reads_is_gone_after_a_while() -> None:
         await world.backend.until(lambda: bool(world.backend.environments))
         await world.until_clean()
         completed = world.metrics.actions_completed
-        assert completed.labels("cancelled", "commands", "CANCELLED", "user")._value.get() == 1
+        assert completed.labels("cancelled", "commands", "CANCELLED", "")._value.get() == 1
         call.cancel()
 
 
