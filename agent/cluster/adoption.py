@@ -26,7 +26,6 @@ Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 CONFLICT = 409
-
 LOOK = 1.0
 LONGEST_PAUSE = 60.0
 

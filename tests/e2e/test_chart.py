@@ -106,6 +106,13 @@ def test_installed_it_is_ready_with_its_replicas_registered_and_runs_an_action(l
     assert pod["spec"]["serviceAccountName"] == f"{release.namespace}-{release.deployment}-actions"
 
 
+def test_helm_test_finds_everything_well(lab: Lab, release: Release) -> None:
+    told = release.helm("test", release.name, "--logs", "--timeout", "180s")
+    for check in ("right: create pods", "probe: pod runs", "probe: log", "probe: exec", "probe: pod deleted"):
+        assert check in told, told
+    assert "FAILED" not in told
+
+
 def test_the_agents_are_restricted_and_get_no_settings_from_services(release: Release) -> None:
     for pod in release.agents():
         spec = pod["spec"]

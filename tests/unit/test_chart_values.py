@@ -44,6 +44,12 @@ def test_the_values_hold_every_setting_that_the_chart_does_not_set_itself() -> N
     assert held == model - generated.SET_BY_CHART
 
 
+def test_every_section_reaches_the_agents_file() -> None:
+    text = (generated.CHART / "templates" / "_settings.tpl").read_text("utf-8")
+    (listed,) = re.findall(r"range \$section := list (.*?) -}}", text)
+    assert tuple(json.loads(f"[{','.join(listed.split())}]")) == SECTIONS
+
+
 def test_the_agent_reads_the_values_as_its_own_defaults(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     values = {section: VALUES[section] for section in SECTIONS}

@@ -1,7 +1,7 @@
 {{- /* The agents' settings file: the values' lower half, with what the chart knows better. Never a secret. */ -}}
 {{- define "sealci-agent.settings" -}}
 {{- $settings := dict -}}
-{{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "logging" -}}
+{{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "metrics" "traces" "logging" -}}
 {{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
 {{- end -}}
 {{- $_ := set $settings.scheduler "address" (include "sealci-agent.schedulerAddress" .) -}}
