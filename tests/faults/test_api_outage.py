@@ -1,7 +1,8 @@
-"""The real API server is stopped for a minute under actions that run."""
+"""The real API server is stopped for a minute under actions that run, and restarted in the middle of what agents do."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -86,3 +87,26 @@ def test_a_minute_without_the_api_server_loses_nothing_and_nobody_adopts(own_lab
     assert [counted(agent, "sessions_adopted_total") for agent in agents] == [0, 0, 0]
     assert scheduler_log.read_text().count(READY) == ready + 3
     print(f"{len(ACTIONS)} actions, 3 agents, {lasted:.0f} s without an API server, DEGRADED after {noticed:.1f} s")
+
+
+MAKE = "dd if=/dev/urandom of=big bs=1M count=200 2>/dev/null; sha256sum big"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("moment", ["set-up", "copy", "delete"])
+def test_an_api_server_that_is_restarted_in_the_middle_breaks_nothing(own_lab: Lab, moment: str) -> None:
+    agent = own_lab.agent(**QUICK)
+    event = {"set-up": ("stage", "setup"), "copy": ("stage", "artifacts"), "delete": ("finished", "artifacts")}[moment]
+    submission = own_lab.start({"make": {"image": BUSYBOX, "commands": [MAKE]}})
+    submission.until("make", lambda report: any((each["event"], each.get("stage")) == event for each in report.events))
+    own_lab.observer.close()
+    kube.provider("restart", "apiserver")
+    own_lab.observer.open()
+    report = submission.wait()["make"]
+    assert report.outcome == ("succeeded", None, 0), report
+    with report.files["big"].open("rb") as file:
+        assert report.text.split()[0] == hashlib.file_digest(file, "sha256").hexdigest()
+    check_first(own_lab, report)
+    until(lambda: counted(agent, "environments") == 0, "the environment is not removed", 60)
+    assert counted(agent, "cleanup_failures_total") == 0
+    print(f"restarted in the {moment}: {counted(agent, 'artifact_retries_total'):.0f} copies made again")

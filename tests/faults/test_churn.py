@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from agent.local.events import PipelineEvent
     from tests.faults.storm import Measure, Replica
 
+pytestmark = pytest.mark.alone
 SEED = int(os.environ.get("CHURN_SEED", "20261124"))
 AT_ONCE = 4 * REPLICAS
 PATIENCE = 300.0

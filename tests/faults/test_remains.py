@@ -1,0 +1,144 @@
+"""What nobody owns is swept, counted when it is gone and said when it cannot be; on the real cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, until
+from tests.e2e.observer import remains
+from tests.faults import lost
+from tests.faults.lost import PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(300)
+Object = dict[str, Any]
+SWEEPING = {"cluster": {"sweep_interval": "1s", "delete_timeout": "2s"}}
+RIGHTS = [
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "patch"]},
+    {"apiGroups": [""], "resources": ["pods/log", "pods/exec"], "verbs": ["get", "create"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "verbs": ["create", "list", "watch", "patch", "delete"],
+    },
+]
+DELETE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with lost.lab_of(tmp_path) as lab:
+        yield lab
+
+
+def sample(agent: Agent, name: str) -> float:
+    """Return one series of an agent."""
+    found = re.search(rf"^sealci_agent_{re.escape(name)} (\S+)$", agent.get("/metrics")[1], re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def stray(lab: Lab, agent_id: str, **metadata: Any) -> None:
+    """Make a pod that carries the labels of an agent, and no session."""
+    labels = {
+        "app.kubernetes.io/managed-by": "sealci-agent",
+        "sealci.dev/pool": lab.pool,
+        "sealci.dev/agent": agent_id,
+        "sealci.dev/claim": "1",
+    }
+    container = {"name": "action", "image": BUSYBOX, "command": ["sleep", "1000"]}
+    spec = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+    meta = {"name": "stray", "namespace": lab.namespace, "labels": labels, **metadata}
+    kube.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+
+
+def agent_id(lab: Lab) -> str:
+    """Return who holds the one Lease of the pool."""
+    leases = kube.get("leases", "-n", lab.namespace, "-l", f"sealci.dev/pool={lab.pool}")
+    assert len(leases) == 1
+    return str(leases[0]["spec"]["holderIdentity"])
+
+
+def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(lab: Lab) -> None:
+    agent = lab.agent(**SWEEPING)
+    submission = lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
+    lost.until_begun(submission, "lives")
+    stray(lab, agent_id(lab), finalizers=["example.org/kept"])
+    until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
+    assert sample(agent, "cleanup_failures_total") > 0
+    assert sample(agent, 'swept_total{kind="pod"}') == 0
+    assert "example.org/kept" in agent.log
+    kube.kubectl("patch", "pod", "-n", lab.namespace, "stray", "-p", '{"metadata":{"finalizers":null}}')
+    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "what was swept is not counted", 60)
+    assert sample(agent, "remains") == 0
+    assert len(lost.uids(lab, "lives")) == 1, "a living session was swept"
+    submission.cancel()
+    assert submission.wait(60)["lives"].outcome[0] == "cancelled"
+
+
+def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(lab: Lab, tmp_path: Path) -> None:
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "agent", "namespace": lab.namespace}}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": rbac["metadata"]}
+    subject = {"kind": "ServiceAccount", "name": "agent", "namespace": lab.namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "agent"}
+    binding = {**rbac, "kind": "RoleBinding", "subjects": [subject], "roleRef": role}
+    kube.apply(account, {**rbac, "kind": "Role", "rules": RIGHTS}, binding)
+    config = json.loads(kube.kubectl("config", "view", "--raw", "-o", "json"))
+    config["users"][0]["user"] = {"token": kube.kubectl("create", "token", "agent", "-n", lab.namespace).strip()}
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    cluster = SWEEPING["cluster"] | {"kubeconfig": str(tmp_path / "kubeconfig")}
+    agent = lab.agent(cluster=cluster, environment={"user_namespaces": "always"})
+    report = lab.one(BUSYBOX, "echo hello", artifacts="none")
+    assert report.outcome == ("succeeded", None, 0), report
+    until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
+    assert sample(agent, "cleanup_failures_total") > 0
+    assert "cannot delete resource" in agent.log
+    assert lost.pod(lab, "action")
+    kube.apply({**rbac, "kind": "Role", "rules": [*RIGHTS, DELETE]})
+    until(lambda: sample(agent, "remains") == 0, "what can be removed is not", 60)
+    until(lambda: not remains(lab.namespace), "it remains", 30)
+    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "it is not counted", 30)
+
+
+def test_cleanup_when_no_agent_lives_any_more(lab: Lab) -> None:
+    agent = lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
+    secret = {"TOKEN": "s3cret-of-cleanup"}
+    submission = lab.start({"a": {"image": BUSYBOX, "commands": [PLAIN], "secrets": ["TOKEN"]}}, secret_values=secret)
+    lost.until_begun(submission, "a")
+    agent.kill()
+    pod = lost.pod(lab, "a")["metadata"]["name"]
+    stale = f"would delete Lease {lab.namespace}/"
+    dry = until(lambda: cleaned(lab, "--dry-run") if stale in cleaned(lab, "--dry-run") else "", "no Lease is stale")
+    assert f"would delete {lab.namespace}/{pod}" in dry
+    assert len(remains(lab.namespace)) == 2
+    assert f"deleted {lab.namespace}/{pod}" in cleaned(lab)
+    until(lambda: not remains(lab.namespace), "something remains", 30)
+    assert kube.get("leases", "-n", lab.namespace) == []
+    assert "0 environments" in cleaned(lab)
+    submission.process.send_signal(signal.SIGKILL)
+    submission.process.wait(10)
+
+
+def cleaned(lab: Lab, *more: str) -> str:
+    """Run `sealci-agent cleanup`; returns what it says."""
+    settings = ["--set", f"agent.pool={lab.pool}", "--set", f"cluster.namespace={lab.namespace}"]
+    done = subprocess.run(
+        [*COMMAND, "cleanup", *settings, *more],
+        env=kube.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
