@@ -81,7 +81,8 @@ def test_the_api_server_takes_what_the_chart_makes(file: Path, namespace: str, t
     apart = "cluster" in values
     if apart:
         values["cluster"]["namespace"] = namespace
-    objects = template(values, "--namespace", namespace if not apart else "default")
+    # The pod of `helm test` needs the ServiceAccount, which a dry run does not make; test_chart.py runs it.
+    objects = template(values, "--no-hooks", "--namespace", namespace if not apart else "default")
     words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
     told = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
     assert len(told.splitlines()) == len(objects)
@@ -138,6 +139,11 @@ WRONG: dict[str, tuple[Object, str]] = {
     "a secret as a value": ({"credentials": {"token": {"value": "secret"}}}, "'value'"),
     "a switch that is none": ({"podMonitor": {"enabled": "maybe"}}, "/podMonitor/enabled"),
     "no scheduler": ({"scheduler": {"address": ""}}, "scheduler.address is empty"),
+    "everyone may run actions": ({"scheduler": {"address": "s:1", "protocol": "classic"}}, "schedulerFrom must name"),
+    "no classic demo": (
+        {"scheduler": {"address": "", "protocol": "classic"}, "demoScheduler": {"enabled": True}},
+        "does not speak classic",
+    ),
     "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
     "no namespace of its own": ({"actions": {"createNamespace": True}}, "cluster.namespace must name"),
 }
@@ -184,6 +190,21 @@ def test_a_long_name_stays_unique_and_legal() -> None:
     other = helm("template", "rel", str(CHART), "--namespace", "another", values={**MINIMAL, **long})
     roles = [of_kind(each, "Role")[0] for each in (objects, list(yaml.safe_load_all(other.stdout)))]
     assert roles[0]["metadata"]["name"] != roles[1]["metadata"]["name"]
+
+
+def test_only_a_classic_scheduler_reaches_the_port_for_actions() -> None:
+    (file,) = (each for each in FILES if each.name.startswith("classic"))
+    values = yaml.safe_load(file.read_text())
+    objects = template(values)
+    (deployment,) = of_kind(objects, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "actions", "containerPort": 7081, "protocol": "TCP"} in container["ports"]
+    (host,) = (each for each in container["env"] if each["name"] == "SEALCI_SCHEDULER__CLASSIC__HOST")
+    assert host["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    policy = next(each for each in of_kind(objects, "NetworkPolicy") if "actions" not in each["metadata"]["name"])
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    peers = values["networkPolicy"]["agent"]["schedulerFrom"]
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": 8080}]}, {"ports": [{"port": 7081}], "from": peers}]
 
 
 def test_autoscalers_own_the_number_of_replicas() -> None:

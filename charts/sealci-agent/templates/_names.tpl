@@ -148,6 +148,19 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether the scheduler dials the agents back; who may is no secret of theirs, so it must be said. */ -}}
+{{- define "sealci-agent.classic" -}}
+{{- if eq .Values.scheduler.protocol "classic" -}}
+{{- if include "sealci-agent.demo" . -}}
+{{- fail "scheduler.protocol: the demo scheduler does not speak classic, name yours in scheduler.address" -}}
+{{- end -}}
+{{- if not (or .Values.networkPolicy.agent.schedulerFrom .Values.scheduler.classic.ca_file) -}}
+{{- fail "networkPolicy.agent.schedulerFrom must name the scheduler: with scheduler.protocol=classic whoever reaches an agent can run actions" -}}
+{{- end -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- /* Whether the agents speak to the demo scheduler, which is plaintext. */ -}}
 {{- define "sealci-agent.demo" -}}
 {{- if and .Values.demoScheduler.enabled (not .Values.scheduler.address) -}}true{{- end -}}
