@@ -35,6 +35,7 @@ from agent.traces import Traces
 if TYPE_CHECKING:
     from agent.actions import Action, Cancel, Key, Resume
     from agent.cluster.pods import PodEnvironment
+    from agent.cluster.workbench import Workbench
     from agent.errors import ActionFailed
     from agent.settings import Settings
 
@@ -51,7 +52,14 @@ MOST_ADOPTED = 500
 class App:
     """One agent. `stop` asks it to leave; a second time, at once."""
 
-    def __init__(self, settings: Settings, client: Client, tasks: asyncio.TaskGroup, traces: Traces) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        tasks: asyncio.TaskGroup,
+        traces: Traces,
+        workbench: Workbench | None = None,
+    ) -> None:
         identity = Identity.of(settings.agent.id, VERSION)
         self.settings = settings
         self.client = client
@@ -59,6 +67,7 @@ class App:
         self.metrics = client.metrics
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
+        self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.classic: Classic | None = None
@@ -276,7 +285,9 @@ class App:
         self.stopping.set()
 
 
-async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None) -> int:
+async def serve(
+    settings: Settings, on_start: asyncio.Future[App] | None = None, workbench: Workbench | None = None
+) -> int:
     """Run one agent to its end; returns the exit code of the process.
 
     Raises:
@@ -288,7 +299,7 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
     code = 0
     try:
         async with asyncio.TaskGroup() as tasks:
-            app = App(settings, client, tasks, traces)
+            app = App(settings, client, tasks, traces, workbench)
             if on_start is not None:
                 on_start.set_result(app)
             await app.run()
@@ -319,3 +330,11 @@ def tracing(settings: Settings) -> Traces:
         missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
         raise SettingsError(missing) from error
     return OpenTelemetry(settings.traces, settings.agent, VERSION)
+
+
+def stop_when_made(made: asyncio.Future[App], why: str) -> None:
+    """Ask an agent to leave, also when it is only being made."""
+    if made.done():
+        made.result().stop(why)
+    else:
+        made.add_done_callback(lambda made: made.result().stop(why))

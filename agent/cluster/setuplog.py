@@ -127,6 +127,18 @@ def by_time(events: list[Object]) -> list[Object]:
     return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
+async def described(client: Client, path: str, pod: Object) -> str:
+    """Return what the cluster says of a pod whose commands failed: its containers, and what was warned of."""
+    try:
+        events = await events_of(client, path.rsplit("/", 1)[0], pod["metadata"]["uid"])
+    except ClusterError as error:
+        return "\n".join(["Containers:", *container_lines(pod), f"Its events cannot be read: {error.message}"])
+    warnings = [event for event in events if event.get("type") != "Normal"]
+    told = ["Warnings among its events:", *event_lines(warnings)] if warnings else []
+    told = told or [f"Events: {len(events)}, none of them a warning"]
+    return "\n".join(["Containers:", *container_lines(pod), *told])
+
+
 def text(pod: Object | None, seen: SetupFailed | Lost, events: list[str], output: str) -> str:
     """Write the set-up log."""
     failed = "The environment could not be set up" if isinstance(seen, SetupFailed) else "The environment was lost"
