@@ -8,6 +8,7 @@ that is restarted. Leaving is in this order: drain, sessions end, the stream is 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from agent.scheduler.classic.link import Classic
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
+from agent.statuspage import Snapshot, page, seen
 from agent.traces import Traces
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from agent.cluster.workbench import Workbench
     from agent.errors import ActionFailed
     from agent.settings import Settings
+    from agent.statuspage import SessionRow
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +50,7 @@ HTTP_START = 10.0
 NOTICE = 1.0
 LAST_WORDS = 2.0
 MOST_ADOPTED = 500
+LATELY = 50
 
 
 class App:
@@ -60,7 +64,7 @@ class App:
         traces: Traces,
         workbench: Workbench | None = None,
     ) -> None:
-        identity = Identity.of(settings.agent.id, VERSION)
+        self.identity = identity = Identity.of(settings.agent.id, VERSION)
         self.settings = settings
         self.client = client
         self.tasks = tasks
@@ -79,7 +83,9 @@ class App:
         self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
         self.sessions.on_change = self.health.changed
         self.outbox.on_forgotten = self.sessions.forgotten
-        self.http = Http(settings.http, self.metrics, self.not_ready)
+        self.http = Http(settings.http, self.metrics, self.not_ready, self.page)
+        self.lately: deque[SessionRow] = deque(maxlen=LATELY)
+        self.sessions.on_end = lambda session: self.lately.appendleft(seen(session))
         self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
@@ -158,6 +164,21 @@ class App:
             cluster_reachable=self.client.reachable,
             message=trouble,
             remains=self.sweep.remaining,
+        )
+
+    def page(self) -> str:
+        """Return the status page."""
+        return page(
+            Snapshot(
+                version=VERSION,
+                pool=self.settings.agent.pool,
+                agent_id=self.identity.agent_id,
+                health=self.current_health(),
+                not_ready=self.not_ready(),
+                finished=self.sessions.finished,
+                running=[seen(session) for session in self.sessions.living.values() if session.outcome is None],
+                lately=list(self.lately),
+            )
         )
 
     def not_ready(self) -> str:
