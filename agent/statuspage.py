@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from agent.actions import Readiness, Result
+from agent.errors import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:64rem;padding:1rem;background:var(--paper);color:var(--ink);
 font:16px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+header span{overflow-wrap:anywhere;min-width:0}
 header{display:flex;flex-wrap:wrap;gap:.25rem 1rem;align-items:baseline}
 h1{font-size:1.3rem;margin:0}h2{font-size:1rem;margin:1.6rem 0 .5rem}
 .dim{color:var(--dim)}.good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}.run{color:var(--run)}
@@ -75,6 +77,7 @@ def seen(session: Session) -> SessionRow:
     """Return what is shown of a session now."""
     now = time.monotonic()
     stages = dict(session.stage_seconds)
+    stages.pop(Stage.ADMISSION, None)
     if session.outcome is None:
         stages[session.stage] = stages.get(session.stage, 0.0) + now - session.stage_began
     return SessionRow(
@@ -155,6 +158,11 @@ def row(session: SessionRow) -> str:
 def clock(seconds: float) -> str:
     """Return a time for people."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours}\N{NO-BREAK SPACE}h {minutes}\N{NO-BREAK SPACE}min"
+        if hours
+        else f"{minutes}\N{NO-BREAK SPACE}min {rest}\N{NO-BREAK SPACE}s"
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import structlog
 
+from agent.cluster.supervisor import RECORD
 from agent.cluster.waiting import STARTING
 from agent.errors import ClusterError, Reason
 from agent.observations import Lost, SetupFailed, Waiting
@@ -164,7 +165,8 @@ def container_lines(pod: Object) -> Iterator[str]:
     status = pod.get("status", {})
     for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
         for kind, state in each.get("state", {}).items():
-            words = [state.get("reason", ""), state.get("message", "")]
+            # What the supervisor wrote down there is for the agent.
+            words = [state.get("reason", ""), RECORD.sub("", state.get("message", ""))]
             if "exitCode" in state:
                 words.insert(0, f"exit code {state['exitCode']}")
             said = ": ".join(word.strip() for word in words if word.strip())

@@ -143,7 +143,7 @@ async def lingered(session: Session, environment: Environment, outcome: Outcome)
     except Interrupted:
         return
     if said:
-        await session.say(said)
+        await session.say(said, Source.SETUP)
 
 
 async def explained(session: Session, failure: ActionFailed) -> Outcome:

@@ -75,9 +75,9 @@ class LiveView(View):
         if not lines:
             return
         style = "" if source is Source.COMMANDS else "dim"
-        if self.single:
+        if self.single and source is not Source.SETUP:  # that stands in the block of its failure
             self.begun().console.print(Text("\n").join(styled(line, style) for line in lines), soft_wrap=True)
-        else:
+        elif not self.single:
             self.recent.setdefault(name, deque(maxlen=MOST_LINES)).extend(lines)
 
     def begun(self) -> Live:

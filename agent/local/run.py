@@ -272,8 +272,8 @@ class Drive:
     async def finish(self) -> None:
         """Show how it went, here and in the files that were asked for."""
         report = self.follower.report
-        if self.wishes.artifacts is None:
-            report.folder = ""
+        # As it was given: a person knows where that is.
+        report.folder = str(self.wishes.artifacts or "")
         for file in self.wishes.reports:
             await asyncio.to_thread(summary.write, report, file)
         try:

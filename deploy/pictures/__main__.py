@@ -48,9 +48,9 @@ def main() -> None:
 def terminal(namespace: str, folder: Path) -> None:
     """Picture a run in its middle and at its end."""
     file = Path(__file__).with_name("pipeline.yaml")
-    command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", str(folder / "out")]
+    command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", "out"]
     command += ["--set", "policy.default_cpu=5m"]
-    screen = Screen(command, kube.environment(), columns=WIDTH, lines=46)
+    screen = Screen(command, kube.environment(), columns=WIDTH, lines=46, cwd=str(folder))
     screen.until("✔ build", "unit  commands", "lint  commands", "test_4 ... ok", timeout=120)
     save(screen, "run-tree", "sealci-agent run pipeline.yaml")
     code, _ = screen.finish()

@@ -29,9 +29,15 @@ class Screen:
     """One program on a terminal of its own."""
 
     def __init__(
-        self, command: Sequence[str], env: dict[str, str], *, columns: int = 120, lines: int = 40, history: int = 2000
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        *,
+        columns: int = 120,
+        lines: int = 40,
+        cwd: str | None = None,
     ) -> None:
-        self.display = pyte.HistoryScreen(columns, lines, history=history)
+        self.display = pyte.HistoryScreen(columns, lines, history=2000)
         self.stream = pyte.ByteStream(self.display)
         self.raw = bytearray()
         self.changed = threading.Condition()
@@ -46,6 +52,7 @@ class Screen:
         self.process = subprocess.Popen(
             list(command),
             env={**plain, "TERM": "xterm-256color"},
+            cwd=cwd,
             stdin=slave,
             stdout=slave,
             stderr=slave,

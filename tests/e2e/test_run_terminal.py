@@ -209,10 +209,12 @@ def test_keep_leaves_the_environment_and_says_how_to_look(desk: Desk) -> None:
 def test_a_failure_opens_a_shell(desk: Desk) -> None:
     actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
     screen = desk.run(actions, "--shell-on-failure")
-    screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace # ", timeout=90)
+    screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
     screen.type("cat file; stty size; sleep 100\r")
     screen.until("here", "40 120")
     screen.type("\x03")
+    # The terminal throws away what is typed before the signal has come.
+    screen.until("^C")
     screen.type("echo still $((40 + 2))\r")
     screen.until("still 42")
     screen.type("exit\r")

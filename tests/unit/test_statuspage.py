@@ -43,7 +43,7 @@ def test_whatever_is_said_stays_text() -> None:
 
 
 def test_it_says_how_the_agent_is() -> None:
-    text = shown().text
+    text = shown().text.replace("\N{NO-BREAK SPACE}", " ")
     for part in ("ready", "reachable", "1 of 4", "run/1", "1 min 15 s", "setup 2.0 s · commands 1 min 13 s"):
         assert part in text
     away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)
