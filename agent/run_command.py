@@ -6,6 +6,8 @@ Lives as long as one invocation; with `--watch` it runs the file again whenever 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shlex
 import sys
 import tempfile
@@ -88,15 +90,17 @@ class Choices:
     assignments: tuple[str, ...]
 
 
-def names_of_actions(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of an action of the file that stands on the command line already."""
     from agent.local.pipeline import load as load_pipeline
 
-    try:
-        pipeline = load_pipeline(Path(context.params["file"]))
-    except (AgentError, KeyError, TypeError):
-        return []
-    return [each.name for each in pipeline.actions if each.name.startswith(incomplete)]
+    # An option whose value is being typed keeps click from reading the line; the shell hands all of it over.
+    words = os.environ.get("COMP_WORDS", "").split()
+    names: list[str] = []
+    for file in (Path(word) for word in words[2:] if Path(word).is_file()):
+        with contextlib.suppress(AgentError):
+            names += [each.name for each in load_pipeline(file).actions if each.name.startswith(incomplete)]
+    return names
 
 
 @click.command(help=HELP, short_help="Run a pipeline FILE on the current Kubernetes context.")
