@@ -140,6 +140,7 @@ class PodEnvironment:
         self.client = pods.client
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
         self.uid = ""
+        self.filled = ""  # the uid of the pod whose workspace is complete
         self.asked = False
         self.left = False
         self.model: Object | None = None  # of an adopted pod, from which it can be made again
@@ -357,8 +358,10 @@ class PodEnvironment:
 
     async def fill(self) -> None:
         """Bring the person's tree into the workspace."""
-        if self.pods.workbench is not None:
+        # A session that tells everything again comes here again, and its commands may run.
+        if self.pods.workbench is not None and self.filled != self.uid:
             await self.pods.workbench.fill(self.client, self.holder, self.pods.settings.environment.workspace)
+            self.filled = self.uid
 
     async def linger(self, outcome: Outcome) -> str:
         """Let the person look inside before it is removed, or keep it; returns what the cluster says of a failure."""
