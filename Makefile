@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart clean
+.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ soak: setup cluster-up images ## a million log lines, and a thousand actions und
 
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
 	$(BIN)/python deploy/demo
+
+pictures: setup cluster-up images ## the pictures of the README, from real runs
+	$(BIN)/python deploy/pictures
 
 chart: setup ## write what in the chart follows from the settings and the values' comments
 	$(BIN)/python deploy/chart

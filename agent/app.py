@@ -8,6 +8,7 @@ that is restarted. Leaving is in this order: drain, sessions end, the stream is 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,16 @@ from agent.scheduler.classic.link import Classic
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
+from agent.statuspage import Snapshot, page, seen
 from agent.traces import Traces
 
 if TYPE_CHECKING:
     from agent.actions import Action, Cancel, Key, Resume
     from agent.cluster.pods import PodEnvironment
+    from agent.cluster.workbench import Workbench
     from agent.errors import ActionFailed
     from agent.settings import Settings
+    from agent.statuspage import SessionRow
 
 log = structlog.get_logger(__name__)
 
@@ -46,19 +50,28 @@ HTTP_START = 10.0
 NOTICE = 1.0
 LAST_WORDS = 2.0
 MOST_ADOPTED = 500
+LATELY = 50
 
 
 class App:
     """One agent. `stop` asks it to leave; a second time, at once."""
 
-    def __init__(self, settings: Settings, client: Client, tasks: asyncio.TaskGroup, traces: Traces) -> None:
-        identity = Identity.of(settings.agent.id, VERSION)
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        tasks: asyncio.TaskGroup,
+        traces: Traces,
+        workbench: Workbench | None = None,
+    ) -> None:
+        self.identity = identity = Identity.of(settings.agent.id, VERSION)
         self.settings = settings
         self.client = client
         self.tasks = tasks
         self.metrics = client.metrics
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
+        self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.classic: Classic | None = None
@@ -70,7 +83,9 @@ class App:
         self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
         self.sessions.on_change = self.health.changed
         self.outbox.on_forgotten = self.sessions.forgotten
-        self.http = Http(settings.http, self.metrics, self.not_ready)
+        self.http = Http(settings.http, self.metrics, self.not_ready, self.page)
+        self.lately: deque[SessionRow] = deque(maxlen=LATELY)
+        self.sessions.on_end = lambda session: self.lately.appendleft(seen(session))
         self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
@@ -149,6 +164,21 @@ class App:
             cluster_reachable=self.client.reachable,
             message=trouble,
             remains=self.sweep.remaining,
+        )
+
+    def page(self) -> str:
+        """Return the status page."""
+        return page(
+            Snapshot(
+                version=VERSION,
+                pool=self.settings.agent.pool,
+                agent_id=self.identity.agent_id,
+                health=self.current_health(),
+                not_ready=self.not_ready(),
+                finished=self.sessions.finished,
+                running=[seen(session) for session in self.sessions.living.values() if session.outcome is None],
+                lately=list(self.lately),
+            )
         )
 
     def not_ready(self) -> str:
@@ -276,7 +306,9 @@ class App:
         self.stopping.set()
 
 
-async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None) -> int:
+async def serve(
+    settings: Settings, on_start: asyncio.Future[App] | None = None, workbench: Workbench | None = None
+) -> int:
     """Run one agent to its end; returns the exit code of the process.
 
     Raises:
@@ -288,7 +320,7 @@ async def serve(settings: Settings, on_start: asyncio.Future[App] | None = None)
     code = 0
     try:
         async with asyncio.TaskGroup() as tasks:
-            app = App(settings, client, tasks, traces)
+            app = App(settings, client, tasks, traces, workbench)
             if on_start is not None:
                 on_start.set_result(app)
             await app.run()
@@ -319,3 +351,11 @@ def tracing(settings: Settings) -> Traces:
         missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
         raise SettingsError(missing) from error
     return OpenTelemetry(settings.traces, settings.agent, VERSION)
+
+
+def stop_when_made(made: asyncio.Future[App], why: str) -> None:
+    """Ask an agent to leave, also when it is only being made."""
+    if made.done():
+        made.result().stop(why)
+    else:
+        made.add_done_callback(lambda made: made.result().stop(why))

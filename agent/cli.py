@@ -7,7 +7,6 @@ version, 130 interrupted. Imports of the heavy parts are inside the commands, so
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from pathlib import Path
@@ -18,23 +17,22 @@ import yaml
 
 from agent import journal
 from agent.errors import AgentError, SettingsError
-from agent.quantities import seconds
+from agent.options import configured, duration, flags, read_pipeline
+from agent.run_command import run
 from agent.settings import LoggingSettings, Settings, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agent.app import App
     from agent.cluster.sweep import Cleaned
-    from agent.local.pipeline import Pipeline
 
 USAGE, INFRASTRUCTURE = 2, 3
+NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
 
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence."""
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name=NAME, complete_var=COMPLETE)
     except click.exceptions.Exit as left:
         sys.exit(left.exit_code)
     except click.Abort:
@@ -55,31 +53,7 @@ def cli() -> None:
     """The SealCI agent: runs each CI action in a Kubernetes pod of its own and leaves nothing behind."""
 
 
-def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options with which every setting can be given."""
-    command = click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="a setting, as in --set agent.slots=20"
-    )(command)
-    return click.option(
-        "--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with settings (SEALCI_CONFIG)"
-    )(command)
-
-
-def flags(assignments: tuple[str, ...], **more: dict[str, Any]) -> dict[str, Any]:
-    """Turn `a.b=value` into nested settings; values are read as YAML. Settings in `more` come first."""
-    result: dict[str, Any] = {section: dict(values) for section, values in more.items()}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {assignment}: KEY=VALUE is wanted")
-        *sections, last = key.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise click.UsageError(f"--set {assignment}: {section} is no section")
-        place[last] = yaml.safe_load(value) if value else ""
-    return result
+cli.add_command(run)
 
 
 @cli.command()
@@ -94,120 +68,13 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 async def until_stopped(settings: Settings) -> int:
     """Serve; the first signal drains, the second cancels."""
     from agent.app import serve as serve_agent
+    from agent.app import stop_when_made
 
     loop = asyncio.get_running_loop()
     made: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_when_made, made, signal.Signals(number).name)
     return await serve_agent(settings, made)
-
-
-def stop_when_made(made: asyncio.Future[App], why: str) -> None:
-    """Ask the agent to leave, also when it is only being made."""
-    if made.done():
-        made.result().stop(why)
-    else:
-        made.add_done_callback(lambda made: made.result().stop(why))
-
-
-async def until_set(settings: Settings, stop: asyncio.Event) -> None:
-    """Serve beside something else, until `stop` is set and nothing of any session remains.
-
-    Raises:
-        AgentError: it could not begin, or ended by itself.
-    """
-    from agent.app import serve as serve_agent
-
-    made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve_agent(settings, made), name="agent")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            stop_when_made(made, "the pipeline has ended")
-        await asyncio.wait({serving})
-        serving.result()
-    finally:
-        stopped.cancel()
-        serving.cancel()
-        await asyncio.wait({serving, stopped})
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), help="where logs and files are put")
-@click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
-@click.option("--context", default="", help="context of the kubeconfig")
-@click.option("--namespace", default="", help="namespace to run in")
-@click.option("--timeout", default="", metavar="DURATION", help="for the whole pipeline, as in 10m")
-@click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
-@click.option("--verbose", "-v", is_flag=True, help="show the agent's own log")
-@configured
-def run(file: Path, artifacts: Path | None, output: str, timeout: str, secrets_file: Path | None, **more: Any) -> None:
-    """Run a pipeline FILE on the current Kubernetes context: the same engine, a scheduler in memory.
-
-    \b
-    Exit codes: 0 succeeded, 1 an action failed, 2 usage, 3 infrastructure, 130 interrupted.
-    """
-    from agent.local.run import Endpoint, Patience, run_pipeline
-
-    pipeline, secrets = read_pipeline(file, secrets_file)
-    settings = run_settings(**more)
-    journal.configure(settings.logging)
-
-    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
-        scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "protocol": "stream"}
-        own = settings.scheduler.model_copy(
-            update={**scheduler, "tls": settings.scheduler.tls.model_copy(update=PLAIN)}
-        )
-        await until_set(settings.model_copy(update={"scheduler": own}), stop)
-
-    patience = Patience(timeout=duration("--timeout", timeout) if timeout else None)
-    work = run_pipeline(pipeline, engine=engine, secrets=secrets, artifacts=artifacts, output=output, patience=patience)
-    sys.exit(asyncio.run(work))
-
-
-PLAIN = {"enabled": False}
-
-
-def run_settings(
-    context: str, namespace: str, verbose: bool, config: Path | None, assignments: tuple[str, ...]
-) -> Settings:
-    """Return the settings of a run: a pool of its own, no port that could be taken, a quiet log."""
-    import secrets
-
-    cluster = {key: value for key, value in (("context", context), ("namespace", namespace)) if value}
-    return load(
-        config,
-        flags(
-            assignments,
-            cluster=cluster,
-            agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
-            http={"host": "127.0.0.1", "port": 0},
-            logging={"level": "info" if verbose else "error"},
-        ),
-    )
-
-
-def read_pipeline(file: Path, secrets_file: Path | None) -> tuple[Pipeline, dict[str, str]]:
-    """Read a pipeline file and the values of the secrets that it names."""
-    from agent.local.document import FileWrong
-    from agent.local.pipeline import load as load_pipeline
-    from agent.local.secrets import SecretMissing, find_secrets
-
-    try:
-        pipeline = load_pipeline(file)
-        return pipeline, find_secrets(pipeline.secrets, os.environ, secrets_file)
-    except (FileWrong, SecretMissing, OSError) as error:
-        raise SettingsError(str(error)) from error
-
-
-def duration(option: str, text: str) -> float:
-    """Read a duration given as an option."""
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}") from error
 
 
 @cli.command()
@@ -335,3 +202,21 @@ def version() -> None:
     from agent.app import VERSION
 
     click.echo(VERSION)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a SHELL complete commands, options and names of actions.
+
+    \b
+    bash:  source <(sealci-agent completion bash)       in ~/.bashrc
+    zsh:   source <(sealci-agent completion zsh)        in ~/.zshrc
+    fish:  sealci-agent completion fish | source        in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    if made is None:
+        raise click.UsageError(f"there is no completion for {shell}")
+    click.echo(made(cli, {}, NAME, COMPLETE).source())

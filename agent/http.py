@@ -1,4 +1,4 @@
-"""One port for people and machines that watch the agent: `/metrics`, `/livez`, `/readyz`.
+"""One port for people and machines that watch the agent: `/`, `/metrics`, `/livez`, `/readyz`.
 
 Lives as long as the agent. Liveness is the event loop's own beat and depends on nothing outside: a scheduler or a
 cluster that is away must not restart an agent that has sessions.
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 BEAT = 1.0
 STALLED = 15.0
+POLICY = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Http:
-    """Serves the port; `ready` returns "" or why the agent is not ready."""
+    """Serves the port; `ready` returns "" or why the agent is not ready, `page` the status page."""
 
-    def __init__(self, settings: HttpSettings, metrics: Metrics, ready: Callable[[], str]) -> None:
+    def __init__(
+        self, settings: HttpSettings, metrics: Metrics, ready: Callable[[], str], page: Callable[[], str]
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.ready = ready
+        self.page = page
         self.beat = time.monotonic()
         self.port = 0
 
@@ -42,6 +51,8 @@ class Http:
         application.router.add_get("/metrics", self.on_metrics)
         application.router.add_get("/livez", self.on_livez)
         application.router.add_get("/readyz", self.on_readyz)
+        if self.settings.status_page:
+            application.router.add_get("/", self.on_page)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         try:
@@ -55,6 +66,10 @@ class Http:
                 self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT))
         finally:
             await runner.cleanup()
+
+    async def on_page(self, request: web.Request) -> web.Response:
+        """Show how the agent is."""
+        return web.Response(text=self.page(), content_type="text/html", charset="utf-8", headers=POLICY)
 
     async def on_metrics(self, request: web.Request) -> web.Response:
         """Answer a scrape."""

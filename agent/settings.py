@@ -234,10 +234,11 @@ class LogSettings(Section):
 
 
 class HttpSettings(Section):
-    """The port for probes and metrics."""
+    """The port for probes, metrics and the status page."""
 
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - probes come from the kubelet
     port: int = Field(8080, ge=0, le=65535, description="0: any free port")
+    status_page: bool = Field(True, description="show sessions, outcomes and health at /, to whoever reaches the port")
 
 
 def rising(bounds: tuple[float, ...]) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import aiohttp
-from kubernetes.aio.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL
+from kubernetes.aio.stream.ws_client import ERROR_CHANNEL, RESIZE_CHANNEL, STDERR_CHANNEL, STDIN_CHANNEL, STDOUT_CHANNEL
 
 from agent.cluster.client import whole_seconds
 from agent.errors import ClusterError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.client import Client
 
-PROTOCOL = "v4.channel.k8s.io"  # v5 adds only the end of stdin, which is not used
+PROTOCOL = "v4.channel.k8s.io"  # v5 adds only the end of stdin; who reads it here is told its size
 MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
@@ -69,20 +69,33 @@ class ExecStream:
     Args:
         argv: the command; no shell reads it.
         seconds: until it is given up, counted from the entry.
+        stdin: whether something is sent to it; tty: whether it runs on a terminal of its own.
         silence: seconds without a byte, and without an answer to a ping, after which the connection counts as dead.
 
     Raises:
         ExecError: on entry and while iterating; iteration ends only with a status.
     """
 
+    STDIN, RESIZE = STDIN_CHANNEL, RESIZE_CHANNEL
+
     def __init__(
-        self, client: Client, target: Target, argv: Sequence[str], *, seconds: float, silence: float = 30.0
+        self,
+        client: Client,
+        target: Target,
+        argv: Sequence[str],
+        *,
+        seconds: float,
+        silence: float = 30.0,
+        stdin: bool = False,
+        tty: bool = False,
     ) -> None:
         self.client = client
         self.target = target
         self.argv = argv
         self.seconds = seconds
         self.silence = silence
+        self.stdin = stdin
+        self.tty = tty
         self.stderr = bytearray()
         self._status = bytearray()
         self._exit_code: int | None = None
@@ -119,6 +132,17 @@ class ExecStream:
         await self._hang_up()  # again: a watch that was cancelled before its first step never did
         if not self._watch.cancelled() and (failure := self._watch.exception()):
             raise failure
+
+    async def send(self, data: bytes, *, channel: int = STDIN_CHANNEL) -> None:
+        """Send bytes to the command, or to its terminal; returns when the connection has room for more.
+
+        Raises:
+            ExecError: the connection is gone.
+        """
+        try:
+            await self._socket.send_bytes(bytes([channel]) + data)
+        except (aiohttp.ClientError, OSError) as error:
+            raise ExecError(f"{self._where} broke: {error!r}", retryable=True) from error
 
     def __aiter__(self) -> Self:
         return self
@@ -203,7 +227,10 @@ class ExecStream:
     async def _handshake(self) -> aiohttp.ClientWebSocketResponse:
         api, target = self.client.api, self.target
         query = [("command", word) for word in self.argv]
-        query += [("container", target.container), ("stdout", "true"), ("stderr", "true")]
+        query += [("container", target.container), ("stdout", "true")]
+        # A terminal has one output.
+        query += [("stdin", "true")] if self.stdin else []
+        query += [("tty", "true")] if self.tty else [("stderr", "true")]
         path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/exec"
         _, url, headers, *_ = await api.param_serialize("GET", path, query_params=query, auth_settings=["BearerToken"])
         rest = api.rest_client

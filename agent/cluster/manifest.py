@@ -26,13 +26,17 @@ Object = dict[str, Any]
 ACTION, FILES, REPOSITORY = "action", "files", "repository"
 ADOPTION_LIMIT = 300.0
 READY_FOLDER = "/.sealci"
+READY = f"{READY_FOLDER}/ready"
 CREDENTIALS = "/etc/sealci/credentials"
 HOME = "/home/action"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the agent knows of an environment that it makes: enough to make it and to judge it."""
+    """What the agent knows of an environment that it makes: enough to make it and to judge it.
+
+    `held`: the workspace is within reach whatever files are wanted; `filled`: somebody else lets the commands begin.
+    """
 
     action: Action
     name: str
@@ -42,11 +46,13 @@ class Plan:
     timeout: float
     user_namespace: bool = False
     owner: Object | None = None
+    held: bool = False
+    filled: bool = False
 
     @property
     def wants_files(self) -> bool:
         """Whether a files container is part of the environment."""
-        return self.action.artifacts.when is not When.NEVER
+        return self.held or self.action.artifacts.when is not When.NEVER
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
@@ -150,7 +156,7 @@ def action(plan: Plan, settings: Settings) -> Object:
                 nonce=plan.nonce,
                 workspace=workspace,
                 wait_for_files=plan.wants_files,
-                ready_path=f"{READY_FOLDER}/ready",
+                ready_path=READY,
             )
         ),
         "workingDir": workspace,
@@ -227,7 +233,7 @@ def files(plan: Plan, settings: Settings) -> Object:
         "command": literally(
             holder_command(
                 workspace=settings.environment.workspace,
-                ready_path=f"{READY_FOLDER}/ready",
+                ready_path="" if plan.filled else READY,
                 seconds=plan.timeout + settings.policy.pull_timeout + seconds,
             )
         ),

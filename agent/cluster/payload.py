@@ -1,8 +1,8 @@
 """Packs programs of ours into a command that any container with Python can run.
 
-The programs (`workspace`, `globs`, `collector`) stand here as ordinary modules, so that they are typed, linted and
-tested; what travels is their text without comments and docstrings, compressed, as one argument of `python3 -c`. `-I`
-matters: without it a file `zlib.py` in the workspace would be run in place of the library.
+The programs (`workspace`, `globs`, `collector`, `filler`) stand here as ordinary modules, so that they are typed,
+linted and tested; what travels is their text without comments and docstrings, compressed, as one argument of
+`python3 -c`. `-I` matters: without it a file `zlib.py` in the workspace would be run in place of the library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from agent.cluster import collector, globs, workspace
+from agent.cluster import collector, filler, globs, workspace
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,6 +32,12 @@ def holder() -> tuple[str, ...]:
 def collect() -> tuple[str, ...]:
     """Return the command that streams files out; `collector.main` says what its arguments are."""
     return (*PYTHON, packed(workspace, globs, collector))
+
+
+@cache
+def fill() -> tuple[str, ...]:
+    """Return the command that fills the workspace; `filler.main` says what its arguments are."""
+    return (*PYTHON, packed(workspace, filler))
 
 
 def packed(*modules: ModuleType) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agent.actions import Result
 from agent.cluster import again, annotation, files, logbody, logs, manifest, setuplog, supervisor
 from agent.cluster import exec as execs
 from agent.cluster.archive import Limits as ArchiveLimits
@@ -33,9 +34,10 @@ from agent.observations import FINAL, Lost, SetupFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.actions import Action, ArtifactRules, Cursor, FilePart
+    from agent.actions import Action, ArtifactRules, Cursor, FilePart, Outcome
     from agent.cluster.client import Client
     from agent.cluster.watch import PodWatch
+    from agent.cluster.workbench import Workbench
     from agent.metrics import Metrics
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Observation
     from agent.settings import Settings
@@ -58,6 +60,7 @@ class Pods:
         self.agent_id = agent_id
         self.user_namespaces = False
         self.known = False  # whether it is settled what the cluster can do
+        self.workbench: Workbench | None = None
         self.owner: Object | None = None
         self.held: dict[str, PodEnvironment] = {}
         self.claimed: set[str] = set()  # asked for, and not held yet: no remains
@@ -116,6 +119,8 @@ class Pods:
             timeout=action.timeout or settings.policy.default_timeout,
             user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
             owner=self.owner,
+            held=self.workbench is not None and self.workbench.holds,
+            filled=self.workbench is not None and self.workbench.tree is not None,
         )
 
     def superseded(self, pod: Object) -> PodEnvironment | None:
@@ -135,6 +140,7 @@ class PodEnvironment:
         self.client = pods.client
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
         self.uid = ""
+        self.filled = ""  # the uid of the pod whose workspace is complete
         self.asked = False
         self.left = False
         self.model: Object | None = None  # of an adopted pod, from which it can be made again
@@ -327,10 +333,9 @@ class PodEnvironment:
         """Copy files out within `seconds`, the wait for a turn included; the last item is `Collected`."""
         settings = self.pods.settings.artifacts
         end = time.monotonic() + seconds
-        target = execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, target, argv, seconds=seconds)
+            return execs.ExecStream(self.client, self.holder, argv, seconds=seconds)
 
         async with self.pods.copies:
             limits = ArchiveLimits(
@@ -343,6 +348,36 @@ class PodEnvironment:
             async with aclosing(files.collect(open_exec, rules, limits, workspace=workspace)) as items:
                 async for item in items:
                     yield item
+
+    # ---- somebody's own `run`
+
+    @property
+    def attended(self) -> bool:
+        """Whether a person at a terminal has a hand in the environment."""
+        return self.pods.workbench is not None
+
+    async def fill(self) -> None:
+        """Bring the person's tree into the workspace."""
+        # A session that tells everything again comes here again, and its commands may run.
+        if self.pods.workbench is not None and self.filled != self.uid:
+            await self.pods.workbench.fill(self.client, self.holder, self.pods.settings.environment.workspace)
+            self.filled = self.uid
+
+    async def linger(self, outcome: Outcome) -> str:
+        """Let the person look inside before it is removed, or keep it; returns what the cluster says of a failure."""
+        bench, pod = self.pods.workbench, self.watched.pod
+        if bench is None or pod is None or outcome.result is Result.CANCELLED:
+            return ""
+        workspace = self.pods.settings.environment.workspace
+        said = await bench.look(self.client, self.path, pod, outcome, self.holder, workspace)
+        if bench.keep:
+            self.leave()
+        return said
+
+    @property
+    def holder(self) -> execs.Target:
+        """The container that holds the workspace."""
+        return execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
 
     # ---- remains
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import structlog
 
+from agent.cluster.supervisor import RECORD
 from agent.cluster.waiting import STARTING
 from agent.errors import ClusterError, Reason
 from agent.observations import Lost, SetupFailed, Waiting
@@ -127,6 +128,18 @@ def by_time(events: list[Object]) -> list[Object]:
     return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
+async def described(client: Client, path: str, pod: Object) -> str:
+    """Return what the cluster says of a pod whose commands failed: its containers, and what was warned of."""
+    try:
+        events = await events_of(client, path.rsplit("/", 1)[0], pod["metadata"]["uid"])
+    except ClusterError as error:
+        return "\n".join(["Containers:", *container_lines(pod), f"Its events cannot be read: {error.message}"])
+    warnings = [event for event in events if event.get("type") != "Normal"]
+    told = ["Warnings among its events:", *event_lines(warnings)] if warnings else []
+    told = told or [f"Events: {len(events)}, none of them a warning"]
+    return "\n".join(["Containers:", *container_lines(pod), *told])
+
+
 def text(pod: Object | None, seen: SetupFailed | Lost, events: list[str], output: str) -> str:
     """Write the set-up log."""
     failed = "The environment could not be set up" if isinstance(seen, SetupFailed) else "The environment was lost"
@@ -152,7 +165,8 @@ def container_lines(pod: Object) -> Iterator[str]:
     status = pod.get("status", {})
     for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
         for kind, state in each.get("state", {}).items():
-            words = [state.get("reason", ""), state.get("message", "")]
+            # What the supervisor wrote down there is for the agent.
+            words = [state.get("reason", ""), RECORD.sub("", state.get("message", ""))]
             if "exitCode" in state:
                 words.insert(0, f"exit code {state['exitCode']}")
             said = ": ".join(word.strip() for word in words if word.strip())

@@ -82,12 +82,19 @@ def trace(path: str, facts: os.stat_result) -> bytes:
 
 
 def hold(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
-    """Write SNAPSHOT of WORKSPACE, create READY, and wait for TERM, at most SECONDS."""
+    """Write SNAPSHOT of WORKSPACE, create READY, and wait for TERM, at most SECONDS; READY "" is left to `filler`."""
     end = time.monotonic() + seconds
     # PID 1 has no default action for TERM, and inherits orphans that nobody else would reap.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if ready:
+        let_begin(workspace, snapshot, ready)
+    time.sleep(max(0.0, end - time.monotonic()))
+
+
+def let_begin(workspace: str, snapshot: str, ready: str) -> None:
+    """Write SNAPSHOT of WORKSPACE, then create READY, for which the commands wait."""
     take_snapshot(workspace, snapshot)
     # Whoever reads of our end knows by this whether the commands can have begun.
     try:
@@ -96,7 +103,6 @@ def hold(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
     except OSError:
         pass  # not in a container
     os.close(os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-    time.sleep(max(0.0, end - time.monotonic()))
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.actions import Action, ArtifactRules, Cursor, FilePart
+    from agent.actions import Action, ArtifactRules, Cursor, FilePart, Outcome
     from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
 
 
@@ -93,6 +93,20 @@ class Environment(Protocol):
         Raises:
             ClusterError: it broke; `retryable` when a new call may bring all of it.
         """
+
+    @property
+    def attended(self) -> bool:
+        """Whether somebody at a terminal has a hand in it: only then are `fill` and `linger` called."""
+
+    async def fill(self) -> None:
+        """Complete the workspace before the commands begin.
+
+        Raises:
+            ActionFailed: it cannot be completed.
+        """
+
+    async def linger(self, outcome: Outcome) -> str:
+        """Stay until nobody looks at it any more; returns what is to be said of a failure."""
 
     async def remove(self) -> None:
         """Delete what was created and return when the API says it is gone, by force after a while; never raises

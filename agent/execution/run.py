@@ -64,6 +64,8 @@ async def tell(session: Session, environment: Environment, begin: Beginning, set
         outcome = await explained(session, failure)
     except Interrupted as interrupted:
         outcome = session.interrupted(interrupted.wish)
+    if environment.attended:
+        await lingered(session, environment, outcome)
     await session.finish(outcome)
 
 
@@ -106,6 +108,8 @@ async def begun(session: Session, environment: Environment) -> None:
     for last in (False, True):
         seen = await session.guarded(waited(session, environment))
         if isinstance(seen, (Running, Exited)):
+            if environment.attended and isinstance(seen, Running):
+                await session.guarded(environment.fill())
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
@@ -129,6 +133,17 @@ async def waited(session: Session, environment: Environment) -> Observation | No
                 return seen
             await session.enter(Stage.SETUP, seen.detail)
     return None
+
+
+async def lingered(session: Session, environment: Environment, outcome: Outcome) -> None:
+    """Let who sits at the terminal look at the environment before it is removed; a wish that comes now ends that."""
+    session.serve_wish()
+    try:
+        said = await session.guarded(environment.linger(outcome))
+    except Interrupted:
+        return
+    if said:
+        await session.say(said, Source.SETUP)
 
 
 async def explained(session: Session, failure: ActionFailed) -> Outcome:

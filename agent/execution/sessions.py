@@ -62,6 +62,7 @@ class Sessions:
         self.draining = False
         self.finished = 0
         self.on_change: Callable[[], None] = lambda: None
+        self.on_end: Callable[[Session], None] = lambda session: None
         metrics.slots.set(settings.agent.slots)
         metrics.slots_available.set(settings.agent.slots)
         for stage in LIVES:
@@ -255,6 +256,7 @@ class Sessions:
             log.info("session left without an outcome", stage=session.stage.value)
             return
         self.finished += 1
+        self.on_end(session)
         self.count(session.outcome, time.monotonic() - session.began)
         for stage, phase in PHASES.items():
             if stage in session.stage_seconds:

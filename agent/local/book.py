@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from agent.local.events import Happening
     from agent.local.pipeline import Pipeline, PipelineAction
     from agent.local.store import Loaded
+    from agent.local.uploads import Upload
+    from agent.local.view import Transfer
     from agent.local.wire import local_pb2 as wire
 
 log = structlog.get_logger()
@@ -62,6 +64,7 @@ class Entry:
     stored_seq: int = 0
     lost: asyncio.TimerHandle | None = None
     files: list[FileStored] = field(default_factory=list)
+    upload: Upload | None = None
     uploading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -308,6 +311,11 @@ class Book:
         if key.claim != entry.progress.claim:
             raise NotCurrent(f"claim {entry.progress.claim} owns {key.action_id}, not {key.claim}")
         return entry
+
+    def transfers(self, run_id: str) -> dict[str, Transfer]:
+        """Return what is being copied right now, by action."""
+        entries = self.get(run_id).entries.values()
+        return {entry.plan.name: entry.upload.transfer() for entry in entries if entry.upload is not None}
 
     async def uploaded(self, entry: Entry, files: Sequence[FileStored]) -> None:
         """Take note of the files that are in place now; returns when that is stored.

@@ -10,19 +10,20 @@ import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import AgentError
 from agent.local import messages
 from agent.local.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from agent.local.console import View
+    from agent.local.view import View
     from agent.local.wire import local_pb2 as wire
 
-Shown = TypeVar("Shown")
+TICK = 0.12
+PATIENCE = 2.0
 
 
 class OutputClosed(AgentError):
@@ -44,37 +45,81 @@ class Interruptions:
     def listening(self) -> Iterator[None]:
         """Count the signals of the process meanwhile."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal that is closed ends the pipeline too, unless nohup wants it to go on.
+        hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+        numbers = [signal.SIGINT, signal.SIGTERM, *hang_up]
+        for number in numbers:
             loop.add_signal_handler(number, self.interrupt)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
 
 class Follower:
-    """Shows a pipeline and remembers how it went; `position` is of the last event shown."""
+    """Shows a pipeline and remembers how it went; `position` is of the last event shown.
+
+    Whoever holds `screen` has the terminal for itself.
+    """
 
     def __init__(self, view: View) -> None:
         self.view: View | None = view
         self.report = Report()
         self.position = 0
+        self.screen = asyncio.Lock()
 
     async def follow(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
-        """Show events until they end.
+        """Show events until they end, and between them that time goes by.
 
         Raises:
             OutputClosed: the output cannot be written; called again, it goes on silently.
         """
+        clock = asyncio.create_task(self.tick(), name="clock of the view")
+        taking = asyncio.create_task(self.take(stream), name="events of the pipeline")
+        try:
+            await asyncio.wait({clock, taking}, return_when=asyncio.FIRST_COMPLETED)
+            if clock.done():
+                clock.result()
+            await taking
+        finally:
+            await end(clock)
+            await end(taking)
+
+    async def take(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
+        """Show events until they end."""
         async for message in stream:
             event = messages.decode(message)
             self.position = message.position
             if event is None:
                 continue
             self.report.add(event)
-            if self.view is not None:
-                await self.shown(self.view.show, event)
+            async with self.screen:
+                await self.shown("show", event)
+
+    async def tick(self) -> None:
+        """Let the view show that time goes by; returns when there is nothing to show on."""
+        while self.view is not None:
+            await asyncio.sleep(TICK)
+            async with self.screen:
+                await self.shown("tick")
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Give the terminal to somebody else meanwhile.
+
+        Raises:
+            OutputClosed: the output cannot be written.
+        """
+        async with self.screen:
+            await self.shown("hold")
+            yield
+
+    async def tell(self, text: str) -> None:
+        """Tell the person something beside the pipeline's own output; a terminal that is held up is not waited for."""
+        with contextlib.suppress(TimeoutError, OutputClosed):
+            async with asyncio.timeout(PATIENCE), self.held():
+                await asyncio.to_thread(say, text)
 
     async def close(self) -> None:
         """Show how it went.
@@ -82,13 +127,19 @@ class Follower:
         Raises:
             OutputClosed: the output cannot be written.
         """
-        if self.view is not None:
-            await self.shown(self.view.close, self.report)
+        async with self.screen:
+            await self.shown("close", self.report)
 
-    async def shown(self, show: Callable[[Shown], None], what: Shown) -> None:
-        """Show something on a thread: a terminal that is held, or a full pipe, must not hold the loop."""
+    async def shown(self, method: str, *what: object) -> None:
+        """Call the view on a thread: a terminal that is held, or a full pipe, must not hold the loop.
+
+        Raises:
+            OutputClosed: the output cannot be written.
+        """
+        if self.view is None:
+            return
         try:
-            await asyncio.to_thread(show, what)
+            await asyncio.to_thread(getattr(self.view, method), *what)
         except OSError as error:
             self.view = None
             mute()

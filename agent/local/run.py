@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets as randomness
 import sys
 import tempfile
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
-from agent.errors import AgentError
-from agent.local.console import View, open_view
+from agent.errors import AgentError, SettingsError
+from agent.local import summary
+from agent.local.console import open_view
 from agent.local.dispatch import Rules
 from agent.local.following import Follower, Interruptions, OutputClosed, end, say
 from agent.local.report import ExitCode
@@ -26,23 +28,30 @@ from agent.local.scheduler import open_scheduler
 from agent.local.server import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Any
 
     from agent.local.pipeline import Pipeline
     from agent.local.scheduler import Scheduler
+    from agent.local.view import View
 
 log = structlog.get_logger()
 
 RULES = Rules(health_interval=5.0, resume_grace=30.0)
+AT_ONCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the scheduler of a run is: plaintext on this machine, with a token that only this run has."""
+    """Where the scheduler of a run is: plaintext on this machine, with a token that only this run has.
+
+    `screen` gives the terminal to the engine, for a shell.
+    """
 
     address: str
     token_file: Path
+    screen: Callable[[], AbstractAsyncContextManager[None]]
 
 
 if TYPE_CHECKING:
@@ -59,13 +68,28 @@ class Patience:
     timeout: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person wants to see of a run.
+
+    `kept`, `cleanup` and `no_cluster` are said where they help: what to do with what is left, how to get a cluster.
+    """
+
+    artifacts: Path | None = None
+    output: str = "auto"
+    quiet: bool = False
+    reports: Sequence[Path] = ()
+    kept: Callable[[str], Sequence[str]] | None = None
+    cleanup: str = "sealci-agent cleanup"
+    no_cluster: str = ""
+
+
 async def run_pipeline(
     pipeline: Pipeline,
     *,
     engine: Engine,
     secrets: Mapping[str, str],
-    artifacts: Path | None = None,
-    output: str = "auto",
+    wishes: Wishes | None = None,
     patience: Patience | None = None,
     interruptions: Interruptions | None = None,
     stream: TextIO | None = None,
@@ -73,10 +97,10 @@ async def run_pipeline(
     """Run a pipeline and show it on `stream` (standard output); the code says how it went.
 
     `engine` is the agent: called with its scheduler and an event, it runs until the event is set, then ends its
-    sessions and returns when they are clean; what it raises means that it could not run. `artifacts` is where logs and
-    files are left; None: nowhere.
+    sessions and returns when they are clean; what it raises means that it could not run.
     """
-    view = open_view(output, stream or sys.stdout)
+    wishes = wishes or Wishes()
+    view = open_view(wishes.output, stream or sys.stdout, quiet=wishes.quiet)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:
@@ -87,10 +111,11 @@ async def run_pipeline(
         token_file.write_text(randomness.token_urlsafe(32), encoding="utf-8")
         try:
             async with open_scheduler(
-                "127.0.0.1:0", artifacts or private / "files", Access(token_file), RULES, durable=False
+                "127.0.0.1:0", wishes.artifacts or private / "files", Access(token_file), RULES, durable=False
             ) as scheduler:
-                drive = Drive(scheduler, view, interruptions or own, patience or Patience(), kept=artifacts is not None)
-                return await drive.run(pipeline, secrets, engine, Endpoint(scheduler.address, token_file))
+                drive = Drive(scheduler, view, interruptions or own, patience or Patience(), wishes)
+                endpoint = Endpoint(scheduler.address, token_file, drive.follower.held)
+                return await drive.run(pipeline, secrets, engine, endpoint)
         except AgentError as error:
             say(str(error))
             return ExitCode.INFRASTRUCTURE
@@ -100,17 +125,18 @@ class Drive:
     """One run: watches the pipeline, the engine, the clock and the person, and ends them in order."""
 
     def __init__(
-        self, scheduler: Scheduler, view: View, interruptions: Interruptions, patience: Patience, *, kept: bool
+        self, scheduler: Scheduler, view: View, interruptions: Interruptions, patience: Patience, wishes: Wishes
     ) -> None:
         self.scheduler = scheduler
         self.follower = Follower(view)
         self.interruptions = interruptions
         self.patience = patience
-        self.kept = kept
+        self.wishes = wishes
         self.id = randomness.token_hex(5)
         self.stop = asyncio.Event()
         self.cancelled = ""
         self.broken = False
+        view.gauge = lambda: scheduler.book.transfers(self.id)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], engine: Engine, endpoint: Endpoint) -> ExitCode:
         """Run to the end, whichever it is."""
@@ -127,9 +153,8 @@ class Drive:
             if not insisted.done() and not agent.done():
                 await asyncio.wait({agent, insisted}, timeout=self.patience.stop, return_when=asyncio.FIRST_COMPLETED)
             if insisted.done():
-                say("left at once: `sealci-agent cleanup` removes what may be left in the cluster")
-                return ExitCode.INTERRUPTED
-            failed = self.engine_failed(agent)
+                return await self.leave_at_once(agent)
+            failed = await self.engine_failed(agent)
             if ended:
                 await self.finish()
             return self.code(ended=ended, failed=failed)
@@ -140,8 +165,8 @@ class Drive:
         try:
             await self.follower.follow(book.watch(self.id))
         except OutputClosed as error:
-            self.cancel(str(error))
             self.broken = True
+            await self.cancel(str(error))
             await self.follower.follow(book.watch(self.id, self.follower.position))
 
     async def attend(self, shown: asyncio.Task[None], agent: asyncio.Task[None], insisted: asyncio.Task[bool]) -> bool:
@@ -173,29 +198,31 @@ class Drive:
             wait = max(0.0, min(deadlines) - loop.time()) if deadlines else None
             await asyncio.wait(pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             if shown.done():
-                return self.shown_all(shown)
+                return await self.shown_all(shown)
             if insisted.done() or agent.done():
                 return False
             if ready.done():
                 unready = None
             elif unready is not None and loop.time() >= unready and not self.cancelled:
-                say(self.why_not_ready())
+                await self.follower.tell(self.why_not_ready())
                 return False
             late = over is not None and loop.time() >= over
             if late and self.cancelled:
-                say(f"the pipeline did not end within {self.patience.cancel:g} s after it was cancelled")
+                await self.follower.tell(
+                    f"the pipeline did not end within {self.patience.cancel:g} s after it was cancelled"
+                )
                 return False
             if (first.done() or late) and not self.cancelled:
                 timeout = f"the time of {self.patience.timeout:g} s is over" if self.patience.timeout else ""
-                self.cancel("interrupted" if first.done() else timeout)
+                await self.cancel("interrupted" if first.done() else timeout)
                 over = loop.time() + self.patience.cancel
 
-    def shown_all(self, shown: asyncio.Task[None]) -> bool:
+    async def shown_all(self, shown: asyncio.Task[None]) -> bool:
         """Say why the pipeline could not be followed to its end, if so."""
         try:
             shown.result()
         except AgentError as error:
-            say(str(error))
+            await self.follower.tell(str(error))
             return False
         return True
 
@@ -203,19 +230,33 @@ class Drive:
         """Say why no action could be begun."""
         for stream in self.scheduler.dispatcher.streams.values():
             if stream.health is not None:
-                return f"the agent is not ready: {stream.health.message or stream.health.status.value}"
+                why = stream.health.message or stream.health.status.value
+                return f"the agent is not ready: {why}{self.wishes.no_cluster}"
         return f"the agent did not register within {self.patience.start:g} s"
 
-    def cancel(self, message: str) -> None:
+    async def cancel(self, message: str) -> None:
         """End every action."""
         self.cancelled = message
-        say(f"{message}: cancelling and cleaning up")
         self.scheduler.dispatcher.cancel(self.id, message)
+        again = "; once more to leave at once" if self.interruptions.first.is_set() else ""
+        await self.follower.tell(f"{message}: cancelling and cleaning up{again}")
 
-    def engine_failed(self, agent: asyncio.Task[None]) -> bool:
+    async def leave_at_once(self, agent: asyncio.Task[None]) -> ExitCode:
+        """Let the engine ask for the deletion of what it made, and wait for nothing."""
+        await self.follower.tell(
+            f"left at once, what was made is being deleted; `{self.wishes.cleanup}` removes what may be left"
+        )
+        agent.cancel()
+        await asyncio.wait({agent}, timeout=AT_ONCE)
+        if not agent.done():
+            sys.stdout.flush()
+            os._exit(ExitCode.INTERRUPTED)
+        return ExitCode.INTERRUPTED
+
+    async def engine_failed(self, agent: asyncio.Task[None]) -> bool:
         """Say what ended the engine, if it was not we."""
         if not agent.done():
-            say(f"the agent did not end within {self.patience.stop:g} s")
+            await self.follower.tell(f"the agent did not end within {self.patience.stop:g} s")
             return True
         if agent.cancelled():
             return True
@@ -224,18 +265,28 @@ class Drive:
             return False
         if not isinstance(error, AgentError):
             log.error("the agent failed", exc_info=error)
-        say(f"the agent failed: {error}")
+        hint = self.wishes.no_cluster if isinstance(error, SettingsError) else ""
+        await self.follower.tell(f"{error}{hint}" if hint else f"the agent failed: {error}")
         return True
 
     async def finish(self) -> None:
-        """Show how it went."""
-        if not self.kept:
-            self.follower.report.folder = ""
+        """Show how it went, here and in the files that were asked for."""
+        report = self.follower.report
+        # As it was given: a person knows where that is.
+        report.folder = str(self.wishes.artifacts or "")
+        for file in self.wishes.reports:
+            await asyncio.to_thread(summary.write, report, file)
         try:
             await self.follower.close()
         except OutputClosed as error:
             self.broken = True
             say(str(error))
+        if self.wishes.kept is not None:
+            for action in report.actions.values():
+                if action.environment and action.outcome and action.outcome.result.value != "cancelled":
+                    say("\n  ".join([f"kept: the environment of {action.name}", *self.wishes.kept(action.environment)]))
+        if self.interruptions.first.is_set():
+            say("cancelled: nothing is left in the cluster")
 
     def code(self, *, ended: bool, failed: bool) -> ExitCode:
         """Say how it went."""

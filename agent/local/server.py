@@ -228,6 +228,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         store = self.book.store
         folder = store.folder(entry.progress.pipeline)
         upload = await asyncio.to_thread(Upload, folder, entry.plan.name, durable=store.durable)
+        entry.upload = upload
         try:
             chunk: agent_pb2.ArtifactChunk | None = first
             while chunk is not None:
@@ -239,6 +240,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
                 self.book.uploader(key)
                 await self.book.uploaded(entry, files)
         finally:
+            entry.upload = None
             await asyncio.shield(asyncio.to_thread(upload.abandon))
         return agent_pb2.UploadReceipt(files=len(files), bytes=sum(each.size for each in files))
 

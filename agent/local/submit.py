@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 import grpc
 
 from agent.errors import AgentError
-from agent.local.console import View, open_view
+from agent.local.console import open_view
 from agent.local.following import Follower, Interruptions, OutputClosed, end, say
 from agent.local.report import ExitCode
 from agent.local.wire import local_pb2 as wire
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.local.pipeline import Pipeline
+    from agent.local.view import View
 
 OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),

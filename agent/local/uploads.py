@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from agent.actions import FileData, FileEnd, FilePart, FileStart
 from agent.errors import AgentError
 from agent.local.events import FileStored
+from agent.local.view import Transfer
 from agent.scheduler.translate import UploadEnd
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Upload:
         self.files: list[FileStored] = []
         self.paths: set[bytes] = set()
         self.ended = False
+        self.received = 0
         self.start: FileStart | None = None
         self.handle = -1
         self.digest = hashlib.sha256()
@@ -163,6 +165,12 @@ class Upload:
         self.digest = hashlib.sha256()
         self.written = 0
 
+    def transfer(self) -> Transfer:
+        """Say how far it is."""
+        start = self.start
+        path, size = (start.path, start.size) if start else (b"", 0)
+        return Transfer(len(self.files), self.received, path, self.written if start else 0, size)
+
     def staged(self, number: int) -> str:
         """Where a file is until all are whole."""
         return f"{self.staging}/{number}"
@@ -172,6 +180,7 @@ class Upload:
         if self.start is None:
             raise UploadRefused("bytes without a file")
         self.written += len(data)
+        self.received += len(data)
         if self.written > self.start.size:
             raise UploadRefused(f"{self.start.path!r} is longer than its {self.start.size} bytes")
         self.digest.update(data)

@@ -13,6 +13,7 @@
     load IMAGE...   loads docker or OCI archives, or images built here by name
     tag IMAGE NAME  gives an image of the cluster another name
     helm            prints the path of helm, built from its Go module when it is not there
+    browser         prints the path of a Chromium, Debian's, installed when it is not there
     log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
@@ -25,6 +26,7 @@ Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import builders
@@ -94,6 +96,9 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "helm", []:
             builds.build(settings, ["helm"])
             print(builds.binary(settings, "helm"))
+        case "browser", []:
+            debian.install(debian.BROWSER_PACKAGES)
+            print(shutil.which("chromium"))
         case "log-limit", [size]:
             provider.log_limit(settings.log_max_size if size == "default" else size)
         case name, ["stop"] if name in COMPONENTS:

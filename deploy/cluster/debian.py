@@ -16,6 +16,7 @@ NODE_PACKAGES = (
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
 )  # fmt: skip
 IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
+BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 ROOT_PACKAGES = (
     "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
 )  # fmt: skip

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart
+from agent.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart, Result
 from agent.cluster.markers import MarkerReader
 from agent.errors import Reason
 from agent.observations import (
@@ -29,7 +29,7 @@ from agent.observations import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from agent.actions import Action, ArtifactRules, FilePart
+    from agent.actions import Action, ArtifactRules, FilePart, Outcome
 
 NONCE = "0123456789abcdef"
 
@@ -46,6 +46,7 @@ class Script:
         end: what is observed in the end, instead of what follows from the codes.
         holds: where the environment waits to be told: "create", "setup", "commands", "files", "remove".
         collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
+        attended: somebody sits at a terminal.
         deaf: the commands cannot be interrupted.
         remove_error: what `remove` raises, which it must not.
     """
@@ -60,6 +61,7 @@ class Script:
     collections: list[Collected | BaseException] = field(default_factory=list)
     content: bytes = b"artifact"
     deaf: bool = False
+    attended: bool = False
     remove_error: BaseException | None = None
 
 
@@ -262,6 +264,20 @@ class FakeEnvironment:
             raise end
         yield FileEnd(b"\0" * 32)
         yield end
+
+    @property
+    def attended(self) -> bool:
+        """Say whether the script has somebody sit at a terminal."""
+        return self.script.attended
+
+    async def fill(self) -> None:
+        """Note that the workspace is being completed."""
+        await self.note("fill")
+
+    async def linger(self, outcome: Outcome) -> str:
+        """Note that somebody looks."""
+        await self.note("linger")
+        return "the pod says so" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
         """Remove the pod, unless it is another agent's."""

@@ -15,7 +15,7 @@ from agent.errors import AgentError, Reason, Stage
 from agent.local import pipeline
 from agent.local.following import Interruptions
 from agent.local.report import ExitCode
-from agent.local.run import Patience, run_pipeline
+from agent.local.run import Patience, Wishes, run_pipeline
 from agent.scheduler import translate
 from tests.fakes.agent import CANCELLED, FAILURE, SUCCESS, FakeAgent, file_parts, life
 
@@ -42,6 +42,45 @@ def ends_with(outcome: Outcome) -> Engine:
     return engine
 
 
+class Terminal(io.StringIO):
+    """An output that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_who_holds_the_screen_has_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("CI", raising=False)
+    output = Terminal()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            events = life(b"hello\n", SUCCESS)
+            await agent.event(key, events[0])
+            async with endpoint.screen():
+                before = output.getvalue()
+                for event in events[1:]:
+                    await agent.event(key, event)
+                assert output.getvalue() == before
+            await stop.wait()
+
+    found = await run_pipeline(ONE, engine=engine, secrets={}, stream=output, interruptions=Interruptions())
+    assert found is ExitCode.SUCCEEDED
+    assert "hello" in output.getvalue()
+
+
+async def test_reports_are_written(tmp_path: Path) -> None:
+    files = (tmp_path / "junit.xml", tmp_path / "new" / "page.md")
+    wishes = Wishes(output="json", reports=files)
+    await run_pipeline(
+        ONE, engine=ends_with(FAILURE), secrets={}, wishes=wishes, stream=io.StringIO(), interruptions=Interruptions()
+    )
+    assert '<failure message="command 1 failed" type="COMMAND_FAILED">' in files[0].read_text()
+    assert "| a | ❌ failed COMMAND_FAILED (exit code 3) |" in files[1].read_text()
+
+
 @pytest.mark.parametrize(
     ("outcome", "code"),
     [
@@ -56,8 +95,7 @@ async def test_the_exit_code_says_how_it_went(tmp_path: Path, outcome: Outcome, 
         ONE,
         engine=ends_with(outcome),
         secrets={},
-        artifacts=tmp_path,
-        output="json",
+        wishes=Wishes(artifacts=tmp_path, output="json"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -75,8 +113,7 @@ async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
         ONE,
         engine=ends_with(FAILURE),
         secrets={},
-        artifacts=tmp_path,
-        output="plain",
+        wishes=Wishes(artifacts=tmp_path, output="plain"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -90,8 +127,12 @@ async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
         "· failed COMMAND_FAILED (exit code 3): command 1 failed",
         "",
     ]
-    assert lines[7].split() == ["action", "outcome", "reason", "time", "files"]
-    assert lines[8].split()[:5] == ["a", "failed", "COMMAND_FAILED", "(exit", "code"]
+    assert lines[7:10] == ["✘ a: command 1 failed", "  │ $ x", lines[9]]
+    assert lines[9].startswith("  COMMAND_FAILED (exit code 3), in the commands stage")
+    assert lines[10:13] == ["  the last 2 lines of its log:", "  │ hello", "  │ world"]
+    table = next(number for number, line in enumerate(lines) if line.startswith("action"))
+    assert lines[table].split()[:3] == ["action", "outcome", "reason"]
+    assert lines[table + 1].split()[:5] == ["a", "failed", "COMMAND_FAILED", "(exit", "code"]
     assert lines[-2:] == [f"logs and files: {tmp_path}", "  a/out/f  1 B"]
 
 
@@ -108,7 +149,9 @@ async def test_the_first_interruption_cancels_and_waits(tmp_path: Path) -> None:
             await stop.wait()
             clean.set()
 
-    found = await run_pipeline(ONE, engine=engine, secrets={}, artifacts=tmp_path, interruptions=interruptions)
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+    )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
 
@@ -124,7 +167,9 @@ async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
             interruptions.interrupt()
             await asyncio.Event().wait()
 
-    found = await run_pipeline(ONE, engine=engine, secrets={}, artifacts=tmp_path, interruptions=interruptions)
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+    )
     assert found is ExitCode.INTERRUPTED
 
 
@@ -164,8 +209,7 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        artifacts=tmp_path,
-        output="json",
+        wishes=Wishes(artifacts=tmp_path, output="json"),
         stream=output,
         patience=Patience(timeout=0.1),
         interruptions=Interruptions(),
@@ -198,8 +242,7 @@ async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        artifacts=tmp_path,
-        output="plain",
+        wishes=Wishes(artifacts=tmp_path, output="plain"),
         stream=Closed(),
         interruptions=Interruptions(),
     )

@@ -578,3 +578,36 @@ async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> N
         await asyncio.sleep(0)
         sessions.discard(Key("a"), claimed_by_other=False, message="superseded")
     assert rig.backend.environments["a"].removals == 1
+
+
+# ---- with somebody at a terminal
+
+
+async def test_the_workspace_is_completed_before_the_commands_and_looked_at_before_it_goes(rig: Rig) -> None:
+    sent = await life(rig, Script(attended=True, codes=(3,)))
+    steps = rig.backend.environments["a"].steps
+    assert [step for step in steps if step in ("create", "fill", "log", "linger", "remove")] == [
+        "create",
+        "fill",
+        "log",
+        "linger",
+        "remove",
+    ]
+    assert sent.log.endswith(b"the pod says so\n"), "what the cluster says of a failure stands in its log"
+    assert sent.outcome.reason is Reason.COMMAND_FAILED
+
+
+async def test_nobody_at_a_terminal_costs_nothing(rig: Rig) -> None:
+    await life(rig, Script(codes=(3,)))
+    assert not {"fill", "linger"} & set(rig.backend.environments["a"].steps)
+
+
+@pytest.mark.parametrize("step", ["fill", "linger"])
+async def test_a_cancel_ends_what_the_terminal_holds(rig: Rig, step: str) -> None:
+    rig.backend.script = lambda action: Script(attended=True, codes=(3,), holds=frozenset({step}))
+    async with rig.open() as sessions:
+        sessions.action(action())
+        await rig.backend.at("a", step)
+        sessions.cancel(("a", 1), Cancel())
+    outcome = rig.sink["a"].outcome
+    assert outcome.result is (Result.CANCELLED if step == "fill" else Result.FAILED)

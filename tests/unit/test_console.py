@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from agent.actions import (
+    Accepted,
     ArtifactSummary,
     CommandFinished,
     CommandStarted,
@@ -19,10 +22,15 @@ from agent.actions import (
     StageChanged,
 )
 from agent.errors import Reason, Stage
-from agent.local.console import JsonView, LineView, amount, duration, open_view, visible
+from agent.local.console import JsonView, open_view
 from agent.local.events import ActionEnded, ActionPlan, Ended, FileStored, LogText, PipelineEvent, Started, Submitted
+from agent.local.figures import amount, duration
+from agent.local.lines import visible
+from agent.local.live import LiveView
 from agent.local.messages import decode, encode
+from agent.local.plain import LineView
 from agent.local.report import ExitCode, Report
+from agent.local.view import Transfer, View
 
 if TYPE_CHECKING:
     from agent.local.events import Happening
@@ -47,7 +55,7 @@ def events(*happened: tuple[str, Happening]) -> list[PipelineEvent]:
 
 def lines(*happened: tuple[str, Happening]) -> list[str]:
     output = io.StringIO()
-    view = LineView(output, coloured=False)
+    view = LineView(output)
     for event in events(*happened):
         view.show(event)
     return output.getvalue().splitlines()
@@ -171,13 +179,13 @@ def test_exit_codes(outcomes: list[Outcome], code: ExitCode) -> None:
 
 def test_the_table_names_files_and_where_they_are() -> None:
     output = io.StringIO()
-    view, report = LineView(output, coloured=False), Report()
+    view, report = LineView(output), Report()
     files = [("a", FileStored(b"f%d" % number, 1, b"")) for number in range(51)]
     for event in events(("", plans("a")), *files, ("a", ActionEnded(SUCCEEDED, 61.0)), ("", Ended())):
         report.add(event)
     view.close(report)
     shown = output.getvalue().splitlines()
-    assert shown[2].split() == ["a", "succeeded", "1", "min", "1", "s", "51"]
+    assert shown[2].split() == ["a", "succeeded", "1", "min", "1", "s", "51", "(51", "B)"]
     assert shown[4] == "logs and files: /folder"
     assert shown[-1] == "  a/...  1 more"
 
@@ -187,19 +195,181 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_only_on_a_terminal_that_wants_them() -> None:
-    for output, stream, environ, coloured in (
-        ("auto", Terminal(), {}, True),
-        ("auto", Terminal(), {"NO_COLOR": "1"}, False),
-        ("plain", Terminal(), {}, False),
-        ("auto", io.StringIO(), {}, False),
-    ):
-        view = open_view(output, stream, environ)
-        for event in events(("", plans("a", "b")), ("a", log(b"x\n"))):
-            view.show(event)
-        assert ("\x1b[" in stream.getvalue()) is coloured
+def view_of(output: str, stream: io.StringIO, environ: dict[str, str], *, quiet: bool = False) -> View:
+    return open_view(output, stream, {"TERM": "xterm-256color", **environ}, quiet=quiet)
+
+
+@pytest.mark.parametrize(
+    ("output", "stream", "environ", "kind"),
+    [
+        ("auto", Terminal(), {}, LiveView),
+        ("auto", Terminal(), {"NO_COLOR": "1"}, LiveView),
+        ("auto", Terminal(), {"CI": "true"}, LineView),
+        ("auto", Terminal(), {"CI": "false"}, LiveView),
+        ("auto", Terminal(), {"TERM": "dumb"}, LineView),
+        ("auto", io.StringIO(), {}, LineView),
+        ("plain", Terminal(), {}, LineView),
+        ("json", Terminal(), {}, JsonView),
+    ],
+)
+def test_the_view_fits_the_output(output: str, stream: io.StringIO, environ: dict[str, str], kind: type) -> None:
+    assert type(view_of(output, stream, environ)) is kind
+
+
+def test_an_output_that_is_none() -> None:
     with pytest.raises(ValueError, match="one of auto, plain, json"):
         open_view("xml", io.StringIO(), {})
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38)[;m]")
+
+
+@pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["colours", "no-color"])
+def test_colours_only_where_they_are_wanted(environ: dict[str, str]) -> None:
+    stream = Terminal()
+    view = view_of("auto", stream, environ)
+    seen = Report()
+    for event in events(("", plans("a", "b")), ("a", Started("x")), ("a", ActionEnded(FAILED, 1.0)), ("", Ended())):
+        seen.add(event)
+        view.show(event)
+        view.tick()
+    view.close(seen)
+    assert bool(COLOUR.search(stream.getvalue())) is (not environ)
+
+
+def closed(*happened: tuple[str, Happening], quiet: bool = False) -> str:
+    output, report = io.StringIO(), Report()
+    view = view_of("plain", output, {}, quiet=quiet)
+    for event in events(*happened):
+        report.add(event)
+        view.show(event)
+    view.close(report)
+    return output.getvalue()
+
+
+def test_quiet_says_nothing_unless_something_fails() -> None:
+    assert (
+        closed(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(SUCCEEDED, 1.0)), ("", Ended()), quiet=True)
+        == ""
+    )
+    said = closed(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(FAILED, 1.0)), ("", Ended()), quiet=True)
+    assert said.splitlines()[1] == "✘ a: command 1 ended with 3"
+
+
+def test_the_block_of_a_failure_says_all_that_is_known() -> None:
+    notes = b"Containers:\n  action (image): terminated: exit code 3\n"
+    said = closed(
+        ("", plans("a", "b")),
+        ("a", Started("x")),
+        ("a", Accepted("ns/pod")),
+        ("a", StageChanged(Stage.COMMANDS)),
+        ("a", log(b"".join(b"line %d\n" % number for number in range(30)))),
+        ("a", log(b"last")),
+        ("a", log(notes, Source.AGENT)),
+        ("a", ActionEnded(FAILED, 1.0)),
+        ("", Ended()),
+        quiet=True,
+    ).splitlines()
+    assert said[1:5] == [
+        "✘ a: command 1 ended with 3",
+        "  │ $ make",
+        "  │   more",
+        "  COMMAND_FAILED (exit code 3), in the commands stage, after 0.0 s",
+    ]
+    assert said[5] == "  the last 20 lines of its log:"
+    assert said[6:26] == [*(f"  │ line {number}" for number in range(11, 30)), "  │ last"]
+    assert said[26:29] == ["  its pod (ns/pod):", "  │ Containers:", "  │   action (image): terminated: exit code 3"]
+    assert [line.split(":")[0] for line in said[29:31]] == ["  try", "  try"]
+    assert "--only a" in said[30]
+
+
+def drawn(view: LiveView, now: float = 11.0) -> list[str]:
+    output = io.StringIO()
+    console = Console(file=output, width=100, height=view.console.height, force_terminal=False)
+    console.print(view.picture(now))
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+def living(*happened: tuple[str, Happening], height: int = 30) -> LiveView:
+    view = LiveView(Console(file=Terminal(), force_terminal=True, width=100, height=height))
+    for event in events(*happened):
+        view.show(event)
+    return view
+
+
+def diamond() -> Submitted:
+    return Submitted(
+        "p",
+        (
+            ActionPlan("ship", ("unit", "lint"), ("x",)),
+            ActionPlan("build", (), ("one", "two")),
+            ActionPlan("unit", ("build",), ("x",)),
+            ActionPlan("lint", ("build",), ("x",)),
+        ),
+        "/folder",
+    )
+
+
+def test_the_tree_follows_what_is_needed() -> None:
+    view = living(
+        ("", diamond()),
+        ("build", Started("x")),
+        ("build", StageChanged(Stage.COMMANDS)),
+        ("build", CommandStarted(2, Cursor())),
+        ("build", log(b"one\n\x1b[31mred\x1b[0m\x1b[2J\x07\n")),
+    )
+    assert drawn(view) == [
+        "p  10.0 s  1 running",
+        "└── ⠋ build  commands 10.0 s  (2/2) $ two",
+        "    │ one",
+        "    │ red",
+        "    ├── · unit  waiting",
+        "    └── · lint  waiting",
+        "        └── · ship  waiting  needs unit too",
+    ]
+
+
+def test_what_has_ended_is_one_line() -> None:
+    view = living(
+        ("", diamond()),
+        ("build", Started("x")),
+        ("build", StageChanged(Stage.COMMANDS)),
+        ("build", log(b"one\n")),
+        ("build", StageChanged(Stage.ARTIFACTS)),
+        ("build", FileStored(b"f", 5 << 20, b"")),
+        ("build", ActionEnded(SUCCEEDED, 9.0)),
+        ("unit", Started("x")),
+        ("unit", ActionEnded(FAILED, 1.0)),
+    )
+    shown = drawn(view)
+    assert shown[1] == "└── ✔ build  9.0 s  commands 0.0 s · copying 0.0 s  1 file, 5.0 MiB"
+    assert shown[2] == "    ├── ✘ unit  1.0 s  command 1 ended with 3"
+
+
+def test_files_have_a_bar_with_their_speed() -> None:
+    view = living(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.ARTIFACTS)))
+    view.gauge = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
+    assert drawn(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {'━' * 24}  1 file, 28.6 MiB  3.0 MB/s  big.bin"
+
+
+def test_a_small_window_shows_what_matters() -> None:
+    names = [f"a{number}" for number in range(40)]
+    ends: list[tuple[str, Happening]] = [(name, ActionEnded(SUCCEEDED, 1.0)) for name in names[:30]]
+    running: list[tuple[str, Happening]] = [(name, Started("x")) for name in names]
+    shown = drawn(living(("", plans(*names)), *running, *ends, ("a35", log(b"x\n" * 50)), height=20))
+    assert len(shown) <= 20
+    assert shown[-1].endswith("24 more")
+    assert "30 succeeded, 10 running" in shown[0]
+    assert all(any(f" {name} " in line for line in shown) for name in names[30:])
+
+
+def test_a_single_action_keeps_its_lines_on_the_screen() -> None:
+    view = living(("", plans("a")), ("a", Started("x")), ("a", log(b"hello\n")))
+    stream = view.console.file
+    assert isinstance(stream, Terminal)
+    view.hold()
+    assert "hello" in stream.getvalue()
+    assert drawn(view) == ["⠋ a  starting 10.0 s"]
 
 
 @pytest.mark.parametrize(

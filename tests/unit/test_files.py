@@ -210,7 +210,9 @@ def test_commands_fit_into_an_address() -> None:
     assert "\n" not in "".join(holder + collect)
 
 
-@pytest.mark.parametrize("command", [payload.holder(), payload.collect()], ids=["holder", "collect"])
+@pytest.mark.parametrize(
+    "command", [payload.holder(), payload.collect(), payload.fill()], ids=["holder", "collect", "fill"]
+)
 def test_programs_are_for_the_oldest_python_that_is_promised(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")
     text = zlib.decompress(binascii.a2b_base64(encoded)).decode()

@@ -1,0 +1,110 @@
+"""Makes the pictures of the README from real runs: `make pictures`, on a cluster that is up.
+
+A run on a pseudo-terminal is looked at through a terminal emulator, and what stands on that screen becomes an SVG; the
+status page of a real agent is opened in a real browser. Nothing is drawn by hand, so a picture cannot show what is not.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.e2e import browser, kube  # noqa: E402 - the tests' hands are on the path only now
+from tests.e2e.lab import BUSYBOX, COMMAND, Lab, until  # noqa: E402
+from tests.e2e.screen import Screen  # noqa: E402
+
+FOLDER = ROOT / "docs" / "pictures"
+WIDTH = 100
+FONTS = re.compile(r"@font-face\s*\{.*?\}", re.S)
+NAMES = {"brown": "yellow", "brightbrown": "bright_yellow"}
+
+
+def main() -> None:
+    """Make all pictures."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    namespace = f"pictures-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", namespace)
+    try:
+        until(lambda: kube.kubectl("get", "sa", "default", "-n", namespace, check=False), "no ServiceAccount")
+        with tempfile.TemporaryDirectory() as folder:
+            terminal(namespace, Path(folder))
+            page(namespace, Path(folder))
+    finally:
+        kube.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def terminal(namespace: str, folder: Path) -> None:
+    """Picture a run in its middle and at its end."""
+    file = Path(__file__).with_name("pipeline.yaml")
+    command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", "out"]
+    command += ["--set", "policy.default_cpu=5m"]
+    screen = Screen(command, kube.environment(), columns=WIDTH, lines=46, cwd=str(folder))
+    screen.until("✔ build", "unit  commands", "lint  commands", "test_4 ... ok", timeout=120)
+    save(screen, "run-tree", "sealci-agent run pipeline.yaml")
+    code, _ = screen.finish()
+    if code != 1:
+        raise SystemExit(f"the run ended with {code}:\n{screen.text}")
+    save(screen, "run-failure", "sealci-agent run pipeline.yaml --artifacts out")
+
+
+def save(screen: Screen, name: str, title: str) -> None:
+    """Write what stands on a screen as an SVG."""
+    console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor")
+    with screen.changed:
+        rows = [screen.display.buffer[number] for number in range(screen.display.lines)]
+        lines = [line(row, screen.display.columns) for row in rows]
+    while lines and not lines[-1].plain.strip():
+        lines.pop()
+    for each in lines:
+        console.print(each)
+    picture = console.export_svg(title=title)
+    # What shows the README loads nothing from elsewhere.
+    (FOLDER / f"{name}.svg").write_text(FONTS.sub("", picture), encoding="utf-8")
+
+
+def line(row: Any, columns: int) -> Text:
+    """Return one line of the screen."""
+    text = Text(no_wrap=True)
+    for column in range(columns):
+        cell = row[column]
+        colour = NAMES.get(cell.fg, cell.fg.replace("bright", "bright_"))
+        colour = f"#{colour}" if re.fullmatch("[0-9a-f]{6}", colour) else colour
+        text.append(cell.data, Style(color=None if colour == "default" else colour, bold=cell.bold))
+    text.rstrip()
+    return text
+
+
+def page(namespace: str, folder: Path) -> None:
+    """Picture the status page, as a phone and as a desk shows it."""
+    lab = Lab(namespace, folder)
+    try:
+        agent = lab.agent()
+        quick: dict[str, Any] = {"image": BUSYBOX, "commands": ["true"]}
+        broken = {"image": BUSYBOX, "commands": ["exit 3"]}
+        lab.run({"build": quick, "unit": quick, "lint": broken})
+        running = lab.start({name: {"image": BUSYBOX, "commands": ["echo on; sleep 600"]} for name in ("e2e", "docs")})
+        for name in ("e2e", "docs"):
+            running.until_running(name, "on")
+        url = f"http://127.0.0.1:{agent.port}/"
+        browser.picture(folder / "profile", url, FOLDER / "status-phone.png", width=500, height=1150)
+        browser.picture(folder / "profile", url, FOLDER / "status.png", width=1000, height=760)
+        running.cancel()
+        running.wait()
+    finally:
+        lab.close()
+
+
+if __name__ == "__main__":
+    main()

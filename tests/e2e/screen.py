@@ -1,0 +1,132 @@
+"""A terminal with nobody before it: a program on a pseudo-terminal, and what a person would see of it.
+
+It lives as long as its program. Every byte goes through a terminal emulator, so that what is asked for is what stands
+on the screen or has scrolled off its top, not the codes that drew it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pyte
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COLOUR = re.compile(rb"\x1b\[[0-9;]*?(?:3[0-7]|9[0-7]|38)[;m]")
+
+
+class Screen:
+    """One program on a terminal of its own."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        *,
+        columns: int = 120,
+        lines: int = 40,
+        cwd: str | None = None,
+    ) -> None:
+        self.display = pyte.HistoryScreen(columns, lines, history=2000)
+        self.stream = pyte.ByteStream(self.display)
+        self.raw = bytearray()
+        self.changed = threading.Condition()
+        self.open = True
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.master = master
+        plain = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
+        for name in ("CI", "NO_COLOR"):
+            if env.get(name) == os.environ.get(name):
+                plain.pop(name, None)
+        self.process = subprocess.Popen(
+            list(command),
+            env={**plain, "TERM": "xterm-256color"},
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            # The terminal of its own session: only then is Ctrl-C a signal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+        )
+        os.close(slave)
+        self.reader = threading.Thread(target=self.read, name="screen", daemon=True)
+        self.reader.start()
+
+    def read(self) -> None:
+        """Take what the program writes, as it comes."""
+        while True:
+            try:
+                data = os.read(self.master, 1 << 16)
+            except OSError:
+                data = b""
+            with self.changed:
+                if not data:
+                    self.open = False
+                else:
+                    self.raw += data
+                    self.stream.feed(data)
+                self.changed.notify_all()
+            if not data:
+                return
+
+    @property
+    def text(self) -> str:
+        """What a person can see, what scrolled off included."""
+        with self.changed:
+            above = ["".join(line[x].data for x in range(self.display.columns)) for line in self.display.history.top]
+            return "\n".join(line.rstrip() for line in [*above, *self.display.display]).rstrip()
+
+    @property
+    def colours(self) -> bool:
+        """Whether it ever wrote in colour."""
+        return bool(COLOUR.search(bytes(self.raw)))
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self.master, text.encode())
+
+    def until(self, *parts: str, timeout: float = 60) -> str:
+        """Wait until all of these stand on the screen at once; returns it then."""
+        deadline = time.monotonic() + timeout
+        while True:
+            shown = self.text
+            if all(part in shown for part in parts):
+                return shown
+            with self.changed:
+                left = deadline - time.monotonic()
+                assert left > 0, f"{parts} did not come:\n{shown}"
+                assert self.open, f"{parts} did not come to the end:\n{shown}"
+                self.changed.wait(min(left, 1.0))
+
+    def finish(self, timeout: float = 120) -> tuple[int, str]:
+        """Wait for the end; returns the exit code and what stands there."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            print(self.text)
+            raise
+        finally:
+            self.close()
+        return code, self.text
+
+    def close(self) -> None:
+        """End the program, if it has not ended, and the terminal."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        self.reader.join(10)
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1

@@ -1,0 +1,302 @@
+"""`sealci-agent run` on a terminal, as a person has it: every flag on a pseudo-terminal and the real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, COMMAND, spelled, until
+from tests.e2e.observer import remains
+from tests.e2e.screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MISSING = "localhost/sealci-test/not-there:1"
+
+
+class Desk:
+    """Starts runs of pipelines on terminals of their own, and ends what did not end."""
+
+    def __init__(self, folder: Path, namespace: str) -> None:
+        self.folder = folder
+        self.namespace = namespace
+        self.screens: list[Screen] = []
+        self.file = folder / "pipeline.yaml"
+
+    def write(self, actions: dict[str, Any]) -> None:
+        """Write the pipeline."""
+        spelt = {key: spelled({"image": BUSYBOX, **each}) for key, each in actions.items()}
+        partial = self.file.with_suffix(".part")
+        partial.write_text(yaml.safe_dump({"name": "p", "actions": spelt}, sort_keys=False))
+        partial.replace(self.file)
+
+    def run(self, actions: dict[str, Any], *options: str, env: dict[str, str] | None = None) -> Screen:
+        """Run these actions."""
+        self.write(actions)
+        command = [*COMMAND, "run", str(self.file), "--namespace", self.namespace, *options]
+        command += ["--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"]
+        screen = Screen(command, kube.environment() | (env or {}))
+        self.screens.append(screen)
+        return screen
+
+
+@pytest.fixture
+def desk(namespace: str, tmp_path: Path) -> Iterator[Desk]:
+    """A desk; nothing of it may remain in the cluster."""
+    desk = Desk(tmp_path, namespace)
+    yield desk
+    for screen in desk.screens:
+        screen.close()
+    until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 60)
+
+
+def test_a_tree_lives_and_ends_in_a_table(desk: Desk, tmp_path: Path) -> None:
+    out, junit, page = tmp_path / "out", tmp_path / "r" / "junit.xml", tmp_path / "r" / "summary.md"
+    actions = {
+        "build": {"commands": ["echo the build speaks; until test -e go; do sleep 0.1; done", "echo made > file"]},
+        "bad": {"needs": ["build"], "commands": ["true", "for i in $(seq 30); do echo word $i; done; nosuchprogram"]},
+        "never": {"needs": ["bad"], "commands": ["true"]},
+    }
+    screen = desk.run(actions, "--artifacts", str(out), "--report", str(junit), "--report", str(page))
+    shown = screen.until("build  commands", "│ the build speaks", "· never  waiting")
+    order = [next(i for i, line in enumerate(shown.splitlines()) if f" {name} " in line) for name in actions]
+    assert order == sorted(order)
+    pod = kube.get("pods", "-n", desk.namespace)[0]["metadata"]["name"]
+    kube.kubectl("exec", "-n", desk.namespace, pod, "-c", "files", "--", "touch", "/workspace/go")
+    code, shown = screen.finish()
+    assert code == 1, shown
+    assert screen.colours
+    assert "the build speaks" not in shown, "what has ended is collapsed"
+    lines = shown.splitlines()
+    block = lines.index("✘ bad: command 2 failed with exit code 127 (not found)")
+    said = "\n".join(lines[block:])
+    for part in ("│ $ for i in", "exit code 127", "last 20 lines", "│ word 30", "nosuchprogram: not found", "its pod"):
+        assert part in said
+    assert "word 5\n" not in said
+    assert "try: The program is not found" in said
+    heads = next(line.split() for line in lines if line.startswith("action"))
+    assert heads == ["action", "outcome", "reason", "set-up", "commands", "copying", "time", "files"]
+    assert next(line.split()[1:2] for line in lines if line.startswith("build ")) == ["succeeded"]
+    assert any(line.split() == ["build/file", "5", "B"] for line in lines)
+    assert (out / "build" / "file").read_text() == "made\n"
+    suite = ET.parse(junit).getroot()[0]  # noqa: S314 - our own
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "0",
+        "skipped": "1",
+    }
+    assert "❌ failed COMMAND_FAILED (exit code 127)" in page.read_text()
+
+
+def test_set_up_and_files_show_as_they_happen(desk: Desk) -> None:
+    screen = desk.run({"a": {"image": MISSING, "commands": ["true"]}})
+    screen.until("a  setup", "pulling the image of action", timeout=90)
+    screen.type("\x03")
+    assert screen.finish()[0] == 130
+    screen = desk.run({"a": {"commands": ["dd if=/dev/zero of=big bs=1M count=700 2>/dev/null"]}})
+    screen.until("a  artifacts", "MB/s  big", timeout=90)
+    code, shown = screen.finish()
+    assert (code, "1 (700.0 MiB)" in shown) == (0, True), shown
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "colours"),
+    [({"NO_COLOR": "1"}, (), False), ({"CI": "true"}, (), False), ({}, ("--output", "plain"), False)],
+    ids=["no-color", "ci", "plain"],
+)
+def test_without_colours(desk: Desk, env: dict[str, str], options: tuple[str, ...], colours: bool) -> None:
+    screen = desk.run({"a": {"commands": ["echo one"]}, "b": {"commands": ["echo two"]}}, *options, env=env)
+    code, shown = screen.finish()
+    assert (code, screen.colours) == (0, colours)
+    assert ("a │ one" in shown) is ("NO_COLOR" not in env)
+
+
+def test_json_lines_on_a_terminal(desk: Desk) -> None:
+    screen = desk.run({"a": {"commands": ["echo one"]}}, "--output", "json")
+    assert screen.finish()[0] == 0
+    events = [json.loads(line) for line in screen.raw.decode().splitlines()]
+    assert events[-1]["event"] == "finished"
+
+
+def test_quiet(desk: Desk) -> None:
+    assert desk.run({"a": {"commands": ["echo one"]}}, "--quiet").finish() == (0, "")
+    code, shown = desk.run({"a": {"commands": ["echo one; exit 3"]}}, "-q").finish()
+    assert code == 1
+    assert "✘ a: command 1 failed with exit code 3" in shown
+
+
+def test_list_and_only(desk: Desk) -> None:
+    actions = {"one": {"commands": ["exit 1"]}, "two": {"needs": ["one"], "commands": ["echo only two"]}}
+    code, shown = desk.run(actions, "--list").finish()
+    assert code == 0
+    assert [line.split("  ")[0] for line in shown.splitlines()] == ["p", "└── one", ""]
+    assert "    └── two  " in shown
+    code, shown = desk.run(actions, "--only", "two").finish()
+    assert code == 0, shown
+    assert "only two" in shown
+    code, shown = desk.run(actions, "--only", "tow").finish()
+    assert code == 2
+    assert "did you mean 'two'" in " ".join(shown.split())
+
+
+def test_env_and_secrets(desk: Desk) -> None:
+    actions = {"a": {"env": {"KEPT": "1", "OVER": "file"}, "commands": ["echo $KEPT $OVER $NEW; echo s=$TOKEN"]}}
+    options = ("--env", "OVER=option", "--env", "NEW=a=b", "--secret", "TOKEN")
+    code, shown = desk.run(actions, *options, env={"TOKEN": "value-of-the-token"}).finish()
+    assert code == 0, shown
+    assert "1 option a=b" in shown
+    assert "s=***" in shown
+    assert "value-of-the-token" not in shown
+    assert desk.run(actions, "--secret", "NOT_SET_ANYWHERE").finish()[0] == 2
+
+
+def test_the_working_tree_is_the_workspace(desk: Desk, tmp_path: Path) -> None:
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    (tree / "src").mkdir(parents=True)
+    (tree / ".gitignore").write_text("*.log\n/build/\n")
+    (tree / "src" / "main").write_text("committed\n")
+    (tree / "gone").write_text("x")
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "1"]):
+        subprocess.run(["git", "-C", tree, *command], check=True)
+    (tree / "src" / "main").write_text("changed\n")
+    (tree / "new é").write_text("not added\n")
+    (tree / "src" / "run").write_text("#!/bin/sh\necho I run\n")
+    (tree / "src" / "run").chmod(0o755)
+    (tree / "link").symlink_to("src/main")
+    (tree / "gone").unlink()
+    (tree / "x.log").write_text("ignored")
+    (tree / "build").mkdir()
+    (tree / "build" / "big").write_bytes(os.urandom(1 << 20))
+    (tree / "blob").write_bytes(os.urandom(5 << 20))
+    actions = {
+        "a": {
+            "repo": {"url": "https://example.invalid/x.git"},
+            "commands": ["find . | sort", "cat link 'new é'; src/run; sha256sum blob", "echo made > made"],
+        }
+    }
+    code, shown = desk.run(actions, "--repo", str(tree), "--artifacts", str(out)).finish()
+    assert code == 0, shown
+    found = {line for line in shown.splitlines() if line.startswith("./")}
+    assert found == {"./.gitignore", "./blob", "./link", "./new é", "./src", "./src/main", "./src/run"}
+    for part in ("changed", "not added", "I run"):
+        assert part in shown
+    assert subprocess.run(["sha256sum", "blob"], cwd=tree, capture_output=True, text=True).stdout.strip() in shown
+    assert sorted(os.listdir(out / "a")) == ["made"], "what was brought is not collected"
+
+
+def test_keep_leaves_the_environment_and_says_how_to_look(desk: Desk) -> None:
+    code, shown = desk.run({"a": {"commands": ["echo kept > file; exit 4"]}}, "--keep").finish()
+    assert code == 1, shown
+    told = " ".join(shown.split())
+    pod = kube.get("pods", "-n", desk.namespace)[0]["metadata"]["name"]
+    for verb in ("logs", "describe pod", "exec -it", "delete pod"):
+        assert f"kubectl -n {desk.namespace} {verb} {pod}" in told
+    kept = kube.kubectl("exec", "-n", desk.namespace, pod, "-c", "files", "--", "cat", "/workspace/file")
+    assert kept == "kept\n"
+    kube.kubectl("delete", "pod", "-n", desk.namespace, pod, "--grace-period=1")
+
+
+def test_a_failure_opens_a_shell(desk: Desk) -> None:
+    actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
+    screen = desk.run(actions, "--shell-on-failure")
+    screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
+    screen.type("cat file; stty size; sleep 100\r")
+    screen.until("here", "40 120")
+    screen.type("\x03")
+    # The terminal throws away what is typed before the signal has come.
+    screen.until("^C")
+    screen.type("echo still $((40 + 2))\r")
+    screen.until("still 42")
+    screen.type("exit\r")
+    code, shown = screen.finish()
+    assert code == 1
+    assert "✘ a: command 1 failed with exit code 5" in shown
+
+
+def test_watch_runs_again_when_the_file_changes(desk: Desk) -> None:
+    screen = desk.run({"a": {"commands": ["echo first"]}}, "--watch")
+    screen.until("first", "watching", timeout=90)
+    desk.file.write_text("name: [broken")
+    screen.until("is not valid YAML")
+    desk.write({"a": {"commands": ["echo second"]}})
+    screen.until("second", "succeeded", timeout=90)
+    screen.type("\x03")
+    assert screen.finish()[0] == 130
+
+
+STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "setup": ({"image": MISSING, "commands": ["true"]}, ("a  setup",)),
+    "commands": ({"commands": ["echo begun; sleep 1000"]}, ("begun",)),
+    "artifacts": ({"commands": ["dd if=/dev/zero of=big bs=1M count=900 2>/dev/null"]}, ("a  artifacts", "big")),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_cleans_in_each_stage_and_says_so(desk: Desk, stage: str) -> None:
+    action, parts = STAGES[stage]
+    screen = desk.run({"a": action})
+    screen.until(*parts, timeout=90)
+    screen.type("\x03")
+    code, shown = screen.finish()
+    assert code == 130, shown
+    assert "interrupted: cancelling and cleaning up; once more to leave at once" in shown
+    assert "nothing is left in the cluster" in shown
+    assert not remains(desk.namespace)
+
+
+def test_ctrl_c_before_the_agent_is_ready(desk: Desk) -> None:
+    screen = desk.run({"a": {"commands": ["sleep 100"]}})
+    until(lambda: screen.raw, "nothing is drawn", 30)
+    screen.type("\x03")
+    assert screen.finish()[0] == 130
+    assert not remains(desk.namespace)
+
+
+def test_ctrl_c_twice_leaves_at_once(desk: Desk) -> None:
+    screen = desk.run({"a": {"commands": ["trap '' TERM; echo deaf; sleep 1000"]}}, "--set", "environment.grace=20s")
+    screen.until("deaf", timeout=90)
+    screen.type("\x03")
+    screen.until("cancelling")
+    screen.type("\x03")
+    code, shown = screen.finish(timeout=15)
+    assert code == 130
+    assert "left at once" in shown
+    assert "sealci-agent cleanup --set agent.pool=run-" in " ".join(shown.split())
+    leftover = kube.get("pods", "-n", desk.namespace)
+    assert all(pod["metadata"].get("deletionTimestamp") for pod in leftover), "its deletion was asked for"
+    for pod in leftover:
+        kube.kubectl("delete", "pod", "-n", desk.namespace, pod["metadata"]["name"], "--grace-period=0", "--force")
+
+
+def test_no_cluster_is_one_sentence_with_the_command_that_gives_one(desk: Desk, tmp_path: Path) -> None:
+    code, shown = desk.run({"a": {"commands": ["true"]}}, env={"KUBECONFIG": str(tmp_path / "none")}).finish()
+    assert code == 3
+    assert shown.startswith("sealci-agent: ")
+    assert "cluster" in shown
+    assert "kind create cluster" in shown
+    assert shown.count("\n") <= 2, shown
+
+
+def test_help_teaches_and_the_shell_completes(tmp_path: Path) -> None:
+    code, shown = Screen([*COMMAND, "run", "--help"], kube.environment(), lines=90).finish()
+    assert code == 0
+    assert "sealci-agent run pipeline.yaml --repo ." in shown
+    file = tmp_path / "p.yaml"
+    file.write_text("actions: {tidy: {configuration: {container: x}, commands: [x]}}")
+    line = f"sealci-agent run {file} --only t"
+    env = kube.environment() | {"_SEALCI_AGENT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "4"}
+    done = subprocess.run(COMMAND, env=env, capture_output=True, text=True)
+    assert done.stdout == "plain,tidy\n", done
+    for shell in ("bash", "zsh", "fish"):
+        made = subprocess.run([*COMMAND, "completion", shell], capture_output=True, text=True, check=True)
+        assert "_SEALCI_AGENT_COMPLETE" in made.stdout

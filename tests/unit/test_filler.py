@@ -1,0 +1,50 @@
+"""A tree that comes over stdin becomes the workspace, as the program in the container does it."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from agent.cluster import payload
+from agent.local.tree import pack
+
+
+def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_path: Path) -> None:
+    tree, workspace, ready = tmp_path / "tree", tmp_path / "workspace", tmp_path / "ready"
+    (tree / "d").mkdir(parents=True)
+    workspace.mkdir()
+    (tree / "d" / "program").write_text("#!/bin/sh\n")
+    (tree / "d" / "program").chmod(0o700)
+    (tree / "outward").symlink_to("/etc/hostname")
+    (tree / "big").write_bytes(bytes(range(256)) * 5000)
+    archive = tmp_path / "t.tar"
+    pack(tree, archive)
+    command = [sys.executable, *payload.fill()[1:], str(workspace), str(tmp_path / "snapshot"), str(ready)]
+    size = archive.stat().st_size
+    with subprocess.Popen([*command, str(size)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        data = archive.read_bytes()
+        process.stdin.write(data[:-1])
+        process.stdin.flush()
+        assert process.poll() is None
+        assert not ready.exists()
+        # The end of stdin is never told: the size says it.
+        process.stdin.write(data[-1:])
+        process.stdin.flush()
+        assert process.wait(30) == 0, process.stderr and process.stderr.read()
+    assert ready.exists()
+    assert (workspace / "big").read_bytes() == (tree / "big").read_bytes()
+    assert (workspace / "outward").readlink() == Path("/etc/hostname")
+    assert stat.S_IMODE((workspace / "d" / "program").stat().st_mode) == 0o777
+    assert stat.S_IMODE((workspace / "big").stat().st_mode) == 0o666
+    assert b"big" in (tmp_path / "snapshot").read_bytes()
+
+
+def test_what_is_no_archive_is_said_and_nothing_begins(tmp_path: Path) -> None:
+    command = [sys.executable, *payload.fill()[1:], str(tmp_path), str(tmp_path / "s"), str(tmp_path / "ready"), "4"]
+    done = subprocess.run(command, input=b"nope", capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"Error" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "ready").exists()

@@ -1,0 +1,52 @@
+"""The status page: a document that says how the agent is, whatever names and messages hold."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from agent.actions import Health, Outcome, Readiness, Result
+from agent.errors import Reason, Stage
+from agent.statuspage import SessionRow, Snapshot, page
+
+NASTY = '<img src=x onerror="alert(1)">&'
+
+
+class Tags(HTMLParser):
+    """Collects the tags, and the text between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data}\n"
+
+
+def shown(*lately: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
+    health = health or Health(Readiness.READY, slots=4, running=1)
+    running = (SessionRow("run/1", 1, "image", "commands", 75.0, (("setup", 2.0), ("commands", 73.0))),)
+    tags = Tags()
+    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, lately)))
+    return tags
+
+
+def test_whatever_is_said_stays_text() -> None:
+    outcome = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, NASTY)
+    tags = shown(SessionRow(NASTY, 2, NASTY, "commands", 3.0, ((NASTY, 1.0),), outcome))
+    assert not tags.tags & {"img", "script"}
+    assert tags.text.count(NASTY) == 4
+    assert "COMMAND_FAILED (exit code 3): " in tags.text
+
+
+def test_it_says_how_the_agent_is() -> None:
+    text = shown().text.replace("\N{NO-BREAK SPACE}", " ")
+    for part in ("ready", "reachable", "1 of 4", "run/1", "1 min 15 s", "setup 2.0 s · commands 1 min 13 s"):
+        assert part in text
+    away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)
+    text = shown(health=away, not_ready="the cluster does not answer").text
+    assert "the cluster does not answer" in text
+    assert "None has ended since the start." in text

@@ -1,0 +1,92 @@
+"""Summaries for CI systems: JUnit and Markdown that hold whatever an action says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from agent.actions import Outcome, Result, Source, StageChanged
+from agent.errors import Reason, Stage
+from agent.local import summary
+from agent.local.events import (
+    ActionEnded,
+    ActionPlan,
+    Ended,
+    FileStored,
+    Happening,
+    LogText,
+    PipelineEvent,
+    Started,
+    Submitted,
+)
+from agent.local.report import Report
+
+NASTY = "<&>]]> | `x` \x1b[31mred\x1b[0m \x00\x08 é\n"
+
+
+def report() -> Report:
+    names = ("good", "bad", "lost", "never")
+    failed = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 127, 1, f"broke {NASTY}")
+    evicted = Outcome(Result.FAILED, Stage.COMMANDS, Reason.EVICTED, message="the node was full")
+    never = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message="not run: it needs bad")
+    happened: list[tuple[str, Happening]] = [
+        ("", Submitted("p", tuple(ActionPlan(name, (), ("one\ntwo",)) for name in names), "/f")),
+        *((name, Started("x")) for name in names[:3]),
+        ("good", StageChanged(Stage.SETUP)),
+        ("good", StageChanged(Stage.COMMANDS)),
+        ("good", FileStored(b"out/f", 2048, b"")),
+        ("good", ActionEnded(Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, exit_code=0), 4.0)),
+        ("bad", LogText(NASTY.encode(), Source.COMMANDS, 0)),
+        ("bad", LogText(b"Containers:\n", Source.AGENT, 0)),
+        ("bad", ActionEnded(failed, 1.5)),
+        ("lost", ActionEnded(evicted, 1.0)),
+        ("never", ActionEnded(never, 0.0)),
+        ("", Ended()),
+    ]
+    made = Report()
+    for number, (name, what) in enumerate(happened, 1):
+        made.add(PipelineEvent("id", number, 100.0 + number, what, name, 1))
+    return made
+
+
+def test_junit_tells_whose_fault_it_was() -> None:
+    suite = ET.fromstring(summary.junit(report()))[0]  # noqa: S314 - our own
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
+        "4",
+        "1",
+        "1",
+        "1",
+    )
+    cases = {case.get("name"): case for case in suite}
+    assert list(cases["good"]) == []
+    assert cases["good"].get("time") == "4.000"
+    failure = cases["bad"][0]
+    assert (failure.tag, failure.get("type")) == ("failure", "COMMAND_FAILED")
+    assert failure.text is not None
+    assert failure.text.splitlines() == ["<&>]]> | `x` red �� é", "Containers:"]
+    assert (cases["lost"][0].tag, cases["never"][0].tag) == ("error", "skipped")
+
+
+def test_markdown_is_a_table_and_the_failures() -> None:
+    lines = summary.markdown(report()).splitlines()
+    assert lines[0] == "## p: 1 succeeded, 2 failed, 1 cancelled in 13.0 s"
+    assert lines[4] == "| good | ✅ succeeded | 1.0 s | 2.0 s |  | 4.0 s | 1 file, 2.0 KiB |"
+    assert lines[5].startswith("| bad | ❌ failed COMMAND_FAILED (exit code 127) |")
+    assert "### ❌ bad: broke \\<&\\>\\]\\]\\> \\| \\`x\\` red �� é " in lines
+    assert "    $ one" in lines
+    assert "    <&>]]> | `x` red �� é" in lines
+    assert "- `out/f` 2.0 KiB" in lines
+
+
+def test_the_name_of_the_file_says_the_form() -> None:
+    assert summary.form(Path("a.XML")) is summary.junit
+    with pytest.raises(ValueError, match=r"must end with \.xml or \.md"):
+        summary.form(Path("a.html"))
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(summary.ReportFailed, match="cannot be written"):
+        summary.write(report(), tmp_path / "file" / "x.md")
