@@ -36,7 +36,7 @@ from agent.traces import Traces
 
 if TYPE_CHECKING:
     from agent.actions import Action, Cancel, Key, Resume
-    from agent.cluster.pods import PodEnvironment
+    from agent.cluster.environment import PodEnvironment
     from agent.cluster.workbench import Workbench
     from agent.errors import ActionFailed
     from agent.settings import Settings

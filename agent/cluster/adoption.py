@@ -19,8 +19,9 @@ from agent.errors import ClusterError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.cluster.environment import PodEnvironment
     from agent.cluster.leases import Leases
-    from agent.cluster.pods import PodEnvironment, Pods
+    from agent.cluster.pods import Pods
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)

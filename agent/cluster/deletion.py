@@ -1,4 +1,4 @@
-"""The one request by which pods go: exactly this pod, by its UID, once."""
+"""The one request by which pods go: exactly this pod, by its UID, once; and how that UID is found."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ async def delete_pod(
             return False
         raise
     return True
+
+
+async def own_uid(client: Client, path: str, name: str, nonce: str, seconds: float) -> str:
+    """Look for a pod whose creation was asked for but never confirmed; "" when there is none of ours."""
+    try:
+        found = await client.patiently(
+            "get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=seconds
+        )
+    except ClusterError as error:
+        if error.status == 404:
+            return ""
+        raise
+    return str(found["metadata"]["uid"]) if nonce in str(found["metadata"].get("annotations", {})) else ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from agent.cluster.client import Client
-    from agent.cluster.pods import PodEnvironment
+    from agent.cluster.environment import PodEnvironment
     from agent.observations import Observation
     from agent.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster import logs, pods, setuplog
+from agent.cluster import creation, logs, setuplog
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.faults.apicell import VERBS, ApiCell
@@ -45,7 +45,7 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
 async def test_it_ends_with_its_reason(
     verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pods, "SECRET_PATIENCE", 1.0)
+    monkeypatch.setattr(creation, "SECRET_PATIENCE", 1.0)
     monkeypatch.setattr(setuplog, "PATIENCE", 0.5)
     cell = cell_of(tmp_path, verb, fault)
     cell.more["policy"]["pending_timeout"] = 1.0

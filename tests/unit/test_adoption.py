@@ -9,7 +9,8 @@ import pytest
 from agent.actions import Action, Key
 from agent.cluster import names
 from agent.cluster.adoption import Adoption
-from agent.cluster.pods import PodEnvironment, Pods
+from agent.cluster.environment import PodEnvironment
+from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
 from agent.cluster.watch import PodWatch
 from agent.settings import Settings

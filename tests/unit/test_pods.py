@@ -12,8 +12,9 @@ from tenacity import wait_none
 
 from agent.actions import Action, Key
 from agent.cluster import client as clients
+from agent.cluster.environment import PodEnvironment
 from agent.cluster.names import SESSION
-from agent.cluster.pods import PodEnvironment, Pods
+from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
 from agent.errors import ActionFailed, Reason
 from agent.observations import Lost, Observation, Running, SetupFailed, Waiting
