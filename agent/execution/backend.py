@@ -1,8 +1,8 @@
 """The verbs with which a session drives its environment, and their contract.
 
 The order of a life: `environment` (no I/O) -> `create` -> `observations` and `log` side by side -> `files` -> `remove`.
-`remove` is always called, also when `create` failed half way. `cluster.environment` implements this on Kubernetes, the flow
-tests in memory. Every method may be cancelled at any await; none raises anything but `agent.errors` and
+`remove` is always called, also when `create` failed half way. `cluster.environment` implements this on Kubernetes, the
+flow tests in memory. Every method may be cancelled at any await; none raises anything but `agent.errors` and
 `CancelledError`.
 """
 
