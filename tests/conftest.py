@@ -22,7 +22,14 @@ settings.load_profile("sealci")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give SIGINT its default in what tests start: a shell that starts a job in the background has it ignored."""
+    """Give signals their default in what tests start: `&` has SIGINT and SIGQUIT ignored, `nohup` SIGHUP."""
+    for number, default in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
     config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
