@@ -17,6 +17,7 @@ from deploy.demo.source import git, served
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, DEBIAN, Agent, until
 from tests.e2e.observer import Observer, remains
+from tests.e2e.release import Release
 from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
 
 if TYPE_CHECKING:
@@ -209,3 +210,29 @@ async def test_drain_lets_run_what_runs_and_answers_unavailable(lab: ClassicLab)
     assert (answer.exit_code, answer.text) == (0, "begun\ndone\n")
     assert await asyncio.to_thread(agent.process.wait, 30) == 0
     await lab.scheduler.until(lambda: entry.gone)
+
+
+async def test_agents_of_the_chart_are_dialed_back_at_their_pods(namespace: str) -> None:
+    scheduler = ClassicScheduler((await asyncio.to_thread(kube.provider, "address")).splitlines()[-1])
+    await scheduler.start()
+    classic = {"address": scheduler.address, "protocol": "classic", "tls": {"enabled": False}}
+    values = {
+        "scheduler": classic,
+        "networkPolicy": {"agent": {"schedulerFrom": [{"ipBlock": {"cidr": f"{scheduler.host}/32"}}]}},
+        "cluster": {"namespace": namespace},
+        "policy": {"default_cpu": "5m", "default_memory": "16Mi"},
+    }
+    release = Release(f"c{secrets.token_hex(2)}", f"{namespace}-classic", values)
+    try:
+        await asyncio.to_thread(release.install)
+        async with asyncio.timeout(30):
+            entry = await scheduler.registered()
+        (pod,) = await asyncio.to_thread(release.agents)
+        assert (entry.host, entry.port) == (f"http://{pod['status']['podIP']}", 7081)
+        answer = await scheduler.run(BUSYBOX, "echo from a pod", number=1)
+        assert (answer.exit_code, answer.text.splitlines()[0]) == (0, "from a pod")
+    finally:
+        await asyncio.to_thread(release.uninstall)
+        await scheduler.stop()
+        await asyncio.to_thread(kube.kubectl, "delete", "namespace", release.namespace, "--wait=false")
+    assert await asyncio.to_thread(remains, namespace) == []
