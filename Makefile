@@ -46,8 +46,9 @@ test-unit: setup ## pure functions and single parts
 test-flow: setup ## the agent against a real gRPC scheduler and a backend in memory
 	$(BIN)/pytest tests/flow
 
-test-e2e: setup cluster-up images ## everything on the real cluster
-	$(BIN)/pytest tests/e2e
+test-e2e: setup cluster-up images ## everything on the real cluster (KUBERNETES_VERSION=1.34.4: on the oldest)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/e2e
+	$(BIN)/pytest -m alone tests/e2e
 
 test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a real cluster; then what needs that for itself
 	$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/unit tests/flow tests/faults tests/e2e
