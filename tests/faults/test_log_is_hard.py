@@ -45,7 +45,8 @@ class Hard:
         return Writing(self, submission)
 
     def gaps(self, kind: str) -> int:
-        """Return how many gaps of a kind the agent has counted."""
+        """Return how many gaps of a kind the agent has counted; it counts when a session has ended."""
+        until(lambda: "sealci_agent_slots_used 0.0" in self.agent.get("/metrics")[1], "a session does not end", 60)
         found = re.search(rf'log_gaps_total{{kind="{kind}"}} (\d+)', self.agent.get("/metrics")[1])
         assert found
         return int(found[1])
