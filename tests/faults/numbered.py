@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
+TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
+# What a container runtime passes on at once; so much of a file can come after its follower has left it.
+PASSED_ON = 64 << 10
 BEGUN = re.compile(rb"\d{1,8}( \d{0,19}( x{0,69})?)?")
 SIZE = 100
 GAP = re.compile(rb"\[gap in the log: lines between (\S+) and (\S+) (may be|are) missing: .*\]")
@@ -63,7 +66,11 @@ class Mark:
 
 @dataclass
 class Account:
-    """What is in a log of `total` lines: `lost` counts lines, `unmarked` those of them where no mark stands."""
+    """What is in a log of `total` lines: `lost` counts lines, `unmarked` those of them where no mark stands.
+
+    `torn` counts holes that only the node can know of: it begins a new file within a line, a follower goes on with the
+    rest of that line, and what the runtime still put at the end of the old file is served to nobody.
+    """
 
     total: int
     marks: list[Mark] = field(default_factory=list)
@@ -72,12 +79,14 @@ class Account:
     wrong_spans: list[str] = field(default_factory=list)
     unmarked: list[tuple[int, int]] = field(default_factory=list)
     lost: int = 0
+    torn: int = 0
 
     @classmethod
     def of(cls, log: bytes, total: int) -> Account:
         """Take a log apart. A line that a mark cuts off counts as lost."""
         account = cls(total)
         times = {0: 0.0}
+        tails: set[int] = set()
         for line in log.splitlines():
             if found := LINE.fullmatch(line):
                 number = int(found[1])
@@ -88,19 +97,23 @@ class Account:
                 account.marks.append(Mark(last, stamped(found[1]), stamped(found[2]), found[3] == b"are"))
                 if account.foreign and BEGUN.fullmatch(account.foreign[-1]):
                     account.foreign.pop()
+            elif TAIL.fullmatch(line):
+                tails.add(account.numbers[-1] if account.numbers else 0)
             else:
                 account.foreign.append(line)
-        account.compare(times)
+        account.compare(times, tails)
         return account
 
-    def compare(self, times: dict[int, float]) -> None:
-        """Hold the marks against the holes in the numbers."""
+    def compare(self, times: dict[int, float], tails: set[int]) -> None:
+        """Hold the marks against the holes in the numbers; behind the lines of `tails` stands the rest of one."""
         marked = {mark.after: mark for mark in self.marks}
         for before, number in zip([0, *self.numbers], [*self.numbers, self.total + 1], strict=True):
             mark = marked.get(before)
             if number > before + 1:
                 self.lost += number - before - 1
-                if mark is None:
+                if mark is None and before in tails and (number - before) * SIZE <= PASSED_ON:
+                    self.torn += 1
+                elif mark is None:
                     self.unmarked.append((before, number))
             if mark and number <= self.total:
                 off = max(abs(mark.since - times[before]), abs(mark.until - times[number]))
@@ -129,5 +142,5 @@ class Account:
         certain = sum(mark.certain for mark in self.marks)
         return (
             f"{self.total} lines, lost {self.lost}, marks {len(self.marks)} ({certain} certain), "
-            f"unmarked {len(self.unmarked)}, doubled {self.doubled}, reordered {self.reordered}"
+            f"unmarked {len(self.unmarked)}, torn {self.torn}, doubled {self.doubled}, reordered {self.reordered}"
         )
