@@ -102,7 +102,8 @@ class Screen:
         deadline = time.monotonic() + timeout
         while True:
             shown = self.text
-            if all(part in shown for part in parts):
+            unfolded = shown.replace("\n", "")  # a long line goes on in the next
+            if all(part in shown or part in unfolded for part in parts):
                 return shown
             with self.changed:
                 left = deadline - time.monotonic()

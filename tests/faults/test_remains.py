@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +125,7 @@ def test_cleanup_when_no_agent_lives_any_more(lab: Lab) -> None:
     until(lambda: not remains(lab.namespace), "something remains", 30)
     assert kube.get("leases", "-n", lab.namespace) == []
     assert "0 environments" in cleaned(lab)
-    submission.process.send_signal(signal.SIGKILL)
-    submission.process.wait(10)
+    submission.abandon()
 
 
 def cleaned(lab: Lab, *more: str) -> str:
