@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
+.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,11 +46,11 @@ test-unit: setup ## pure functions and single parts
 test-flow: setup ## the agent against a real gRPC scheduler and a backend in memory
 	$(BIN)/pytest tests/flow
 
-test-e2e: setup cluster-up images ## everything on the real cluster (KUBERNETES_VERSION=1.34.4: on the oldest)
+test-e2e: setup cluster-up images tools ## everything on the real cluster (KUBERNETES_VERSION=1.34.4: on the oldest)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/e2e
 	$(BIN)/pytest -m alone tests/e2e
 
-test: lint cluster-up images ## all of it: lint, unit, flow, faults, e2e on a real cluster; then what needs that for itself
+test: lint cluster-up images tools ## all of it: lint, unit, flow, faults, e2e on a real cluster; then what needs that for itself
 	$(BIN)/pytest -n 2 --dist loadfile -m "not alone" tests/unit tests/flow tests/faults tests/e2e
 	$(BIN)/pytest -m alone tests/faults tests/e2e
 
@@ -77,6 +77,11 @@ cluster-down: ## leave nothing of the cluster on this machine
 
 cluster-status: ## what runs
 	$(CLUSTER_VERB) status
+
+tools: ## what tests use beside a cluster: helm, Prometheus, a browser
+	$(CLUSTER_VERB) helm
+	$(CLUSTER_VERB) prometheus
+	$(CLUSTER_VERB) browser
 
 image: cluster-up ## build the agent's image and load it
 	$(CLUSTER_VERB) image
