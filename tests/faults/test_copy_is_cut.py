@@ -122,7 +122,7 @@ class Copy(Cell):
     async def one(self, scheduler: Scheduler, run: str) -> str:
         """Run one action; return its outcome."""
         await scheduler.dispatcher.submit(run, pipeline.parse(TEXT, "p.yaml"), SECRETS)
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(110):
             (outcome,) = await outcomes(scheduler, run)
         return outcome
 
@@ -141,7 +141,7 @@ class Copy(Cell):
             shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("side", SIDES)
 async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
     side: str, tmp_path: Path, in_table: Callable[[str, str, Mapping[str, str]], None]

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-COUNT = "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1; done"
+# Before its middle it waits, so that the agent is killed while it runs, however slow that agent's heir starts.
+COUNT = (
+    "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
+    " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"
+)
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
     proxy: Threaded = lab.proxy  # type: ignore[attr-defined]
     first, second = lab.agent(**QUICK), None
-    submission = lab.start({"count": {"image": BUSYBOX, "commands": [COUNT.format(lines=lines)]}})
+    submission = lab.start(
+        {"count": {"image": BUSYBOX, "commands": [COUNT.format(lines=lines, pause=lines * 9 // 20)]}}
+    )
     report = submission.reports["count"]
     written = [f"line {number}" for number in range(1, lines + 1)]
     size = sum(len(line) + 1 for line in written)
@@ -55,6 +61,9 @@ def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
         if tenth == 4:
             second = lab.agent(**QUICK)
             first.kill()
+            (pod,) = kube.get("pods", "-n", lab.namespace)
+            words = ("exec", "-n", lab.namespace, pod["metadata"]["name"], "-c", "action", "--")
+            kube.kubectl(*words, "touch", "/workspace/go")
         else:
             proxy.fault("reset")
             breaks += 1
