@@ -111,7 +111,7 @@ class Faults:
         """Break every connection; come back at the same address."""
         api = self.api
         port = api.runner.addresses[0][1]
-        await api.site.stop()
+        await shut(api.site)
         if certificate is not None:
             api.site = web.TCPSite(api.runner, "127.0.0.1", port, ssl_context=certificate)
             await api.site.start()
@@ -127,7 +127,7 @@ class Faults:
         while not self.felt() and not self.api.stopping:  # noqa: ASYNC110 - a counter wakes nobody
             await asyncio.sleep(PACE)
         if stands:
-            await self.api.site.stop()
+            await shut(self.api.site)
         self.api.site = web.TCPSite(self.api.runner, "127.0.0.1", port, ssl_context=self.api.tls)
         await self.api.site.start()
 
@@ -200,6 +200,20 @@ class Faults:
             await response.prepare(request)
             await self.gone(request)
         return response
+
+
+async def shut(site: web.BaseSite) -> None:
+    """Stop to listen. What is just being accepted comes in first.
+
+    asyncio forgets a connection whose acceptance is under way when its server is closed: it stays open, and silent.
+    """
+    server = site._server
+    assert isinstance(server, asyncio.Server)
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    await site.stop()
 
 
 # ---- the order of events in a watch

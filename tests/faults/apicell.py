@@ -163,8 +163,17 @@ class ApiCell(World):
             self.api.answer("create", "/pods", 504, "the answer is lost", applied=True)
         if self.verb.scene == "an old Secret":
             self.api.secrets[POD] = {}
-        await self.ready()
-        self.scheduler.peer.send(action=translate.action_message(self.action))
+        await self.hand_over()
+
+    async def hand_over(self) -> None:
+        """Give the agent the action; while the cluster is away it rejects it, and as any scheduler one tries again."""
+        rejected = True
+        while rejected:
+            self.scheduler.stored.pop(self.action.key.attempt_key, None)
+            await self.ready()
+            self.scheduler.peer.send(action=translate.action_message(self.action))
+            await self.scheduler.until(lambda: bool(self.events()))
+            rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
         """Return the outcome, once nothing remains."""

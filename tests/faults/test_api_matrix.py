@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-# A handshake that fails leaves its transport to the garbage collector, in asyncio and in aiohttp.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 TITLE = "the API fails"
 # Rules; all but the failures end as if nothing had happened, with the whole log: asked again within a bound, or at the
 # pace that the agent has anyway, listed again, waited for and said so, left to the sweep, done without.
