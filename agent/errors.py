@@ -2,7 +2,6 @@
 
     AgentError
     ├── ActionFailed          the scheduler: this action ends, with a reason from one enum
-    ├── ActionRejected        the scheduler: not here; nothing was started
     ├── ClusterError          the cluster did not do what was asked; `retryable` says if asking again can help
     ├── SchedulerError        the stream broke; the agent reconnects
     │   └── Refused           the scheduler does not want this agent
@@ -91,15 +90,6 @@ class ActionFailed(AgentError):
         self.reason = reason
         self.message = message
         self.log = log
-
-
-class ActionRejected(AgentError):
-    """The action is not taken by this agent; nothing was started."""
-
-    def __init__(self, why: Rejection, message: str) -> None:
-        super().__init__(message)
-        self.why = why
-        self.message = message
 
 
 class ClusterError(AgentError):

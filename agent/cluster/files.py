@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from agent.actions import ArtifactRules, FilePart
     from agent.cluster.archive import Limits
 
-CONTAINER = "files"
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
 # At the end of the time no file is begun any more, so that the one that was begun can come to its end.
 MARGIN = 0.25

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from agent.cluster.markers import NONCE
 
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-MAX_COMMANDS_BYTES = 512 * 1024
 MAX_COMMANDS = 1000
 WORKSPACE_FAILED = 125  # PID 1's code, then with a sentence in the termination message; no command was started
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 1 << 20
 NULL = "tag:yaml.org,2002:null"
-STRING = "tag:yaml.org,2002:str"
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e import kube
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab, new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,12 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    """Make a namespace; pods can be created in it when its ServiceAccount is there."""
-    name = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", name)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
-    yield name
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+    """A namespace of the module's own."""
+    with new_namespace() as name:
+        yield name
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,13 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
     return done.stdout
 
 
+@cache
+def version() -> tuple[int, int]:
+    """Return the cluster's version: major, minor."""
+    told = json.loads(kubectl("version", "--output", "json"))["serverVersion"]
+    return int(told["major"]), int(told["minor"].rstrip("+"))
+
+
 def get(kind: str, *arguments: str) -> list[Object]:
     """Return objects of a kind."""
     answer = json.loads(kubectl("get", kind, *arguments, "-o", "json"))

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -373,7 +374,15 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
     return found
 
 
-def free_namespaces() -> Iterator[str]:
-    """Yield names that nobody uses."""
-    while True:
-        yield f"sealci-e2e-{secrets.token_hex(3)}"
+@contextmanager
+def new_namespace(*labels: str) -> Iterator[str]:
+    """Make a namespace, and drop it in the end; pods can be created in it when its ServiceAccount is there."""
+    name = f"sealci-e2e-{secrets.token_hex(3)}"
+    kube.kubectl("create", "namespace", name)
+    try:
+        if labels:
+            kube.kubectl("label", "namespace", name, *labels)
+        until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
+        yield name
+    finally:
+        kube.kubectl("delete", "namespace", name, "--wait=false")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,17 +152,11 @@ def test_without_exec_declared_files_cannot_be_had(lab: Lab, account: Account, r
     # Before Kubernetes 1.35 an exec over a websocket asks for `get` alone.
     if report.outcome[0] == "succeeded":
         assert right == "create pods/exec"
-        assert version() < (1, 35)
+        assert kube.version() < (1, 35)
         return
     assert report.outcome == ("failed", "ARTIFACTS_FAILED", 0)
     assert "pods/exec" in report.finished["message"]
     assert "forbidden" in report.finished["message"]
-
-
-def version() -> tuple[int, int]:
-    """Return the cluster's version."""
-    told = yaml.safe_load(kube.kubectl("version", "--output", "json"))["serverVersion"]
-    return int(told["major"]), int(re.sub(r"\D", "", told["minor"]))
 
 
 def test_without_list_of_events_a_failed_set_up_says_so(lab: Lab, account: Account) -> None:

@@ -99,7 +99,10 @@ async def test_each_right_that_is_removed_is_named(namespace: str, tmp_path: Pat
             assert str(gone) in seen["probe"].detail
             continue
         broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
-        assert broken == SHOWS.get(str(gone), set()), (str(gone), seen)
+        shown = SHOWS.get(str(gone), set())
+        if str(gone) == "create pods/exec" and kube.version() < (1, 35):
+            shown = set()  # these versions ask for `get` alone
+        assert broken == shown, (str(gone), seen)
         for check in broken:
             print(f"without {gone}: {seen[check].detail}")
             assert "forbidden" in seen[check].detail or "403" in seen[check].detail

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.demo import source
-from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, new_namespace
+from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,16 +25,8 @@ dpkg-deb --build p hello.deb && dpkg -i hello.deb && cat /opt/hello
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve a small repository; yields its URL."""
-    folder = tmp_path_factory.mktemp("git")
-    work = folder / "work"
-    work.mkdir()
-    (work / "file").write_text("cloned\n")
-    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
-    source.git(work, "add", "--all")
-    source.git(work, "commit", "--quiet", "--message", "first")
-    source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
-    with source.served(folder, kube.provider("address")) as url:
-        yield f"{url}/r.git"
+    with repository(tmp_path_factory.mktemp("git")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -127,17 +117,13 @@ def test_a_ref_that_does_not_exist_is_said(lab: Lab, repositories: str) -> None:
 @pytest.fixture
 def restricted(tmp_path: Path) -> Iterator[Lab]:
     """A lab in a namespace that enforces the restricted Pod Security Standard."""
-    name = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", name)
-    kube.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
-    lab = Lab(name, tmp_path, environment={"profile": "restricted"}, policy={"repository_schemes": ["git"]})
-    try:
-        lab.agent()
-        yield lab
-    finally:
-        lab.close()
-        kube.kubectl("delete", "namespace", name, "--wait=false")
+    with new_namespace("pod-security.kubernetes.io/enforce=restricted") as name:
+        lab = Lab(name, tmp_path, environment={"profile": "restricted"}, policy={"repository_schemes": ["git"]})
+        try:
+            lab.agent()
+            yield lab
+        finally:
+            lab.close()
 
 
 def test_the_restricted_profile(restricted: Lab, repositories: str) -> None:

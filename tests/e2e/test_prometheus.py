@@ -9,7 +9,6 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.demo import source
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
+from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,20 +102,6 @@ class Prometheus:
         """End it."""
         self.process.terminate()
         self.process.wait(20)
-
-
-@contextmanager
-def repository(folder: Path) -> Iterator[str]:
-    """Serve a small repository; yields its URL."""
-    work = folder / "work"
-    work.mkdir()
-    (work / "file").write_text("cloned\n")
-    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
-    source.git(work, "add", "--all")
-    source.git(work, "commit", "--quiet", "--message", "first")
-    source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
-    with source.served(folder, kube.provider("address")) as url:
-        yield f"{url}/r.git"
 
 
 def series(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:

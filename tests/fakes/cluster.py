@@ -112,7 +112,6 @@ class FakeEnvironment:
         self.log_is_over = False
         self.creations = 0
         self.removals = 0
-        self.tries_to_copy = 0
         self.interrupts: list[float] = []
         self.playing = False
         self.left = False
@@ -254,7 +253,6 @@ class FakeEnvironment:
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy one file out."""
-        self.tries_to_copy += 1
         await self.note("files")
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tests.e2e import kube
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab, new_namespace
 from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
@@ -22,20 +21,17 @@ if TYPE_CHECKING:
 @contextmanager
 def behind_a_proxy(folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
     """Make a namespace, a lab, a proxy in front of the API, and an agent that knows the API by the proxy's address."""
-    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", namespace)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
     kubeconfig = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify"))
     cluster = kubeconfig["clusters"][0]["cluster"]
     proxy = Threaded(cluster["server"].removeprefix("https://"))
-    lab = Lab(namespace, folder)
-    try:
-        cluster["server"] = f"https://{proxy.address}"
-        file = folder / "kubeconfig"
-        file.write_text(yaml.safe_dump(kubeconfig))
-        yield lab, lab.agent(cluster={"kubeconfig": str(file)}, **settings), proxy
-    finally:
-        proxy.fault("heal")
-        lab.close()
-        proxy.close()
-        kube.kubectl("delete", "namespace", namespace, "--wait=false")
+    with new_namespace() as namespace:
+        lab = Lab(namespace, folder)
+        try:
+            cluster["server"] = f"https://{proxy.address}"
+            file = folder / "kubeconfig"
+            file.write_text(yaml.safe_dump(kubeconfig))
+            yield lab, lab.agent(cluster={"kubeconfig": str(file)}, **settings), proxy
+        finally:
+            proxy.fault("heal")
+            lab.close()
+            proxy.close()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e import kube
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab, new_namespace, until
 from tests.e2e.observer import session_of
 
 if TYPE_CHECKING:
@@ -32,17 +31,12 @@ SECURE = {"allowPrivilegeEscalation": False}
 @contextlib.contextmanager
 def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
     """Hold a lab in a namespace of its own; its agents are started by who asks for it."""
-    namespace = f"sealci-lost-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", namespace)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
-    lab = Lab(namespace, folder, **settings)
-    try:
-        yield lab
-    finally:
+    with new_namespace() as namespace:
+        lab = Lab(namespace, folder, **settings)
         try:
-            lab.close()
+            yield lab
         finally:
-            kube.kubectl("delete", "namespace", namespace, "--wait=false")
+            lab.close()
 
 
 # ---- pods

@@ -10,6 +10,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
 TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
@@ -86,7 +87,7 @@ class Account:
         """Take a log apart. A line that a mark cuts off counts as lost."""
         account = cls(total)
         times = {0: 0.0}
-        tails: set[int] = set()
+        tails: dict[int, bytes] = {}
         for line in log.splitlines():
             if found := LINE.fullmatch(line):
                 number = int(found[1])
@@ -98,16 +99,18 @@ class Account:
                 if account.foreign and BEGUN.fullmatch(account.foreign[-1]):
                     account.foreign.pop()
             elif TAIL.fullmatch(line):
-                tails.add(account.numbers[-1] if account.numbers else 0)
+                tails[account.numbers[-1] if account.numbers else 0] = line
             else:
                 account.foreign.append(line)
         account.compare(times, tails)
         return account
 
-    def compare(self, times: dict[int, float], tails: set[int]) -> None:
+    def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
         """Hold the marks against the holes in the numbers; behind the lines of `tails` stands the rest of one."""
         marked = {mark.after: mark for mark in self.marks}
-        for before, number in zip([0, *self.numbers], [*self.numbers, self.total + 1], strict=True):
+        holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}
+        self.foreign += [tail for before, tail in tails.items() if before not in holes]
+        for before, number in pairwise([0, *self.numbers, self.total + 1]):
             mark = marked.get(before)
             if number > before + 1:
                 self.lost += number - before - 1

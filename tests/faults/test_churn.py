@@ -25,8 +25,7 @@ from agent.actions import Source
 from agent.local import events, messages
 from agent.local.wire import local_pb2 as wire
 from agent.local.wire import local_pb2_grpc
-from tests.e2e import kube
-from tests.e2e.lab import until as wait_until
+from tests.e2e.lab import new_namespace
 from tests.e2e.observer import Observer, remains, session_of
 from tests.faults.nursery import Nursery
 from tests.faults.storm import REPLICAS, Storm, until
@@ -152,11 +151,8 @@ async def nursery() -> AsyncIterator[Nursery]:
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    name = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", name)
-    wait_until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
-    yield name
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+    with new_namespace() as name:
+        yield name
 
 
 @pytest.mark.timeout(3600)

@@ -23,7 +23,7 @@ from agent.local import pipeline
 from agent.local.dispatch import Rules
 from agent.local.scheduler import open_scheduler
 from agent.local.server import Access
-from tests.faults.cell import SECRETS, Cell, outcomes
+from tests.faults.cell import SECRETS, TEXT, Cell, outcomes
 from tests.faults.node import Cluster, Points
 from tests.faults.nursery import Nursery
 from tests.faults.proxy import Proxy
@@ -39,15 +39,7 @@ SIZE = 100 << 20
 CHUNK = 1 << 18
 TENTHS = range(10)
 SIDES = ("exec", "scheduler")
-TEXT = """name: p
-actions:
-  a:
-    configuration: {container: alpine}
-    commands: [one, two]
-    secrets: [TOKEN]
-    repo: {url: "https://example.org/r.git"}
-    artifacts: {paths: [built]}
-"""
+BUILT_ONLY = TEXT + "    artifacts: {paths: [built]}\n"
 SCRIPT: list[bytes | str] = ["s:1", b"line\n", "f:1:0", "s:2", b"line\n", "f:2:0", "l:0:0"]
 
 
@@ -121,7 +113,7 @@ class Copy(Cell):
 
     async def one(self, scheduler: Scheduler, run: str) -> str:
         """Run one action; return its outcome."""
-        await scheduler.dispatcher.submit(run, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+        await scheduler.dispatcher.submit(run, pipeline.parse(BUILT_ONLY, "p.yaml"), SECRETS)
         async with asyncio.timeout(110):
             (outcome,) = await outcomes(scheduler, run)
         return outcome

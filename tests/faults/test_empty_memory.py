@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, Lab, start_scheduler, until
+from tests.e2e.lab import BUSYBOX, Lab, start_scheduler
+from tests.faults import lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,15 +21,8 @@ WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", namespace)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
-    lab = Lab(namespace, tmp_path, scheduler={"reconnect_max": "0.5s"})
-    try:
+    with lost.lab_of(tmp_path, scheduler={"reconnect_max": "0.5s"}) as lab:
         yield lab
-    finally:
-        lab.close()
-        kube.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.mark.timeout(180)

@@ -66,10 +66,6 @@ class Writing:
         """Let the writer go on; past the proxy."""
         kube.kubectl("exec", *self.where, "--", "touch", name)
 
-    def until_done(self, name: str) -> None:
-        """Wait until the writer has made a file."""
-        until(lambda: kube.kubectl("exec", *self.where, "--", "sh", "-c", f"test ! -e {name} || echo y"), name, 60)
-
     def head(self) -> str:
         """Return when the node's current file begins, "" while it is empty."""
         return kube.kubectl("logs", *self.where, "--timestamps", "--limit-bytes=30")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, Lab, until
+from tests.e2e.lab import BUSYBOX, Lab, new_namespace, until
 from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
@@ -27,19 +26,16 @@ COUNT = (
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    namespace = f"sealci-e2e-{secrets.token_hex(3)}"
-    kube.kubectl("create", "namespace", namespace)
-    until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", namespace, check=False), "no ServiceAccount")
-    lab = Lab(namespace, tmp_path)
-    proxy = Threaded(lab.address, SEED)
-    lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
-    lab.proxy = proxy  # type: ignore[attr-defined]
-    try:
-        yield lab
-    finally:
-        lab.close()
-        proxy.close()
-        kube.kubectl("delete", "namespace", namespace, "--wait=false")
+    with new_namespace() as namespace:
+        lab = Lab(namespace, tmp_path)
+        proxy = Threaded(lab.address, SEED)
+        lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
+        lab.proxy = proxy  # type: ignore[attr-defined]
+        try:
+            yield lab
+        finally:
+            lab.close()
+            proxy.close()
 
 
 @pytest.mark.timeout(1200)

@@ -1,0 +1,27 @@
+"""A small git repository that pods can clone, for tests of what is cloned rather than of cloning itself."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deploy.demo import source
+from tests.e2e import kube
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def repository(folder: Path) -> Iterator[str]:
+    """Serve a repository with one commit and one `file`; yields its URL."""
+    work = folder / "work"
+    work.mkdir()
+    (work / "file").write_text("cloned\n")
+    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
+    source.git(work, "add", "--all")
+    source.git(work, "commit", "--quiet", "--message", "first")
+    source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
+    with source.served(folder, kube.provider("address")) as url:
+        yield f"{url}/r.git"
