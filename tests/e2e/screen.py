@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 COLOUR = re.compile(rb"\x1b\[[0-9;]*?(?:3[0-7]|9[0-7]|38)[;m]")
 
 
+# What the terminal that runs the tests, or the CI system, says of itself.
+OF_THE_CALLER = frozenset({"CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR"})
+
+
 class Screen:
-    """One program on a terminal of its own."""
+    """One program on a terminal of its own; `also` is set whatever the caller's own terminal is."""
 
     def __init__(
         self,
         command: Sequence[str],
         env: dict[str, str],
         *,
+        also: dict[str, str] | None = None,
         columns: int = 120,
         lines: int = 40,
         cwd: str | None = None,
@@ -45,13 +50,10 @@ class Screen:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.master = master
-        plain = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
-        for name in ("CI", "NO_COLOR"):
-            if env.get(name) == os.environ.get(name):
-                plain.pop(name, None)
+        plain = {name: value for name, value in env.items() if name not in OF_THE_CALLER}
         self.process = subprocess.Popen(
             list(command),
-            env={**plain, "TERM": "xterm-256color"},
+            env={**plain, "TERM": "xterm-256color", **(also or {})},
             cwd=cwd,
             stdin=slave,
             stdout=slave,

@@ -44,7 +44,7 @@ class Desk:
         self.write(actions)
         command = [*COMMAND, "run", str(self.file), "--namespace", self.namespace, *options]
         command += ["--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"]
-        screen = Screen(command, kube.environment() | (env or {}))
+        screen = Screen(command, kube.environment(), also=env)
         self.screens.append(screen)
         return screen
 
