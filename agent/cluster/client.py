@@ -23,6 +23,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from agent.cluster.bucket import TokenBucket
+from agent.cluster.bucket import rank as rank_of
 from agent.errors import ClusterError, Reason, SettingsError
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class Client:
         Raises:
             ClusterError: anything but a 2xx answer. Errors while the body is read are the caller's.
         """
-        await self.bucket.take()
+        await self.turn(verb, resource)
         began, code = time.monotonic(), "error"
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout)
@@ -137,6 +139,13 @@ class Client:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
+
+    async def turn(self, verb: str, resource: str) -> None:
+        """Wait until the client-side limit lets this request through."""
+        began = time.monotonic()
+        rank = rank_of(verb, resource)
+        await self.bucket.take(rank)
+        self.metrics.request_wait.labels(rank.name.lower()).observe(time.monotonic() - began)
 
     def unanswered(self) -> None:
         """Take note that the cluster did not answer; the next answer makes it reachable again."""
@@ -297,23 +306,3 @@ def rule(status: int, message: str) -> tuple[Reason, bool]:
 def whole_seconds(value: str | None) -> float | None:
     """Read a Retry-After header; dates are not used by Kubernetes."""
     return float(value) if value is not None and value.isdigit() else None
-
-
-class TokenBucket:
-    """Lets `rate` requests a second through, twice that in a burst."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.tokens = self.burst = max(1.0, 2 * rate)
-        self.seen = time.monotonic()
-        self.lock = asyncio.Lock()
-
-    async def take(self) -> None:
-        """Wait for one token; waiters are served in order."""
-        async with self.lock:
-            now = time.monotonic()
-            self.tokens = min(self.burst, self.tokens + (now - self.seen) * self.rate)
-            self.seen = now
-            self.tokens -= 1
-            if self.tokens < 0:
-                await asyncio.sleep(-self.tokens / self.rate)

@@ -199,7 +199,7 @@ class ExecStream:
         try:
             # An answer that never comes costs one request's patience, not all the time that the command has.
             async with asyncio.timeout_at(min(self._end, now + self.client.settings.request_timeout)):
-                await self.client.bucket.take()
+                await self.client.turn("create", "pods/exec")
                 socket = await self._handshake()
             code = "2xx"
         except aiohttp.WSServerHandshakeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from tenacity import wait_none
 
 from agent.cluster import client as clients
-from agent.cluster.client import Client, TokenBucket, rule, wait_as_told
+from agent.cluster.client import Client, rule, wait_as_told
 from agent.errors import ClusterError, Reason, SettingsError
 from agent.metrics import Metrics
 from agent.settings import ClusterSettings
@@ -204,28 +203,6 @@ def test_the_server_says_how_long_to_wait(asked: float | None, waits: float) -> 
 
 
 # ---- the rate limit, the configuration
-
-
-async def test_the_bucket_lets_a_burst_through_and_then_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, slept = [100.0], []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(round(seconds, 6))
-        clock[0] += seconds
-
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    bucket = TokenBucket(10.0)
-    for _ in range(20):
-        await bucket.take()
-    assert slept == []
-    for _ in range(5):
-        await bucket.take()
-    assert slept == [0.1] * 5
-    clock[0] += 1000
-    for _ in range(21):
-        await bucket.take()
-    assert len(slept) == 6, "no more than a burst is saved up"
 
 
 async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
