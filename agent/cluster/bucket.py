@@ -14,7 +14,6 @@ import time
 from enum import IntEnum
 from itertools import count
 
-
 # As floats sum up: a timer that ran to the moment finds its token.
 WHOLE = 1 - 1e-9
 

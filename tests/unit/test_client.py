@@ -34,6 +34,14 @@ def sample(client: Client, name: str, **labels: str) -> float:
     return client.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
 
 
+def kubeconfig(host: str) -> str:
+    return (
+        "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],"
+        f" clusters: [{{name: k, cluster: {{server: '{host}'}}}}],"
+        " users: [{name: u, user: {token: abc}}]}"
+    )
+
+
 async def failure(client: Client) -> ClusterError:
     with pytest.raises(ClusterError) as error:
         await client.request("get", "pods", f"{PATH}/none")
@@ -214,12 +222,50 @@ async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
 async def test_the_token_of_a_kubeconfig_is_sent(api: FakeApi, tmp_path: Path) -> None:
     async with api.serving():
         file = tmp_path / "config"
-        file.write_text(
-            "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],"
-            f" clusters: [{{name: k, cluster: {{server: '{api.host}'}}}}],"
-            " users: [{name: u, user: {token: abc}}]}"
-        )
+        file.write_text(kubeconfig(api.host))
         client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
         await client.request("get", "version", "/version")
         await client.close()
     assert api.requests[0].authorization == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({}, None),
+        ({"https_proxy": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"http_proxy": "http://proxy:3128"}, None),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "10.0.0.1"}, None),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "10.0.0.2"}, "http://proxy:3128"),
+    ],
+)
+def test_the_environment_names_the_proxy(
+    environ: dict[str, str], proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert clients.proxy_of("https://10.0.0.1:6443") == proxy
+
+
+async def test_a_netrc_for_the_host_of_the_api_is_not_read(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with api.serving():
+        file = tmp_path / "config"
+        file.write_text(kubeconfig(api.host))
+        client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
+        await client.request("get", "version", "/version")
+        await client.close()
+    assert api.requests[0].authorization == "Bearer abc"
+
+
+async def test_a_query_arrives_as_it_was_meant(api: FakeApi) -> None:
+    async with api.serving() as client:
+        await client.request("list", "pods", PATH, query={"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"})
+    assert api.requests[0].query == {"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"}
