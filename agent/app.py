@@ -69,7 +69,7 @@ class App:
         self.client = client
         self.tasks = tasks
         self.metrics = client.metrics
-        self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
+        self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics, identity.agent_id)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
         self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)

@@ -87,8 +87,10 @@ class PodLife:
         self.script = Script.read(self.commands[-1])
         self.made = stamp()
         self.address = f"10.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
-        metadata |= {"uid": uid, "creationTimestamp": self.made, "resourceVersion": "@VERSION@", "generation": 1}
-        # Dict order is the order of the text: the version stands early, as in the real API's.
+        # The order of fields is that of the real API.
+        head = {"name": self.name, "namespace": metadata["namespace"], "uid": uid, "resourceVersion": "@VERSION@"}
+        rest = {"generation": 1, "creationTimestamp": self.made, "labels": self.labels}
+        metadata = head | rest | {"annotations": metadata["annotations"]}
         self.head, self.meta = json.dumps(metadata, separators=(",", ":")).encode()[:-1].split(b"@VERSION@")
         self.meta += b',"managedFields":' + MANAGED.encode()
         spec |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "priority": 0}

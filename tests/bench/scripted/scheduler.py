@@ -81,7 +81,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
-    ) -> None:
+    ) -> AsyncIterator[wire.SchedulerMessage]:
         """Serve one stream."""
         peer = Peer()
         reader = asyncio.create_task(self.read(peer, request_iterator), name="reader")
@@ -90,11 +90,11 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                 peer.wake.clear()
                 while peer.outgoing or peer.acks:
                     if peer.outgoing:
-                        await context.write(peer.outgoing.popleft())
+                        yield peer.outgoing.popleft()
                     else:
                         (action_id, attempt, claim), seq = peer.acks.popitem()
                         ack = wire.Ack(action_id=action_id, attempt=attempt, claim=claim, seq=seq)
-                        await context.write(wire.SchedulerMessage(ack=ack))
+                        yield wire.SchedulerMessage(ack=ack)
                 await peer.wake.wait()
         finally:
             if peer in self.peers:
