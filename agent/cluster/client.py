@@ -20,9 +20,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import structlog
-from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.config.incluster_config import load_incluster_config
+from kubernetes.aio.config.kube_config import load_kube_config
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from agent.cluster.bucket import TokenBucket
@@ -280,12 +281,12 @@ async def load(configuration: Configuration, settings: ClusterSettings) -> None:
     """Fill the configuration: an explicit kubeconfig or context first, else in-cluster, else the default file."""
     if settings.kubeconfig is None and not settings.context:
         try:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
             pass  # not in a cluster: the default kubeconfig is the other place to look
         else:
             return
-    await config.load_kube_config(  # type: ignore[no-untyped-call]
+    await load_kube_config(  # type: ignore[no-untyped-call]
         config_file=str(settings.kubeconfig) if settings.kubeconfig else None,
         context=settings.context or None,
         client_configuration=configuration,
