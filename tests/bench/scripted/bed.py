@@ -160,7 +160,7 @@ class Bed:
         number, port = len(self.agents), free_port()
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
-            "agent": {"slots": slots, "pool": "bench"},
+            "agent": {"slots": slots, "pool": "bench", "drain_timeout": 0.1},
             "cluster": {"namespace": "bench", "kubeconfig": str(self.kubeconfig)},
             "http": {"host": "127.0.0.1", "port": port},
             "logging": {"level": "warning", "format": "json"},
