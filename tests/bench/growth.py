@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.bench.rows import Row
-from tests.bench.scripted.bed import Agent, Bed, Machine, bed
-from tests.bench.scripted.numbers import at_most, plain
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import Agent, Bed, Load, bed
 
 ACTIONS = 10_000
 WARM = 2_000
@@ -15,29 +14,26 @@ LIFE = "life=0.3 start=0.05"
 MIB = 1 << 20
 
 
-async def measure() -> list[Row]:
+async def measure(namespace: str = "") -> list[Row]:
     """Measure it; takes two minutes."""
     async with bed() as under:
         agent = await under.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
         await through(under, WARM)
         rss, sockets, tasks = await held(agent)
-        machine, began, cpu = Machine(), time.monotonic(), agent.costs.cpu
+        load, began, cpu = Load(), time.monotonic(), agent.costs.cpu
         await through(under, ACTIONS)
-        took, busy, used = time.monotonic() - began, machine.busy(), agent.costs.cpu - cpu
+        took, busy, used = time.monotonic() - began, load.share(), agent.costs.cpu - cpu
         rss_after, sockets_after, tasks_after = await held(agent)
         api = await under.api.ask()
         note = f"after {WARM} and after {WARM + ACTIONS}: {rss:.1f} and {rss_after:.1f} MiB; machine {busy:.0%} busy"
+        what = f"over {ACTIONS} actions"
+        cost = f"{used / ACTIONS * 1e3:.1f} ms CPU per action"
         return [
-            at_most(f"memory grown over {ACTIONS} actions", "MiB", 5, [rss_after - rss], note),
-            at_most(f"tasks grown over {ACTIONS} actions", "", 0, [tasks_after - tasks], f"{tasks:.0f} when idle"),
-            at_most(f"sockets grown over {ACTIONS} actions", "", 0, [sockets_after - sockets], f"{sockets} before"),
-            at_most(f"pods left of {WARM + ACTIONS} actions", "", 0, [api["made"] - api["gone"]], ""),
-            plain(
-                f"actions/s over {ACTIONS} actions of 0.3 s, no limit of requests",
-                "/s",
-                [ACTIONS / took],
-                f"{used / ACTIONS * 1e3:.1f} ms CPU per action",
-            ),
+            row(f"memory grown {what}", "MiB", [rss_after - rss], target="<= 5", note=note),
+            row(f"tasks grown {what}", "", [tasks_after - tasks], target="<= 0", note=f"{tasks:.0f} when idle"),
+            row(f"sockets grown {what}", "", [sockets_after - sockets], target="<= 0", note=f"{sockets} when idle"),
+            row(f"pods left {what}", "", [api["made"] - api["gone"]], target="<= 0"),
+            row(f"actions/s {what} of 0.3 s, no limit of requests", "/s", [ACTIONS / took], note=cost),
         ]
 
 

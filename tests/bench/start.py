@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.bench.rows import Row
-from tests.bench.scripted.bed import Machine, bed
-from tests.bench.scripted.numbers import at_most, plain
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import Load, bed
 
 TIMES = 15
 SETTLE = 0.5
 MIB = 1 << 20
 
 
-async def measure() -> list[Row]:
+async def measure(namespace: str = "") -> list[Row]:
     """Measure it; takes half a minute."""
     seconds: list[float] = []
     rss: list[float] = []
     cpu: list[float] = []
-    machine = Machine()
+    load = Load()
     for _ in range(TIMES):
         async with bed() as under:
             agent = await under.agent(slots=10)
@@ -28,9 +27,9 @@ async def measure() -> list[Row]:
             costs = agent.costs
             rss.append(costs.rss / MIB)
             cpu.append(costs.cpu)
-    note = f"machine {machine.busy():.0%} busy"
+    note = f"machine {load.share():.0%} busy"
     return [
-        at_most("start to registered", "s", 1.5, seconds, note),
-        plain("CPU of a start", "s", cpu, note),
-        at_most("memory of an idle agent", "MiB", 75, rss, f"resident; {note}"),
+        row("start to registered", "s", seconds, target="<= 1.5", note=note),
+        row("CPU of a start", "s", cpu, note=note),
+        row("memory of an idle agent", "MiB", rss, target="<= 75", note="resident"),
     ]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import yaml
 
+from tests.bench import machine
 from tests.fakes import certificates
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ Object = dict[str, Any]
 
 DEADLINE = 60.0
 PAUSE = 0.02
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Child:
@@ -97,24 +96,22 @@ async def ended(process: asyncio.subprocess.Process, number: int = signal.SIGTER
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a process has used and holds: CPU seconds so far, resident bytes, open sockets, threads."""
+    """What a process has used and holds: CPU seconds so far, resident bytes, open sockets."""
 
     cpu: float
     rss: int
     sockets: int
-    threads: int
 
     @classmethod
     def of(cls, pid: int) -> Costs:
         """Read a process's own from /proc."""
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         sockets = 0
         for name in os.listdir(f"/proc/{pid}/fd"):
             try:
                 sockets += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
             except FileNotFoundError:
                 continue  # closed meanwhile
-        return cls((int(fields[11]) + int(fields[12])) / TICKS, int(fields[21]) * PAGE, sockets, int(fields[17]))
+        return cls(machine.cpu_of(pid), machine.memory_of(pid), sockets)
 
 
 @dataclass
@@ -224,23 +221,18 @@ async def bed() -> AsyncIterator[Bed]:
         yield Bed(api, scheduler, folder, kubeconfig, agents)
 
 
-class Machine:
-    """How busy the whole machine is, as the kernel counts it."""
+class Load:
+    """How busy the whole machine is."""
 
     def __init__(self) -> None:
-        self.before = self.read()
+        self.busy, self.at = machine.busy(), time.monotonic()
 
-    def read(self) -> tuple[float, float]:
-        """Return busy and all seconds of all cores since the boot."""
-        numbers = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        idle = numbers[3] + numbers[4]
-        return (sum(numbers) - idle) / TICKS, sum(numbers) / TICKS
-
-    def busy(self) -> float:
-        """Return the busy share, 0 to 1, since this was last asked."""
-        (before, all_before), (now, all_now) = self.before, self.read()
-        self.before = now, all_now
-        return (now - before) / max(all_now - all_before, 1e-9)
+    def share(self) -> float:
+        """Return the share of all cores that was busy since this was last asked, 0 to 1."""
+        busy, at = machine.busy(), time.monotonic()
+        share = (busy - self.busy) / ((at - self.at) * (os.cpu_count() or 1))
+        self.busy, self.at = busy, at
+        return share
 
 
 def free_port() -> int:
