@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import bulk, burst, crowd, fair, growth, lines, rate, report, start, wall
+from tests.bench import bulk, burst, crowd, fair, growth, kwok, lines, rate, report, start, wall
 from tests.e2e.lab import new_namespace
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
     "bulk": bulk.measure,
     "start": start.measure,
     "rate": rate.measure,
+    "kwok": kwok.measure,
     "crowd": crowd.measure,
     "fair": fair.measure,
     "growth": growth.measure,

@@ -36,10 +36,9 @@ class Pace:
 
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
-    api_cpu: list[float] = field(default_factory=list)
+    api_cpu: float = 0.0
     busy: list[float] = field(default_factory=list)
     requests: dict[str, float] = field(default_factory=dict)
-    most: int = 0
     failed: int = 0
 
     @property
@@ -55,43 +54,48 @@ class Pace:
     @property
     def note(self) -> str:
         """The load of the machine, and the agents' share."""
-        return f"machine {median(self.busy):.0%} busy, {median(self.cpu) * 1e3:.1f} ms CPU of agents per action"
+        failed = f", {self.failed} FAILED" if self.failed else ""
+        return f"machine {median(self.busy):.0%} busy, {median(self.cpu) * 1e3:.1f} ms CPU of agents per action{failed}"
 
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
-    """Run replicas with full slots and look at them for some windows."""
+    """Run replicas with full slots on the scripted API and look at them for some windows."""
     async with bed() as under:
         for _ in range(replicas):
             await under.begin(slots=slots, cluster=cluster or {})
-        await under.until(lambda seen: seen["ready"] == replicas)
-        await under.scheduler.ask(give=LIFE, count=-1, **order)
-        await asyncio.sleep(WARM)
-        found = await watched(under, windows)
-        await under.scheduler.ask(stop=True)
-        await under.until(lambda seen: not any(seen["running"]))
-        found.failed = (await under.scheduler.ask())["ends"].get("failed", 0)
+        before = await filled(under, **order)
+        first = await under.api.ask()
+        found = await watched(under, before, windows)
+        last = await under.api.ask()
+        done = max(1, last["gone"] - first["gone"])
+        asked = {verb: count - first["requests"].get(verb, 0) for verb, count in last["requests"].items()}
+        found.requests = {verb: count / done for verb, count in asked.items() if count}
+        found.api_cpu = (last["cpu"] - first["cpu"]) / done
         return found
 
 
-async def watched(under: Bed, windows: int) -> Pace:
+async def filled(under: Bed, **order: Any) -> Object:
+    """Fill the slots of all agents, and wait until they work steadily; returns what the scheduler has seen then."""
+    await under.until(lambda seen: seen["ready"] == len(under.agents))
+    await under.scheduler.ask(give=LIFE, count=-1, **order)
+    await asyncio.sleep(WARM)
+    return await under.scheduler.ask()
+
+
+async def watched(under: Bed, before: Object, windows: int) -> Pace:
     """Look at what runs for some windows."""
     found, load = Pace(), Load()
-    first = before = await under.api.ask()
     cpu, began = under.cpu, time.monotonic()
     for _ in range(windows):
         await asyncio.sleep(WINDOW)
-        after = await under.api.ask()
+        after = await under.scheduler.ask()
         now, used = time.monotonic(), under.cpu
-        done = max(1, after["gone"] - before["gone"])
+        done = max(1, after["ends"].get("finished", 0) - before["ends"].get("finished", 0))
         found.rates.append(done / (now - began))
         found.cpu.append((used - cpu) / done)
-        found.api_cpu.append((after["cpu"] - before["cpu"]) / done)
         found.busy.append(load.share())
         before, cpu, began = after, used, now
-    done = max(1, before["gone"] - first["gone"])
-    asked = {verb: count - first["requests"].get(verb, 0) for verb, count in before["requests"].items()}
-    found.requests = {verb: count / done for verb, count in asked.items() if count}
-    found.most = before["most"]
+    found.failed = before["ends"].get("failed", 0)
     return found
 
 
@@ -99,7 +103,7 @@ async def measure(namespace: str = "") -> list[Row]:
     """Measure all of it; takes about two minutes."""
     default = await pace(1, 100, 4)
     free = await pace(1, 300, 4, UNLIMITED)
-    api = [1 / each for each in free.api_cpu]
+    api = [1 / free.api_cpu]
     rows = [
         row(
             "actions/s, one replica, default limits, pods of 1 s",
@@ -128,14 +132,14 @@ async def measure(namespace: str = "") -> list[Row]:
     return rows
 
 
-def scaled(replicas: int, many: Pace, one: Pace) -> Sequence[Row]:
+def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
     """Return how well replicas add up: by rate while the machine has room, and per CPU-second."""
     target = f">= {SCALE[replicas]:g}"
     by_rate = median(many.busy) < BUSY
     # One replica's median is the floor of each window of the many.
     rates, own = many.rates, [one.rate] * len(many.rates)
     per_cpu = [replicas / each for each in many.cpu]
-    what = f"{replicas} replicas / one, 20 slots each"
+    what = ", ".join(filter(None, [f"{replicas} replicas / one, 20 slots each", where]))
     return [
         row(f"actions/s, {what}", "/s", rates, floor=own, target=target if by_rate else "", note=many.note),
         row(

@@ -137,13 +137,13 @@ class Agent:
 
 @dataclass
 class Bed:
-    """The three kinds of processes."""
+    """The processes around the agents, and the agents."""
 
-    api: Child
     scheduler: Child
     folder: Path
     kubeconfig: Path
     stack: AsyncExitStack
+    namespace: str = "bench"
     agents: list[Agent] = field(default_factory=list)
 
     async def agent(self, *, slots: int, **settings: Object) -> Agent:
@@ -158,9 +158,9 @@ class Bed:
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
             "agent": {"slots": slots, "pool": "bench", "drain_timeout": 0.1},
-            "cluster": {"namespace": "bench", "kubeconfig": str(self.kubeconfig)},
+            "cluster": {"namespace": self.namespace, "kubeconfig": str(self.kubeconfig)},
             "http": {"host": "127.0.0.1", "port": port},
-            "logging": {"level": "warning", "format": "json"},
+            "logging": {"format": "json"},
         }
         for section, fields in settings.items():
             values[section] = values.get(section, {}) | fields
@@ -194,8 +194,15 @@ class Bed:
         return "".join(file.read_text() for file in sorted(self.folder.glob("agent-*.log")))
 
 
+@dataclass(kw_only=True)
+class ScriptedBed(Bed):
+    """A bed whose API is scripted."""
+
+    api: Child
+
+
 @asynccontextmanager
-async def bed() -> AsyncIterator[Bed]:
+async def bed() -> AsyncIterator[ScriptedBed]:
     """Bring up the scripted API and the scheduler; agents come by `Bed.agent`."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
@@ -203,22 +210,32 @@ async def bed() -> AsyncIterator[Bed]:
         own = certificates.signed(folder, "localhost", authority, "localhost", address="127.0.0.1")
         api = await stack.enter_async_context(child("tests.bench.scripted.api", str(own.cert), str(own.key)))
         scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
-        cluster = {"server": f"https://127.0.0.1:{api.port}", "certificate-authority": str(authority.cert)}
         kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "bench",
-                    "clusters": [{"name": "bench", "cluster": cluster}],
-                    "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
-                    "users": [{"name": "bench", "user": {"token": "bench"}}],
-                }
-            )
-        )
+        kubeconfig.write_text(yaml.safe_dump(trust(f"https://127.0.0.1:{api.port}", authority.cert)))
         agents = await stack.enter_async_context(AsyncExitStack())
-        yield Bed(api, scheduler, folder, kubeconfig, agents)
+        yield ScriptedBed(scheduler, folder, kubeconfig, agents, api=api)
+
+
+@asynccontextmanager
+async def bed_on(kubeconfig: Path, namespace: str) -> AsyncIterator[Bed]:
+    """Bring up the scheduler for agents of a cluster that is there."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
+        scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
+        agents = await stack.enter_async_context(AsyncExitStack())
+        yield Bed(scheduler, folder, kubeconfig, agents, namespace)
+
+
+def trust(server: str, authority: Path) -> Object:
+    """Return a kubeconfig for a server."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "bench",
+        "clusters": [{"name": "bench", "cluster": {"server": server, "certificate-authority": str(authority)}}],
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+        "users": [{"name": "bench", "user": {"token": "bench"}}],
+    }
 
 
 class Load:

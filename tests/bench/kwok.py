@@ -1,0 +1,183 @@
+"""Actions a second of one, two and four replicas on the real API server, with kwok in place of a node.
+
+kwok says of each pod that it runs, and a second later that it has succeeded; API server, etcd, scheduler and admission
+are the cluster's own. What is simulated: the container, its exit code and the supervisor's termination message (the
+nonce comes from the container's command line, as the supervisor would take it), and the log, a file of one line that is
+the same for all pods. That log has no last marker, so the agent asks once more for each, a second after the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.bench.rate import SCALE, Pace, filled, scaled, watched
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import bed_on, ended, free_port
+from tests.e2e import kube
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+Object = dict[str, Any]
+
+NODE = "sealci-kwok"
+LABEL = "sealci.dev/bench"
+SLOTS = 20
+WINDOWS = 3
+LIFE = 1000
+READY = 60.0
+LINE = "2026-11-24T08:00:00.000000000Z stdout F a line of a pod that is simulated\n"
+TEMPLATE = {
+    "spec": {
+        "nodeSelector": {LABEL: NODE},
+        "tolerations": [{"key": LABEL, "operator": "Exists"}],
+    }
+}
+STATUS = """
+{{ $now := Now }}{{ $root := . }}
+phase: PHASE
+conditions:
+- {type: Initialized, status: "True", lastTransitionTime: {{ $now | Quote }}}
+- {type: Ready, status: "READY", lastTransitionTime: {{ $now | Quote }}}
+- {type: ContainersReady, status: "READY", lastTransitionTime: {{ $now | Quote }}}
+containerStatuses:
+{{ range .spec.containers }}{{ $nonce := index .command 7 }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  imageID: ""
+  ready: false
+  started: true
+  restartCount: 0
+  containerID: kwok://{{ $root.metadata.uid }}
+  state:
+    STATE
+{{ end }}
+hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
+podIP: 10.0.0.1
+startTime: {{ $now | Quote }}
+"""
+RUNNING = "running: {startedAt: {{ $now | Quote }}}"
+ENDED = (
+    "terminated: {exitCode: 0, reason: Completed, startedAt: {{ $now | Quote }}, finishedAt: {{ $now | Quote }}, "
+    'message: {{ printf "sealci %s completed 1\\nsealci %s end 0\\n" $nonce $nonce | Quote }}}'
+)
+
+
+async def measure(namespace: str) -> list[Row]:
+    """Measure it; takes two minutes. Only the local cluster signs a certificate for the simulated node."""
+    async with node():
+        paces = {replicas: await pace(namespace, replicas) for replicas in (1, *SCALE)}
+    one = paces[1]
+    rows = [row(f"actions/s, real API server with kwok, one replica, {SLOTS} slots", "/s", one.rates, note=one.note)]
+    for replicas in SCALE:
+        rows += scaled(replicas, paces[replicas], one, "kwok")
+    return rows
+
+
+async def pace(namespace: str, replicas: int) -> Pace:
+    """Run replicas with full slots and look at them for some windows."""
+    async with bed_on(Path(kube.kubeconfig()), namespace) as under:
+        for _ in range(replicas):
+            await under.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
+        found = await watched(under, await filled(under), WINDOWS)
+        await under.scheduler.ask(stop=True)
+        await under.until(lambda seen: not any(seen["running"]))
+        return found
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[None]:
+    """Have a node that kwok plays."""
+    binary = Path((await asyncio.to_thread(kube.provider, "build", "kwok", timeout=900)).splitlines()[-1]) / "kwok"
+    address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
+    pki = Path(kube.kubeconfig()).parent / "pki"
+    with TemporaryDirectory(prefix="sealci-kwok-") as name:
+        folder = Path(name)
+        (folder / "pod.log").write_text(LINE)
+        (folder / "kwok.yaml").write_text(yaml.safe_dump_all(configuration(folder / "pod.log")))
+        certificate(folder, pki, address)
+        port = free_port()
+        log = (folder / "kwok.log").open("wb")
+        process = await asyncio.create_subprocess_exec(
+            str(binary),
+            f"--kubeconfig={kube.kubeconfig()}",
+            f"--config={folder / 'kwok.yaml'}",
+            "--manage-all-nodes=false",
+            f"--manage-nodes-with-label-selector={LABEL}={NODE}",
+            f"--node-ip={address}",
+            f"--node-port={port}",
+            f"--server-address=0.0.0.0:{port}",
+            f"--tls-cert-file={folder / 'node.crt'}",
+            f"--tls-private-key-file={folder / 'node.key'}",
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            await asyncio.to_thread(kube.apply, simulated())
+            async with asyncio.timeout(READY):
+                await asyncio.to_thread(kube.kubectl, "wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=50s")
+            yield
+        finally:
+            await asyncio.to_thread(kube.kubectl, "delete", "node", NODE, "--ignore-not-found")
+            await ended(process)
+            log.close()
+
+
+def simulated() -> Object:
+    """Return the node."""
+    metadata = {"name": NODE, "labels": {LABEL: NODE, "kubernetes.io/hostname": NODE}}
+    taint = {"key": LABEL, "value": NODE, "effect": "NoSchedule"}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [taint]}}
+
+
+def configuration(log: Path) -> list[Object]:
+    """Return how pods live there, and what is their log."""
+    alive: Object = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
+    fresh = [alive, {"key": ".status.podIP", "operator": "DoesNotExist"}]
+    runs = [alive, {"key": ".status.phase", "operator": "In", "values": ["Running"]}]
+    deleted = [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]
+    begun = STATUS.replace("PHASE", "Running").replace("READY", "True").replace("STATE", RUNNING)
+    over = STATUS.replace("PHASE", "Succeeded").replace("READY", "False").replace("STATE", ENDED)
+    logs = {"logs": [{"logsFile": str(log), "follow": True}]}
+    return [
+        stage("pod-run", fresh, {"statusTemplate": begun}),
+        stage("pod-end", runs, {"statusTemplate": over}, LIFE),
+        stage("pod-delete", deleted, {"finalizers": {"empty": True}, "delete": True}),
+        {
+            "apiVersion": "kwok.x-k8s.io/v1alpha1",
+            "kind": "ClusterLogs",
+            "metadata": {"name": "all"},
+            "spec": logs,
+        },
+    ]
+
+
+def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0) -> Object:
+    """Return a step of a pod's life."""
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": name},
+        "spec": {
+            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "selector": {"matchExpressions": when},
+            "delay": {"durationMilliseconds": milliseconds},
+            "next": then,
+        },
+    }
+
+
+def certificate(folder: Path, pki: Path, address: str) -> None:
+    """Sign a certificate for the node, which the API server asks for when it fetches a log."""
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    own = ("-keyout", folder / "node.key", "-out", folder / "node.crt", "-days", "1", "-subj", f"/CN={NODE}")
+    signer = ("-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-addext", f"subjectAltName=IP:{address}")
+    command = ["openssl", "req", "-x509", *key, *own, *signer, "-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
