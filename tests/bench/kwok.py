@@ -63,6 +63,16 @@ hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
 podIP: 10.0.0.1
 startTime: {{ $now | Quote }}
 """
+NODE_STATUS = """
+{{ $now := Now }}
+conditions:
+- {type: Ready, status: "True", reason: KubeletReady, lastHeartbeatTime: {{ $now | Quote }}}
+addresses:
+- {type: InternalIP, address: {{ NodeIP | Quote }}}
+daemonEndpoints: {kubeletEndpoint: {Port: {{ NodePort }}}}
+allocatable: {cpu: 1k, memory: 1Ti, pods: 1k, ephemeral-storage: 1Ti}
+capacity: {cpu: 1k, memory: 1Ti, pods: 1k, ephemeral-storage: 1Ti}
+"""
 RUNNING = "running: {startedAt: {{ $now | Quote }}}"
 ENDED = (
     "terminated: {exitCode: 0, reason: Completed, startedAt: {{ $now | Quote }}, finishedAt: {{ $now | Quote }}, "
@@ -114,6 +124,7 @@ async def node() -> AsyncIterator[None]:
             f"--node-ip={address}",
             f"--node-port={port}",
             f"--server-address=0.0.0.0:{port}",
+            "--node-lease-duration-seconds=40",
             f"--tls-cert-file={folder / 'node.crt'}",
             f"--tls-private-key-file={folder / 'node.key'}",
             stdout=log,
@@ -139,6 +150,9 @@ def simulated() -> Object:
 
 def configuration(log: Path) -> list[Object]:
     """Return how pods live there, and what is their log."""
+    unready = [
+        {"key": '.status.conditions.[] | select( .type == "Ready" ) | .status', "operator": "NotIn", "values": ["True"]}
+    ]
     alive: Object = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
     fresh = [alive, {"key": ".status.podIP", "operator": "DoesNotExist"}]
     runs = [alive, {"key": ".status.phase", "operator": "In", "values": ["Running"]}]
@@ -147,6 +161,7 @@ def configuration(log: Path) -> list[Object]:
     over = STATUS.replace("PHASE", "Succeeded").replace("READY", "False").replace("STATE", ENDED)
     logs = {"logs": [{"logsFile": str(log), "follow": True}]}
     return [
+        stage("node-ready", unready, {"statusTemplate": NODE_STATUS}, kind="Node"),
         stage("pod-run", fresh, {"statusTemplate": begun}),
         stage("pod-end", runs, {"statusTemplate": over}, LIFE),
         stage("pod-delete", deleted, {"finalizers": {"empty": True}, "delete": True}),
@@ -159,14 +174,14 @@ def configuration(log: Path) -> list[Object]:
     ]
 
 
-def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0) -> Object:
-    """Return a step of a pod's life."""
+def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0, kind: str = "Pod") -> Object:
+    """Return a step of an object's life."""
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Stage",
         "metadata": {"name": name},
         "spec": {
-            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "resourceRef": {"apiGroup": "v1", "kind": kind},
             "selector": {"matchExpressions": when},
             "delay": {"durationMilliseconds": milliseconds},
             "next": then,
