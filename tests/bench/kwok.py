@@ -29,8 +29,9 @@ Object = dict[str, Any]
 
 NODE = "sealci-kwok"
 LABEL = "sealci.dev/bench"
-SLOTS = 20
+SLOTS = 8
 WINDOWS = 3
+WINDOW = 6.5
 LIFE = 1000
 READY = 60.0
 LINE = "2026-11-24T08:00:00.000000000Z stdout F a line of a pod that is simulated\n"
@@ -96,7 +97,7 @@ async def pace(namespace: str, replicas: int) -> Pace:
     async with bed_on(Path(kube.kubeconfig()), namespace) as under:
         for _ in range(replicas):
             await under.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
-        found = await watched(under, await filled(under), WINDOWS)
+        found = await watched(under, await filled(under), WINDOWS, WINDOW)
         await under.scheduler.ask(stop=True)
         await under.until(lambda seen: not any(seen["running"]))
         return found

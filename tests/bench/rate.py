@@ -82,12 +82,12 @@ async def filled(under: Bed, **order: Any) -> Object:
     return await under.scheduler.ask()
 
 
-async def watched(under: Bed, before: Object, windows: int) -> Pace:
+async def watched(under: Bed, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
     """Look at what runs for some windows."""
     found, load = Pace(), Load()
     cpu, began = under.cpu, time.monotonic()
     for _ in range(windows):
-        await asyncio.sleep(WINDOW)
+        await asyncio.sleep(seconds)
         after = await under.scheduler.ask()
         now, used = time.monotonic(), under.cpu
         done = max(1, after["ends"].get("finished", 0) - before["ends"].get("finished", 0))
@@ -101,8 +101,8 @@ async def watched(under: Bed, before: Object, windows: int) -> Pace:
 
 async def measure(namespace: str = "") -> list[Row]:
     """Measure all of it; takes about two minutes."""
-    default = await pace(1, 100, 4)
-    free = await pace(1, 300, 4, UNLIMITED)
+    default = await pace(1, 100, 3)
+    free = await pace(1, 200, 3, UNLIMITED)
     api = [1 / free.api_cpu]
     rows = [
         row(
@@ -139,7 +139,7 @@ def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Ro
     # One replica's median is the floor of each window of the many.
     rates, own = many.rates, [one.rate] * len(many.rates)
     per_cpu = [replicas / each for each in many.cpu]
-    what = ", ".join(filter(None, [f"{replicas} replicas / one, 20 slots each", where]))
+    what = ", ".join(filter(None, [f"{replicas} replicas / one", where]))
     return [
         row(f"actions/s, {what}", "/s", rates, floor=own, target=target if by_rate else "", note=many.note),
         row(

@@ -149,12 +149,18 @@ class Bed:
     async def agent(self, *, slots: int, **settings: Object) -> Agent:
         """Start one more replica and wait until it takes actions."""
         agent = await self.begin(slots=slots, **settings)
-        await self.until(lambda seen: seen["ready"] >= len(self.agents))
+        await self.until(lambda seen: seen["ready"] == len(self.agents))
         return agent
+
+    async def end(self, agent: Agent) -> None:
+        """Let a replica leave."""
+        await ended(agent.process)
+        self.agents.remove(agent)
+        await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
 
     async def begin(self, *, slots: int, **settings: Object) -> Agent:
         """Start one more replica."""
-        number, port = len(self.agents), free_port()
+        port = free_port()
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
             "agent": {"slots": slots, "pool": "bench", "drain_timeout": 0.1},
@@ -164,9 +170,9 @@ class Bed:
         }
         for section, fields in settings.items():
             values[section] = values.get(section, {}) | fields
-        file = self.folder / f"agent-{number}.yaml"
+        file = self.folder / f"agent-{port}.yaml"
         file.write_text(yaml.safe_dump(values))
-        log = (self.folder / f"agent-{number}.log").open("wb")
+        log = (self.folder / f"agent-{port}.log").open("wb")
         self.stack.callback(log.close)
         asked = time.time()
         process = await asyncio.create_subprocess_exec(
