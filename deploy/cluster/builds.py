@@ -79,7 +79,7 @@ NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
 COLD_SECONDS = {
     "kube-apiserver": 185, "kube-controller-manager": 56, "kube-scheduler": 6, "kubelet": 15, "kube-proxy": 7,
     "kubectl": 14, "etcd": 18, "containerd": 39, "containerd-shim-runc-v2": 1, "ctr": 3, "runc": 8, "coredns": 87,
-    "helm": 68, "kind": 4,
+    "helm": 68, "kind": 4, "kwok": 80,
 }  # fmt: skip
 
 

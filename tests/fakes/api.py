@@ -320,7 +320,7 @@ class FakeApi:
         while not self.stopping and self.cuts == cuts:
             fresh = [each for each in told if each[0] > since]
             for _, event in self.order(fresh):
-                await response.write(json.dumps(event).encode() + b"\n")
+                await response.write(written(event))
             since = max([since, *(version for version, _ in fresh)])
             if self.bookmarks:
                 bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
@@ -328,6 +328,15 @@ class FakeApi:
                 self.bookmarks = False
             seen = since
             await self.until(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
+
+
+def written(event: Object) -> bytes:
+    """Return an event as the API server writes it: compact, its fields in order."""
+    found, head = event["object"], ("name", "namespace", "uid", "resourceVersion")
+    metadata = {key: found["metadata"][key] for key in head if key in found["metadata"]} | found["metadata"]
+    kind = {"kind": found.get("kind", "Pod"), "apiVersion": found.get("apiVersion", "v1"), "metadata": metadata}
+    text = json.dumps({"type": event["type"], "object": kind | found | {"metadata": metadata}}, separators=(",", ":"))
+    return text.encode() + b"\n"
 
 
 def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:

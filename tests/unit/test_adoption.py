@@ -12,8 +12,9 @@ from agent.cluster.adoption import Adoption
 from agent.cluster.environment import PodEnvironment
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
-from agent.cluster.watch import PodWatch
+from agent.cluster.watch import UNREAD, PodWatch
 from agent.settings import Settings
+from tests.fakes.api import written
 from tests.fakes.shared_api import SharedApi
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Heir:
 
     def __init__(self, client: Client, agent: str = "uid-heir.1") -> None:
         settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
-        self.watch = PodWatch(client, "ci", "default", client.metrics)
+        self.watch = PodWatch(client, "ci", "default", client.metrics, agent)
         self.pods = Pods(settings, client, self.watch, client.metrics, agent)
         self.taken: list[PodEnvironment] = []
         self.open = True
@@ -112,6 +113,19 @@ async def test_a_claim_raises_the_number_and_says_whose_it_is(
     await heir.adoption.once()
     assert len(heir.taken) == 1
     assert heir.sample("sessions_adopted_total") == 1
+
+
+async def test_a_pod_of_which_only_the_head_was_read_is_adopted(
+    api: SharedApi, client: Client, dead: PodEnvironment
+) -> None:
+    heir = Heir(client)
+    event = heir.watch.event(written({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    heir.watch.take(event["type"], event["object"])
+    assert UNREAD in heir.watch.objects[dead.plan.name]
+    await heir.adoption.once()
+    (taken,) = heir.taken
+    assert (taken.uid, taken.plan.nonce) == (dead.uid, dead.plan.nonce)
+    assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
 
 
 async def test_of_two_agents_that_claim_one_wins(api: SharedApi, client: Client, dead: PodEnvironment) -> None:

@@ -1,0 +1,16 @@
+"""What an agent that serves loads: what nobody there uses costs memory and time at each start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = "import sys, agent.cli, agent.app; print(*{name.partition('.')[0] for name in sys.modules})"
+UNUSED = {"requests", "oauthlib", "urllib3", "websocket", "rich", "pygments", "opentelemetry", "sqlite3", "pathspec"}
+
+
+def test_what_an_agent_does_not_use_is_not_loaded() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    loaded = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True).stdout.split()
+    assert "kubernetes" in loaded
+    assert set(loaded) & UNUSED == set()
