@@ -8,7 +8,7 @@ from tests.bench.rows import Row, row
 from tests.bench.scripted.bed import Agent, Bed, Load, bed
 
 ACTIONS = 10_000
-WARM = 2_000
+WARM = 1_000
 SLOTS = 60
 LIFE = "life=0.3 start=0.05"
 MIB = 1 << 20

@@ -25,6 +25,7 @@ LIFE = "life=1"
 WARM = 3.0
 WINDOW = 4.0
 BUSY = 0.8
+SLOTS = 12
 SCALE = {2: 1.95, 4: 3.9}
 UNLIMITED: Object = {"requests_per_second": 5000.0}
 COUNTED = 60
@@ -44,6 +45,11 @@ class Pace:
     api_cpu: float = 0.0
     busy: list[float] = field(default_factory=list)
     failed: int = 0
+
+    def joined(self, other: Pace) -> Pace:
+        """Return the windows of both."""
+        windows = (self.rates + other.rates, self.cpu + other.cpu)
+        return Pace(*windows, self.api_cpu, self.busy + other.busy, self.failed + other.failed)
 
     @property
     def rate(self) -> float:
@@ -103,7 +109,7 @@ async def watched(under: Bed, before: Object, windows: int, seconds: float = WIN
 async def measure(namespace: str = "") -> list[Row]:
     """Measure all of it; takes about two minutes."""
     default = await pace(1, 100, 3)
-    free = await pace(1, 200, 3, UNLIMITED)
+    free = await pace(1, 120, 3, UNLIMITED)
     api = [1 / free.api_cpu]
     rows = [
         row(
@@ -121,9 +127,12 @@ async def measure(namespace: str = "") -> list[Row]:
             note="it must be much cheaper than the agent",
         ),
     ]
-    paces = {replicas: await pace(replicas, 20, 3) for replicas in (1, 2, 4)}
-    for replicas in (2, 4):
-        rows += scaled(replicas, paces[replicas], paces[1])
+    one = await pace(1, SLOTS, 2)
+    paces = {replicas: await pace(replicas, SLOTS, 3) for replicas in SCALE}
+    # Before and after: what else the machine does changes slowly.
+    one = one.joined(await pace(1, SLOTS, 2))
+    for replicas, many in paces.items():
+        rows += scaled(replicas, many, one)
     for kind, limit, order in KINDS:
         rows.append(per_action(kind, limit, await counted(**order)))
     return rows
@@ -131,7 +140,8 @@ async def measure(namespace: str = "") -> list[Row]:
 
 def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
     """Return how well replicas add up: by rate while the machine has room, and per CPU-second."""
-    target = f">= {SCALE[replicas]:g}"
+    # The target speaks of the scripted API: another one takes more of the machine than the agents do.
+    target = "" if where else f">= {SCALE[replicas]:g}"
     by_rate = median(many.busy) < BUSY
     # One replica's median is the floor of each window of the many.
     rates, own = many.rates, [one.rate] * len(many.rates)
