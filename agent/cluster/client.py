@@ -46,8 +46,7 @@ CONFLICTS = ("object is being deleted", "please apply your changes to the latest
 TRANSIENT = ("error looking up service account", "not yet been initialized", "no matches for kind")
 
 
-# Every followed log holds a connection, and asyncio keeps a buffer of this size for each that speaks TLS: 256 KiB by
-# default, which is slower too (a big log costs 2.2 ms of CPU a MB with this, 2.6 with the default).
+# asyncio keeps a buffer of this size for each TLS connection; its 256 KiB are slower too (2.6 ms of CPU a MB, not 2.2).
 sslproto.SSLProtocol.max_size = 64 << 10
 
 
@@ -76,8 +75,7 @@ class Client:
             raise SettingsError(f"cluster: no cluster to use: {error}") from error
         # 0 is no limit: every followed log, watch and exec holds a connection, and a full pool waits in silence.
         configuration.connection_pool_maxsize = 0
-        # What the environment says of proxies is read once. aiohttp's own `trust_env` reads it for every request, and
-        # ~/.netrc too, in a thread; a line in there for the API's host would refuse the bearer token besides.
+        # Read once: aiohttp's `trust_env` reads this, and ~/.netrc in a thread, for every request.
         proxy = configuration.proxy or proxy_of(configuration.host)
         configuration.client_session_kwargs = {"read_bufsize": 1 << 16, "trust_env": False, "proxy": proxy}
         return cls(ApiClient(configuration), settings, metrics)
@@ -179,10 +177,8 @@ class Client:
         query: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """Send the request with the credentials of the configuration; returns when the answer's head is there.
-
-        The library's own way there copies each body twice to serialize models that are never in it.
-        """
+        """Send the request with the credentials of the configuration; returns when the answer's head is there."""
+        # Not by the library's `call_api`, which copies each body twice to serialize models that are never in it.
         data = None if body is None else json.dumps(body).encode()
         kind = MERGE if method == "PATCH" else JSON
         return await self.session.request(
