@@ -19,8 +19,10 @@
     NAME start [FLAG...]
                     starts it, with these flags too (of the local cluster), and waits until it answers
     restart NAME... both
+    kind WORD...    runs kind where it sees this cluster: `kind get clusters`, `kind delete cluster`, `kind export logs`
 
-CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker) or existing (the current context).
+CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker or podman, which pulls kind's image),
+kind-offline (the same from packages alone, as root) or existing (the current context).
 Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), SEALCI_CACHE.
 """
 
@@ -40,7 +42,7 @@ from kind import Kind
 from local import Local
 
 Provider = Local | Kind | Existing
-PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "existing": Existing}
+PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "kind-offline": Kind, "existing": Existing}
 COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy")
 
 
@@ -50,7 +52,7 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
-        settings = configuration.read(builders.docker_answers)
+        settings = configuration.read(builders.engine)
         provider = PROVIDERS[settings.provider](settings)
         return obey(settings, provider, words[0], words[1:])
     except Refusal as refusal:
@@ -101,6 +103,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             print(shutil.which("chromium"))
         case "log-limit", [size]:
             provider.log_limit(settings.log_max_size if size == "default" else size)
+        case "kind", [_, *_] if isinstance(provider, Kind):
+            return provider.by_hand(rest)
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start", *flags] if name in COMPONENTS:
