@@ -8,12 +8,12 @@
     address         prints this machine's address as pods see it
     build           only builds the binaries (or `build helm`: one product of the table)
     image           builds the agent's image and loads it
-    prometheus      prints the folder of prometheus and promtool (Debian's package, unpacked, not installed)
+    prometheus      prints the folder of prometheus and promtool (Debian's, unpacked, where they are not installed)
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
     tag IMAGE NAME  gives an image of the cluster another name
     helm            prints the path of helm, built from its Go module when it is not there
-    browser         prints the path of a Chromium, Debian's, installed when it is not there
+    browser         prints the path of a Chromium or Chrome, Debian's, installed when none is there
     log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
@@ -28,7 +28,6 @@ Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 import builders
@@ -85,7 +84,7 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             for path in sorted({builds.folder(settings, product) for product in products}):
                 print(path)
         case "prometheus", []:
-            print(debian.unpacked(settings, "prometheus") / "usr" / "bin")
+            print(debian.prometheus(settings))
         case "image", []:
             make_images(settings, provider, [images.agent()])
         case "test-images", []:
@@ -99,8 +98,7 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             builds.build(settings, ["helm"])
             print(builds.binary(settings, "helm"))
         case "browser", []:
-            debian.install(debian.BROWSER_PACKAGES)
-            print(shutil.which("chromium"))
+            print(debian.browser())
         case "log-limit", [size]:
             provider.log_limit(settings.log_max_size if size == "default" else size)
         case "kind", [_, *_] if isinstance(provider, Kind):

@@ -86,6 +86,26 @@ def unpacked(settings: Settings, *packages: str) -> Path:
     return target
 
 
+def prometheus(settings: Settings) -> Path:
+    """The folder of prometheus and promtool: the machine's own, else Debian's, unpacked."""
+    found = shutil.which("prometheus")
+    if found is not None and shutil.which("promtool") is not None:
+        return Path(found).parent
+    return unpacked(settings, "prometheus") / "usr" / "bin"
+
+
+def browser() -> str:
+    """A Chromium: the machine's own, else Debian's, installed."""
+    names = ("chromium", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        install(BROWSER_PACKAGES)
+        found = shutil.which(names[0])
+    if found is None:
+        raise Refusal("chromium was installed, but is not on PATH")
+    return found
+
+
 def root_archive(settings: Settings) -> Path:
     """A tar of a small Debian with python3, git and ssh, made once by debootstrap (about a minute)."""
     return debootstrapped(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)

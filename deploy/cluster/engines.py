@@ -229,9 +229,9 @@ def names(settings: Settings) -> dict[str, str]:
 
 
 def offline_config(text: str, settings: Settings) -> str:
-    """The repository's kind.yaml with the addresses of one cluster and its network's settings as a mount."""
+    """The repository's kind.yaml with one cluster's addresses, its network's settings as a mount, and plain cgroups."""
     mount = f"extraMounts: [{{hostPath: {settings.folder}/cni, containerPath: /etc/cni/net.d, readOnly: true}}]"
-    role = "  - role: control-plane\n"
+    role, kubelet = "  - role: control-plane\n", "    failCgroupV1: false\n"
     networking = f"""networking:
   ipFamily: ipv4
   apiServerAddress: {settings.node_address}
@@ -241,7 +241,8 @@ def offline_config(text: str, settings: Settings) -> str:
   disableDefaultCNI: true
   kubeProxyMode: nftables
 """
-    return text.replace(role, f"{role}    {mount}\n") + networking
+    text = text.replace(role, f"{role}    {mount}\n").replace(kubelet, f"{kubelet}    cgroupDriver: cgroupfs\n")
+    return text + networking
 
 
 def choose(settings: Settings) -> Engine:

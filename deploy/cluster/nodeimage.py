@@ -42,6 +42,12 @@ WANTS = (
 # What kube-proxy calls, beside the libraries of these.
 PROXY_PROGRAMS = ("usr/sbin/nft", "usr/sbin/xtables-nft-multi")
 PROXY_NAMES = tuple(f"ip{v}tables{suffix}" for v in ("", "6") for suffix in ("", "-save", "-restore"))
+# Without CAP_SYS_RESOURCE no score can be lowered. With systemd's cgroups and cgroup v1 a container is frozen while it is
+# made, which fails on a busy machine ("unable to freeze").
+CONTAINERD_CHANGES = {
+    "restrict_oom_score_adj = false": "restrict_oom_score_adj = true",
+    "SystemdCgroup = true": "SystemdCgroup = false",
+}
 CHANGES = ('ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]', "STOPSIGNAL SIGRTMIN+3", "ENV container=docker")
 NO_PLUGINS = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 STORAGE_CLASS = """apiVersion: storage.k8s.io/v1
@@ -119,8 +125,9 @@ def kind_files(files: Path, root: Path) -> None:
         target.chmod(0o755 if place.parent.name == "bin" else 0o644)
     config = root / "etc" / "containerd" / "config.toml"
     text = config.read_text("utf-8")
-    # Without CAP_SYS_RESOURCE no score can be lowered.
-    config.write_text(text.replace("restrict_oom_score_adj = false", "restrict_oom_score_adj = true"), "utf-8")
+    for before, after in CONTAINERD_CHANGES.items():
+        text = text.replace(before, after)
+    config.write_text(text, "utf-8")
     manifests = root / "kind" / "manifests"
     manifests.mkdir()
     (manifests / "default-storage.yaml").write_text(STORAGE_CLASS, "utf-8")
