@@ -32,7 +32,8 @@ class Settings:
     @property
     def fixed(self) -> dict[str, str]:
         """What cannot change while a cluster is up."""
-        return {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+        made_with = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+        return {"CLUSTER": self.provider} | made_with
 
     @property
     def name(self) -> str:
