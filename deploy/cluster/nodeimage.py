@@ -42,8 +42,8 @@ WANTS = (
 # What kube-proxy calls, beside the libraries of these.
 PROXY_PROGRAMS = ("usr/sbin/nft", "usr/sbin/xtables-nft-multi")
 PROXY_NAMES = tuple(f"ip{v}tables{suffix}" for v in ("", "6") for suffix in ("", "-save", "-restore"))
-# Without CAP_SYS_RESOURCE no score can be lowered. With systemd's cgroups and cgroup v1 a container is frozen while it is
-# made, which fails on a busy machine ("unable to freeze").
+# Without CAP_SYS_RESOURCE no score can be lowered. With systemd's cgroups on cgroup v1 a container is frozen while it
+# is made, which fails on a busy machine ("unable to freeze").
 CONTAINERD_CHANGES = {
     "restrict_oom_score_adj = false": "restrict_oom_score_adj = true",
     "SystemdCgroup = true": "SystemdCgroup = false",
