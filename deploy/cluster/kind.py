@@ -180,9 +180,11 @@ class Kind:
     def start_unit(self, name: str, flags: Sequence[str]) -> None:
         """Starts a unit of the node; only the kubelet takes flags."""
         if name == "kubelet":
-            self.write(KUBELET_FLAGS, f"[Service]\nExecStart=\nExecStart={' '.join([KUBELET, *flags])}\n")
+            wanted = f"[Service]\nExecStart=\nExecStart={' '.join([KUBELET, *flags])}\n"
+            as_it_runs = self.inside("sh", "-c", f"cat {KUBELET_FLAGS} || true") == wanted
+            self.write(KUBELET_FLAGS, wanted)
             self.inside("systemctl", "daemon-reload")
-            self.inside("systemctl", "restart" if flags else "start", name)
+            self.inside("systemctl", "start" if as_it_runs else "restart", name)
         elif flags:
             raise Refusal(f"{name} of a node of kind takes no flags")
         else:
