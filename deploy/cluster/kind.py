@@ -161,8 +161,8 @@ class Kind:
         try:
             until(lambda: program not in self.running(), f"the end of {name}", KILL_SECONDS)
         except Refusal:
-            # Servers with open watches take long to leave.
-            self.inside("pkill", "--signal", "KILL", "--full", f"^{program} ")
+            # Servers with open watches take long to leave. It may have left just now.
+            self.inside("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             until(lambda: program not in self.running(), f"the end of {name}")
 
     def start(self, name: str, flags: Sequence[str] = ()) -> None:
