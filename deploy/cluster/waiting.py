@@ -15,6 +15,7 @@ from typing import Any
 from console import Refusal, run
 
 WAIT_SECONDS = 90.0
+MIRROR = "kubernetes.io/config.mirror"
 
 
 def until(passes: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
@@ -68,5 +69,6 @@ class Api:
 
 
 def uids(pods: dict[str, Any]) -> set[str]:
-    """The UIDs of the pods in a list."""
-    return {pod["metadata"]["uid"] for pod in pods["items"] or ()}
+    """The UIDs of the pods in a list, as their kubelet knows them: a static pod has another one in the API."""
+    metadata = [pod["metadata"] for pod in pods["items"] or ()]
+    return {each.get("annotations", {}).get(MIRROR, each["uid"]) for each in metadata}

@@ -19,6 +19,7 @@ import nodeimage
 import podman
 import pytest
 import settings as configuration
+import waiting
 import yaml
 from console import Refusal
 from settings import Settings
@@ -191,6 +192,13 @@ def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: P
         command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True, timeout=10
     )
     assert done.stdout.split() == ["kubelet", "kube-apiserver", "kube-scheduler"]
+
+
+def test_a_static_pod_is_known_to_its_kubelet_by_another_uid_than_to_the_api() -> None:
+    mirror = {"metadata": {"uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "of-the-file"}}}
+    plain = {"metadata": {"uid": "plain"}}
+    assert waiting.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
+    assert waiting.uids({"items": None}) == set()
 
 
 # ---- the node image and podman's settings
