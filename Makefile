@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults test-nodes soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
+.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,11 +56,6 @@ test: lint cluster-up images tools ## all of it: lint, unit, flow, faults, e2e o
 
 test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a long log
 	$(BIN)/pytest tests/faults
-
-test-nodes: export CLUSTER := $(or $(CLUSTER),kind-offline)
-test-nodes: export CLUSTER_NODES := 2
-test-nodes: setup cluster-up images ## two nodes of kind: actions spread, a node is lost, an agent's node drained
-	$(BIN)/pytest tests/faults -m nodes
 
 soak: setup cluster-up images ## a million log lines, and a thousand actions under faults of every kind (long)
 	$(BIN)/pytest tests/faults -m soak -s

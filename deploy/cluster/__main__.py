@@ -17,15 +17,13 @@
     log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
-                    starts it, with these flags too, and waits until it answers
-    worker stop     the network loses the second node; `worker start` brings it back
+                    starts it, with these flags too (of the local cluster), and waits until it answers
     restart NAME... both
     kind WORD...    runs kind where it sees this cluster: `kind get clusters`, `kind delete cluster`, `kind export logs`
 
 CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker or podman, which pulls kind's image),
 kind-offline (the same from packages alone, as root) or existing (the current context).
-Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), CLUSTER_NODES (of
-kind: 1 to 4, all of which take pods), SEALCI_CACHE.
+Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), SEALCI_CACHE.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from local import Local
 
 Provider = Local | Kind | Existing
 PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "kind-offline": Kind, "existing": Existing}
-COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy", "worker")
+COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy")
 
 
 def main(words: list[str]) -> int:

@@ -39,7 +39,7 @@ def write(settings: Settings, folder: Path) -> None:
     for name in ("logs", "cni", "certs.d", "pod-logs", "kubelet-plugins"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "containerd.toml").write_text(containerd_toml(settings, folder), "utf-8")
-    write_json(folder / "cni" / "10-sealci.conflist", network(settings, folder, settings.pod_network))
+    write_json(folder / "cni" / "10-sealci.conflist", network(settings, folder))
     write_json(folder / "kubelet.json", kubelet(settings, folder, settings.log_max_size))
     write_json(folder / "kube-proxy.json", kube_proxy(settings, folder))
     registry = f"{settings.gateway}:{REGISTRY_PORT}"  # where a test may run one
@@ -210,12 +210,12 @@ def kube_proxy(settings: Settings, folder: Path) -> dict[str, object]:
     }
 
 
-def network(settings: Settings, folder: Path, addresses_of_pods: str) -> dict[str, object]:
+def network(settings: Settings, folder: Path) -> dict[str, object]:
     """Every pod on a routed link of its own: Services work without the kernel's bridge filter, as kind does it."""
     addresses = {
         "type": "host-local",
         "dataDir": f"{folder}/cni-addresses",
-        "ranges": [[{"subnet": addresses_of_pods}]],
+        "ranges": [[{"subnet": settings.pod_network}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     return {

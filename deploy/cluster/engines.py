@@ -6,8 +6,6 @@ gone after `kind delete cluster`. What kind does, and what a node is, is in kind
 
 from __future__ import annotations
 
-import itertools
-import re
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -39,14 +37,6 @@ mkdir -p "$(dirname "$names")"
 [ -e "$names" ] || touch "$names"
 mount --bind "$folder/resolv.conf" "$names"
 """
-# No DNS knows the names of nodes: they meet at the address that is published.
-ENDPOINT = """  - |
-    kind: ClusterConfiguration
-    controlPlaneEndpoint: "{server}"
-  - |
-    kind: JoinConfiguration
-    discovery: {{bootstrapToken: {{apiServerEndpoint: "{server}"}}}}
-"""
 
 
 class Engine(Protocol):
@@ -64,8 +54,8 @@ class Engine(Protocol):
     def config(self, text: str) -> str:
         """The kind.yaml of this cluster, from the repository's."""
 
-    def join(self, nodes: list[str]) -> None:
-        """Makes the machine and the nodes reach what they can of the nodes that were created."""
+    def join(self, node: str) -> None:
+        """Makes the machine reach what it can of the node that was created."""
 
     def await_services(self, api: Api) -> None:
         """Waits for Services and cluster DNS."""
@@ -112,8 +102,8 @@ class Machine:
         """The repository's as it is."""
         return text
 
-    def join(self, nodes: list[str]) -> None:
-        """Nothing: the engine and kind have done it."""
+    def join(self, node: str) -> None:
+        """Nothing: the engine has done it."""
 
     def await_services(self, api: Api) -> None:
         """Waits for the Deployment of cluster DNS."""
@@ -177,12 +167,10 @@ class Offline:
         settings = self.settings
         namespaces.clear(settings)
         folder = settings.folder
-        (folder / "logs").mkdir()
+        for name in ("logs", "cni"):
+            (folder / name).mkdir()
         components.write_json(folder / "components.json", {"name": settings.name, "components": []})
-        for number, addresses in enumerate(settings.pod_networks):
-            (folder / f"cni-{number}").mkdir()
-            network = components.network(settings, Path("/var/lib"), addresses)
-            components.write_json(folder / f"cni-{number}" / "10-sealci.conflist", network)
+        components.write_json(folder / "cni" / "10-sealci.conflist", components.network(settings, Path("/var/lib")))
         (folder / "resolv.conf").write_text(f"nameserver {settings.engine_gateway}\n", "utf-8")
         podman.configure(settings, folder, folder / "podman", nodeimage.ensure(settings))
         namespaces.start(settings, own_cgroups=True)
@@ -197,12 +185,11 @@ class Offline:
         """With this cluster's addresses, and a network that is settings alone."""
         return offline_config(text, self.settings)
 
-    def join(self, nodes: list[str]) -> None:
-        """Routes each node's pods to it, also from the other nodes, and the Services to the first."""
+    def join(self, node: str) -> None:
+        """Routes the pods' and the Services' addresses to the node."""
         form = f"{{{{.NetworkSettings.Networks.{podman.NETWORK}.IPAddress}}}}"
-        addresses = run(self.command(["podman", "inspect", f"--format={form}", *nodes])).split()
-        networks = [*self.settings.pod_networks, self.settings.service_network]
-        for network, address in zip(networks, [*addresses, addresses[0]], strict=True):
+        address = run(self.command(["podman", "inspect", f"--format={form}", node])).strip()
+        for network in (self.settings.pod_network, self.settings.service_network):
             run(self.command(["ip", "route", "replace", network, "via", address]))
 
     def await_services(self, api: Api) -> None:
@@ -242,14 +229,9 @@ def names(settings: Settings) -> dict[str, str]:
 
 
 def offline_config(text: str, settings: Settings) -> str:
-    """A kind.yaml with one cluster's addresses, its network's settings as a mount of each node, and plain cgroups."""
-    kubelet = "    failCgroupV1: false\n"
-    numbers = itertools.count()
-
-    def mounted(role: re.Match[str]) -> str:
-        mount = f"{{hostPath: {settings.folder}/cni-{next(numbers)}, containerPath: /etc/cni/net.d, readOnly: true}}"
-        return f"{role[0]}    extraMounts: [{mount}]\n"
-
+    """The repository's kind.yaml with one cluster's addresses, its network's settings as a mount, and plain cgroups."""
+    mount = f"extraMounts: [{{hostPath: {settings.folder}/cni, containerPath: /etc/cni/net.d, readOnly: true}}]"
+    role, kubelet = "  - role: control-plane\n", "    failCgroupV1: false\n"
     networking = f"""networking:
   ipFamily: ipv4
   apiServerAddress: {settings.node_address}
@@ -259,9 +241,8 @@ def offline_config(text: str, settings: Settings) -> str:
   disableDefaultCNI: true
   kubeProxyMode: nftables
 """
-    text = re.sub(r"  - role: .*\n", mounted, text).replace(kubelet, f"{kubelet}    cgroupDriver: cgroupfs\n")
-    server = f"{settings.node_address}:6443"
-    return text + (ENDPOINT.format(server=server) if settings.nodes > 1 else "") + networking
+    text = text.replace(role, f"{role}    {mount}\n").replace(kubelet, f"{kubelet}    cgroupDriver: cgroupfs\n")
+    return text + networking
 
 
 def choose(settings: Settings) -> Engine:

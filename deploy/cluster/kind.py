@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import builds
@@ -21,19 +20,6 @@ from settings import REPOSITORY, Settings
 from waiting import Api, until
 
 UP_SECONDS = 600
-CONTROL_PLANE = "  - role: control-plane\n"
-UNTAINTED = """  - |
-    kind: InitConfiguration
-    nodeRegistration: {taints: []}
-"""
-# A node that no packet reaches and that no packet leaves; what is on its own loopback goes on.
-LOSE = """add table inet lost
-add chain inet lost in { type filter hook prerouting priority -500; policy drop; }
-add chain inet lost out { type filter hook postrouting priority 500; policy drop; }
-add rule inet lost in iifname lo accept
-add rule inet lost out oifname lo accept
-"""
-FIND = "add table inet lost; delete table inet lost"
 KILL_SECONDS = 3.0
 LOG_MAX_SIZE = "containerLogMaxSize: 50Mi"
 CONFIG = REPOSITORY / "deploy" / "kind.yaml"
@@ -57,8 +43,7 @@ class Kind:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine = engines.choose(settings)
-        workers = [f"{settings.name}-worker{number if number > 1 else ''}" for number in range(1, settings.nodes)]
-        self.nodes = [f"{settings.name}-control-plane", *workers]
+        self.node = f"{settings.name}-control-plane"
         self.created = settings.folder / "created"
 
     def build(self) -> None:
@@ -76,9 +61,9 @@ class Kind:
             else:
                 self.create()
             with step("the first ServiceAccount, the node, Services and cluster DNS"):
-                self.engine.join(self.nodes)
+                self.engine.join(self.node)
                 until(self.api.default_account_exists, "the ServiceAccount `default`")
-                until(self.nodes_ready, "the nodes")
+                until(self.api.node_ready, "the node")
                 self.engine.await_services(self.api)
         say(f"Kubernetes v{settings.kubernetes} answers: export KUBECONFIG={settings.kubeconfig}")
 
@@ -88,12 +73,12 @@ class Kind:
         with step("the engine, without a cluster"):
             self.engine.prepare()
         config = settings.folder / "kind.yaml"
-        config.write_text(self.engine.config(adapted(CONFIG.read_text("utf-8"), settings)), "utf-8")
+        text = CONFIG.read_text("utf-8").replace(LOG_MAX_SIZE, f"containerLogMaxSize: {settings.log_max_size}")
+        config.write_text(self.engine.config(text), "utf-8")
         with step(f"kind create cluster {settings.name}"):
             self.kind("create", "cluster", "--config", str(config), "--image", self.engine.image)
         registry = f"{self.address()}:{components.REGISTRY_PORT}"
-        for node in self.nodes:
-            self.write(f"{CERTIFICATES}/{registry}/hosts.toml", components.plain_registry(registry), node)
+        self.write(f"{CERTIFICATES}/{registry}/hosts.toml", components.plain_registry(registry))
         self.inside("cp", "--recursive", MANIFESTS, ORIGINALS)
         self.created.touch()
 
@@ -115,7 +100,7 @@ class Kind:
         running = self.running()
         for name, program in PROGRAMS.items():
             print(f"{name}: {'running' if program in running else 'stopped'}")
-        ready = set(PROGRAMS.values()) <= running and self.nodes_ready()
+        ready = set(PROGRAMS.values()) <= running and self.api.node_ready()
         print(f"{self.settings.name}: {'ready' if ready else 'not ready'}, KUBECONFIG={self.settings.kubeconfig}")
         return ready
 
@@ -134,28 +119,18 @@ class Kind:
         return self.engine.address()
 
     def load(self, archive: Path) -> None:
-        """Imports a docker archive into every node."""
+        """Imports a docker archive into the node."""
         self.kind("load", "image-archive", str(archive))
 
     def tag(self, image: str, name: str) -> None:
-        """Gives an image of the nodes another name."""
-        for node in self.nodes:
-            self.inside("ctr", "--namespace", "k8s.io", "images", "tag", "--force", image, name, node=node)
+        """Gives an image of the node another name."""
+        self.inside("ctr", "--namespace", "k8s.io", "images", "tag", "--force", image, name)
 
     def stop(self, name: str) -> None:
-        """Ends one component: a unit of the first node, or a static pod. Other pods keep running.
-
-        `worker` is the second node as a whole: nothing reaches it and it reaches nothing, while it runs on.
-        """
-        if name == "worker":
-            self.inside("nft", LOSE, node=self.worker())
-        elif name in UNITS:
+        """Ends one component: a unit of the node, or a static pod whose manifest is taken away. Pods keep running."""
+        if name in UNITS:
             self.inside("systemctl", "stop", name)
-        else:
-            self.stop_static_pod(name)
-
-    def stop_static_pod(self, name: str) -> None:
-        """Takes the manifest away and waits until the process is gone."""
+            return
         program = static_pod(name)
         self.inside("rm", "--force", f"{MANIFESTS}/{program}.yaml")
         try:
@@ -167,10 +142,7 @@ class Kind:
 
     def start(self, name: str, flags: Sequence[str] = ()) -> None:
         """Starts one component, with these flags beside its own, and returns once it answers."""
-        if name == "worker":
-            self.inside("nft", FIND, node=self.worker())
-            until(self.nodes_ready, "the nodes")
-        elif name in UNITS:
+        if name in UNITS:
             self.start_unit(name, flags)
         else:
             self.start_static_pod(name, flags)
@@ -205,27 +177,14 @@ class Kind:
     def log_limit(self, size: str) -> None:
         """Starts the kubelet again with another containerLogMaxSize."""
         change = f"s/^containerLogMaxSize:.*/containerLogMaxSize: {size}/"
-        for node in self.nodes:
-            self.inside("sed", "-i", change, "/var/lib/kubelet/config.yaml", node=node)
-        for node in self.nodes[1:]:
-            self.inside("systemctl", "restart", "kubelet", node=node)
+        self.inside("sed", "-i", change, "/var/lib/kubelet/config.yaml")
         self.stop("kubelet")
         self.start("kubelet")
 
     @property
     def api(self) -> Api:
         """The cluster's API."""
-        return Api(self.program(), self.settings.kubeconfig, self.nodes[0])
-
-    def nodes_ready(self) -> bool:
-        """Whether the API says that every node is Ready."""
-        return all(replace(self.api, node=node).node_ready() for node in self.nodes)
-
-    def worker(self) -> str:
-        """The second node."""
-        if len(self.nodes) < 2:
-            raise Refusal("this cluster has one node: it is made with CLUSTER_NODES=2")
-        return self.nodes[1]
+        return Api(self.program(), self.settings.kubeconfig, self.node)
 
     def running(self) -> set[str]:
         """Those programs of PROGRAMS that run on the node."""
@@ -244,24 +203,15 @@ class Kind:
         """Runs kind for a person; returns its exit code."""
         return subprocess.run(self.engine.command([self.engine.kind(), *words]), check=False).returncode
 
-    def inside(self, *words: str, node: str = "", stdin: str | None = None) -> str:
-        """Runs a command on a node; on the first unless it is named."""
+    def inside(self, *words: str, stdin: str | None = None) -> str:
+        """Runs a command on the node."""
         interactive = ["--interactive"] if stdin is not None else []
-        command = [self.engine.program, "exec", *interactive, node or self.nodes[0], *words]
-        return run(self.engine.command(command), stdin=stdin)
+        return run(self.engine.command([self.engine.program, "exec", *interactive, self.node, *words]), stdin=stdin)
 
-    def write(self, path: str, text: str, node: str = "") -> None:
-        """Writes a file on a node; it appears whole."""
+    def write(self, path: str, text: str) -> None:
+        """Writes a file on the node; it appears whole."""
         script = 'mkdir -p "$(dirname "$1")" && cat > /kind/written && mv /kind/written "$1"'
-        self.inside("sh", "-c", script, "sh", path, node=node, stdin=text)
-
-
-def adapted(text: str, settings: Settings) -> str:
-    """The repository's kind.yaml with this cluster's size of log files and number of nodes, all of which take pods."""
-    text = text.replace(LOG_MAX_SIZE, f"containerLogMaxSize: {settings.log_max_size}")
-    if settings.nodes == 1:
-        return text
-    return text.replace(CONTROL_PLANE, CONTROL_PLANE + "  - role: worker\n" * (settings.nodes - 1)) + UNTAINTED
+        self.inside("sh", "-c", script, "sh", path, stdin=text)
 
 
 def static_pod(name: str) -> str:

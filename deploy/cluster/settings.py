@@ -6,7 +6,6 @@ Read once per command; nothing here touches the disk.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -29,13 +28,12 @@ class Settings:
     kubernetes: str
     number: int
     log_max_size: str
-    nodes: int = 1
 
     @property
     def fixed(self) -> dict[str, str]:
         """What cannot change while a cluster is up."""
         made_with = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
-        return {"CLUSTER": self.provider, "CLUSTER_NODES": str(self.nodes)} | made_with
+        return {"CLUSTER": self.provider} | made_with
 
     @property
     def name(self) -> str:
@@ -88,12 +86,6 @@ class Settings:
         return f"10.{244 + self.number}.0.0/16"
 
     @property
-    def pod_networks(self) -> list[str]:
-        """The part of these addresses that each node's pods have, in the order of the nodes."""
-        parts = ipaddress.ip_network(self.pod_network).subnets((self.nodes - 1).bit_length())
-        return [str(part) for part in parts][: self.nodes]
-
-    @property
     def service_network(self) -> str:
         """Addresses of Services; the machine reaches them."""
         return f"10.{96 + self.number}.0.0/16"
@@ -125,10 +117,5 @@ def read(engine: Callable[[], str]) -> Settings:
     number = env.get("CLUSTER_NUMBER", "0")
     if not re.fullmatch(r"\d", number):
         raise Refusal(f"CLUSTER_NUMBER={number} is not a number from 0 to 9")
-    nodes = env.get("CLUSTER_NODES", "1")
-    if not re.fullmatch(r"[1-4]", nodes):
-        raise Refusal(f"CLUSTER_NODES={nodes} is not a number from 1 to 4")
-    if nodes != "1" and provider not in ("kind", "kind-offline"):
-        raise Refusal(f"CLUSTER={provider} has the nodes that it has: CLUSTER_NODES is for kind and kind-offline")
     cache = Path(env.get("SEALCI_CACHE") or "~/.cache/sealci-agent").expanduser().resolve()
-    return Settings(provider, cache, version, int(number), env.get("CLUSTER_LOG_MAX_SIZE", "50Mi"), int(nodes))
+    return Settings(provider, cache, version, int(number), env.get("CLUSTER_LOG_MAX_SIZE", "50Mi"))

@@ -1,4 +1,4 @@
-"""What takes long, or needs a cluster of two nodes, runs only when it is asked for (`-m soak`, `-m nodes`)."""
+"""What takes long runs only when it is asked for (`-m soak`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers."""
+    """Name the marker."""
     config.addinivalue_line("markers", "soak: takes minutes, and runs only with -m soak")
-    config.addinivalue_line("markers", "nodes: needs a cluster of two nodes, and runs only with -m nodes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what was not asked for."""
-    for marker in ("soak", "nodes"):
-        if marker not in config.getoption("markexpr"):
-            items[:] = [item for item in items if item.get_closest_marker(marker) is None]
+    """Leave out what is only for a soak."""
+    if "soak" not in config.getoption("markexpr"):
+        items[:] = [item for item in items if item.get_closest_marker("soak") is None]

@@ -100,47 +100,12 @@ def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
     (node,) = config["nodes"]
     assert node["role"] == "control-plane"
     assert node["extraMounts"] == [
-        {"hostPath": "/nowhere/run/3/cni-0", "containerPath": "/etc/cni/net.d", "readOnly": True}
+        {"hostPath": "/nowhere/run/3/cni", "containerPath": "/etc/cni/net.d", "readOnly": True}
     ]
     kubelet = yaml.safe_load(config["kubeadmConfigPatches"][0])
     assert kubelet["cgroupDriver"] == "cgroupfs"
     assert kubelet["containerLogMaxSize"] == "50Mi"
     assert kind.LOG_MAX_SIZE in kind.CONFIG.read_text()
-
-
-def test_each_of_two_nodes_takes_pods_and_has_its_own_part_of_their_addresses() -> None:
-    two = Settings("kind-offline", NEVER, "1.37.2", 3, "1Mi", nodes=2)
-    assert two.pod_networks == ["10.247.0.0/17", "10.247.128.0/17"]
-    config = yaml.safe_load(engines.offline_config(kind.adapted(kind.CONFIG.read_text(), two), two))
-    assert [node["role"] for node in config["nodes"]] == ["control-plane", "worker"]
-    assert [node["extraMounts"][0]["hostPath"] for node in config["nodes"]] == [
-        f"/nowhere/run/3/cni-{i}" for i in (0, 1)
-    ]
-    patches = {each["kind"]: each for each in map(yaml.safe_load, config["kubeadmConfigPatches"])}
-    assert patches["KubeletConfiguration"]["containerLogMaxSize"] == "1Mi"
-    assert patches["InitConfiguration"]["nodeRegistration"] == {"taints": []}
-    assert patches["ClusterConfiguration"]["controlPlaneEndpoint"] == "10.200.3.2:6443"
-    assert patches["JoinConfiguration"]["discovery"]["bootstrapToken"] == {"apiServerEndpoint": "10.200.3.2:6443"}
-    assert kind.Kind(two).nodes == ["sealci-3-control-plane", "sealci-3-worker"]
-
-
-@pytest.mark.parametrize(("nodes", "parts"), [(1, ["10.247.0.0/16"]), (3, ["10.247.0.0/18", "10.247.64.0/18"])])
-def test_the_parts_of_the_pods_addresses(nodes: int, parts: list[str]) -> None:
-    assert Settings("kind", NEVER, "1.37.2", 3, "1Mi", nodes).pod_networks[:2] == parts
-
-
-def test_only_kind_has_more_than_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLUSTER_NODES", "2")
-    monkeypatch.setenv("CLUSTER", "kind-offline")
-    assert configuration.read(lambda: "").nodes == 2
-    monkeypatch.setenv("CLUSTER", "local")
-    with pytest.raises(Refusal, match="CLUSTER_NODES is for kind"):
-        configuration.read(lambda: "")
-
-
-def test_a_cluster_of_one_node_has_no_worker() -> None:
-    with pytest.raises(Refusal, match="made with CLUSTER_NODES=2"):
-        kind.Kind(settings()).worker()
 
 
 def test_with_an_engine_that_pulls_the_config_is_the_repository_s() -> None:
