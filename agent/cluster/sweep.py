@@ -44,7 +44,7 @@ class Sweep:
         self.departed = departed
         self.interval = interval
         self.asked: set[str] = set()  # UIDs whose deletion the API has taken on
-        self.stuck: set[str] = set()  # UIDs that were remains the last time too
+        self.stuck: set[str] = set()  # UIDs that were asked to go the last time
         self.remaining = 0
 
     async def run(self) -> None:
@@ -62,14 +62,16 @@ class Sweep:
         self.asked &= there
         self.forget_left()
         found = [pod for pod in watch.pods.values() if self.remains(pod)]
-        for pod in found:
-            await self.sweep(pod)
-        self.remaining = sum(pod["metadata"]["uid"] in self.stuck for pod in found)
-        self.stuck = {pod["metadata"]["uid"] for pod in found}
+        tried = {pod["metadata"]["uid"] for pod in found if await self.sweep(pod)}
+        self.remaining = len(tried & self.stuck)
+        self.stuck = tried
         metrics.remains.set(self.remaining)
 
-    async def sweep(self, pod: Object) -> None:
-        """Ask for the deletion of a pod; by force when it is still there since the last time."""
+    async def sweep(self, pod: Object) -> bool:
+        """Ask for the deletion of a pod; by force when it is still there since the last time.
+
+        Returns False when it is no longer the pod that was judged: it is judged anew the next time.
+        """
         metadata, metrics = pod["metadata"], self.pods.metrics
         name, uid, version = (metadata[key] for key in ("name", "uid", "resourceVersion"))
         grace = 0 if uid in self.stuck else None
@@ -87,9 +89,10 @@ class Sweep:
         except ClusterError as error:
             metrics.cleanup_failures.inc()
             log.warning("a pod could not be swept", pod=name, error=error.message)
-        else:
-            if asked:
-                self.asked.add(uid)
+            return True
+        if asked:
+            self.asked.add(uid)
+        return uid in self.asked
 
     def forget_left(self) -> None:
         """Forget what was given away and is gone; a pod whose creation was under way may come to light late."""

@@ -109,7 +109,7 @@ def test_the_node_is_lost(lab: Lab) -> None:
     """The node controller finds the node silent, and nobody carries the deletion out."""
     submission = begun(lab, "a", PLAIN)
     with lost.stopped("kubelet"), lost.started_with("controller-manager", *NODE_CONTROLLER):
-        report = submission.wait(120)["a"]
+        report = submission.wait(200)["a"]
         until(lambda: not kube.get("pods", "-n", lab.namespace), "the pod object remains", 30)
     check_lost(report, "NODE_LOST", "does not carry that out")
 

@@ -102,6 +102,23 @@ async def test_what_is_still_there_the_next_time_is_forced(api: SharedApi) -> No
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
 
 
+async def test_what_changed_since_it_was_judged_is_judged_anew_and_is_no_failure(api: SharedApi) -> None:
+    api.slow_removal = True
+    await api.put(pod_of("mine", agent="agent-1", phase="Running"))
+    async with api.serving() as client:
+        pods = await here(api, client)
+        api.answer("delete", "pods", 409, "the precondition does not match")
+        sweep = Sweep(pods, 60.0)
+        seen = []
+        for _ in range(2):
+            await sweep.once()
+            await pods.watch.list()
+            sample = pods.metrics.registry.get_sample_value
+            seen.append((sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total")))
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, None]
+        assert seen == [(0, 0), (0, 0)]
+
+
 async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: SharedApi) -> None:
     """Its create is under way when it is left: no UID is known, and the pod comes to light only later."""
     async with api.serving() as client:

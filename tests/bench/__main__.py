@@ -1,0 +1,56 @@
+"""Measures the agent against bare kubectl on a cluster that is up: `make bench`, or the names of some experiments.
+
+Prints each row as it is there and all of them in the end; asserts nothing about time. Results go into the folder that
+`--out` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tests.bench import bulk, burst, lines, report, wall
+from tests.e2e.lab import new_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tests.bench.rows import Row
+
+EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
+    "wall": wall.measure,
+    "burst": burst.measure,
+    "lines": lines.measure,
+    "bulk": bulk.measure,
+}
+
+
+def main() -> None:
+    """Run the experiments that were asked for, all of them unless some were."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("name", nargs="*", choices=[[], *EXPERIMENTS], help=f"one of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the results")
+    asked = parser.parse_args()
+    console = Console(width=report.WIDTH)
+    rows: list[Row] = []
+    began = time.monotonic()
+    for name in asked.name or EXPERIMENTS:
+        started = time.monotonic()
+        with new_namespace() as namespace:
+            found = asyncio.run(EXPERIMENTS[name](namespace))
+        rows += found
+        console.print(f"\n{name}: {time.monotonic() - started:.0f} s", style="bold")
+        console.print(report.table(found))
+    seconds = time.monotonic() - began
+    report.write(rows, seconds, asked.out)
+    console.print(f"\nall: {seconds:.0f} s, results in {asked.out}", style="bold")
+    console.print(report.table(rows))
+
+
+if __name__ == "__main__":
+    main()

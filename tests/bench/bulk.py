@@ -1,0 +1,108 @@
+"""How fast a log and files come, against raw `kubectl logs` and raw `kubectl exec tar`.
+
+Files are read by both from the same container of the same pod, one after the other; a log is written for each anew, at
+the same time of the run, because a follower cannot be faster than what writes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.bench import bare
+from tests.bench.desk import desk
+from tests.bench.observer import Observer
+from tests.bench.rows import Row, row
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX
+
+if TYPE_CHECKING:
+    from tests.bench.desk import Agent, Desk
+
+TIMES = 5
+MEGABYTES = 100
+LINES = MEGABYTES * 5_000
+LOG = f"yes {'x' * 199} | head -n {LINES}"
+BIG = 500
+MANY = 5_000
+HOLD = "echo made; until test -e go; do sleep 0.1; done; rm go"
+ONE = f"dd if=/dev/urandom of=big bs=1M count={BIG} 2>/dev/null; {HOLD}"
+SMALL = f"""
+head -c 1024 /dev/urandom > /tmp/one
+mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); done
+{HOLD}
+"""
+READ_LOG = """
+kubectl create -f "$FILE" >/dev/null
+follow() { kubectl logs -f bulk 2>/dev/null | (dd bs=1 count=1 2>/dev/null; date +%s.%N; cat >/dev/null; date +%s.%N); }
+until follow > "$FILE.told"; grep -q ^x "$FILE.told"; do :; done
+cat "$FILE.told"
+kubectl delete pod bulk --grace-period=2 --wait >/dev/null
+"""
+READ_FILES = """
+date +%s.%N
+kubectl exec "$1" -c files -- tar cf - -C /workspace . >/dev/null
+date +%s.%N
+kubectl exec "$1" -c files -- touch /workspace/go
+"""
+
+
+async def measure(namespace: str) -> list[Row]:
+    """Return the rows of what is much."""
+    kube.provider("log-limit", "500Mi")  # nothing is thrown away while it is read
+    try:
+        async with desk(namespace) as there:
+            agent = await there.agent()
+            rows = await logs(there, agent)
+    finally:
+        kube.provider("log-limit", "default")
+    async with desk(namespace) as there, Observer(namespace) as seen:
+        await there.agent()
+        rows.append(await files(there, seen, "one file of 500 MiB", ONE, BIG, "MiB/s", ">= 0.95"))
+        rows.append(await files(there, seen, "5,000 files of 1 KiB", SMALL, MANY, "files/s", ">= 0.4"))
+    return rows
+
+
+async def logs(there: Desk, agent: Agent) -> list[Row]:
+    """Read a log that is written as fast as can be, by the agent and by `kubectl logs -f` in turn."""
+    own, raw, cpu = [], [], []
+    for number in range(TIMES):
+        for which in (0, 1) if number % 2 else (1, 0):
+            if which:
+                used = agent.cpu
+                given = await there.give(BUSYBOX, LOG).finished()
+                await there.idle()
+                assert given.log_bytes == LINES * 200, given.log_bytes
+                own.append(MEGABYTES / (given.last_log_at - given.first_log_at))
+                cpu.append(1000 * (agent.cpu - used) / MEGABYTES)
+            else:
+                raw.append(MEGABYTES / await raw_log(there))
+    return [
+        row(f"log of {MEGABYTES} MB as it is written", "MB/s", own, floor=raw, target=">= 0.95"),
+        row(f"log of {MEGABYTES} MB: CPU of the agent per MB", "ms", cpu, target="<= 5"),
+    ]
+
+
+async def raw_log(there: Desk) -> float:
+    """Follow the log of a bare pod; returns the seconds from its first byte to its last."""
+    file = there.folder / "bulk.json"
+    file.write_text(json.dumps(bare.pod("bulk", BUSYBOX, LOG)))
+    told = await bare.sh(there.namespace, READ_LOG, FILE=str(file))
+    first, last = told.split()
+    return float(last) - float(first.removeprefix("x"))
+
+
+async def files(there: Desk, seen: Observer, what: str, command: str, count: int, unit: str, target: str) -> Row:
+    """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent."""
+    own, raw = [], []
+    for _ in range(TIMES):
+        given = there.give(BUSYBOX, command, artifacts=wire.ArtifactRules())
+        await given.until(lambda each: b"made" in each.tail)
+        told = await bare.sh(there.namespace, READ_FILES, seen.names[given.action.action_id])
+        began, ended = map(float, told.split())
+        await given.finished()
+        raw.append(count / (ended - began))
+        own.append(count / (given.finished_at - given.stages[wire.STAGE_ARTIFACTS]))
+        await there.idle()
+    return row(what, unit, own, floor=raw, target=target)

@@ -1,0 +1,72 @@
+"""A hundred trivial actions at once on a hundred slots, against a hundred bare pods made by one `kubectl create -f`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from tests.bench import bare, machine
+from tests.bench.desk import desk
+from tests.bench.rows import Row, row
+from tests.e2e.lab import BUSYBOX
+
+if TYPE_CHECKING:
+    from tests.bench.desk import Agent, Desk
+
+COUNT = 100
+TIMES = 5
+WAIT = """
+kubectl create -f "$FILE" >/dev/null
+kubectl wait pod -l bare=yes --for=jsonpath='{.status.phase}'=Succeeded --timeout=200s >/dev/null
+date +%s.%N
+kubectl delete pod -l bare=yes --grace-period=2 --wait >/dev/null
+"""
+
+
+async def measure(namespace: str) -> list[Row]:
+    """Return the rows of a hundred at once."""
+    own: list[tuple[float, float, float, float]] = []
+    floor: list[tuple[float, float, float]] = []
+    async with desk(namespace) as there:
+        agent = await there.agent()
+        for number in range(TIMES):
+            for which in (0, 1) if number % 2 else (1, 0):
+                if which:
+                    own.append(await actions(there, agent))
+                else:
+                    floor.append(await pods(there))
+    ends, gone, cpu, agent_cpu = zip(*own, strict=True)
+    what = f"{COUNT} actions at once"
+    return [
+        row(f"{what}, until all ends are known", "s", ends, floor=[each[0] for each in floor], target="<= 1.2"),
+        row(f"{what}, until all are gone", "s", gone, floor=[each[1] for each in floor]),
+        row(f"{what}: CPU of the machine for each", "s", cpu, target="<= 0.6", note=f"bare {median(floor):.2f} s"),
+        row(f"{what}: CPU of the agent for each", "s", agent_cpu),
+    ]
+
+
+def median(floor: list[tuple[float, float, float]]) -> float:
+    """Return the median CPU of a bare pod."""
+    return row("", "s", [each[2] for each in floor]).measured
+
+
+async def actions(there: Desk, agent: Agent) -> tuple[float, float, float, float]:
+    """Run all; returns seconds to the last end, until all are gone, CPU-seconds of machine and agent for each."""
+    busy, used, began = machine.busy(), agent.cpu, time.time()
+    all_given = [there.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
+    for given in all_given:
+        await given.finished()
+    ended = max(given.finished_at for given in all_given)
+    gone = await there.idle()
+    return ended - began, gone - began, (machine.busy() - busy) / COUNT, (agent.cpu - used) / COUNT
+
+
+async def pods(there: Desk) -> tuple[float, float, float]:
+    """Run all; returns seconds until all have ended, until all are gone, CPU-seconds of the machine for each."""
+    file = there.folder / "pods.json"
+    items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    busy, began = machine.busy(), time.time()
+    told = await bare.sh(there.namespace, WAIT, FILE=str(file))
+    return float(told) - began, time.time() - began, (machine.busy() - busy) / COUNT

@@ -1,0 +1,140 @@
+"""How late a line of a log comes to the scheduler, against a raw follower of the same container.
+
+No process is started for a line: what is measured must not be the writers. The raw followers read some of the same
+containers through the same API with the same client, so that a line's way to both is the same but for the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.bench.desk import desk
+from tests.bench.observer import Observer, api
+from tests.bench.rows import Row, percentile, row
+from tests.e2e.lab import BASH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agent.cluster.client import Client
+    from tests.bench.desk import Agent, Desk, Given
+
+SESSIONS = (1, 50, 200)
+SECONDS = 10
+PER_SECOND = 20
+RAW = 5
+FOREVER = aiohttp.ClientTimeout(total=None)
+# Writes nothing until all of them run and are followed: `$1` seconds of the clock.
+WRITER = f"""
+wait_for() {{ read -t "$1" <> <(:) || true; }}
+while [ $EPOCHSECONDS -lt START ]; do wait_for 0.2; done
+for i in $(seq {SECONDS * PER_SECOND}); do echo "$EPOCHREALTIME"; wait_for {1 / PER_SECOND}; done
+"""
+
+
+@dataclass(eq=False)
+class Lines:
+    """When each line of one log came, by the time at which it was written."""
+
+    came: dict[bytes, float] = field(default_factory=dict)
+    rest: bytes = b""
+
+    def take(self, data: bytes, now: float) -> None:
+        """Take a piece of the log."""
+        *whole, self.rest = (self.rest + data).split(b"\n")
+        for line in whole:
+            self.came[line] = now
+
+    @property
+    def late(self) -> list[float]:
+        """Milliseconds from writing to coming."""
+        return [1000 * (now - float(line)) for line, now in self.came.items() if line]
+
+
+@dataclass(frozen=True)
+class Trickle:
+    """What one experiment found: milliseconds of lines here and there, and the agent's CPU per line in microseconds."""
+
+    own: list[float]
+    raw: list[float]
+    more: list[float]
+    cpu: float
+
+
+async def measure(namespace: str) -> list[Row]:
+    """Return the rows of a trickle of lines in few and in many sessions."""
+    rows = []
+    for sessions in SESSIONS:
+        async with desk(namespace) as there:
+            agent = await there.agent()
+            found = await trickle(there, agent, sessions)
+        limits = ("<= 10", "<= 50") if sessions == 50 else ("", "")
+        for percent, target in zip((50, 99), limits, strict=True):
+            own, raw, more = (percentile(each, percent) for each in (found.own, found.raw, found.more))
+            what = f"log line, {sessions} sessions x {PER_SECOND}/s: agent later than raw, p{percent}"
+            rows.append(row(what, "ms", [more], target=target, note=f"agent {own:.1f}, raw {raw:.1f}"))
+        rows.append(row(f"log line, {sessions} sessions: CPU of the agent per line", "us", [found.cpu]))
+    return rows
+
+
+async def trickle(there: Desk, agent: Agent, sessions: int) -> Trickle:
+    """Let some sessions write lines at a pace, and follow a few of them beside the agent."""
+    start = int(time.time()) + 5 + sessions // 4
+    own = [Lines() for _ in range(sessions)]
+    raw = [Lines() for _ in range(min(RAW, sessions))]
+    async with Observer(there.namespace) as seen, api(there.namespace) as client, AsyncExitStack() as stack:
+        given = [there.give(BASH, WRITER.replace("START", str(start))) for _ in own]
+        for each, lines in zip(given, own, strict=True):
+            each.on_log = lines.take
+        for each in given:
+            await each.until(lambda this: this.stages.get(wire.STAGE_COMMANDS), 200)
+        for each, lines in zip(given, raw, strict=False):
+            await stack.enter_async_context(followed(client, seen, each, lines))
+        if time.time() > start:
+            raise AssertionError(f"{sessions} sessions took longer to start than {5 + sessions // 4} s")
+        await asyncio.sleep(start - time.time())
+        used = agent.cpu
+        for each in given:
+            await each.finished()
+        cpu = agent.cpu - used
+        await there.idle()
+    return result(own, raw, cpu)
+
+
+def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
+    """Put the samples together."""
+    lines = sum(len(each.late) for each in own)
+    more = [
+        1000 * (mine.came[line] - now)
+        for mine, theirs in zip(own, raw, strict=False)
+        for line, now in theirs.came.items()
+        if line in mine.came
+    ]
+    late = [each for mine in own for each in mine.late]
+    return Trickle(late, [each for theirs in raw for each in theirs.late], more, 1e6 * cpu / lines)
+
+
+@asynccontextmanager
+async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
+    """Follow the log of an action's container as the agent does, and look for the lines only."""
+
+    async def follow() -> None:
+        path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
+        query = {"container": "action", "follow": "true"}
+        async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
+            async for data, _ in answer.content.iter_chunks():
+                lines.take(data, time.time())
+
+    following = asyncio.create_task(follow(), name="raw follower")
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)

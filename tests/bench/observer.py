@@ -1,0 +1,100 @@
+"""Who sees a namespace's pods beside the agent: one watch of the benchmark's own, as long as an experiment.
+
+What the agent adds is the time from the scheduler's message to the pod that others see, and from the exit that others
+see to the outcome at the scheduler. It holds the way through gRPC, the agent, and the API server's own time for a
+creation; a watch of the same kind brings the exit to both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from agent.cluster.client import Client
+from agent.metrics import Metrics
+from agent.settings import ClusterSettings
+from tests.bench.rows import Row, percentile, row
+from tests.e2e import kube
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.bench.desk import Given
+
+SESSION = "sealci.dev/session"
+
+
+@asynccontextmanager
+async def api(namespace: str) -> AsyncIterator[Client]:
+    """Have a client of the cluster of the tests; its own limit is out of the way."""
+    settings = ClusterSettings(namespace=namespace, kubeconfig=Path(kube.kubeconfig()), requests_per_second=10_000)
+    client = await Client.connect(settings, Metrics())
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+class Observer:
+    """The watch, and when it saw what: by the action's id, seconds of `time.time`."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.names: dict[str, str] = {}
+        self.created: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
+        self.before: list[float] = []
+        self.after: list[float] = []
+
+    async def __aenter__(self) -> Observer:
+        self.watching = asyncio.create_task(self.watch(), name="bench observer")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.watching.cancel()
+        await asyncio.gather(self.watching, return_exceptions=True)
+
+    async def watch(self) -> None:
+        """Note what is seen, until it is cancelled."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        query = {"watch": "true", "labelSelector": "app.kubernetes.io/managed-by=sealci-agent"}
+        forever = aiohttp.ClientTimeout(total=None)
+        async with (
+            api(self.namespace) as client,
+            client.stream("watch", "pods", path, query=query, timeout=forever) as answer,
+        ):
+            async for line in answer.content:
+                self.take(json.loads(line), time.time())
+
+    def take(self, event: dict[str, Any], now: float) -> None:
+        """Take one event of the watch."""
+        pod = event["object"]
+        name = json.loads(pod["metadata"]["annotations"][SESSION])["action_id"]
+        self.names[name] = pod["metadata"]["name"]
+        self.created.setdefault(name, now)
+        for status in pod.get("status", {}).get("containerStatuses", ()):
+            if status["name"] == "action" and "terminated" in status["state"]:
+                self.ended.setdefault(name, now)
+
+    def add(self, given: Given) -> None:
+        """Take the samples of an action that is over and gone."""
+        name = given.action.action_id
+        self.before.append(1000 * (self.created[name] - given.given_at))
+        self.after.append(1000 * max(0.0, given.finished_at - self.ended[name]))
+
+    def rows(self) -> list[Row]:
+        """Return what the agent adds to an action, seen from both of its sides."""
+        added = [one + other for one, other in zip(self.before, self.after, strict=True)]
+        count = f"{len(added)} actions"
+        return [
+            row("the agent adds: action given -> pod seen", "ms", self.before),
+            row("the agent adds: exit seen -> end known", "ms", self.after),
+            row("the agent adds in all, p50", "ms", added, target="<= 50", note=count),
+            row("the agent adds in all, p99", "ms", [percentile(added, 99)], target="<= 150", note=count),
+        ]

@@ -1,0 +1,84 @@
+"""One trivial action against a script of bare kubectl, one after the other: what a person waits for.
+
+An observer of the benchmark's own watches the pods: what the agent adds is the time between what others see.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.scheduler.wire import agent_pb2 as wire
+from tests.bench import bare
+from tests.bench.desk import desk
+from tests.bench.observer import Observer
+from tests.bench.rows import Row, row
+from tests.e2e.lab import BUSYBOX
+
+if TYPE_CHECKING:
+    from tests.bench.desk import Desk
+
+TIMES = 15
+WARM = 2
+
+
+async def measure(namespace: str) -> list[Row]:
+    """Return the rows of one action at a time."""
+    async with desk(namespace) as there:
+        await there.agent()
+        async with Observer(namespace) as seen:
+            plain = await pairs(there, seen, files=False)
+            files = await pairs(there, seen, files=True)
+    return [
+        *plain.rows("one action without files", 0.95),
+        *files.rows("one action with a file", 1.0),
+        *seen.rows(),
+    ]
+
+
+class Pairs:
+    """Samples of both ways, pair by pair: seconds until the end is known, and until nothing is left."""
+
+    def __init__(self) -> None:
+        self.own: list[tuple[float, float]] = []
+        self.bare: list[bare.Bare] = []
+
+    def rows(self, what: str, limit: float) -> list[Row]:
+        """Return both rows."""
+        ends, gone = zip(*self.own, strict=True)
+        floor = [each.read for each in self.bare]
+        left = [each.gone for each in self.bare]
+        return [
+            row(f"{what}, until its end is known", "s", ends, floor=floor, target=f"<= {limit}"),
+            row(f"{what}, until it is gone", "s", gone, floor=left),
+        ]
+
+
+async def pairs(there: Desk, seen: Observer, *, files: bool) -> Pairs:
+    """Run both, one after the other, and change who is first each time."""
+    found = Pairs()
+    for number in range(WARM + TIMES):
+        kept = Pairs() if number < WARM else found
+        for which in (0, 1) if number % 2 else (1, 0):
+            if which:
+                kept.own.append(await own(there, seen, files=files))
+            else:
+                kept.bare.append(await bare_run(there, number, files=files))
+    return found
+
+
+async def own(there: Desk, seen: Observer, *, files: bool) -> tuple[float, float]:
+    """Run one action; returns the seconds to its end, and until it is gone."""
+    rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
+    command = "echo hello > out; echo hello" if files else "echo hello"
+    given = await there.give(BUSYBOX, command, artifacts=rules).finished()
+    gone = await there.idle()
+    if not files:
+        seen.add(given)
+    return given.finished_at - given.given_at, gone - given.given_at
+
+
+async def bare_run(there: Desk, number: int, *, files: bool) -> bare.Bare:
+    """Run the script."""
+    command = "echo hello > /workspace/out; echo hello" if files else "echo hello"
+    number = number + (1000 if files else 0)
+    return await bare.script(there.namespace, there.folder, number, BUSYBOX, command, files=files)
