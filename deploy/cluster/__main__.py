@@ -8,25 +8,26 @@
     address         prints this machine's address as pods see it
     build           only builds the binaries (or `build helm`: one product of the table)
     image           builds the agent's image and loads it
-    prometheus      prints the folder of prometheus and promtool (Debian's package, unpacked, not installed)
+    prometheus      prints the folder of prometheus and promtool (Debian's, unpacked, where they are not installed)
     test-images     builds the images of the tests and loads them
     load IMAGE...   loads docker or OCI archives, or images built here by name
     tag IMAGE NAME  gives an image of the cluster another name
     helm            prints the path of helm, built from its Go module when it is not there
-    browser         prints the path of a Chromium, Debian's, installed when it is not there
+    browser         prints the path of a Chromium or Chrome, Debian's, installed when none is there
     log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
     NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
     NAME start [FLAG...]
                     starts it, with these flags too (of the local cluster), and waits until it answers
     restart NAME... both
+    kind WORD...    runs kind where it sees this cluster: `kind get clusters`, `kind delete cluster`, `kind export logs`
 
-CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker) or existing (the current context).
+CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker or podman, which pulls kind's image),
+kind-offline (the same from packages alone, as root) or existing (the current context).
 Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), SEALCI_CACHE.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 import builders
@@ -40,7 +41,7 @@ from kind import Kind
 from local import Local
 
 Provider = Local | Kind | Existing
-PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "existing": Existing}
+PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "kind-offline": Kind, "existing": Existing}
 COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy")
 
 
@@ -50,7 +51,7 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
-        settings = configuration.read(builders.docker_answers)
+        settings = configuration.read(builders.engine)
         provider = PROVIDERS[settings.provider](settings)
         return obey(settings, provider, words[0], words[1:])
     except Refusal as refusal:
@@ -83,7 +84,7 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             for path in sorted({builds.folder(settings, product) for product in products}):
                 print(path)
         case "prometheus", []:
-            print(debian.unpacked(settings, "prometheus") / "usr" / "bin")
+            print(debian.prometheus(settings))
         case "image", []:
             make_images(settings, provider, [images.agent()])
         case "test-images", []:
@@ -97,10 +98,11 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
             builds.build(settings, ["helm"])
             print(builds.binary(settings, "helm"))
         case "browser", []:
-            debian.install(debian.BROWSER_PACKAGES)
-            print(shutil.which("chromium"))
+            print(debian.browser())
         case "log-limit", [size]:
             provider.log_limit(settings.log_max_size if size == "default" else size)
+        case "kind", [_, *_] if isinstance(provider, Kind):
+            return provider.by_hand(rest)
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start", *flags] if name in COMPONENTS:

@@ -1,4 +1,4 @@
-"""What turns a Dockerfile into an archive: Docker where an engine answers, else buildah with a Debian of our own.
+"""What turns a Dockerfile into an archive: Docker or podman where one answers, else buildah with a Debian of our own.
 
 Both worlds use the same Dockerfiles; only their base images differ, which travel as build arguments.
 """
@@ -42,8 +42,11 @@ class Builder(Protocol):
         """Writes a built image as a docker archive. Refuses a name that was never built."""
 
 
-class Docker:
-    """Builds with the machine's Docker engine, from public base images."""
+class Engine:
+    """Builds with the machine's own engine, from public base images."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
 
     def arguments(self, settings: Settings) -> dict[str, str]:
         """None: the Dockerfiles' defaults are the public images."""
@@ -53,13 +56,13 @@ class Docker:
         """Nothing to prepare."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
-        """Runs `docker build`."""
+        """Runs `docker build`, or podman's."""
         stage = ["--target", target] if target else []
-        run(["docker", "build", "--file", dockerfile, "--tag", name, *stage, context], seconds=BUILD_SECONDS)
+        run([self.program, "build", "--file", dockerfile, "--tag", name, *stage, context], seconds=BUILD_SECONDS)
 
     def save(self, settings: Settings, name: str, archive: Path) -> None:
-        """Runs `docker save`."""
-        run(["docker", "save", "--output", archive, name], seconds=BUILD_SECONDS)
+        """Runs `docker save`, or podman's."""
+        run([self.program, "save", "--output", archive, name], seconds=BUILD_SECONDS)
 
 
 class Buildah:
@@ -128,18 +131,23 @@ class Buildah:
 
 
 def choose(settings: Settings) -> Builder:
-    """Docker for kind, whose users have it; buildah for the local cluster; for others whichever is there."""
-    if settings.provider == "local" or (settings.provider == "existing" and not docker_answers()):
+    """The engine for kind, whose users have it; buildah where only packages are; for others what answers."""
+    if settings.provider in ("local", "kind-offline") or (settings.provider == "existing" and not engine()):
         return Buildah()
-    return Docker()
+    return Engine(engine() or "docker")
 
 
-def docker_answers() -> bool:
-    """Whether a Docker engine answers here."""
-    if shutil.which("docker") is None:
+def engine() -> str:
+    """`docker` or `podman`, whichever engine answers here; empty when none does."""
+    return next((program for program in ("docker", "podman") if answers(program)), "")
+
+
+def answers(program: str) -> bool:
+    """Whether an engine answers behind this program."""
+    if shutil.which(program) is None:
         return False
     try:
-        done = subprocess.run(["docker", "version"], capture_output=True, check=False, timeout=10)
+        done = subprocess.run([program, "version"], capture_output=True, check=False, timeout=10)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

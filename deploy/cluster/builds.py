@@ -59,6 +59,7 @@ def products(kubernetes: str) -> dict[str, Product]:
         "kubernetes": Product(
             "k8s.io/kubernetes", f"v{kubernetes}", {n: f"cmd/{n}" for n in components}, version, staging=True
         ),
+        "kubeadm": Product("k8s.io/kubernetes", f"v{kubernetes}", {"kubeadm": "cmd/kubeadm"}, version, staging=True),
         "etcd": Product("go.etcd.io/etcd/server/v3", "v3.7.3", {"etcd": ""}),
         "containerd": Product(
             "github.com/containerd/containerd/v2",
@@ -76,10 +77,11 @@ def products(kubernetes: str) -> dict[str, Product]:
 
 
 NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
+KIND_NODE = (*NODE, "kubeadm", "kind")
 COLD_SECONDS = {
     "kube-apiserver": 185, "kube-controller-manager": 56, "kube-scheduler": 6, "kubelet": 15, "kube-proxy": 7,
     "kubectl": 14, "etcd": 18, "containerd": 39, "containerd-shim-runc-v2": 1, "ctr": 3, "runc": 8, "coredns": 87,
-    "helm": 68, "kind": 4, "kwok": 80,
+    "helm": 68, "kind": 4, "kubeadm": 353, "kwok": 80,
 }  # fmt: skip
 
 
@@ -157,17 +159,27 @@ def write_module(recipe: Product, source: Path) -> None:
         "",
     ]
     if recipe.staging:
-        answer = run(
-            ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"],
-            cwd=source, env=go_environment(recipe), seconds=600,
-        )  # fmt: skip
-        go_mod = Path(json.loads(answer)["GoMod"]).read_text("utf-8")
+        go_mod = Path(downloaded(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")
     partial.replace(source / "go.mod")
+
+
+def downloaded(recipe: Product, source: Path) -> dict[str, str]:
+    """What go says about a product's module, once it is in go's cache: `GoMod` and `Dir` are paths."""
+    command = ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"]
+    return dict(json.loads(run(command, cwd=source, env=go_environment(recipe), seconds=600)))
+
+
+def module_folder(settings: Settings, product: str) -> Path:
+    """The sources of a product that was built, read-only in go's cache."""
+    recipe = products(settings.kubernetes)[product]
+    source = settings.cache / "src" / f"{product}-{recipe.key}"
+    write_module(recipe, source)
+    return Path(downloaded(recipe, source)["Dir"])
 
 
 def go_environment(recipe: Product) -> dict[str, str]:

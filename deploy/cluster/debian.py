@@ -1,4 +1,4 @@
-"""What the local cluster takes from Debian: packages on this machine, and a root file system for images."""
+"""What clusters take from Debian: packages on this machine, packages beside it, and root file systems for images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ from builds import lock
 from console import Refusal, run, run_logged, step
 from settings import Settings
 
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NODE_PACKAGES = (
     "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
 )  # fmt: skip
 IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
+KIND_PACKAGES = (*NODE_PACKAGES, "debootstrap")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 ROOT_PACKAGES = (
     "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
+)  # fmt: skip
+# A node of kind: what kind's own image installs, as far as a node without networked storage needs it.
+KIND_ROOT_PACKAGES = (
+    "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod", "hostname",
+    "libseccomp2", "pigz", "e2fsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "openssl", "socat",
+    "containernetworking-plugins",
+)  # fmt: skip
+# Podman with the libraries that a bare machine has not got.
+PODMAN_PACKAGES = (
+    "podman", "conmon", "netavark", "aardvark-dns", "libgpgme11", "libassuan0", "libgpg-error0", "libdevmapper1.02.1",
+    "libsubid4", "libsemanage2", "libglib2.0-0",
 )  # fmt: skip
 ROOT_RELEASE = "bookworm"
 ROOT_VERSION = "1"
@@ -49,22 +62,23 @@ def installed(package: str) -> bool:
     return answer.stdout == "installed"
 
 
-def unpacked(settings: Settings, package: str) -> Path:
-    """A Debian package, unpacked below the cache and never installed: its services do not start. Made once."""
-    target = settings.cache / "debian" / package
+def unpacked(settings: Settings, *packages: str) -> Path:
+    """Debian packages, unpacked below the cache and not installed: no service starts. Made once, named by the first."""
+    name = packages[0]
+    target = settings.cache / "debian" / name
     if target.exists():
         return target
     if shutil.which("apt-get") is None:
-        raise Refusal(f"the Debian package {package} is wanted, and there is no apt-get to download it")
+        raise Refusal(f"the Debian package {name} is wanted, and there is no apt-get to download it")
     with lock(settings.cache / "debian.lock", "another download"):
         if target.exists():
             return target
-        partial = target.with_name(f".{package}.partial")
+        partial = target.with_name(f".{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with step(f"apt-get download {package}"):
+        with step(f"apt-get download {' '.join(packages)}"):
             run(["apt-get", "update", "-q"], seconds=300)
-            run(["apt-get", "download", "-q", package], cwd=partial, seconds=300)
+            run(["apt-get", "download", "-q", *packages], cwd=partial, seconds=300)
             for archive in partial.glob("*.deb"):
                 run(["dpkg", "-x", archive, partial], seconds=60)
                 archive.unlink()
@@ -72,9 +86,39 @@ def unpacked(settings: Settings, package: str) -> Path:
     return target
 
 
+def prometheus(settings: Settings) -> Path:
+    """The folder of prometheus and promtool: the machine's own, else Debian's, unpacked."""
+    found = shutil.which("prometheus")
+    if found is not None and shutil.which("promtool") is not None:
+        return Path(found).parent
+    return unpacked(settings, "prometheus") / "usr" / "bin"
+
+
+def browser() -> str:
+    """A Chromium: the machine's own, else Debian's, installed."""
+    names = ("chromium", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        install(BROWSER_PACKAGES)
+        found = shutil.which(names[0])
+    if found is None:
+        raise Refusal("chromium was installed, but is not on PATH")
+    return found
+
+
 def root_archive(settings: Settings) -> Path:
     """A tar of a small Debian with python3, git and ssh, made once by debootstrap (about a minute)."""
-    archive = settings.cache / "images" / f"debian-{ROOT_RELEASE}-{ROOT_VERSION}.tar"
+    return debootstrapped(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
+
+
+def kind_root_archive(settings: Settings) -> Path:
+    """A tar of a Debian that can be a node of kind, made once by debootstrap (about a minute and a half)."""
+    return debootstrapped(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
+
+
+def debootstrapped(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
+    """A tar of a minimal Debian with these packages; it appears in the cache by a rename."""
+    archive = settings.cache / "images" / f"{name}.tar"
     if archive.exists():
         return archive
     with lock(settings.cache / "images.lock", "another build of images"):
@@ -85,15 +129,15 @@ def root_archive(settings: Settings) -> Path:
         log.parent.mkdir(parents=True, exist_ok=True)
         root = archive.with_name("debootstrap")
         shutil.rmtree(root, ignore_errors=True)
-        with step("debootstrap (about 60 s, once)"):
+        with step(f"debootstrap of {name} (60 to 90 s, once)"):
             # In a mount namespace of its own: what it mounts goes with it, also when it is killed.
             run_logged(
-                ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(ROOT_PACKAGES)}",
+                ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
                  ROOT_RELEASE, root],
                 log, "debootstrap", cwd=archive.parent, env=dict(os.environ),
             )  # fmt: skip
-            for name in NOT_NEEDED:
-                empty(root / name)
+            for folder in NOT_NEEDED:
+                empty(root / folder)
             partial = archive.with_suffix(".partial")
             run(["tar", "--numeric-owner", "--exclude=./dev/*", "--exclude=./proc/*", "-C", root, "-cf", partial, "."],
                 seconds=300)  # fmt: skip

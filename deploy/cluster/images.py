@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -164,12 +164,27 @@ def single_program(settings: Settings, name: str, program: Path, as_name: str, e
     if archive.exists():
         return archive
     archive.parent.mkdir(parents=True, exist_ok=True)
+    before = list(archive.parent.glob(f"{file_name(name)}.*.tar"))
+    write_archive(archive, name, {as_name: program}, entrypoint)
+    for older in before:
+        older.unlink()
+    return archive
+
+
+def write_archive(archive: Path, name: str, files: Mapping[str, Path | str], entrypoint: list[str]) -> None:
+    """An image of programs as a docker archive written by hand; a text in `files` is the target of a link."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        entry = tarfile.TarInfo(as_name)
-        entry.mode, entry.size = 0o755, program.stat().st_size
-        with program.open("rb") as content:
-            tar.addfile(entry, content)
+        for place, source in files.items():
+            entry = tarfile.TarInfo(place)
+            entry.mode = 0o755
+            if isinstance(source, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, source
+                tar.addfile(entry)
+                continue
+            entry.size = source.stat().st_size
+            with source.open("rb") as content:
+                tar.addfile(entry, content)
     diff = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
     machine = {"architecture": builders.architecture(), "os": "linux"}
     config = json.dumps(
@@ -182,7 +197,4 @@ def single_program(settings: Settings, name: str, program: Path, as_name: str, e
             member = tarfile.TarInfo(path)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    for older in archive.parent.glob(f"{file_name(name)}.*.tar"):
-        older.unlink()
     partial.replace(archive)
-    return archive

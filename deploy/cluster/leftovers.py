@@ -28,8 +28,14 @@ def remove(settings: Settings) -> None:
     """Removes everything of this cluster. Nothing to remove is fine."""
     folder = settings.folder
     processes.end_node(folder)
-    if (Path("/sys/class/net") / settings.name).exists():
-        run(["ip", "link", "delete", settings.name])
+    link = Path("/sys/class/net") / settings.name
+    if link.exists():
+        try:
+            run(["ip", "link", "delete", settings.name])
+        except Refusal:
+            # It goes with the namespace on its other end too, in the kernel's own time.
+            if link.exists():
+                raise
     for cgroup in cgroups(settings):
         remove_cgroup(cgroup)
     for mount in reversed(mounts_below(folder)):

@@ -15,6 +15,7 @@ from pathlib import Path
 from console import Refusal
 
 LINK_PREFIX = "sealci-"
+PROVIDERS = ("local", "kind", "kind-offline", "existing")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +32,8 @@ class Settings:
     @property
     def fixed(self) -> dict[str, str]:
         """What cannot change while a cluster is up."""
-        return {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+        made_with = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+        return {"CLUSTER": self.provider} | made_with
 
     @property
     def name(self) -> str:
@@ -69,6 +71,16 @@ class Settings:
         return f"https://{self.node_address}:6443"
 
     @property
+    def engine_network(self) -> str:
+        """Addresses of kind's nodes, inside the namespaces of `kind-offline` only."""
+        return f"10.201.{self.number}.0/24"
+
+    @property
+    def engine_gateway(self) -> str:
+        """The namespaces, as kind's nodes see them."""
+        return f"10.201.{self.number}.1"
+
+    @property
     def pod_network(self) -> str:
         """Addresses of pods; the machine reaches them."""
         return f"10.{244 + self.number}.0.0/16"
@@ -89,14 +101,16 @@ class Settings:
         return f"10.{96 + self.number}.0.10"
 
 
-def read(docker_answers: Callable[[], bool]) -> Settings:
+def read(engine: Callable[[], str]) -> Settings:
     """The settings of this command. Refuses a value that cannot be."""
     env = os.environ
-    provider = env.get("CLUSTER") or ("kind" if docker_answers() else "local")
-    if provider not in ("local", "kind", "existing"):
-        raise Refusal(f"CLUSTER={provider} is not one of local, kind, existing")
-    if provider == "kind" and not docker_answers():
-        raise Refusal("CLUSTER=kind needs a Docker engine, and none answers here: set CLUSTER=local or existing")
+    provider = env.get("CLUSTER") or ("kind" if engine() == "docker" else "local")
+    if provider not in PROVIDERS:
+        raise Refusal(f"CLUSTER={provider} is not one of {', '.join(PROVIDERS)}")
+    if provider == "kind" and not engine():
+        raise Refusal(
+            "CLUSTER=kind needs a Docker engine or podman, and none answers here: set CLUSTER=local or kind-offline"
+        )
     version = env.get("KUBERNETES_VERSION", "1.37.2").removeprefix("v")
     if not re.fullmatch(r"1\.\d+\.\d+", version):
         raise Refusal(f"KUBERNETES_VERSION={version} is not a version like 1.37.2")

@@ -1,0 +1,235 @@
+"""The clusters by kind as far as they are text: configurations, manifests, names and command lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+import tomllib
+from pathlib import Path
+
+import builds
+import debian
+import engines
+import images
+import kind
+import leftovers
+import namespaces
+import nodeimage
+import podman
+import pytest
+import settings as configuration
+import waiting
+import yaml
+from console import Refusal
+from settings import Settings
+
+MANIFEST = """apiVersion: v1
+kind: Pod
+spec:
+  containers:
+  - command:
+    - kube-scheduler
+    - --bind-address=127.0.0.1
+    - --leader-elect=true
+    image: kube-scheduler:v1
+    env:
+    - name: X
+      value: --y
+"""
+NEVER = Path("/nowhere")
+
+
+def settings(provider: str = "kind-offline", number: int = 3, version: str = "1.37.2") -> Settings:
+    """Return the settings of one cluster."""
+    return Settings(provider, NEVER, version, number, "50Mi")
+
+
+# ---- what can be chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "engine", "provider"),
+    [
+        (None, "docker", "kind"),
+        (None, "podman", "local"),
+        (None, "", "local"),
+        ("kind", "podman", "kind"),
+        ("kind-offline", "", "kind-offline"),
+    ],
+)
+def test_the_provider(wanted: str | None, engine: str, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLUSTER", raising=False)
+    if wanted:
+        monkeypatch.setenv("CLUSTER", wanted)
+    assert configuration.read(lambda: engine).provider == provider
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"), [("kind", "none answers here: set CLUSTER=local or kind-offline"), ("k3d", "is not one of")]
+)
+def test_a_provider_that_cannot_be(wanted: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER", wanted)
+    with pytest.raises(Refusal, match=words):
+        configuration.read(lambda: "")
+
+
+def test_a_cluster_keeps_its_provider(tmp_path: Path) -> None:
+    made = Settings("local", tmp_path, "1.37.2", 0, "50Mi")
+    made.folder.mkdir(parents=True)
+    (made.folder / "settings.json").write_text(json.dumps(made.fixed))
+    namespaces.refuse_other_settings(made)
+    with pytest.raises(Refusal, match="was made with CLUSTER=local"):
+        namespaces.refuse_other_settings(Settings("kind-offline", tmp_path, "1.37.2", 0, "50Mi"))
+
+
+# ---- what kind is told
+
+
+def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
+    config = yaml.safe_load(engines.offline_config(kind.CONFIG.read_text(), settings(number=3)))
+    assert config["networking"] == {
+        "ipFamily": "ipv4",
+        "apiServerAddress": "10.200.3.2",
+        "apiServerPort": 6443,
+        "podSubnet": "10.247.0.0/16",
+        "serviceSubnet": "10.99.0.0/16",
+        "disableDefaultCNI": True,
+        "kubeProxyMode": "nftables",
+    }
+    (node,) = config["nodes"]
+    assert node["role"] == "control-plane"
+    assert node["extraMounts"] == [
+        {"hostPath": "/nowhere/run/3/cni", "containerPath": "/etc/cni/net.d", "readOnly": True}
+    ]
+    kubelet = yaml.safe_load(config["kubeadmConfigPatches"][0])
+    assert kubelet["cgroupDriver"] == "cgroupfs"
+    assert kubelet["containerLogMaxSize"] == "50Mi"
+    assert kind.LOG_MAX_SIZE in kind.CONFIG.read_text()
+
+
+def test_with_an_engine_that_pulls_the_config_is_the_repository_s() -> None:
+    assert engines.Machine(settings("kind")).config("text") == "text"
+
+
+def test_no_command_needs_the_cluster_s_name() -> None:
+    command = engines.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
+    assert command[0] == "env"
+    assert "KIND_CLUSTER_NAME=sealci-4" in command
+    assert command[-3:] == ["kind", "delete", "cluster"]
+
+
+# ---- components of a node
+
+
+def test_flags_stand_after_a_manifest_s_own() -> None:
+    changed = kind.with_flags(MANIFEST, "kube-scheduler", ["--leader-elect=false", "--v=4"])
+    (container,) = yaml.safe_load(changed)["spec"]["containers"]
+    own = yaml.safe_load(MANIFEST)["spec"]["containers"][0]
+    assert container["command"] == [*own["command"], "--leader-elect=false", "--v=4"]
+    assert container["env"] == own["env"]
+
+
+def test_without_flags_a_manifest_is_the_same() -> None:
+    assert kind.with_flags(MANIFEST, "kube-scheduler", ()) == MANIFEST
+
+
+def test_what_is_no_static_pod_cannot_be_stopped() -> None:
+    assert kind.static_pod("controller-manager") == "kube-controller-manager"
+    with pytest.raises(Refusal, match="kind cannot stop kube-proxy; it can stop kubelet, containerd, etcd"):
+        kind.static_pod("kube-proxy")
+
+
+def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: Path) -> None:
+    """Run the node's script with a `pgrep` that has these command lines."""
+    lines = [
+        "/usr/bin/kubelet --config=x",
+        "kube-apiserver --a",
+        "/usr/local/bin/containerd-shim-runc-v2 -id containerd",
+    ]
+    lines += ["sh -c etcd", "kube-scheduler"]
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    program = tmp_path / "pgrep"
+    program.write_text(f'#!/bin/sh\nexec grep -E "$2" {tmp_path}/lines\n')
+    program.chmod(0o755)
+    command = ["sh", "-c", kind.RUNNING, "sh", *kind.PROGRAMS.values()]
+    done = subprocess.run(
+        command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True, timeout=10
+    )
+    assert done.stdout.split() == ["kubelet", "kube-apiserver", "kube-scheduler"]
+
+
+def test_a_static_pod_is_known_to_its_kubelet_by_another_uid_than_to_the_api() -> None:
+    mirror = {"metadata": {"uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "of-the-file"}}}
+    plain = {"metadata": {"uid": "plain"}}
+    assert waiting.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
+    assert waiting.uids({"items": None}) == set()
+
+
+# ---- the node image and podman's settings
+
+
+def test_the_node_image_s_store_is_named_by_what_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = nodeimage.store(settings(version="1.34.4")), nodeimage.store(settings())
+    assert old.name.startswith("node-1.34.4-")
+    assert old.name.rsplit("-", 1)[1] != new.name.rsplit("-", 1)[1]
+    assert nodeimage.store(settings(number=1)) == new
+    monkeypatch.setattr(debian, "ROOT_VERSION", "other")
+    assert nodeimage.store(settings()) != new
+
+
+def test_every_program_of_the_node_is_built() -> None:
+    built = {name for product in builds.KIND_NODE for name in builds.products("1.37.2")[product].binaries}
+    wanted = {*nodeimage.KUBERNETES, *nodeimage.CONTAINERD, *nodeimage.CONTROL_PLANE, "kube-proxy", "runc", "kind"}
+    assert wanted <= built
+
+
+@pytest.mark.parametrize(
+    ("image", "program"),
+    [
+        ("host/kube-proxy:v1.37.2", "kube-proxy"),
+        ("host:5000/coredns/coredns:v1", "coredns"),
+        ("host/pause:3.10", "pause"),
+    ],
+)
+def test_an_image_of_the_control_plane_names_its_program(image: str, program: str) -> None:
+    assert nodeimage.program_of(image) == program
+
+
+def test_an_image_by_hand_holds_files_and_links(tmp_path: Path) -> None:
+    (tmp_path / "nft").write_bytes(b"program")
+    archive = tmp_path / "image.tar"
+    images.write_archive(archive, "localhost/x:1", {"usr/sbin/nft": tmp_path / "nft", "bin/n": "../nft"}, ["/n"])
+    with tarfile.open(archive) as outer:
+        (manifest,) = json.load(outer.extractfile("manifest.json"))  # type: ignore[arg-type]
+        config = json.load(outer.extractfile(manifest["Config"]))  # type: ignore[arg-type]
+        with tarfile.open(fileobj=outer.extractfile(manifest["Layers"][0])) as layer:
+            assert {each.name: (each.linkname, each.size, each.mode) for each in layer} == {
+                "usr/sbin/nft": ("", 7, 0o755),
+                "bin/n": ("../nft", 0, 0o755),
+            }
+    assert manifest["RepoTags"] == ["localhost/x:1"]
+    assert config["config"]["Entrypoint"] == ["/n"]
+    assert [each.name for each in tmp_path.iterdir() if each.suffix == ".partial"] == []
+
+
+def test_podman_reads_nothing_of_the_machine_s() -> None:
+    storage = tomllib.loads(podman.storage_toml(Path("/a"), Path("/b")))["storage"]
+    assert (storage["graphroot"], storage["options"]["additionalimagestores"]) == ("/a", ["/b"])
+    text = podman.containers_toml(Path("/unpacked"), Path("/runc"), Path("/f"))
+    config = tomllib.loads(text)
+    assert config["engine"]["cgroup_manager"] == "cgroupfs"
+    assert config["engine"]["runtimes"] == {"runc": ["/runc"]}
+    assert config["network"]["network_config_dir"] == "/f/networks"
+
+
+def test_a_command_joins_its_cgroups_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [tmp_path / "cpu", tmp_path / "memory"]
+    for group in groups:
+        group.mkdir()
+    monkeypatch.setattr(leftovers, "cgroups", lambda _: groups)
+    command = namespaces.joined(settings(), ["sh", "-c", 'echo $$ "$@"', "sh", "a b", "--"])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    pid, _, words = done.stdout.strip().partition(" ")
+    assert words == "a b --"
+    assert [(group / "cgroup.procs").read_text().strip() for group in groups] == [pid, pid]
