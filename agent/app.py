@@ -27,7 +27,6 @@ from agent.errors import Refused, SettingsError
 from agent.execution.sessions import Sessions
 from agent.http import Http
 from agent.metrics import Metrics
-from agent.scheduler.classic.link import Classic
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment import PodEnvironment
     from agent.cluster.workbench import Workbench
     from agent.errors import ActionFailed
+    from agent.scheduler.classic.link import Classic
     from agent.settings import Settings
     from agent.statuspage import SessionRow
 
@@ -69,13 +69,16 @@ class App:
         self.client = client
         self.tasks = tasks
         self.metrics = client.metrics
-        self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics)
+        self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics, identity.agent_id)
         self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
         self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.classic: Classic | None = None
         if settings.scheduler.protocol == "classic":
+            # Its contract and its server are loaded by those who speak it.
+            from agent.scheduler.classic.link import Classic
+
             self.classic = Classic(settings, self, self.metrics, self.health)
         self.connection = self.classic or Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health

@@ -9,14 +9,21 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-import structlog
+# structlog loads rich where it is installed, for tracebacks that show variables: 3 MiB that nobody here wants. None is
+# Python's own word for a module that is not there; the console of `run` imports rich after this.
+if "rich" not in sys.modules:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog
+
+    del sys.modules["rich"]
+else:
+    import structlog
 
 if TYPE_CHECKING:
     from agent.settings import LoggingSettings
 
 # Without the variables of each frame: tokens and the values of secrets are among them.
 TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
-plain_traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
 
 
 def configure(settings: LoggingSettings) -> None:
@@ -31,7 +38,9 @@ def configure(settings: LoggingSettings) -> None:
     renderer: list[structlog.typing.Processor] = (
         [TRACEBACKS, structlog.processors.JSONRenderer()]
         if plain
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -55,6 +55,7 @@ REQUESTS = (
     ("patch", "leases"),
     ("delete", "leases"),
 )
+RANKS = ("alive", "going", "new")
 CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
 DROPS = ("line_limit", "total_limit")
@@ -146,6 +147,12 @@ class Metrics:
             self.settings.request_buckets,
             *("verb", "resource"),
         )
+        self.request_wait = self.histogram(
+            "k8s_request_wait_seconds",
+            "How long a request was held back by the agent's own limit",
+            self.settings.request_buckets,
+            "rank",
+        )
         self.watch_restarts = self.counter("watch_restarts", "Watches that ended and were opened again")
         self.environments = self.gauge("environments", "Environments of this agent that exist")
         self.swept = self.counter("swept", "Orphans that a sweep removed", "kind")
@@ -188,6 +195,7 @@ class Metrics:
         touch(self.log_gaps, ("certain", "possible"))
         touch(self.actions_running, LIVES)
         touch(self.artifact_failures, FILE_FAILURES)
+        touch(self.request_wait, RANKS)
         touch(self.swept, ("pod", "lease"))
         touch(self.internal_errors, ("session", "stream", "watch", "sweep", "http"))
         for direction, kinds in MESSAGES.items():

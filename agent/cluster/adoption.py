@@ -63,12 +63,14 @@ class Adoption:
 
     async def once(self) -> None:
         """Claim every session whose agent has departed."""
-        pods = dict(self.pods.watch.pods)
+        pods = dict(self.pods.watch.objects)
         self.unreadable &= {pod["metadata"]["uid"] for pod in pods.values()}
         self.pods.claimed &= pods.keys()
         for pod in pods.values():
             if self.open_for() and time.monotonic() >= self.asked_to_wait and self.orphaned(pod):
-                await self.claim(pod)
+                known = self.pods.watch.read(pod["metadata"]["name"])
+                if known is not None:
+                    await self.claim(known)
         self.pods.metrics.unreadable.set(len(self.unreadable))
 
     def orphaned(self, pod: Object) -> bool:

@@ -15,18 +15,23 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import structlog
-from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.config.incluster_config import load_incluster_config
+from kubernetes.aio.config.kube_config import load_kube_config
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from agent.cluster.bucket import TokenBucket
+from agent.cluster.bucket import rank as rank_of
 from agent.errors import ClusterError, Reason, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from agent.metrics import Metrics
     from agent.settings import ClusterSettings
@@ -65,7 +70,10 @@ class Client:
             raise SettingsError(f"cluster: no cluster to use: {error}") from error
         # 0 is no limit: every followed log, watch and exec holds a connection, and a full pool waits in silence.
         configuration.connection_pool_maxsize = 0
-        configuration.client_session_kwargs = {"read_bufsize": 1 << 16}
+        # What the environment says of proxies is read once. aiohttp's own `trust_env` reads it for every request, and
+        # ~/.netrc too, in a thread; a line in there for the API's host would refuse the bearer token besides.
+        proxy = configuration.proxy or proxy_of(configuration.host)
+        configuration.client_session_kwargs = {"read_bufsize": 1 << 16, "trust_env": False, "proxy": proxy}
         return cls(ApiClient(configuration), settings, metrics)
 
     async def close(self) -> None:
@@ -119,7 +127,7 @@ class Client:
         Raises:
             ClusterError: anything but a 2xx answer. Errors while the body is read are the caller's.
         """
-        await self.bucket.take()
+        await self.turn(verb, resource)
         began, code = time.monotonic(), "error"
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout)
@@ -137,6 +145,13 @@ class Client:
             if response.status >= 300:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
+
+    async def turn(self, verb: str, resource: str) -> None:
+        """Wait until the client-side limit lets this request through."""
+        began = time.monotonic()
+        rank = rank_of(verb, resource)
+        await self.bucket.take(rank)
+        self.metrics.request_wait.labels(rank.name.lower()).observe(time.monotonic() - began)
 
     def unanswered(self) -> None:
         """Take note that the cluster did not answer; the next answer makes it reachable again."""
@@ -158,18 +173,43 @@ class Client:
         query: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """Send the request with the credentials of the configuration; returns when the answer's head is there."""
-        prepared = await self.api.param_serialize(
+        """Send the request with the credentials of the configuration; returns when the answer's head is there.
+
+        The library's own way there copies each body twice to serialize models that are never in it.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        kind = MERGE if method == "PATCH" else JSON
+        return await self.session.request(
             method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json"} | (MERGE if method == "PATCH" else {}),
-            body=body,
-            auth_settings=["BearerToken"],
+            self.url(path, (query or {}).items()),
+            data=data,
+            headers=await self.credentials() | {"Accept": JSON, "Content-Type": kind},
+            timeout=timeout,
+            server_hostname=self.server_hostname,
         )
-        answer = await self.api.call_api(*prepared, _request_timeout=timeout)
-        response: aiohttp.ClientResponse = answer.response
-        return response
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The connections to the API, with the trust of the configuration."""
+        rest = self.api.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        return rest.pool_manager
+
+    @property
+    def server_hostname(self) -> str | None:
+        """The name that the server's certificate carries, where that is not its address."""
+        return self.api.configuration.tls_server_name or None
+
+    def url(self, path: str, query: Iterable[tuple[str, str]]) -> str:
+        """Return the URL of a request."""
+        text = urlencode(list(query), quote_via=quote)
+        return f"{self.api.configuration.host}{path}{'?' if text else ''}{text}"
+
+    async def credentials(self) -> dict[str, str]:
+        """Return the headers that say who asks; a token that was rotated is read again."""
+        found = await self.api.configuration.auth_settings()
+        return self.api.default_headers | {each["key"]: each["value"] for each in found.values()}
 
     async def probe(self) -> None:
         """Find out whether the cluster answers again; only `reachable` tells."""
@@ -214,7 +254,7 @@ class Client:
 
 
 CLOCK_NOISE = timedelta(seconds=2)
-MERGE = {"Content-Type": "application/merge-patch+json"}
+JSON, MERGE = "application/json", "application/merge-patch+json"
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
 backoff = wait_random_exponential(multiplier=0.2, max=10)
 
@@ -241,16 +281,24 @@ async def load(configuration: Configuration, settings: ClusterSettings) -> None:
     """Fill the configuration: an explicit kubeconfig or context first, else in-cluster, else the default file."""
     if settings.kubeconfig is None and not settings.context:
         try:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except ConfigException:
             pass  # not in a cluster: the default kubeconfig is the other place to look
         else:
             return
-    await config.load_kube_config(  # type: ignore[no-untyped-call]
+    await load_kube_config(  # type: ignore[no-untyped-call]
         config_file=str(settings.kubeconfig) if settings.kubeconfig else None,
         context=settings.context or None,
         client_configuration=configuration,
     )
+
+
+def proxy_of(server: str) -> str | None:
+    """Return the proxy that the environment names for the API server, as HTTPS_PROXY and NO_PROXY say."""
+    url = urlsplit(server)
+    if not url.hostname or proxy_bypass(url.hostname):
+        return None
+    return getproxies().get(url.scheme)
 
 
 async def text_of(response: aiohttp.ClientResponse) -> str:
@@ -297,23 +345,3 @@ def rule(status: int, message: str) -> tuple[Reason, bool]:
 def whole_seconds(value: str | None) -> float | None:
     """Read a Retry-After header; dates are not used by Kubernetes."""
     return float(value) if value is not None and value.isdigit() else None
-
-
-class TokenBucket:
-    """Lets `rate` requests a second through, twice that in a burst."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.tokens = self.burst = max(1.0, 2 * rate)
-        self.seen = time.monotonic()
-        self.lock = asyncio.Lock()
-
-    async def take(self) -> None:
-        """Wait for one token; waiters are served in order."""
-        async with self.lock:
-            now = time.monotonic()
-            self.tokens = min(self.burst, self.tokens + (now - self.seen) * self.rate)
-            self.seen = now
-            self.tokens -= 1
-            if self.tokens < 0:
-                await asyncio.sleep(-self.tokens / self.rate)

@@ -199,7 +199,7 @@ class ExecStream:
         try:
             # An answer that never comes costs one request's patience, not all the time that the command has.
             async with asyncio.timeout_at(min(self._end, now + self.client.settings.request_timeout)):
-                await self.client.bucket.take()
+                await self.client.turn("create", "pods/exec")
                 socket = await self._handshake()
             code = "2xx"
         except aiohttp.WSServerHandshakeError as error:
@@ -225,23 +225,20 @@ class ExecStream:
         return socket
 
     async def _handshake(self) -> aiohttp.ClientWebSocketResponse:
-        api, target = self.client.api, self.target
+        target = self.target
         query = [("command", word) for word in self.argv]
         query += [("container", target.container), ("stdout", "true")]
         # A terminal has one output.
         query += [("stdin", "true")] if self.stdin else []
         query += [("tty", "true")] if self.tty else [("stderr", "true")]
         path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/exec"
-        _, url, headers, *_ = await api.param_serialize("GET", path, query_params=query, auth_settings=["BearerToken"])
-        rest = api.rest_client
-        if rest.pool_manager is None:
-            rest.pool_manager = rest._create_pool_manager()
-        return await rest.pool_manager.ws_connect(
-            url,
-            headers=headers,
+        return await self.client.session.ws_connect(
+            self.client.url(path, query),
+            headers=await self.client.credentials(),
             protocols=(PROTOCOL,),
             autoping=False,
             max_msg_size=MAX_FRAME,
+            server_hostname=self.client.server_hostname,
             timeout=aiohttp.ClientWSTimeout(ws_close=HANG_UP_SECONDS),
         )
 

@@ -55,6 +55,11 @@ class Reflector:
         self.trouble = ""
         self.silence = SILENCE
 
+    def event(self, line: bytes) -> Object:
+        """Read an event of a watch."""
+        event: Object = json.loads(line)
+        return event
+
     def slim(self, found: Object) -> Object:
         """Return what is kept of an object."""
         return found
@@ -123,9 +128,8 @@ class Reflector:
         try:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
                 self.trouble = ""
-                whole = lines(response)
-                while line := await self.next_of(whole):
-                    event = json.loads(line)
+                async for line in self.lines(response):
+                    event = self.event(line)
                     if event["type"] == "ERROR":
                         return ""
                     version = event["object"]["metadata"]["resourceVersion"]
@@ -140,14 +144,23 @@ class Reflector:
             return ""
         return version
 
-    async def next_of(self, whole: AsyncIterator[bytes]) -> bytes:
-        """Return the next line of a watch, none at its end; bytes that never become one are silence too.
+    async def lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Yield the lines of a watch, of any length; bytes that never become one are silence too.
 
         Raises:
             TimeoutError: none came in time.
         """
-        async with asyncio.timeout(self.silence):
-            return await anext(whole, b"")
+        rest, ended = b"", False
+        while not ended:
+            whole: list[bytes] = []
+            async with asyncio.timeout(self.silence):
+                while not whole and not ended:
+                    data = await response.content.readany()
+                    ended = not data
+                    *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                if line:
+                    yield line
 
     def take(self, kind: str, found: Object) -> None:
         """Note one event."""
@@ -172,16 +185,6 @@ class Reflector:
         if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:
             del self.objects[name]
             self.removed(name, last)
-
-
-async def lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the lines of a body of any line length."""
-    rest = b""
-    async for data in response.content.iter_any():
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            if line:
-                yield line
 
 
 def older(found: Object, known: Object) -> bool:

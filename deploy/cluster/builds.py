@@ -71,6 +71,7 @@ def products(kubernetes: str) -> dict[str, Product]:
         "coredns": Product("github.com/coredns/coredns", "v1.12.4", {"coredns": ""}),
         "helm": Product("helm.sh/helm/v4", "v4.3.1", {"helm": "cmd/helm"}),
         "kind": Product("sigs.k8s.io/kind", "v0.33.0", {"kind": ""}),
+        "kwok": Product("sigs.k8s.io/kwok", "v0.8.0", {"kwok": "cmd/kwok"}),
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import bulk, burst, lines, report, wall
+from tests.bench import bulk, burst, crowd, fair, growth, lines, rate, report, start, wall
 from tests.e2e.lab import new_namespace
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
     "burst": burst.measure,
     "lines": lines.measure,
     "bulk": bulk.measure,
+    "start": start.measure,
+    "rate": rate.measure,
+    "crowd": crowd.measure,
+    "fair": fair.measure,
+    "growth": growth.measure,
 }
 
 

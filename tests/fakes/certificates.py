@@ -38,13 +38,13 @@ def authority(folder: Path, name: str) -> Pair:
     return pair
 
 
-def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1) -> Pair:
-    """Make a certificate for a host, signed by an authority."""
+def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1, address: str = "") -> Pair:
+    """Make a certificate for a host, and for an IP address if one is given, signed by an authority."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
     request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
     new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl(*new, "-subj", f"/CN={host}", "-keyout", pair.key, "-out", request)
-    extensions.write_text(f"subjectAltName=DNS:{host}\n")
+    extensions.write_text(f"subjectAltName=DNS:{host}{f',IP:{address}' if address else ''}\n")
     ca = ("-CA", by.cert, "-CAkey", by.key, "-CAcreateserial", "-days", str(days))
     openssl("x509", "-req", "-in", request, *ca, "-extfile", extensions, "-out", pair.cert)
     return pair

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from tenacity import wait_none
 
 from agent.cluster import client as clients
-from agent.cluster.client import Client, TokenBucket, rule, wait_as_told
+from agent.cluster.client import Client, rule, wait_as_told
 from agent.errors import ClusterError, Reason, SettingsError
 from agent.metrics import Metrics
 from agent.settings import ClusterSettings
@@ -33,6 +32,14 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sample(client: Client, name: str, **labels: str) -> float:
     return client.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
+
+
+def kubeconfig(host: str) -> str:
+    return (
+        "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],"
+        f" clusters: [{{name: k, cluster: {{server: '{host}'}}}}],"
+        " users: [{name: u, user: {token: abc}}]}"
+    )
 
 
 async def failure(client: Client) -> ClusterError:
@@ -206,28 +213,6 @@ def test_the_server_says_how_long_to_wait(asked: float | None, waits: float) -> 
 # ---- the rate limit, the configuration
 
 
-async def test_the_bucket_lets_a_burst_through_and_then_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, slept = [100.0], []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(round(seconds, 6))
-        clock[0] += seconds
-
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    bucket = TokenBucket(10.0)
-    for _ in range(20):
-        await bucket.take()
-    assert slept == []
-    for _ in range(5):
-        await bucket.take()
-    assert slept == [0.1] * 5
-    clock[0] += 1000
-    for _ in range(21):
-        await bucket.take()
-    assert len(slept) == 6, "no more than a burst is saved up"
-
-
 async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
     settings = ClusterSettings(kubeconfig=tmp_path / "none")
     with pytest.raises(SettingsError, match="cluster: no cluster to use"):
@@ -237,12 +222,50 @@ async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
 async def test_the_token_of_a_kubeconfig_is_sent(api: FakeApi, tmp_path: Path) -> None:
     async with api.serving():
         file = tmp_path / "config"
-        file.write_text(
-            "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],"
-            f" clusters: [{{name: k, cluster: {{server: '{api.host}'}}}}],"
-            " users: [{name: u, user: {token: abc}}]}"
-        )
+        file.write_text(kubeconfig(api.host))
         client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
         await client.request("get", "version", "/version")
         await client.close()
     assert api.requests[0].authorization == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({}, None),
+        ({"https_proxy": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"http_proxy": "http://proxy:3128"}, None),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "10.0.0.1"}, None),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "10.0.0.2"}, "http://proxy:3128"),
+    ],
+)
+def test_the_environment_names_the_proxy(
+    environ: dict[str, str], proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert clients.proxy_of("https://10.0.0.1:6443") == proxy
+
+
+async def test_a_netrc_for_the_host_of_the_api_is_not_read(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with api.serving():
+        file = tmp_path / "config"
+        file.write_text(kubeconfig(api.host))
+        client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
+        await client.request("get", "version", "/version")
+        await client.close()
+    assert api.requests[0].authorization == "Bearer abc"
+
+
+async def test_a_query_arrives_as_it_was_meant(api: FakeApi) -> None:
+    async with api.serving() as client:
+        await client.request("list", "pods", PATH, query={"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"})
+    assert api.requests[0].query == {"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -16,7 +17,7 @@ from agent.errors import ClusterError
 from tests.fakes.api import HANG, FakeApi, pod_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 Object = dict[str, Any]
 
@@ -248,3 +249,92 @@ async def test_a_list_that_fails_is_no_empty_list(api: FakeApi) -> None:
         with pytest.raises(ClusterError):
             await watch.list()
         assert list(watch.pods) == ["a"]
+
+
+# ---- pods of other agents
+
+
+def line(kind: str, pod: Object) -> bytes:
+    """Return an event as the API server writes it."""
+    given = pod["metadata"]
+    metadata = {key: given[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    said = {
+        "kind": "Pod",
+        "apiVersion": "v1",
+        "metadata": metadata | given,
+        "spec": pod["spec"],
+        "status": pod["status"],
+    }
+    return json.dumps({"type": kind, "object": said}, separators=(",", ":")).encode()
+
+
+def driven_by(agent: str, number: int = 10, **status: str) -> Object:
+    pod = version(pod_of("a", agent=agent), number, **status)
+    pod["metadata"]["namespace"] = "ci"
+    return pod
+
+
+@pytest.fixture
+def mine() -> PodWatch:
+    return PodWatch(None, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
+
+
+def take(watch: PodWatch, line: bytes) -> Object:
+    event = watch.event(line)
+    watch.take(event["type"], event["object"])
+    return watch.objects.get("a", {})
+
+
+async def test_of_another_agents_pod_only_the_head_is_read_until_somebody_asks(mine: PodWatch) -> None:
+    pod = driven_by("pod-2.other", phase="Running")
+    kept = take(mine, line("ADDED", pod))
+    assert kept["metadata"] == {
+        "name": "a", "uid": "uid-a", "resourceVersion": "10", "labels": {"sealci.dev/agent": "pod-2.other"},
+    }  # fmt: skip
+    assert "status" not in kept
+    assert mine.pods["a"] == mine.slim(pod)
+    assert mine.read("a") is mine.pods["a"]
+    take(mine, line("MODIFIED", driven_by("pod-2.other", 11, phase="Succeeded")))
+    take(mine, line("MODIFIED", driven_by("pod-2.other", 9, phase="Pending")))
+    assert mine.pods["a"]["status"] == {"phase": "Succeeded"}
+    take(mine, line("DELETED", driven_by("pod-2.other", 12)))
+    assert mine.pods == {}
+    assert mine.read("a") is None
+
+
+async def test_a_pod_that_begins_to_be_followed_is_read(mine: PodWatch) -> None:
+    take(mine, line("ADDED", driven_by("pod-2.other", phase="Running")))
+    watched = mine.watch("a")
+    assert watched.pod is not None
+    assert watched.pod["status"] == {"phase": "Running"}
+
+
+async def test_a_followed_pod_is_read_whoever_has_claimed_it(mine: PodWatch) -> None:
+    seen: list[str] = []
+    mine.on_change = lambda pod: seen.append(pod["status"]["phase"])
+    watched = mine.watch("a")
+    take(mine, line("MODIFIED", driven_by("pod-2.other", phase="Running")))
+    assert watched.pod is not None
+    assert seen == ["Running"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line,
+        lambda line: line.replace(b"pod-1.own", b"pod-2.other").replace(b",", b", "),
+        lambda line: line.replace(b"pod-1.own", b"pod-2.other").replace(b"sealci.dev/agent", b"sealci.dev/agents"),
+        lambda line: line.replace(b"pod-1.own", b"pod-2.other").replace(b'"kind":"Pod"', b'"kind":"PartialPod"'),
+    ],
+    ids=["of its own", "written with spaces", "without a label", "of another kind"],
+)
+async def test_other_pods_are_read_as_a_whole(mine: PodWatch, change: Callable[[bytes], bytes]) -> None:
+    kept = take(mine, change(line("ADDED", driven_by("pod-1.own", phase="Running"))))
+    assert kept["status"] == {"phase": "Running"}
+
+
+async def test_no_text_of_a_user_is_taken_for_the_label(mine: PodWatch) -> None:
+    pod = driven_by("pod-2.other", phase="Running")
+    pod["metadata"]["annotations"] = {"said": '"sealci.dev/agent":"pod-3.third"'}
+    pod["metadata"] = {"annotations": pod["metadata"].pop("annotations"), **pod["metadata"]}
+    assert take(mine, line("ADDED", pod))["metadata"]["labels"] == {"sealci.dev/agent": "pod-2.other"}

@@ -1,0 +1,72 @@
+"""Whether one action that floods its log, or sends a huge file, slows the log lines of the others.
+
+Twenty quiet sessions write 20 lines a second each; how late their lines are is taken alone, beside a flood, alone, and
+beside a file, against the scripted API. A line carries the moment at which it was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import Bed, Load, bed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+QUIET = 20
+SECONDS = 5.0
+ROUNDS = 3
+LIFE = 3600
+MB = 1_000_000
+
+
+async def measure(namespace: str = "") -> list[Row]:
+    """Measure all of it; takes a minute and a half."""
+    async with bed() as under:
+        await under.agent(
+            slots=QUIET + 1,
+            logs={"max_total": 1 << 40},
+            artifacts={"max_file_size": 1 << 40, "max_total_size": 1 << 40},
+        )
+        await under.scheduler.ask(give=f"life={LIFE} every=0.05", count=QUIET, name="quiet")
+        await asyncio.sleep(2)
+        alone: list[list[float]] = []
+        beside: dict[str, list[float]] = {"flood": [], "file": []}
+        speed: dict[str, list[float]] = {"flood": [], "file": []}
+        busy: list[float] = []
+        for _ in range(ROUNDS):
+            alone.append([])
+            for kind, order in KINDS.items():
+                alone[-1].append(await late(under))
+                load = Load()
+                before = await under.scheduler.ask(name=kind, **order)
+                beside[kind].append(await late(under))
+                after = await under.scheduler.ask()
+                busy.append(load.share())
+                speed[kind].append(sum(after[key] - before[key] for key in ("log_bytes", "file_bytes")) / SECONDS / MB)
+                await under.until(lambda seen: seen["running"] == [QUIET])
+        what = f"{QUIET} sessions at 20 lines/s"
+        rows = [row(f"a quiet line's latency, p99, {what}, alone", "ms", [each for pair in alone for each in pair])]
+        for index, (kind, values) in enumerate(beside.items()):
+            added = [late - pair[index] for late, pair in zip(values, alone, strict=True)]
+            note = f"{median(values):.0f} ms beside {median(speed[kind]):.0f} MB/s; machine {median(busy):.0%} busy"
+            rows.append(row(f"p99 that a {kind} beside adds to a quiet line", "ms", added, target="<= 50", note=note))
+        return rows
+
+
+KINDS: Mapping[str, dict[str, Any]] = {
+    "flood": {"give": f"life={SECONDS + 1} flood=1 size=200"},
+    "file": {"give": "life=0.2 start=0.1 file=600000000", "files": True},
+}
+
+
+async def late(under: Bed) -> float:
+    """Return the 99th percentile of how late quiet lines are from now on, in ms."""
+    await asyncio.sleep(0.7)
+    await under.scheduler.ask(forget=True)
+    await asyncio.sleep(SECONDS - 0.7)
+    seen = await under.scheduler.ask()
+    return float(seen["latency"]["0.99"]) * 1e3

@@ -1,0 +1,54 @@
+"""What 10,000 actions leave behind in one replica: memory, tasks, sockets, held before and after with nothing to do."""
+
+from __future__ import annotations
+
+import time
+
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import Agent, Bed, Load, bed
+
+ACTIONS = 10_000
+WARM = 2_000
+SLOTS = 60
+LIFE = "life=0.3 start=0.05"
+MIB = 1 << 20
+
+
+async def measure(namespace: str = "") -> list[Row]:
+    """Measure it; takes two minutes."""
+    async with bed() as under:
+        agent = await under.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
+        await through(under, WARM)
+        rss, sockets, tasks = await held(agent)
+        load, began, cpu = Load(), time.monotonic(), agent.costs.cpu
+        await through(under, ACTIONS)
+        took, busy, used = time.monotonic() - began, load.share(), agent.costs.cpu - cpu
+        rss_after, sockets_after, tasks_after = await held(agent)
+        api = await under.api.ask()
+        note = f"after {WARM} and after {WARM + ACTIONS}: {rss:.1f} and {rss_after:.1f} MiB; machine {busy:.0%} busy"
+        what = f"over {ACTIONS} actions"
+        cost = f"{used / ACTIONS * 1e3:.1f} ms CPU per action"
+        return [
+            row(f"memory grown {what}", "MiB", [rss_after - rss], target="<= 5", note=note),
+            row(f"tasks grown {what}", "", [tasks_after - tasks], target="<= 0", note=f"{tasks:.0f} when idle"),
+            row(f"sockets grown {what}", "", [sockets_after - sockets], target="<= 0", note=f"{sockets} when idle"),
+            row(f"pods left {what}", "", [api["made"] - api["gone"]], target="<= 0"),
+            row(f"actions/s {what} of 0.3 s, no limit of requests", "/s", [ACTIONS / took], note=cost),
+        ]
+
+
+async def through(under: Bed, count: int) -> None:
+    """Run so many actions to their end."""
+    before = (await under.scheduler.ask())["ends"].get("finished", 0)
+    await under.until(
+        lambda seen: seen["ends"].get("finished", 0) == before + count and not any(seen["running"]),
+        seconds=300,
+        give=LIFE,
+        count=count,
+    )
+
+
+async def held(agent: Agent) -> tuple[float, int, float]:
+    """Return resident MiB, sockets and tasks."""
+    costs = agent.costs
+    return costs.rss / MIB, costs.sockets, await agent.metric("asyncio_tasks")

@@ -1,0 +1,382 @@
+"""A Kubernetes API whose pods live as their commands say: a process of its own, so that it shares no loop with agents.
+
+    python -m tests.bench.scripted.api CERTIFICATE KEY
+
+It prints its port, then answers each line on its standard input with one line of JSON: what it was asked so far by verb
+and resource, its CPU seconds, its connections, how many pods have come and gone. It ends when the input ends. It speaks
+TLS as an API server does, tells its watches everything that a real one tells, and notes what no agent should do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import ssl
+import sys
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from tests.bench.scripted.archive import archive
+from tests.bench.scripted.connection import Connection
+from tests.bench.scripted.life import PodLife
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.bench.scripted.connection import Asked
+
+Object = dict[str, Any]
+
+KEPT = 4000
+BOOKMARK = 30.0
+GRACE = 0.05
+FRAME = 32 * 1024
+SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
+VERBS = {"POST": "create", "GET": "get", "DELETE": "delete", "PATCH": "patch"}
+
+
+class Feed:
+    """What happened to one kind of object, and the watches that are told of it. Events of one turn go out together."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.told: deque[tuple[int, dict[str, str], bytes]] = deque(maxlen=KEPT)
+        self.watches: dict[Connection, tuple[dict[str, str], list[bytes]]] = {}
+        self.due = False
+
+    def tell(self, kind: bytes, version: int, labels: dict[str, str], text: bytes) -> None:
+        """Tell every watch whose selector fits."""
+        event = b'{"type":"%b","object":%b}\n' % (kind, text)
+        self.told.append((version, labels, event))
+        for selector, waiting in self.watches.values():
+            if selector.items() <= labels.items():
+                waiting.append(event)
+        if not self.due:
+            self.due = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what was told in this turn."""
+        self.due = False
+        for connection, (_, waiting) in self.watches.items():
+            if waiting:
+                connection.send(b"".join(waiting))
+                waiting.clear()
+
+    def watch(self, connection: Connection, query: dict[str, str]) -> None:
+        """Open a watch from a version on."""
+        since = int(query["resourceVersion"])
+        if self.told and len(self.told) == KEPT and self.told[0][0] > since + 1:
+            connection.answer(410, b'{"kind":"Status","code":410,"message":"too old resource version"}')
+            return
+        selector = selector_of(query)
+        missed = [event for version, labels, event in self.told if version > since and fits(selector, labels)]
+        connection.begin()
+        connection.send(b"".join(missed))
+        self.watches[connection] = (selector, [])
+        connection.on_lost = lambda: self.close(connection)
+        asyncio.get_running_loop().call_later(float(query.get("timeoutSeconds", 300)), self.close, connection)
+
+    def close(self, connection: Connection) -> None:
+        """End a watch."""
+        if self.watches.pop(connection, None) is not None:
+            connection.end()
+
+    def bookmark(self, version: int) -> None:
+        """Say in every watch that it is current."""
+        text = b'{"type":"BOOKMARK","object":{"kind":"%b","metadata":{"resourceVersion":"%d"}}}\n'
+        for connection in self.watches:
+            connection.send(text % (self.kind.encode(), version))
+
+
+class Api:
+    """The server and all its objects."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+        self.requests: Counter[str] = Counter()
+        self.version = 1000
+        self.lives: dict[str, PodLife] = {}
+        self.made = self.gone = self.most = 0
+        self.leases: dict[str, Object] = {}
+        self.feeds = {"pods": Feed("Pod"), "leases": Feed("Lease")}
+        self.followers: dict[str, list[Connection]] = {}
+        self.background: set[asyncio.Task[None]] = set()
+
+    # ---- requests
+
+    def asked(self, connection: Connection, request: Asked) -> None:
+        """Answer one request."""
+        path = request.path.split("/")
+        resource = path[6] if path[1] == "apis" else path[5] if len(path) > 5 else path[1]
+        rest = path[7:] if path[1] == "apis" else path[6:]
+        verb = "watch" if request.query.get("watch") == "true" else VERBS[request.method]
+        verb = "list" if verb == "get" and not rest and resource != "version" else verb
+        resource = "/".join([resource, *rest[1:]])
+        verb = "create" if resource == "pods/exec" else verb
+        self.requests[f"{verb} {resource}"] += 1
+        answers: dict[str, Callable[[Connection, Asked, str], None]] = {
+            "create pods": self.create, "delete pods": self.delete, "get pods/log": self.follow,
+            "create pods/exec": self.exec, "get pods": self.get, "list pods": self.list, "watch pods": self.watch,
+            "list leases": self.list, "watch leases": self.watch, "patch leases": self.lease,
+            "create leases": self.lease, "delete leases": self.lease,
+        }  # fmt: skip
+        name = rest[0] if rest else resource
+        answers.get(f"{verb} {resource}", self.other)(connection, request, name)
+
+    def other(self, connection: Connection, request: Asked, name: str) -> None:
+        """Take what is only counted."""
+        if name == "version":
+            connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
+        elif request.method == "POST":
+            connection.answer(201, request.body)
+        else:
+            connection.answer(200, b'{"metadata":{"resourceVersion":"1"},"items":[]}')
+
+    # ---- pods
+
+    def create(self, connection: Connection, request: Asked, name: str) -> None:
+        """Begin a life."""
+        self.made += 1
+        life = PodLife(request.body, f"7d9f1c1e-0000-4000-8000-{self.made:012d}", self.made)
+        if life.name in self.lives:
+            connection.answer(409, b'{"kind":"Status","message":"already exists","code":409}')
+            return
+        self.lives[life.name] = life
+        self.most = max(self.most, len(self.lives))
+        connection.answer(201, self.tell(life, b"ADDED"))
+        loop, script = asyncio.get_running_loop(), life.script
+        loop.call_later(0.002, self.step, life, life.bind)
+        loop.call_later(script.start / 2, self.step, life, life.creating)
+        loop.call_later(script.start, self.run, life)
+
+    def tell(self, life: PodLife, kind: bytes = b"MODIFIED") -> bytes:
+        """Tell the watches what a pod is now; returns it."""
+        self.version += 1
+        text = life.text(self.version)
+        self.feeds["pods"].tell(kind, self.version, life.labels, text)
+        return text
+
+    def step(self, life: PodLife, change: Callable[[], None]) -> None:
+        """Change what is said of a pod."""
+        if self.lives.get(life.name) is life and not life.deleted:
+            change()
+            self.tell(life)
+
+    def run(self, life: PodLife) -> None:
+        """Let the commands begin."""
+        self.step(life, life.running)
+        self.write(life, life.marker("s:1"))
+        loop, script = asyncio.get_running_loop(), life.script
+        until = loop.time() + script.life - script.start
+        if script.flood:
+            self.start(self.flood(life, until))
+            return
+        self.write(life, life.stamped())
+        if script.every:
+            loop.call_later(script.every, self.line, life, until)
+        loop.call_at(until, self.end, life)
+
+    def line(self, life: PodLife, until: float) -> None:
+        """Write one more line."""
+        loop = asyncio.get_running_loop()
+        if self.lives.get(life.name) is life and loop.time() < until:
+            self.write(life, life.stamped())
+            loop.call_later(life.script.every, self.line, life, until)
+
+    async def flood(self, life: PodLife, until: float) -> None:
+        """Write as fast as it is taken."""
+        loop = asyncio.get_running_loop()
+        while self.lives.get(life.name) is life and loop.time() < until:
+            block = life.stamped() * (FRAME // life.script.size)
+            followers = self.followers.get(life.name, [])
+            for connection in followers:
+                connection.send(block)
+                await connection.room.wait()
+            await asyncio.sleep(0 if followers else 0.01)
+        self.end(life)
+
+    def write(self, life: PodLife, data: bytes) -> None:
+        """Append to the log and to those who follow it."""
+        if not life.script.every or len(life.log) < 3:
+            life.log.append(data)
+        for connection in self.followers.get(life.name, ()):
+            connection.send(data)
+
+    def end(self, life: PodLife) -> None:
+        """End the commands; the log ends with them."""
+        if self.lives.get(life.name) is not life:
+            return
+        last = [life.marker(f"f:{number}:0") for number in range(1, len(life.commands) + 1)]
+        self.write(life, b"".join([*last, life.marker("l:0:0")]))
+        self.step(life, life.ended)
+        for connection in self.followers.pop(life.name, ()):
+            connection.end()
+
+    def get(self, connection: Connection, request: Asked, name: str) -> None:
+        """Show one pod."""
+        life = self.lives.get(name)
+        if life is None:
+            connection.answer(404, missing(name))
+        else:
+            connection.answer(200, life.text(self.version))
+
+    def follow(self, connection: Connection, request: Asked, name: str) -> None:
+        """Serve the log of a pod, to its end when it is followed."""
+        life = self.lives.get(name)
+        if life is None:
+            connection.answer(404, missing(name))
+            return
+        connection.begin(b"text/plain")
+        connection.send(b"".join(life.log))
+        if request.query.get("follow") != "true" or b'"terminated"' in life.status:
+            connection.end()
+            return
+        followers = self.followers.setdefault(name, [])
+        followers.append(connection)
+        connection.on_lost = lambda: followers.remove(connection) if connection in followers else None
+
+    def delete(self, connection: Connection, request: Asked, name: str) -> None:
+        """Delete a pod: at once when all its containers have ended, else after its files container has left."""
+        life = self.lives.get(name)
+        if life is None or json.loads(request.body or b"{}").get("preconditions", {}).get("uid", life.uid) != life.uid:
+            connection.answer(404 if life is None else 409, missing(name))
+            return
+        if life.finished:
+            connection.answer(200, life.text(self.version))
+            self.forget(life)
+            return
+        life.deleting()
+        connection.answer(200, self.tell(life))
+        asyncio.get_running_loop().call_later(GRACE, self.forget, life)
+
+    def forget(self, life: PodLife) -> None:
+        """Let a pod be gone."""
+        if self.lives.get(life.name) is life:
+            del self.lives[life.name]
+            self.gone += 1
+            self.tell(life, b"DELETED")
+            for connection in self.followers.pop(life.name, ()):
+                connection.end()
+
+    def exec(self, connection: Connection, request: Asked, name: str) -> None:
+        """Stream the one file of a pod, as the collector does."""
+        life = self.lives.get(name)
+        if life is None:
+            connection.answer(404, missing(name))
+            return
+        connection.upgrade(request.key)
+        self.start(self.stream(connection, life.script.file))
+
+    async def stream(self, connection: Connection, size: int) -> None:
+        """Send an archive in the frames of an exec, no faster than it is taken."""
+        for block in archive(size):
+            for at in range(0, len(block), FRAME):
+                connection.message(b"\x01" + block[at : at + FRAME])
+            await connection.room.wait()
+            await asyncio.sleep(0)
+        connection.message(SUCCESS)
+
+    def start(self, work: Any) -> None:
+        """Run something in the background."""
+        task = asyncio.create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    # ---- lists, watches, Leases
+
+    def list(self, connection: Connection, request: Asked, name: str) -> None:
+        """List what fits a selector."""
+        selector = selector_of(request.query)
+        if name == "pods":
+            found = [life.text(self.version) for life in self.lives.values() if fits(selector, life.labels)]
+        else:
+            found = [json.dumps(each).encode() for each in self.leases.values()]
+        connection.answer(200, b'{"metadata":{"resourceVersion":"%d"},"items":[%b]}' % (self.version, b",".join(found)))
+
+    def watch(self, connection: Connection, request: Asked, name: str) -> None:
+        """Open a watch."""
+        self.feeds[name].watch(connection, request.query)
+
+    def lease(self, connection: Connection, request: Asked, name: str) -> None:
+        """Make, renew or give back a Lease."""
+        body = json.loads(request.body or b"{}")
+        name = body["metadata"]["name"] if request.method == "POST" else name
+        found = self.leases.get(name)
+        if request.method == "DELETE" or (request.method == "PATCH" and found is None):
+            gone = self.leases.pop(name, None)
+            if gone is not None:
+                self.tell_lease(b"DELETED", gone)
+            connection.answer(404 if gone is None else 200, b"{}" if gone else missing(name))
+            return
+        lease = {"metadata": {"uid": f"uid-{name}"}} if found is None else found
+        lease = lease | body | {"metadata": lease["metadata"] | body["metadata"]}
+        self.leases[name] = lease
+        connection.answer(201 if found is None else 200, self.tell_lease(b"MODIFIED" if found else b"ADDED", lease))
+
+    def tell_lease(self, kind: bytes, lease: Object) -> bytes:
+        """Tell the watches what a Lease is now; returns it."""
+        self.version += 1
+        lease["metadata"]["resourceVersion"] = str(self.version)
+        text = json.dumps(lease).encode()
+        self.feeds["leases"].tell(kind, self.version, lease["metadata"]["labels"], text)
+        return text
+
+    # ---- what was seen
+
+    def seen(self) -> Object:
+        """Return what the bench wants to know."""
+        return {
+            "requests": dict(self.requests),
+            "cpu": time.process_time(),
+            "connections": len(self.connections),
+            "made": self.made,
+            "gone": self.gone,
+            "alive": len(self.lives),
+            "most": self.most,
+        }
+
+    async def serve(self, certificate: str, key: str) -> None:
+        """Serve until the standard input ends."""
+        loop = asyncio.get_running_loop()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server = await loop.create_server(lambda: Connection(self), "127.0.0.1", 0, ssl=context, backlog=1000)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        marks = asyncio.create_task(self.bookmarks(), name="bookmarks")
+        while await reader.readline():
+            print(json.dumps(self.seen()), flush=True)
+        marks.cancel()
+        server.close()
+
+    async def bookmarks(self) -> None:
+        """Say now and then that the watches are current."""
+        while True:
+            await asyncio.sleep(BOOKMARK)
+            for feed in self.feeds.values():
+                feed.bookmark(self.version)
+
+
+def selector_of(query: dict[str, str]) -> dict[str, str]:
+    """Read a label selector of equalities."""
+    pairs = (pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair)
+    return {name.rstrip("="): value.lstrip("=") for name, value in pairs}
+
+
+def fits(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    """Whether an object's labels are selected."""
+    return selector.items() <= labels.items()
+
+
+def missing(name: str) -> bytes:
+    """Return what the API says of what is not there."""
+    return json.dumps({"kind": "Status", "message": f'pods "{name}" not found', "code": 404}).encode()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(Api().serve(*sys.argv[1:3]))

@@ -1,0 +1,35 @@
+"""The bytes that the collector writes for one file of zeros, without a disk: headers, data, manifest, end."""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from agent.cluster.collector import MANIFEST_TYPE, header, line, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME, MODE = "made.bin", 0o644
+BLOCK = 256 * 1024
+
+
+@cache
+def digest(size: int) -> str:
+    """Return the hash of so many zeros."""
+    found, block = sha256(), bytes(BLOCK)
+    for at in range(0, size, BLOCK):
+        found.update(block[: min(BLOCK, size - at)])
+    return found.hexdigest()
+
+
+def archive(size: int) -> Iterator[bytes]:
+    """Yield the archive of one file, in blocks."""
+    yield header(NAME.encode(), MODE, size, 0)
+    block = bytes(BLOCK)
+    for at in range(0, size, BLOCK):
+        yield block[: min(BLOCK, size - at)]
+    text = (line("file", NAME, size, MODE, digest(size)) + line("end", 1, size, 0)).encode("ascii")
+    tail = header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + padded(text)
+    yield bytes(-size % 512) + tail + bytes(1024)

@@ -1,0 +1,242 @@
+"""What an experiment stands on: the scripted API, the scheduler and agents, each a process of its own, and their costs.
+
+A `Bed` lives as long as one experiment's `async with`. The agents are `python -m agent serve`, as installed, with a
+configuration file and a kubeconfig; nothing of them runs in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import yaml
+
+from tests.bench import machine
+from tests.fakes import certificates
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+Object = dict[str, Any]
+
+DEADLINE = 60.0
+PAUSE = 0.02
+
+
+class Child:
+    """A process that answers lines of JSON; the first line that it prints is its port."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    async def ask(self, **order: Any) -> Object:
+        """Give an order and return the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        async with asyncio.timeout(DEADLINE):
+            answer: Object = json.loads(await self.process.stdout.readline())
+        return answer
+
+    async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
+        """Give an order and ask until a condition holds; returns the last answer.
+
+        Raises:
+            TimeoutError: it did not come to that.
+        """
+        async with asyncio.timeout(seconds):
+            seen = await self.ask(**order)
+            while not condition(seen):
+                await asyncio.sleep(PAUSE)
+                seen = await self.ask()
+        return seen
+
+
+@asynccontextmanager
+async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
+    """Run a module of ours until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE):
+            port = int(await process.stdout.readline())
+        yield Child(process, port)
+    finally:
+        await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """Tell a process to end, and make sure that it has."""
+    if process.returncode is None:
+        process.send_signal(number)
+    try:
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a process has used and holds: CPU seconds so far, resident bytes, open sockets."""
+
+    cpu: float
+    rss: int
+    sockets: int
+
+    @classmethod
+    def of(cls, pid: int) -> Costs:
+        """Read a process's own from /proc."""
+        sockets = 0
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                sockets += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+        return cls(machine.cpu_of(pid), machine.memory_of(pid), sockets)
+
+
+@dataclass
+class Agent:
+    """One replica. `asked` is when its process was asked for, by the wall clock."""
+
+    process: asyncio.subprocess.Process
+    asked: float
+    port: int
+
+    @property
+    def costs(self) -> Costs:
+        """Its costs so far."""
+        return Costs.of(self.process.pid)
+
+    async def metric(self, name: str) -> float:
+        """Return one of its metrics that has no labels."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            text = await response.text()
+        return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"sealci_agent_{name} ")))
+
+
+@dataclass
+class Bed:
+    """The three kinds of processes."""
+
+    api: Child
+    scheduler: Child
+    folder: Path
+    kubeconfig: Path
+    stack: AsyncExitStack
+    agents: list[Agent] = field(default_factory=list)
+
+    async def agent(self, *, slots: int, **settings: Object) -> Agent:
+        """Start one more replica and wait until it takes actions."""
+        agent = await self.begin(slots=slots, **settings)
+        await self.until(lambda seen: seen["ready"] >= len(self.agents))
+        return agent
+
+    async def begin(self, *, slots: int, **settings: Object) -> Agent:
+        """Start one more replica."""
+        number, port = len(self.agents), free_port()
+        values: Object = {
+            "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
+            "agent": {"slots": slots, "pool": "bench", "drain_timeout": 0.1},
+            "cluster": {"namespace": "bench", "kubeconfig": str(self.kubeconfig)},
+            "http": {"host": "127.0.0.1", "port": port},
+            "logging": {"level": "warning", "format": "json"},
+        }
+        for section, fields in settings.items():
+            values[section] = values.get(section, {}) | fields
+        file = self.folder / f"agent-{number}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        log = (self.folder / f"agent-{number}.log").open("wb")
+        self.stack.callback(log.close)
+        asked = time.time()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agent", "serve", "--config", str(file)), stderr=log, stdout=log
+        )
+        self.stack.push_async_callback(ended, process)
+        self.agents.append(Agent(process, asked, port))
+        return self.agents[-1]
+
+    async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
+        """Wait until the scheduler has seen something; returns what it has seen.
+
+        Raises:
+            TimeoutError: it did not come to that.
+        """
+        return await self.scheduler.until(condition, seconds, **order)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of all agents so far."""
+        return sum(agent.costs.cpu for agent in self.agents)
+
+    def said(self) -> str:
+        """Return what the agents have logged."""
+        return "".join(file.read_text() for file in sorted(self.folder.glob("agent-*.log")))
+
+
+@asynccontextmanager
+async def bed() -> AsyncIterator[Bed]:
+    """Bring up the scripted API and the scheduler; agents come by `Bed.agent`."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
+        authority = certificates.authority(folder, "ca")
+        own = certificates.signed(folder, "localhost", authority, "localhost", address="127.0.0.1")
+        api = await stack.enter_async_context(child("tests.bench.scripted.api", str(own.cert), str(own.key)))
+        scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
+        cluster = {"server": f"https://127.0.0.1:{api.port}", "certificate-authority": str(authority.cert)}
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "bench",
+                    "clusters": [{"name": "bench", "cluster": cluster}],
+                    "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+                    "users": [{"name": "bench", "user": {"token": "bench"}}],
+                }
+            )
+        )
+        agents = await stack.enter_async_context(AsyncExitStack())
+        yield Bed(api, scheduler, folder, kubeconfig, agents)
+
+
+class Load:
+    """How busy the whole machine is."""
+
+    def __init__(self) -> None:
+        self.busy, self.at = machine.busy(), time.monotonic()
+
+    def share(self) -> float:
+        """Return the share of all cores that was busy since this was last asked, 0 to 1."""
+        busy, at = machine.busy(), time.monotonic()
+        share = (busy - self.busy) / ((at - self.at) * (os.cpu_count() or 1))
+        self.busy, self.at = busy, at
+        return share
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""The life of one scripted pod: its states as the API writes them, and its log as the kubelet serves it.
+
+What a pod does is said by its last command, in words such as `life=1 every=0.05`: so the action that a scheduler hands
+out is the script, and the agent under measurement is the agent as it is. A life goes as on a real cluster (bound,
+creating, running, succeeded, deleted), with the supervisor's markers and termination message. Its JSON is put together
+from parts that are made once, for the server must be much cheaper than the agent.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a pod does: seconds of its whole life, seconds until it runs, seconds between lines (0: one line),
+    bytes of a line, whether it floods its log, bytes of its one file."""
+
+    life: float = 1.0
+    start: float = 0.1
+    every: float = 0.0
+    size: int = 64
+    flood: bool = False
+    file: int = 1024
+
+    @classmethod
+    def read(cls, command: str) -> Script:
+        """Read the words of a command; others than ours are ignored."""
+        words = dict(word.split("=", 1) for word in command.split() if "=" in word)
+        return cls(
+            life=float(words.get("life", 1)),
+            start=float(words.get("start", 0.1)),
+            every=float(words.get("every", 0)),
+            size=int(words.get("size", 64)),
+            flood=words.get("flood") == "1",
+            file=int(words.get("file", 1024)),
+        )
+
+
+def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
+    """Return an entry of managedFields: as large as a real one, read by nobody."""
+    leaf: Object = {f"f:{name}{number}": {} for number in range(depth) for name in fields}
+    return {
+        "manager": manager,
+        "operation": "Update",
+        "apiVersion": "v1",
+        "time": stamp(),
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:spec": {'k:{"name":"action"}': leaf}},
+    }
+
+
+def stamp() -> str:
+    """Return the time of now, to the second, as the API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def nanoseconds() -> str:
+    """Return the time of now as the kubelet writes it before a line."""
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
+
+
+MANAGED = json.dumps([managed("agent", ("name", "image", "value")), managed("kubelet", ("type", "status", "reason"))])
+RUNNING = '{"running":{"startedAt":"%s"}}'
+CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
+
+
+class PodLife:
+    """One pod. `body` is what was asked for; `state` is what the API says of it now."""
+
+    def __init__(self, body: bytes, uid: str, address: int) -> None:
+        pod = json.loads(body)
+        metadata, spec = pod["metadata"], pod["spec"]
+        self.name: str = metadata["name"]
+        self.uid = uid
+        self.labels: dict[str, str] = metadata["labels"]
+        self.containers: list[str] = [each["name"] for each in spec["containers"]]
+        self.images: dict[str, str] = {each["name"]: each["image"] for each in spec["containers"]}
+        command: list[str] = next(each["command"] for each in spec["containers"] if each["name"] == "action")
+        self.nonce, self.commands = nonce_of(pod), commands_of(command)
+        self.script = Script.read(self.commands[-1])
+        self.made = stamp()
+        self.address = f"10.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
+        # The order of fields is that of the real API.
+        head = {"name": self.name, "namespace": metadata["namespace"], "uid": uid, "resourceVersion": "@VERSION@"}
+        rest = {"generation": 1, "creationTimestamp": self.made, "labels": self.labels}
+        metadata = head | rest | {"annotations": metadata["annotations"]}
+        self.head, self.meta = json.dumps(metadata, separators=(",", ":")).encode()[:-1].split(b"@VERSION@")
+        self.meta += b',"managedFields":' + MANAGED.encode()
+        spec |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "priority": 0}
+        self.spec = json.dumps(spec, separators=(",", ":")).encode()[:-1]
+        self.bound = b""
+        self.deleted = b""
+        self.status = b'{"phase":"Pending","qosClass":"Burstable"}'
+        self.finished = False
+        self.log: list[bytes] = []
+
+    # ---- states
+
+    def bind(self) -> None:
+        """Be given a node."""
+        self.bound = b',"nodeName":"node-1"'
+        self.status = self.phase("Pending", scheduled=True)
+
+    def creating(self) -> None:
+        """Be prepared by the kubelet."""
+        states = dict.fromkeys(self.containers, CREATING)
+        self.status = self.phase("Pending", states)
+
+    def running(self) -> None:
+        """Run."""
+        self.status = self.phase("Running", dict.fromkeys(self.containers, RUNNING % stamp()))
+
+    def ended(self) -> None:
+        """Have succeeded; a container that holds files lives on."""
+        self.finished = len(self.containers) == 1
+        now = stamp()
+        message = f"sealci {self.nonce} completed {len(self.commands)}\nsealci {self.nonce} end 0\n"
+        ended = {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}
+        ended["containerID"] = f"containerd://{self.uid}"
+        states = dict.fromkeys(self.containers, RUNNING % now)
+        states["action"] = json.dumps({"terminated": ended}, separators=(",", ":"))
+        self.status = self.phase("Succeeded" if self.finished else "Running", states)
+
+    def deleting(self) -> None:
+        """Be deleted with a grace."""
+        self.deleted = f',"deletionTimestamp":"{stamp()}","deletionGracePeriodSeconds":10'.encode()
+
+    def phase(self, phase: str, states: dict[str, str] | None = None, *, scheduled: bool = True) -> bytes:
+        """Return a status as the kubelet writes it."""
+        kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+        conditions = ",".join(
+            f'{{"type":"{kind}","status":"True","observedGeneration":1,"lastProbeTime":null,'
+            f'"lastTransitionTime":"{self.made}"}}'
+            for kind in (kinds if states else kinds[-1:])
+        )
+        if states is None:
+            return f'{{"phase":"{phase}","conditions":[{conditions}],"qosClass":"Burstable"}}'.encode()
+        statuses = ",".join(
+            f'{{"name":"{name}","state":{state},"lastState":{{}},"ready":true,"restartCount":0,"started":true,'
+            f'"image":"{self.images[name]}","imageID":"sha256:{self.uid}","containerID":"containerd://{self.uid}"}}'
+            for name, state in states.items()
+        )
+        return (
+            f'{{"observedGeneration":1,"phase":"{phase}","conditions":[{conditions}],"hostIP":"10.0.0.1",'
+            f'"hostIPs":[{{"ip":"10.0.0.1"}}],"podIP":"{self.address}","podIPs":[{{"ip":"{self.address}"}}],'
+            f'"startTime":"{self.made}","containerStatuses":[{statuses}],"qosClass":"Burstable"}}'
+        ).encode()
+
+    def text(self, version: int) -> bytes:
+        """Return the pod as JSON."""
+        return b'{"kind":"Pod","apiVersion":"v1","metadata":%b%d%b%b},"spec":%b%b},"status":%b}' % (
+            self.head, version, self.meta, self.deleted, self.spec, self.bound, self.status,
+        )  # fmt: skip
+
+    # ---- the log
+
+    def marker(self, text: str) -> bytes:
+        """Return a marker of the supervisor's as a line of the log."""
+        return line(f"\x1esealci:{self.nonce}:{text}".encode())
+
+    def stamped(self) -> bytes:
+        """Return a line that holds its own time, so that whoever receives it can tell how long it took."""
+        text = b"at %d " % time.time_ns()
+        return line(text.ljust(self.script.size, b"."))
+
+
+def line(text: bytes) -> bytes:
+    """Return a line of the log as the kubelet serves it."""
+    return nanoseconds().encode() + b" " + text + b"\n"
+
+
+def nonce_of(pod: Object) -> str:
+    """Return the nonce of a pod's session."""
+    return str(json.loads(pod["metadata"]["annotations"]["sealci.dev/session"])["nonce"])
+
+
+def commands_of(command: list[str]) -> list[str]:
+    """Return the user's commands in the command line of the supervisor."""
+    # shell -c SUPERVISOR sealci SHELL SETUP LIST NONCE WORKSPACE READY FILE, then the commands
+    return command[11:]

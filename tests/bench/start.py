@@ -1,0 +1,35 @@
+"""How long an agent takes from its start to its registration, and what it holds when it has nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import Load, bed
+
+TIMES = 15
+SETTLE = 0.5
+MIB = 1 << 20
+
+
+async def measure(namespace: str = "") -> list[Row]:
+    """Measure it; takes half a minute."""
+    seconds: list[float] = []
+    rss: list[float] = []
+    cpu: list[float] = []
+    load = Load()
+    for _ in range(TIMES):
+        async with bed() as under:
+            agent = await under.agent(slots=10)
+            seen = await under.scheduler.ask()
+            seconds.append(seen["registered"][0] - agent.asked)
+            await asyncio.sleep(SETTLE)
+            costs = agent.costs
+            rss.append(costs.rss / MIB)
+            cpu.append(costs.cpu)
+    note = f"machine {load.share():.0%} busy"
+    return [
+        row("start to registered", "s", seconds, target="<= 1.5", note=note),
+        row("CPU of a start", "s", cpu, note=note),
+        row("memory of an idle agent", "MiB", rss, target="<= 75", note="resident"),
+    ]
