@@ -32,11 +32,6 @@ EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
     "crowd": crowd.measure,
     "fair": fair.measure,
     "growth": growth.measure,
-    "start": start.measure,
-    "rate": rate.measure,
-    "crowd": crowd.measure,
-    "fair": fair.measure,
-    "growth": growth.measure,
 }
 
 
