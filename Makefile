@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak lock demo cluster-up cluster-down cluster-status image images chart pictures clean
+.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a
 
 soak: setup cluster-up images ## a million log lines, and a thousand actions under faults of every kind (long)
 	$(BIN)/pytest tests/faults -m soak -s
+
+bench: setup cluster-up images ## how fast it is, against bare kubectl on the same cluster (BENCH=NAME: one part; about 20 minutes)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
 	$(BIN)/python deploy/demo

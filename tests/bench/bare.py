@@ -54,7 +54,11 @@ class Bare:
 
 
 def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str, Any]:
-    """Return the pod that a person would write; with `files`, a second container holds the workspace."""
+    """Return the pod that a person would write; with `files`, a second container holds the workspace.
+
+    It has the token of its ServiceAccount, as every pod that says nothing of it: without any volume it would start
+    0.2 s sooner, because the kubelet looks after volumes every 0.3 s, and an action has its workspace.
+    """
     small = {"requests": {"cpu": "1m", "memory": "8Mi"}}
     mount = [{"name": "workspace", "mountPath": "/workspace"}] if files else []
     shell = {"image": image, "imagePullPolicy": "IfNotPresent", "resources": small, "volumeMounts": mount}
@@ -62,8 +66,6 @@ def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str
     holder = {"name": "files", "command": ["/bin/sh", "-c", "trap exit TERM; sleep 1000 & wait"], **shell}
     spec = {
         "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 2,
         "containers": [holder, action] if files else [action],
         "volumes": [{"name": "workspace", "emptyDir": {}}] if files else [],

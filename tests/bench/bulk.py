@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 TIMES = 5
 MEGABYTES = 100
 LINES = MEGABYTES * 5_000
-LOG = f"yes {'x' * 199} | head -n {LINES}"
+LOG = f"{{ yes {'x' * 199} || true; }} | head -n {LINES}"  # pipefail
+
 BIG = 500
 MANY = 5_000
 HOLD = "echo made; until test -e go; do sleep 0.1; done; rm go"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.bench.desk import Agent, Desk
 
 COUNT = 100
-TIMES = 5
+TIMES = 3
 WAIT = """
 kubectl create -f "$FILE" >/dev/null
 kubectl wait pod -l bare=yes --for=jsonpath='{.status.phase}'=Succeeded --timeout=200s >/dev/null
