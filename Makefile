@@ -60,7 +60,7 @@ test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a
 soak: setup cluster-up images ## a million log lines, and a thousand actions under faults of every kind (long)
 	$(BIN)/pytest tests/faults -m soak -s
 
-bench: setup cluster-up images ## how fast it is, against bare kubectl on the same cluster (BENCH=NAME: one part; about 20 minutes)
+bench: setup cluster-up images ## how fast it is, against bare kubectl and a scripted API (BENCH=NAME: one part)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
