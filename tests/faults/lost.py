@@ -151,10 +151,11 @@ def stopped(component: str) -> Iterator[None]:
         until(lambda: not tainted(), f"the node stays tainted: {tainted()}", 60)
 
 
-def available_memory() -> int:
-    """Return what the kubelet takes for available memory, in bytes."""
+def too_much_memory() -> int:
+    """Return more bytes than the node has available and less than it has in all, which a kubelet would refuse."""
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
-    return int(summary["node"]["memory"]["availableBytes"])
+    memory = summary["node"]["memory"]
+    return int(memory["availableBytes"]) + int(memory["workingSetBytes"]) // 2
 
 
 # ---- what must hold

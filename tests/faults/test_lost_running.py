@@ -60,7 +60,7 @@ def test_evicted_for_its_ephemeral_storage(lab: Lab) -> None:
 def test_evicted_for_memory(lab: Lab) -> None:
     """A server that leaves with 0 when it is told to go has not succeeded."""
     submission = begun(lab, "server", PATIENT)
-    with lost.started_with("kubelet", f"--eviction-hard=memory.available<{lost.available_memory() + (2 << 30)}"):
+    with lost.started_with("kubelet", f"--eviction-hard=memory.available<{lost.too_much_memory()}"):
         report = submission.wait(120)["server"]
     until(lambda: not lost.tainted(), f"the node stays tainted: {lost.tainted()}", 60)
     check_lost(report, "EVICTED", "The node was low on resource: memory")
