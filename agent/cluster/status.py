@@ -39,6 +39,8 @@ UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
 REJECTED = "Pod was rejected"
 FINAL_PHASES = ("Failed", "Succeeded")
+# So long the kubelet's word about a pod may come after that about its containers, seconds; a second is usual.
+LAST_WORD = 10.0
 
 
 def classify(
@@ -63,6 +65,8 @@ def classify(
     status = pod.get("status", {})
     action = container(status, ACTION)
     if terminated := (action or {}).get("state", {}).get("terminated"):
+        if unexplained(pod, terminated, intent) and history.age("ended", now) < LAST_WORD:
+            return Sight(Running("the node has yet to say why the pod ends"), recheck=LAST_WORD)
         return Sight(ended(pod, terminated, intent))
     lost = gone(pod, action, wall)
     if lost:
@@ -146,6 +150,22 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
+
+
+def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
+    """Whether the kubelet may be ending the pod and has not said so yet.
+
+    It tells that containers have ended before it tells that it evicts their pod. The container `files` ends by itself
+    only with its pod; without one, nothing but the code hints at an end from outside.
+    """
+    if final(pod) or disruption(pod):
+        return False
+    ending = supervisor.read_termination(terminated.get("message", ""), intent.nonce)
+    if ending is None or ending.completed:
+        return False
+    if not intent.wants_files:
+        return terminated.get("exitCode") in (0, *KILLED)
+    return "terminated" in (container(pod["status"], FILES) or {}).get("state", {})
 
 
 def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.status import classify
+from agent.cluster.status import LAST_WORD, classify
 from agent.cluster.waiting import SECRET_WAIT, History, Intent, Limits, Sight
 from agent.errors import Reason
 from agent.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
@@ -183,6 +183,33 @@ def see(seen: Object | None, wall: float = 60.0, intent: Intent = INTENT) -> Obs
 )
 def test_code_0_is_success_whatever_befell_the_pod_later(seen: Object, expected: Observation) -> None:
     assert see(seen) == expected
+
+
+LEFT = ended("action", 0, message=record("exit", 3, 0))
+NO_FILES = replace(INTENT, wants_files=False)
+
+
+@pytest.mark.parametrize(
+    ("containers", "intent", "alone"),
+    [
+        ((FILES_OVER, LEFT), INTENT, Exited(0, 3, None, "", False, "the files container has ended")),
+        ((LEFT,), NO_FILES, Exited(0, 3, None, "", False)),
+    ],
+    ids=["files", "no files"],
+)
+def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_their_pod(
+    containers: tuple[Object, ...], intent: Intent, alone: Exited
+) -> None:
+    look = Look()
+    assert isinstance(look(pod(*containers), intent=intent).observation, Running)
+    evicted = pod(*containers, phase="Failed", reason="Evicted", message="low on memory")
+    assert look(evicted, intent=intent).observation == Lost(Reason.EVICTED, "Evicted: low on memory")
+    assert look(pod(*containers, phase="Succeeded"), intent=intent).observation == alone
+    assert look(pod(*containers), after=LAST_WORD, intent=intent).observation == alone, "it is not waited for for ever"
+
+
+def test_what_ends_beside_a_files_container_that_lives_needs_no_other_word() -> None:
+    assert see(pod(FILES, LEFT)) == Exited(0, 3, None)
 
 
 @pytest.mark.parametrize(
