@@ -34,7 +34,6 @@ kill $!
 """
 COPY = 'mkdir "$FOLDER/$1"; kubectl exec "$1" -c files -- tar cf - -C /workspace . | tar xf - -C "$FOLDER/$1"'
 SCRIPT = """
-set -e
 kubectl create -f "$FOLDER/$1.json" >/dev/null
 {watch}
 kubectl logs -f "$1" -c action
@@ -89,7 +88,7 @@ async def script(namespace: str, folder: Path, number: int, image: str, command:
 async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env: str) -> str:
     """Run a shell script whose kubectl speaks of a namespace; returns what it prints."""
     environment = kube.environment() | env | {"KUBECTL": kube.kubectl_path(), "NAMESPACE": namespace}
-    text = f'kubectl() {{ "$KUBECTL" --namespace "$NAMESPACE" "$@"; }}\n{text}'
+    text = f'set -e; kubectl() {{ "$KUBECTL" --namespace "$NAMESPACE" "$@"; }}\n{text}'
     process = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", text, "sh", *words), env=environment, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )

@@ -219,14 +219,23 @@ async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
         await Client.connect(settings, Metrics())
 
 
+def write(file: Path, api: FakeApi) -> Path:
+    """Write a kubeconfig for an API that serves."""
+    file.write_text(kubeconfig(api.host))
+    return file
+
+
+async def authorization(api: FakeApi, file: Path) -> str:
+    """Make a request by a kubeconfig; returns the header that came."""
+    client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
+    await client.request("get", "version", "/version")
+    await client.close()
+    return api.requests[0].authorization
+
+
 async def test_the_token_of_a_kubeconfig_is_sent(api: FakeApi, tmp_path: Path) -> None:
     async with api.serving():
-        file = tmp_path / "config"
-        file.write_text(kubeconfig(api.host))
-        client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
-        await client.request("get", "version", "/version")
-        await client.close()
-    assert api.requests[0].authorization == "Bearer abc"
+        assert await authorization(api, write(tmp_path / "config", api)) == "Bearer abc"
 
 
 @pytest.mark.parametrize(
@@ -257,12 +266,7 @@ async def test_a_netrc_for_the_host_of_the_api_is_not_read(
     netrc.write_text("machine 127.0.0.1 login somebody password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
     async with api.serving():
-        file = tmp_path / "config"
-        file.write_text(kubeconfig(api.host))
-        client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
-        await client.request("get", "version", "/version")
-        await client.close()
-    assert api.requests[0].authorization == "Bearer abc"
+        assert await authorization(api, write(tmp_path / "config", api)) == "Bearer abc"
 
 
 async def test_a_query_arrives_as_it_was_meant(api: FakeApi) -> None:

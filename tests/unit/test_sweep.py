@@ -39,6 +39,14 @@ def swept(pods: Pods) -> float | None:
     return pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
 
 
+async def again(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
+    """Sweep once, let the watch see it; returns what remains, the failures and what was swept so far."""
+    await sweep.once()
+    await sweep.pods.watch.list()
+    sample = sweep.pods.metrics.registry.get_sample_value
+    return sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(sweep.pods)
+
+
 async def here(api: SharedApi, client: Any) -> Pods:
     """Return pods of agent-1 whose watch knows what the API has now."""
     watch = PodWatch(client, "ci", "default", client.metrics)
@@ -91,12 +99,7 @@ async def test_what_is_still_there_the_next_time_is_forced(api: SharedApi) -> No
     async with api.serving() as client:
         pods = await here(api, client)
         sweep = Sweep(pods, 60.0)
-        seen = []
-        for _ in range(3):
-            await sweep.once()
-            await pods.watch.list()
-            sample = pods.metrics.registry.get_sample_value
-            seen.append((sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(pods)))
+        seen = [await again(sweep) for _ in range(3)]
         assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
         assert api.pods == {}
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
@@ -109,14 +112,9 @@ async def test_what_changed_since_it_was_judged_is_judged_anew_and_is_no_failure
         pods = await here(api, client)
         api.answer("delete", "pods", 409, "the precondition does not match")
         sweep = Sweep(pods, 60.0)
-        seen = []
-        for _ in range(2):
-            await sweep.once()
-            await pods.watch.list()
-            sample = pods.metrics.registry.get_sample_value
-            seen.append((sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total")))
+        seen = [await again(sweep) for _ in range(2)]
         assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, None]
-        assert seen == [(0, 0), (0, 0)]
+        assert seen == [(0, 0, 0), (0, 0, 0)]
 
 
 async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: SharedApi) -> None:
