@@ -156,16 +156,18 @@ def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
     """Whether the kubelet may be ending the pod and has not said so yet.
 
     It tells that containers have ended before it tells that it evicts their pod. The container `files` ends by itself
-    only with its pod; without one, nothing but the code hints at an end from outside.
+    only with its pod; without one, the supervisor's record tells whether it was told to end, or killed.
     """
     if final(pod) or disruption(pod):
         return False
     ending = supervisor.read_termination(terminated.get("message", ""), intent.nonce)
-    if ending is None or ending.completed:
+    if ending and ending.completed:
         return False
-    if not intent.wants_files:
-        return terminated.get("exitCode") in (0, *KILLED)
-    return "terminated" in (container(pod["status"], FILES) or {}).get("state", {})
+    if intent.wants_files:
+        return "terminated" in (container(pod["status"], FILES) or {}).get("state", {})
+    if ending is None:
+        return terminated.get("exitCode") in KILLED
+    return ending.told or ending.exit_code is None
 
 
 def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:

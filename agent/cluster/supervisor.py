@@ -3,16 +3,16 @@
 PID 1 of container `action` is that shell with `SUPERVISOR` as its script. It waits until the files container is up,
 runs one commands shell as a *foreground* child (started with `&`, POSIX would have it and all below it ignore INT and
 QUIT), and when that shell ends, whoever still holds its output: kills the rest, prints the last marker and leaves with
-its code. TERM reaches the commands by exec (`interrupt`, `pre_stop`), never through PID 1.
+its code. TERM reaches the commands by exec (`interrupt`, `pre_stop`), never through PID 1, which only remembers it.
 
 The commands shell evaluates the commands in order, in one unrolled list: a loop of ours would be left by the user's
 `break`, and a function would change what `local` and `return` mean. The list is one compound command, parsed before
 anything of the user runs, so aliases and `set -v` do not touch it. The commands shell takes TERM by a trap and so ends
 after its running child: otherwise PID 1 would kill the child in the middle of its own clean-up.
 
-Which command runs, whether all ran, and whether the shell was left by `exit` is written to the termination message,
-each time anew and with the session's nonce. `read_termination` and `judge` turn it and the exit code into a verdict.
-Everything here is pure; it lives as long as one pod.
+Which command runs, whether all ran, whether the shell was left by `exit`, and whether PID 1 was told to end is written
+to the termination message, each time anew and with the session's nonce. `read_termination` and `judge` turn it and the
+exit code into a verdict. Everything here is pure; it lives as long as one pod.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.cluster.markers import NONCE
 
@@ -67,7 +67,7 @@ else
     ( : )
     __sealci_tries=$((__sealci_tries + 1))
   done
-  printf 'sealci %s end %s\n' "$__sealci_nonce" "$__sealci_code" >>"$__sealci_file"
+  printf 'sealci %s %s %s\n' "$__sealci_nonce" "${__sealci_stopped:+told_to_}end" "$__sealci_code" >>"$__sealci_file"
 fi
 printf '\036sealci:%s:l:0:%s\n' "$__sealci_nonce" "$__sealci_code"
 exit "$__sealci_code"
@@ -160,7 +160,7 @@ kill -KILL -1
 
 PRE_STOP = "kill -TERM 1; kill -TERM -1; exit 0"
 
-RECORD = re.compile(r"sealci (\w+) (started|exit|completed|end) (\d{1,9})\b")
+RECORD = re.compile(r"sealci (\w+) (started|exit|completed|end|told_to_end) (\d{1,9})\b")
 
 
 def entrypoint(
@@ -217,13 +217,14 @@ class Ending:
     """What the supervisor wrote down.
 
     `command` is the last one that was started (1-based; None: not known, the user wrote over it), `exit_code` what
-    PID 1 meant to leave with (None: it was killed).
+    PID 1 meant to leave with (None: it was killed), `told` whether PID 1 had got a TERM by then.
     """
 
     command: int | None
     completed: bool = False
     left_by_exit: bool = False
     exit_code: int | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,19 +239,14 @@ class Verdict:
 def read_termination(message: str, nonce: str) -> Ending | None:
     """Return what a termination message records; None when it holds nothing of this session: no command was started."""
     ending: Ending | None = None
-    code: int | None = None
     for found, word, number in RECORD.findall(message):
         if found != nonce:
             continue
-        if word == "end":
-            code = int(number)
+        if word in ("end", "told_to_end"):
+            ending = replace(ending or Ending(None), exit_code=int(number), told=word == "told_to_end")
         else:
             ending = Ending(int(number), word == "completed", word == "exit")
-    if code is None:
-        return ending
-    if ending is None:
-        return Ending(None, exit_code=code)
-    return Ending(ending.command, ending.completed, ending.left_by_exit, code)
+    return ending
 
 
 def judge(exit_code: int, ending: Ending | None, command_count: int) -> Verdict:

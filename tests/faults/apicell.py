@@ -230,6 +230,12 @@ class ApiCell(World):
         text = app.metrics.text().decode() if app else ""
         return any('code="error"' in line and not line.endswith(" 0.0") for line in text.splitlines())
 
+    async def until_counted(self, app: App, code: str) -> None:
+        """Wait until each try that met the fault is in the metrics: the last answer may still be on its way."""
+        async with asyncio.timeout(10):
+            while self.counted(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric tells nobody of a change
+                await asyncio.sleep(0.01)
+
     def counted(self, app: App, code: str) -> float:
         """How often the metrics say that the verb ended in a class of codes."""
         labels = {"verb": self.verb.counted, "resource": self.verb.resource, "code": code}

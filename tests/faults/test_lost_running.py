@@ -58,12 +58,15 @@ def test_evicted_for_its_ephemeral_storage(lab: Lab) -> None:
 
 
 def test_evicted_for_memory(lab: Lab) -> None:
-    """A server that leaves with 0 when it is told to go has not succeeded."""
-    submission = begun(lab, "server", PATIENT)
+    """A server that leaves with 0 when it is told to go has not succeeded, and none that leaves with 9 failed."""
+    actions = {"server": PATIENT, "strict": TRAP}
+    submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
+    until_begun(submission, *actions)
     with lost.started_with("kubelet", f"--eviction-hard=memory.available<{lost.too_much_memory()}"):
-        report = submission.wait(120)["server"]
+        reports = submission.wait(120)
     until(lambda: not lost.tainted(), f"the node stays tainted: {lost.tainted()}", 60)
-    check_lost(report, "EVICTED", "The node was low on resource: memory")
+    for report in reports.values():
+        check_lost(report, "EVICTED", "The node was low on resource: memory")
 
 
 def test_drained(lab: Lab) -> None:

@@ -186,6 +186,8 @@ def test_code_0_is_success_whatever_befell_the_pod_later(seen: Object, expected:
 
 
 LEFT = ended("action", 0, message=record("exit", 3, 0))
+SIGKILL = "command 2 failed with exit code 137 (SIGKILL)"
+TOLD = ended("action", 9, message=f"sealci {NONCE} exit 2\nsealci {NONCE} told_to_end 9\n")
 NO_FILES = replace(INTENT, wants_files=False)
 
 
@@ -193,9 +195,10 @@ NO_FILES = replace(INTENT, wants_files=False)
     ("containers", "intent", "alone"),
     [
         ((FILES_OVER, LEFT), INTENT, Exited(0, 3, None, "", False, "the files container has ended")),
-        ((LEFT,), NO_FILES, Exited(0, 3, None, "", False)),
+        ((TOLD,), NO_FILES, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9", False)),
+        ((KILLED,), NO_FILES, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL, False)),
     ],
-    ids=["files", "no files"],
+    ids=["files", "told, without files", "killed, without files"],
 )
 def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_their_pod(
     containers: tuple[Object, ...], intent: Intent, alone: Exited
@@ -210,6 +213,11 @@ def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_thei
 
 def test_what_ends_beside_a_files_container_that_lives_needs_no_other_word() -> None:
     assert see(pod(FILES, LEFT)) == Exited(0, 3, None)
+
+
+def test_what_nobody_told_to_end_needs_no_other_word() -> None:
+    assert see(pod(LEFT), intent=NO_FILES) == Exited(0, 3, None, "", False)
+    assert isinstance(see(pod(TERMED), intent=NO_FILES), Exited)
 
 
 @pytest.mark.parametrize(

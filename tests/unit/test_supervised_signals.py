@@ -96,6 +96,22 @@ def test_a_deletion_tells_the_commands_and_leaves(shell: str) -> None:
         assert running.wait().code == 143
 
 
+@pytest.mark.parametrize("answer", [0, 9])
+def test_a_deletion_is_written_down_whatever_the_commands_answer(shell: str, answer: int) -> None:
+    child = f"trap 'exit {answer}' TERM; echo ready; while :; do sleep 0.02; done"
+    with container(shell, child, "echo no") as running:
+        assert running.prints(b"ready\n")
+        running.exec(supervisor.pre_stop())
+        result = running.wait()
+    assert result.code == answer
+    assert result.ending == supervisor.Ending(1, left_by_exit=True, exit_code=answer, told=True)
+
+
+def test_an_end_of_its_own_is_not_told(shell: str) -> None:
+    with container(shell, "kill -TERM $$") as running:
+        assert running.wait().ending == supervisor.Ending(1, exit_code=143)
+
+
 def test_nothing_runs_until_the_files_container_is_up(shell: str) -> None:
     with container(shell, "echo a", options=Options(wait_for_files=True)) as running:
         assert not running.prints(b"\x1e", within=0.2)
