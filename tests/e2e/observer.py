@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from typing import Any
 
 from tests.e2e import kube
@@ -18,11 +19,13 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 
 class Observer:
-    """Keeps every state of every pod of a namespace."""
+    """Keeps every state of every pod of a namespace; by uid, when its commands had ended and it was gone (monotonic)."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.states: list[Object] = []
+        self.ended: dict[str, float] = {}
+        self.gone: dict[str, float] = {}
         self.open()
 
     def open(self) -> None:
@@ -50,10 +53,25 @@ class Observer:
                 for line in process.stdout:
                     if not line.endswith("\n"):
                         break  # cut off
-                    self.states.append(json.loads(line)["object"])
+                    self.take(json.loads(line), time.monotonic())
             if self.closing.wait(0.1):
                 return
             self.process = self.watch()
+
+    def take(self, event: Object, now: float) -> None:
+        """Take one event."""
+        pod = event["object"]
+        self.states.append(pod)
+        uid = pod["metadata"]["uid"]
+        if event["type"] == "DELETED":
+            self.gone[uid] = now
+        for status in pod.get("status", {}).get("containerStatuses", ()):
+            if status["name"] == "action" and "terminated" in status.get("state", {}):
+                self.ended.setdefault(uid, now)
+
+    def remained(self) -> list[float]:
+        """Return the seconds that pods stayed after their commands' end, where both were seen."""
+        return [self.gone[uid] - at for uid, at in self.ended.items() if uid in self.gone]
 
     def close(self) -> None:
         """Stop to watch."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import signal
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ async def test_nothing_is_lost_and_nothing_remains(
                 assert await replica.child.end(signal.SIGTERM) == 0
     finally:
         observer.close()
-    show(storm, submitter, seconds)
+    show(storm, submitter, observer, seconds)
     check(storm, submitter, observer, secret, scrapes)
     assert len(submitter.told) == count
 
@@ -216,7 +217,7 @@ async def back_to(replica: Replica, start: Measure) -> None:
     assert now.memory - start.memory < GROWTH
 
 
-def show(storm: Storm, submitter: Submitter, seconds: float) -> None:
+def show(storm: Storm, submitter: Submitter, observer: Observer, seconds: float) -> None:
     """Print what happened."""
     outcomes = Counter(
         f"{each.result.value} {each.reason.value if each.reason else ''}".strip()
@@ -225,6 +226,8 @@ def show(storm: Storm, submitter: Submitter, seconds: float) -> None:
     )
     again = sum(told.attempt > 1 for told in submitter.told)
     print(f"{len(submitter.told)} actions in {seconds:.0f} s; {again} in a later attempt; remains 0")
+    stayed = statistics.quantiles(observer.remained(), n=100, method="inclusive")
+    print(f"gone after the commands' end: p50 {stayed[49]:.1f} s, p99 {stayed[98]:.1f} s")
     print(f"faults: {sum(storm.faults.values())}: {dict(sorted(storm.faults.items()))}")
     print(f"outcomes: {dict(sorted(outcomes.items()))}")
 

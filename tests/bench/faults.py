@@ -1,0 +1,67 @@
+"""What the fault tests print, as rows: lines lost over reconnects and an adoption, remains after kills.
+
+`quick` runs what `make test` runs of them, `soak` the million lines and the thousand actions of `make soak`. The tests
+themselves hold that nothing is lost and nothing remains; how soon it is gone only a benchmark says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+
+from tests.bench.rows import Row, row
+
+TESTS = ("tests/faults/test_long_log.py", "tests/faults/test_churn.py")
+LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")
+CHURN = re.compile(r"(\d+) actions in (\d+) s; \d+ in a later attempt; remains (\d+)")
+GONE = re.compile(r"gone after the commands' end: p50 ([0-9.]+) s, p99 ([0-9.]+) s")
+FAULTS = re.compile(r"faults: (\d+): ")
+HOUR = 3600.0
+
+
+async def quick(namespace: str = "") -> list[Row]:
+    """Measure with 50,000 lines and 60 actions; takes two to three minutes."""
+    return rows(await tests("not soak"))
+
+
+async def soak(namespace: str = "") -> list[Row]:
+    """Measure with a million lines and a thousand actions; takes half an hour."""
+    return rows(await tests("soak"))
+
+
+async def tests(marker: str) -> str:
+    """Run the tests; returns what they print."""
+    command = (sys.executable, "-m", "pytest", "-s", "-m", marker, *TESTS)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(HOUR):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+def rows(text: str) -> list[Row]:
+    """Read what was printed."""
+    lines, resets, *wrong = numbers(LINES, text)
+    actions, seconds, remains = numbers(CHURN, text)
+    middle, late = numbers(GONE, text)
+    (faults,) = numbers(FAULTS, text)
+    what = f"{actions:.0f} actions under {faults:.0f} faults"
+    return [
+        row(
+            f"of {lines:.0f} lines lost, doubled or reordered",
+            "",
+            [sum(wrong)],
+            target="<= 0",
+            note=f"over {resets:.0f} resets of the stream and an adoption",
+        ),
+        row(f"remains after {what}", "", [remains], target="<= 0", note=f"in {seconds:.0f} s"),
+        row(f"{what}: end -> gone, p99", "s", [late], target="<= 5", note=f"p50 {middle:.1f} s"),
+    ]
+
+
+def numbers(pattern: re.Pattern[str], text: str) -> list[float]:
+    """Return the numbers that a line of the tests tells."""
+    found = pattern.search(text)
+    assert found is not None, f"the tests did not print {pattern.pattern}: {text}"
+    return [float(each) for each in found.groups()]
