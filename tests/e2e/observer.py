@@ -19,7 +19,7 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 
 class Observer:
-    """Keeps every state of every pod of a namespace; by uid, when its commands had ended and it was gone (monotonic)."""
+    """Keeps every state of every pod of a namespace; by uid, when its commands ended and it was gone (monotonic)."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
