@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.bench.desk import Agent, Desk
 
 COUNT = 100
-TIMES = 3
+TIMES = 2
 WAIT = """
 kubectl create -f "$FILE" >/dev/null
 kubectl wait pod -l bare=yes --for=jsonpath='{.status.phase}'=Succeeded --timeout=200s >/dev/null
@@ -41,7 +41,9 @@ async def measure(namespace: str) -> list[Row]:
     return [
         row(f"{what}, until all ends are known", "s", ends, floor=[each[0] for each in floor], target="<= 1.2"),
         row(f"{what}, until all are gone", "s", gone, floor=[each[1] for each in floor]),
-        row(f"{what}: CPU of the machine for each", "s", cpu, target="<= 0.6", note=f"bare {median(floor):.2f} s"),
+        row(
+            f"{what}: CPU of the machine for each", "s", cpu, target="<= 0.6", note=f"a bare pod {median(floor):.2f} s"
+        ),
         row(f"{what}: CPU of the agent for each", "s", agent_cpu),
     ]
 
