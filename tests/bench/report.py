@@ -1,4 +1,4 @@
-"""The results of a run: a table on the terminal, a file for programs, a picture for the README."""
+"""The results of a run: a table on the terminal, a file for programs, a table and a picture for the README."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def number(value: float) -> str:
 
 
 def write(rows: Sequence[Row], seconds: float, folder: Path) -> None:
-    """Write `bench.json` and `bench.svg` into a folder."""
+    """Write `bench.json`, `bench.md` and `bench.svg` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -57,7 +57,20 @@ def write(rows: Sequence[Row], seconds: float, folder: Path) -> None:
         "rows": [each.as_json() for each in rows],
     }
     (folder / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "bench.md").write_text(markdown(rows), encoding="utf-8")
     (folder / "bench.svg").write_text(picture([each for each in rows if each.ratio is not None]), encoding="utf-8")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a table of Markdown."""
+    lines = ["| what | target | floor | measured | ratio | | |", "|---|---|---|---|---|---|---|"]
+    for each in rows:
+        floor = "" if each.floor is None else f"{number(each.floor)} {each.unit}"
+        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+        met = {True: "met", False: "**missed**", None: ""}[each.met]
+        measured = f"{number(each.measured)} {each.unit}".rstrip()
+        lines.append(f"| {' | '.join([each.what, each.target, floor, measured, ratio, met, each.note])} |")
+    return "\n".join(lines) + "\n"
 
 
 def picture(rows: Sequence[Row]) -> str:
