@@ -94,7 +94,6 @@ class PodEnvironment:
         if self.plan.name not in self.pods.held:
             self.hold()
         self.asked, self.uid, self.timeline = True, "", Timeline(time.monotonic())
-        version = self.watched.version
         try:
             made = await self.client.patiently(
                 "create pod",
@@ -103,8 +102,7 @@ class PodEnvironment:
                 tell=waits,
             )
             self.uid = made["metadata"]["uid"]
-            if self.watched.version == version:  # what the watch has told already is newer, and may be the end of it
-                self.pods.watch.take("ADDED", made)
+            self.pods.watch.take("ADDED", made)
             if self.plan.action.secrets:
                 await create_secret(self.client, manifest.secret(self.plan, settings, self.uid), waits)
         except ClusterError as error:

@@ -188,7 +188,8 @@ class Reflector:
 
 
 def older(found: Object, known: Object) -> bool:
-    """Whether `found` is an earlier state of the same object than `known`, as when a list was served from a cache."""
-    if found["metadata"]["uid"] != known["metadata"]["uid"]:
-        return False
+    """Whether `found` is an earlier state than `known`, as when a list was served from a cache.
+
+    Also of another object that had the name before: a watch may tell of its last states after the new one was created.
+    """
     return int(found["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])

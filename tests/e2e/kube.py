@@ -56,6 +56,16 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
 
 
 @cache
+def settle() -> None:
+    """Let the cluster's own parts begin anew after the API server was away.
+
+    They come back to it by themselves, but their pauses between tries grow with each outage: a controller manager was
+    seen to make no ServiceAccount for three minutes.
+    """
+    provider("apiserver", "start")
+    provider("restart", "controller-manager", "scheduler", "kubelet")
+
+
 def version() -> tuple[int, int]:
     """Return the cluster's version: major, minor."""
     told = json.loads(kubectl("version", "--output", "json"))["serverVersion"]

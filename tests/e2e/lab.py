@@ -382,7 +382,9 @@ def new_namespace(*labels: str) -> Iterator[str]:
     try:
         if labels:
             kube.kubectl("label", "namespace", name, *labels)
-        until(lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount")
+        until(
+            lambda: kube.kubectl("get", "serviceaccount", "default", "-n", name, check=False), "no ServiceAccount", 60
+        )
         yield name
     finally:
         kube.kubectl("delete", "namespace", name, "--wait=false")

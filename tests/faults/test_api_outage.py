@@ -35,9 +35,9 @@ ACTIONS = [f"count{number}" for number in range(4)]
 
 @pytest.fixture(autouse=True)
 def the_api_server(namespace: str) -> Iterator[None]:
-    """Leave the cluster with an API server."""
+    """Leave the cluster with an API server that everybody has come back to."""
     yield
-    kube.provider("apiserver", "start")
+    kube.settle()
 
 
 def counted(agent: Agent, name: str) -> float:

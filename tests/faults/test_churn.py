@@ -26,6 +26,7 @@ from agent.actions import Source
 from agent.local import events, messages
 from agent.local.wire import local_pb2 as wire
 from agent.local.wire import local_pb2_grpc
+from tests.e2e import kube
 from tests.e2e.lab import new_namespace
 from tests.e2e.observer import Observer, remains, session_of
 from tests.faults.nursery import Nursery
@@ -154,6 +155,7 @@ async def nursery() -> AsyncIterator[Nursery]:
 def namespace() -> Iterator[str]:
     with new_namespace() as name:
         yield name
+        kube.settle()
 
 
 @pytest.mark.timeout(3600)

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
+from tests.e2e.observer import remains
 from tests.faults import lost
 from tests.faults.lost import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
 
@@ -103,7 +104,7 @@ def test_preempted_by_a_higher_priority(lab: Lab) -> None:
     try:
         report = submission.wait(60)["low"]
     finally:
-        kube.kubectl("delete", "pod", "-n", lab.namespace, "high", "--wait=false")
+        kube.kubectl("delete", "pod", "-n", lab.namespace, "high", "--grace-period=1")
         kube.kubectl("delete", "priorityclass", name)
     check_lost(report, "PREEMPTED", "PreemptionByScheduler")
 
@@ -113,7 +114,7 @@ def test_the_node_is_lost(lab: Lab) -> None:
     submission = begun(lab, "a", PLAIN)
     with lost.stopped("kubelet"), lost.started_with("controller-manager", *NODE_CONTROLLER):
         report = submission.wait(200)["a"]
-        until(lambda: not kube.get("pods", "-n", lab.namespace), "the pod object remains", 30)
+        until(lambda: not remains(lab.namespace), "the pod object remains", 30)
     check_lost(report, "NODE_LOST", "does not carry that out")
 
 

@@ -200,12 +200,14 @@ async def test_what_is_older_than_known_is_not_taken(watch: PodWatch) -> None:
 async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> None:
     watched = watch.watch("a")
     watch.take("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
-    watch.take("ADDED", version(pod_of("a", "uid-2"), 5, phase="Pending"))
+    watch.take("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    watch.take("DELETED", version(pod_of("a", "uid-1"), 11))
+    # What comes late of the first one: its pod was made again before the watch had told of its end.
+    watch.take("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
+    watch.take("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    watch.take("DELETED", version(pod_of("a", "uid-2"), 12))
+    watch.take("DELETED", version(pod_of("a", "uid-2"), 14))
     assert watch.pods == {}
     assert watched.version == 3
 
