@@ -190,14 +190,14 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 
 @pytest.mark.timeout(180)
 def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
-    """The scheduler stands still, so nothing is read while the node begins file after file."""
-    lines, more = 400_000, 1000
+    """The scheduler stands still, so nothing is read while the node begins file after file, once all windows are full."""
+    lines, more = 700_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
     writing = hard.start(f"write:{lines}:3000000", "wait:end", f"write:{more}:{RATE}")
     head = writing.head()
     hard.lab.scheduler.send_signal(signal.SIGSTOP)
     try:
-        for _ in range(3):
+        for _ in range(5):
             head = writing.until_rotated(head)
     finally:
         hard.lab.scheduler.send_signal(signal.SIGCONT)
