@@ -190,7 +190,7 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 
 @pytest.mark.timeout(180)
 def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
-    """The scheduler stands still, so nothing is read while the node begins file after file, once all windows are full."""
+    """The scheduler stands still, so nothing is read while the node begins file after file, all windows full."""
     lines, more = 700_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
     writing = hard.start(f"write:{lines}:3000000", "wait:end", f"write:{more}:{RATE}")
