@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e import browser
-from tests.e2e.lab import BUSYBOX
+from tests.e2e.lab import BUSYBOX, until
+from tests.e2e.observer import remains
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ def test_the_page_shows_what_runs_and_what_ended(lab: Lab, tmp_path: Path) -> No
     bad = "echo $TOKEN; echo '<script>' >&2; exit 7"
     lab.run({"broken": {"image": BUSYBOX, "commands": [bad], "secrets": ["TOKEN"]}}, secret_values=secret)
     lab.run({"fine": {"image": BUSYBOX, "commands": ["true"]}})
+    until(lambda: not remains(lab.namespace), "a slot is still in use", 30)
     running = lab.start({"long": {"image": BUSYBOX, "commands": ["echo runs; sleep 1000"]}})
     running.until_running("long", "runs")
     page = browser.document(tmp_path / "profile", url)
