@@ -16,7 +16,6 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import grpc
@@ -241,7 +240,7 @@ def check(storm: Storm, submitter: Submitter, observer: Observer, secret: str, s
     seen = exit_codes(observer)
     unseen = 0
     for told in submitter.told:
-        codes = seen.get(told.asked.run, set())
+        codes = seen.get((told.asked.run, told.attempt), set())
         if told.asked.outcome[0] == "succeeded":
             unseen += not codes
             assert codes <= {0}, f"{told.asked.run} succeeded, but its container ended with {codes}"
@@ -260,14 +259,13 @@ def check(storm: Storm, submitter: Submitter, observer: Observer, secret: str, s
     assert all(line.endswith(" 0.0") for line in bad), bad
 
 
-def exit_codes(observer: Observer) -> dict[str, set[int]]:
-    """Return by action what its containers ended with."""
-    found: dict[str, set[int]] = {}
-    sessions = [(session_of(pod).get("action_id", ""), pod) for pod in observer.states]
-    for action_id, pods in groupby(sorted(sessions, key=lambda each: each[0]), key=lambda each: each[0]):
-        for _, pod in pods:
-            for status in pod.get("status", {}).get("containerStatuses", ()):
-                if status["name"] == "action" and "terminated" in status.get("state", {}):
-                    code = status["state"]["terminated"]["exitCode"]
-                    found.setdefault(action_id.split("/")[0], set()).add(code)
+def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
+    """Return by run and attempt what its containers ended with; the pod of a superseded attempt is told to end."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for pod in observer.states:
+        session = session_of(pod)
+        for status in pod.get("status", {}).get("containerStatuses", ()) if session else ():
+            if status["name"] == "action" and "terminated" in status.get("state", {}):
+                key = session["action_id"].split("/")[0], session["attempt"]
+                found.setdefault(key, set()).add(status["state"]["terminated"]["exitCode"])
     return found
