@@ -23,7 +23,7 @@ Object = dict[str, Any]
 
 LIFE = "life=1"
 WARM = 3.0
-WINDOW = 4.0
+WINDOW = 3.0
 BUSY = 0.8
 SLOTS = 12
 SCALE = (2, 4)
