@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Given:
     last_log_at: float = 0.0
     log_bytes: int = 0
     tail: bytes = b""
+    refused: str = ""
     on_log: Callable[[bytes, float], None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -53,11 +54,12 @@ class Given:
         """Wait until something of it is so."""
         async with asyncio.timeout(timeout):
             while not condition(self):
+                assert not self.refused, self.refused
                 self.changed.clear()
                 await self.changed.wait()
         return self
 
-    async def finished(self, timeout: float = 300) -> Given:
+    async def finished(self, timeout: float = 150) -> Given:
         """Wait for its end, which must be a success."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None
@@ -81,7 +83,7 @@ class Given:
             case "finished":
                 self.finished_at, self.outcome = now, event.finished
             case "rejected":
-                raise AssertionError(f"an agent took no action: {event.rejected}")
+                self.refused = f"an agent took no action: {event.rejected}"
         self.changed.set()
 
 
@@ -91,6 +93,7 @@ class Stream:
 
     outgoing: asyncio.Queue[wire.SchedulerMessage] = field(default_factory=asyncio.Queue)
     running: int = 0
+    ready: bool = False
     registered_at: float = 0.0
 
 
@@ -123,15 +126,15 @@ class Desk(agent_pb2_grpc.SchedulerServicer):
             await server.stop(None)
 
     async def agent(self, **settings: Any) -> Agent:
-        """Start an agent, and wait until it is registered."""
+        """Start an agent, and wait until it takes actions."""
         count = len(self.streams)
         agent = Agent(self, len(self.agents), settings)
         self.agents.append(agent)
         await agent.start()
         try:
-            await self.until(lambda: len(self.streams) > count, 30)
+            await self.until(lambda: len(self.streams) > count and self.streams[-1].ready, 30)
         except TimeoutError:
-            raise AssertionError(f"an agent did not register: {agent.log.read_text()}") from None
+            raise AssertionError(f"an agent does not become ready: {agent.log.read_text()}") from None
         return agent
 
     def give(self, image: str, *commands: str, stream: int = -1, **fields: Any) -> Given:
@@ -173,7 +176,8 @@ class Desk(agent_pb2_grpc.SchedulerServicer):
                 yield await stream.outgoing.get()
         finally:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await reader
 
     async def read(self, stream: Stream, messages: AsyncIterator[wire.AgentMessage]) -> None:
         """Read what the agent says."""
@@ -183,6 +187,7 @@ class Desk(agent_pb2_grpc.SchedulerServicer):
                     await self.register(stream)
                 case "health":
                     stream.running = message.health.running
+                    stream.ready = message.health.status == wire.Health.READY
                     stream.outgoing.put_nowait(wire.SchedulerMessage(ack=wire.Ack()))
                     await self.note()
                 case "event":
