@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from agent.errors import ClusterError
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.bench.desk import desk
 from tests.bench.observer import Observer, api
@@ -159,7 +160,7 @@ async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
         query = {"container": "action", "follow": "true"}
-        while True:  # a kubelet under load ends a follower that has waited long
+        while given.outcome is None:  # a kubelet under load ends a follower that has waited long
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():
                     lines.take(data, time.time())
@@ -169,5 +170,5 @@ async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -
         yield
     finally:
         following.cancel()
-        with suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError, ClusterError):  # the pod may be gone before its follower is asked again
             await following
