@@ -352,8 +352,14 @@ async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> N
     ],
 )
 async def test_files_that_cannot_be_had_fail_a_success(
-    rig: Rig, collection: Collected | Exception, rules: ArtifactRules, tries: int, says: str
+    rig: Rig,
+    collection: Collected | Exception,
+    rules: ArtifactRules,
+    tries: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(files, "backoff", lambda state: 0.01)
     sent = await life(rig, Script(collections=[collection]), artifacts=rules)
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, ARTIFACTS, Reason.ARTIFACTS_FAILED)
