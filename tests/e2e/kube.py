@@ -55,7 +55,6 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
     return done.stdout
 
 
-@cache
 def settle() -> None:
     """Let the cluster's own parts begin anew after the API server was away.
 
@@ -66,6 +65,7 @@ def settle() -> None:
     provider("restart", "controller-manager", "scheduler", "kubelet")
 
 
+@cache
 def version() -> tuple[int, int]:
     """Return the cluster's version: major, minor."""
     told = json.loads(kubectl("version", "--output", "json"))["serverVersion"]
