@@ -59,7 +59,7 @@ class Given:
                 await self.changed.wait()
         return self
 
-    async def finished(self, timeout: float = 150) -> Given:
+    async def finished(self, timeout: float = 300) -> Given:
         """Wait for its end, which must be a success."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None

@@ -11,6 +11,7 @@ import re
 import sys
 
 from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import ended
 
 TESTS = ("tests/faults/test_long_log.py", "tests/faults/test_churn.py")
 LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")
@@ -34,8 +35,11 @@ async def tests(marker: str) -> str:
     """Run the tests; returns what they print."""
     command = (sys.executable, "-m", "pytest", "-s", "-m", marker, *TESTS)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(HOUR):
-        output, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(HOUR):
+            output, _ = await process.communicate()
+    finally:
+        await ended(process)
     assert process.returncode == 0, output.decode()
     return output.decode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from tenacity import wait_none
 
 from agent.actions import Action, Key
 from agent.cluster import client as clients
+from agent.cluster import environment as environments
+from agent.cluster.creation import create_pod
 from agent.cluster.environment import PodEnvironment
 from agent.cluster.names import SESSION
 from agent.cluster.pods import Pods
@@ -106,6 +109,30 @@ async def test_it_can_be_made_again_after_its_removal(api: FakeApi) -> None:
         await observed(environment, Running)
         await environment.remove()
         assert (api.pods, here.held) == ({}, {})
+
+
+async def test_what_the_watch_tells_late_of_an_earlier_pod_is_not_taken_for_the_new_one(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pods(api) as here:
+        environment = here.environment(replace(ACTION, secrets={}))
+        await environment.create()
+        earlier = deepcopy(api.pods[environment.plan.name])
+        await environment.remove()
+        made = create_pod
+
+        async def told_in_between(*arguments: Any) -> Any:
+            answer = await made(*arguments)
+            here.watch.gone.clear()  # the end of the earlier one is told later
+            here.watch.take("MODIFIED", earlier)
+            return answer
+
+        monkeypatch.setattr(environments, "create_pod", told_in_between)
+        await environment.create()
+        here.watch.take("DELETED", earlier)
+        assert environment.watched.pod is not None
+        assert environment.watched.pod["metadata"]["uid"] == environment.uid
+        await environment.remove()
 
 
 async def test_a_create_whose_answer_was_lost_finds_its_pod(api: FakeApi) -> None:
