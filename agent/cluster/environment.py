@@ -181,6 +181,7 @@ class PodEnvironment:
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
         target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        self.intent = replace(self.intent, interrupted=True)
         try:
             await execs.run(self.client, target, supervisor.interrupt(grace), seconds=grace + 10)
         except ClusterError as error:

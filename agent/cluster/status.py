@@ -38,6 +38,7 @@ Object = dict[str, Any]
 UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
 REJECTED = "Pod was rejected"
+OUT_OF_MEMORY = "OOMKilled"
 FINAL_PHASES = ("Failed", "Succeeded")
 # So long the kubelet's word about a pod may come after that about its containers, seconds; a second is usual.
 LAST_WORD = 10.0
@@ -141,7 +142,7 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
         return Lost(outside.reason, outside.message)
     if verdict.succeeded:
         return Exited(code, verdict.command, None, verdict.message, files, lost)
-    if reason == "OOMKilled" and code != 0:
+    if reason == OUT_OF_MEMORY and code != 0:
         text = f"killed for memory{in_command(verdict.command)} (exit code {code}): the limit is too low for it"
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
     if ending is None:
@@ -155,19 +156,20 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
 def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
     """Whether the kubelet may be ending the pod and has not said so yet.
 
-    It tells that containers have ended before it tells that it evicts their pod. The container `files` ends by itself
-    only with its pod; without one, the supervisor's record tells whether it was told to end, or killed.
+    It tells that containers have ended, one after the other, before it tells that it evicts their pod. The supervisor's
+    record tells whether it was told to end, or killed; the container `files` ends by itself only with its pod.
     """
-    if final(pod) or disruption(pod):
+    if intent.interrupted or final(pod) or disruption(pod):
         return False
     ending = supervisor.read_termination(terminated.get("message", ""), intent.nonce)
     if ending and ending.completed:
         return False
-    if intent.wants_files:
-        return "terminated" in (container(pod["status"], FILES) or {}).get("state", {})
-    if ending is None:
-        return terminated.get("exitCode") in KILLED
-    return ending.told or ending.exit_code is None
+    if intent.wants_files and "terminated" in (container(pod["status"], FILES) or {}).get("state", {}):
+        return True
+    if ending and ending.told:
+        return True
+    killed = ending.exit_code is None if ending else terminated.get("exitCode") in KILLED
+    return killed and terminated.get("reason") != OUT_OF_MEMORY
 
 
 def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:

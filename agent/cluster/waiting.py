@@ -55,12 +55,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the agent itself knows of the environment: how to read the supervisor's words, and its own Secret."""
+    """What the agent itself knows of the environment: how to read the supervisor's words, its own Secret and orders."""
 
     nonce: str
     commands: int
     secret: str
     wants_files: bool
+    interrupted: bool = False
 
 
 @dataclass(slots=True)

@@ -93,6 +93,7 @@ DONE = ended("action", 0, message=record("completed", 3, 0))
 FAILED = ended("action", 7, message=record("started", 2, 7))
 TERMED = ended("action", 143, message=record("started", 2, 143))
 KILLED = ended("action", 137, message=record("started", 2))
+SHELL_KILLED = ended("action", 137, message=record("started", 2, 137))
 FILES_OVER = ended("files", 143, message="ready")
 CREATING = (waits("files"), waits("action"))
 CLONED = ended("repository", 0)
@@ -195,10 +196,12 @@ NO_FILES = replace(INTENT, wants_files=False)
     ("containers", "intent", "alone"),
     [
         ((FILES_OVER, LEFT), INTENT, Exited(0, 3, None, "", False, "the files container has ended")),
+        ((FILES, TOLD), INTENT, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9")),
+        ((FILES, KILLED), INTENT, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL)),
         ((TOLD,), NO_FILES, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9", False)),
         ((KILLED,), NO_FILES, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL, False)),
     ],
-    ids=["files", "told, without files", "killed, without files"],
+    ids=["files", "told, files yet to end", "killed, files yet to end", "told, without files", "killed, without files"],
 )
 def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_their_pod(
     containers: tuple[Object, ...], intent: Intent, alone: Exited
@@ -218,6 +221,14 @@ def test_what_ends_beside_a_files_container_that_lives_needs_no_other_word() -> 
 def test_what_nobody_told_to_end_needs_no_other_word() -> None:
     assert see(pod(LEFT), intent=NO_FILES) == Exited(0, 3, None, "", False)
     assert isinstance(see(pod(TERMED), intent=NO_FILES), Exited)
+
+
+@pytest.mark.parametrize("intent", [INTENT, NO_FILES], ids=["files", "without files"])
+def test_what_the_agent_told_to_end_or_the_kernel_killed_needs_no_other_word(intent: Intent) -> None:
+    told = replace(intent, interrupted=True)
+    assert [type(see(pod(FILES, each), intent=told)) for each in (TOLD, KILLED)] == [Exited, Exited]
+    oom = ended("action", 137, "OOMKilled", message=record("started", 2))
+    assert isinstance(see(pod(FILES, oom), intent=intent), Exited)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +269,7 @@ def test_what_is_no_success(code: int, message: str, command: int, says: str) ->
             Reason.COMMAND_FAILED,
             "the shell was replaced in command 1",
         ),
-        (KILLED, Reason.COMMAND_FAILED, "SIGKILL"),
+        (SHELL_KILLED, Reason.COMMAND_FAILED, "SIGKILL"),
         (TERMED, Reason.COMMAND_FAILED, "SIGTERM"),
     ],
 )
@@ -305,7 +316,7 @@ def test_a_signal_from_outside_is_no_failure_of_the_command(seen: Object, reason
     [
         pod(FILES, ended("action", 137, message=record("started", 2, 137), finished=40), deleted=50),
         pod(FILES, KILLED, conditions=(disruption("EvictionByEvictionAPI", 61),), deleted=61),
-        pod(FILES, KILLED, conditions=(disruption("EvictionByEvictionAPI", 50, status="False"),)),
+        pod(FILES, SHELL_KILLED, conditions=(disruption("EvictionByEvictionAPI", 50, status="False"),)),
     ],
     ids=[
         "finished before the deletion",
