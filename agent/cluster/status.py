@@ -166,6 +166,11 @@ def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
         return False
     if intent.wants_files and "terminated" in (container(pod["status"], FILES) or {}).get("state", {}):
         return True
+    return from_outside(terminated, ending)
+
+
+def from_outside(terminated: Object, ending: Ending | None) -> bool:
+    """Whether PID 1 was told to end, or killed for something else than its memory: no command does that by its end."""
     if ending and ending.told:
         return True
     killed = ending.exit_code is None if ending else terminated.get("exitCode") in KILLED
@@ -174,7 +179,8 @@ def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
 
 def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
     """Whether something from outside may have ended the commands, whatever code their answer to TERM was."""
-    if finished_before(terminated, outside.since):
+    # An evicting kubelet dates its word when it writes it, which is after the end that it brought about.
+    if finished_before(terminated, outside.since) and not from_outside(terminated, ending):
         return False
     if not verdict.succeeded:
         return True

@@ -189,6 +189,7 @@ def test_code_0_is_success_whatever_befell_the_pod_later(seen: Object, expected:
 LEFT = ended("action", 0, message=record("exit", 3, 0))
 SIGKILL = "command 2 failed with exit code 137 (SIGKILL)"
 TOLD = ended("action", 9, message=f"sealci {NONCE} exit 2\nsealci {NONCE} told_to_end 9\n")
+TOLD_AND_LEFT = ended("action", 0, message=f"sealci {NONCE} exit 2\nsealci {NONCE} told_to_end 0\n")
 NO_FILES = replace(INTENT, wants_files=False)
 
 
@@ -212,6 +213,14 @@ def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_thei
     assert look(evicted, intent=intent).observation == Lost(Reason.EVICTED, "Evicted: low on memory")
     assert look(pod(*containers, phase="Succeeded"), intent=intent).observation == alone
     assert look(pod(*containers), after=LAST_WORD, intent=intent).observation == alone, "it is not waited for for ever"
+
+
+@pytest.mark.parametrize("answer", [TOLD, TOLD_AND_LEFT, KILLED], ids=["9", "0", "killed"])
+def test_the_kubelet_dates_an_eviction_when_it_has_carried_it_out(answer: Object) -> None:
+    evicted = (disruption("TerminationByKubelet", 61, "low on memory"),)
+    for phase in ("Failed", "Succeeded"):
+        found = see(pod(FILES_OVER, answer, phase=phase, conditions=evicted))
+        assert found == Lost(Reason.EVICTED, "TerminationByKubelet: low on memory")
 
 
 def test_what_ends_beside_a_files_container_that_lives_needs_no_other_word() -> None:
@@ -315,7 +324,7 @@ def test_a_signal_from_outside_is_no_failure_of_the_command(seen: Object, reason
     "seen",
     [
         pod(FILES, ended("action", 137, message=record("started", 2, 137), finished=40), deleted=50),
-        pod(FILES, KILLED, conditions=(disruption("EvictionByEvictionAPI", 61),), deleted=61),
+        pod(FILES, SHELL_KILLED, conditions=(disruption("EvictionByEvictionAPI", 61),), deleted=61),
         pod(FILES, SHELL_KILLED, conditions=(disruption("EvictionByEvictionAPI", 50, status="False"),)),
     ],
     ids=[
