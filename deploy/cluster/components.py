@@ -17,6 +17,7 @@ from settings import Settings
 PAUSE = "localhost/sealci-pause:1"
 REGISTRY_PORT = 5000
 CNI_PLUGINS = "/usr/lib/cni"
+USER_IDS = 65_536  # in a block of the kubelet: those of one pod
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def http(address: str, path: str, pki: Path | None = None) -> dict[str, str]:
 
 def write(settings: Settings, folder: Path) -> None:
     """Writes every configuration file and components.json into the cluster's folder."""
-    for name in ("logs", "cni", "certs.d", "pod-logs", "kubelet-plugins"):
+    for name in ("logs", "cni", "certs.d", "pod-logs", "kubelet-plugins", "programs"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "containerd.toml").write_text(containerd_toml(settings, folder), "utf-8")
     write_json(folder / "cni" / "10-sealci.conflist", network(settings, folder))
@@ -48,6 +49,20 @@ def write(settings: Settings, folder: Path) -> None:
     (hosts / "hosts.toml").write_text(plain_registry(registry), "utf-8")
     components = [asdict(c) for c in all_components(settings, folder)]
     write_json(folder / "components.json", {"name": settings.name, "components": components})
+    write_ranges(folder)
+
+
+def write_ranges(folder: Path) -> None:
+    """Gives the kubelet all blocks of user ids but the last: it holds 2^32-1, and no kernel maps that.
+
+    By its own default one pod in 65,535 gets that block and never starts (seen in a soak: EINVAL until its end). A
+    kubelet asks for its range where there is a user of its name: node.py mounts this `passwd` for it.
+    """
+    users = Path("/etc/passwd").read_text("utf-8")
+    (folder / "passwd").write_text(f"{users}kubelet:x:65534:65534::/nonexistent:/usr/sbin/nologin\n", "utf-8")
+    program = folder / "programs" / "getsubids"
+    program.write_text(f"#!/bin/sh\necho 0: kubelet {USER_IDS} {2**32 - 2 * USER_IDS}\n", "utf-8")
+    program.chmod(0o755)
 
 
 def plain_registry(address: str) -> str:
@@ -96,6 +111,7 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
              f"--root-dir={folder}/kubelet", f"--cert-dir={folder}/kubelet-pki",
              f"--node-ip={settings.node_address}", f"--hostname-override={settings.name}"],
             http("127.0.0.1:10248", "/healthz"),
+            {"PATH": f"{folder}/programs:{os.environ.get('PATH', os.defpath)}"},
         ),
         Component(
             "kube-proxy",

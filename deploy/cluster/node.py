@@ -184,7 +184,7 @@ def answers(address: str, path: str, authority: str | None) -> bool:
         return 200 <= connection.getresponse().status < 300
 
 
-def enter(name: str) -> None:
+def enter(name: str, folder: Path) -> None:
     """The node's own view: mounts that stay in this namespace, a /run and a /var/log of its own, forwarding."""
     for arguments in (
         ("--make-rprivate", "/"),
@@ -192,6 +192,7 @@ def enter(name: str) -> None:
         ("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"),
         ("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/log"),
         ("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/lib/cni"),
+        ("--bind", str(folder / "passwd"), "/etc/passwd"),
     ):
         subprocess.run(["mount", *arguments], check=True, timeout=10)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
@@ -203,7 +204,7 @@ def main() -> None:
     """Makes the node's view, then serves."""
     folder = Path(sys.argv[1])
     document = json.loads((folder / "components.json").read_text("utf-8"))
-    enter(document["name"])
+    enter(document["name"], folder)
     os.umask(0o022)
     asyncio.run(Node(folder, document["components"]).serve())
 
