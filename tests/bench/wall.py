@@ -1,6 +1,7 @@
 """One trivial action against a script of bare kubectl, one after the other: what a person waits for.
 
-An observer of the benchmark's own watches the pods: what the agent adds is the time between what others see.
+An observer of the benchmark's own watches the pods: what the agent adds is the time between what others see. Beside it
+stands where the agent itself says that the time went, from its metrics.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.bench import bare
 from tests.bench.desk import desk
 from tests.bench.observer import Observer
 from tests.bench.rows import Row, row
+from tests.bench.scripted.bed import free_port
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
@@ -26,15 +31,35 @@ SEED = 20261124
 
 async def measure(namespace: str) -> list[Row]:
     """Return the rows of one action at a time."""
+    port = free_port()
     async with desk(namespace) as there:
-        await there.agent()
+        await there.agent(http={"port": port})
         async with Observer(namespace) as seen:
             plain = await pairs(there, seen, files=False)
             files = await pairs(there, seen, files=True)
+        stages = await own_account(port)
     return [
         *plain.rows("one action without files", 0.95),
         *files.rows("one action with a file", 1.0),
         *seen.rows(),
+        *stages,
+    ]
+
+
+async def own_account(port: int) -> list[Row]:
+    """Return the mean time of each phase as the agent counts it, over all actions of both kinds."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
+        text = await response.text()
+    family = next(
+        each for each in text_string_to_metric_families(text) if each.name == "sealci_agent_phase_duration_seconds"
+    )
+    totals: dict[str, dict[str, float]] = {}
+    for sample in family.samples:
+        totals.setdefault(sample.labels["phase"], {})[sample.name.rsplit("_", 1)[1]] = sample.value
+    return [
+        row(f"the agent's own account: {phase}, mean", "ms", [1000 * each["sum"] / each["count"]])
+        for phase, each in totals.items()
+        if each["count"]
     ]
 
 
