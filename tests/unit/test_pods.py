@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from tenacity import wait_none
 from agent.actions import Action, Key
 from agent.cluster import client as clients
 from agent.cluster import environment as environments
+from agent.cluster import exec as execs
 from agent.cluster.creation import create_pod
 from agent.cluster.environment import PodEnvironment
 from agent.cluster.names import SESSION
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
 from agent.errors import ActionFailed, Reason
-from agent.observations import Lost, Observation, Running, SetupFailed, Waiting
+from agent.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 from agent.settings import Settings
 from tests.fakes.api import HANG, FakeApi
 
@@ -205,6 +206,39 @@ async def test_a_pod_of_an_unanswered_create_is_looked_for_and_removed(api: Fake
         environment.uid = ""  # as if the answer had never come
         await environment.remove()
         assert api.pods == {}
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["by the agent", "by others"])
+async def test_only_what_others_told_to_end_waits_for_the_kubelets_word(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    async def done(*_: object, **__: object) -> None: ...
+
+    monkeypatch.setattr(execs, "run", done)
+    async with pods(api) as here:
+        environment = here.environment(ACTION)
+        await environment.create()
+        name, nonce = environment.plan.name, environment.plan.nonce
+        await api.status(name, phase="Running", containerStatuses=RUNNING)
+        assert await observed(environment, Running) == Running()
+        if ours:
+            assert await environment.interrupt(1.0)
+        told = {"exitCode": 143, "message": f"sealci {nonce} started 1\nsealci {nonce} told_to_end 143\n"}
+        ended = {"name": "action", "state": {"terminated": told}}
+        await api.status(name, phase="Running", containerStatuses=[RUNNING[0], ended])
+        # The watch may still have told of it only before.
+        seen = [each async for each in until_news(environment)]
+        assert isinstance(seen[-1], Exited if ours else Running)
+        await environment.remove()
+
+
+async def until_news(environment: PodEnvironment) -> AsyncIterator[Observation]:
+    """Yield observations until one is not plain running."""
+    async with aclosing(environment.observations()) as observations:
+        async for seen in observations:
+            yield seen
+            if seen != Running():
+                return
 
 
 async def test_what_does_not_go_is_forced(api: FakeApi) -> None:
