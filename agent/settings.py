@@ -30,8 +30,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from agent.errors import SettingsError
-from agent.quantities import quantity, seconds
+from agent.domain.errors import SettingsError
+from agent.domain.quantities import quantity, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.cluster import annotation, names
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agent.actions import Action, ArtifactRules, Key, When
 from agent.cluster import names
+from agent.domain.actions import Action, ArtifactRules, Key, When
 
 Object = dict[str, Any]
 

@@ -15,10 +15,10 @@ from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.actions import FileData, FileEnd, FileStart
 from agent.cluster.collector import MANIFEST_TYPE
 from agent.cluster.inventory import Manifest, ManifestReader
 from agent.cluster.tarheader import ArchiveError, checked_name, parse_header, parse_pax
+from agent.domain.actions import FileData, FileEnd, FileStart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,13 +29,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from agent.cluster.bucket import TokenBucket
 from agent.cluster.bucket import rank as rank_of
-from agent.errors import ClusterError, Reason, SettingsError
+from agent.domain.errors import ClusterError, Reason, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
-    from agent.metrics import Metrics
     from agent.settings import ClusterSettings
+    from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)

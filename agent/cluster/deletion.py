@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from agent.cluster.client import Client

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.errors import Reason
+from agent.domain.errors import Reason
 
 Object = dict[str, Any]
 

@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from agent.cluster import probe, rights
-from agent.errors import ClusterError
-from agent.findings import Finding, Verdict, failed, ok, skipped, warning
-from agent.quantities import quantity
+from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
+from agent.domain.errors import ClusterError
+from agent.domain.quantities import quantity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

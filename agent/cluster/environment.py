@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.actions import Result
 from agent.cluster import exec as execs
 from agent.cluster import files, logbody, logs, manifest, setuplog, supervisor
 from agent.cluster.archive import Limits as ArchiveLimits
@@ -26,15 +25,16 @@ from agent.cluster.markers import MarkerReader
 from agent.cluster.status import classify
 from agent.cluster.timeline import Timeline
 from agent.cluster.waiting import History, Intent, container
-from agent.errors import ActionFailed, ClusterError, Stage
-from agent.observations import FINAL, Lost, SetupFailed
+from agent.domain.actions import Result
+from agent.domain.errors import ActionFailed, ClusterError, Stage
+from agent.domain.observations import FINAL, Lost, SetupFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.actions import ArtifactRules, Cursor, FilePart, Outcome
     from agent.cluster.pods import Pods
-    from agent.observations import Collected, LogGap, LogLost, LogPiece, Observation
+    from agent.domain.actions import ArtifactRules, Cursor, FilePart, Outcome
+    from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Observation
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)

@@ -20,7 +20,7 @@ import aiohttp
 from kubernetes.aio.stream.ws_client import ERROR_CHANNEL, RESIZE_CHANNEL, STDERR_CHANNEL, STDIN_CHANNEL, STDOUT_CHANNEL
 
 from agent.cluster.client import whole_seconds
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

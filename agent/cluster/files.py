@@ -13,18 +13,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from agent.actions import ArtifactSummary
 from agent.cluster import payload
 from agent.cluster.archive import ArchiveReader, End
 from agent.cluster.exec import ExecError
 from agent.cluster.inventory import Manifest
 from agent.cluster.tarheader import ArchiveError
-from agent.errors import ClusterError
-from agent.observations import Collected
+from agent.domain.actions import ArtifactSummary
+from agent.domain.errors import ClusterError
+from agent.domain.observations import Collected
 
 if TYPE_CHECKING:
-    from agent.actions import ArtifactRules, FilePart
     from agent.cluster.archive import Limits
+    from agent.domain.actions import ArtifactRules, FilePart
 
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
 # At the end of the time no file is begun any more, so that the one that was begun can come to its end.

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 
-from agent.actions import LeftOut
 from agent.cluster.tarheader import ArchiveError
+from agent.domain.actions import LeftOut
 
 MAX_LINE = 64 * 1024
 MAX_LINES = 2000

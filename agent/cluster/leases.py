@@ -19,7 +19,7 @@ import structlog
 
 from agent.cluster import names
 from agent.cluster.reflector import Reflector
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

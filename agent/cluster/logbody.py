@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from agent.cluster.loglines import whole_second
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
-    from agent.actions import Cursor
     from agent.cluster.client import Client
+    from agent.domain.actions import Cursor
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ import structlog
 
 from agent.cluster.logbody import Body, Target
 from agent.cluster.loglines import LONGEST_PREFIX, PREFIX, START, Hole, nanoseconds
-from agent.errors import ClusterError
-from agent.observations import LogGap
+from agent.domain.errors import ClusterError
+from agent.domain.observations import LogGap
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from agent.actions import Cursor
     from agent.cluster.client import Client
+    from agent.domain.actions import Cursor
 
 log = structlog.get_logger(__name__)
 

@@ -19,8 +19,8 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from agent.actions import Cursor
-from agent.observations import LogGap, LogPiece
+from agent.domain.actions import Cursor
+from agent.domain.observations import LogGap, LogPiece
 
 # Nanoseconds have a fixed width in the kubelet's answers, older ones and other runtimes write fewer digits.
 PREFIX = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")

@@ -28,14 +28,14 @@ import structlog
 from agent.cluster.logbody import Body, Target, stop
 from agent.cluster.logfile import NODE_LIMIT, NodeFile
 from agent.cluster.loglines import Hole, LineReader
-from agent.errors import ClusterError
-from agent.observations import LogGap, LogLost, LogPiece
+from agent.domain.errors import ClusterError
+from agent.domain.observations import LogGap, LogLost, LogPiece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from agent.actions import Cursor
     from agent.cluster.client import Client
+    from agent.domain.actions import Cursor
 
 log = structlog.get_logger(__name__)
 

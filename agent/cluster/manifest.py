@@ -12,13 +12,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.actions import When
 from agent.cluster import annotation, names, supervisor
 from agent.cluster.files import holder_command
 from agent.cluster.merge import merged
+from agent.domain.actions import When
 
 if TYPE_CHECKING:
-    from agent.actions import Action
+    from agent.domain.actions import Action
     from agent.settings import Settings
 
 Object = dict[str, Any]

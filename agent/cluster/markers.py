@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from agent.observations import Marker, MarkerKind
+from agent.domain.observations import Marker, MarkerKind
 
 LEAD = b"\x1e"
 NONCE = re.compile(r"[0-9A-Za-z]{8,64}")

@@ -16,12 +16,12 @@ from agent.cluster.names import pod_name
 from agent.cluster.waiting import Limits
 
 if TYPE_CHECKING:
-    from agent.actions import Action
     from agent.cluster.client import Client
     from agent.cluster.watch import PodWatch
     from agent.cluster.workbench import Workbench
-    from agent.metrics import Metrics
+    from agent.domain.actions import Action
     from agent.settings import Settings
+    from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 

@@ -13,20 +13,20 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.actions import Action, ArtifactRules, Cursor, Key, Resources, When
 from agent.cluster.features import user_namespaces
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
-from agent.errors import ActionFailed, ClusterError, Reason
-from agent.findings import Finding, failed, ok, skipped, warning
-from agent.observations import FINAL, Collected, Exited, LogLost, LogPiece, Lost, SetupFailed
+from agent.domain.actions import Action, ArtifactRules, Cursor, Key, Resources, When
+from agent.domain.check_result import Finding, failed, ok, skipped, warning
+from agent.domain.errors import ActionFailed, ClusterError, Reason
+from agent.domain.observations import FINAL, Collected, Exited, LogLost, LogPiece, Lost, SetupFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from agent.cluster.client import Client
     from agent.cluster.environment import PodEnvironment
-    from agent.observations import Observation
+    from agent.domain.observations import Observation
     from agent.settings import Settings
 
 CREATED, LOGGED, COPIED, NAMESPACED, DELETED = (

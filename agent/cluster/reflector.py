@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import structlog
 
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.cluster.client import Client
-    from agent.metrics import Metrics
+    from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import ClusterError
-from agent.findings import Finding, failed, ok
+from agent.domain.check_result import Finding, failed, ok
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

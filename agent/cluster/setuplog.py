@@ -14,14 +14,14 @@ import structlog
 
 from agent.cluster.supervisor import RECORD
 from agent.cluster.waiting import STARTING
-from agent.errors import ClusterError, Reason
-from agent.observations import Lost, SetupFailed, Waiting
+from agent.domain.errors import ClusterError, Reason
+from agent.domain.observations import Lost, SetupFailed, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.client import Client
-    from agent.observations import Observation
+    from agent.domain.observations import Observation
 
 Object = dict[str, Any]
 log = structlog.get_logger(__name__)

@@ -25,8 +25,8 @@ from agent.cluster.waiting import (
     waiting,
 )
 from agent.cluster.workspace import READY as FILES_READY
-from agent.errors import Reason
-from agent.observations import Exited, Lost, Observation, Running, SetupFailed
+from agent.domain.errors import Reason
+from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed
 
 if TYPE_CHECKING:
     from agent.cluster.disruption import Disruption

@@ -18,7 +18,7 @@ import structlog
 from agent.cluster import annotation, names
 from agent.cluster.deletion import delete_pod
 from agent.cluster.disruption import moment
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.cluster.collector import MAX_NAME
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 
 
 class ArchiveError(AgentError):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cluster.disruption import moment
 from agent.cluster.manifest import REPOSITORY
-from agent.observations import Waiting
+from agent.domain.observations import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent.metrics import Metrics
-    from agent.observations import Observation
+    from agent.domain.observations import Observation
+    from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.cluster.manifest import ACTION, FILES, REPOSITORY
-from agent.errors import Reason
-from agent.observations import Observation, SetupFailed, Waiting
+from agent.domain.errors import Reason
+from agent.domain.observations import Observation, SetupFailed, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.client import Client
-    from agent.metrics import Metrics
+    from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 

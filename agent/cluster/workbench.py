@@ -10,21 +10,21 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.actions import Result
 from agent.cluster import files, payload, setuplog, terminal
 from agent.cluster.exec import ExecStream
 from agent.cluster.manifest import READY
 from agent.cluster.waiting import container, runs
-from agent.errors import ActionFailed, ClusterError, Reason, Stage
+from agent.domain.actions import Result
+from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from agent.actions import Outcome
     from agent.cluster.client import Client
     from agent.cluster.exec import Target
+    from agent.domain.actions import Outcome
 
 Object = dict[str, Any]
 

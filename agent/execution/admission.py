@@ -9,13 +9,13 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from agent.errors import ActionFailed, Reason, Stage
-from agent.quantities import quantity
+from agent.domain.errors import ActionFailed, Reason, Stage
+from agent.domain.quantities import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.actions import Action, Resources
+    from agent.domain.actions import Action, Resources
     from agent.settings import PolicySettings
 
 MAX_COMMAND = 128 * 1024 - 1

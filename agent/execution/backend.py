@@ -2,7 +2,7 @@
 
 The order of a life: `environment` (no I/O) -> `create` -> `observations` and `log` side by side -> `files` -> `remove`.
 `remove` is always called, also when `create` failed half way. `cluster.environment` implements this on Kubernetes, the
-flow tests in memory. Every method may be cancelled at any await; none raises anything but `agent.errors` and
+flow tests in memory. Every method may be cancelled at any await; none raises anything but `agent.domain.errors` and
 `CancelledError`.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.actions import Action, ArtifactRules, Cursor, FilePart, Outcome
-    from agent.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
+    from agent.domain.actions import Action, ArtifactRules, Cursor, FilePart, Outcome
+    from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
 
 
 class MarkerReader(Protocol):

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Outcome, Result
-from agent.errors import ActionFailed, Reason, Stage
+from agent.domain.actions import Outcome, Result
+from agent.domain.errors import ActionFailed, Reason, Stage
+from agent.domain.observations import FINAL, Exited, Lost, SetupFailed
 from agent.execution.logs import send_log
 from agent.execution.session import End, Wish, ended, first_of
-from agent.observations import FINAL, Exited, Lost, SetupFailed
 
 if TYPE_CHECKING:
+    from agent.domain.observations import Observation
     from agent.execution.backend import Environment
     from agent.execution.session import Session
-    from agent.observations import Observation
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from agent.actions import FileData, FileEnd, Result, When
-from agent.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
-from agent.observations import Collected
+from agent.domain.actions import FileData, FileEnd, Result, When
+from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
+from agent.domain.observations import Collected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import ArtifactRules, ArtifactSummary, FilePart, Outcome
+    from agent.domain.actions import ArtifactRules, ArtifactSummary, FilePart, Outcome
     from agent.execution.backend import Environment
     from agent.execution.session import End, Session
     from agent.settings import Settings

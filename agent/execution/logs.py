@@ -10,13 +10,13 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.actions import CommandFinished, CommandStarted
+from agent.domain.actions import CommandFinished, CommandStarted
+from agent.domain.observations import LogGap, LogLost, MarkerKind
 from agent.execution.logstream import Limits, LogStream, MarkerSeen
 from agent.execution.masking import Masker
-from agent.observations import LogGap, LogLost, MarkerKind
 
 if TYPE_CHECKING:
-    from agent.actions import Cursor, LogChunk
+    from agent.domain.actions import Cursor, LogChunk
     from agent.execution.backend import Environment
     from agent.execution.session import Session
     from agent.settings import Settings

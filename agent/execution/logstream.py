@@ -16,15 +16,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.actions import Cursor, LogChunk
-from agent.observations import Marker, MarkerKind
+from agent.domain.actions import Cursor, LogChunk
+from agent.domain.observations import Marker, MarkerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from agent.domain.observations import LogGap, LogPiece
     from agent.execution.backend import MarkerReader
     from agent.execution.masking import Masker
-    from agent.observations import LogGap, LogPiece
 
 CHUNK = 64 * 1024
 # Smaller than any marker (its nonce alone is longer), so that a slice completes one at most.

@@ -10,20 +10,20 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from agent.actions import Source
-from agent.errors import ActionFailed, Stage
+from agent.domain.actions import Source
+from agent.domain.errors import ActionFailed, Stage
+from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.commands import lost, run_commands
 from agent.execution.files import collect
 from agent.execution.session import Interrupted
-from agent.observations import Exited, Lost, Running, SetupFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.actions import Outcome, Resume
+    from agent.domain.actions import Outcome, Resume
+    from agent.domain.observations import Observation
     from agent.execution.backend import Backend, Environment
     from agent.execution.session import Session
-    from agent.observations import Observation
     from agent.settings import Settings
 
     Beginning = Callable[[Session, Environment], Awaitable[None]]

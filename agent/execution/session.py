@@ -14,25 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from agent.actions import (
-    Accepted,
-    Cursor,
-    Finished,
-    LogChunk,
-    Outcome,
-    Result,
-    Source,
-    StageChanged,
-)
-from agent.errors import Reason, Stage
+from agent.domain.actions import Accepted, Cursor, Finished, LogChunk, Outcome, Result, Source, StageChanged
+from agent.domain.errors import Reason, Stage
 from agent.execution.masking import Masker
-from agent.traces import Trace
+from agent.telemetry.traces import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from agent.actions import Action, Cancel, Event, Resume
-    from agent.errors import ActionFailed
+    from agent.domain.actions import Action, Cancel, Event, Resume
+    from agent.domain.errors import ActionFailed
     from agent.execution.backend import Environment
     from agent.execution.logstream import LogStream
     from agent.execution.sink import Outlet

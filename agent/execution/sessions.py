@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.actions import Accepted, Finished, LogChunk, Outcome, Rejected, Result, Source
-from agent.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain.actions import Accepted, Finished, LogChunk, Outcome, Rejected, Result, Source
+from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.execution.admission import admit
 from agent.execution.run import go_on, run_action
 from agent.execution.session import Session, Wish
-from agent.metrics import LIVES, fault
-from agent.traces import Traces
+from agent.telemetry.metrics import LIVES, fault
+from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from agent.actions import Action, Cancel, Event, Key, Resume
+    from agent.domain.actions import Action, Cancel, Event, Key, Resume
     from agent.execution.backend import Backend, Environment
     from agent.execution.sink import Sink
-    from agent.metrics import Metrics
     from agent.settings import Settings
+    from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

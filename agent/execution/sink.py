@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import Event, FilePart, Key
+    from agent.domain.actions import Event, FilePart, Key
 
 
 class Outlet(Protocol):

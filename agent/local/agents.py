@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Cancel, Cursor, Readiness, Resume
-from agent.errors import AgentError
+from agent.domain.actions import Cancel, Cursor, Readiness, Resume
+from agent.domain.errors import AgentError
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from agent.actions import Health, Key
+    from agent.domain.actions import Health, Key
     from agent.local.book import Entry
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Outcome, Result
-from agent.errors import AgentError, Reason, Stage
+from agent.domain.actions import Outcome, Result
+from agent.domain.errors import AgentError, Reason, Stage
 from agent.local import events, pipeline
 from agent.local.document import FileWrong
 from agent.local.events import ActionEnded, ActionPlan, Ended, FileStored, PipelineEvent, Submitted
@@ -26,7 +26,7 @@ from agent.local.store import KEPT_PIPELINES, Change, Store, StoredPipeline, Sto
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from agent.actions import Key
+    from agent.domain.actions import Key
     from agent.local.agents import AgentStream
     from agent.local.events import Happening
     from agent.local.pipeline import Pipeline, PipelineAction

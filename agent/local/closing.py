@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from agent.actions import Result
-from agent.errors import Reason, Stage
+from agent.domain.actions import Result
+from agent.domain.errors import Reason, Stage
 from agent.local.figures import RESULT_COLOURS, amount, count, duration, rate, readable
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
-from agent import actions
+from agent.domain import actions
 from agent.local import closing, events
 from agent.local.figures import readable
 from agent.local.live import LiveView

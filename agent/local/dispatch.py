@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import Cancel, Outcome, Readiness, Rejected, Result, SessionState
-from agent.errors import Reason, Rejection, Stage
+from agent.domain.actions import Cancel, Outcome, Readiness, Rejected, Result, SessionState
+from agent.domain.errors import Reason, Rejection, Stage
 from agent.local.agents import AgentStream, OutOfOrder, least_loaded
 from agent.local.events import Started
 from agent.local.progress import State, advance
@@ -26,7 +26,7 @@ from agent.scheduler.wire import agent_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agent.actions import Event, Health, Key
+    from agent.domain.actions import Event, Health, Key
     from agent.local.book import Book, Entry
     from agent.local.pipeline import Pipeline
 

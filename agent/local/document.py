@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,15 +1,15 @@
 """What happens in a pipeline, as the people who watch it see it.
 
 The scheduler numbers these without gaps, keeps them, and tells them to any number of watchers. What comes from an agent
-stays the value it is in `agent.actions`; the rest, which only a scheduler knows, is here.
+stays the value it is in `agent.domain.actions`; the rest, which only a scheduler knows, is here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent import actions
-from agent.actions import Outcome
+from agent.domain import actions
+from agent.domain.actions import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 from agent.local import messages
 from agent.local.report import Report
 

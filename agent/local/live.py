@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from agent.actions import Result, Source
-from agent.errors import Stage
+from agent.domain.actions import Result, Source
+from agent.domain.errors import Stage
 from agent.local import closing, events
 from agent.local.figures import RESULT_COLOURS, amount, count, duration, rate, readable
 from agent.local.lines import Lines

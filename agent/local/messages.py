@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent import actions
-from agent.actions import Cursor, Outcome, Result, Source
-from agent.errors import Reason, Stage
+from agent.domain import actions
+from agent.domain.actions import Cursor, Outcome, Result, Source
+from agent.domain.errors import Reason, Stage
 from agent.local import events
 from agent.local.wire import local_pb2 as wire
 

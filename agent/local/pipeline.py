@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from agent.actions import Action, ArtifactRules, Repository, Resources, When
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources, When
+from agent.domain.quantities import quantity, seconds
 from agent.local.document import FileWrong, Value, compose, guess
-from agent.quantities import quantity, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from agent.actions import Key
+    from agent.domain.actions import Key
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
-from agent import actions
-from agent.actions import Source
-from agent.errors import Stage
+from agent.domain import actions
+from agent.domain.actions import Source
+from agent.domain.errors import Stage
 from agent.local import closing, events
 from agent.local.figures import amount
 from agent.local.lines import Lines

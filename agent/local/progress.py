@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from agent import actions
-from agent.actions import Key, Outcome
-from agent.errors import Stage
+from agent.domain import actions
+from agent.domain.actions import Key, Outcome
+from agent.domain.errors import Stage
 from agent.local import events
 
 if TYPE_CHECKING:
-    from agent.actions import Event
+    from agent.domain.actions import Event
     from agent.local.events import Happening
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from agent import actions
-from agent.actions import Outcome, Result, Source
+from agent.domain import actions
+from agent.domain.actions import Outcome, Result, Source
 from agent.local import events
 from agent.local.lines import Lines
 
 if TYPE_CHECKING:
-    from agent.errors import Stage
+    from agent.domain.errors import Stage
     from agent.local.events import PipelineEvent
 
 TAIL = 20

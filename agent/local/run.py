@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
-from agent.errors import AgentError, SettingsError
+from agent.domain.errors import AgentError, SettingsError
 from agent.local import summary
 from agent.local.console import open_view
 from agent.local.dispatch import Rules

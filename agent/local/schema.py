@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.errors import Stage
+from agent.domain.errors import Stage
 from agent.local import messages
 from agent.local.events import LogText
 from agent.local.progress import Progress, State

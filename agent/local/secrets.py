@@ -11,7 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 from agent.local.pipeline import VARIABLE
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from rich.tree import Tree
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 from agent.local.document import guess
 from agent.local.figures import count
 from agent.local.pipeline import VARIABLE

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from agent.actions import Key
-from agent.errors import ActionFailed, AgentError
+from agent.domain.actions import Key
+from agent.domain.errors import ActionFailed, AgentError
 from agent.local import pipeline
 from agent.local.agents import AgentStream, OutOfOrder
 from agent.local.book import NotCurrent, PipelineExists, PipelineUnknown

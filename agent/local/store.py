@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 from agent.local import logfiles, schema
 from agent.local.events import FileStored, LogText
 from agent.local.uploads import Place

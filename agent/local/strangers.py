@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from agent.actions import Key, SessionState
+    from agent.domain.actions import Key, SessionState
     from agent.local.agents import AgentStream
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import grpc
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 from agent.local.console import open_view
 from agent.local.following import Follower, Interruptions, OutputClosed, end, say
 from agent.local.report import ExitCode

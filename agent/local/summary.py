@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from agent.actions import Result
-from agent.errors import AgentError, Stage
+from agent.domain.actions import Result
+from agent.domain.errors import AgentError, Stage
 from agent.local import closing
 from agent.local.figures import amount, count, duration, readable
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pathspec
 
-from agent.errors import AgentError
+from agent.domain.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.actions import FileData, FileEnd, FilePart, FileStart
-from agent.errors import AgentError
+from agent.domain.actions import FileData, FileEnd, FilePart, FileStart
+from agent.domain.errors import AgentError
 from agent.local.events import FileStored
 from agent.local.view import Transfer
 from agent.scheduler.translate import UploadEnd

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.errors import Refused, SchedulerError
+from agent.domain.errors import Refused, SchedulerError
 from agent.scheduler import translate
 from agent.scheduler.dial import Broken, Dialed, metadata
 from agent.scheduler.receive import Handlers, Receiver
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from google.protobuf.duration_pb2 import Duration
 
-    from agent.actions import FilePart, Key
-    from agent.metrics import Metrics
+    from agent.domain.actions import FilePart, Key
     from agent.scheduler.health import HealthReporter
     from agent.scheduler.outbox import Outbox
     from agent.settings import AgentSection, SchedulerSettings
+    from agent.telemetry.metrics import Metrics
 
 __all__ = ["Backoff", "Connection", "Handlers", "Identity"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc import aio
 
-from agent.errors import Refused, SchedulerError
+from agent.domain.errors import Refused, SchedulerError
 from agent.scheduler.wire import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:

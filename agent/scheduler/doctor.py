@@ -12,9 +12,9 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from agent.actions import Health, Readiness
-from agent.errors import Refused, SchedulerError
-from agent.findings import Finding, Verdict, failed, ok, skipped, warning
+from agent.domain.actions import Health, Readiness
+from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
+from agent.domain.errors import Refused, SchedulerError
 from agent.scheduler.connection import Identity
 from agent.scheduler.dial import Broken, Dialed, metadata
 from agent.scheduler.health import HealthReporter
@@ -25,8 +25,8 @@ from agent.scheduler.wire import agent_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from agent.metrics import Metrics
     from agent.settings import SchedulerSettings, Settings, Tls
+    from agent.telemetry.metrics import Metrics
 
 ADDRESS, TLS, TOKEN, REGISTRATION = (f"scheduler: {what}" for what in ("address", "TLS", "token", "registration"))
 CONNECT_SECONDS = 10.0

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import LogChunk, SessionState, Source
-from agent.errors import SchedulerError
+from agent.domain.actions import LogChunk, SessionState, Source
+from agent.domain.errors import SchedulerError
 from agent.scheduler.outlet import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from agent.actions import Event, FilePart, Key, Resume
-    from agent.metrics import Metrics
+    from agent.domain.actions import Event, FilePart, Key, Resume
+    from agent.telemetry.metrics import Metrics
 
     Uploader = Callable[[Key, AsyncIterator[FilePart]], Coroutine[object, object, None]]
 

@@ -12,13 +12,13 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from agent.actions import LogChunk, SessionState
+from agent.domain.actions import LogChunk, SessionState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import Event, FilePart, Key
-    from agent.metrics import Metrics
+    from agent.domain.actions import Event, FilePart, Key
+    from agent.telemetry.metrics import Metrics
 
 MAX_JOINED = 64 << 10
 OVERHEAD = 256

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from agent.errors import ActionFailed
+from agent.domain.errors import ActionFailed
 from agent.scheduler import translate
 
 if TYPE_CHECKING:
-    from agent.actions import Action, Cancel, Key, Resume
-    from agent.metrics import Metrics
+    from agent.domain.actions import Action, Cancel, Key, Resume
     from agent.scheduler.outbox import Outbox
     from agent.scheduler.wire import agent_pb2 as wire
+    from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 from grpc import aio
 
-from agent.actions import SessionState
-from agent.errors import Refused, SchedulerError
+from agent.domain.actions import SessionState
+from agent.domain.errors import Refused, SchedulerError
 from agent.scheduler import translate
 from agent.scheduler.dial import Broken, explain
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
-    from agent.metrics import Metrics
     from agent.scheduler.health import HealthReporter
     from agent.scheduler.outbox import Outbox, Outgoing
     from agent.scheduler.receive import Receiver
     from agent.scheduler.rotation import Rotation
     from agent.settings import SchedulerSettings
+    from agent.telemetry.metrics import Metrics
 
     Call = aio.StreamStreamCall[wire.AgentMessage, wire.SchedulerMessage]
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
-from agent.actions import FileData, FileEnd, FileStart
-from agent.errors import SchedulerError
+from agent.domain.actions import FileData, FileEnd, FileStart
+from agent.domain.errors import SchedulerError
 from agent.scheduler.translate import UploadEnd, part_message, upload_header_message
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from agent.actions import FilePart, Key
+    from agent.domain.actions import FilePart, Key
     from agent.scheduler.wire.agent_pb2_grpc import SchedulerAsyncStub
 
     UploadCall = aio.StreamUnaryCall[wire.ArtifactChunk, wire.UploadReceipt]

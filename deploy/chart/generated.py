@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
-from agent import quantities
+from agent.domain import quantities
 from agent.settings import Settings, size
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from agent.cluster.client import Client
-from agent.metrics import Metrics
 from agent.settings import ClusterSettings
+from agent.telemetry.metrics import Metrics
 from tests.bench.rows import Row, percentile, row
 from tests.e2e import kube
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from agent.app.doctor import examine
 from agent.cluster import probe
 from agent.cluster.rights import LEASE_RIGHTS, RIGHTS, Right
-from agent.doctor import examine
-from agent.findings import Finding, Verdict
+from agent.domain.check_result import Finding, Verdict
 from agent.settings import Settings, load
 from tests.e2e import kube
 from tests.e2e.lab import COMMAND, start_scheduler, until

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     ArtifactSummary,
     CommandFinished,
@@ -31,7 +31,7 @@ from agent.actions import (
     SessionState,
     StageChanged,
 )
-from agent.errors import Reason, Stage
+from agent.domain.errors import Reason, Stage
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 from agent.scheduler.wire import agent_pb2_grpc
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from types import TracebackType
 
-    from agent.actions import Event
+    from agent.domain.actions import Event
 
 SUCCESS = Outcome(Result.SUCCEEDED, Stage.COMMANDS, exit_code=0, command=1)
 FAILURE = Outcome(

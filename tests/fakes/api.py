@@ -18,8 +18,8 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.client import Client
-from agent.metrics import Metrics
 from agent.settings import ClusterSettings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart, Result
 from agent.cluster.markers import MarkerReader
-from agent.errors import Reason
-from agent.observations import (
+from agent.domain.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart, Result
+from agent.domain.errors import Reason
+from agent.domain.observations import (
     FINAL,
     Collected,
     Exited,
@@ -29,7 +29,7 @@ from agent.observations import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from agent.actions import Action, ArtifactRules, FilePart, Outcome
+    from agent.domain.actions import Action, ArtifactRules, FilePart, Outcome
 
 NONCE = "0123456789abcdef"
 

@@ -22,7 +22,7 @@ from agent.scheduler.wire import agent_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from agent.actions import Key
+    from agent.domain.actions import Key
 
 OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10),

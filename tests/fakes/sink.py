@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from agent.actions import ArtifactSummary, CommandStarted, Finished, LogChunk, StageChanged
+from agent.domain.actions import ArtifactSummary, CommandStarted, Finished, LogChunk, StageChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import Event, FilePart, Key, Outcome
-    from agent.errors import Stage
+    from agent.domain.actions import Event, FilePart, Key, Outcome
+    from agent.domain.errors import Stage
 
 
 class RecordingSink:

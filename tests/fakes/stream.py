@@ -6,17 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.actions import Action, Cancel, Health, Key, Readiness, Resume
-from agent.metrics import Metrics
+from agent.domain.actions import Action, Cancel, Health, Key, Readiness, Resume
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
 from agent.settings import AgentSection, SchedulerSettings, Tls
+from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from agent.errors import ActionFailed
+    from agent.domain.errors import ActionFailed
     from agent.scheduler.wire import agent_pb2 as wire
     from tests.fakes.scheduler import FakeScheduler
 

@@ -1,6 +1,6 @@
 """One cell of the API's matrix: one verb, one fault, one action, the whole agent in this process.
 
-A cell lives for one action. The agent is `agent.app.serve`, with all its parts, between a scripted API with a node
+A cell lives for one action. The agent is `app.agent.serve`, with all its parts, between a scripted API with a node
 behind it and a scheduler that notes every breach of the contract; what it logs is kept. The oracle looks at what others
 saw: the scheduler, the API, the metrics.
 """
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.testing import capture_logs
 
-from agent.actions import Action, ArtifactRules, Key, When
 from agent.cluster.client import Client
 from agent.cluster.names import pod_name
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
-from agent.metrics import Metrics
+from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
+from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
 from tests.faults.node import Cluster, Points, waiting
 from tests.flow.test_app import World
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.app import App
+    from agent.app.agent import App
     from agent.settings import Settings
 
 Object = dict[str, Any]

@@ -14,8 +14,8 @@ import random
 import signal
 from typing import TYPE_CHECKING, Any
 
-from agent.actions import CommandFinished, Finished, Readiness, StageChanged
-from agent.errors import Stage
+from agent.domain.actions import CommandFinished, Finished, Readiness, StageChanged
+from agent.domain.errors import Stage
 from agent.local import messages, pipeline
 from agent.local.dispatch import Rules
 from agent.local.events import ActionEnded
@@ -27,7 +27,7 @@ from tests.faults.node import Cluster, Points
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.actions import Event, Health, Key
+    from agent.domain.actions import Event, Health, Key
     from agent.local.agents import AgentStream
     from agent.local.book import Entry
     from agent.local.scheduler import Scheduler

@@ -97,7 +97,7 @@ class Nursery:
 
 def main() -> None:
     """Fork for each line, and tell of the ends of children, until the input ends."""
-    for module in ("agent.app", "agent.cli", "agent.local.scheduler"):
+    for module in ("agent.app.agent", "agent.cli.main", "agent.local.scheduler"):
         importlib.import_module(module)
 
     def reap(*_: object) -> None:
@@ -123,7 +123,7 @@ def main() -> None:
 
 def become(order: Object) -> None:
     """Run the command line in a forked process."""
-    import agent.cli
+    from agent.cli.main import main as command_line
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -134,7 +134,7 @@ def become(order: Object) -> None:
     sys.argv = ["sealci-agent", *order["arguments"]]
     code: Any = 1
     try:
-        agent.cli.main()
+        command_line()
         code = 0
     except SystemExit as left:
         code = left.code or 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_random_exponential
 
-from agent import app as apps
+from agent.app import agent as apps
 from agent.cluster import adoption, client, logs, reflector
 from agent.execution import commands, files
 from agent.scheduler.wire import agent_pb2 as wire

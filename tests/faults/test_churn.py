@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.actions import Source
+from agent.domain.actions import Source
 from agent.local import events, messages
 from agent.local.wire import local_pb2 as wire
 from agent.local.wire import local_pb2_grpc
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from agent.actions import Outcome
+    from agent.domain.actions import Outcome
     from agent.local.events import PipelineEvent
     from tests.faults.storm import Measure, Replica
 

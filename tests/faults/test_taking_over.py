@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent import app as apps
-from agent.actions import Action, ArtifactRules, Cancel, Key, When
+from agent.app import agent as apps
 from agent.cluster import names
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
-from agent.errors import ActionFailed
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
+from agent.domain.errors import ActionFailed
 from agent.execution import commands
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
@@ -24,7 +24,7 @@ from tests.flow.test_app import World
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.app import App
+    from agent.app.agent import App
 
 Object = dict[str, Any]
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from agent import app as apps
-from agent.actions import Action, ArtifactRules, Cancel, Key, When
-from agent.app import App, serve
+from agent.app import agent as apps
+from agent.app.agent import App, serve
 from agent.cluster.names import SESSION
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.execution import commands
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from agent.actions import Health, Readiness
-from agent.errors import Reason
+from agent.domain.actions import Health, Readiness
+from agent.domain.errors import Reason
+from agent.domain.observations import SetupFailed
 from agent.execution.sessions import Sessions
-from agent.metrics import Metrics
-from agent.observations import SetupFailed
 from agent.scheduler.classic.call import Call
 from agent.scheduler.classic.link import Classic
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.wire.classic import actions_pb2
 from agent.settings import Settings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
 from tests.fakes.cluster import FakeBackend, Script
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.actions import Action, Cancel
+    from agent.domain.actions import Action, Cancel
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0

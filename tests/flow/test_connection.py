@@ -15,7 +15,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     Action,
     ArtifactSummary,
@@ -30,7 +30,7 @@ from agent.actions import (
     Result,
     StageChanged,
 )
-from agent.errors import Reason, Refused, Stage
+from agent.domain.errors import Reason, Refused, Stage
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     CommandStarted,
     Cursor,
@@ -25,7 +25,7 @@ from agent.actions import (
     Resume,
     Source,
 )
-from agent.errors import SchedulerError, Stage
+from agent.domain.errors import SchedulerError, Stage
 from agent.scheduler import translate
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler

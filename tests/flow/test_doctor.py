@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from agent.doctor import report
-from agent.findings import Finding, Verdict, failed, ok, skipped, warning
-from agent.metrics import Metrics
+from agent.app.doctor import report
+from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
 from agent.scheduler import doctor
 from agent.scheduler.wire import agent_pb2 as wire
 from agent.settings import AgentSection, SchedulerSettings, Settings, Tls
+from agent.telemetry.metrics import Metrics
 from tests.fakes.certificates import Certificates, made, signed
 from tests.fakes.scheduler import FakeScheduler
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent import app as apps
-from agent.actions import Cancel
+from agent.app import agent as apps
+from agent.domain.actions import Cancel
 from agent.execution import commands
 from agent.scheduler.wire import agent_pb2 as wire
 from tests.flow.test_app import ACTION, World

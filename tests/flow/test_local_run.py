@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import ArtifactSummary, Finished, Outcome, Readiness, Result
-from agent.errors import AgentError, Reason, Stage
+from agent.domain.actions import ArtifactSummary, Finished, Outcome, Readiness, Result
+from agent.domain.errors import AgentError, Reason, Stage
 from agent.local import pipeline
 from agent.local.following import Interruptions
 from agent.local.report import ExitCode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     ArtifactSummary,
     Cursor,
@@ -23,7 +23,7 @@ from agent.actions import (
     SessionState,
     StageChanged,
 )
-from agent.errors import Reason, Rejection, Stage
+from agent.domain.errors import Reason, Rejection, Stage
 from agent.local import messages, pipeline
 from agent.local.dispatch import Rules
 from agent.local.events import ActionEnded, LogText, PipelineEvent

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from agent.actions import Action, Cancel, Health, Key, Readiness
+from agent.domain.actions import Action, Cancel, Health, Key, Readiness
 from agent.execution.sessions import Sessions
 from agent.local import pipeline
 from agent.local.scheduler import open_scheduler
 from agent.local.server import Access
 from agent.local.submit import Target, submit
-from agent.metrics import Metrics
 from agent.scheduler import rotation
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
 from agent.settings import Settings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.certificates import Certificates, Pair, authority, made, signed
 from tests.fakes.cluster import FakeBackend, Script
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.actions import Resume
-    from agent.errors import ActionFailed
+    from agent.domain.actions import Resume
+    from agent.domain.errors import ActionFailed
 
 DEADLINE = 30.0
 TEXT = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x], artifacts: none}\n"

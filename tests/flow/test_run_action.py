@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_none
 
-from agent.actions import Accepted, Action, ArtifactRules, Cancel, Key, LogChunk, Rejected, Result, Source, When
-from agent.errors import ActionFailed, ClusterError, Reason, Rejection, SchedulerError, Stage
+from agent.domain.actions import (
+    Accepted,
+    Action,
+    ArtifactRules,
+    Cancel,
+    Key,
+    LogChunk,
+    Rejected,
+    Result,
+    Source,
+    When,
+)
+from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, SchedulerError, Stage
+from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.execution import commands, files
 from agent.execution.sessions import Sessions
-from agent.metrics import Metrics
-from agent.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.settings import Settings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
 from tests.fakes.sink import RecordingSink
 

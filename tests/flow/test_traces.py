@@ -11,15 +11,15 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic import ValidationError
 
-from agent.actions import Action, Key
-from agent.app import tracing
-from agent.errors import Reason, SettingsError
+from agent.app.agent import tracing
+from agent.domain.actions import Action, Key
+from agent.domain.errors import Reason, SettingsError
+from agent.domain.observations import Exited, SetupFailed
 from agent.execution.sessions import Sessions
-from agent.metrics import Metrics
-from agent.observations import Exited, SetupFailed
-from agent.otel import OpenTelemetry
 from agent.settings import AgentSection, Settings, TracesSettings
-from agent.traces import Traces
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.otel import OpenTelemetry
+from agent.telemetry.traces import Traces
 from tests.fakes.cluster import FakeBackend, Script
 from tests.fakes.collector import Collector, attributes, collecting
 from tests.fakes.sink import RecordingSink
@@ -112,7 +112,7 @@ async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
 
 
 def test_what_is_missing_or_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "agent.otel", None)
+    monkeypatch.setitem(sys.modules, "agent.telemetry.otel", None)
     with pytest.raises(SettingsError, match=r"traces.endpoint: the extra `otel` is not installed"):
         tracing(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
     with pytest.raises(ValidationError):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent.actions import Action, Key, Repository, Resources
-from agent.errors import ActionFailed, Reason, Stage
+from agent.domain.actions import Action, Key, Repository, Resources
+from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.execution.admission import MAX_COMMAND, MAX_COMMANDS, MAX_VARIABLES, admit
 from agent.settings import PolicySettings
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.actions import Action, Key
 from agent.cluster import names
 from agent.cluster.adoption import Adoption
 from agent.cluster.environment import PodEnvironment
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
 from agent.cluster.watch import UNREAD, PodWatch
+from agent.domain.actions import Action, Key
 from agent.settings import Settings
 from tests.fakes.api import written
 from tests.fakes.shared_api import SharedApi

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.actions import Action, ArtifactRules, Key, When
 from agent.cluster import annotation, names
+from agent.domain.actions import Action, ArtifactRules, Key, When
 
 ACTION = Action(
     key=Key("any id / of any kind", 2, 1),

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.actions import FileData, FileEnd, FileStart, LeftOut
 from agent.cluster.archive import ArchiveReader, End, Item, Limits
 from agent.cluster.collector import MANIFEST_TYPE, header, padded, pax
 from agent.cluster.inventory import Manifest
 from agent.cluster.tarheader import ArchiveError, parse_header
+from agent.domain.actions import FileData, FileEnd, FileStart, LeftOut
 
 LIMITS = Limits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
 FILES = {b"a": b"data", b"empty": b"", "sub/ü\n".encode(): b"x" * 1300, b"n" * 300: b"y" * 512, b"\xff": b"\0" * 100}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import FileData, FileEnd, FilePart, FileStart
+from agent.domain.actions import FileData, FileEnd, FilePart, FileStart
 from agent.local.events import FileStored
 from agent.local.uploads import Upload, UploadRefused, checked_path
 from agent.scheduler.translate import UploadEnd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.errors import Refused
+from agent.domain.errors import Refused
 from agent.scheduler.connection import Backoff, Identity
 from agent.scheduler.dial import Broken
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import (
+from agent.domain.actions import (
     Action,
     FileData,
     FileEnd,
@@ -21,19 +21,19 @@ from agent.actions import (
     Readiness,
     Result,
 )
-from agent.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
-from agent.metrics import Metrics
+from agent.domain.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
 from agent.scheduler.classic.call import Call, exit_code
 from agent.scheduler.classic.files import STAGING, Folder, checked
 from agent.scheduler.classic.link import advertised, route
 from agent.scheduler.classic.registration import health_message
 from agent.settings import ClassicSettings, load
+from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.actions import FilePart
+    from agent.domain.actions import FilePart
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from tenacity import wait_none
 
 from agent.cluster import client as clients
 from agent.cluster.client import Client, rule, wait_as_told
-from agent.errors import ClusterError, Reason, SettingsError
-from agent.metrics import Metrics
+from agent.domain.errors import ClusterError, Reason, SettingsError
 from agent.settings import ClusterSettings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.api import HANG, FakeApi
 
 PATH = "/api/v1/namespaces/ci/pods"

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.actions import ArtifactRules, FileData, FileEnd, FileStart
 from agent.cluster import collector, files, workspace
 from agent.cluster.archive import ArchiveReader, Limits
 from agent.cluster.globs import compiled, first_folders
 from agent.cluster.inventory import Manifest
+from agent.domain.actions import ArtifactRules, FileData, FileEnd, FileStart
 
 LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     ArtifactSummary,
     CommandFinished,
@@ -21,7 +21,7 @@ from agent.actions import (
     Source,
     StageChanged,
 )
-from agent.errors import Reason, Stage
+from agent.domain.errors import Reason, Stage
 from agent.local.console import JsonView, open_view
 from agent.local.events import ActionEnded, ActionPlan, Ended, FileStored, LogText, PipelineEvent, Started, Submitted
 from agent.local.figures import amount, duration

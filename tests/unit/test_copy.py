@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, Key
-from agent.errors import ActionFailed, ClusterError, Reason
+from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, Key
+from agent.domain.errors import ActionFailed, ClusterError, Reason
+from agent.domain.observations import Collected
 from agent.execution.files import send_files
-from agent.observations import Collected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import FilePart
+    from agent.domain.actions import FilePart
 
 WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 

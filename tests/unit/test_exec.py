@@ -14,8 +14,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.client import Client
 from agent.cluster.exec import MAX_FRAME, MAX_STDERR, ExecDeadline, ExecError, ExecStream, Target, exit_code_of, run
-from agent.metrics import Metrics
 from agent.settings import ClusterSettings
+from agent.telemetry.metrics import Metrics
 
 Script = Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]
 

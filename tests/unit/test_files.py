@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, LeftOut
 from agent.cluster import files, payload
 from agent.cluster.archive import Limits
 from agent.cluster.exec import ExecDeadline, ExecError
-from agent.observations import Collected
+from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, LeftOut
+from agent.domain.observations import Collected
 
 LIMITS = Limits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from agent.actions import Health, Readiness
+from agent.domain.actions import Health, Readiness
 from agent.scheduler.health import HealthReporter
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAM = "import sys, agent.cli, agent.app; print(*{name.partition('.')[0] for name in sys.modules})"
+PROGRAM = "import sys, agent.cli.main, agent.app.agent; print(*{name.partition('.')[0] for name in sys.modules})"
 UNUSED = {"requests", "oauthlib", "urllib3", "websocket", "rich", "pygments", "opentelemetry", "sqlite3", "pathspec"}
 
 

@@ -10,9 +10,9 @@ import pytest
 from agent.cluster import leases as module
 from agent.cluster import names
 from agent.cluster.leases import Leases
-from agent.errors import ClusterError
-from agent.metrics import Metrics
+from agent.domain.errors import ClusterError
 from agent.settings import Settings
+from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 ME, OTHER = "uid-a.1", "uid-b.1"

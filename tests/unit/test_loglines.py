@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.actions import Cursor
 from agent.cluster.loglines import LineReader, nanoseconds, whole_second
-from agent.observations import LogGap, LogPiece
+from agent.domain.actions import Cursor
+from agent.domain.observations import LogGap, LogPiece
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 T0 = stamp(EPOCH)

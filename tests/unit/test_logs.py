@@ -14,13 +14,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
-from agent.actions import Cursor
 from agent.cluster.client import Client
 from agent.cluster.logbody import Body, Target
 from agent.cluster.logs import ContainerState, Patience, follow
-from agent.metrics import Metrics
-from agent.observations import LogGap, LogLost, LogPiece
+from agent.domain.actions import Cursor
+from agent.domain.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
+from agent.telemetry.metrics import Metrics
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 if TYPE_CHECKING:

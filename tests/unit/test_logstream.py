@@ -7,11 +7,11 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.actions import Cursor, LogChunk, Source
 from agent.cluster.loglines import Hole, LineReader, whole_second
+from agent.domain.actions import Cursor, LogChunk, Source
+from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
 from agent.execution.logstream import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
 from agent.execution.masking import Masker
-from agent.observations import LogGap, LogPiece, Marker, MarkerKind
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 BEGIN = b"\0<0123456789abcdef:"

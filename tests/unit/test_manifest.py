@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.cluster import manifest, names
 from agent.cluster.manifest import Plan
+from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.settings import Settings
 
 Object = dict[str, Any]

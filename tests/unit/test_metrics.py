@@ -8,11 +8,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.actions import Result
-from agent.errors import Reason, Rejection, Stage
-from agent.metrics import CODES, MESSAGES, REQUESTS, Metrics, fault
+from agent.domain.actions import Result
+from agent.domain.errors import Reason, Rejection, Stage
 from agent.scheduler.wire import agent_pb2 as wire
 from agent.settings import MetricsSettings
+from agent.telemetry.metrics import CODES, MESSAGES, REQUESTS, Metrics, fault
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

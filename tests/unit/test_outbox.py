@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.actions import CommandStarted, Cursor, Event, Key, LogChunk, Resume, SessionState, Source
-from agent.errors import SchedulerError
-from agent.metrics import Metrics
+from agent.domain.actions import CommandStarted, Cursor, Event, Key, LogChunk, Resume, SessionState, Source
+from agent.domain.errors import SchedulerError
 from agent.scheduler.outbox import Outbox, Outgoing
+from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from agent.scheduler.outlet import Outlet

@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from agent.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
 from agent.local.document import FileWrong
 from agent.local.pipeline import load, parse
 from agent.local.secrets import SecretMissing, find_secrets

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_none
 
-from agent.actions import Action, Key
 from agent.cluster import client as clients
 from agent.cluster import environment as environments
 from agent.cluster import exec as execs
@@ -20,8 +19,9 @@ from agent.cluster.environment import PodEnvironment
 from agent.cluster.names import SESSION
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
-from agent.errors import ActionFailed, Reason
-from agent.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
+from agent.domain.actions import Action, Key
+from agent.domain.errors import ActionFailed, Reason
+from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 from agent.settings import Settings
 from tests.fakes.api import HANG, FakeApi
 

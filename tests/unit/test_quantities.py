@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.quantities import quantity, seconds
+from agent.domain.quantities import quantity, seconds
 
 
 @pytest.mark.parametrize(

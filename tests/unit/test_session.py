@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import Action, Finished, Key, LogChunk, Outcome, Result, Source, StageChanged
-from agent.errors import ActionFailed, Reason, Stage
+from agent.domain.actions import Action, Finished, Key, LogChunk, Outcome, Result, Source, StageChanged
+from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.execution.session import MAX_CHUNK, Interrupted, Session, Wish, ended, first_of
 from tests.fakes.sink import RecordingOutlet, RecordingSink
 

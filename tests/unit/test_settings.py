@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import SettingsError
+from agent.domain.errors import SettingsError
 from agent.settings import PREFIX, Settings, load
 
 

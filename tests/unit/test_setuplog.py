@@ -8,8 +8,8 @@ import pytest
 
 from agent.cluster import setuplog
 from agent.cluster.waiting import STARTING
-from agent.errors import ClusterError, Reason
-from agent.observations import Lost, SetupFailed, Waiting
+from agent.domain.errors import ClusterError, Reason
+from agent.domain.observations import Lost, SetupFailed, Waiting
 from tests.fakes.api import FakeApi, pod_of
 
 Object = dict[str, Any]

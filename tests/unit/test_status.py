@@ -10,8 +10,8 @@ import pytest
 
 from agent.cluster.status import LAST_WORD, classify
 from agent.cluster.waiting import SECRET_WAIT, History, Intent, Limits, Sight
-from agent.errors import Reason
-from agent.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
+from agent.domain.errors import Reason
+from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 
 Object = dict[str, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from agent.actions import Health, Outcome, Readiness, Result
-from agent.errors import Reason, Stage
-from agent.statuspage import SessionRow, Snapshot, page
+from agent.domain.actions import Health, Outcome, Readiness, Result
+from agent.domain.errors import Reason, Stage
+from agent.http.status_page import SessionRow, Snapshot, page
 
 NASTY = '<img src=x onerror="alert(1)">&'
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.actions import Outcome, Result, Source
-from agent.errors import Reason, Stage
+from agent.domain.actions import Outcome, Result, Source
+from agent.domain.errors import Reason, Stage
 from agent.local.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
 from agent.local.progress import Progress, State
 from agent.local.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed

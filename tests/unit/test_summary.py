@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from agent.actions import Outcome, Result, Source, StageChanged
-from agent.errors import Reason, Stage
+from agent.domain.actions import Outcome, Result, Source, StageChanged
+from agent.domain.errors import Reason, Stage
 from agent.local import summary
 from agent.local.events import (
     ActionEnded,

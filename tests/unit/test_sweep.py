@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from agent.actions import Action, Key
 from agent.cluster import sweep as sweeps
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Cleaned, Sweep, cleanup
 from agent.cluster.watch import PodWatch
+from agent.domain.actions import Action, Key
 from agent.settings import Settings
 from tests.fakes.api import pod_of
 from tests.fakes.shared_api import SharedApi

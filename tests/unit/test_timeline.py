@@ -8,9 +8,9 @@ import pytest
 
 from agent.cluster.manifest import REPOSITORY
 from agent.cluster.timeline import Timeline
-from agent.errors import Reason
-from agent.metrics import Metrics
-from agent.observations import Running, SetupFailed, Waiting
+from agent.domain.errors import Reason
+from agent.domain.observations import Running, SetupFailed, Waiting
+from agent.telemetry.metrics import Metrics
 
 Object = dict[str, Any]
 UNBOUND: Object = {"spec": {}, "status": {}}

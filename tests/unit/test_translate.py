@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from agent.actions import (
+from agent.domain.actions import (
     Accepted,
     Action,
     ArtifactRules,
@@ -39,7 +39,7 @@ from agent.actions import (
     StageChanged,
     When,
 )
-from agent.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.scheduler import translate
 from agent.scheduler.translate import fields
 from agent.scheduler.wire import agent_pb2 as wire

@@ -13,7 +13,7 @@ import pytest
 
 from agent.cluster import reflector
 from agent.cluster.watch import PodWatch, Watched
-from agent.errors import ClusterError
+from agent.domain.errors import ClusterError
 from tests.fakes.api import HANG, FakeApi, pod_of
 
 if TYPE_CHECKING:

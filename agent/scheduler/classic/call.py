@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from agent.actions import ArtifactSummary, Finished, LogChunk, Rejected, Result, Source, StageChanged, When
-from agent.errors import AgentError, Reason, Rejection, SchedulerError, Stage
+from agent.domain.actions import ArtifactSummary, Finished, LogChunk, Rejected, Result, Source, StageChanged, When
+from agent.domain.errors import AgentError, Reason, Rejection, SchedulerError, Stage
 from agent.scheduler.wire.classic import actions_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import Action, Event, FilePart, Key, Outcome
+    from agent.domain.actions import Action, Event, FilePart, Key, Outcome
     from agent.scheduler.classic.files import Folder
 
 MAX_TEXT = 64 << 10

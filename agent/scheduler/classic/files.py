@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions import FileData, FileEnd, FileStart
-from agent.errors import ActionFailed, Reason, Stage
+from agent.domain.actions import FileData, FileEnd, FileStart
+from agent.domain.errors import ActionFailed, Reason, Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.actions import ArtifactSummary, FilePart, Key
-    from agent.metrics import Metrics
+    from agent.domain.actions import ArtifactSummary, FilePart, Key
     from agent.settings import ClassicSettings
+    from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.errors import SchedulerError
+from agent.domain.errors import SchedulerError
 from agent.scheduler.classic import service as services
 from agent.scheduler.classic.files import Folder
 from agent.scheduler.classic.registration import Registration
 from agent.scheduler.wire.classic import scheduler_pb2 as wire
 
 if TYPE_CHECKING:
-    from agent.actions import Key
-    from agent.metrics import Metrics
+    from agent.domain.actions import Key
     from agent.scheduler.classic.call import Call
     from agent.scheduler.health import HealthReporter
     from agent.scheduler.receive import Handlers
     from agent.settings import Settings
+    from agent.telemetry.metrics import Metrics
 
 CLOSE_TIMEOUT = 2.0
 ADDRESS = re.compile(r"(?:dns:/*)?\[?(?P<host>.*?)\]?(?::(?P<port>\d+))?")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 from grpc import aio
 
-from agent.actions import Readiness
-from agent.errors import Refused, SchedulerError
-from agent.quantities import quantity
+from agent.domain.actions import Readiness
+from agent.domain.errors import Refused, SchedulerError
+from agent.domain.quantities import quantity
 from agent.scheduler.connection import STABLE_AFTER, Backoff
 from agent.scheduler.dial import Broken, explain, metadata, open_channel
 from agent.scheduler.wire.classic import scheduler_pb2 as wire
@@ -25,10 +25,10 @@ from agent.scheduler.wire.classic import scheduler_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.actions import Health
-    from agent.metrics import Metrics
+    from agent.domain.actions import Health
     from agent.scheduler.health import HealthReporter
     from agent.settings import SchedulerSettings
+    from agent.telemetry.metrics import Metrics
 
     Where = Callable[[], Awaitable[wire.Hostname]]
     Call = aio.StreamUnaryCall[wire.HealthStatus, wire.Empty]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from agent.actions import Action, ArtifactRules, Cancel, Key, Readiness, Repository, When
-from agent.errors import SchedulerError
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Readiness, Repository, When
+from agent.domain.errors import SchedulerError
 from agent.scheduler.classic.call import NOT_RUN, Call, CallRefused
 from agent.scheduler.dial import contents
 from agent.scheduler.wire.classic import actions_pb2 as wire
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from grpc import aio
 
-    from agent.actions import Health
-    from agent.metrics import Metrics
+    from agent.domain.actions import Health
     from agent.scheduler.classic.files import Folder
     from agent.scheduler.receive import Handlers
     from agent.settings import ClassicSettings, SchedulerSettings
+    from agent.telemetry.metrics import Metrics
 
     Context = aio.ServicerContext[wire.ActionRequest, wire.ActionResponseStream]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent import actions as domain
+from agent.domain import actions as domain
 from agent.scheduler.translate.fields import (
     REASONS,
     REJECTIONS,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from agent import actions as domain
-from agent.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain import actions as domain
+from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.scheduler.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent import actions as domain
+from agent.domain import actions as domain
 from agent.scheduler.wire import agent_pb2 as wire
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from agent.cluster import doctor as cluster
 from agent.cluster.client import Client
-from agent.errors import SettingsError
-from agent.findings import Verdict, failed
-from agent.metrics import Metrics
+from agent.domain.check_result import Verdict, failed
+from agent.domain.errors import SettingsError
 from agent.scheduler import doctor as scheduler
+from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from agent.findings import Finding
+    from agent.domain.check_result import Finding
     from agent.settings import Settings
 
 PARTS = ("cluster", "scheduler")

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from agent.actions import Readiness, Result
-from agent.errors import Stage
+from agent.domain.actions import Readiness, Result
+from agent.domain.errors import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.actions import Health, Outcome
+    from agent.domain.actions import Health, Outcome
     from agent.execution.session import Session
 
 REFRESH = 5

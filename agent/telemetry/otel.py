@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from agent.actions import Result
-from agent.metrics import fault
-from agent.traces import Trace, Traces
+from agent.domain.actions import Result
+from agent.telemetry.metrics import fault
+from agent.telemetry.traces import Trace, Traces
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-    from agent.actions import Action, Outcome
+    from agent.domain.actions import Action, Outcome
     from agent.settings import AgentSection, TracesSettings
 
 EXPORT_SECONDS = 5.0

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent import journal
-from agent.errors import AgentError, SettingsError
-from agent.options import configured, duration, flags, read_pipeline
-from agent.run_command import run
+from agent.cli.options import configured, duration, flags, read_pipeline
+from agent.cli.run import run
+from agent.domain.errors import AgentError, SettingsError
 from agent.settings import LoggingSettings, Settings, load
+from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
-    from agent.app import App
+    from agent.app.agent import App
     from agent.cluster.sweep import Cleaned
 
 USAGE, INFRASTRUCTURE = 2, 3
@@ -62,14 +62,14 @@ cli.add_command(run)
 def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
     """Register with a scheduler and run its actions, until stopped by SIGTERM."""
     settings = load(config, flags(assignments))
-    journal.configure(settings.logging)
+    log_setup.configure(settings.logging)
     sys.exit(asyncio.run(until_stopped(settings)))
 
 
 async def until_stopped(settings: Settings) -> int:
     """Serve; the first signal drains, the second cancels."""
-    from agent.app import serve as serve_agent
-    from agent.app import stop_when_made
+    from agent.app.agent import serve as serve_agent
+    from agent.app.agent import stop_when_made
 
     # All that is loaded now lives as long as the process: a collection of garbage that looked at it again would hold
     # every session for as long (50 ms against 1).
@@ -98,7 +98,7 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
     from agent.local.scheduler import serve_scheduler
     from agent.local.server import Access
 
-    journal.configure(LoggingSettings())
+    log_setup.configure(LoggingSettings())
     rules = Rules(resume_grace=duration("--resume-grace", resume_grace))
 
     async def serve_until_stopped() -> None:
@@ -152,7 +152,7 @@ def config(config: Path | None, assignments: tuple[str, ...]) -> None:
 def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) -> None:
     """Delete every pod of the pool, whoever owns it, and its stale Leases: for when no agent of it lives any more."""
     settings = load(config, flags(assignments))
-    journal.configure(settings.logging)
+    log_setup.configure(settings.logging)
     found = asyncio.run(cleaned(settings, dry_run=dry_run))
     said = "would delete" if dry_run else "deleted"
     for kind, names in (("", found.pods), ("Lease ", found.leases)):
@@ -169,7 +169,7 @@ async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
     """Clean up and return what was found."""
     from agent.cluster.client import Client
     from agent.cluster.sweep import cleanup as clean
-    from agent.metrics import Metrics
+    from agent.telemetry.metrics import Metrics
 
     client = await Client.connect(settings.cluster, Metrics())
     try:
@@ -192,10 +192,10 @@ def doctor(
     \b
     One line per check, with what to do when it fails. Exit codes: 0 nothing failed, 1 something did.
     """
-    from agent.doctor import PARTS, examine, report
+    from agent.app.doctor import PARTS, examine, report
 
     settings = load(config, flags(assignments))
-    journal.configure(settings.logging.model_copy(update={"level": "error"}))
+    log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
     sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
@@ -204,7 +204,7 @@ def doctor(
 @cli.command()
 def version() -> None:
     """Print the version."""
-    from agent.app import VERSION
+    from agent.app.agent import VERSION
 
     click.echo(VERSION)
 

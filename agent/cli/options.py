@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.errors import SettingsError
-from agent.quantities import seconds
+from agent.domain.errors import SettingsError
+from agent.domain.quantities import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent import journal
-from agent.errors import AgentError, SettingsError
-from agent.options import configured, duration, flags, read_pipeline
+from agent.cli.options import configured, duration, flags, read_pipeline
+from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
+from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
-    from agent.app import App
+    from agent.app.agent import App
     from agent.cluster.workbench import Workbench
     from agent.local.pipeline import Pipeline
     from agent.local.report import ExitCode
@@ -149,7 +149,7 @@ def run(**given: Any) -> None:
         show_list(choices)
         return
     settings = run_settings(choices)
-    journal.configure(settings.logging)
+    log_setup.configure(settings.logging)
     sys.exit(again(choices, settings) if choices.watch else once(choices, settings))
 
 
@@ -316,7 +316,7 @@ async def until_set(settings: Settings, stop: asyncio.Event, bench: Workbench) -
     Raises:
         AgentError: it could not begin, or ended by itself.
     """
-    from agent.app import serve, stop_when_made
+    from agent.app.agent import serve, stop_when_made
 
     made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(settings, made, bench), name="agent")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from agent.errors import Reason, Rejection, Stage
+from agent.domain.errors import Reason, Rejection, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.actions import ArtifactSummary, Cursor
-    from agent.errors import Reason
+    from agent.domain.actions import ArtifactSummary, Cursor
+    from agent.domain.errors import Reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.metrics import Metrics
     from agent.settings import HttpSettings
+    from agent.telemetry.metrics import Metrics
 
 BEAT = 1.0
 STALLED = 15.0

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.actions import Health, Readiness
 from agent.cluster import anchor
 from agent.cluster.adoption import Adoption
 from agent.cluster.client import Client
@@ -23,24 +22,25 @@ from agent.cluster.leases import Leases
 from agent.cluster.pods import Pods
 from agent.cluster.sweep import Sweep
 from agent.cluster.watch import PodWatch
-from agent.errors import Refused, SettingsError
+from agent.domain.actions import Health, Readiness
+from agent.domain.errors import Refused, SettingsError
 from agent.execution.sessions import Sessions
-from agent.http import Http
-from agent.metrics import Metrics
+from agent.http.server import Http
+from agent.http.status_page import Snapshot, page, seen
 from agent.scheduler.connection import Connection, Identity
 from agent.scheduler.health import HealthReporter
 from agent.scheduler.outbox import Outbox
-from agent.statuspage import Snapshot, page, seen
-from agent.traces import Traces
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
-    from agent.actions import Action, Cancel, Key, Resume
     from agent.cluster.environment import PodEnvironment
     from agent.cluster.workbench import Workbench
-    from agent.errors import ActionFailed
+    from agent.domain.actions import Action, Cancel, Key, Resume
+    from agent.domain.errors import ActionFailed
+    from agent.http.status_page import SessionRow
     from agent.scheduler.classic.link import Classic
     from agent.settings import Settings
-    from agent.statuspage import SessionRow
 
 log = structlog.get_logger(__name__)
 
@@ -349,7 +349,7 @@ def tracing(settings: Settings) -> Traces:
     if not settings.traces.endpoint:
         return Traces()
     try:
-        from agent.otel import OpenTelemetry
+        from agent.telemetry.otel import OpenTelemetry
     except ImportError as error:
         missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
         raise SettingsError(missing) from error

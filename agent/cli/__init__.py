@@ -1,0 +1,1 @@
+"""The command `sealci-agent`: one module per command."""

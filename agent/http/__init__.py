@@ -1,0 +1,1 @@
+"""The agent's HTTP server: metrics, probes and the status page."""
