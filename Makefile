@@ -26,9 +26,9 @@ lock: setup ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile -q pyproject.toml --extra dev --extra otel --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
 
 proto: setup ## generate the code of the contracts
-	$(PROTOC) -Iagent/scheduler/wire=proto/sealci/agent/v1 agent/scheduler/wire/agent.proto
-	$(PROTOC) -Iagent/scheduler/wire/classic=proto/sealci/classic $(addprefix agent/scheduler/wire/classic/,scheduler.proto actions.proto)
-	$(PROTOC) -Iagent/local/wire=proto/sealci/local/v1 agent/local/wire/local.proto
+	$(PROTOC) -Iagent/protocol/wire=proto/sealci/agent/v1 agent/protocol/wire/agent.proto
+	$(PROTOC) -Iagent/scheduler/classic/wire=proto/sealci/classic $(addprefix agent/scheduler/classic/wire/,scheduler.proto actions.proto)
+	$(PROTOC) -Iagent/pipeline/wire=proto/sealci/local/v1 agent/pipeline/wire/local.proto
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check agent tests deploy

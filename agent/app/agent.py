@@ -24,12 +24,12 @@ from agent.cluster.sweep import Sweep
 from agent.cluster.watch import PodWatch
 from agent.domain.actions import Health, Readiness
 from agent.domain.errors import Refused, SettingsError
-from agent.execution.sessions import Sessions
+from agent.execution.registry import Sessions
 from agent.http.server import Http
 from agent.http.status_page import Snapshot, page, seen
-from agent.scheduler.connection import Connection, Identity
-from agent.scheduler.health import HealthReporter
-from agent.scheduler.outbox import Outbox
+from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.health import HealthReporter
+from agent.scheduler.stream.outbox import Outbox
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.traces import Traces
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel, Key, Resume
     from agent.domain.errors import ActionFailed
     from agent.http.status_page import SessionRow
-    from agent.scheduler.classic.link import Classic
+    from agent.scheduler.classic.connection import Classic
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class App:
         self.classic: Classic | None = None
         if settings.scheduler.protocol == "classic":
             # Its contract and its server are loaded by those who speak it.
-            from agent.scheduler.classic.link import Classic
+            from agent.scheduler.classic.connection import Classic
 
             self.classic = Classic(settings, self, self.metrics, self.health)
         self.connection = self.classic or Connection(

@@ -16,7 +16,7 @@ from agent.cluster import doctor as cluster
 from agent.cluster.client import Client
 from agent.domain.check_result import Verdict, failed
 from agent.domain.errors import SettingsError
-from agent.scheduler import doctor as scheduler
+from agent.scheduler.stream import checks as scheduler
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

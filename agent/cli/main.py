@@ -94,9 +94,9 @@ async def until_stopped(settings: Settings) -> int:
 @click.option("--resume-grace", default="60s", show_default=True, help="how long sessions of a lost agent wait for it")
 def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
     """Serve a scheduler for one machine: queues pipelines, hands actions to agents, keeps logs and files."""
-    from agent.local.dispatch import Rules
-    from agent.local.scheduler import serve_scheduler
-    from agent.local.server import Access
+    from agent.local_scheduler.dispatcher import Rules
+    from agent.local_scheduler.grpc_service import Access
+    from agent.local_scheduler.server import serve_scheduler
 
     log_setup.configure(LoggingSettings())
     rules = Rules(resume_grace=duration("--resume-grace", resume_grace))
@@ -130,8 +130,8 @@ def submit(
     **trust: Any,
 ) -> None:
     """Submit a pipeline FILE to a scheduler started with `sealci-agent scheduler`, and show it to its end."""
-    from agent.local.submit import Target
-    from agent.local.submit import submit as submit_pipeline
+    from agent.cli.submit import Target
+    from agent.cli.submit import submit as submit_pipeline
 
     pipeline, secrets = read_pipeline(file, secrets_file)
     target = Target(address, tls=not plaintext, **trust)

@@ -18,7 +18,7 @@ from agent.domain.quantities import seconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.local.pipeline import Pipeline
+    from agent.pipeline.parser import Pipeline
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,10 +60,10 @@ def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda asked: asked
 ) -> tuple[Pipeline, dict[str, str]]:
     """Read a pipeline file, change it, and find the values of the secrets that it names then."""
-    from agent.local.document import FileWrong
-    from agent.local.pipeline import load as load_pipeline
-    from agent.local.secrets import SecretMissing, find_secrets
-    from agent.local.selection import NotPossible
+    from agent.pipeline.overrides import NotPossible
+    from agent.pipeline.parser import load as load_pipeline
+    from agent.pipeline.secret_values import SecretMissing, find_secrets
+    from agent.pipeline.yaml_document import FileWrong
 
     try:
         pipeline = change(load_pipeline(file))

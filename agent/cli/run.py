@@ -25,10 +25,10 @@ from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
     from agent.app.agent import App
+    from agent.cli.run_pipeline import Endpoint, Wishes
     from agent.cluster.workbench import Workbench
-    from agent.local.pipeline import Pipeline
-    from agent.local.report import ExitCode
-    from agent.local.run import Endpoint, Wishes
+    from agent.console.run_report import ExitCode
+    from agent.pipeline.parser import Pipeline
 
 USAGE, INTERRUPTED = 2, 130
 PLAIN = {"enabled": False}
@@ -92,7 +92,7 @@ class Choices:
 
 def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of an action of the file that stands on the command line already."""
-    from agent.local.pipeline import load as load_pipeline
+    from agent.pipeline.parser import load as load_pipeline
 
     # An option whose value is being typed keeps click from reading the line; the shell hands all of it over.
     words = os.environ.get("COMP_WORDS", "").split()
@@ -155,13 +155,13 @@ def run(**given: Any) -> None:
 
 def check(choices: Choices) -> None:
     """Refuse what cannot be done, before anything is started."""
-    from agent.local import summary
+    from agent.console import report_files
 
     if choices.shell and not (sys.stdin.isatty() and sys.stdout.isatty() and choices.output != "json"):
         raise click.UsageError("--shell-on-failure: needs a terminal")
     for file in choices.reports:
         try:
-            summary.form(file)
+            report_files.form(file)
         except ValueError as error:
             raise click.UsageError(f"--report: {error}") from error
 
@@ -170,27 +170,27 @@ def show_list(choices: Choices) -> None:
     """Print the actions."""
     from rich.console import Console
 
-    from agent.local.selection import listing
+    from agent.pipeline.overrides import listing
 
     Console(highlight=False, emoji=False, soft_wrap=True).print(listing(changed(choices)[0]))
 
 
 def changed(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
     """Read the pipeline as the options want it, with the values of its secrets unless it is only listed."""
-    from agent.local import selection
+    from agent.pipeline import overrides
 
     env = dict(assignment.partition("=")[::2] for assignment in choices.env)
     if wrong := [each for each in choices.env if "=" not in each]:
         raise click.UsageError(f"--env {wrong[0]}: K=V is wanted")
 
     def change(pipeline: Pipeline) -> Pipeline:
-        pipeline = selection.only(pipeline, choices.only) if choices.only else pipeline
-        pipeline = selection.with_env(pipeline, env)
-        pipeline = selection.with_secrets(pipeline, choices.secret)
-        return selection.with_tree(pipeline) if choices.repo else pipeline
+        pipeline = overrides.only(pipeline, choices.only) if choices.only else pipeline
+        pipeline = overrides.with_env(pipeline, env)
+        pipeline = overrides.with_secrets(pipeline, choices.secret)
+        return overrides.with_tree(pipeline) if choices.repo else pipeline
 
     if choices.listing:
-        return read_pipeline(choices.file, None, lambda each: selection.unsecret(change(each)))
+        return read_pipeline(choices.file, None, lambda each: overrides.unsecret(change(each)))
     return read_pipeline(choices.file, choices.secrets_file, change)
 
 
@@ -246,7 +246,7 @@ def trace(file: Path) -> tuple[int, ...]:
 
 def once(choices: Choices, settings: Settings) -> int:
     """Run the pipeline as it is now; returns the exit code."""
-    from agent.local import tree
+    from agent.cli import working_tree
 
     pipeline, secrets = changed(choices)
     with tempfile.TemporaryDirectory(prefix="sealci-tree-") as folder:
@@ -254,8 +254,8 @@ def once(choices: Choices, settings: Settings) -> int:
         if choices.repo is not None:
             packed = Path(folder) / "tree.tar"
             try:
-                tree.pack(choices.repo, packed)
-            except tree.TreeWrong as error:
+                working_tree.pack(choices.repo, packed)
+            except working_tree.TreeWrong as error:
                 raise SettingsError(str(error)) from error
         return asyncio.run(piped(choices, settings, pipeline, secrets, packed))
 
@@ -264,8 +264,8 @@ async def piped(
     choices: Choices, settings: Settings, pipeline: Pipeline, secrets: dict[str, str], packed: Path | None
 ) -> ExitCode:
     """Run the pipeline with an agent of its own."""
+    from agent.cli.run_pipeline import Patience, run_pipeline
     from agent.cluster.workbench import Workbench
-    from agent.local.run import Patience, run_pipeline
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "protocol": "stream"}
@@ -282,7 +282,7 @@ async def piped(
 
 def wishes(choices: Choices, settings: Settings) -> Wishes:
     """Return what the person wants to see, and what is said of what stays in the cluster."""
-    from agent.local.run import Wishes
+    from agent.cli.run_pipeline import Wishes
 
     where = [f"--context={choices.context}"] if choices.context else []
 

@@ -15,12 +15,12 @@ import structlog
 from agent.domain.actions import Outcome, Result
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.observations import FINAL, Exited, Lost, SetupFailed
-from agent.execution.logs import send_log
+from agent.execution.log_forwarder import send_log
 from agent.execution.session import End, Wish, ended, first_of
 
 if TYPE_CHECKING:
     from agent.domain.observations import Observation
-    from agent.execution.backend import Environment
+    from agent.execution.ports import Environment
     from agent.execution.session import Session
     from agent.settings import Settings
 

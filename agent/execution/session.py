@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Action, Cancel, Event, Resume
     from agent.domain.errors import ActionFailed
-    from agent.execution.backend import Environment
-    from agent.execution.logstream import LogStream
-    from agent.execution.sink import Outlet
+    from agent.execution.event_sink import Outlet
+    from agent.execution.log_pipeline import LogStream
+    from agent.execution.ports import Environment
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """Where each action was and for how long, for those who collect traces: what a session tells, silence otherwise.
 
 A `Trace` lives as long as its session. Without a collector (the default) it is a `Trace` that does nothing but pass the
-scheduler's own trace context on to the commands; with one (`traces.endpoint`), `telemetry.otel` makes spans of it. Nothing
+scheduler's own trace context on to the commands; with one (`traces.endpoint`), `otel` makes spans of it. Nothing
 here waits, and no failure of a collector reaches a session.
 """
 

@@ -11,7 +11,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2 as wire
 from tests.bench import bare, machine
 from tests.bench.desk import desk
 from tests.bench.observer import Observer

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from grpc import aio
 
-from agent.scheduler.wire import agent_pb2 as wire
-from agent.scheduler.wire import agent_pb2_grpc
+from agent.protocol.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2_grpc
 from tests.bench import machine
 from tests.e2e import kube
 

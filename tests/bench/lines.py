@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from agent.domain.errors import ClusterError
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2 as wire
 from tests.bench.desk import desk
 from tests.bench.observer import Observer, api
 from tests.bench.rows import Row, percentile, row

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2 as wire
 from tests.bench import bare
 from tests.bench.desk import desk
 from tests.bench.observer import Observer

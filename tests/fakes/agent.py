@@ -32,9 +32,9 @@ from agent.domain.actions import (
     StageChanged,
 )
 from agent.domain.errors import Reason, Stage
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
-from agent.scheduler.wire import agent_pb2_grpc
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import grpc
 from grpc import aio
 
-from agent.scheduler.wire.classic import actions_pb2, actions_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from agent.scheduler.classic.wire import actions_pb2, actions_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc import aio
 
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
-from agent.scheduler.wire import agent_pb2_grpc
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from agent.domain.actions import Action, Cancel, Health, Key, Readiness, Resume
-from agent.scheduler.connection import Connection, Identity
-from agent.scheduler.health import HealthReporter
-from agent.scheduler.outbox import Outbox
+from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.health import HealthReporter
+from agent.scheduler.stream.outbox import Outbox
 from agent.settings import AgentSection, SchedulerSettings, Tls
 from agent.telemetry.metrics import Metrics
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from agent.domain.errors import ActionFailed
-    from agent.scheduler.wire import agent_pb2 as wire
+    from agent.protocol.wire import agent_pb2 as wire
     from tests.fakes.scheduler import FakeScheduler
 
 DEADLINE = 20.0

@@ -20,8 +20,8 @@ from agent.cluster.names import pod_name
 from agent.cluster.pods import Pods
 from agent.cluster.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, When
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
 from tests.faults.node import Cluster, Points, waiting

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from agent.domain.actions import CommandFinished, Finished, Readiness, StageChanged
 from agent.domain.errors import Stage
-from agent.local import messages, pipeline
-from agent.local.dispatch import Rules
-from agent.local.events import ActionEnded
-from agent.local.progress import State
-from agent.local.scheduler import open_scheduler
-from agent.local.server import Access
+from agent.local_scheduler.action_state import State
+from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import event_codec, parser
+from agent.pipeline.events import ActionEnded
 from tests.faults.node import Cluster, Points
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Event, Health, Key
-    from agent.local.agents import AgentStream
-    from agent.local.book import Entry
-    from agent.local.scheduler import Scheduler
+    from agent.local_scheduler.agent_stream import AgentStream
+    from agent.local_scheduler.registry import Entry
+    from agent.local_scheduler.server import Scheduler
     from tests.faults.nursery import Child, Nursery
 
 Object = dict[str, Any]
@@ -85,7 +85,7 @@ class Cell:
         """Kill the agent at the step, let the next one come, and wait for the end."""
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
-        await scheduler.dispatcher.submit(RUN, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+        await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
         await self.points.reached.wait()
         if self.column == "other":
             await self.agent(scheduler, "replica-b")
@@ -209,7 +209,7 @@ async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
     """Wait for the end of the pipeline; return every outcome that was told of its action."""
     found = []
     async for message in scheduler.book.watch(run):
-        event = messages.decode(message)
+        event = event_codec.decode(message)
         if event is not None and isinstance(event.happening, ActionEnded):
             found.append(event.happening.outcome.result.value)
     return found

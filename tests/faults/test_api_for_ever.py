@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cluster import creation, logs, setuplog
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from tests.faults.apicell import VERBS, ApiCell
 from tests.faults.test_api_matrix import short_waits
 

@@ -13,8 +13,8 @@ from tenacity import wait_random_exponential
 
 from agent.app import agent as apps
 from agent.cluster import adoption, client, logs, reflector
-from agent.execution import commands, files
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.execution import artifacts, commands
+from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
 from tests.faults.apicell import VERBS, ApiCell
@@ -79,7 +79,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (apps, "NOTICE", 0.01),
         (commands, "KILL_MARGIN", 0.05),
         (client, "backoff", quick),
-        (files, "backoff", quick),
+        (artifacts, "backoff", quick),
         (reflector, "BACKOFF", 0.01),
         (adoption, "LOOK", 0.05),
         (logs, "Patience", partial(logs.Patience, read=0.5)),

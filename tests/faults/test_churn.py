@@ -22,9 +22,9 @@ import grpc
 import pytest
 
 from agent.domain.actions import Source
-from agent.local import events, messages
-from agent.local.wire import local_pb2 as wire
-from agent.local.wire import local_pb2_grpc
+from agent.pipeline import event_codec, events
+from agent.pipeline.wire import local_pb2 as wire
+from agent.pipeline.wire import local_pb2_grpc
 from tests.e2e import kube
 from tests.e2e.lab import new_namespace
 from tests.e2e.observer import Observer, remains, session_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Outcome
-    from agent.local.events import PipelineEvent
+    from agent.pipeline.events import PipelineEvent
     from tests.faults.storm import Measure, Replica
 
 pytestmark = pytest.mark.alone
@@ -125,7 +125,7 @@ class Submitter:
                 try:
                     async for message in call:
                         position = message.position
-                        if (event := messages.decode(message)) is not None:
+                        if (event := event_codec.decode(message)) is not None:
                             told.events.append(event)
                         if not cancelled and (asked.early or told.log(Source.COMMANDS) == asked.written):
                             await self.stub.Cancel(wire.CancelRequest(pipeline=asked.run, message="not wanted"))

@@ -19,10 +19,10 @@ import pytest
 from aiohttp import web
 
 from agent.cluster.files import SNAPSHOT
-from agent.local import pipeline
-from agent.local.dispatch import Rules
-from agent.local.scheduler import open_scheduler
-from agent.local.server import Access
+from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import parser
 from tests.faults.cell import SECRETS, TEXT, Cell, outcomes
 from tests.faults.node import Cluster, Points
 from tests.faults.nursery import Nursery
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from agent.local.scheduler import Scheduler
+    from agent.local_scheduler.server import Scheduler
 
 Object = dict[str, Any]
 SIZE = 100 << 20
@@ -113,7 +113,7 @@ class Copy(Cell):
 
     async def one(self, scheduler: Scheduler, run: str) -> str:
         """Run one action; return its outcome."""
-        await scheduler.dispatcher.submit(run, pipeline.parse(BUILT_ONLY, "p.yaml"), SECRETS)
+        await scheduler.dispatcher.submit(run, parser.parse(BUILT_ONLY, "p.yaml"), SECRETS)
         async with asyncio.timeout(110):
             (outcome,) = await outcomes(scheduler, run)
         return outcome

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.local import pipeline, server
-from agent.local.dispatch import Rules
-from agent.local.scheduler import open_scheduler
-from agent.local.server import Access
-from agent.local.submit import Target
-from agent.local.submit import submit as submit_pipeline
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.cli.submit import Target
+from agent.cli.submit import submit as submit_pipeline
+from agent.local_scheduler import grpc_service
+from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import parser
+from agent.protocol.wire import agent_pb2 as wire
 from tests.faults.cell import FILES, RUN, SCRIPT, SECRETS, TEXT, Cell, outcomes
 from tests.faults.node import Cluster
 from tests.faults.nursery import Nursery
@@ -28,7 +29,7 @@ from tests.faults.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from agent.local.scheduler import Scheduler
+    from agent.local_scheduler.server import Scheduler
     from tests.faults.nursery import Child
 
 NOTICED = 30.0
@@ -65,7 +66,7 @@ class Line(Cell):
                 self.count_registrations()
                 self.child = await self.agent(self.scheduler, "replica-a", self.proxy.address)
                 await self.registered()
-                await self.scheduler.dispatcher.submit(RUN, pipeline.parse(TEXT, "p.yaml"), SECRETS)
+                await self.scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
                 yield self
             finally:
                 self.points.open.set()
@@ -156,7 +157,7 @@ async def test_a_connection_of_limited_age_is_opened_anew(
     tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age = (("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 100))
-    monkeypatch.setattr(server, "OPTIONS", (*server.OPTIONS, *age))
+    monkeypatch.setattr(grpc_service, "OPTIONS", (*grpc_service.OPTIONS, *age))
     line = Line(tmp_path, nursery)
 
     async def pace(number: int) -> None:
@@ -204,7 +205,7 @@ async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path,
         config = tmp_path / "agent.json"
         config.write_text(json.dumps(line.settings(address, "replica-a")))
         agent = await nursery.start(tmp_path / "agent.log", "serve", "--config", str(config))
-        parsed = pipeline.parse(TEXT, "p.yaml")
+        parsed = parser.parse(TEXT, "p.yaml")
         work = submit_pipeline(Target(address, tls=False), parsed, secrets=SECRETS, output="json")
         submission = asyncio.create_task(work, name="submission")
         await line.points.reached.wait()

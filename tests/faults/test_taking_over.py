@@ -16,8 +16,8 @@ from agent.cluster.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
 from agent.execution import commands
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.shared_api import SharedApi
 from tests.flow.test_app import World
 

@@ -17,8 +17,8 @@ from agent.app.agent import App, serve
 from agent.cluster.names import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.execution import commands
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import Settings
 from tests.fakes.api import HANG, FakeApi
 from tests.fakes.scheduler import FakeScheduler

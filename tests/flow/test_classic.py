@@ -13,11 +13,11 @@ import pytest
 from agent.domain.actions import Health, Readiness
 from agent.domain.errors import Reason
 from agent.domain.observations import SetupFailed
-from agent.execution.sessions import Sessions
+from agent.execution.registry import Sessions
 from agent.scheduler.classic.call import Call
-from agent.scheduler.classic.link import Classic
-from agent.scheduler.health import HealthReporter
-from agent.scheduler.wire.classic import actions_pb2
+from agent.scheduler.classic.connection import Classic
+from agent.scheduler.classic.wire import actions_pb2
+from agent.scheduler.stream.health import HealthReporter
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text

@@ -31,8 +31,8 @@ from agent.domain.actions import (
     StageChanged,
 )
 from agent.domain.errors import Reason, Refused, Stage
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.stream import Rig, rig
 

@@ -13,8 +13,8 @@ import pytest
 
 from agent.app.doctor import report
 from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
-from agent.scheduler import doctor
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2 as wire
+from agent.scheduler.stream import checks
 from agent.settings import AgentSection, SchedulerSettings, Settings, Tls
 from agent.telemetry.metrics import Metrics
 from tests.fakes.certificates import Certificates, made, signed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
-ADDRESS, TLS, TOKEN, REGISTRATION = doctor.ADDRESS, doctor.TLS, doctor.TOKEN, doctor.REGISTRATION
+ADDRESS, TLS, TOKEN, REGISTRATION = checks.ADDRESS, checks.TLS, checks.TOKEN, checks.REGISTRATION
 PLAIN = Tls(enabled=False)
 
 
@@ -49,7 +49,7 @@ async def examined(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str
         agent=AgentSection(pool="checked", slots=7),
     )
     async with asyncio.timeout(20):
-        found = {each.check: each async for each in doctor.examine(settings, "1", Metrics())}
+        found = {each.check: each async for each in checks.examine(settings, "1", Metrics())}
     assert list(found) == [ADDRESS, TLS, TOKEN, REGISTRATION]
     return found
 

@@ -10,7 +10,7 @@ import pytest
 from agent.app import agent as apps
 from agent.domain.actions import Cancel
 from agent.execution import commands
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol.wire import agent_pb2 as wire
 from tests.flow.test_app import ACTION, World
 
 if TYPE_CHECKING:

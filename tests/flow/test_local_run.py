@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.cli.run_pipeline import Patience, Wishes, run_pipeline
+from agent.console.follower import Interruptions
+from agent.console.run_report import ExitCode
 from agent.domain.actions import ArtifactSummary, Finished, Outcome, Readiness, Result
 from agent.domain.errors import AgentError, Reason, Stage
-from agent.local import pipeline
-from agent.local.following import Interruptions
-from agent.local.report import ExitCode
-from agent.local.run import Patience, Wishes, run_pipeline
-from agent.scheduler import translate
+from agent.pipeline import parser
+from agent.protocol import translate
 from tests.fakes.agent import CANCELLED, FAILURE, SUCCESS, FakeAgent, file_parts, life
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.local.run import Endpoint, Engine
-    from agent.scheduler.wire import agent_pb2 as wire
+    from agent.cli.run_pipeline import Endpoint, Engine
+    from agent.protocol.wire import agent_pb2 as wire
 
-ONE = pipeline.parse("name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n", "p.yaml")
+ONE = parser.parse("name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n", "p.yaml")
 EVICTED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.EVICTED, message="the node was full")
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from agent.cli.submit import Target, submit
+from agent.console.run_report import ExitCode, Report
 from agent.domain.actions import (
     Accepted,
     ArtifactSummary,
@@ -24,21 +26,19 @@ from agent.domain.actions import (
     StageChanged,
 )
 from agent.domain.errors import Reason, Rejection, Stage
-from agent.local import messages, pipeline
-from agent.local.dispatch import Rules
-from agent.local.events import ActionEnded, LogText, PipelineEvent
-from agent.local.report import ExitCode, Report
-from agent.local.scheduler import open_scheduler
-from agent.local.server import Access
-from agent.local.submit import Target, submit
-from agent.scheduler import translate
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import event_codec, parser
+from agent.pipeline.events import ActionEnded, LogText, PipelineEvent
+from agent.protocol import translate
+from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.agent import CANCELLED, FAILURE, FakeAgent, file_parts, life, succeed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.local.scheduler import Scheduler
+    from agent.local_scheduler.server import Scheduler
 
 ONE = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n"
 RUN = "pipeline1"
@@ -51,7 +51,7 @@ def several(count: int) -> str:
 
 
 async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> None:
-    await scheduler.dispatcher.submit(run_id, pipeline.parse(text, "p.yaml"), {"TOKEN": "s3cret"})
+    await scheduler.dispatcher.submit(run_id, parser.parse(text, "p.yaml"), {"TOKEN": "s3cret"})
 
 
 async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
@@ -59,7 +59,7 @@ async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[P
     report, seen = Report(), []
     async with asyncio.timeout(10):
         async for message in scheduler.book.watch(run_id):
-            event = messages.decode(message)
+            event = event_codec.decode(message)
             assert event is not None
             report.add(event)
             seen.append(event)
@@ -445,7 +445,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
     ):
         code = await submit(
             Target(scheduler.address, tls=False),
-            pipeline.parse(ONE, "p.yaml"),
+            parser.parse(ONE, "p.yaml"),
             secrets={},
             output="json",
             stream=output,
@@ -480,7 +480,7 @@ async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) ->
         address = scheduler.address
         target = Target(address, tls=False)
         client = asyncio.create_task(
-            submit(target, pipeline.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
+            submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
         )
         async with FakeAgent(address) as agent:
             key = translate.key(await agent.action())
@@ -507,7 +507,7 @@ async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes
         address = scheduler.address
         target = Target(address, tls=False)
         client = asyncio.create_task(
-            submit(target, pipeline.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
+            submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
         )
         async with FakeAgent(address) as agent:
             key = translate.key(await agent.action())

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from agent.cli.submit import Target, submit
 from agent.domain.actions import Action, Cancel, Health, Key, Readiness
-from agent.execution.sessions import Sessions
-from agent.local import pipeline
-from agent.local.scheduler import open_scheduler
-from agent.local.server import Access
-from agent.local.submit import Target, submit
-from agent.scheduler import rotation
-from agent.scheduler.connection import Connection, Identity
-from agent.scheduler.health import HealthReporter
-from agent.scheduler.outbox import Outbox
+from agent.execution.registry import Sessions
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import parser
+from agent.scheduler.stream import credential_reload
+from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.health import HealthReporter
+from agent.scheduler.stream.outbox import Outbox
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.certificates import Certificates, Pair, authority, made, signed
@@ -43,8 +43,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(rotation, "TRY_SECONDS", 1.0)
+    monkeypatch.setattr(credential_reload, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(credential_reload, "TRY_SECONDS", 1.0)
 
 
 class Files:
@@ -171,7 +171,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
     ):
         await agent.until_registered(1)
         agent.backend.script = lambda action: Script(holds=frozenset({"commands"}))
-        await scheduler.dispatcher.submit("pipeline1", pipeline.parse(TEXT, "p.yaml"), {})
+        await scheduler.dispatcher.submit("pipeline1", parser.parse(TEXT, "p.yaml"), {})
         await agent.backend.at("pipeline1/a", "commands")
         with capture_logs() as logs:
             server.put(signed(tmp_path, "new-server", new_ca, "localhost"), new_ca.cert, "new-token")
@@ -193,7 +193,7 @@ async def test_what_cannot_be_used_leaves_the_stream_as_it_is(
     certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings = Warnings()
-    monkeypatch.setattr(rotation, "log", warnings)
+    monkeypatch.setattr(credential_reload, "log", warnings)
     server, agents = Files(tmp_path, "server"), Files(tmp_path, "agent")
     server.put(certificates.localhost, certificates.ca.cert, "token")
     agents.put(certificates.agent, certificates.ca.cert, "token")
@@ -222,7 +222,7 @@ async def test_a_pipeline_is_submitted_over_mutual_tls(certificates: Certificate
     own: dict[str, Any] = {"cert_file": people["tls.crt"], "key_file": people["tls.key"]}
     file = tmp_path / "p.yaml"
     file.write_text(TEXT)
-    asked = pipeline.load(file)
+    asked = parser.load(file)
     async with (
         asyncio.timeout(60),
         open_scheduler("localhost:0", tmp_path / "state", access(server)) as scheduler,

@@ -23,8 +23,8 @@ from agent.domain.actions import (
 )
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, SchedulerError, Stage
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
-from agent.execution import commands, files
-from agent.execution.sessions import Sessions
+from agent.execution import artifacts, commands
+from agent.execution.registry import Sessions
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
@@ -83,7 +83,7 @@ def rig() -> Rig:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
-    monkeypatch.setattr(files, "wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr(artifacts, "wait_random_exponential", lambda **_: wait_none())
 
 
 def action(name: str = "a", **fields: Any) -> Action:
@@ -358,7 +358,7 @@ async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> N
     ("collection", "rules", "tries", "says"),
     [
         (ClusterError("no such container"), ArtifactRules(), 1, "no such container"),
-        (ClusterError("cut", retryable=True), ArtifactRules(), files.TRIES, "cut"),
+        (ClusterError("cut", retryable=True), ArtifactRules(), artifacts.TRIES, "cut"),
         (collected(refused="out/x is over the limit"), DECLARED, 1, "out/x is over the limit"),
     ],
 )
@@ -370,7 +370,7 @@ async def test_files_that_cannot_be_had_fail_a_success(
     says: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(files, "backoff", lambda state: 0.01)
+    monkeypatch.setattr(artifacts, "backoff", lambda state: 0.01)
     sent = await life(rig, Script(collections=[collection]), artifacts=rules)
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, ARTIFACTS, Reason.ARTIFACTS_FAILED)

@@ -15,7 +15,7 @@ from agent.app.agent import tracing
 from agent.domain.actions import Action, Key
 from agent.domain.errors import Reason, SettingsError
 from agent.domain.observations import Exited, SetupFailed
-from agent.execution.sessions import Sessions
+from agent.execution.registry import Sessions
 from agent.settings import AgentSection, Settings, TracesSettings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.otel import OpenTelemetry

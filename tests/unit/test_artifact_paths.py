@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.domain.actions import FileData, FileEnd, FilePart, FileStart
-from agent.local.events import FileStored
-from agent.local.uploads import Upload, UploadRefused, checked_path
-from agent.scheduler.translate import UploadEnd
+from agent.local_scheduler.uploads import Upload, UploadRefused, checked_path
+from agent.pipeline.events import FileStored
+from agent.protocol.translate import UploadEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

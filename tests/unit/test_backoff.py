@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from agent.domain.errors import Refused
-from agent.scheduler.connection import Backoff, Identity
-from agent.scheduler.dial import Broken
+from agent.scheduler.stream.channel import Broken
+from agent.scheduler.stream.connection import Backoff, Identity
 
 UNAVAILABLE = Broken("unavailable", "away")
 

@@ -23,8 +23,8 @@ from agent.domain.actions import (
 )
 from agent.domain.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
 from agent.scheduler.classic.call import Call, exit_code
-from agent.scheduler.classic.files import STAGING, Folder, checked
-from agent.scheduler.classic.link import advertised, route
+from agent.scheduler.classic.connection import advertised, route
+from agent.scheduler.classic.file_store import STAGING, Folder, checked
 from agent.scheduler.classic.registration import health_message
 from agent.settings import ClassicSettings, load
 from agent.telemetry.metrics import Metrics

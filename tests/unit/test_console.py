@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from agent.console.formatting import amount, duration
+from agent.console.line_view import LineView
+from agent.console.live_view import LiveView
+from agent.console.log_lines import visible
+from agent.console.open_view import JsonView, open_view
+from agent.console.run_report import ExitCode, Report
+from agent.console.view import Transfer, View
 from agent.domain.actions import (
     Accepted,
     ArtifactSummary,
@@ -22,18 +29,20 @@ from agent.domain.actions import (
     StageChanged,
 )
 from agent.domain.errors import Reason, Stage
-from agent.local.console import JsonView, open_view
-from agent.local.events import ActionEnded, ActionPlan, Ended, FileStored, LogText, PipelineEvent, Started, Submitted
-from agent.local.figures import amount, duration
-from agent.local.lines import visible
-from agent.local.live import LiveView
-from agent.local.messages import decode, encode
-from agent.local.plain import LineView
-from agent.local.report import ExitCode, Report
-from agent.local.view import Transfer, View
+from agent.pipeline.event_codec import decode, encode
+from agent.pipeline.events import (
+    ActionEnded,
+    ActionPlan,
+    Ended,
+    FileStored,
+    LogText,
+    PipelineEvent,
+    Started,
+    Submitted,
+)
 
 if TYPE_CHECKING:
-    from agent.local.events import Happening
+    from agent.pipeline.events import Happening
 
 SUCCEEDED = Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, exit_code=0, command=1)
 FAILED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, "command 1 ended with 3")

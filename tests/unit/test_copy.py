@@ -11,7 +11,7 @@ import pytest
 from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, Key
 from agent.domain.errors import ActionFailed, ClusterError, Reason
 from agent.domain.observations import Collected
-from agent.execution.files import send_files
+from agent.execution.artifacts import send_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

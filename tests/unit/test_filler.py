@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agent.cli.working_tree import pack
 from agent.cluster import payload
-from agent.local.tree import pack
 
 
 def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_path: Path) -> None:

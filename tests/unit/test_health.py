@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from agent.domain.actions import Health, Readiness
-from agent.scheduler.health import HealthReporter
+from agent.scheduler.stream.health import HealthReporter
 
 
 class Agent:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.cluster.loglines import Hole, LineReader, whole_second
 from agent.domain.actions import Cursor, LogChunk, Source
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
-from agent.execution.logstream import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
+from agent.execution.log_pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
 from agent.execution.masking import Masker
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 

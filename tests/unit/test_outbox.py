@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from agent.domain.actions import CommandStarted, Cursor, Event, Key, LogChunk, Resume, SessionState, Source
 from agent.domain.errors import SchedulerError
-from agent.scheduler.outbox import Outbox, Outgoing
+from agent.scheduler.stream.outbox import Outbox, Outgoing
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from agent.scheduler.outlet import Outlet
+    from agent.scheduler.stream.session_outbox import Outlet
 
 KEY = Key("a", 1, 2)
 WINDOW = 1 << 17

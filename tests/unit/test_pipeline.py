@@ -8,9 +8,9 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
-from agent.local.document import FileWrong
-from agent.local.pipeline import load, parse
-from agent.local.secrets import SecretMissing, find_secrets
+from agent.pipeline.parser import load, parse
+from agent.pipeline.secret_values import SecretMissing, find_secrets
+from agent.pipeline.yaml_document import FileWrong
 
 FULL = """
     name: build and test

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from agent.local import pipeline, selection
-from agent.local.selection import NotPossible
+from agent.pipeline import overrides, parser
+from agent.pipeline.overrides import NotPossible
 
 TEXT = """
 name: p
@@ -18,39 +18,39 @@ actions:
   unit: {configuration: {container: i}, commands: [x], needs: [build], secrets: [S]}
   lint: {configuration: {container: i}, commands: [x], needs: [build]}
 """
-ASKED = pipeline.parse(TEXT, "p.yaml")
+ASKED = parser.parse(TEXT, "p.yaml")
 
 
 def test_only_keeps_the_order_and_the_needs_among_what_is_kept() -> None:
-    kept = selection.only(ASKED, ["unit", "ship"])
+    kept = overrides.only(ASKED, ["unit", "ship"])
     assert [(each.name, each.needs) for each in kept.actions] == [("ship", ("unit",)), ("unit", ())]
     with pytest.raises(NotPossible, match="no action 'unti', did you mean 'unit'"):
-        selection.only(ASKED, ["unti"])
+        overrides.only(ASKED, ["unti"])
 
 
 def test_variables_come_over_those_of_the_file() -> None:
-    changed = selection.with_env(ASKED, {"A": "2", "B": ""})
+    changed = overrides.with_env(ASKED, {"A": "2", "B": ""})
     assert all(each.env == {"A": "2", "B": ""} for each in changed.actions)
     for name, why in (("S", "is a secret"), ("1x", "is not a variable")):
         with pytest.raises(NotPossible, match=why):
-            selection.with_env(ASKED, {name: "x"})
+            overrides.with_env(ASKED, {name: "x"})
 
 
 def test_secrets_come_beside_those_of_the_file() -> None:
-    changed = selection.with_secrets(ASKED, ["T", "S"])
+    changed = overrides.with_secrets(ASKED, ["T", "S"])
     assert {each.name: each.secrets for each in changed.actions}["unit"] == ("S", "T")
     for name, why in (("A", "is set in `env` too"), ("a-b", "is not a variable")):
         with pytest.raises(NotPossible, match=why):
-            selection.with_secrets(ASKED, [name])
+            overrides.with_secrets(ASKED, [name])
 
 
 def test_a_tree_takes_the_place_of_every_clone() -> None:
-    assert all(each.repository is None for each in selection.with_tree(ASKED).actions)
+    assert all(each.repository is None for each in overrides.with_tree(ASKED).actions)
 
 
 def test_the_list_is_a_tree() -> None:
     output = io.StringIO()
-    Console(file=output, width=100).print(selection.listing(ASKED))
+    Console(file=output, width=100).print(overrides.listing(ASKED))
     assert [line.rstrip() for line in output.getvalue().splitlines()] == [
         "p",
         "└── build  i  2 commands",

@@ -12,9 +12,9 @@ import pytest
 
 from agent.domain.actions import Outcome, Result, Source
 from agent.domain.errors import Reason, Stage
-from agent.local.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
-from agent.local.progress import Progress, State
-from agent.local.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
+from agent.local_scheduler.action_state import Progress, State
+from agent.local_scheduler.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
+from agent.pipeline.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,10 +7,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from agent.console import report_files
+from agent.console.run_report import Report
 from agent.domain.actions import Outcome, Result, Source, StageChanged
 from agent.domain.errors import Reason, Stage
-from agent.local import summary
-from agent.local.events import (
+from agent.pipeline.events import (
     ActionEnded,
     ActionPlan,
     Ended,
@@ -21,7 +22,6 @@ from agent.local.events import (
     Started,
     Submitted,
 )
-from agent.local.report import Report
 
 NASTY = "<&>]]> | `x` \x1b[31mred\x1b[0m \x00\x08 é\n"
 
@@ -52,7 +52,7 @@ def report() -> Report:
 
 
 def test_junit_tells_whose_fault_it_was() -> None:
-    suite = ET.fromstring(summary.junit(report()))[0]  # noqa: S314 - our own
+    suite = ET.fromstring(report_files.junit(report()))[0]  # noqa: S314 - our own
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
         "4",
         "1",
@@ -70,7 +70,7 @@ def test_junit_tells_whose_fault_it_was() -> None:
 
 
 def test_markdown_is_a_table_and_the_failures() -> None:
-    lines = summary.markdown(report()).splitlines()
+    lines = report_files.markdown(report()).splitlines()
     assert lines[0] == "## p: 1 succeeded, 2 failed, 1 cancelled in 13.0 s"
     assert lines[4] == "| good | ✅ succeeded | 1.0 s | 2.0 s |  | 4.0 s | 1 file, 2.0 KiB |"
     assert lines[5].startswith("| bad | ❌ failed COMMAND_FAILED (exit code 127) |")
@@ -81,12 +81,12 @@ def test_markdown_is_a_table_and_the_failures() -> None:
 
 
 def test_the_name_of_the_file_says_the_form() -> None:
-    assert summary.form(Path("a.XML")) is summary.junit
+    assert report_files.form(Path("a.XML")) is report_files.junit
     with pytest.raises(ValueError, match=r"must end with \.xml or \.md"):
-        summary.form(Path("a.html"))
+        report_files.form(Path("a.html"))
 
 
 def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(summary.ReportFailed, match="cannot be written"):
-        summary.write(report(), tmp_path / "file" / "x.md")
+    with pytest.raises(report_files.ReportFailed, match="cannot be written"):
+        report_files.write(report(), tmp_path / "file" / "x.md")

@@ -40,9 +40,9 @@ from agent.domain.actions import (
     When,
 )
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
-from agent.scheduler import translate
-from agent.scheduler.translate import fields
-from agent.scheduler.wire import agent_pb2 as wire
+from agent.protocol import translate
+from agent.protocol.translate import fields
+from agent.protocol.wire import agent_pb2 as wire
 
 KEY = Key("übung/1", 2, 3)
 CURSOR = Cursor("2026-01-01T00:00:00.000000001Z", 2, 30, 4000, 5)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.local.tree import TreeWrong, pack
+from agent.cli.working_tree import TreeWrong, pack
 
 if TYPE_CHECKING:
     from pathlib import Path

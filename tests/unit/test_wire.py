@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONTRACTS = {
-    "agent": ("proto/sealci/agent/v1", Path("agent/scheduler/wire")),
-    "local": ("proto/sealci/local/v1", Path("agent/local/wire")),
+    "agent": ("proto/sealci/agent/v1", Path("agent/protocol/wire")),
+    "local": ("proto/sealci/local/v1", Path("agent/pipeline/wire")),
 }
 ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 

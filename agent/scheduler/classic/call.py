@@ -16,13 +16,13 @@ import grpc
 
 from agent.domain.actions import ArtifactSummary, Finished, LogChunk, Rejected, Result, Source, StageChanged, When
 from agent.domain.errors import AgentError, Reason, Rejection, SchedulerError, Stage
-from agent.scheduler.wire.classic import actions_pb2 as wire
+from agent.scheduler.classic.wire import actions_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.domain.actions import Action, Event, FilePart, Key, Outcome
-    from agent.scheduler.classic.files import Folder
+    from agent.scheduler.classic.file_store import Folder
 
 MAX_TEXT = 64 << 10
 TIMED_OUT, NOT_RUN, CANCELLED = 124, 125, 130

@@ -18,8 +18,8 @@ import structlog
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Readiness, Repository, When
 from agent.domain.errors import SchedulerError
 from agent.scheduler.classic.call import NOT_RUN, Call, CallRefused
-from agent.scheduler.dial import contents
-from agent.scheduler.wire.classic import actions_pb2 as wire
+from agent.scheduler.classic.wire import actions_pb2 as wire
+from agent.scheduler.stream.channel import contents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from grpc import aio
 
     from agent.domain.actions import Health
-    from agent.scheduler.classic.files import Folder
-    from agent.scheduler.receive import Handlers
+    from agent.scheduler.classic.file_store import Folder
+    from agent.scheduler.stream.inbox import Handlers
     from agent.settings import ClassicSettings, SchedulerSettings
     from agent.telemetry.metrics import Metrics
 

@@ -1,0 +1,1 @@
+"""A scheduler for one machine: it stores pipelines in SQLite and hands their actions to agents over the SealCI stream."""

@@ -1,0 +1,1 @@
+"""A pipeline: its file, its values, and the events that a scheduler reports about it."""

@@ -1,0 +1,139 @@
+"""Events of pipelines as messages of `local.proto`, and back.
+
+Pure functions. The store keeps the same messages, with the bytes of logs left out: those stand in the log files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.domain import actions
+from agent.domain.actions import Cursor, Outcome, Result, Source
+from agent.domain.errors import Reason, Stage
+from agent.pipeline import events
+from agent.pipeline.wire import local_pb2 as wire
+
+if TYPE_CHECKING:
+    from agent.pipeline.events import Happening, PipelineEvent
+
+
+def encode(event: PipelineEvent) -> wire.PipelineEvent:
+    """Write an event."""
+    message = wire.PipelineEvent(
+        pipeline=event.pipeline,
+        position=event.position,
+        time=event.time,
+        action=event.action,
+        attempt=event.attempt,
+    )
+    fill(message, event.happening)
+    return message
+
+
+def fill(message: wire.PipelineEvent, what: Happening) -> None:
+    """Write what happened."""
+    match what:
+        case events.Submitted():
+            plans = (wire.ActionPlan(name=p.name, needs=p.needs, commands=p.commands) for p in what.actions)
+            message.submitted.CopyFrom(wire.Submitted(name=what.name, actions=plans, folder=what.folder))
+        case events.Started():
+            message.started.agent = what.agent
+        case actions.Accepted():
+            message.accepted.environment = what.environment
+        case actions.StageChanged():
+            message.stage.CopyFrom(wire.Stage(stage=what.stage.value, detail=what.detail))
+        case actions.CommandStarted():
+            message.command_started.index = what.index
+        case actions.CommandFinished():
+            message.command_finished.CopyFrom(
+                wire.CommandFinished(index=what.index, exit_code=what.exit_code, seconds=what.seconds)
+            )
+        case events.LogText():
+            message.log.CopyFrom(
+                wire.Log(data=what.data, source=what.source.value, offset=what.offset, length=len(what.data))
+            )
+        case events.FileStored():
+            message.file.CopyFrom(wire.File(path=what.path, size=what.size, sha256=what.sha256))
+        case actions.ArtifactSummary():
+            left_out = (wire.LeftOut(path=each.path, why=each.why) for each in what.left_out)
+            message.summary.CopyFrom(
+                wire.Summary(files=what.files, bytes=what.bytes, left_out_files=what.left_out_files, left_out=left_out)
+            )
+        case events.ActionEnded():
+            message.finished.CopyFrom(encode_outcome(what.outcome, what.seconds))
+        case events.Ended():
+            message.ended.SetInParent()
+
+
+def encode_outcome(outcome: Outcome, seconds: float = 0.0) -> wire.Finished:
+    """Write an outcome."""
+    return wire.Finished(
+        result=outcome.result.value,
+        stage=outcome.stage.value,
+        reason=outcome.reason.value if outcome.reason else "",
+        exit_code=outcome.exit_code,
+        command=outcome.command,
+        message=outcome.message,
+        seconds=seconds,
+    )
+
+
+def decode_outcome(message: wire.Finished) -> Outcome:
+    """Read an outcome.
+
+    Raises:
+        ValueError: a word of it is unknown.
+    """
+    return Outcome(
+        result=Result(message.result),
+        stage=Stage(message.stage),
+        reason=Reason(message.reason) if message.reason else None,
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        command=message.command,
+        message=message.message,
+    )
+
+
+def decode(message: wire.PipelineEvent) -> PipelineEvent | None:
+    """Read an event, None when it is of a kind that a newer scheduler has.
+
+    Raises:
+        ValueError: a word of it is unknown.
+    """
+    what = read(message)
+    if what is None:
+        return None
+    return events.PipelineEvent(message.pipeline, message.position, message.time, what, message.action, message.attempt)
+
+
+def read(message: wire.PipelineEvent) -> Happening | None:
+    """Read what happened."""
+    match message.WhichOneof("event"):
+        case "submitted":
+            plans = (events.ActionPlan(p.name, tuple(p.needs), tuple(p.commands)) for p in message.submitted.actions)
+            return events.Submitted(message.submitted.name, tuple(plans), message.submitted.folder)
+        case "started":
+            return events.Started(message.started.agent)
+        case "accepted":
+            return actions.Accepted(message.accepted.environment)
+        case "stage":
+            return actions.StageChanged(Stage(message.stage.stage), message.stage.detail)
+        case "command_started":
+            return actions.CommandStarted(message.command_started.index, Cursor())
+        case "command_finished":
+            done = message.command_finished
+            return actions.CommandFinished(done.index, done.exit_code, done.seconds, Cursor())
+        case "log":
+            return events.LogText(message.log.data, Source(message.log.source), message.log.offset)
+        case "file":
+            return events.FileStored(message.file.path, message.file.size, message.file.sha256)
+        case "summary":
+            left_out = tuple(actions.LeftOut(each.path, each.why) for each in message.summary.left_out)
+            summary = message.summary
+            return actions.ArtifactSummary(summary.files, summary.bytes, left_out, summary.left_out_files)
+        case "finished":
+            return events.ActionEnded(decode_outcome(message.finished), message.finished.seconds)
+        case "ended":
+            return events.Ended()
+        case _:
+            return None

@@ -1,0 +1,102 @@
+"""The single fields that both directions are made of: keys, durations, cursors, enums, text for people.
+
+Pure functions without state. The tables of enums are complete in both directions (a test holds them so).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from agent.domain import actions as domain
+from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
+from agent.protocol.wire import agent_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Member = TypeVar("Member", bound=Enum)
+
+MAX_ACTION_ID = 256
+MAX_WORDS = 16 << 10
+
+# Names of the wire stand alone in a scope of enums, so that some carry a prefix or another name.
+STAGES = {
+    Stage.ADMISSION: wire.STAGE_ADMISSION,
+    Stage.SETUP: wire.STAGE_SETUP,
+    Stage.COMMANDS: wire.STAGE_COMMANDS,
+    Stage.ARTIFACTS: wire.STAGE_ARTIFACTS,
+}
+REASONS = {
+    reason: wire.Reason.Value("CANCELLED_BY_REQUEST" if reason is Reason.CANCELLED else reason.value)
+    for reason in Reason
+}
+RESULTS = {result: wire.Result.Value(result.name) for result in domain.Result}
+REJECTIONS = {why: wire.Rejected.Why.Value(why.name) for why in Rejection}
+SOURCES = {source: wire.LogChunk.Source.Value(source.name) for source in domain.Source}
+WHENS = {when: wire.ArtifactRules.When.Value(when.name) for when in domain.When}
+STATUSES = {status: wire.Health.Status.Value(status.name) for status in domain.Readiness}
+
+
+def invalid(field: str, found: str, allowed: str) -> NoReturn:
+    """Say that a field cannot be used."""
+    raise ActionFailed(
+        Stage.ADMISSION, Reason.INVALID_CONFIGURATION, f"field {field}: {found} is not allowed; allowed is {allowed}"
+    )
+
+
+def member(field: str, value: int, table: Mapping[Member, int]) -> Member:
+    """Return the member that stands for a number of the wire."""
+    for candidate, number in table.items():
+        if number == value:
+            return candidate
+    names = ", ".join(f"{number} ({candidate.name})" for candidate, number in table.items())
+    invalid(field, str(value), f"one of {names}")
+
+
+def key(message: wire.Action | wire.Ack | wire.Resume | wire.Discard | wire.Event | wire.SessionState) -> domain.Key:
+    """Return whose message this is, unchecked."""
+    return domain.Key(message.action_id, message.attempt, message.claim)
+
+
+def checked_key(message: wire.Action | wire.Resume | wire.Event | wire.SessionState) -> domain.Key:
+    """Return whose message this is.
+
+    Raises:
+        ActionFailed: it is no key.
+    """
+    size = len(message.action_id.encode())
+    if not 0 < size <= MAX_ACTION_ID:
+        invalid("action_id", f"a text of {size} bytes", f"1 to {MAX_ACTION_ID} bytes")
+    if message.attempt < 1:
+        invalid("attempt", str(message.attempt), "1 or more")
+    if message.claim < 1:
+        invalid("claim", str(message.claim), "1 or more")
+    return key(message)
+
+
+def seconds(duration: Duration) -> float:
+    """Return a duration of the wire in seconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def duration(value: float) -> Duration:
+    """Return seconds as a duration of the wire; negative is none."""
+    whole, nanos = divmod(round(max(value, 0.0) * 1e9), 10**9)
+    return Duration(seconds=whole, nanos=nanos)
+
+
+def words(text: str) -> str:
+    """Return text for people as the wire can carry it: valid UTF-8 and not longer than anybody reads."""
+    valid = text.encode("utf-8", "replace").decode()
+    return valid if len(valid) <= MAX_WORDS else f"{valid[:MAX_WORDS]} ... ({len(valid) - MAX_WORDS} more characters)"
+
+
+def cursor(field: str, data: bytes) -> domain.Cursor:
+    """Read a cursor; empty is the start of the log."""
+    try:
+        return domain.Cursor.decode(data)
+    except ValueError as error:
+        invalid(field, str(error), "a cursor that an agent has sent")

@@ -1,0 +1,51 @@
+"""The parts of an upload: files beside the stream.
+
+Pure functions without state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.domain import actions as domain
+from agent.protocol.wire import agent_pb2 as wire
+
+
+@dataclass(frozen=True, slots=True)
+class UploadEnd:
+    """The last part of an upload: how much was sent."""
+
+    files: int
+    bytes: int
+
+
+def upload_header_message(key: domain.Key, agent_id: str) -> wire.UploadHeader:
+    """Write whose files follow."""
+    return wire.UploadHeader(action_id=key.action_id, attempt=key.attempt, claim=key.claim, agent_id=agent_id)
+
+
+def part_message(part: domain.FilePart | UploadEnd) -> wire.ArtifactPart:
+    """Write one part."""
+    match part:
+        case domain.FileStart():
+            return wire.ArtifactPart(file=wire.FileStart(path=part.path, mode=part.mode, size=part.size))
+        case domain.FileData():
+            return wire.ArtifactPart(data=part.data)
+        case domain.FileEnd():
+            return wire.ArtifactPart(file_end=wire.FileEnd(sha256=part.sha256))
+        case UploadEnd():
+            return wire.ArtifactPart(end=wire.UploadEnd(files=part.files, bytes=part.bytes))
+
+
+def part(message: wire.ArtifactPart) -> domain.FilePart | UploadEnd | None:
+    """Read one part; None: of a kind that this version does not know."""
+    match message.WhichOneof("part"):
+        case "file":
+            return domain.FileStart(message.file.path, message.file.mode, message.file.size)
+        case "data":
+            return domain.FileData(message.data)
+        case "file_end":
+            return domain.FileEnd(message.file_end.sha256)
+        case "end":
+            return UploadEnd(message.end.files, message.end.bytes)
+    return None

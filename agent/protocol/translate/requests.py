@@ -1,0 +1,151 @@
+"""What a scheduler asks of an agent: actions, requests to end, where a session goes on.
+
+Pure functions without state.
+"""
+
+from __future__ import annotations
+
+from agent.domain import actions as domain
+from agent.protocol.translate.fields import (
+    STAGES,
+    WHENS,
+    checked_key,
+    cursor,
+    duration,
+    invalid,
+    member,
+    seconds,
+    words,
+)
+from agent.protocol.wire import agent_pb2 as wire
+
+# ---- read by the agent
+
+
+def action(message: wire.Action) -> domain.Action:
+    """Read an action.
+
+    Raises:
+        ActionFailed: a field cannot be used; the message names it and what is allowed.
+    """
+    found = checked_key(message)
+    if not message.image.strip():
+        invalid("image", "an empty text", "the reference of an image")
+    if not message.commands:
+        invalid("commands", "an empty list", "one command or more")
+    timeout = seconds(message.timeout) if message.HasField("timeout") else None
+    if timeout is not None and timeout <= 0:
+        invalid("timeout", f"{timeout:g} s", "more than 0 s, or unset for the default")
+    return domain.Action(
+        key=found,
+        image=message.image,
+        commands=tuple(message.commands),
+        name=message.name,
+        env=dict(message.env),
+        secrets=dict(message.secrets),
+        repository=repository(message.repository) if message.HasField("repository") else None,
+        resources=domain.Resources(
+            message.resources.cpu, message.resources.memory, message.resources.ephemeral_storage
+        ),
+        timeout=timeout,
+        artifacts=artifact_rules(message.artifacts),
+        traceparent=message.traceparent,
+    )
+
+
+def repository(message: wire.Repository) -> domain.Repository:
+    """Read what is to be cloned."""
+    if not message.url.strip():
+        invalid("repository.url", "an empty text", "the URL of a repository")
+    return domain.Repository(message.url, message.ref, message.depth, message.submodules, message.credentials)
+
+
+def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
+    """Read which files are wanted; unset is the default of the domain."""
+    when = domain.When.SUCCESS
+    if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:
+        when = member("artifacts.when", message.when, WHENS)
+    return domain.ArtifactRules(tuple(message.paths), tuple(message.exclude), when)
+
+
+def cancel(message: wire.Cancel) -> domain.Cancel:
+    """Read a request to end. It is obeyed in any case: a negative grace counts as unset."""
+    grace = seconds(message.grace) if message.HasField("grace") else None
+    return domain.Cancel(grace if grace is not None and grace >= 0 else None, message.message)
+
+
+def resume(message: wire.Resume) -> domain.Resume:
+    """Read where a session goes on.
+
+    Raises:
+        ActionFailed: a field cannot be used.
+    """
+    return domain.Resume(
+        key=checked_key(message),
+        seq=message.seq,
+        cursor=cursor("cursor", message.cursor),
+        stage=member("stage", message.stage, STAGES) if message.stage != wire.STAGE_UNSPECIFIED else None,
+        command=message.command,
+        cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
+        secrets=dict(message.secrets),
+    )
+
+
+# ---- written by a scheduler
+
+
+def action_message(value: domain.Action) -> wire.Action:
+    """Write an action."""
+    message = wire.Action(
+        action_id=value.key.action_id,
+        attempt=value.key.attempt,
+        claim=value.key.claim,
+        name=value.name,
+        image=value.image,
+        commands=value.commands,
+        env=value.env,
+        secrets=value.secrets,
+        resources=wire.Resources(
+            cpu=value.resources.cpu,
+            memory=value.resources.memory,
+            ephemeral_storage=value.resources.ephemeral_storage,
+        ),
+        timeout=duration(value.timeout) if value.timeout is not None else None,
+        artifacts=wire.ArtifactRules(
+            paths=value.artifacts.paths, exclude=value.artifacts.exclude, when=WHENS[value.artifacts.when]
+        ),
+        traceparent=value.traceparent,
+    )
+    if (source := value.repository) is not None:
+        message.repository.CopyFrom(
+            wire.Repository(
+                url=source.url,
+                ref=source.ref,
+                depth=source.depth,
+                submodules=source.submodules,
+                credentials=source.credentials,
+            )
+        )
+    return message
+
+
+def cancel_message(attempt_key: tuple[str, int], value: domain.Cancel) -> wire.Cancel:
+    """Write a request to end."""
+    action_id, attempt = attempt_key
+    grace = duration(value.grace) if value.grace is not None else None
+    return wire.Cancel(action_id=action_id, attempt=attempt, grace=grace, message=words(value.message))
+
+
+def resume_message(value: domain.Resume) -> wire.Resume:
+    """Write where a session goes on."""
+    return wire.Resume(
+        action_id=value.key.action_id,
+        attempt=value.key.attempt,
+        claim=value.key.claim,
+        seq=value.seq,
+        cursor=value.cursor.encode(),
+        stage=STAGES[value.stage] if value.stage is not None else wire.STAGE_UNSPECIFIED,
+        command=value.command,
+        pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
+        secrets=value.secrets,
+    )
