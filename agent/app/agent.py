@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.cluster import anchor
-from agent.cluster.adoption import Adoption
-from agent.cluster.client import Client
-from agent.cluster.features import user_namespaces
-from agent.cluster.leases import Leases
-from agent.cluster.pods import Pods
-from agent.cluster.sweep import Sweep
-from agent.cluster.watch import PodWatch
+from agent.cluster.api.client import Client
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.capabilities import user_namespaces
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership import owner_reference
+from agent.cluster.ownership.adoption import Adoption
+from agent.cluster.ownership.leases import Leases
+from agent.cluster.ownership.orphans import Sweep
 from agent.domain.actions import Health, Readiness
 from agent.domain.errors import Refused, SettingsError
 from agent.execution.registry import Sessions
@@ -34,8 +34,8 @@ from agent.telemetry.metrics import Metrics
 from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
-    from agent.cluster.environment import PodEnvironment
-    from agent.cluster.workbench import Workbench
+    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.environment import PodEnvironment
     from agent.domain.actions import Action, Cancel, Key, Resume
     from agent.domain.errors import ActionFailed
     from agent.http.status_page import SessionRow
@@ -230,7 +230,7 @@ class App:
 
     async def anchored(self) -> bool:
         """Learn who owns what this agent makes; False when it is asked to leave before that is known."""
-        finding = asyncio.create_task(anchor.find(self.client, self.settings), name="anchor")
+        finding = asyncio.create_task(owner_reference.find(self.client, self.settings), name="anchor")
         stopping = asyncio.create_task(self.stopping.wait(), name="stop")
         try:
             await asyncio.wait({finding, stopping}, return_when=asyncio.FIRST_COMPLETED)

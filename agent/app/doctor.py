@@ -12,8 +12,8 @@ from contextlib import aclosing
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from agent.cluster import doctor as cluster
-from agent.cluster.client import Client
+from agent.cluster.api.client import Client
+from agent.cluster.checks import cluster
 from agent.domain.check_result import Verdict, failed
 from agent.domain.errors import SettingsError
 from agent.scheduler.stream import checks as scheduler

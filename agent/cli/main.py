@@ -24,7 +24,7 @@ from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
     from agent.app.agent import App
-    from agent.cluster.sweep import Cleaned
+    from agent.cluster.ownership.orphans import Cleaned
 
 USAGE, INFRASTRUCTURE = 2, 3
 NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
@@ -167,8 +167,8 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
 
 async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
     """Clean up and return what was found."""
-    from agent.cluster.client import Client
-    from agent.cluster.sweep import cleanup as clean
+    from agent.cluster.api.client import Client
+    from agent.cluster.ownership.orphans import cleanup as clean
     from agent.telemetry.metrics import Metrics
 
     client = await Client.connect(settings.cluster, Metrics())

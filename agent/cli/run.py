@@ -26,7 +26,7 @@ from agent.telemetry import log_setup
 if TYPE_CHECKING:
     from agent.app.agent import App
     from agent.cli.run_pipeline import Endpoint, Wishes
-    from agent.cluster.workbench import Workbench
+    from agent.cluster.environment.debugging import Workbench
     from agent.console.run_report import ExitCode
     from agent.pipeline.parser import Pipeline
 
@@ -265,7 +265,7 @@ async def piped(
 ) -> ExitCode:
     """Run the pipeline with an agent of its own."""
     from agent.cli.run_pipeline import Patience, run_pipeline
-    from agent.cluster.workbench import Workbench
+    from agent.cluster.environment.debugging import Workbench
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "protocol": "stream"}

@@ -1,5 +1,1 @@
-"""The Kubernetes side: environments as pods. The only package that speaks to the Kubernetes API."""
-
-from __future__ import annotations
-
-from agent.cluster import library as library
+"""Kubernetes: environments as pods, behind the ports that `agent.execution` declares."""

@@ -1,1 +1,4 @@
-"""A scheduler for one machine: it stores pipelines in SQLite and hands their actions to agents over the SealCI stream."""
+"""A scheduler for one machine.
+
+It stores pipelines in SQLite and hands their actions to agents over the SealCI stream.
+"""

@@ -28,7 +28,7 @@ from tests.e2e.lab import BUSYBOX
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.cluster.client import Client
+    from agent.cluster.api.client import Client
     from tests.bench.desk import Agent, Desk, Given
 
 SESSIONS = (1, 50)

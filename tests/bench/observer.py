@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from agent.cluster.client import Client
+from agent.cluster.api.client import Client
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.bench.rows import Row, percentile, row

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from agent.cluster.client import Client
+from agent.cluster.api.client import Client
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.answers import HANG, Request, Scripted, failed, status_text

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.cluster.markers import MarkerReader
+from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart, Result
 from agent.domain.errors import Reason
 from agent.domain.observations import (

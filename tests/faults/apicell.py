@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.testing import capture_logs
 
-from agent.cluster.client import Client
-from agent.cluster.names import pod_name
-from agent.cluster.pods import Pods
-from agent.cluster.watch import PodWatch
+from agent.cluster.api.client import Client
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire

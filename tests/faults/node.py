@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.files import SNAPSHOT
-from agent.cluster.names import SESSION
-from agent.cluster.workspace import take_snapshot
+from agent.cluster.artifacts.collect import SNAPSHOT
+from agent.cluster.in_pod.workspace import take_snapshot
+from agent.cluster.pod.labels import SESSION
 from tests.fakes.api import PODS
 from tests.fakes.shared_api import SharedApi
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster import creation, logs, setuplog
+from agent.cluster.environment import creation, failure_report
+from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.faults.apicell import VERBS, ApiCell
@@ -46,7 +47,7 @@ async def test_it_ends_with_its_reason(
     verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creation, "SECRET_PATIENCE", 1.0)
-    monkeypatch.setattr(setuplog, "PATIENCE", 0.5)
+    monkeypatch.setattr(failure_report, "PATIENCE", 0.5)
     cell = cell_of(tmp_path, verb, fault)
     cell.more["policy"]["pending_timeout"] = 1.0
     async with cell.living() as app:
@@ -66,7 +67,7 @@ async def test_it_ends_with_its_reason(
 async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "Patience", partial(logs.Patience, refused=0.3))
+    monkeypatch.setattr(follower, "Patience", partial(follower.Patience, refused=0.3))
     cell = cell_of(tmp_path, "log", "403 right")
     async with cell.living() as app:
         await cell.begin_action(app)

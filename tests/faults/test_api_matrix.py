@@ -12,7 +12,9 @@ import pytest
 from tenacity import wait_random_exponential
 
 from agent.app import agent as apps
-from agent.cluster import adoption, client, logs, reflector
+from agent.cluster.api import client, reflector
+from agent.cluster.logs import follower
+from agent.cluster.ownership import adoption
 from agent.execution import artifacts, commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
@@ -82,7 +84,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (artifacts, "backoff", quick),
         (reflector, "BACKOFF", 0.01),
         (adoption, "LOOK", 0.05),
-        (logs, "Patience", partial(logs.Patience, read=0.5)),
+        (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
 

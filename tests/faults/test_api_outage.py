@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster import names
+from agent.cluster.pod import labels as labels_module
 from tests.e2e import kube
 from tests.e2e.conftest import namespace, own_lab
 from tests.e2e.lab import BUSYBOX, until
@@ -50,7 +50,7 @@ def check_first(lab: Lab, report: Report) -> None:
     """It was one pod, of the first attempt and the first claim."""
     pods = [pod for action_id in lab.action_ids(report) for pod in lab.observer.pods(action_id)]
     labels = [pod["metadata"]["labels"] for pod in pods]
-    assert {(each[names.ATTEMPT], each[names.CLAIM]) for each in labels} == {("1", "1")}
+    assert {(each[labels_module.ATTEMPT], each[labels_module.CLAIM]) for each in labels} == {("1", "1")}
     assert len({pod["metadata"]["uid"] for pod in pods}) == 1
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from agent.cluster.files import SNAPSHOT
+from agent.cluster.artifacts.collect import SNAPSHOT
 from agent.local_scheduler.dispatcher import Rules
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler

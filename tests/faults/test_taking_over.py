@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.app import agent as apps
-from agent.cluster import names
-from agent.cluster.pods import Pods
-from agent.cluster.watch import PodWatch
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
 from agent.execution import commands
@@ -98,7 +98,7 @@ class Estate(World):
     def label(self) -> tuple[str, str]:
         """Whose the pod is."""
         labels = self.api.pods[self.name]["metadata"]["labels"]
-        return labels[names.AGENT], labels[names.CLAIM]
+        return labels[labels_module.AGENT], labels[labels_module.CLAIM]
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, r
             estate.resume(stage=wire.STAGE_COMMANDS)
             await estate.api.until(lambda: bool(estate.api.asked("get", "/log")))
         pod = json.loads(json.dumps(estate.api.pods[estate.name]))
-        pod["metadata"]["labels"] |= {names.AGENT: "pod-b.1", names.CLAIM: "3"}
+        pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
         assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])

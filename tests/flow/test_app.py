@@ -14,7 +14,7 @@ import pytest
 
 from agent.app import agent as apps
 from agent.app.agent import App, serve
-from agent.cluster.names import SESSION
+from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.execution import commands
 from agent.protocol import translate

@@ -176,7 +176,7 @@ async def test_a_report_is_a_line_each_and_a_sum() -> None:
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(0, Verdict.OK), (-7, Verdict.WARNING), (3600, Verdict.FAILED)])
 def test_a_clock_that_is_off_is_said(seconds: int, verdict: Verdict) -> None:
-    from agent.cluster.doctor import clock
+    from agent.cluster.checks.cluster import clock
 
     class Clocked:
         ahead = timedelta(seconds=seconds)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agent.cluster import supervisor
-from agent.cluster.markers import Marker, MarkerReader
+from agent.cluster.supervisor import command
+from agent.cluster.supervisor.markers import Marker, MarkerReader
 
 NONCE = "5ea1c15ea1c15ea1"
 SHELLS = ("dash", "bash", "busybox")
@@ -68,14 +68,14 @@ class Result:
         return " ".join(announcement(item) for item in self.items if isinstance(item, Marker))
 
     @property
-    def ending(self) -> supervisor.Ending | None:
+    def ending(self) -> command.Ending | None:
         """The record, read back."""
-        return supervisor.read_termination(self.message, NONCE)
+        return command.read_termination(self.message, NONCE)
 
     @property
-    def verdict(self) -> supervisor.Verdict:
+    def verdict(self) -> command.Verdict:
         """The verdict as the agent makes it."""
-        return supervisor.judge(self.code, self.ending, self.commands)
+        return command.judge(self.code, self.ending, self.commands)
 
 
 def announcement(marker: Marker) -> str:
@@ -128,7 +128,7 @@ class Container:
         namespace = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
         uid = self.options.uid
         ids = [] if uid is None else [tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-        entrypoint = supervisor.entrypoint(
+        entrypoint = command.entrypoint(
             self.commands,
             nonce=NONCE,
             workspace=self.options.workspace or str(self.folder / "workspace"),

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster import names
-from agent.cluster.adoption import Adoption
-from agent.cluster.environment import PodEnvironment
-from agent.cluster.pods import Pods
-from agent.cluster.sweep import Sweep
-from agent.cluster.watch import UNREAD, PodWatch
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.environment import PodEnvironment
+from agent.cluster.environment.watch import UNREAD, PodWatch
+from agent.cluster.ownership.adoption import Adoption
+from agent.cluster.ownership.orphans import Sweep
+from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, Key
 from agent.settings import Settings
 from tests.fakes.api import written
@@ -20,7 +20,7 @@ from tests.fakes.shared_api import SharedApi
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.cluster.client import Client
+    from agent.cluster.api.client import Client
 
 Object = dict[str, Any]
 DEAD = "uid-dead.1"
@@ -93,7 +93,7 @@ async def dead(client: Client) -> PodEnvironment:
 
 def labels(api: SharedApi, name: str) -> tuple[str, str]:
     found = api.pods[name]["metadata"]["labels"]
-    return found[names.AGENT], found[names.CLAIM]
+    return found[labels_module.AGENT], found[labels_module.CLAIM]
 
 
 async def test_a_claim_raises_the_number_and_says_whose_it_is(
@@ -219,8 +219,8 @@ async def test_a_session_that_is_gone_meanwhile_is_nobodys(
     ("annotations", "claim"),
     [
         ({}, "1"),
-        ({names.SESSION: "{"}, "1"),
-        ({names.SESSION: '{"version": 7}'}, "1"),
+        ({labels_module.SESSION: "{"}, "1"),
+        ({labels_module.SESSION: '{"version": 7}'}, "1"),
         (None, "many"),
         (None, "-1"),
         (None, ""),
@@ -231,7 +231,7 @@ async def test_a_pod_that_tells_no_session_is_left_and_counted_and_stops_nothing
 ) -> None:
     pod = api.pods[dead.plan.name]
     pod["metadata"]["annotations"] = pod["metadata"]["annotations"] if annotations is None else annotations
-    pod["metadata"]["labels"][names.CLAIM] = claim
+    pod["metadata"]["labels"][labels_module.CLAIM] = claim
     await api.put(pod)
     other = await orphan(client, Action(Key("other"), "alpine", ("true",)))
     heir = Heir(client)
@@ -254,9 +254,9 @@ async def test_a_nonsensical_claim_on_a_held_session_is_no_higher_one(client: Cl
     await heir.look()
     await heir.adoption.once()
     pod = heir.watch.pods[dead.plan.name]
-    pod["metadata"]["labels"][names.CLAIM] = "x"
+    pod["metadata"]["labels"][labels_module.CLAIM] = "x"
     assert heir.pods.superseded(pod) is None
-    pod["metadata"]["labels"][names.CLAIM] = "3"
+    pod["metadata"]["labels"][labels_module.CLAIM] = "3"
     assert heir.pods.superseded(pod) is heir.taken[0]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import annotation, names
+from agent.cluster.pod import labels, session_annotation
 from agent.domain.actions import Action, ArtifactRules, Key, When
 
 ACTION = Action(
@@ -20,13 +20,13 @@ ACTION = Action(
 
 
 def pod(text: str, claim: str = "3") -> dict[str, Any]:
-    return {"metadata": {"name": "p", "annotations": {names.SESSION: text}, "labels": {names.CLAIM: claim}}}
+    return {"metadata": {"name": "p", "annotations": {labels.SESSION: text}, "labels": {labels.CLAIM: claim}}}
 
 
 def test_an_heir_knows_what_it_needs() -> None:
-    text = annotation.write(ACTION, "nonce1234", 90.0)
+    text = session_annotation.write(ACTION, "nonce1234", 90.0)
     assert "value-of-the-secret" not in text
-    action, nonce = annotation.read(pod(text))
+    action, nonce = session_annotation.read(pod(text))
     assert nonce == "nonce1234"
     assert action.key == Key("any id / of any kind", 2, 3)
     assert (len(action.commands), action.timeout, action.name) == (2, 90.0, "build")
@@ -37,9 +37,9 @@ def test_an_heir_knows_what_it_needs() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"action_id": "a"}', "null"])
 def test_what_tells_no_session_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="tells no session"):
-        annotation.read(pod(text))
+        session_annotation.read(pod(text))
 
 
 def test_a_pod_without_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="tells no session"):
-        annotation.read({"metadata": {"name": "p"}})
+        session_annotation.read({"metadata": {"name": "p"}})

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.archive import ArchiveReader, End, Item, Limits
-from agent.cluster.collector import MANIFEST_TYPE, header, padded, pax
-from agent.cluster.inventory import Manifest
-from agent.cluster.tarheader import ArchiveError, parse_header
+from agent.cluster.artifacts.archive_manifest import Manifest
+from agent.cluster.artifacts.archive_reader import ArchiveReader, End, Item, Limits
+from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
+from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, padded, pax
 from agent.domain.actions import FileData, FileEnd, FileStart, LeftOut
 
 LIMITS = Limits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.bucket import Rank, TokenBucket, rank
+from agent.cluster.api.rate_limit import Rank, TokenBucket, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from tenacity import wait_none
 
-from agent.cluster import client as clients
-from agent.cluster.client import Client, rule, wait_as_told
+from agent.cluster.api import client as clients
+from agent.cluster.api.client import Client, rule, wait_as_told
 from agent.domain.errors import ClusterError, Reason, SettingsError
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics

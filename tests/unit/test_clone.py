@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster import clone as clones
-from agent.cluster.clone import CloneFailed, check, shown
+from agent.cluster.in_pod import clone as clones
+from agent.cluster.in_pod.clone import CloneFailed, check, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster import collector, files, workspace
-from agent.cluster.archive import ArchiveReader, Limits
-from agent.cluster.globs import compiled, first_folders
-from agent.cluster.inventory import Manifest
+from agent.cluster.artifacts import collect as collect_module
+from agent.cluster.artifacts.archive_manifest import Manifest
+from agent.cluster.artifacts.archive_reader import ArchiveReader, Limits
+from agent.cluster.in_pod import collect_files, workspace
+from agent.cluster.in_pod.glob import compiled, first_folders
 from agent.domain.actions import ArtifactRules, FileData, FileEnd, FileStart
 
 LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
@@ -29,7 +30,7 @@ LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=6
 
 def here(command: list[str], snapshot: Path) -> list[str]:
     """Return the command as it can run on this machine."""
-    return [sys.executable, *(str(snapshot) if word == files.SNAPSHOT else word for word in command[1:])]
+    return [sys.executable, *(str(snapshot) if word == collect_module.SNAPSHOT else word for word in command[1:])]
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Place:
         workspace.take_snapshot(str(self.root), str(self.snapshot))
 
     def command(self, rules: ArtifactRules = ArtifactRules(), limits: Limits = LIMITS) -> list[str]:  # noqa: B008
-        return here(files.collect_command(rules, limits, workspace=str(self.root)), self.snapshot)
+        return here(collect_module.collect_command(rules, limits, workspace=str(self.root)), self.snapshot)
 
     def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: Limits = LIMITS) -> Received:
         received = Received()
@@ -183,7 +184,16 @@ def test_empty_files_and_an_empty_workspace(place: Place) -> None:
 
 
 def test_sizes_around_the_blocks(place: Place) -> None:
-    sizes = [1, 511, 512, 513, collector.BATCH - 1, collector.BATCH, collector.BATCH + 1, 3 * collector.BATCH + 7]
+    sizes = [
+        1,
+        511,
+        512,
+        513,
+        collect_files.BATCH - 1,
+        collect_files.BATCH,
+        collect_files.BATCH + 1,
+        3 * collect_files.BATCH + 7,
+    ]
     for size in sizes:
         place.write(str(size), os.urandom(size))
     received = place.collect()
@@ -272,7 +282,7 @@ def test_a_file_that_becomes_something_else_is_not_read(place: Place) -> None:
     facts = os.stat(place.write("regular"))
     make_specials(place)
     root = os.open(place.root, os.O_RDONLY)
-    collection = collector.Collection(collector.Output(-1), [9, 9, 9, 9], [], [], set())
+    collection = collect_files.Collection(collect_files.Output(-1), [9, 9, 9, 9], [], [], set())
     for name in ("absolute", "harmless", "pipe", "folder", "socket", "gone"):
         collection.consider(name, name, root, facts)
     os.close(root)
@@ -338,8 +348,8 @@ def collect_as_nobody(place: Place, paths: list[str]) -> Received:
     if root:
         os.seteuid(65534)
     try:
-        output = collector.Output(writing)
-        collector.Collection(output, [10, 1000, 1000, 60], paths, [], set()).run(str(place.root))
+        output = collect_files.Output(writing)
+        collect_files.Collection(output, [10, 1000, 1000, 60], paths, [], set()).run(str(place.root))
     finally:
         if root:
             os.seteuid(0)
@@ -496,7 +506,7 @@ def test_globs(glob: str, matches: list[str], others: list[str]) -> None:
 
 
 def test_folders_that_cannot_match_are_not_entered(place: Place) -> None:
-    declared = collector.Collection(collector.Output(1), [1, 1, 1, 1], ["dist/*/x", "a/**"], [], set())
+    declared = collect_files.Collection(collect_files.Output(1), [1, 1, 1, 1], ["dist/*/x", "a/**"], [], set())
     wanted = {"dist": True, "dist/any": True, "dist/any/x": True, "src": False, "a": True, "a/b/c": True}
     assert {path: declared.enter(path, "") for path in wanted} == wanted
 
@@ -531,7 +541,7 @@ def test_a_reader_that_goes_away_ends_the_collector(place: Place) -> None:
 
 def test_a_collector_that_nobody_reads_ends_itself(place: Place) -> None:
     globs = tuple(f"{index:0>100}" for index in range(2000))
-    seconds = 1 - collector.PATIENCE
+    seconds = 1 - collect_files.PATIENCE
     command = place.command(ArtifactRules(globs), Limits(9, 9, 9, seconds))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.wait(30) == -signal.SIGALRM
@@ -541,7 +551,7 @@ def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe is opened only when both ends are: whoever reads it waits for the holder, without polling.
     os.mkfifo(ready)
-    command = files.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
+    command = collect_module.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
     return subprocess.Popen(here(command, place.snapshot), stderr=subprocess.PIPE), ready
 
 

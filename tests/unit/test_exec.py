@@ -12,8 +12,17 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
-from agent.cluster.client import Client
-from agent.cluster.exec import MAX_FRAME, MAX_STDERR, ExecDeadline, ExecError, ExecStream, Target, exit_code_of, run
+from agent.cluster.api.client import Client
+from agent.cluster.api.exec import (
+    MAX_FRAME,
+    MAX_STDERR,
+    ExecDeadline,
+    ExecError,
+    ExecStream,
+    Target,
+    exit_code_of,
+    run,
+)
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster import files, payload
-from agent.cluster.archive import Limits
-from agent.cluster.exec import ExecDeadline, ExecError
+from agent.cluster.api.exec import ExecDeadline, ExecError
+from agent.cluster.artifacts import collect as collect_module
+from agent.cluster.artifacts.archive_reader import Limits
+from agent.cluster.in_pod import packaging
 from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, LeftOut
 from agent.domain.observations import Collected
 
@@ -45,7 +46,7 @@ class Pod:
         assert seconds == LIMITS.seconds
         self.commands.append(command)
         program = [sys.executable, *command[1:]]
-        program[program.index(files.SNAPSHOT)] = str(self.snapshot)
+        program[program.index(collect_module.SNAPSHOT)] = str(self.snapshot)
         process = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
         self.data = (await process.communicate())[0][: self.cut_at]
         assert process.returncode == 0
@@ -64,7 +65,7 @@ class Pod:
     async def collect(self, rules: ArtifactRules = ArtifactRules()) -> tuple[dict[bytes, bytes], Collected]:  # noqa: B008
         found: dict[bytes, bytes] = {}
         name = b""
-        async for item in files.collect(self.open, rules, LIMITS, workspace=str(self.workspace)):
+        async for item in collect_module.collect(self.open, rules, LIMITS, workspace=str(self.workspace)):
             if isinstance(item, FileStart):
                 name, found[item.path] = item.path, b""
             elif isinstance(item, FileData):
@@ -103,40 +104,40 @@ async def test_a_cut_anywhere_is_broken_whatever_the_status(pod: Pod) -> None:
     whole = len(pod.data)
     for tenth in range(10):
         pod.cut_at = whole * tenth // 10
-        with pytest.raises(files.CollectionBroken, match="did not arrive whole") as raised:
+        with pytest.raises(collect_module.CollectionBroken, match="did not arrive whole") as raised:
             await pod.collect()
         assert raised.value.retryable
     pod.cut_at = whole - 1024
-    with pytest.raises(files.CollectionBroken):
+    with pytest.raises(collect_module.CollectionBroken):
         await pod.collect()
 
 
 async def test_all_bytes_without_a_status_are_broken(pod: Pod) -> None:
     pod.failure = ExecError("cut", retryable=True)
-    with pytest.raises(files.CollectionBroken, match="cut") as raised:
+    with pytest.raises(collect_module.CollectionBroken, match="cut") as raised:
         await pod.collect()
     assert raised.value.retryable
 
 
 async def test_all_bytes_with_another_exit_code_are_broken(pod: Pod) -> None:
     pod.exit_code, pod.stderr = 137, b"Traceback ...\nMemoryError\xff\n"
-    with pytest.raises(files.CollectionBroken, match=r"ended with 137: .*\n.*MemoryError") as raised:
+    with pytest.raises(collect_module.CollectionBroken, match=r"ended with 137: .*\n.*MemoryError") as raised:
         await pod.collect()
     assert raised.value.retryable
 
 
 async def test_what_took_too_long_is_not_tried_again(pod: Pod) -> None:
     pod.failure = ExecDeadline("too long")
-    with pytest.raises(files.CollectionBroken) as raised:
+    with pytest.raises(collect_module.CollectionBroken) as raised:
         await pod.collect()
     assert not raised.value.retryable
 
 
 async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     (pod.workspace / "log").write_bytes(b"x")
-    program = CHANGES + payload.collect()[-1]
-    monkeypatch.setattr(payload, "collect", lambda: (*payload.PYTHON, program))
-    with pytest.raises(files.CollectionBroken, match="changed while they were copied: log"):
+    program = CHANGES + packaging.collect()[-1]
+    monkeypatch.setattr(packaging, "collect", lambda: (*packaging.PYTHON, program))
+    with pytest.raises(collect_module.CollectionBroken, match="changed while they were copied: log"):
         await pod.collect()
 
 
@@ -172,7 +173,9 @@ async def test_the_default_set_is_never_missing(pod: Pod) -> None:
 
 async def test_the_consumers_pace_is_the_pace(pod: Pod) -> None:
     (pod.workspace / "big").write_bytes(bytes(LIMITS.file_bytes))
-    async with aclosing(files.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))) as items:
+    async with aclosing(
+        collect_module.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))
+    ) as items:
         async for item in items:
             assert pod.frames_read <= 2
             if isinstance(item, FileData):
@@ -182,7 +185,9 @@ async def test_the_consumers_pace_is_the_pace(pod: Pod) -> None:
 
 async def test_a_file_is_never_held_whole(pod: Pod) -> None:
     (pod.workspace / "big").write_bytes(bytes(LIMITS.file_bytes))
-    async with aclosing(files.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))) as items:
+    async with aclosing(
+        collect_module.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))
+    ) as items:
         sizes = [len(item.data) async for item in items if isinstance(item, FileData)]
     assert sum(sizes) == LIMITS.file_bytes
     assert max(sizes) <= pod.frame
@@ -191,7 +196,9 @@ async def test_a_file_is_never_held_whole(pod: Pod) -> None:
 async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
     for name in ("a", "b", "c"):
         (pod.workspace / name).write_bytes(b"")
-    async with aclosing(files.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))) as items:
+    async with aclosing(
+        collect_module.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))
+    ) as items:
         kinds = [type(item) async for item in items]
     assert kinds == [FileStart, FileEnd] * 3 + [Collected]
 
@@ -200,18 +207,18 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
 
 
 def test_commands_fit_into_an_address() -> None:
-    holder = files.holder_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
+    holder = collect_module.holder_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
     assert holder[:3] == ["python3", "-I", "-S"]
-    assert holder[-4:] == ["/workspace", files.SNAPSHOT, "/.sealci/ready", "3600"]
-    collect = files.collect_command(ArtifactRules(("a", "b"), ("c",)), LIMITS, workspace="/workspace")
-    assert collect[-9:] == [files.SNAPSHOT, "100", "1048576", "4194304", "45", "2", "a", "b", "c"]
+    assert holder[-4:] == ["/workspace", collect_module.SNAPSHOT, "/.sealci/ready", "3600"]
+    collect = collect_module.collect_command(ArtifactRules(("a", "b"), ("c",)), LIMITS, workspace="/workspace")
+    assert collect[-9:] == [collect_module.SNAPSHOT, "100", "1048576", "4194304", "45", "2", "a", "b", "c"]
     assert sum(map(len, holder)) < 4 * 1024
     assert sum(map(len, collect)) < 8 * 1024
     assert "\n" not in "".join(holder + collect)
 
 
 @pytest.mark.parametrize(
-    "command", [payload.holder(), payload.collect(), payload.fill()], ids=["holder", "collect", "fill"]
+    "command", [packaging.holder(), packaging.collect(), packaging.fill()], ids=["holder", "collect", "fill"]
 )
 def test_programs_are_for_the_oldest_python_that_is_promised(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")

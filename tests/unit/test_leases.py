@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import leases as module
-from agent.cluster import names
-from agent.cluster.leases import Leases
+from agent.cluster.ownership import leases as module
+from agent.cluster.ownership.leases import Leases
+from agent.cluster.pod import labels
 from agent.domain.errors import ClusterError
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
@@ -175,7 +175,7 @@ async def test_the_own_lease_is_made_where_it_is_missing_and_given_back(pool: Po
     _, _, body = pool.api.asked[-1]
     assert body is not None
     assert body["spec"]["holderIdentity"] == ME
-    assert body["metadata"]["labels"][names.POOL] == "default"
+    assert body["metadata"]["labels"][labels.POOL] == "default"
     pool.api.errors = [ClusterError("no such lease", status=404)]
     await pool.leases.release()
     assert pool.api.asked[-1][0] == "delete"

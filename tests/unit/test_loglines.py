@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cluster.loglines import LineReader, nanoseconds, whole_second
+from agent.cluster.logs.line_reader import LineReader, nanoseconds, whole_second
 from agent.domain.actions import Cursor
 from agent.domain.observations import LogGap, LogPiece
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp

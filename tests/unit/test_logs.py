@@ -14,9 +14,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
-from agent.cluster.client import Client
-from agent.cluster.logbody import Body, Target
-from agent.cluster.logs import ContainerState, Patience, follow
+from agent.cluster.api.client import Client
+from agent.cluster.logs.follower import ContainerState, Patience, follow
+from agent.cluster.logs.request import Body, Target
 from agent.domain.actions import Cursor
 from agent.domain.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
@@ -317,7 +317,7 @@ async def test_retry_after_is_honoured(api: Api, monkeypatch: pytest.MonkeyPatch
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("agent.cluster.logs.asyncio.sleep", sleep)
+    monkeypatch.setattr("agent.cluster.logs.follower.asyncio.sleep", sleep)
     api.log.write(b"one\n", EPOCH)
     api.script = [api.status(429, **{"Retry-After": "7"}), api.status(503, **{"Retry-After": "9999"})]
     assert payload(await api.read()) == b"one\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import manifest, names
-from agent.cluster.manifest import Plan
+from agent.cluster.pod import labels, manifest
+from agent.cluster.pod.manifest import Plan
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.settings import Settings
 
@@ -73,7 +73,7 @@ def test_files_comes_first_and_only_where_files_are_wanted() -> None:
 
 
 def test_labels_find_our_own_and_annotations_hold_what_adoption_needs() -> None:
-    settings = Settings.model_validate({"environment": {"labels": {"team": "a", names.POOL: "stolen"}}})
+    settings = Settings.model_validate({"environment": {"labels": {"team": "a", labels.POOL: "stolen"}}})
     metadata = manifest.pod(replace(PLAN, owner={"kind": "ConfigMap", "name": "anchor"}), settings)["metadata"]
     assert metadata["labels"] == {
         "team": "a",
@@ -81,13 +81,13 @@ def test_labels_find_our_own_and_annotations_hold_what_adoption_needs() -> None:
         "app.kubernetes.io/name": "sealci-action",
         "sealci.dev/pool": "default",
         "sealci.dev/agent": "agent-1",
-        "sealci.dev/action": names.action_hash("build/1"),
+        "sealci.dev/action": labels.action_hash("build/1"),
         "sealci.dev/attempt": "2",
         "sealci.dev/claim": "3",
     }
-    selector = dict(part.split("=") for part in names.pool_selector("default").split(","))
+    selector = dict(part.split("=") for part in labels.pool_selector("default").split(","))
     assert selector.items() <= metadata["labels"].items()
-    session = json.loads(metadata["annotations"][names.SESSION])
+    session = json.loads(metadata["annotations"][labels.SESSION])
     assert (session["action_id"], session["attempt"], session["nonce"]) == ("build/1", 2, PLAN.nonce)
     assert session["secrets"] == ["TOKEN"]
     assert metadata["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
@@ -201,7 +201,7 @@ def test_the_installers_template_is_merged_over_it() -> None:
         },
     }
     pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
-    assert pod["metadata"]["annotations"].keys() >= {"a", names.SESSION}
+    assert pod["metadata"]["annotations"].keys() >= {"a", labels.SESSION}
     assert pod["spec"]["nodeSelector"] == {"ci": "true"}
     assert list(containers(pod)) == ["files", "action"]
     mounts = [mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]]
@@ -218,13 +218,13 @@ def test_the_secret_belongs_to_its_pod_alone() -> None:
 
 @pytest.mark.parametrize("action_id", ["a", "Build/1", "ü" * 100, "x" * 256, "--", "a\nb", "A.b_c-" * 9])
 def test_names_are_legal_and_their_own(action_id: str) -> None:
-    name = names.pod_name("pool", action_id, 1)
+    name = labels.pod_name("pool", action_id, 1)
     assert len(name) <= 63
     assert all(part.isascii() and (part.isalnum() and part == part.lower()) for part in name.split("-"))
     others = [
-        names.pod_name("pool", action_id, 2),
-        names.pod_name("other", action_id, 1),
-        names.pod_name("pool", action_id + "x", 1),
+        labels.pod_name("pool", action_id, 2),
+        labels.pod_name("other", action_id, 1),
+        labels.pod_name("pool", action_id + "x", 1),
     ]
     assert len({name, *others}) == 4
-    assert name == names.pod_name("pool", action_id, 1)
+    assert name == labels.pod_name("pool", action_id, 1)

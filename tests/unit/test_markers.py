@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cluster.markers import Marker, MarkerKind, MarkerReader
+from agent.cluster.supervisor.markers import Marker, MarkerKind, MarkerReader
 
 NONCE = "0123456789abcdef"
 PREFIX = b"\x1esealci:" + NONCE.encode() + b":"

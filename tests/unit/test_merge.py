@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.merge import merged
+from agent.cluster.pod.template_merge import merged
 
 MOUNT = {"name": "workspace", "mountPath": "/workspace"}
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_none
 
-from agent.cluster import client as clients
-from agent.cluster import environment as environments
-from agent.cluster import exec as execs
-from agent.cluster.creation import create_pod
-from agent.cluster.environment import PodEnvironment
-from agent.cluster.names import SESSION
-from agent.cluster.pods import Pods
-from agent.cluster.watch import PodWatch
+from agent.cluster.api import client as clients
+from agent.cluster.api import exec as execs
+from agent.cluster.environment import environment as environments
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.creation import create_pod
+from agent.cluster.environment.environment import PodEnvironment
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, Key
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import setuplog
-from agent.cluster.waiting import STARTING
+from agent.cluster.environment import failure_report
+from agent.cluster.pod.setup_status import STARTING
 from agent.domain.errors import ClusterError, Reason
 from agent.domain.observations import Lost, SetupFailed, Waiting
 from tests.fakes.api import FakeApi, pod_of
@@ -42,7 +42,7 @@ def event(message: str, at: str, count: int = 1) -> Object:
 async def test_everything_that_is_known_is_in_it_in_order(api: FakeApi) -> None:
     api.events = [event("second", "2026-11-24T08:00:02Z", 3), event("first", "2026-11-24T08:00:01Z")]
     async with api.serving() as client:
-        found = await setuplog.explained(client, PATH, pod(), PULL)
+        found = await failure_report.explained(client, PATH, pod(), PULL)
     assert (found.reason, found.message) == (PULL.reason, PULL.message)
     assert found.log.splitlines() == [
         "The environment could not be set up: the image of action cannot be pulled: not found",
@@ -55,14 +55,14 @@ async def test_everything_that_is_known_is_in_it_in_order(api: FakeApi) -> None:
         "  Warning Failed: first",
         "  Warning Failed (x3): second",
         "",
-        setuplog.ADVICE[Reason.IMAGE_PULL_FAILED],
+        failure_report.ADVICE[Reason.IMAGE_PULL_FAILED],
     ]
 
 
 async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     api.logs["p", "repository"] = b"Cloning https://example.org/r\nfatal: \xff not found\n"
     async with api.serving() as client:
-        found = await setuplog.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+        found = await failure_report.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert "Output of the clone:\n  Cloning https://example.org/r\n  fatal: � not found\n" in found.log
     assert api.asked("get", "/log")[0].query == {"container": "repository", "limitBytes": "65536", "tailLines": "200"}
 
@@ -71,7 +71,7 @@ async def test_events_that_cannot_be_read_are_said_to_be_so_and_output_is_left_o
     async with api.serving() as client:
         api.answer("list", "events", 403, "forbidden")
         api.answer("get", "log", 500)
-        found = await setuplog.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+        found = await failure_report.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert found.log.startswith("The environment could not be set up: not found\n")
     assert "Events of the pod:\n  they cannot be read: list events: forbidden (HTTP 403)\n" in found.log
     assert "Output" not in found.log
@@ -79,34 +79,34 @@ async def test_events_that_cannot_be_read_are_said_to_be_so_and_output_is_left_o
 
 async def test_a_pod_that_is_gone_needs_no_request(api: FakeApi) -> None:
     async with api.serving() as client:
-        found = await setuplog.explained(client, PATH, None, Lost(Reason.POD_DELETED, "the pod was deleted"))
-    assert found.log == "The environment was lost: the pod was deleted\n\n" + setuplog.ADVICE[Reason.POD_DELETED]
+        found = await failure_report.explained(client, PATH, None, Lost(Reason.POD_DELETED, "the pod was deleted"))
+    assert found.log == "The environment was lost: the pod was deleted\n\n" + failure_report.ADVICE[Reason.POD_DELETED]
     assert api.requests == []
 
 
 async def test_a_pod_that_no_container_of_was_started(api: FakeApi) -> None:
     bare = pod_of("p", phase="Failed", message="Pod was rejected: Node didn't have enough resource: cpu")
-    text = setuplog.text(bare, Lost(Reason.UNSCHEDULABLE, "refused", log="more words"), [], "")
+    text = failure_report.text(bare, Lost(Reason.UNSCHEDULABLE, "refused", log="more words"), [], "")
     assert "\n\nmore words\n" in text
     assert "  none was started: Pod was rejected: Node didn't have enough resource: cpu" in text
 
 
 def test_only_the_newest_events_are_told() -> None:
     events = [event(f"message {number:02}", f"2026-11-24T08:00:{number:02}Z") for number in range(30)]
-    lines = list(setuplog.event_lines(events))
-    assert len(lines) == setuplog.MAX_EVENTS
+    lines = list(failure_report.event_lines(events))
+    assert len(lines) == failure_report.MAX_EVENTS
     assert lines[-1].endswith("message 29")
 
 
 def test_events_of_the_newer_kind_have_null_where_the_old_had_values() -> None:
     newer = {"type": "Warning", "reason": "X", "message": "m", "count": None, "lastTimestamp": None, "eventTime": "t"}
-    assert list(setuplog.event_lines([newer])) == ["Warning X: m"]
+    assert list(failure_report.event_lines([newer])) == ["Warning X: m"]
 
 
 def test_a_refused_pod_has_the_apis_words_and_advice() -> None:
-    text = setuplog.refused(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
+    text = failure_report.refused(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
     assert "  create pods: exceeded quota" in text
-    assert text.endswith(setuplog.ADVICE[Reason.QUOTA_EXCEEDED])
+    assert text.endswith(failure_report.ADVICE[Reason.QUOTA_EXCEEDED])
 
 
 # ---- a slow start
@@ -126,14 +126,14 @@ async def test_a_slow_start_is_explained_by_the_events_and_a_quick_one_costs_not
     ]
     starting = Waiting(STARTING)
     async with api.serving() as client:
-        slow = setuplog.SlowStart(client, PATH)
+        slow = failure_report.SlowStart(client, PATH)
         assert slow.recheck(0.0) is None
         assert await slow.told(pod(), starting, 100.0) == starting
-        assert slow.recheck(100.0) == setuplog.EVENTS_AFTER
+        assert slow.recheck(100.0) == failure_report.EVENTS_AFTER
         assert api.asked("list") == []
         said = Waiting(f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized")
-        assert await slow.told(pod(), starting, 100.0 + setuplog.EVENTS_AFTER) == said
-        assert await slow.told(pod(), starting, 101.0 + setuplog.EVENTS_AFTER) == said
+        assert await slow.told(pod(), starting, 100.0 + failure_report.EVENTS_AFTER) == said
+        assert await slow.told(pod(), starting, 101.0 + failure_report.EVENTS_AFTER) == said
         assert len(api.asked("list")) == 1
         assert await slow.told(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
         assert slow.recheck(120.0) is None
@@ -147,6 +147,6 @@ async def test_what_the_node_could_not_do_is_not_the_images_fault(api: FakeApi, 
     api.events = [started(reason, "so it says", "2026-11-24T08:00:02Z")]
     late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
     async with api.serving() as client:
-        found = await setuplog.explained(client, PATH, pod(), late)
+        found = await failure_report.explained(client, PATH, pod(), late)
     assert found.reason is expected
     assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.status import LAST_WORD, classify
-from agent.cluster.waiting import SECRET_WAIT, History, Intent, Limits, Sight
+from agent.cluster.pod.setup_status import SECRET_WAIT, History, Intent, Limits, Sight
+from agent.cluster.pod.status import LAST_WORD, classify
 from agent.domain.errors import Reason
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 

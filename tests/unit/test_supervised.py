@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from agent.cluster.markers import MarkerKind
-from agent.cluster.supervisor import MAX_COMMAND_BYTES, WORKSPACE_FAILED
+from agent.cluster.supervisor.command import MAX_COMMAND_BYTES, WORKSPACE_FAILED
+from agent.cluster.supervisor.markers import MarkerKind
 from tests.unit.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"

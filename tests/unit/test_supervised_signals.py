@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.cluster import supervisor
+from agent.cluster.supervisor import command as command_module
 from tests.unit.shells import SHELLS, Options, Result, container
 
 LONG = 20.0
@@ -23,7 +23,7 @@ def interrupted(shell: str, *commands: str, grace: float = LONG, uid: int | None
     """Run commands until one says that it is ready, interrupt them, and return what came of it."""
     with container(shell, *commands, options=Options(uid=uid)) as running:
         assert running.prints(b"ready\n")
-        running.exec(supervisor.interrupt(grace))
+        running.exec(command_module.interrupt(grace))
         return running.wait()
 
 
@@ -85,14 +85,14 @@ def test_a_busy_or_stopped_shell_ends_at_once(shell: str, command: str) -> None:
 def test_the_grace_passes_without_a_sleep_in_the_image(shell: str) -> None:
     with container(shell, STUBBORN) as running:
         assert running.prints(b"ready\n")
-        assert running.exec(supervisor.interrupt(0.1), PATH="/nonexistent") in (0, -9)
+        assert running.exec(command_module.interrupt(0.1), PATH="/nonexistent") in (0, -9)
         assert running.wait().code == 137
 
 
 def test_a_deletion_tells_the_commands_and_leaves(shell: str) -> None:
     with container(shell, SLEEPS, "echo no") as running:
         assert running.prints(b"ready\n")
-        running.exec(supervisor.pre_stop())
+        running.exec(command_module.pre_stop())
         assert running.wait().code == 143
 
 
@@ -101,15 +101,15 @@ def test_a_deletion_is_written_down_whatever_the_commands_answer(shell: str, ans
     child = f"trap 'exit {answer}' TERM; echo ready; while :; do sleep 0.02; done"
     with container(shell, child, "echo no") as running:
         assert running.prints(b"ready\n")
-        running.exec(supervisor.pre_stop())
+        running.exec(command_module.pre_stop())
         result = running.wait()
     assert result.code == answer
-    assert result.ending == supervisor.Ending(1, left_by_exit=True, exit_code=answer, told=True)
+    assert result.ending == command_module.Ending(1, left_by_exit=True, exit_code=answer, told=True)
 
 
 def test_an_end_of_its_own_is_not_told(shell: str) -> None:
     with container(shell, "kill -TERM $$") as running:
-        assert running.wait().ending == supervisor.Ending(1, exit_code=143)
+        assert running.wait().ending == command_module.Ending(1, exit_code=143)
 
 
 def test_nothing_runs_until_the_files_container_is_up(shell: str) -> None:
@@ -129,7 +129,9 @@ def test_the_wait_for_files_needs_no_sleep_in_the_image(shell: str) -> None:
         assert running.wait().text == "a\n"
 
 
-@pytest.mark.parametrize("stop", [supervisor.pre_stop(), supervisor.interrupt(LONG)], ids=["deletion", "cancel"])
+@pytest.mark.parametrize(
+    "stop", [command_module.pre_stop(), command_module.interrupt(LONG)], ids=["deletion", "cancel"]
+)
 def test_the_wait_for_files_ends_with_a_term(shell: str, stop: list[str]) -> None:
     with container(shell, "echo no", options=Options(wait_for_files=True)) as running:
         assert not running.prints(b"\x1e", within=0.1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from agent.cluster import supervisor
-from agent.cluster.supervisor import Ending, Verdict, judge, read_termination
+from agent.cluster.supervisor import command as command_module
+from agent.cluster.supervisor.command import Ending, Verdict, judge, read_termination
 from tests.unit.shells import NONCE
 
 OTHER = "0ther0ther0ther0"
 
 
 def entrypoint(*commands: str, nonce: str = NONCE, wait_for_files: bool = False) -> list[str]:
-    return supervisor.entrypoint(commands, nonce=nonce, workspace="/workspace", wait_for_files=wait_for_files)
+    return command_module.entrypoint(commands, nonce=nonce, workspace="/workspace", wait_for_files=wait_for_files)
 
 
 def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
@@ -22,7 +22,7 @@ def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
 
 
 def test_no_argument_of_ours_is_longer_than_the_kernel_takes() -> None:
-    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * supervisor.MAX_COMMANDS))
+    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMANDS))
     assert longest < 128 * 1024
 
 
@@ -35,7 +35,7 @@ def test_the_files_container_is_waited_for_only_on_demand() -> None:
     ("commands", "nonce", "says"),
     [
         ([], NONCE, "0 commands"),
-        (["true"] * (supervisor.MAX_COMMANDS + 1), NONCE, "1001 commands"),
+        (["true"] * (command_module.MAX_COMMANDS + 1), NONCE, "1001 commands"),
         (["a\0b"], NONCE, "NUL"),
         (["true"], "$(reboot) $(reboot)", "nonce"),
     ],
@@ -114,8 +114,8 @@ def test_code_0_before_the_last_command_is_no_success(command: int, rest: str) -
 def test_the_grace_is_given_exactly_and_for_sleeps_that_take_whole_seconds(
     grace: float, exact: str, whole: str
 ) -> None:
-    assert supervisor.interrupt(grace)[-2:] == [exact, whole]
+    assert command_module.interrupt(grace)[-2:] == [exact, whole]
 
 
 def test_the_hook_of_a_deletion_leaves_with_success() -> None:
-    assert supervisor.pre_stop()[-1].endswith("exit 0")
+    assert command_module.pre_stop()[-1].endswith("exit 0")

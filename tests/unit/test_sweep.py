@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import sweep as sweeps
-from agent.cluster.pods import Pods
-from agent.cluster.sweep import Cleaned, Sweep, cleanup
-from agent.cluster.watch import PodWatch
+from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership import orphans as sweeps
+from agent.cluster.ownership.orphans import Cleaned, Sweep, cleanup
 from agent.domain.actions import Action, Key
 from agent.settings import Settings
 from tests.fakes.api import pod_of

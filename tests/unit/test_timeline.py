@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.manifest import REPOSITORY
-from agent.cluster.timeline import Timeline
+from agent.cluster.pod.manifest import REPOSITORY
+from agent.cluster.pod.setup_timing import Timeline
 from agent.domain.errors import Reason
 from agent.domain.observations import Running, SetupFailed, Waiting
 from agent.telemetry.metrics import Metrics

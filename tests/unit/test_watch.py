@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster import reflector
-from agent.cluster.watch import PodWatch, Watched
+from agent.cluster.api import reflector
+from agent.cluster.environment.watch import PodWatch, Watched
 from agent.domain.errors import ClusterError
 from tests.fakes.api import HANG, FakeApi, pod_of
 

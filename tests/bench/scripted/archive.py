@@ -6,7 +6,7 @@ from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.cluster.collector import MANIFEST_TYPE, header, line, padded
+from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, line, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

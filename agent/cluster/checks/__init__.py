@@ -1,0 +1,1 @@
+"""The checks of `sealci-agent doctor` that need the cluster."""

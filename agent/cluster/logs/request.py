@@ -1,0 +1,90 @@
+"""One request for a container's log and its response, read in bytes as they come.
+
+A `Body` lives as long as its `async with`. What it cannot read it says as `ClusterError`; what it has read it forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from agent.cluster.logs.line_reader import whole_second
+from agent.domain.errors import ClusterError
+
+if TYPE_CHECKING:
+    from agent.cluster.api.client import Client
+    from agent.domain.actions import Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whose log."""
+
+    namespace: str
+    pod: str
+    container: str
+
+
+class Body:
+    """One log request and its response, opened by the first read: headers come with the first byte of the log."""
+
+    def __init__(
+        self, client: Client, target: Target, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
+    ) -> None:
+        self.client = client
+        self.path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/log"
+        self.query = {"container": target.container, "timestamps": "true", **query}
+        if cursor.timestamp:
+            self.query["sinceTime"] = whole_second(cursor.timestamp)
+        self.timeout = timeout
+        self.stack = AsyncExitStack()
+        self.response: aiohttp.ClientResponse | None = None
+        self.reading: asyncio.Task[bytes] | None = None
+
+    async def __aenter__(self) -> Body:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self.reading:
+            await stop(self.reading)
+        await self.stack.aclose()
+
+    async def read(self) -> bytes:
+        """Return the next bytes, none at the end.
+
+        Raises:
+            ClusterError: the request failed, or the answer broke off.
+        """
+        if self.response is None:
+            stream = self.client.stream("get", "pods/log", self.path, query=self.query, timeout=self.timeout)
+            self.response = await self.stack.enter_async_context(stream)
+        try:
+            return await self.response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ClusterError(f"get pods/log: the answer broke off: {error!r}", retryable=True) from error
+
+    async def block(self, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
+        """Return the next bytes, none at the end, None after a silence: a short one counts once `ended` is done."""
+        if self.reading is None:
+            self.reading = asyncio.create_task(self.read(), name="log: read")
+        if not ended.done():
+            await asyncio.wait({self.reading, ended}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and not self.reading.done():
+            ended.result()
+            await asyncio.wait({self.reading}, timeout=settle)
+        if not self.reading.done():
+            return None
+        reading, self.reading = self.reading, None
+        return reading.result()
+
+
+async def stop(task: asyncio.Task[bytes] | asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; what it would have brought is read again from the cursor."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

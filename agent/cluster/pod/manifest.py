@@ -1,0 +1,323 @@
+"""An action and the policy become a pod and a Secret: pure functions, tested by tables.
+
+The shape is DESIGN section 5: container `files` holds the workspace, container `action` is the user's image under the
+supervisor, init container `repository` clones. The wire never sets a field of the pod; the installer's template is
+merged over the result. What adoption needs is in labels and one annotation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.cluster.artifacts.collect import holder_command
+from agent.cluster.pod import labels, session_annotation
+from agent.cluster.pod.template_merge import merged
+from agent.cluster.supervisor import command as command_module
+from agent.domain.actions import When
+
+if TYPE_CHECKING:
+    from agent.domain.actions import Action
+    from agent.settings import Settings
+
+Object = dict[str, Any]
+
+ACTION, FILES, REPOSITORY = "action", "files", "repository"
+ADOPTION_LIMIT = 300.0
+READY_FOLDER = "/.sealci"
+READY = f"{READY_FOLDER}/ready"
+CREDENTIALS = "/etc/sealci/credentials"
+HOME = "/home/action"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the agent knows of an environment that it makes: enough to make it and to judge it.
+
+    `held`: the workspace is within reach whatever files are wanted; `filled`: somebody else lets the commands begin.
+    """
+
+    action: Action
+    name: str
+    namespace: str
+    agent_id: str
+    nonce: str
+    timeout: float
+    user_namespace: bool = False
+    owner: Object | None = None
+    held: bool = False
+    filled: bool = False
+
+    @property
+    def wants_files(self) -> bool:
+        """Whether a files container is part of the environment."""
+        return self.held or self.action.artifacts.when is not When.NEVER
+
+
+def pod(plan: Plan, settings: Settings) -> Object:
+    """Return the pod of an attempt."""
+    environment = settings.environment
+    manifest: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata(plan, settings),
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "activeDeadlineSeconds": deadline(plan, settings),
+            "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
+            "securityContext": pod_security(settings),
+            "containers": [*([files(plan, settings)] if plan.wants_files else []), action(plan, settings)],
+            "volumes": volumes(plan, settings),
+        },
+    }
+    if plan.action.repository:
+        manifest["spec"]["initContainers"] = [repository(plan, settings)]
+    if plan.user_namespace:
+        manifest["spec"]["hostUsers"] = False
+    result: Object = merged(manifest, environment.pod_template)
+    return result
+
+
+def metadata(plan: Plan, settings: Settings) -> Object:
+    """Return name, labels and the annotation that adoption reads."""
+    action = plan.action
+    result: Object = {
+        "name": plan.name,
+        "namespace": plan.namespace,
+        "labels": settings.environment.labels
+        | {
+            labels.MANAGED_BY: labels.OWNER,
+            labels.NAME: "sealci-action",
+            labels.POOL: settings.agent.pool,
+            labels.AGENT: plan.agent_id,
+            labels.ACTION: labels.action_hash(action.key.action_id),
+            labels.ATTEMPT: str(action.key.attempt),
+            labels.CLAIM: str(action.key.claim),
+        },
+        "annotations": {
+            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout),
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        },
+    }
+    if plan.owner:
+        result["ownerReferences"] = [plan.owner]
+    return result
+
+
+def deadline(plan: Plan, settings: Settings) -> int:
+    """Return the dead man's switch: longer than everything the agent itself would wait for."""
+    policy = settings.policy
+    return math.ceil(
+        policy.pull_timeout
+        + (policy.clone_timeout if plan.action.repository else 0)
+        + plan.timeout
+        + settings.environment.grace
+        + (settings.artifacts.timeout if plan.wants_files else 0)
+        + ADOPTION_LIMIT
+    )
+
+
+def pod_security(settings: Settings) -> Object:
+    """Return the security context of the pod."""
+    security: Object = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.environment.profile == "restricted":
+        user = settings.environment.user
+        security |= {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return security
+
+
+def container_security(settings: Settings, *, user: int | None = None) -> Object:
+    """Return the security context of a container; `user` counts only in the baseline profile."""
+    if settings.environment.profile == "restricted":
+        return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {"allowPrivilegeEscalation": False} | ({} if user is None else {"runAsUser": user, "runAsGroup": user})
+
+
+def action(plan: Plan, settings: Settings) -> Object:
+    """Return the container of the user's image."""
+    environment = settings.environment
+    workspace = environment.workspace
+    mounts: list[Object] = [{"name": "workspace", "mountPath": workspace}]
+    if plan.wants_files:
+        mounts.append({"name": "sealci", "mountPath": READY_FOLDER, "readOnly": True})
+    if environment.profile == "restricted":
+        mounts.append({"name": "home", "mountPath": HOME})
+    return {
+        "name": ACTION,
+        "image": plan.action.image,
+        "imagePullPolicy": environment.image_pull_policy,
+        "command": literally(
+            command_module.entrypoint(
+                plan.action.commands,
+                nonce=plan.nonce,
+                workspace=workspace,
+                wait_for_files=plan.wants_files,
+                ready_path=READY,
+            )
+        ),
+        "workingDir": workspace,
+        "env": variables(plan, settings),
+        "resources": resources(plan, settings),
+        "securityContext": container_security(settings),
+        "lifecycle": {"preStop": {"exec": {"command": command_module.pre_stop()}}},
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the environment variables: what CI tools look for, the user's, and references to secrets."""
+    action = plan.action
+    values = {
+        "CI": "true",
+        "SEALCI": "true",
+        "SEALCI_ACTION": action.name or action.key.action_id,
+        "SEALCI_ATTEMPT": str(action.key.attempt),
+        "SEALCI_WORKSPACE": settings.environment.workspace,
+    }
+    if settings.environment.profile == "restricted":
+        values["HOME"] = HOME
+    if action.repository:
+        # Command scope, so that git trusts a clone which another user made, without a file in the user's image.
+        values |= {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": settings.environment.workspace,
+        }
+    if action.traceparent:
+        values["TRACEPARENT"] = action.traceparent
+    values |= action.env
+    plain = [{"name": name, "value": literal(value)} for name, value in values.items() if name not in action.secrets]
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}} for name in action.secrets
+    ]
+    return plain + secret
+
+
+def literal(text: str) -> str:
+    """Escape what the kubelet would expand in a command or a value: `$(VAR)`, and `$$` becoming `$`."""
+    return text.replace("$", "$$")
+
+
+def literally(command: list[str]) -> list[str]:
+    """Return a command that reaches the container as it is."""
+    return [literal(argument) for argument in command]
+
+
+def resources(plan: Plan, settings: Settings) -> Object:
+    """Return requests and limits: what was asked, else the policy's defaults."""
+    asked, policy = plan.action.resources, settings.policy
+    requests = {
+        "cpu": asked.cpu or policy.default_cpu,
+        "memory": asked.memory or policy.default_memory,
+        "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
+    }
+    limits = {"ephemeral-storage": requests["ephemeral-storage"]}
+    if asked.memory and policy.limit_memory:
+        limits["memory"] = asked.memory
+    found = {"requests": requests, "limits": limits}
+    return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
+
+
+def files(plan: Plan, settings: Settings) -> Object:
+    """Return the container that holds the workspace after the commands have ended."""
+    seconds = settings.artifacts.timeout + ADOPTION_LIMIT
+    return {
+        "name": FILES,
+        "image": settings.environment.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": literally(
+            holder_command(
+                workspace=settings.environment.workspace,
+                ready_path="" if plan.filled else READY,
+                seconds=plan.timeout + settings.policy.pull_timeout + seconds,
+            )
+        ),
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": container_security(settings, user=0),
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": settings.environment.workspace},
+            {"name": "sealci", "mountPath": READY_FOLDER},
+        ],
+    }
+
+
+def repository(plan: Plan, settings: Settings) -> Object:
+    """Return the init container that clones."""
+    asked = plan.action.repository
+    if asked is None:
+        raise AssertionError("an action without a repository has no repository container")
+    order = {
+        "url": asked.url,
+        "ref": asked.ref,
+        "depth": asked.depth,
+        "submodules": asked.submodules,
+        "schemes": settings.policy.repository_schemes,
+        "workspace": settings.environment.workspace,
+        "credentials": CREDENTIALS if asked.credentials else "",
+        "secret": asked.credentials,
+        "timeout": settings.policy.clone_timeout,
+    }
+    mounts = [{"name": "workspace", "mountPath": settings.environment.workspace}]
+    if asked.credentials:
+        mounts.append({"name": "credentials", "mountPath": CREDENTIALS})
+    return {
+        "name": REPOSITORY,
+        "image": settings.environment.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": literally(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
+        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": container_security(settings, user=0),
+        "volumeMounts": mounts,
+    }
+
+
+def volumes(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the volumes: the workspace, the ready file, credentials and a home where they are needed."""
+    found: list[Object] = [
+        {"name": "workspace", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}},
+    ]
+    if plan.wants_files:
+        found.append({"name": "sealci", "emptyDir": {"sizeLimit": "1Mi"}})
+    if settings.environment.profile == "restricted":
+        found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
+    if plan.action.repository and plan.action.repository.credentials:
+        found.append(
+            {
+                "name": "credentials",
+                # Optional, so that the clone can say at once that it is missing: the kubelet would wait for ever.
+                "secret": {
+                    "secretName": plan.action.repository.credentials,
+                    "defaultMode": 0o440,
+                    "optional": True,
+                },
+            }
+        )
+    return found
+
+
+def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
+    """Return the Secret of an attempt, owned by its pod alone, so that it goes with it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": plan.name,
+            "namespace": plan.namespace,
+            "labels": {
+                labels.MANAGED_BY: labels.OWNER,
+                labels.POOL: settings.agent.pool,
+                labels.ACTION: labels.action_hash(plan.action.key.action_id),
+                labels.ATTEMPT: str(plan.action.key.attempt),
+            },
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": plan.name, "uid": pod_uid}],
+        },
+        "immutable": True,
+        "stringData": dict(plan.action.secrets),
+    }
