@@ -22,8 +22,8 @@ from agent.cluster.ownership import owner_reference
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.ownership.orphans import Sweep
-from agent.domain.actions import Health, Readiness
 from agent.domain.errors import Refused, SettingsError
+from agent.domain.session_state import Health, Readiness
 from agent.execution.registry import Sessions
 from agent.http.server import Http
 from agent.http.status_page import Snapshot, page, seen
@@ -36,8 +36,9 @@ from agent.telemetry.traces import Traces
 if TYPE_CHECKING:
     from agent.cluster.environment.debugging import Workbench
     from agent.cluster.environment.environment import PodEnvironment
-    from agent.domain.actions import Action, Cancel, Key, Resume
+    from agent.domain.actions import Action, Cancel, Key
     from agent.domain.errors import ActionFailed
+    from agent.domain.session_state import Resume
     from agent.http.status_page import SessionRow
     from agent.scheduler.classic.connection import Classic
     from agent.settings import Settings

@@ -170,7 +170,7 @@ def show_list(choices: Choices) -> None:
     """Print the actions."""
     from rich.console import Console
 
-    from agent.pipeline.overrides import listing
+    from agent.console.listing import listing
 
     Console(highlight=False, emoji=False, soft_wrap=True).print(listing(changed(choices)[0]))
 

@@ -6,7 +6,9 @@ stays for one release after the move to `agent.cluster.in_pod`.
 
 from __future__ import annotations
 
+import sys
+
 from agent.cluster.in_pod.clone import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.console.formatting import RESULT_COLOURS, amount, count, duration, rate, readable
-from agent.domain.actions import Result
 from agent.domain.errors import Reason, Stage
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

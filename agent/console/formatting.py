@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.domain.actions import Result
+from agent.domain.outcome import Result
 
 RESULT_COLOURS = {Result.SUCCEEDED: "green", Result.FAILED: "red", Result.CANCELLED: "yellow"}
 

@@ -11,9 +11,9 @@ from agent.console.formatting import amount
 from agent.console.log_lines import Lines
 from agent.console.run_report import ActionReport
 from agent.console.view import View
-from agent.domain import actions
-from agent.domain.actions import Source
+from agent.domain import events as session_events
 from agent.domain.errors import Stage
+from agent.domain.events import Source
 from agent.pipeline import events
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class LineView(View):
                     self.write(name, line)
             case events.Started() if event.attempt > 1:
                 self.notice(name, f"attempt {event.attempt}")
-            case actions.StageChanged(stage=stage, detail=detail):
+            case session_events.StageChanged(stage=stage, detail=detail):
                 self.stage(name, stage, detail)
-            case actions.CommandStarted(index=index):
+            case session_events.CommandStarted(index=index):
                 self.command(name, index)
-            case actions.ArtifactSummary(files=files, bytes=size, left_out_files=left_out):
+            case session_events.ArtifactSummary(files=files, bytes=size, left_out_files=left_out):
                 rest = f", {left_out} left out" if left_out else ""
                 self.notice(name, f"{files} files, {amount(size)}{rest}")
             case events.ActionEnded(outcome=outcome, seconds=seconds):

@@ -21,8 +21,9 @@ from agent.console.formatting import RESULT_COLOURS, amount, count, duration, ra
 from agent.console.log_lines import Lines
 from agent.console.run_report import Report
 from agent.console.view import View
-from agent.domain.actions import Result, Source
 from agent.domain.errors import Stage
+from agent.domain.events import Source
+from agent.domain.outcome import Result
 from agent.pipeline import events
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from agent.console.run_report import ActionReport
-    from agent.console.view import Transfer
-    from agent.pipeline.events import PipelineEvent
+    from agent.pipeline.events import PipelineEvent, Transfer
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}

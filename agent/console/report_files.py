@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 
 from agent.console import final_summary
 from agent.console.formatting import amount, count, duration, readable
-from agent.domain.actions import Result
 from agent.domain.errors import AgentError, Stage
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,8 +11,9 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from agent.console.log_lines import Lines
-from agent.domain import actions
-from agent.domain.actions import Outcome, Result, Source
+from agent.domain import events as session_events
+from agent.domain.events import Source
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
 
 if TYPE_CHECKING:
@@ -141,11 +142,11 @@ class Report:
         match event.happening:
             case events.Started():
                 action.begin(event.attempt, event.time)
-            case actions.Accepted(environment=environment):
+            case session_events.Accepted(environment=environment):
                 action.environment = environment
-            case actions.StageChanged(stage=stage, detail=detail):
+            case session_events.StageChanged(stage=stage, detail=detail):
                 action.enter(stage, detail, event.time)
-            case actions.CommandStarted(index=index):
+            case session_events.CommandStarted(index=index):
                 action.command = index
             case events.LogText(data=data, source=source):
                 action.write(data, source)

@@ -5,25 +5,15 @@ Its methods are called one at a time, on a thread, because a terminal that is he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from agent.pipeline.events import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """How far the copying of files is: how many are whole, bytes of all, the current one and what it will have."""
-
-    files: int
-    sent: int
-    path: bytes = b""
-    done: int = 0
-    size: int = 0
 
 
 if TYPE_CHECKING:

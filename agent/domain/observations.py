@@ -11,8 +11,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.domain.actions import ArtifactSummary, Cursor
     from agent.domain.errors import Reason
+    from agent.domain.events import ArtifactSummary
+    from agent.domain.log_cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from agent.domain.actions import FileData, FileEnd, Result, When
+from agent.domain.actions import When
+from agent.domain.artifacts import FileData, FileEnd
 from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
 from agent.domain.observations import Collected
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import ArtifactRules, ArtifactSummary, FilePart, Outcome
+    from agent.domain.actions import ArtifactRules
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import ArtifactSummary
+    from agent.domain.outcome import Outcome
     from agent.execution.ports import Environment
     from agent.execution.session import End, Session
     from agent.settings import Settings

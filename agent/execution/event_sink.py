@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import Event, FilePart, Key
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
 
 
 class Outlet(Protocol):

@@ -10,8 +10,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import Source
 from agent.domain.errors import ActionFailed, Stage
+from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
 from agent.execution.commands import lost, run_commands
@@ -20,8 +20,9 @@ from agent.execution.session import Interrupted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.domain.actions import Outcome, Resume
     from agent.domain.observations import Observation
+    from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
     from agent.execution.ports import Backend, Environment
     from agent.execution.session import Session
     from agent.settings import Settings

@@ -10,13 +10,14 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import CommandFinished, CommandStarted
+from agent.domain.events import CommandFinished, CommandStarted
 from agent.domain.observations import LogGap, LogLost, MarkerKind
 from agent.execution.log_pipeline import Limits, LogStream, MarkerSeen
 from agent.execution.masking import Masker
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Cursor, LogChunk
+    from agent.domain.events import LogChunk
+    from agent.domain.log_cursor import Cursor
     from agent.execution.ports import Environment
     from agent.execution.session import Session
     from agent.settings import Settings

@@ -16,7 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import Cursor, LogChunk
+from agent.domain.events import LogChunk
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import Marker, MarkerKind
 
 if TYPE_CHECKING:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.domain.actions import Action, ArtifactRules, Cursor, FilePart, Outcome
+    from agent.domain.actions import Action, ArtifactRules
+    from agent.domain.artifacts import FilePart
+    from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
+    from agent.domain.outcome import Outcome
 
 
 class MarkerReader(Protocol):

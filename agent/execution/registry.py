@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.domain.actions import Accepted, Finished, LogChunk, Outcome, Rejected, Result, Source
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain.events import Accepted, Finished, LogChunk, Rejected, Source
+from agent.domain.outcome import Outcome, Result
 from agent.execution.admission import admit
 from agent.execution.lifecycle import go_on, run_action
 from agent.execution.session import Session, Wish
@@ -26,7 +27,9 @@ from agent.telemetry.traces import Traces
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from agent.domain.actions import Action, Cancel, Event, Key, Resume
+    from agent.domain.actions import Action, Cancel, Key
+    from agent.domain.events import Event
+    from agent.domain.session_state import Resume
     from agent.execution.event_sink import Sink
     from agent.execution.ports import Backend, Environment
     from agent.settings import Settings

@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from agent.domain.actions import Accepted, Cursor, Finished, LogChunk, Outcome, Result, Source, StageChanged
 from agent.domain.errors import Reason, Stage
+from agent.domain.events import Accepted, Finished, LogChunk, Source, StageChanged
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
 from agent.execution.masking import Masker
 from agent.telemetry.traces import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from agent.domain.actions import Action, Cancel, Event, Resume
+    from agent.domain.actions import Action, Cancel
     from agent.domain.errors import ActionFailed
+    from agent.domain.events import Event
+    from agent.domain.session_state import Resume
     from agent.execution.event_sink import Outlet
     from agent.execution.log_pipeline import LogStream
     from agent.execution.ports import Environment

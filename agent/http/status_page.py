@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import Readiness, Result
 from agent.domain.errors import Stage
+from agent.domain.outcome import Result
+from agent.domain.session_state import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.domain.actions import Health, Outcome
+    from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Health
     from agent.execution.session import Session
 
 REFRESH = 5

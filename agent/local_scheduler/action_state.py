@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from agent.domain import actions
-from agent.domain.actions import Key, Outcome
+from agent.domain import events as session_events
+from agent.domain.actions import Key
 from agent.domain.errors import Stage
+from agent.domain.outcome import Outcome
 from agent.pipeline import events
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Event
+    from agent.domain.events import Event
     from agent.pipeline.events import Happening
 
 
@@ -86,19 +87,19 @@ def advance(progress: Progress, seq: int, event: Event | None, now: float) -> tu
     """Return the progress after the next event of its attempt, and what watchers are told of it."""
     progress = replace(progress, seq=seq)
     match event:
-        case actions.StageChanged():
+        case session_events.StageChanged():
             return replace(progress, stage=event.stage), event
-        case actions.CommandStarted():
+        case session_events.CommandStarted():
             return replace(progress, command=event.index, cursor=event.cursor.encode()), event
-        case actions.CommandFinished():
+        case session_events.CommandFinished():
             return replace(progress, cursor=event.cursor.encode()), event
-        case actions.LogChunk():
+        case session_events.LogChunk():
             text = events.LogText(event.data, event.source, progress.log_bytes)
             cursor = event.cursor.encode() if event.cursor else progress.cursor
             return replace(progress, log_bytes=progress.log_bytes + len(event.data), cursor=cursor), text
-        case actions.Finished():
+        case session_events.Finished():
             return progress.ended(event.outcome), events.ActionEnded(event.outcome, progress.seconds(now))
-        case actions.Accepted() | actions.ArtifactSummary():
+        case session_events.Accepted() | session_events.ArtifactSummary():
             return progress, event
         case _:
             return progress, None

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import Cancel, Cursor, Readiness, Resume
+from agent.domain.actions import Cancel
 from agent.domain.errors import AgentError
+from agent.domain.log_cursor import Cursor
+from agent.domain.session_state import Readiness, Resume
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from agent.domain.actions import Health, Key
+    from agent.domain.actions import Key
+    from agent.domain.session_state import Health
     from agent.local_scheduler.registry import Entry
 
 

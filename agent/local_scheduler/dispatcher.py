@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import Cancel, Outcome, Readiness, Rejected, Result, SessionState
+from agent.domain.actions import Cancel
 from agent.domain.errors import Reason, Rejection, Stage
+from agent.domain.events import Rejected
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Readiness, SessionState
 from agent.local_scheduler.action_state import State, advance
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, least_loaded
 from agent.local_scheduler.unknown_sessions import Strangers
@@ -26,7 +29,9 @@ from agent.protocol.wire import agent_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agent.domain.actions import Event, Health, Key
+    from agent.domain.actions import Key
+    from agent.domain.events import Event
+    from agent.domain.session_state import Health
     from agent.local_scheduler.registry import Book, Entry
     from agent.pipeline.parser import Pipeline
 

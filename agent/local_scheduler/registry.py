@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import Outcome, Result
 from agent.domain.errors import AgentError, Reason, Stage
+from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import Progress, State
+from agent.local_scheduler.secret_files import KeptSecrets
 from agent.local_scheduler.store import KEPT_PIPELINES, Change, Store, StoredPipeline, StoreFailed
 from agent.pipeline import events, parser
 from agent.pipeline.events import ActionEnded, ActionPlan, Ended, FileStored, PipelineEvent, Submitted
-from agent.pipeline.secret_values import KeptSecrets
 from agent.pipeline.yaml_document import FileWrong
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from agent.console.view import Transfer
     from agent.domain.actions import Key
     from agent.local_scheduler.agent_stream import AgentStream
     from agent.local_scheduler.store import Loaded
     from agent.local_scheduler.uploads import Upload
-    from agent.pipeline.events import Happening
+    from agent.pipeline.events import Happening, Transfer
     from agent.pipeline.parser import Pipeline, PipelineAction
     from agent.pipeline.wire import local_pb2 as wire
 

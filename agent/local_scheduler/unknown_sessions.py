@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Key, SessionState
+    from agent.domain.actions import Key
+    from agent.domain.session_state import SessionState
     from agent.local_scheduler.agent_stream import AgentStream
 
 log = structlog.get_logger()

@@ -16,10 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.console.view import Transfer
-from agent.domain.actions import FileData, FileEnd, FilePart, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
 from agent.domain.errors import AgentError
-from agent.pipeline.events import FileStored
+from agent.pipeline.events import FileStored, Transfer
 from agent.protocol.translate import UploadEnd
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.domain import actions
-from agent.domain.actions import Cursor, Outcome, Result, Source
+from agent.domain import events as session_events
 from agent.domain.errors import Reason, Stage
+from agent.domain.events import Source
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
 from agent.pipeline.wire import local_pb2 as wire
 
@@ -38,13 +40,13 @@ def fill(message: wire.PipelineEvent, what: Happening) -> None:
             message.submitted.CopyFrom(wire.Submitted(name=what.name, actions=plans, folder=what.folder))
         case events.Started():
             message.started.agent = what.agent
-        case actions.Accepted():
+        case session_events.Accepted():
             message.accepted.environment = what.environment
-        case actions.StageChanged():
+        case session_events.StageChanged():
             message.stage.CopyFrom(wire.Stage(stage=what.stage.value, detail=what.detail))
-        case actions.CommandStarted():
+        case session_events.CommandStarted():
             message.command_started.index = what.index
-        case actions.CommandFinished():
+        case session_events.CommandFinished():
             message.command_finished.CopyFrom(
                 wire.CommandFinished(index=what.index, exit_code=what.exit_code, seconds=what.seconds)
             )
@@ -54,7 +56,7 @@ def fill(message: wire.PipelineEvent, what: Happening) -> None:
             )
         case events.FileStored():
             message.file.CopyFrom(wire.File(path=what.path, size=what.size, sha256=what.sha256))
-        case actions.ArtifactSummary():
+        case session_events.ArtifactSummary():
             left_out = (wire.LeftOut(path=each.path, why=each.why) for each in what.left_out)
             message.summary.CopyFrom(
                 wire.Summary(files=what.files, bytes=what.bytes, left_out_files=what.left_out_files, left_out=left_out)
@@ -115,22 +117,22 @@ def read(message: wire.PipelineEvent) -> Happening | None:
         case "started":
             return events.Started(message.started.agent)
         case "accepted":
-            return actions.Accepted(message.accepted.environment)
+            return session_events.Accepted(message.accepted.environment)
         case "stage":
-            return actions.StageChanged(Stage(message.stage.stage), message.stage.detail)
+            return session_events.StageChanged(Stage(message.stage.stage), message.stage.detail)
         case "command_started":
-            return actions.CommandStarted(message.command_started.index, Cursor())
+            return session_events.CommandStarted(message.command_started.index, Cursor())
         case "command_finished":
             done = message.command_finished
-            return actions.CommandFinished(done.index, done.exit_code, done.seconds, Cursor())
+            return session_events.CommandFinished(done.index, done.exit_code, done.seconds, Cursor())
         case "log":
             return events.LogText(message.log.data, Source(message.log.source), message.log.offset)
         case "file":
             return events.FileStored(message.file.path, message.file.size, message.file.sha256)
         case "summary":
-            left_out = tuple(actions.LeftOut(each.path, each.why) for each in message.summary.left_out)
+            left_out = tuple(session_events.LeftOut(each.path, each.why) for each in message.summary.left_out)
             summary = message.summary
-            return actions.ArtifactSummary(summary.files, summary.bytes, left_out, summary.left_out_files)
+            return session_events.ArtifactSummary(summary.files, summary.bytes, left_out, summary.left_out_files)
         case "finished":
             return events.ActionEnded(decode_outcome(message.finished), message.finished.seconds)
         case "ended":

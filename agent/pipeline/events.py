@@ -7,9 +7,13 @@ stays the value it is in `agent.domain.actions`; the rest, which only a schedule
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from agent.domain import actions
-from agent.domain.actions import Outcome
+from agent.domain import events
+from agent.domain.outcome import Outcome
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class LogText:
     """Bytes of an attempt's log, as written; `offset` is where they stand in it."""
 
     data: bytes
-    source: actions.Source
+    source: events.Source
     offset: int
 
 
@@ -71,13 +75,13 @@ class Ended:
 Happening = (
     Submitted
     | Started
-    | actions.Accepted
-    | actions.StageChanged
-    | actions.CommandStarted
-    | actions.CommandFinished
+    | events.Accepted
+    | events.StageChanged
+    | events.CommandStarted
+    | events.CommandFinished
     | LogText
     | FileStored
-    | actions.ArtifactSummary
+    | events.ArtifactSummary
     | ActionEnded
     | Ended
 )
@@ -93,3 +97,14 @@ class PipelineEvent:
     happening: Happening
     action: str = ""
     attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How far the copying of files is: how many are whole, bytes of all, the current one and what it will have."""
+
+    files: int
+    sent: int
+    path: bytes = b""
+    done: int = 0
+    size: int = 0

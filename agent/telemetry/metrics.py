@@ -23,8 +23,8 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-from agent.domain.actions import Result
 from agent.domain.errors import Reason, Rejection, Stage
+from agent.domain.outcome import Result
 from agent.settings import MetricsSettings
 
 if TYPE_CHECKING:

@@ -16,14 +16,15 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from agent.domain.actions import Result
+from agent.domain.outcome import Result
 from agent.telemetry.metrics import fault
 from agent.telemetry.traces import Trace, Traces
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-    from agent.domain.actions import Action, Outcome
+    from agent.domain.actions import Action
+    from agent.domain.outcome import Outcome
     from agent.settings import AgentSection, TracesSettings
 
 EXPORT_SECONDS = 5.0

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Action, Outcome
+    from agent.domain.actions import Action
+    from agent.domain.outcome import Outcome
 
 
 class Trace:

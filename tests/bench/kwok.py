@@ -13,10 +13,11 @@ import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
+from agent.domain.json import Object
 from tests.bench.rate import SCALE, Pace, filled, scaled, watched
 from tests.bench.rows import Row, row
 from tests.bench.scripted.bed import bed_on, ended, free_port
@@ -25,7 +26,6 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-Object = dict[str, Any]
 
 NODE = "sealci-kwok"
 LABEL = "sealci.dev/bench"

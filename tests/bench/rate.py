@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from agent.domain.json import Object
 from tests.bench.rows import Row, row
 from tests.bench.scripted.bed import Bed, Load, bed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Object = dict[str, Any]
 
 LIFE = "life=1"
 WARM = 3.0

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from agent.domain.json import Object
 
 ROOT = Path(__file__).resolve().parents[2]
-Object = dict[str, Any]
 
 
 def provider(*arguments: str, timeout: float = 300) -> str:

@@ -10,11 +10,10 @@ import json
 import subprocess
 import threading
 import time
-from typing import Any
 
+from agent.domain.json import Object
 from tests.e2e import kube
 
-Object = dict[str, Any]
 MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 

@@ -11,6 +11,7 @@ import subprocess
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.lab import until
 from tests.e2e.observer import MANAGED
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 CHART = kube.ROOT / "charts" / "sealci-agent"
 IMAGE = {"repository": "localhost/sealci-agent", "tag": "dev"}
-Object = dict[str, Any]
 
 
 @cache

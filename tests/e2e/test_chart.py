@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import Gate, gate
 from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, until
@@ -18,7 +19,6 @@ from tests.e2e.test_agent import metric
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Object = dict[str, Any]
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 SLOTS = 10
 # For pods to start on a machine that does much else.

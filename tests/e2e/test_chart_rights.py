@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Agent, Lab, until
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-Object = dict[str, Any]
 pytestmark = pytest.mark.timeout(600)
 QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lease_duration": "3s", "lease_renew": "1s"}
 

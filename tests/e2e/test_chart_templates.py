@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.domain.json import Object
 from agent.settings import Settings, load
 from tests.e2e import kube
 from tests.e2e.release import CHART, helm, values_files
 
-Object = dict[str, Any]
 FILES = values_files()
 NAMES = [file.name.removesuffix("-values.yaml") for file in FILES]
 NAMESPACE = "sealci-ci-template"

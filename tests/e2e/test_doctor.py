@@ -15,6 +15,7 @@ from agent.app.doctor import examine
 from agent.cluster.checks import probe_pod
 from agent.cluster.checks.permissions import LEASE_RIGHTS, RIGHTS, Right
 from agent.domain.check_result import Finding, Verdict
+from agent.domain.json import Object
 from agent.settings import Settings, load
 from tests.e2e import kube
 from tests.e2e.lab import COMMAND, start_scheduler, until
@@ -36,7 +37,7 @@ SHOWS = {
 }
 
 
-def account(namespace: str, name: str, rights: Iterable[Right]) -> list[kube.Object]:
+def account(namespace: str, name: str, rights: Iterable[Right]) -> list[Object]:
     """Return a service account that has these rights."""
     rules = [{"apiGroups": [each.group], "resources": [each.resource], "verbs": [each.verb]} for each in rights]
     api = "rbac.authorization.k8s.io"

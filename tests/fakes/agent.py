@@ -12,26 +12,21 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from agent.domain.actions import (
+from agent.domain.actions import Key
+from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.errors import Reason, Stage
+from agent.domain.events import (
     Accepted,
     ArtifactSummary,
     CommandFinished,
     CommandStarted,
-    Cursor,
-    FileData,
-    FileEnd,
-    FileStart,
     Finished,
-    Health,
-    Key,
     LogChunk,
-    Outcome,
-    Readiness,
-    Result,
-    SessionState,
     StageChanged,
 )
-from agent.domain.errors import Reason, Stage
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Health, Readiness, SessionState
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
@@ -40,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from types import TracebackType
 
-    from agent.domain.actions import Event
+    from agent.domain.events import Event
 
 SUCCESS = Outcome(Result.SUCCEEDED, Stage.COMMANDS, exit_code=0, command=1)
 FAILURE = Outcome(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
-Object = dict[str, Any]
+from agent.domain.json import Object
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Play = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 HANG = 0

@@ -18,6 +18,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
+from agent.domain.json import Object
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
@@ -25,7 +26,6 @@ from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-Object = dict[str, Any]
 Told = tuple[int, Object]
 __all__ = ["HANG", "PODS", "FakeApi", "Request", "Scripted", "failed", "pod_of", "status_text"]
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.actions import ArtifactSummary, Cursor, FileData, FileEnd, FileStart, Result
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import Reason
+from agent.domain.events import ArtifactSummary
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import (
     FINAL,
     Collected,
@@ -25,11 +27,14 @@ from agent.domain.observations import (
     Running,
     Waiting,
 )
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from agent.domain.actions import Action, ArtifactRules, FilePart, Outcome
+    from agent.domain.actions import Action, ArtifactRules
+    from agent.domain.artifacts import FilePart
+    from agent.domain.outcome import Outcome
 
 NONCE = "0123456789abcdef"
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from agent.domain.json import Object
 from tests.fakes.answers import failed
 from tests.fakes.api import PODS, FakeApi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Object = dict[str, Any]
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import ArtifactSummary, CommandStarted, Finished, LogChunk, StageChanged
+from agent.domain.events import ArtifactSummary, CommandStarted, Finished, LogChunk, StageChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import Event, FilePart, Key, Outcome
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
     from agent.domain.errors import Stage
+    from agent.domain.events import Event
+    from agent.domain.outcome import Outcome
 
 
 class RecordingSink:

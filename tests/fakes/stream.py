@@ -6,7 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.domain.actions import Action, Cancel, Health, Key, Readiness, Resume
+from agent.domain.actions import Action, Cancel, Key
+from agent.domain.session_state import Health, Readiness, Resume
 from agent.scheduler.stream.connection import Connection, Identity
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox

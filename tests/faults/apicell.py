@@ -20,6 +20,7 @@ from agent.cluster.environment.backend import Pods
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
+from agent.domain.json import Object
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.telemetry.metrics import Metrics
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from agent.app.agent import App
     from agent.settings import Settings
 
-Object = dict[str, Any]
 LINES = [f"line {number}\n".encode() for number in range(1, 9)]
 SCRIPT: list[bytes | str] = ["s:1", *LINES, "f:1:0", "l:0:0"]
 FILES = {"built": bytes(range(256)) * 8}

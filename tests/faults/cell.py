@@ -12,10 +12,12 @@ import hashlib
 import json
 import random
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agent.domain.actions import CommandFinished, Finished, Readiness, StageChanged
 from agent.domain.errors import Stage
+from agent.domain.events import CommandFinished, Finished, StageChanged
+from agent.domain.json import Object
+from agent.domain.session_state import Readiness
 from agent.local_scheduler.action_state import State
 from agent.local_scheduler.dispatcher import Rules
 from agent.local_scheduler.grpc_service import Access
@@ -27,13 +29,14 @@ from tests.faults.node import Cluster, Points
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent.domain.actions import Event, Health, Key
+    from agent.domain.actions import Key
+    from agent.domain.events import Event
+    from agent.domain.session_state import Health
     from agent.local_scheduler.agent_stream import AgentStream
     from agent.local_scheduler.registry import Entry
     from agent.local_scheduler.server import Scheduler
     from tests.faults.nursery import Child, Nursery
 
-Object = dict[str, Any]
 RUN = "pipeline1"
 SECRETS = {"TOKEN": "s3cret-value"}
 TEXT = """name: p

@@ -10,6 +10,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.lab import Lab, new_namespace, until
 from tests.e2e.observer import session_of
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from tests.e2e.lab import Report, Submission
 
-Object = dict[str, Any]
 
 TRAP = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
 PATIENT = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.artifacts.collect import SNAPSHOT
+from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
 from agent.cluster.pod.labels import SESSION
+from agent.domain.json import Object
 from tests.fakes.api import PODS
 from tests.fakes.shared_api import SharedApi
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-Object = dict[str, Any]
 AT_ONCE = 1 << 18
 SLOW = 0.02
 

@@ -14,10 +14,11 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from agent.domain.json import Object
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-Object = dict[str, Any]
 # An agent that leaves waits for its pods to go. After the API server has restarted again and again, a kubelet was seen
 # to hear of a deletion 43 s late: its own pause between two tries to connect.
 LEAVING = 90.0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.domain.actions import Source
+from agent.domain.events import Source
 from agent.pipeline import event_codec, events
 from agent.pipeline.wire import local_pb2 as wire
 from agent.pipeline.wire import local_pb2_grpc
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from agent.domain.actions import Outcome
+    from agent.domain.outcome import Outcome
     from agent.pipeline.events import PipelineEvent
     from tests.faults.storm import Measure, Replica
 

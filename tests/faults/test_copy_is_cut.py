@@ -13,12 +13,13 @@ import random
 import shutil
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
-from agent.cluster.artifacts.collect import SNAPSHOT
+from agent.cluster.in_pod.packaging import SNAPSHOT
+from agent.domain.json import Object
 from agent.local_scheduler.dispatcher import Rules
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from agent.local_scheduler.server import Scheduler
 
-Object = dict[str, Any]
 SIZE = 100 << 20
 CHUNK = 1 << 18
 TENTHS = range(10)

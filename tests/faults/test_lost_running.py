@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
-Object = dict[str, Any]
 
 # Without these the cluster waits five minutes before it gives the pods of a lost node up.
 LEAVES_AT_ONCE = [

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(300)
-Object = dict[str, Any]
 SWEEPING = {"cluster": {"sweep_interval": "1s", "delete_timeout": "2s"}}
 RIGHTS = [
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "patch"]},

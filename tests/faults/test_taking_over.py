@@ -15,6 +15,7 @@ from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
+from agent.domain.json import Object
 from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from agent.app.agent import App
 
-Object = dict[str, Any]
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 FORMER = "pod-a.0"
 ADOPTING: Object = {

@@ -16,6 +16,7 @@ from agent.app import agent as apps
 from agent.app.agent import App, serve
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
+from agent.domain.json import Object
 from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-Object = dict[str, Any]
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 DEADLINE = 10.0
 REQUESTS = "sealci_agent_k8s_requests_total"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from agent.domain.actions import Health, Readiness
 from agent.domain.errors import Reason
 from agent.domain.observations import SetupFailed
+from agent.domain.session_state import Health, Readiness
 from agent.execution.registry import Sessions
 from agent.scheduler.classic.call import Call
 from agent.scheduler.classic.connection import Classic

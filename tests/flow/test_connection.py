@@ -15,22 +15,11 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from agent.domain.actions import (
-    Accepted,
-    Action,
-    ArtifactSummary,
-    Cancel,
-    Event,
-    Finished,
-    Key,
-    LeftOut,
-    LogChunk,
-    Outcome,
-    Readiness,
-    Result,
-    StageChanged,
-)
+from agent.domain.actions import Action, Cancel, Key
 from agent.domain.errors import Reason, Refused, Stage
+from agent.domain.events import Accepted, ArtifactSummary, Event, Finished, LeftOut, LogChunk, StageChanged
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Readiness
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler

@@ -8,24 +8,13 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.domain.actions import (
-    Accepted,
-    CommandStarted,
-    Cursor,
-    Event,
-    FileData,
-    FileEnd,
-    FilePart,
-    FileStart,
-    Finished,
-    Key,
-    LogChunk,
-    Outcome,
-    Result,
-    Resume,
-    Source,
-)
+from agent.domain.actions import Key
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
 from agent.domain.errors import SchedulerError, Stage
+from agent.domain.events import Accepted, CommandStarted, Event, Finished, LogChunk, Source
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Resume
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.scheduler import FakeScheduler

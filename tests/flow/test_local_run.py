@@ -13,8 +13,10 @@ import pytest
 from agent.cli.run_pipeline import Patience, Wishes, run_pipeline
 from agent.console.follower import Interruptions
 from agent.console.run_report import ExitCode
-from agent.domain.actions import ArtifactSummary, Finished, Outcome, Readiness, Result
 from agent.domain.errors import AgentError, Reason, Stage
+from agent.domain.events import ArtifactSummary, Finished
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Readiness
 from agent.pipeline import parser
 from agent.protocol import translate
 from tests.fakes.agent import CANCELLED, FAILURE, SUCCESS, FakeAgent, file_parts, life

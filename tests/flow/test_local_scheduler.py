@@ -12,20 +12,12 @@ import pytest
 
 from agent.cli.submit import Target, submit
 from agent.console.run_report import ExitCode, Report
-from agent.domain.actions import (
-    Accepted,
-    ArtifactSummary,
-    Cursor,
-    Finished,
-    Key,
-    LogChunk,
-    Readiness,
-    Rejected,
-    Result,
-    SessionState,
-    StageChanged,
-)
+from agent.domain.actions import Key
 from agent.domain.errors import Reason, Rejection, Stage
+from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, Rejected, StageChanged
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Result
+from agent.domain.session_state import Readiness, SessionState
 from agent.local_scheduler.dispatcher import Rules
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler

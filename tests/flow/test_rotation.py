@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.cli.submit import Target, submit
-from agent.domain.actions import Action, Cancel, Health, Key, Readiness
+from agent.domain.actions import Action, Cancel, Key
+from agent.domain.session_state import Health, Readiness
 from agent.execution.registry import Sessions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.domain.actions import Resume
     from agent.domain.errors import ActionFailed
+    from agent.domain.session_state import Resume
 
 DEADLINE = 30.0
 TEXT = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x], artifacts: none}\n"

@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_none
 
-from agent.domain.actions import (
-    Accepted,
-    Action,
-    ArtifactRules,
-    Cancel,
-    Key,
-    LogChunk,
-    Rejected,
-    Result,
-    Source,
-    When,
-)
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, SchedulerError, Stage
+from agent.domain.events import Accepted, LogChunk, Rejected, Source
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
+from agent.domain.outcome import Result
 from agent.execution import artifacts, commands
 from agent.execution.registry import Sessions
 from agent.settings import Settings

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
 
-Object = dict[str, Any]
 DEAD = "uid-dead.1"
 ACTION = Action(Key("build"), "alpine", ("true",))
 

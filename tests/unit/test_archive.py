@@ -17,7 +17,8 @@ from agent.cluster.artifacts.archive_manifest import Manifest
 from agent.cluster.artifacts.archive_reader import ArchiveReader, End, Item, Limits
 from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, padded, pax
-from agent.domain.actions import FileData, FileEnd, FileStart, LeftOut
+from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.events import LeftOut
 
 LIMITS = Limits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
 FILES = {b"a": b"data", b"empty": b"", "sub/ü\n".encode(): b"x" * 1300, b"n" * 300: b"y" * 512, b"\xff": b"\0" * 100}

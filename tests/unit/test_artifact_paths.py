@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.actions import FileData, FileEnd, FilePart, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
 from agent.local_scheduler.uploads import Upload, UploadRefused, checked_path
 from agent.pipeline.events import FileStored
 from agent.protocol.translate import UploadEnd

@@ -8,20 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.actions import (
-    Action,
-    FileData,
-    FileEnd,
-    FileStart,
-    Finished,
-    Health,
-    Key,
-    LogChunk,
-    Outcome,
-    Readiness,
-    Result,
-)
+from agent.domain.actions import Action, Key
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
+from agent.domain.events import Finished, LogChunk
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Health, Readiness
 from agent.scheduler.classic.call import Call, exit_code
 from agent.scheduler.classic.connection import advertised, route
 from agent.scheduler.classic.file_store import STAGING, Folder, checked
@@ -33,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.domain.actions import FilePart
+    from agent.domain.artifacts import FilePart
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from tenacity import wait_none
 
 from agent.cluster.api import client as clients
-from agent.cluster.api.client import Client, rule, wait_as_told
+from agent.cluster.api.client import Client, wait_as_told
+from agent.cluster.api.errors import rule
 from agent.domain.errors import ClusterError, Reason, SettingsError
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics

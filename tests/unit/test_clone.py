@@ -17,11 +17,11 @@ import pytest
 
 from agent.cluster.in_pod import clone as clones
 from agent.cluster.in_pod.clone import CloneFailed, check, shown
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Object = dict[str, Any]
 PASSWORD = "hunter2-hunter2"
 ZERO = "0" * 40
 

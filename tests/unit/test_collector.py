@@ -21,16 +21,17 @@ import pytest
 from agent.cluster.artifacts import collect as collect_module
 from agent.cluster.artifacts.archive_manifest import Manifest
 from agent.cluster.artifacts.archive_reader import ArchiveReader, Limits
-from agent.cluster.in_pod import collect_files, workspace
+from agent.cluster.in_pod import collect_files, packaging, workspace
 from agent.cluster.in_pod.glob import compiled, first_folders
-from agent.domain.actions import ArtifactRules, FileData, FileEnd, FileStart
+from agent.domain.actions import ArtifactRules
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 
 LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 
 
 def here(command: list[str], snapshot: Path) -> list[str]:
     """Return the command as it can run on this machine."""
-    return [sys.executable, *(str(snapshot) if word == collect_module.SNAPSHOT else word for word in command[1:])]
+    return [sys.executable, *(str(snapshot) if word == packaging.SNAPSHOT else word for word in command[1:])]
 
 
 @dataclass
@@ -551,7 +552,7 @@ def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe is opened only when both ends are: whoever reads it waits for the holder, without polling.
     os.mkfifo(ready)
-    command = collect_module.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
+    command = packaging.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
     return subprocess.Popen(here(command, place.snapshot), stderr=subprocess.PIPE), ready
 
 

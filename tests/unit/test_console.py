@@ -11,24 +11,17 @@ import pytest
 from rich.console import Console
 
 from agent.console.formatting import amount, duration
+from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
 from agent.console.log_lines import visible
-from agent.console.open_view import JsonView, open_view
+from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode, Report
-from agent.console.view import Transfer, View
-from agent.domain.actions import (
-    Accepted,
-    ArtifactSummary,
-    CommandFinished,
-    CommandStarted,
-    Cursor,
-    Outcome,
-    Result,
-    Source,
-    StageChanged,
-)
+from agent.console.view import View
 from agent.domain.errors import Reason, Stage
+from agent.domain.events import Accepted, ArtifactSummary, CommandFinished, CommandStarted, Source, StageChanged
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline.event_codec import decode, encode
 from agent.pipeline.events import (
     ActionEnded,
@@ -39,6 +32,7 @@ from agent.pipeline.events import (
     PipelineEvent,
     Started,
     Submitted,
+    Transfer,
 )
 
 if TYPE_CHECKING:

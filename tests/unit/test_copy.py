@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, Key
+from agent.domain.actions import ArtifactRules, Key
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, ClusterError, Reason
+from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 from agent.execution.artifacts import send_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import FilePart
+    from agent.domain.artifacts import FilePart
 
 WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 

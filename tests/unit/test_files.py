@@ -20,7 +20,9 @@ from agent.cluster.api.exec import ExecDeadline, ExecError
 from agent.cluster.artifacts import collect as collect_module
 from agent.cluster.artifacts.archive_reader import Limits
 from agent.cluster.in_pod import packaging
-from agent.domain.actions import ArtifactRules, ArtifactSummary, FileData, FileEnd, FileStart, LeftOut
+from agent.domain.actions import ArtifactRules
+from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.events import ArtifactSummary, LeftOut
 from agent.domain.observations import Collected
 
 LIMITS = Limits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
@@ -46,7 +48,7 @@ class Pod:
         assert seconds == LIMITS.seconds
         self.commands.append(command)
         program = [sys.executable, *command[1:]]
-        program[program.index(collect_module.SNAPSHOT)] = str(self.snapshot)
+        program[program.index(packaging.SNAPSHOT)] = str(self.snapshot)
         process = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
         self.data = (await process.communicate())[0][: self.cut_at]
         assert process.returncode == 0
@@ -207,11 +209,11 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
 
 
 def test_commands_fit_into_an_address() -> None:
-    holder = collect_module.holder_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
+    holder = packaging.holder_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
     assert holder[:3] == ["python3", "-I", "-S"]
-    assert holder[-4:] == ["/workspace", collect_module.SNAPSHOT, "/.sealci/ready", "3600"]
+    assert holder[-4:] == ["/workspace", packaging.SNAPSHOT, "/.sealci/ready", "3600"]
     collect = collect_module.collect_command(ArtifactRules(("a", "b"), ("c",)), LIMITS, workspace="/workspace")
-    assert collect[-9:] == [collect_module.SNAPSHOT, "100", "1048576", "4194304", "45", "2", "a", "b", "c"]
+    assert collect[-9:] == [packaging.SNAPSHOT, "100", "1048576", "4194304", "45", "2", "a", "b", "c"]
     assert sum(map(len, holder)) < 4 * 1024
     assert sum(map(len, collect)) < 8 * 1024
     assert "\n" not in "".join(holder + collect)

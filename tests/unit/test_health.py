@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from agent.domain.actions import Health, Readiness
+from agent.domain.session_state import Health, Readiness
 from agent.scheduler.stream.health import HealthReporter
 
 

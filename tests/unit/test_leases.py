@@ -11,10 +11,10 @@ from agent.cluster.ownership import leases as module
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.pod import labels
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 
-Object = dict[str, Any]
 ME, OTHER = "uid-a.1", "uid-b.1"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cluster.logs.line_reader import LineReader, nanoseconds, whole_second
-from agent.domain.actions import Cursor
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 

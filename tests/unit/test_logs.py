@@ -17,7 +17,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from agent.cluster.api.client import Client
 from agent.cluster.logs.follower import ContainerState, Patience, follow
 from agent.cluster.logs.request import Body, Target
-from agent.domain.actions import Cursor
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics

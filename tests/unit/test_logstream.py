@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cluster.logs.line_reader import Hole, LineReader, whole_second
-from agent.domain.actions import Cursor, LogChunk, Source
+from agent.domain.events import LogChunk, Source
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
 from agent.execution.log_pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
 from agent.execution.masking import Masker

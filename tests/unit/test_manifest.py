@@ -11,9 +11,8 @@ import pytest
 from agent.cluster.pod import labels, manifest
 from agent.cluster.pod.manifest import Plan
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
+from agent.domain.json import Object
 from agent.settings import Settings
-
-Object = dict[str, Any]
 
 SETTINGS = Settings()
 RESTRICTED = Settings.model_validate({"environment": {"profile": "restricted"}})

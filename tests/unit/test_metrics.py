@@ -8,8 +8,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.domain.actions import Result
 from agent.domain.errors import Reason, Rejection, Stage
+from agent.domain.outcome import Result
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import MetricsSettings
 from agent.telemetry.metrics import CODES, MESSAGES, REQUESTS, Metrics, fault

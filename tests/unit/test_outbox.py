@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.domain.actions import CommandStarted, Cursor, Event, Key, LogChunk, Resume, SessionState, Source
+from agent.domain.actions import Key
 from agent.domain.errors import SchedulerError
+from agent.domain.events import CommandStarted, Event, LogChunk, Source
+from agent.domain.log_cursor import Cursor
+from agent.domain.session_state import Resume, SessionState
 from agent.scheduler.stream.outbox import Outbox, Outgoing
 from agent.telemetry.metrics import Metrics
 

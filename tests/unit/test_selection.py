@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from agent.console import listing
 from agent.pipeline import overrides, parser
 from agent.pipeline.overrides import NotPossible
 
@@ -50,7 +51,7 @@ def test_a_tree_takes_the_place_of_every_clone() -> None:
 
 def test_the_list_is_a_tree() -> None:
     output = io.StringIO()
-    Console(file=output, width=100).print(overrides.listing(ASKED))
+    Console(file=output, width=100).print(listing.listing(ASKED))
     assert [line.rstrip() for line in output.getvalue().splitlines()] == [
         "p",
         "└── build  i  2 commands",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.actions import Action, Finished, Key, LogChunk, Outcome, Result, Source, StageChanged
+from agent.domain.actions import Action, Key
 from agent.domain.errors import ActionFailed, Reason, Stage
+from agent.domain.events import Finished, LogChunk, Source, StageChanged
+from agent.domain.outcome import Outcome, Result
 from agent.execution.session import MAX_CHUNK, Interrupted, Session, Wish, ended, first_of
 from tests.fakes.sink import RecordingOutlet, RecordingSink
 

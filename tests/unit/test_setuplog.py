@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from agent.cluster.environment import failure_report
 from agent.cluster.pod.setup_status import STARTING
 from agent.domain.errors import ClusterError, Reason
+from agent.domain.json import Object
 from agent.domain.observations import Lost, SetupFailed, Waiting
 from tests.fakes.api import FakeApi, pod_of
 
-Object = dict[str, Any]
 PATH = "/api/v1/namespaces/ci/pods"
 PULL = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image of action cannot be pulled: not found")
 

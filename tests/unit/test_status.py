@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from agent.cluster.pod.setup_status import SECRET_WAIT, History, Intent, Limits, Sight
 from agent.cluster.pod.status import LAST_WORD, classify
 from agent.domain.errors import Reason
+from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
-
-Object = dict[str, Any]
 
 NONCE = "0123456789abcdef"
 SECRET = "sealci-build-1"

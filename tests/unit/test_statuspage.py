@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from agent.domain.actions import Health, Outcome, Readiness, Result
 from agent.domain.errors import Reason, Stage
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Health, Readiness
 from agent.http.status_page import SessionRow, Snapshot, page
 
 NASTY = '<img src=x onerror="alert(1)">&'

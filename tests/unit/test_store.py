@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.actions import Outcome, Result, Source
 from agent.domain.errors import Reason, Stage
+from agent.domain.events import Source
+from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import Progress, State
 from agent.local_scheduler.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
 from agent.pipeline.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted

@@ -9,8 +9,9 @@ import pytest
 
 from agent.console import report_files
 from agent.console.run_report import Report
-from agent.domain.actions import Outcome, Result, Source, StageChanged
 from agent.domain.errors import Reason, Stage
+from agent.domain.events import Source, StageChanged
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline.events import (
     ActionEnded,
     ActionPlan,

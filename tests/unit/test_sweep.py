@@ -13,11 +13,11 @@ from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership import orphans as sweeps
 from agent.cluster.ownership.orphans import Cleaned, Sweep, cleanup
 from agent.domain.actions import Action, Key
+from agent.domain.json import Object
 from agent.settings import Settings
 from tests.fakes.api import pod_of
 from tests.fakes.shared_api import SharedApi
 
-Object = dict[str, Any]
 LONG_AGO = "2026-01-01T08:00:00Z"
 ACTION = Action(Key("build"), "alpine", ("true",))
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from agent.cluster.pod.manifest import REPOSITORY
 from agent.cluster.pod.setup_timing import Timeline
 from agent.domain.errors import Reason
+from agent.domain.json import Object
 from agent.domain.observations import Running, SetupFailed, Waiting
 from agent.telemetry.metrics import Metrics
 
-Object = dict[str, Any]
 UNBOUND: Object = {"spec": {}, "status": {}}
 BOUND: Object = {"spec": {"nodeName": "n"}, "status": {}}
 SPAN = {"startedAt": "2026-01-01T00:00:10Z", "finishedAt": "2026-01-01T00:00:14Z", "exitCode": 0}

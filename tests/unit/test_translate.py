@@ -8,38 +8,25 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from agent.domain.actions import (
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Repository, Resources, When
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
+from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain.events import (
     Accepted,
-    Action,
-    ArtifactRules,
     ArtifactSummary,
-    Cancel,
     CommandFinished,
     CommandStarted,
-    Cursor,
     Event,
-    FileData,
-    FileEnd,
-    FilePart,
-    FileStart,
     Finished,
-    Health,
-    Key,
     LeftOut,
     LogChunk,
-    Outcome,
-    Readiness,
     Rejected,
-    Repository,
-    Resources,
-    Result,
-    Resume,
-    SessionState,
     Source,
     StageChanged,
-    When,
 )
-from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
+from agent.domain.log_cursor import Cursor
+from agent.domain.outcome import Outcome, Result
+from agent.domain.session_state import Health, Readiness, Resume, SessionState
 from agent.protocol import translate
 from agent.protocol.translate import fields
 from agent.protocol.wire import agent_pb2 as wire

@@ -7,19 +7,18 @@ import json
 import random
 from contextlib import asynccontextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.cluster.api import reflector
 from agent.cluster.environment.watch import PodWatch, Watched
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 from tests.fakes.api import HANG, FakeApi, pod_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-Object = dict[str, Any]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from asyncio import sslproto
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,9 +27,11 @@ from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from agent.cluster.api.errors import failure
 from agent.cluster.api.rate_limit import TokenBucket
 from agent.cluster.api.rate_limit import rank as rank_of
-from agent.domain.errors import ClusterError, Reason, SettingsError
+from agent.domain.errors import ClusterError, SettingsError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -37,13 +39,7 @@ if TYPE_CHECKING:
     from agent.settings import ClusterSettings
     from agent.telemetry.metrics import Metrics
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
-
-INVALID = ("violates PodSecurity", "denied the request", "maximum ", "minimum ", "is invalid")
-# A quota that two creations count at once answers with a conflict of its own.
-CONFLICTS = ("object is being deleted", "please apply your changes to the latest version")
-TRANSIENT = ("error looking up service account", "not yet been initialized", "no matches for kind")
 
 
 # asyncio keeps a buffer of this size for each TLS connection; its 256 KiB are slower too (2.6 ms of CPU a MB, not 2.2).
@@ -310,40 +306,3 @@ async def text_of(response: aiohttp.ClientResponse) -> str:
             return (await response.content.read(1 << 16)).decode("utf-8", "replace")
     except (aiohttp.ClientError, OSError, TimeoutError):
         return ""
-
-
-def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], body: str) -> ClusterError:
-    """Turn an answer of the API that is no success into an error with its rule."""
-    try:
-        answer = json.loads(body)
-        message = str(answer.get("message") or body)
-    except (ValueError, AttributeError):
-        message = body
-    reason, retryable = rule(status, message)
-    return ClusterError(
-        f"{verb} {resource}: {message.strip()[:2000] or 'no message'} (HTTP {status})",
-        reason=reason,
-        retryable=retryable,
-        retry_after=whole_seconds(headers.get("Retry-After")),
-        status=status,
-    )
-
-
-def rule(status: int, message: str) -> tuple[Reason, bool]:
-    """Return what an action fails with for this answer, and whether asking again can help."""
-    if status in (401, 429) or status >= 500:
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status == 409 and any(text in message for text in CONFLICTS):
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status == 403 and "exceeded quota" in message:
-        return Reason.QUOTA_EXCEEDED, True
-    if status in (403, 404) and any(text in message for text in TRANSIENT):
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status in (400, 422) or (status == 403 and any(text in message for text in INVALID)):
-        return Reason.INVALID_CONFIGURATION, False
-    return Reason.CLUSTER_UNAVAILABLE, False
-
-
-def whole_seconds(value: str | None) -> float | None:
-    """Read a Retry-After header; dates are not used by Kubernetes."""
-    return float(value) if value is not None and value.isdigit() else None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from kubernetes.aio.stream.ws_client import ERROR_CHANNEL, RESIZE_CHANNEL, STDERR_CHANNEL, STDIN_CHANNEL, STDOUT_CHANNEL
 
-from agent.cluster.api.client import whole_seconds
+from agent.cluster.api.errors import whole_seconds
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:

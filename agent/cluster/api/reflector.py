@@ -10,12 +10,13 @@ import asyncio
 import json
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
 
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 SERVER_TIMEOUT = (240, 290)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from agent.cluster.artifacts.tar_header import ArchiveError
-from agent.domain.actions import LeftOut
+from agent.domain.events import LeftOut
 
 MAX_LINE = 64 * 1024
 MAX_LINES = 2000

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from agent.cluster.artifacts.archive_manifest import Manifest, ManifestReader
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name, parse_header, parse_pax
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE
-from agent.domain.actions import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

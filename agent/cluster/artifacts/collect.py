@@ -18,15 +18,16 @@ from agent.cluster.artifacts.archive_manifest import Manifest
 from agent.cluster.artifacts.archive_reader import ArchiveReader, End
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.cluster.in_pod import packaging
-from agent.domain.actions import ArtifactSummary
+from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.domain.errors import ClusterError
+from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 
 if TYPE_CHECKING:
     from agent.cluster.artifacts.archive_reader import Limits
-    from agent.domain.actions import ArtifactRules, FilePart
+    from agent.domain.actions import ArtifactRules
+    from agent.domain.artifacts import FilePart
 
-SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
 # At the end of the time no file is begun any more, so that the one that was begun can come to its end.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
@@ -53,11 +54,6 @@ class Stream(Protocol):
 
 OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[Stream]]
 """Runs a command in container `files` of one pod, for so many seconds."""
-
-
-def holder_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
-    """Return what container `files` runs: note what is there, create `ready_path`, leave on TERM or in time."""
-    return [*packaging.holder(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]
 
 
 def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> list[str]:

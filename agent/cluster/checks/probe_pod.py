@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from agent.cluster.environment.backend import Pods
 from agent.cluster.environment.capabilities import user_namespaces
 from agent.cluster.environment.watch import PodWatch
-from agent.domain.actions import Action, ArtifactRules, Cursor, Key, Resources, When
+from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
 from agent.domain.errors import ActionFailed, ClusterError, Reason
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import FINAL, Collected, Exited, LogLost, LogPiece, Lost, SetupFailed
 
 if TYPE_CHECKING:

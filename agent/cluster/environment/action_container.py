@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.follower import ContainerState
+from agent.cluster.pod.fields import container
 from agent.cluster.pod.manifest import ACTION
-from agent.cluster.pod.setup_status import container
 
 if TYPE_CHECKING:
     from agent.cluster.environment.watch import Watched

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.pod import manifest, recreate, session_annotation
 from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.setup_status import Limits
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
-
-Object = dict[str, Any]
 
 
 class Pods:

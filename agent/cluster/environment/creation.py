@@ -5,17 +5,17 @@ Both may have been applied by a try whose answer was lost, so what exists alread
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.cluster.pod.labels import SESSION
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent.cluster.api.client import Client
 
-Object = dict[str, Any]
 
 # Shorter than the set-up waits for a Secret that is missing.
 SECRET_PATIENCE = 20.0

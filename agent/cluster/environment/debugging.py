@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.artifacts import collect
 from agent.cluster.environment import failure_report
 from agent.cluster.environment import shell as shell_module
 from agent.cluster.in_pod import packaging
+from agent.cluster.pod.fields import container, runs
 from agent.cluster.pod.manifest import READY
-from agent.cluster.pod.setup_status import container, runs
-from agent.domain.actions import Result
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
+from agent.domain.json import Object
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.api.exec import Target
-    from agent.domain.actions import Outcome
+    from agent.domain.outcome import Outcome
 
-Object = dict[str, Any]
 
 PIECE = 64 << 10
 FILL_SECONDS = 1800.0
@@ -62,7 +61,7 @@ class Workbench:
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
-        argv = [*packaging.fill(), workspace, collect.SNAPSHOT, READY, str(size)]
+        argv = [*packaging.fill(), workspace, packaging.SNAPSHOT, READY, str(size)]
         stream = ExecStream(client, target, argv, seconds=FILL_SECONDS, stdin=True)
         try:
             async with stream:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
 
-Object = dict[str, Any]
 
 # Longer than its grace nobody waits for a pod in which no command has begun, seconds: a kubelet does not give up a pull
 # that hangs, and there is nothing in it to be gentle with.

@@ -10,7 +10,7 @@ import asyncio
 import time
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,24 +23,28 @@ from agent.cluster.environment.creation import create_pod, create_secret
 from agent.cluster.environment.deletion import UNBEGUN, delete_pod, own_uid
 from agent.cluster.logs import follower, request
 from agent.cluster.pod import manifest
-from agent.cluster.pod.disruption import moment
-from agent.cluster.pod.setup_status import History, Intent, container
+from agent.cluster.pod.fields import container
+from agent.cluster.pod.setup_status import History, Intent
 from agent.cluster.pod.setup_timing import Timeline
 from agent.cluster.pod.status import classify
+from agent.cluster.pod.timestamps import moment
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.actions import Result
 from agent.domain.errors import ActionFailed, ClusterError, Stage
+from agent.domain.json import Object
 from agent.domain.observations import FINAL, Lost, SetupFailed
+from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from agent.cluster.environment.backend import Pods
-    from agent.domain.actions import ArtifactRules, Cursor, FilePart, Outcome
+    from agent.domain.actions import ArtifactRules
+    from agent.domain.artifacts import FilePart
+    from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Observation
+    from agent.domain.outcome import Outcome
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 

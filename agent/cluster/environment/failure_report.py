@@ -7,7 +7,7 @@ hides the failure that is being explained.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from agent.cluster.pod.setup_status import STARTING
 from agent.cluster.supervisor.command import RECORD
 from agent.domain.errors import ClusterError, Reason
+from agent.domain.json import Object
 from agent.domain.observations import Lost, SetupFailed, Waiting
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.domain.observations import Observation
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 ADVICE = {

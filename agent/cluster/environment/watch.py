@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.cluster.api.reflector import Reflector
 from agent.cluster.pod.labels import AGENT, pool_selector
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
-
-Object = dict[str, Any]
 
 
 class Watched:

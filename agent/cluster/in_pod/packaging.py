@@ -19,6 +19,14 @@ from agent.cluster.in_pod import collect_files, glob, receive_tree, workspace
 if TYPE_CHECKING:
     from types import ModuleType
 
+from typing import TYPE_CHECKING
+
+from agent.cluster.in_pod import packaging
+
+if TYPE_CHECKING:
+    pass
+
+
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 
 
@@ -68,3 +76,11 @@ class Bare(ast.NodeTransformer):
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
         return self.generic_visit(node)
+
+
+SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
+
+
+def holder_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
+    """Return what container `files` runs: note what is there, create `ready_path`, leave on TERM or in time."""
+    return [*packaging.holder(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
-    from agent.domain.actions import Cursor
+    from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from agent.domain.actions import Cursor
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece
 
 # Nanoseconds have a fixed width in the kubelet's answers, older ones and other runtimes write fewer digits.

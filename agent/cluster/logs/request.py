@@ -17,7 +17,7 @@ from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.domain.actions import Cursor
+    from agent.domain.log_cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from agent.cluster.api.client import Client
-    from agent.domain.actions import Cursor
+    from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.cluster.pod import labels, session_annotation
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from agent.cluster.environment.environment import PodEnvironment
     from agent.cluster.ownership.leases import Leases
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 CONFLICT = 409

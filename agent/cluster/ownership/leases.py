@@ -13,13 +13,14 @@ import hashlib
 import random
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.cluster.api.reflector import Reflector
 from agent.cluster.pod import labels
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.settings import Settings
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 FORGOTTEN = 600.0

@@ -11,14 +11,15 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.cluster.environment.deletion import delete_pod
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.disruption import moment
+from agent.cluster.pod.timestamps import moment
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.environment.backend import Pods
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 # Another replica keeps the pod of an action that has ended until the scheduler has stored all of it, which takes as

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.settings import Settings
 
-Object = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 LONGEST_WAIT = 10.0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
+from agent.cluster.pod.timestamps import moment
 from agent.domain.errors import Reason
-
-Object = dict[str, Any]
+from agent.domain.json import Object
 
 NODE_GONE = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
 
@@ -62,11 +61,6 @@ def final_reason(status: Object) -> Disruption | None:
     if reason in NODE_GONE:
         return Disruption(Reason.NODE_LOST, message, None)
     return None
-
-
-def moment(text: str | None) -> datetime | None:
-    """Read a timestamp of the API."""
-    return datetime.fromisoformat(text) if text else None
 
 
 def finished_before(terminated: Object, since: datetime | None) -> bool:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agent.cluster.artifacts.collect import holder_command
+from agent.cluster.in_pod.packaging import holder_command
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.template_merge import merged
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.domain.actions import Action
     from agent.settings import Settings
 
-Object = dict[str, Any]
 
 ACTION, FILES, REPOSITORY = "action", "files", "repository"
 ADOPTION_LIMIT = 300.0

@@ -6,15 +6,15 @@ the pod itself makes it again from its plan and needs nothing of this.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from agent.cluster.pod.fields import container, runs
 from agent.cluster.pod.manifest import ACTION
-from agent.cluster.pod.setup_status import container, runs
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.settings import Settings
 
-Object = dict[str, Any]
 KEPT = ("name", "namespace", "labels", "annotations", "ownerReferences")
 
 

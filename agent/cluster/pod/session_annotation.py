@@ -6,12 +6,10 @@ Pure. Commands and secret values are not in it: the commands run already, and th
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from agent.cluster.pod import labels
 from agent.domain.actions import Action, ArtifactRules, Key, When
-
-Object = dict[str, Any]
+from agent.domain.json import Object
 
 
 def write(action: Action, nonce: str, timeout: float) -> str:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
+from agent.cluster.pod.fields import container, runs, setup_statuses
+from agent.cluster.pod.manifest import ACTION, REPOSITORY
 from agent.domain.errors import Reason
+from agent.domain.json import Object
 from agent.domain.observations import Observation, SetupFailed, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Object = dict[str, Any]
 
 NEVER_RAN = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
 AT_ONCE = {
@@ -86,22 +87,6 @@ class Sight:
 
     observation: Observation
     recheck: float | None = None
-
-
-def container(status: Object, name: str) -> Object | None:
-    """Return the status of a container by its name."""
-    return next((each for each in status.get("containerStatuses", ()) if each["name"] == name), None)
-
-
-def runs(status: Object | None) -> bool:
-    """Whether a container runs, as far as the API knows."""
-    return "running" in (status or {}).get("state", {})
-
-
-def setup_statuses(status: Object) -> list[Object]:
-    """Return the statuses that set-up depends on: init containers, then `files`."""
-    files = container(status, FILES)
-    return [*status.get("initContainerStatuses", ()), *([files] if files else [])]
 
 
 def cannot_run(message: str) -> SetupFailed:

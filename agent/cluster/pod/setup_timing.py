@@ -7,10 +7,11 @@ clone that began and ended between two looks is timed by them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agent.cluster.pod.disruption import moment
 from agent.cluster.pod.manifest import REPOSITORY
+from agent.cluster.pod.timestamps import moment
+from agent.domain.json import Object
 from agent.domain.observations import Waiting
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from agent.domain.observations import Observation
     from agent.telemetry.metrics import Metrics
-
-Object = dict[str, Any]
 
 
 class Timeline:

@@ -7,32 +7,23 @@ later only decides whether its files could be had. A missing pod is never succes
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.workspace import READY as FILES_READY
-from agent.cluster.pod.disruption import disruption, finished_before, moment
+from agent.cluster.pod.disruption import disruption, finished_before
+from agent.cluster.pod.fields import container, runs, setup_statuses
 from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
-from agent.cluster.pod.setup_status import (
-    NEVER_RAN,
-    History,
-    Intent,
-    Limits,
-    Sight,
-    cannot_run,
-    container,
-    runs,
-    setup_statuses,
-    waiting,
-)
+from agent.cluster.pod.setup_status import NEVER_RAN, History, Intent, Limits, Sight, cannot_run, waiting
+from agent.cluster.pod.timestamps import moment
 from agent.cluster.supervisor import command as command_module
 from agent.domain.errors import Reason
+from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed
 
 if TYPE_CHECKING:
     from agent.cluster.pod.disruption import Disruption
     from agent.cluster.supervisor.command import Ending, Verdict
 
-Object = dict[str, Any]
 
 # The kubelet's word, and containerd's for what ended while it was away (measured: with exit code 255).
 UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")

@@ -5,7 +5,7 @@ Pure functions without state.
 
 from __future__ import annotations
 
-from agent.domain import actions as domain
+from agent.domain import session_state as domain
 from agent.protocol.translate.fields import STATUSES, checked_key, member, words
 from agent.protocol.wire import agent_pb2 as wire
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.domain import actions as domain
+from agent.domain import events
+from agent.domain.outcome import Outcome
 from agent.protocol.translate.fields import (
     REASONS,
     REJECTIONS,
@@ -35,42 +37,42 @@ class Numbered:
 
     key: domain.Key
     seq: int
-    event: domain.Event | None
+    event: events.Event | None
 
 
 # ---- written by the agent
 
 
-def event_message(key: domain.Key, seq: int, event: domain.Event) -> wire.Event:
+def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
     """Write an event with its number."""
     message = wire.Event(action_id=key.action_id, attempt=key.attempt, claim=key.claim, seq=seq)
     match event:
-        case domain.LogChunk():
+        case events.LogChunk():
             message.log.data = event.data
             message.log.source = SOURCES[event.source]
             if event.cursor is not None:
                 message.log.cursor = event.cursor.encode()
-        case domain.StageChanged():
+        case events.StageChanged():
             message.stage.stage = STAGES[event.stage]
             message.stage.detail = words(event.detail)
-        case domain.CommandStarted():
+        case events.CommandStarted():
             message.command_started.index = event.index
             message.command_started.cursor = event.cursor.encode()
-        case domain.CommandFinished():
+        case events.CommandFinished():
             message.command_finished.CopyFrom(command_finished_message(event))
-        case domain.Accepted():
+        case events.Accepted():
             message.accepted.environment = words(event.environment)
-        case domain.Rejected():
+        case events.Rejected():
             message.rejected.why = REJECTIONS[event.why]
             message.rejected.message = words(event.message)
-        case domain.ArtifactSummary():
+        case events.ArtifactSummary():
             message.artifacts.CopyFrom(summary_message(event))
-        case domain.Finished():
+        case events.Finished():
             message.finished.CopyFrom(outcome_message(event.outcome))
     return message
 
 
-def command_finished_message(event: domain.CommandFinished) -> wire.CommandFinished:
+def command_finished_message(event: events.CommandFinished) -> wire.CommandFinished:
     """Write the end of a command."""
     return wire.CommandFinished(
         index=event.index,
@@ -80,7 +82,7 @@ def command_finished_message(event: domain.CommandFinished) -> wire.CommandFinis
     )
 
 
-def summary_message(summary: domain.ArtifactSummary) -> wire.ArtifactSummary:
+def summary_message(summary: events.ArtifactSummary) -> wire.ArtifactSummary:
     """Write what was uploaded."""
     return wire.ArtifactSummary(
         files=summary.files,
@@ -92,7 +94,7 @@ def summary_message(summary: domain.ArtifactSummary) -> wire.ArtifactSummary:
     )
 
 
-def outcome_message(outcome: domain.Outcome) -> wire.Outcome:
+def outcome_message(outcome: Outcome) -> wire.Outcome:
     """Write how an attempt ended."""
     return wire.Outcome(
         result=RESULTS[outcome.result],
@@ -116,46 +118,46 @@ def event(message: wire.Event) -> Numbered:
     return Numbered(checked_key(message), message.seq, what_happened(message))
 
 
-def what_happened(message: wire.Event) -> domain.Event | None:
+def what_happened(message: wire.Event) -> events.Event | None:
     """Read the event itself."""
     match message.WhichOneof("event"):
         case "log":
             log = message.log
             place = cursor("log.cursor", log.cursor) if log.cursor else None
-            return domain.LogChunk(log.data, place, member("log.source", log.source, SOURCES))
+            return events.LogChunk(log.data, place, member("log.source", log.source, SOURCES))
         case "stage":
-            return domain.StageChanged(member("stage.stage", message.stage.stage, STAGES), message.stage.detail)
+            return events.StageChanged(member("stage.stage", message.stage.stage, STAGES), message.stage.detail)
         case "command_started":
             started = message.command_started
-            return domain.CommandStarted(started.index, cursor("command_started.cursor", started.cursor))
+            return events.CommandStarted(started.index, cursor("command_started.cursor", started.cursor))
         case "command_finished":
             ended = message.command_finished
             place = cursor("command_finished.cursor", ended.cursor)
-            return domain.CommandFinished(ended.index, ended.exit_code, seconds(ended.duration), place)
+            return events.CommandFinished(ended.index, ended.exit_code, seconds(ended.duration), place)
         case "accepted":
-            return domain.Accepted(message.accepted.environment)
+            return events.Accepted(message.accepted.environment)
         case "rejected":
             why = member("rejected.why", message.rejected.why, REJECTIONS)
-            return domain.Rejected(why, message.rejected.message)
+            return events.Rejected(why, message.rejected.message)
         case "artifacts":
             return summary(message.artifacts)
         case "finished":
-            return domain.Finished(outcome(message.finished))
+            return events.Finished(outcome(message.finished))
     return None
 
 
-def summary(message: wire.ArtifactSummary) -> domain.ArtifactSummary:
+def summary(message: wire.ArtifactSummary) -> events.ArtifactSummary:
     """Read what was uploaded."""
-    left_out = tuple(domain.LeftOut(each.path, each.why) for each in message.left_out)
-    return domain.ArtifactSummary(message.files, message.bytes, left_out, message.left_out_files)
+    left_out = tuple(events.LeftOut(each.path, each.why) for each in message.left_out)
+    return events.ArtifactSummary(message.files, message.bytes, left_out, message.left_out_files)
 
 
-def outcome(message: wire.Outcome) -> domain.Outcome:
+def outcome(message: wire.Outcome) -> Outcome:
     """Read how an attempt ended."""
     reason = None
     if message.reason != wire.REASON_UNSPECIFIED:
         reason = member("finished.reason", message.reason, REASONS)
-    return domain.Outcome(
+    return Outcome(
         result=member("finished.result", message.result, RESULTS),
         stage=member("finished.stage", message.stage, STAGES),
         reason=reason,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from agent.domain import actions as domain
+from agent.domain import events, log_cursor, outcome, session_state
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.protocol.wire import agent_pb2 as wire
 
@@ -33,11 +34,11 @@ REASONS = {
     reason: wire.Reason.Value("CANCELLED_BY_REQUEST" if reason is Reason.CANCELLED else reason.value)
     for reason in Reason
 }
-RESULTS = {result: wire.Result.Value(result.name) for result in domain.Result}
+RESULTS = {result: wire.Result.Value(result.name) for result in outcome.Result}
 REJECTIONS = {why: wire.Rejected.Why.Value(why.name) for why in Rejection}
-SOURCES = {source: wire.LogChunk.Source.Value(source.name) for source in domain.Source}
+SOURCES = {source: wire.LogChunk.Source.Value(source.name) for source in events.Source}
 WHENS = {when: wire.ArtifactRules.When.Value(when.name) for when in domain.When}
-STATUSES = {status: wire.Health.Status.Value(status.name) for status in domain.Readiness}
+STATUSES = {status: wire.Health.Status.Value(status.name) for status in session_state.Readiness}
 
 
 def invalid(field: str, found: str, allowed: str) -> NoReturn:
@@ -94,9 +95,9 @@ def words(text: str) -> str:
     return valid if len(valid) <= MAX_WORDS else f"{valid[:MAX_WORDS]} ... ({len(valid) - MAX_WORDS} more characters)"
 
 
-def cursor(field: str, data: bytes) -> domain.Cursor:
+def cursor(field: str, data: bytes) -> log_cursor.Cursor:
     """Read a cursor; empty is the start of the log."""
     try:
-        return domain.Cursor.decode(data)
+        return log_cursor.Cursor.decode(data)
     except ValueError as error:
         invalid(field, str(error), "a cursor that an agent has sent")

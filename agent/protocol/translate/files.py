@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.domain import actions as domain
+from agent.domain import artifacts
 from agent.protocol.wire import agent_pb2 as wire
 
 
@@ -24,28 +25,28 @@ def upload_header_message(key: domain.Key, agent_id: str) -> wire.UploadHeader:
     return wire.UploadHeader(action_id=key.action_id, attempt=key.attempt, claim=key.claim, agent_id=agent_id)
 
 
-def part_message(part: domain.FilePart | UploadEnd) -> wire.ArtifactPart:
+def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
     """Write one part."""
     match part:
-        case domain.FileStart():
+        case artifacts.FileStart():
             return wire.ArtifactPart(file=wire.FileStart(path=part.path, mode=part.mode, size=part.size))
-        case domain.FileData():
+        case artifacts.FileData():
             return wire.ArtifactPart(data=part.data)
-        case domain.FileEnd():
+        case artifacts.FileEnd():
             return wire.ArtifactPart(file_end=wire.FileEnd(sha256=part.sha256))
         case UploadEnd():
             return wire.ArtifactPart(end=wire.UploadEnd(files=part.files, bytes=part.bytes))
 
 
-def part(message: wire.ArtifactPart) -> domain.FilePart | UploadEnd | None:
+def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
     """Read one part; None: of a kind that this version does not know."""
     match message.WhichOneof("part"):
         case "file":
-            return domain.FileStart(message.file.path, message.file.mode, message.file.size)
+            return artifacts.FileStart(message.file.path, message.file.mode, message.file.size)
         case "data":
-            return domain.FileData(message.data)
+            return artifacts.FileData(message.data)
         case "file_end":
-            return domain.FileEnd(message.file_end.sha256)
+            return artifacts.FileEnd(message.file_end.sha256)
         case "end":
             return UploadEnd(message.end.files, message.end.bytes)
     return None

@@ -6,6 +6,7 @@ Pure functions without state.
 from __future__ import annotations
 
 from agent.domain import actions as domain
+from agent.domain import session_state
 from agent.protocol.translate.fields import (
     STAGES,
     WHENS,
@@ -74,13 +75,13 @@ def cancel(message: wire.Cancel) -> domain.Cancel:
     return domain.Cancel(grace if grace is not None and grace >= 0 else None, message.message)
 
 
-def resume(message: wire.Resume) -> domain.Resume:
+def resume(message: wire.Resume) -> session_state.Resume:
     """Read where a session goes on.
 
     Raises:
         ActionFailed: a field cannot be used.
     """
-    return domain.Resume(
+    return session_state.Resume(
         key=checked_key(message),
         seq=message.seq,
         cursor=cursor("cursor", message.cursor),
@@ -136,7 +137,7 @@ def cancel_message(attempt_key: tuple[str, int], value: domain.Cancel) -> wire.C
     return wire.Cancel(action_id=action_id, attempt=attempt, grace=grace, message=words(value.message))
 
 
-def resume_message(value: domain.Resume) -> wire.Resume:
+def resume_message(value: session_state.Resume) -> wire.Resume:
     """Write where a session goes on."""
     return wire.Resume(
         action_id=value.key.action_id,

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from agent.domain.actions import ArtifactSummary, Finished, LogChunk, Rejected, Result, Source, StageChanged, When
+from agent.domain.actions import When
 from agent.domain.errors import AgentError, Reason, Rejection, SchedulerError, Stage
+from agent.domain.events import ArtifactSummary, Finished, LogChunk, Rejected, Source, StageChanged
+from agent.domain.outcome import Result
 from agent.scheduler.classic.wire import actions_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import Action, Event, FilePart, Key, Outcome
+    from agent.domain.actions import Action, Key
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
+    from agent.domain.outcome import Outcome
     from agent.scheduler.classic.file_store import Folder
 
 MAX_TEXT = 64 << 10

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, Reason, Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import ArtifactSummary, FilePart, Key
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import ArtifactSummary
     from agent.settings import ClassicSettings
     from agent.telemetry.metrics import Metrics
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 from grpc import aio
 
-from agent.domain.actions import Readiness
 from agent.domain.errors import Refused, SchedulerError
 from agent.domain.quantities import quantity
+from agent.domain.session_state import Readiness
 from agent.scheduler.classic.wire import scheduler_pb2 as wire
 from agent.scheduler.classic.wire import scheduler_pb2_grpc
 from agent.scheduler.stream.channel import Broken, explain, metadata, open_channel
@@ -25,7 +25,7 @@ from agent.scheduler.stream.connection import STABLE_AFTER, Backoff
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from agent.domain.actions import Health
+    from agent.domain.session_state import Health
     from agent.scheduler.stream.health import HealthReporter
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Readiness, Repository, When
+from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Repository, When
 from agent.domain.errors import SchedulerError
+from agent.domain.session_state import Readiness
 from agent.scheduler.classic.call import NOT_RUN, Call, CallRefused
 from agent.scheduler.classic.wire import actions_pb2 as wire
 from agent.scheduler.stream.channel import contents
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from grpc import aio
 
-    from agent.domain.actions import Health
+    from agent.domain.session_state import Health
     from agent.scheduler.classic.file_store import Folder
     from agent.scheduler.stream.inbox import Handlers
     from agent.settings import ClassicSettings, SchedulerSettings

@@ -12,9 +12,9 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import Health, Readiness
 from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
 from agent.domain.errors import Refused, SchedulerError
+from agent.domain.session_state import Health, Readiness
 from agent.protocol.wire import agent_pb2 as wire
 from agent.scheduler.stream.channel import Broken, Dialed, metadata
 from agent.scheduler.stream.connection import Identity

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.duration_pb2 import Duration
 
-    from agent.domain.actions import FilePart, Key
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
     from agent.scheduler.stream.health import HealthReporter
     from agent.scheduler.stream.outbox import Outbox
     from agent.settings import AgentSection, SchedulerSettings

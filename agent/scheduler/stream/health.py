@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.domain.actions import Health
+    from agent.domain.session_state import Health
 
 
 class HealthReporter:

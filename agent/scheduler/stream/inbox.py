@@ -14,7 +14,8 @@ from agent.domain.errors import ActionFailed
 from agent.protocol import translate
 
 if TYPE_CHECKING:
-    from agent.domain.actions import Action, Cancel, Key, Resume
+    from agent.domain.actions import Action, Cancel, Key
+    from agent.domain.session_state import Resume
     from agent.protocol.wire import agent_pb2 as wire
     from agent.scheduler.stream.outbox import Outbox
     from agent.telemetry.metrics import Metrics

@@ -19,14 +19,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import LogChunk, SessionState, Source
 from agent.domain.errors import SchedulerError
+from agent.domain.events import LogChunk, Source
+from agent.domain.session_state import SessionState
 from agent.scheduler.stream.session_outbox import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from agent.domain.actions import Event, FilePart, Key, Resume
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
+    from agent.domain.session_state import Resume
     from agent.telemetry.metrics import Metrics
 
     Uploader = Callable[[Key, AsyncIterator[FilePart]], Coroutine[object, object, None]]

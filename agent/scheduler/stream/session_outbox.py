@@ -12,12 +12,15 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from agent.domain.actions import LogChunk, SessionState
+from agent.domain.events import LogChunk
+from agent.domain.session_state import SessionState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import Event, FilePart, Key
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
     from agent.telemetry.metrics import Metrics
 
 MAX_JOINED = 64 << 10

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 from grpc import aio
 
-from agent.domain.actions import SessionState
 from agent.domain.errors import Refused, SchedulerError
+from agent.domain.session_state import SessionState
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.scheduler.stream.channel import Broken, explain

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
-from agent.domain.actions import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import SchedulerError
 from agent.protocol.translate import UploadEnd, part_message, upload_header_message
 from agent.protocol.wire import agent_pb2 as wire
@@ -19,7 +19,8 @@ from agent.protocol.wire import agent_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from agent.domain.actions import FilePart, Key
+    from agent.domain.actions import Key
+    from agent.domain.artifacts import FilePart
     from agent.protocol.wire.agent_pb2_grpc import SchedulerAsyncStub
 
     UploadCall = aio.StreamUnaryCall[wire.ArtifactChunk, wire.UploadReceipt]

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from agent.domain.json import Object
 from tests.bench.scripted.archive import archive
 from tests.bench.scripted.connection import Connection
 from tests.bench.scripted.feed import Feed, fits, selector_of
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from tests.bench.scripted.connection import Asked
 
-Object = dict[str, Any]
 
 BOOKMARK = 30.0
 GRACE = 0.05

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import yaml
 
+from agent.domain.json import Object
 from tests.bench import machine
 from tests.fakes import certificates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-Object = dict[str, Any]
 
 DEADLINE = 60.0
 PAUSE = 0.02

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
-Object = dict[str, Any]
+from agent.domain.json import Object
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
+from agent.domain.json import Object
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
@@ -26,7 +27,6 @@ from agent.protocol.wire import agent_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-Object = dict[str, Any]
 Place = tuple[str, int, int]
 
 INTERVAL = 10.0
