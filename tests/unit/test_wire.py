@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 CONTRACTS = {
     "agent": ("proto/sealci/agent/v1", Path("agent/scheduler/wire")),
     "local": ("proto/sealci/local/v1", Path("agent/local/wire")),
+    "actions": ("proto/sealci/classic", Path("agent/scheduler/wire/classic")),
+    "scheduler": ("proto/sealci/classic", Path("agent/scheduler/wire/classic")),
 }
 ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
