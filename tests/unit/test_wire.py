@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 CONTRACTS = {
     "agent": ("proto/sealci/agent/v1", Path("agent/protocol/wire")),
     "local": ("proto/sealci/local/v1", Path("agent/pipeline/wire")),
+    "actions": ("proto/sealci/classic", Path("agent/scheduler/classic/wire")),
+    "scheduler": ("proto/sealci/classic", Path("agent/scheduler/classic/wire")),
 }
 ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
