@@ -9,7 +9,7 @@
 
 Errors of clients (Kubernetes, gRPC) are wrapped at the edge with `from` and never travel further. Cancellation is no
 error: it stays `asyncio.CancelledError`. The enums live here because everything else speaks in them; they equal the
-enums of the contract (`tests/unit/test_translate.py` holds them equal) and the label values of the metrics.
+enums of the contract (`tests/unit/protocol/test_translate.py` holds them equal) and the label values of the metrics.
 """
 
 from __future__ import annotations

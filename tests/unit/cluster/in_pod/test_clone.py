@@ -79,7 +79,7 @@ def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, st
     }
     words = workspace.parent / "words"
     program = (
-        "import pathlib, sys; from agent.cluster import clone; "
+        "import pathlib, sys; from agent.cluster.in_pod import clone; "
         "clone.TERMINATION_LOG = pathlib.Path(sys.argv.pop()); sys.exit(clone.main())"
     )
     done = subprocess.run(

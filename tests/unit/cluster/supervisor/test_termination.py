@@ -6,7 +6,7 @@ import pytest
 
 from agent.cluster.supervisor import command as command_module
 from agent.cluster.supervisor.command import Ending, Verdict, judge, read_termination
-from tests.unit.shells import NONCE
+from tests.unit.cluster.supervisor.shells import NONCE
 
 OTHER = "0ther0ther0ther0"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTRACTS = {
     "agent": ("proto/sealci/agent/v1", Path("agent/protocol/wire")),
     "local": ("proto/sealci/local/v1", Path("agent/pipeline/wire")),

@@ -13,9 +13,9 @@ import pytest
 PROGRAM = """
 import asyncio, logging, sys
 import structlog
-from agent import journal
+from agent.telemetry import log_setup
 from agent.settings import LoggingSettings
-journal.configure(LoggingSettings(format=sys.argv[1], level=sys.argv[2]))
+log_setup.configure(LoggingSettings(format=sys.argv[1], level=sys.argv[2]))
 log = structlog.get_logger("agent.x")
 async def deep():
     token = "very-" + "secret"

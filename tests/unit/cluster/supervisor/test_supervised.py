@@ -9,7 +9,7 @@ import pytest
 
 from agent.cluster.supervisor.command import MAX_COMMAND_BYTES, WORKSPACE_FAILED
 from agent.cluster.supervisor.markers import MarkerKind
-from tests.unit.shells import SHELLS, Options, run
+from tests.unit.cluster.supervisor.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"
 

@@ -90,7 +90,7 @@ def test_buckets_are_the_installer_s() -> None:
 
 def documented() -> set[tuple[str, str, frozenset[str], str]]:
     """Return what the README's table says: name, type, labels, text."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[3] / "README.md").read_text()
     rows = re.findall(r"^\| `((?:sealci_agent|process)_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", text, re.MULTILINE)
     return {(name, kind, frozenset(re.findall(r"`(\w+)`", labels)), what) for name, kind, labels, what in rows}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.cluster.supervisor import command as command_module
-from tests.unit.shells import SHELLS, Options, Result, container
+from tests.unit.cluster.supervisor.shells import SHELLS, Options, Result, container
 
 LONG = 20.0
 # The child says when it runs: a TERM between `echo` and the start of the next program would not reach that one.
