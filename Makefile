@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CLUSTER_VERB := $(PYTHON) deploy/cluster
+CLUSTER_VERB := $(PYTHON) -m deploy.dev.cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
 .PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart pictures clean
@@ -64,13 +64,13 @@ bench: setup cluster-up images ## how fast it is, against bare kubectl and a scr
 	$(BIN)/python -m tests.bench $(BENCH)
 
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
-	$(BIN)/python deploy/demo
+	$(BIN)/python -m deploy.demo
 
 pictures: setup cluster-up images ## the pictures of the README, from real runs
-	$(BIN)/python deploy/pictures
+	$(BIN)/python -m deploy.dev.pictures
 
 chart: setup ## write what in the chart follows from the settings and the values' comments
-	$(BIN)/python deploy/chart
+	$(BIN)/python -m deploy.dev.chart
 
 cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
 	$(CLUSTER_VERB) up

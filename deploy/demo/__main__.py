@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import source
+from deploy.demo import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,8 +96,9 @@ def main() -> int:
 
 def verb(*arguments: str) -> str:
     """Ask the cluster's provider."""
-    command = [sys.executable, str(ROOT / "deploy" / "cluster"), *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+    command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().splitlines()[-1]
 
 
 def kubectl(*arguments: str) -> str:

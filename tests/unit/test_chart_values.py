@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from agent.settings import Settings, load
-from deploy.chart import generated
+from deploy.dev.chart import generated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

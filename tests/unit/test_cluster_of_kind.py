@@ -8,21 +8,17 @@ import tarfile
 import tomllib
 from pathlib import Path
 
-import builds
-import debian
-import engines
-import images
-import kind
-import leftovers
-import namespaces
-import nodeimage
-import podman
 import pytest
-import settings as configuration
-import waiting
 import yaml
-from console import Refusal
-from settings import Settings
+
+from deploy.dev.cluster import settings as configuration
+from deploy.dev.cluster import waiting
+from deploy.dev.cluster.builds import builds, debian, images
+from deploy.dev.cluster.console import Refusal
+from deploy.dev.cluster.engines import engines, nodeimage, podman
+from deploy.dev.cluster.node import leftovers, namespaces
+from deploy.dev.cluster.providers import kind
+from deploy.dev.cluster.settings import Settings
 
 MANIFEST = """apiVersion: v1
 kind: Pod

@@ -11,13 +11,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import builds
-import components
-import engines
-import namespaces
-from console import Refusal, run, say, step
-from settings import REPOSITORY, Settings
-from waiting import Api, until
+from deploy.dev.cluster.builds import builds
+from deploy.dev.cluster.console import Refusal, run, say, step
+from deploy.dev.cluster.engines import engines
+from deploy.dev.cluster.node import components, namespaces
+from deploy.dev.cluster.settings import REPOSITORY, Settings
+from deploy.dev.cluster.waiting import Api, until
 
 UP_SECONDS = 600
 KILL_SECONDS = 3.0

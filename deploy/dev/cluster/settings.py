@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import Refusal
+from deploy.dev.cluster.console import Refusal
 
 LINK_PREFIX = "sealci-"
 PROVIDERS = ("local", "kind", "kind-offline", "existing")
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import builds
-from settings import Settings
+from deploy.dev.cluster.builds import builds
+from deploy.dev.cluster.settings import Settings
 
 PAUSE = "localhost/sealci-pause:1"
 REGISTRY_PORT = 5000

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from console import Refusal
+from deploy.dev.cluster.console import Refusal
 
 NODE_SCRIPT = Path(__file__).resolve().with_name("node.py")
 # Of whatever checkout: the cluster is known by its folder, so that any clone can take it down.
-SCRIPT = "/deploy/cluster/node.py"
+# The second place is of older checkouts, whose cluster may still run.
+SCRIPTS = ("/deploy/dev/cluster/node/node.py", "/deploy/cluster/node.py")
 END_SECONDS = 20.0
 
 
@@ -33,7 +34,7 @@ def arguments(pid: int) -> list[str]:
 def is_node(pid: int, folder: Path) -> bool:
     """Whether the process is PID 1 of this cluster's node, or the `unshare` around it."""
     words = arguments(pid)[-2:]
-    return len(words) == 2 and words[0].endswith(SCRIPT) and words[1] == str(folder)
+    return len(words) == 2 and words[0].endswith(SCRIPTS) and words[1] == str(folder)
 
 
 def of_node(folder: Path) -> list[int]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "sealci-agent"
+CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
 LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings.py ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"

@@ -10,8 +10,8 @@ import base64
 import json
 from pathlib import Path
 
-from console import run
-from settings import Settings
+from deploy.dev.cluster.console import run
+from deploy.dev.cluster.settings import Settings
 
 DAYS = "3650"
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")

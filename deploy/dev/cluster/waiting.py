@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console import Refusal, run
+from deploy.dev.cluster.console import Refusal, run
 
 WAIT_SECONDS = 90.0
 MIRROR = "kubernetes.io/config.mirror"

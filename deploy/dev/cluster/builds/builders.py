@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-import builds
-import debian
-from console import Refusal, run, step
-from settings import Settings
+from deploy.dev.cluster.builds import builds, debian
+from deploy.dev.cluster.console import Refusal, run, step
+from deploy.dev.cluster.settings import Settings
 
 BUILD_SECONDS = 900
 BASE = f"localhost/sealci-base:{debian.ROOT_VERSION}"

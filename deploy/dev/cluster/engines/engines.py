@@ -10,18 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-import builders
-import builds
-import components
-import debian
-import dns
-import leftovers
-import namespaces
-import nodeimage
-import podman
-from console import Refusal, run
-from settings import Settings
-from waiting import Api, until
+from deploy.dev.cluster.builds import builders, builds, debian
+from deploy.dev.cluster.console import Refusal, run
+from deploy.dev.cluster.engines import nodeimage, podman
+from deploy.dev.cluster.node import components, dns, leftovers, namespaces
+from deploy.dev.cluster.settings import Settings
+from deploy.dev.cluster.waiting import Api, until
 
 # What kind bind-mounts and a machine without kernel modules has not got; a view of names that nobody outside answers.
 INSIDE = """set -e

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import secrets
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,11 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.e2e import browser, kube
+from tests.e2e.lab import BUSYBOX, COMMAND, Lab, until
+from tests.e2e.screen import Screen
 
-from tests.e2e import browser, kube  # noqa: E402 - the tests' hands are on the path only now
-from tests.e2e.lab import BUSYBOX, COMMAND, Lab, until  # noqa: E402
-from tests.e2e.screen import Screen  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "docs" / "pictures"
 WIDTH = 100
 FONTS = re.compile(r"@font-face\s*\{.*?\}", re.S)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from console import Refusal, run, say
-from settings import Settings
+from deploy.dev.cluster.console import Refusal, run, say
+from deploy.dev.cluster.settings import Settings
 
 
 class Existing:

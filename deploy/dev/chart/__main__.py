@@ -7,7 +7,7 @@ this would write. Lives as long as the command.
 
 from __future__ import annotations
 
-import generated
+from deploy.dev.chart import generated
 
 
 def main() -> None:

@@ -10,9 +10,8 @@ import json
 import os
 from pathlib import Path
 
-import builds
-import debian
-from settings import Settings
+from deploy.dev.cluster.builds import builds, debian
+from deploy.dev.cluster.settings import Settings
 
 NETWORK = "kind"
 

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import builders
-import builds
-import components
-import dns
-from console import Refusal, say, step
-from settings import REPOSITORY, Settings
+from deploy.dev.cluster.builds import builders, builds
+from deploy.dev.cluster.console import Refusal, say, step
+from deploy.dev.cluster.node import components, dns
+from deploy.dev.cluster.settings import REPOSITORY, Settings
 
 AGENT = "localhost/sealci-agent:dev"
 KEPT = 8  # archives of one image: clones in other states share the cache, and must not take it from each other

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import Refusal, run, run_logged, say
-from settings import Settings
+from deploy.dev.cluster.console import Refusal, run, run_logged, say
+from deploy.dev.cluster.settings import Settings
 
 # From this language version on, go reads only the part of the module graph that a build needs.
 PRUNED_GRAPHS = "1.21"

@@ -16,13 +16,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import builds
-import debian
-import images
-import podman
-from console import run, step
-from settings import Settings
-from waiting import until
+from deploy.dev.cluster.builds import builds, debian, images
+from deploy.dev.cluster.console import run, step
+from deploy.dev.cluster.engines import podman
+from deploy.dev.cluster.settings import Settings
+from deploy.dev.cluster.waiting import until
 
 KEPT = 2  # stores of one version: another clone's cluster may still stand on the one before
 KUBERNETES = ("kubeadm", "kubelet", "kubectl")

@@ -1,4 +1,4 @@
-"""python3 deploy/cluster VERB: a real Kubernetes for tests and demos by one command.
+"""python3 -m deploy.dev.cluster VERB: a real Kubernetes for tests and demos by one command.
 
     up              brings the cluster up (again and again is fine; so is Ctrl-C and up again)
     down            removes all of it (also what a killed one left)
@@ -30,15 +30,12 @@ from __future__ import annotations
 
 import sys
 
-import builders
-import builds
-import debian
-import images
-import settings as configuration
-from console import Refusal, say
-from existing import Existing
-from kind import Kind
-from local import Local
+from deploy.dev.cluster import settings as configuration
+from deploy.dev.cluster.builds import builders, builds, debian, images
+from deploy.dev.cluster.console import Refusal, say
+from deploy.dev.cluster.providers.existing import Existing
+from deploy.dev.cluster.providers.kind import Kind
+from deploy.dev.cluster.providers.local import Local
 
 Provider = Local | Kind | Existing
 PROVIDERS: dict[str, type[Provider]] = {"local": Local, "kind": Kind, "kind-offline": Kind, "existing": Existing}

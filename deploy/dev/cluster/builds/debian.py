@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from builds import lock
-from console import Refusal, run, run_logged, step
-from settings import Settings
+from deploy.dev.cluster.builds.builds import lock
+from deploy.dev.cluster.console import Refusal, run, run_logged, step
+from deploy.dev.cluster.settings import Settings
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NODE_PACKAGES = (

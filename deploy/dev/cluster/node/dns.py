@@ -6,7 +6,7 @@ import ipaddress
 import socket
 import struct
 
-from settings import Settings
+from deploy.dev.cluster.settings import Settings
 
 IMAGE = "localhost/sealci-coredns:1"
 ZONE = "cluster.local"

@@ -13,17 +13,11 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import builds
-import components
-import debian
-import dns
-import images
-import leftovers
-import namespaces
-import pki
-from console import Refusal, run, say, step
-from settings import Settings
-from waiting import Api, until
+from deploy.dev.cluster.builds import builds, debian, images
+from deploy.dev.cluster.console import Refusal, run, say, step
+from deploy.dev.cluster.node import components, dns, leftovers, namespaces, pki
+from deploy.dev.cluster.settings import Settings
+from deploy.dev.cluster.waiting import Api, until
 
 ORDER_SECONDS = 120.0
 SOCKET_PATH_LIMIT = 107

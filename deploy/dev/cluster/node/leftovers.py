@@ -11,9 +11,9 @@ import shutil
 import time
 from pathlib import Path
 
-import processes
-from console import Refusal, run
-from settings import LINK_PREFIX, Settings
+from deploy.dev.cluster.console import Refusal, run
+from deploy.dev.cluster.node import processes
+from deploy.dev.cluster.settings import LINK_PREFIX, Settings
 
 CGROUP_SECONDS = 20.0
 CNI_STATE = Path("/var/lib/cni")

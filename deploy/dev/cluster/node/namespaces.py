@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import debian
-import leftovers
-import processes
-from console import Refusal, run, tail
-from settings import Settings
-from waiting import until
+from deploy.dev.cluster.builds import debian
+from deploy.dev.cluster.console import Refusal, run, tail
+from deploy.dev.cluster.node import leftovers, processes
+from deploy.dev.cluster.settings import Settings
+from deploy.dev.cluster.waiting import until
 
 KINDS = ("--net", "--mount", "--pid", "--uts", "--ipc")
 # Puts the shell that reads it into cgroups, then becomes the command behind them.

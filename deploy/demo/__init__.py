@@ -1,0 +1,1 @@
+"""The demo: the chart on a real cluster, and a published Python package built in pods."""

@@ -1,0 +1,1 @@
+"""Build the parts of a cluster into the cache: Go binaries, Debian root file systems, container images."""

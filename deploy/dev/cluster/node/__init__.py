@@ -1,0 +1,1 @@
+"""Run a process tree in namespaces of its own on this machine: the namespaces, their content, their removal."""

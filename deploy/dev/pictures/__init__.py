@@ -1,0 +1,1 @@
+"""Make the pictures of the README from real runs."""
