@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.dev.cluster import kube_api
 from deploy.dev.cluster import settings as configuration
-from deploy.dev.cluster import waiting
-from deploy.dev.cluster.builds import builds, debian, images
-from deploy.dev.cluster.console import Refusal
-from deploy.dev.cluster.engines import engines, nodeimage, podman
+from deploy.dev.cluster.builds import debian, go_build, images
+from deploy.dev.cluster.console import CommandFailed
+from deploy.dev.cluster.engines import node_image, offline, podman
 from deploy.dev.cluster.node import leftovers, namespaces
 from deploy.dev.cluster.providers import kind
 from deploy.dev.cluster.settings import Settings
@@ -66,7 +66,7 @@ def test_the_provider(wanted: str | None, engine: str, provider: str, monkeypatc
 )
 def test_a_provider_that_cannot_be(wanted: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", wanted)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(CommandFailed, match=words):
         configuration.read(lambda: "")
 
 
@@ -75,7 +75,7 @@ def test_a_cluster_keeps_its_provider(tmp_path: Path) -> None:
     made.folder.mkdir(parents=True)
     (made.folder / "settings.json").write_text(json.dumps(made.fixed))
     namespaces.refuse_other_settings(made)
-    with pytest.raises(Refusal, match="was made with CLUSTER=local"):
+    with pytest.raises(CommandFailed, match="was made with CLUSTER=local"):
         namespaces.refuse_other_settings(Settings("kind-offline", tmp_path, "1.37.2", 0, "50Mi"))
 
 
@@ -83,7 +83,7 @@ def test_a_cluster_keeps_its_provider(tmp_path: Path) -> None:
 
 
 def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
-    config = yaml.safe_load(engines.offline_config(kind.CONFIG.read_text(), settings(number=3)))
+    config = yaml.safe_load(offline.offline_config(kind.CONFIG.read_text(), settings(number=3)))
     assert config["networking"] == {
         "ipFamily": "ipv4",
         "apiServerAddress": "10.200.3.2",
@@ -105,11 +105,11 @@ def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
 
 
 def test_with_an_engine_that_pulls_the_config_is_the_repository_s() -> None:
-    assert engines.Machine(settings("kind")).config("text") == "text"
+    assert offline.Machine(settings("kind")).config("text") == "text"
 
 
 def test_no_command_needs_the_cluster_s_name() -> None:
-    command = engines.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
+    command = offline.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
     assert command[0] == "env"
     assert "KIND_CLUSTER_NAME=sealci-4" in command
     assert command[-3:] == ["kind", "delete", "cluster"]
@@ -132,7 +132,7 @@ def test_without_flags_a_manifest_is_the_same() -> None:
 
 def test_what_is_no_static_pod_cannot_be_stopped() -> None:
     assert kind.static_pod("controller-manager") == "kube-controller-manager"
-    with pytest.raises(Refusal, match="kind cannot stop kube-proxy; it can stop kubelet, containerd, etcd"):
+    with pytest.raises(CommandFailed, match="kind cannot stop kube-proxy; it can stop kubelet, containerd, etcd"):
         kind.static_pod("kube-proxy")
 
 
@@ -158,25 +158,25 @@ def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: P
 def test_a_static_pod_is_known_to_its_kubelet_by_another_uid_than_to_the_api() -> None:
     mirror = {"metadata": {"uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "of-the-file"}}}
     plain = {"metadata": {"uid": "plain"}}
-    assert waiting.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
-    assert waiting.uids({"items": None}) == set()
+    assert kube_api.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
+    assert kube_api.uids({"items": None}) == set()
 
 
 # ---- the node image and podman's settings
 
 
 def test_the_node_image_s_store_is_named_by_what_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = nodeimage.store(settings(version="1.34.4")), nodeimage.store(settings())
+    old, new = node_image.store(settings(version="1.34.4")), node_image.store(settings())
     assert old.name.startswith("node-1.34.4-")
     assert old.name.rsplit("-", 1)[1] != new.name.rsplit("-", 1)[1]
-    assert nodeimage.store(settings(number=1)) == new
+    assert node_image.store(settings(number=1)) == new
     monkeypatch.setattr(debian, "ROOT_VERSION", "other")
-    assert nodeimage.store(settings()) != new
+    assert node_image.store(settings()) != new
 
 
 def test_every_program_of_the_node_is_built() -> None:
-    built = {name for product in builds.KIND_NODE for name in builds.products("1.37.2")[product].binaries}
-    wanted = {*nodeimage.KUBERNETES, *nodeimage.CONTAINERD, *nodeimage.CONTROL_PLANE, "kube-proxy", "runc", "kind"}
+    built = {name for product in go_build.KIND_NODE for name in go_build.products("1.37.2")[product].binaries}
+    wanted = {*node_image.KUBERNETES, *node_image.CONTAINERD, *node_image.CONTROL_PLANE, "kube-proxy", "runc", "kind"}
     assert wanted <= built
 
 
@@ -189,7 +189,7 @@ def test_every_program_of_the_node_is_built() -> None:
     ],
 )
 def test_an_image_of_the_control_plane_names_its_program(image: str, program: str) -> None:
-    assert nodeimage.program_of(image) == program
+    assert node_image.program_of(image) == program
 
 
 def test_an_image_by_hand_holds_files_and_links(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from __future__ import annotations
 import sys
 
 from deploy.dev.cluster import settings as configuration
-from deploy.dev.cluster.builds import builders, builds, debian, images
-from deploy.dev.cluster.console import Refusal, say
+from deploy.dev.cluster.builds import debian, go_build, image_builders, images
+from deploy.dev.cluster.console import CommandFailed, report
 from deploy.dev.cluster.providers.existing import Existing
 from deploy.dev.cluster.providers.kind import Kind
 from deploy.dev.cluster.providers.local import Local
@@ -48,14 +48,14 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
-        settings = configuration.read(builders.engine)
+        settings = configuration.read(image_builders.engine)
         provider = PROVIDERS[settings.provider](settings)
         return obey(settings, provider, words[0], words[1:])
-    except Refusal as refusal:
-        say(f"cluster: {refusal}")
+    except CommandFailed as error:
+        report(f"cluster: {error}")
         return 1
     except KeyboardInterrupt:
-        say("cluster: interrupted; the same command goes on from here")
+        report("cluster: interrupted; the same command goes on from here")
         return 130
 
 
@@ -77,8 +77,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "build", []:
             provider.build()
         case "build", products:
-            builds.build(settings, products)
-            for path in sorted({builds.folder(settings, product) for product in products}):
+            go_build.build(settings, products)
+            for path in sorted({go_build.folder(settings, product) for product in products}):
                 print(path)
         case "prometheus", []:
             print(debian.prometheus(settings))
@@ -92,8 +92,8 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "tag", [image, name]:
             provider.tag(image, name)
         case "helm", []:
-            builds.build(settings, ["helm"])
-            print(builds.binary(settings, "helm"))
+            go_build.build(settings, ["helm"])
+            print(go_build.binary(settings, "helm"))
         case "browser", []:
             print(debian.browser())
         case "log-limit", [size]:
@@ -109,7 +109,7 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
                 provider.stop(name)
                 provider.start(name)
         case _:
-            raise Refusal(f"`{' '.join([verb, *rest])}` is no command; `help` lists them all")
+            raise CommandFailed(f"`{' '.join([verb, *rest])}` is no command; `help` lists them all")
     return 0
 
 

@@ -1,6 +1,6 @@
 """What a person sees: one line per step, with how long it took, on stderr.
 
-stdout belongs to answers (a path, a status), so `KUBECONFIG=$(... kubeconfig)` works. A `Refusal` is a
+stdout belongs to answers (a path, a status), so `KUBECONFIG=$(... kubeconfig)` works. A `CommandFailed` is a
 sentence for a person: it ends the command with exit code 1 and without a traceback.
 """
 
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Refusal(Exception):
+class CommandFailed(Exception):
     """The command cannot go on; the text says why and what to do, in one sentence."""
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     """One line for the person who waits."""
     print(line, file=sys.stderr, flush=True)
 
@@ -26,10 +26,10 @@ def say(line: str) -> None:
 @contextmanager
 def step(what: str) -> Iterator[None]:
     """Announces `what`, and says how many seconds it took once it is done."""
-    say(f"  {what} ...")
+    report(f"  {what} ...")
     began = time.monotonic()
     yield
-    say(f"  {what}: {time.monotonic() - began:.1f} s")
+    report(f"  {what}: {time.monotonic() - began:.1f} s")
 
 
 def run(
@@ -47,11 +47,11 @@ def run(
             words, cwd=cwd, env=env, input=stdin, timeout=seconds, text=True, capture_output=True, check=False
         )
     except FileNotFoundError:
-        raise Refusal(f"{words[0]} is not installed") from None
+        raise CommandFailed(f"{words[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise Refusal(f"{' '.join(words[:4])} did not end within {seconds:.0f} s") from None
+        raise CommandFailed(f"{' '.join(words[:4])} did not end within {seconds:.0f} s") from None
     if done.returncode != 0:
-        raise Refusal(f"{' '.join(words[:4])} failed ({done.returncode}): {tail(done.stderr or done.stdout)}")
+        raise CommandFailed(f"{' '.join(words[:4])} failed ({done.returncode}): {tail(done.stderr or done.stdout)}")
     return done.stdout
 
 
@@ -66,14 +66,14 @@ def run_logged(command: Sequence[str | Path], log: Path, what: str, *, cwd: Path
                     code = process.wait(10)
                     break
                 except subprocess.TimeoutExpired:
-                    say(f"    {what}: {time.monotonic() - began:.0f} s so far")
+                    report(f"    {what}: {time.monotonic() - began:.0f} s so far")
         except BaseException:
             process.terminate()
             process.wait()
             raise
     if code != 0:
         end = tail(log.read_text("utf-8", "replace"))
-        raise Refusal(f"{what} failed ({code}), the whole output is in {log}: {end}")
+        raise CommandFailed(f"{what} failed ({code}), the whole output is in {log}: {end}")
 
 
 def tail(text: str, lines: int = 6) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.dev.cluster.console import Refusal
+from deploy.dev.cluster.console import CommandFailed
 
 LINK_PREFIX = "sealci-"
 PROVIDERS = ("local", "kind", "kind-offline", "existing")
@@ -106,16 +106,16 @@ def read(engine: Callable[[], str]) -> Settings:
     env = os.environ
     provider = env.get("CLUSTER") or ("kind" if engine() == "docker" else "local")
     if provider not in PROVIDERS:
-        raise Refusal(f"CLUSTER={provider} is not one of {', '.join(PROVIDERS)}")
+        raise CommandFailed(f"CLUSTER={provider} is not one of {', '.join(PROVIDERS)}")
     if provider == "kind" and not engine():
-        raise Refusal(
+        raise CommandFailed(
             "CLUSTER=kind needs a Docker engine or podman, and none answers here: set CLUSTER=local or kind-offline"
         )
     version = env.get("KUBERNETES_VERSION", "1.37.2").removeprefix("v")
     if not re.fullmatch(r"1\.\d+\.\d+", version):
-        raise Refusal(f"KUBERNETES_VERSION={version} is not a version like 1.37.2")
+        raise CommandFailed(f"KUBERNETES_VERSION={version} is not a version like 1.37.2")
     number = env.get("CLUSTER_NUMBER", "0")
     if not re.fullmatch(r"\d", number):
-        raise Refusal(f"CLUSTER_NUMBER={number} is not a number from 0 to 9")
+        raise CommandFailed(f"CLUSTER_NUMBER={number} is not a number from 0 to 9")
     cache = Path(env.get("SEALCI_CACHE") or "~/.cache/sealci-agent").expanduser().resolve()
     return Settings(provider, cache, version, int(number), env.get("CLUSTER_LOG_MAX_SIZE", "50Mi"))

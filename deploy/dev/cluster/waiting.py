@@ -1,21 +1,13 @@
-"""Waiting for a cluster: until something is so, and the questions to its API that every provider asks.
-
-Nothing here keeps state; every wait has a deadline and ends in a refusal that says what was waited for.
-"""
+"""Poll for a condition, with a deadline."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-from deploy.dev.cluster.console import Refusal, run
+from deploy.dev.cluster.console import CommandFailed
 
 WAIT_SECONDS = 90.0
-MIRROR = "kubernetes.io/config.mirror"
 
 
 def until(passes: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
@@ -23,52 +15,5 @@ def until(passes: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) 
     deadline = time.monotonic() + seconds
     while not passes():
         if time.monotonic() > deadline:
-            raise Refusal(f"waited {seconds:.0f} s for {what}")
+            raise CommandFailed(f"waited {seconds:.0f} s for {what}")
         time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Api:
-    """One cluster's API, asked by kubectl. `node` is the node that has the control plane."""
-
-    program: str | Path
-    kubeconfig: Path
-    node: str
-
-    def kubectl(self, arguments: Iterable[str], stdin: str | None = None) -> str:
-        """Runs kubectl on this cluster."""
-        words = [self.program, "--kubeconfig", self.kubeconfig, *arguments]
-        return run(words, stdin=stdin, seconds=WAIT_SECONDS)
-
-    def ready(self) -> bool:
-        """Whether the API server says that it is ready."""
-        try:
-            self.kubectl(["get", "--raw", "/readyz"])
-        except Refusal:
-            return False
-        return True
-
-    def default_account_exists(self) -> bool:
-        """Whether pods in `default` would be admitted."""
-        return bool(self.kubectl(["get", "serviceaccount", "default", "--ignore-not-found", "-o", "name"]))
-
-    def node_ready(self) -> bool:
-        """Whether the API says that the node is Ready."""
-        path = '{.status.conditions[?(@.type=="Ready")].status}'
-        return self.kubectl(["get", "node", self.node, "--ignore-not-found", "-o", f"jsonpath={path}"]) == "True"
-
-    def kubelet_knows_its_pods(self) -> bool:
-        """Whether logs and exec work for every pod of the node: right after its start, the kubelet knows none."""
-        try:
-            known = json.loads(self.kubectl(["get", "--raw", f"/api/v1/nodes/{self.node}/proxy/pods"]))
-        except Refusal:
-            return False
-        selector = f"fieldSelector=spec.nodeName={self.node}"
-        bound = json.loads(self.kubectl(["get", "--raw", f"/api/v1/pods?{selector}"]))
-        return uids(bound) <= uids(known)
-
-
-def uids(pods: dict[str, Any]) -> set[str]:
-    """The UIDs of the pods in a list, as their kubelet knows them: a static pod has another one in the API."""
-    metadata = [pod["metadata"] for pod in pods["items"] or ()]
-    return {each.get("annotations", {}).get(MIRROR, each["uid"]) for each in metadata}

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from deploy.dev.cluster.builds.builds import lock
-from deploy.dev.cluster.console import Refusal, run, run_logged, step
+from deploy.dev.cluster.console import CommandFailed, run, run_logged, step
+from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -45,7 +45,9 @@ def install(packages: tuple[str, ...]) -> None:
     if not absent:
         return
     if shutil.which("apt-get") is None:
-        raise Refusal(f"these Debian packages are missing, and there is no apt-get to install them: {' '.join(absent)}")
+        raise CommandFailed(
+            f"these Debian packages are missing, and there is no apt-get to install them: {' '.join(absent)}"
+        )
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with step(f"apt-get install {' '.join(absent)}"):
         run(["apt-get", "update", "-q"], seconds=300)
@@ -58,7 +60,7 @@ def installed(package: str) -> bool:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     except FileNotFoundError:
-        raise Refusal("the local cluster needs a Debian machine (dpkg is not there)") from None
+        raise CommandFailed("the local cluster needs a Debian machine (dpkg is not there)") from None
     return answer.stdout == "installed"
 
 
@@ -69,7 +71,7 @@ def unpacked(settings: Settings, *packages: str) -> Path:
     if target.exists():
         return target
     if shutil.which("apt-get") is None:
-        raise Refusal(f"the Debian package {name} is wanted, and there is no apt-get to download it")
+        raise CommandFailed(f"the Debian package {name} is wanted, and there is no apt-get to download it")
     with lock(settings.cache / "debian.lock", "another download"):
         if target.exists():
             return target
@@ -102,7 +104,7 @@ def browser() -> str:
         install(BROWSER_PACKAGES)
         found = shutil.which(names[0])
     if found is None:
-        raise Refusal("chromium was installed, but is not on PATH")
+        raise CommandFailed("chromium was installed, but is not on PATH")
     return found
 
 

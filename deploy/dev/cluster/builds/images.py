@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deploy.dev.cluster.builds import builders, builds
-from deploy.dev.cluster.console import Refusal, say, step
-from deploy.dev.cluster.node import components, dns
+from deploy.dev.cluster import locks
+from deploy.dev.cluster.builds import go_build, image_builders
+from deploy.dev.cluster.console import CommandFailed, report, step
+from deploy.dev.cluster.node import cluster_dns, components
 from deploy.dev.cluster.settings import REPOSITORY, Settings
 
 AGENT = "localhost/sealci-agent:dev"
@@ -43,7 +44,7 @@ class Recipe:
     inputs: tuple[Path, ...]
     target: str = ""
 
-    def archive(self, settings: Settings, builder: builders.Builder) -> Path:
+    def archive(self, settings: Settings, builder: image_builders.Builder) -> Path:
         """Where the image lies once built: the name tells what from."""
         digest = hashlib.sha256(json.dumps([self.name, self.target, builder.arguments(settings)]).encode())
         for path in files(self.inputs):
@@ -70,7 +71,7 @@ def agent() -> Recipe:
     needed = [REPOSITORY / name for name in names]
     absent = [path.name for path in needed if not path.exists()]
     if absent:
-        raise Refusal(f"the agent's image is made from files that are not there: {', '.join(absent)}")
+        raise CommandFailed(f"the agent's image is made from files that are not there: {', '.join(absent)}")
     return Recipe(AGENT, dockerfile, REPOSITORY, (dockerfile, *needed))
 
 
@@ -83,12 +84,12 @@ def tests() -> list[Recipe]:
 
 def build(settings: Settings, recipes: list[Recipe]) -> list[Path]:
     """The archives of these images, in their order; what is missing is built."""
-    builder = builders.choose(settings)
+    builder = image_builders.choose(settings)
     archives = [recipe.archive(settings, builder) for recipe in recipes]
     if all(archive.exists() for archive in archives):
         return archives
     builder.prepare(settings)
-    with builds.lock(settings.cache / "images.lock", "another build of images"):
+    with locks.lock(settings.cache / "images.lock", "another build of images"):
         for recipe, archive in zip(recipes, archives, strict=True):
             if not archive.exists():
                 with step(f"build {recipe.name}"):
@@ -96,7 +97,7 @@ def build(settings: Settings, recipes: list[Recipe]) -> list[Path]:
     return archives
 
 
-def build_one(settings: Settings, builder: builders.Builder, recipe: Recipe, archive: Path) -> None:
+def build_one(settings: Settings, builder: image_builders.Builder, recipe: Recipe, archive: Path) -> None:
     """Builds one image; its archive appears by a rename, and the oldest of its name go."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     builder.build(settings, recipe.name, recipe.dockerfile, recipe.context, recipe.target)
@@ -107,7 +108,7 @@ def build_one(settings: Settings, builder: builders.Builder, recipe: Recipe, arc
     archives = sorted(archive.parent.glob(f"{file_name(recipe.name)}.*.tar"), key=lambda path: path.stat().st_mtime)
     for older in archives[:-KEPT]:
         older.unlink()
-    say(f"    {recipe.name}: {archive.stat().st_size / 1e6:.0f} MB as a docker archive")
+    report(f"    {recipe.name}: {archive.stat().st_size / 1e6:.0f} MB as a docker archive")
 
 
 def load(settings: Settings, cluster: Loader, archives: dict[str, Path]) -> None:
@@ -137,7 +138,7 @@ def load_by_hand(settings: Settings, cluster: Loader, image: str) -> None:
     archive.unlink(missing_ok=True)
     with step(f"load {name}"):
         try:
-            builders.choose(settings).save(settings, name, archive)
+            image_builders.choose(settings).save(settings, name, archive)
             cluster.load(archive)
         finally:
             archive.unlink(missing_ok=True)
@@ -147,11 +148,11 @@ def system_images(settings: Settings) -> list[Path]:
     """The pause image and CoreDNS, each a single static program."""
     pause = shutil.which("catatonit")
     if pause is None:
-        raise Refusal("catatonit is not installed")
-    coredns = builds.binary(settings, "coredns")
+        raise CommandFailed("catatonit is not installed")
+    coredns = go_build.binary(settings, "coredns")
     return [
         single_program(settings, components.PAUSE, Path(pause), "pause", ["/pause", "-P"]),
-        single_program(settings, dns.IMAGE, coredns, "coredns", ["/coredns"]),
+        single_program(settings, cluster_dns.IMAGE, coredns, "coredns", ["/coredns"]),
     ]
 
 
@@ -184,7 +185,7 @@ def write_archive(archive: Path, name: str, files: Mapping[str, Path | str], ent
             with source.open("rb") as content:
                 tar.addfile(entry, content)
     diff = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
-    machine = {"architecture": builders.architecture(), "os": "linux"}
+    machine = {"architecture": image_builders.architecture(), "os": "linux"}
     config = json.dumps(
         machine | {"config": {"Entrypoint": entrypoint}, "rootfs": {"type": "layers", "diff_ids": [diff]}}
     ).encode()

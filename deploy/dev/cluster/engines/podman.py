@@ -1,7 +1,7 @@
 """Podman without an installation: unpacked from Debian's packages, configured by files and environment variables alone.
 
 Nothing of the machine's own podman, its storage or its settings is read or written. Images come from a store that is
-read-only and shared by all clusters (see nodeimage.py); a cluster's own storage lies in its folder and goes with it.
+read-only and shared by all clusters (see node_image.py); a cluster's own storage lies in its folder and goes with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from deploy.dev.cluster.builds import builds, debian
+from deploy.dev.cluster.builds import debian, go_build
 from deploy.dev.cluster.settings import Settings
 
 NETWORK = "kind"
@@ -41,7 +41,7 @@ def configure(settings: Settings, folder: Path, storage: Path, *stores: Path) ->
     trust.mkdir(parents=True, exist_ok=True)
     (trust / "policy.json").write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}), "utf-8")
     (folder / "storage.conf").write_text(storage_toml(storage, *stores), "utf-8")
-    runc = builds.binary(settings, "runc")
+    runc = go_build.binary(settings, "runc")
     (folder / "containers.conf").write_text(containers_toml(prefix(settings), runc, folder), "utf-8")
 
 

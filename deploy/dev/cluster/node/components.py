@@ -11,7 +11,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from deploy.dev.cluster.builds import builds
+from deploy.dev.cluster.builds import go_build
 from deploy.dev.cluster.settings import Settings
 
 PAUSE = "localhost/sealci-pause:1"
@@ -22,7 +22,7 @@ USER_IDS = 65_536  # in a block of the kubelet: those of one pod
 
 @dataclass(frozen=True)
 class Component:
-    """A program of the node; the shape that node.py reads."""
+    """A program of the node; the shape that node_init.py reads."""
 
     name: str
     command: list[str]
@@ -56,7 +56,7 @@ def write_ranges(folder: Path) -> None:
     """Gives the kubelet all blocks of user ids but the last: it holds 2^32-1, and no kernel maps that.
 
     By its own default one pod in 65,535 gets that block and never starts (seen in a soak: EINVAL until its end). A
-    kubelet asks for its range where there is a user of its name: node.py mounts this `passwd` for it.
+    kubelet asks for its range where there is a user of its name: node_init.py mounts this `passwd` for it.
     """
     users = Path("/etc/passwd").read_text("utf-8")
     (folder / "passwd").write_text(f"{users}kubelet:x:65534:65534::/nonexistent:/usr/sbin/nologin\n", "utf-8")
@@ -77,9 +77,9 @@ def write_json(path: Path, document: object) -> None:
 
 def all_components(settings: Settings, folder: Path) -> list[Component]:
     """In the order of starting."""
-    binary = {n: str(builds.binary(settings, n)) for n in ("etcd", "containerd", "kubelet", "kube-proxy", "runc")}
+    binary = {n: str(go_build.binary(settings, n)) for n in ("etcd", "containerd", "kubelet", "kube-proxy", "runc")}
     pki = folder / "pki"
-    programs = ":".join([str(builds.folder(settings, "containerd")), os.environ.get("PATH", os.defpath)])
+    programs = ":".join([str(go_build.folder(settings, "containerd")), os.environ.get("PATH", os.defpath)])
     etcd = [
         binary["etcd"], f"--data-dir={folder}/etcd", "--unsafe-no-fsync", "--log-level=warn",
         "--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
@@ -98,7 +98,7 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
         controller_manager(settings, pki),
         Component(
             "scheduler",
-            [str(builds.binary(settings, "kube-scheduler")), f"--kubeconfig={pki}/kube-scheduler.kubeconfig",
+            [str(go_build.binary(settings, "kube-scheduler")), f"--kubeconfig={pki}/kube-scheduler.kubeconfig",
              f"--authentication-kubeconfig={pki}/kube-scheduler.kubeconfig",
              f"--authorization-kubeconfig={pki}/kube-scheduler.kubeconfig",
              f"--tls-cert-file={pki}/kube-scheduler.crt", f"--tls-private-key-file={pki}/kube-scheduler.key",
@@ -124,7 +124,7 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
 def apiserver(settings: Settings, pki: Path) -> Component:
     """Real authorization (Node, RBAC) and all default admission, Pod Security among it."""
     command = [
-        str(builds.binary(settings, "kube-apiserver")),
+        str(go_build.binary(settings, "kube-apiserver")),
         "--etcd-servers=http://127.0.0.1:2379",
         f"--advertise-address={settings.node_address}",
         "--secure-port=6443",
@@ -155,7 +155,7 @@ def controller_manager(settings: Settings, pki: Path) -> Component:
     """All default controllers, each with its own ServiceAccount."""
     name = "kube-controller-manager"
     command = [
-        str(builds.binary(settings, name)),
+        str(go_build.binary(settings, name)),
         f"--kubeconfig={pki}/{name}.kubeconfig",
         f"--authentication-kubeconfig={pki}/{name}.kubeconfig",
         f"--authorization-kubeconfig={pki}/{name}.kubeconfig",
@@ -246,7 +246,7 @@ def network(settings: Settings, folder: Path) -> dict[str, object]:
 
 def containerd_toml(settings: Settings, folder: Path) -> str:
     """The restricted OOM score and plain cgroups are for machines without CAP_SYS_RESOURCE or systemd."""
-    runc = builds.binary(settings, "runc")
+    runc = go_build.binary(settings, "runc")
     return f"""version = 3
 root = "{folder}/containerd"
 state = "/run/containerd"

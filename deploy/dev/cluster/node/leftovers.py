@@ -11,7 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-from deploy.dev.cluster.console import Refusal, run
+from deploy.dev.cluster.console import CommandFailed, run
 from deploy.dev.cluster.node import processes
 from deploy.dev.cluster.settings import LINK_PREFIX, Settings
 
@@ -32,7 +32,7 @@ def remove(settings: Settings) -> None:
     if link.exists():
         try:
             run(["ip", "link", "delete", settings.name])
-        except Refusal:
+        except CommandFailed:
             # It goes with the namespace on its other end too, in the kernel's own time.
             if link.exists():
                 raise
@@ -88,7 +88,7 @@ def remove_cgroup(top: Path) -> None:
             except OSError:
                 break
         if top.exists() and time.monotonic() > deadline:
-            raise Refusal(f"the cgroup {top} still has processes, which this cluster did not start")
+            raise CommandFailed(f"the cgroup {top} still has processes, which this cluster did not start")
         if top.exists():
             time.sleep(0.05)
 

@@ -1,6 +1,6 @@
 """Namespaces of a cluster's own on this machine, and the link that joins them to it.
 
-A process tree below `unshare --kill-child` whose first process is node.py: ending that one ends everything in it, drops
+A process tree below `unshare --kill-child` whose first process is node_init.py: ending that one ends everything in it, drops
 every mount and takes the network along. The local cluster runs its components in it, `kind-offline` its container
 engine. One veth pair joins it to the machine, with routes to the addresses of pods and Services. All of it lives until
 `leftovers.remove` or the machine's end, not with the command that started it.
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deploy.dev.cluster.builds import debian
-from deploy.dev.cluster.console import Refusal, run, tail
+from deploy.dev.cluster.console import CommandFailed, run, tail
 from deploy.dev.cluster.node import leftovers, processes
 from deploy.dev.cluster.settings import Settings
 from deploy.dev.cluster.waiting import until
@@ -38,7 +38,7 @@ def refuse_other_settings(settings: Settings) -> None:
     made = json.loads((settings.folder / "settings.json").read_text("utf-8"))
     if made != settings.fixed:
         words = ", ".join(f"{key}={value}" for key, value in made.items())
-        raise Refusal(f"the cluster that is up was made with {words}: run `down` first")
+        raise CommandFailed(f"the cluster that is up was made with {words}: run `down` first")
 
 
 def clear(settings: Settings) -> None:
@@ -75,7 +75,7 @@ def entered(settings: Settings, command: Sequence[str]) -> list[str]:
     """The command, in namespaces that were started with their own cgroups. Refuses when they are not there."""
     pid = processes.first_of_node(settings.folder)
     if pid is None:
-        raise Refusal("the cluster is not up: run `up` first")
+        raise CommandFailed("the cluster is not up: run `up` first")
     return joined(settings, ["nsenter", f"--target={pid}", *KINDS, "--cgroup", *command])
 
 
@@ -84,7 +84,7 @@ def await_first(settings: Settings) -> None:
     until(lambda: listens(settings) or not live(settings), "the node's first process")
     if not live(settings):
         words = (settings.folder / "logs" / "node.log").read_text("utf-8", "replace")
-        raise Refusal(f"the node's namespaces could not be made: {tail(words)}")
+        raise CommandFailed(f"the node's namespaces could not be made: {tail(words)}")
 
 
 def listens(settings: Settings) -> bool:
@@ -112,4 +112,4 @@ def join_network(settings: Settings) -> None:
 def require_root() -> None:
     """Refuses when this user cannot make namespaces."""
     if os.geteuid() != 0:
-        raise Refusal("this cluster needs root: run the command with sudo, or set CLUSTER=kind or existing")
+        raise CommandFailed("this cluster needs root: run the command with sudo, or set CLUSTER=kind or existing")

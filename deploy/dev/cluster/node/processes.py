@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deploy.dev.cluster.console import Refusal
+from deploy.dev.cluster.console import CommandFailed
 
-NODE_SCRIPT = Path(__file__).resolve().with_name("node.py")
+NODE_SCRIPT = Path(__file__).resolve().with_name("node_init.py")
 # Of whatever checkout: the cluster is known by its folder, so that any clone can take it down.
 # The second place is of older checkouts, whose cluster may still run.
-SCRIPTS = ("/deploy/dev/cluster/node/node.py", "/deploy/cluster/node.py")
+SCRIPTS = ("/deploy/dev/cluster/node/node_init.py", "/deploy/cluster/node.py")
 END_SECONDS = 20.0
 
 
@@ -57,7 +57,7 @@ def end_node(folder: Path) -> None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             if not select.select([handle], [], [], END_SECONDS)[0]:
-                raise Refusal(f"the node's process {pid} was killed and did not end within {END_SECONDS:.0f} s")
+                raise CommandFailed(f"the node's process {pid} was killed and did not end within {END_SECONDS:.0f} s")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from deploy.dev.cluster.console import Refusal, run, say
+from deploy.dev.cluster.console import CommandFailed, report, run
 from deploy.dev.cluster.settings import Settings
 
 
@@ -24,11 +24,11 @@ class Existing:
     def up(self) -> None:
         """Checks that the cluster answers; nothing is made."""
         run(["kubectl", "get", "--raw", "/readyz"], seconds=30)
-        say(f"The existing cluster answers; KUBECONFIG={self.kubeconfig()}")
+        report(f"The existing cluster answers; KUBECONFIG={self.kubeconfig()}")
 
     def down(self) -> None:
         """Leaves the cluster alone."""
-        say("The existing cluster is not ours: nothing is removed.")
+        report("The existing cluster is not ours: nothing is removed.")
 
     def status(self) -> bool:
         """Prints what the cluster says about its nodes."""
@@ -43,29 +43,31 @@ class Existing:
         """Where kubectl is."""
         found = shutil.which("kubectl")
         if found is None:
-            raise Refusal("kubectl is not on PATH")
+            raise CommandFailed("kubectl is not on PATH")
         return found
 
     def address(self) -> NoReturn:
         """Cannot be known."""
-        raise Refusal("nothing on this machine can be reached from the pods of an existing cluster")
+        raise CommandFailed("nothing on this machine can be reached from the pods of an existing cluster")
 
     def load(self, archive: Path) -> NoReturn:
         """Cannot be done."""
-        raise Refusal("images cannot be loaded into an existing cluster: push them to a registry that it pulls from")
+        raise CommandFailed(
+            "images cannot be loaded into an existing cluster: push them to a registry that it pulls from"
+        )
 
     def tag(self, image: str, name: str) -> NoReturn:
         """Cannot be done."""
-        raise Refusal(f"{image} of an existing cluster cannot be named {name} from here")
+        raise CommandFailed(f"{image} of an existing cluster cannot be named {name} from here")
 
     def log_limit(self, size: str) -> NoReturn:
         """Cannot be done."""
-        raise Refusal(f"the kubelets of an existing cluster cannot be set to log files of {size} from here")
+        raise CommandFailed(f"the kubelets of an existing cluster cannot be set to log files of {size} from here")
 
     def stop(self, name: str) -> NoReturn:
         """Cannot be done."""
-        raise Refusal(f"{name} of an existing cluster cannot be stopped from here")
+        raise CommandFailed(f"{name} of an existing cluster cannot be stopped from here")
 
     def start(self, name: str, flags: Sequence[str] = ()) -> NoReturn:
         """Cannot be done."""
-        raise Refusal(f"{name} of an existing cluster cannot be started from here")
+        raise CommandFailed(f"{name} of an existing cluster cannot be started from here")

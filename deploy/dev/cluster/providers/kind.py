@@ -1,7 +1,7 @@
 """A cluster by kind: with the machine's Docker or podman (`kind`), or with nothing but packages (`kind-offline`).
 
 The node is a container in which systemd runs the kubelet and containerd, and the kubelet the rest from manifests.
-Where that container lives is the engine's part (engines.py). A cluster is whole once `created` stands in its folder:
+Where that container lives is the engine's part (engines/offline.py). A cluster is whole once `created` stands in its folder:
 what an interrupted `up` left is removed by the next.
 """
 
@@ -11,12 +11,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.dev.cluster.builds import builds
-from deploy.dev.cluster.console import Refusal, run, say, step
-from deploy.dev.cluster.engines import engines
+from deploy.dev.cluster import locks
+from deploy.dev.cluster.console import CommandFailed, report, run, step
+from deploy.dev.cluster.engines import offline
+from deploy.dev.cluster.kube_api import Api
 from deploy.dev.cluster.node import components, namespaces
 from deploy.dev.cluster.settings import REPOSITORY, Settings
-from deploy.dev.cluster.waiting import Api, until
+from deploy.dev.cluster.waiting import until
 
 UP_SECONDS = 600
 KILL_SECONDS = 3.0
@@ -41,7 +42,7 @@ class Kind:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = engines.choose(settings)
+        self.engine = offline.choose(settings)
         self.node = f"{settings.name}-control-plane"
         self.created = settings.folder / "created"
 
@@ -54,7 +55,7 @@ class Kind:
         self.build()
         settings = self.settings
         lock = settings.cache / f"{settings.name}.lock"
-        with builds.lock(lock, "another command on this cluster"), step(f"cluster {settings.name} up"):
+        with locks.lock(lock, "another command on this cluster"), step(f"cluster {settings.name} up"):
             if self.exists():
                 namespaces.refuse_other_settings(settings)
             else:
@@ -64,7 +65,7 @@ class Kind:
                 until(self.api.default_account_exists, "the ServiceAccount `default`")
                 until(self.api.node_ready, "the node")
                 self.engine.await_services(self.api)
-        say(f"Kubernetes v{settings.kubernetes} answers: export KUBECONFIG={settings.kubeconfig}")
+        report(f"Kubernetes v{settings.kubernetes} answers: export KUBECONFIG={settings.kubeconfig}")
 
     def create(self) -> None:
         """A new cluster from kind.yaml, whose node takes images from a plain registry on this machine."""
@@ -86,10 +87,10 @@ class Kind:
         settings = self.settings
         existed = settings.folder.exists()
         lock = settings.cache / f"{settings.name}.lock"
-        with builds.lock(lock, "another command on this cluster"), step(f"cluster {settings.name} down"):
+        with locks.lock(lock, "another command on this cluster"), step(f"cluster {settings.name} down"):
             self.engine.remove()
         if not existed:
-            say("There was no cluster.")
+            report("There was no cluster.")
 
     def status(self) -> bool:
         """Prints one line per component; True when the cluster is whole."""
@@ -106,7 +107,7 @@ class Kind:
     def kubeconfig(self) -> Path:
         """The path of the kubeconfig file of a cluster that exists."""
         if not self.created.exists():
-            raise Refusal("the cluster is not up: run `up` first")
+            raise CommandFailed("the cluster is not up: run `up` first")
         return self.settings.kubeconfig
 
     def program(self) -> str:
@@ -134,7 +135,7 @@ class Kind:
         self.inside("rm", "--force", f"{MANIFESTS}/{program}.yaml")
         try:
             until(lambda: program not in self.running(), f"the end of {name}", KILL_SECONDS)
-        except Refusal:
+        except CommandFailed:
             # Servers with open watches take long to leave. It may have left just now.
             self.inside("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             until(lambda: program not in self.running(), f"the end of {name}")
@@ -157,7 +158,7 @@ class Kind:
             self.inside("systemctl", "daemon-reload")
             self.inside("systemctl", "start" if as_it_runs else "restart", name)
         elif flags:
-            raise Refusal(f"{name} of a node of kind takes no flags")
+            raise CommandFailed(f"{name} of a node of kind takes no flags")
         else:
             self.inside("systemctl", "start", name)
 
@@ -216,7 +217,7 @@ class Kind:
 def static_pod(name: str) -> str:
     """The program of a component that the kubelet runs from a manifest."""
     if name not in STATIC_PODS:
-        raise Refusal(f"kind cannot stop {name}; it can stop {', '.join((*UNITS, *STATIC_PODS))}")
+        raise CommandFailed(f"kind cannot stop {name}; it can stop {', '.join((*UNITS, *STATIC_PODS))}")
     return STATIC_PODS[name]
 
 

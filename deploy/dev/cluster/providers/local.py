@@ -1,6 +1,6 @@
 """The local cluster: upstream Kubernetes on this machine without any container engine, in about ten seconds.
 
-One process tree in namespaces of its own (see node.py), joined to the machine by one veth pair, with routes to the
+One process tree in namespaces of its own (see node_init.py), joined to the machine by one veth pair, with routes to the
 pods' and the Services' addresses. It lives until `down` or the machine's end, not with the command that started it.
 `up` goes on wherever an earlier one was interrupted: a node that lives is completed, anything else is removed first.
 """
@@ -13,11 +13,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.dev.cluster.builds import builds, debian, images
-from deploy.dev.cluster.console import Refusal, run, say, step
-from deploy.dev.cluster.node import components, dns, leftovers, namespaces, pki
+from deploy.dev.cluster import locks
+from deploy.dev.cluster.builds import debian, go_build, images
+from deploy.dev.cluster.console import CommandFailed, report, run, step
+from deploy.dev.cluster.kube_api import Api
+from deploy.dev.cluster.node import certificates, cluster_dns, components, leftovers, namespaces
 from deploy.dev.cluster.settings import Settings
-from deploy.dev.cluster.waiting import Api, until
+from deploy.dev.cluster.waiting import until
 
 ORDER_SECONDS = 120.0
 SOCKET_PATH_LIMIT = 107
@@ -32,18 +34,18 @@ class Local:
 
     def build(self) -> None:
         """Installs what building needs and builds the node's binaries; nothing when all are there."""
-        if builds.missing(self.settings, builds.NODE):
+        if go_build.missing(self.settings, go_build.NODE):
             namespaces.require_root()
             debian.install(debian.NODE_PACKAGES)
-        builds.build(self.settings)
+        go_build.build(self.settings)
 
     def up(self) -> None:
         """Brings the cluster up, or completes it, and returns once pods, Services and DNS work."""
         namespaces.require_root()
         debian.install(debian.NODE_PACKAGES)
-        builds.build(self.settings)
+        go_build.build(self.settings)
         images.system_images(self.settings)
-        with builds.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} up"):
+        with locks.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} up"):
             if namespaces.live(self.settings):
                 namespaces.refuse_other_settings(self.settings)
             with step("certificates, settings, the node's namespaces and network"):
@@ -53,16 +55,16 @@ class Local:
                 namespaces.join_network(self.settings)
             self.start_components()
             self.await_ready()
-        say(f"Kubernetes v{self.settings.kubernetes} answers: export KUBECONFIG={self.settings.kubeconfig}")
+        report(f"Kubernetes v{self.settings.kubernetes} answers: export KUBECONFIG={self.settings.kubeconfig}")
 
     def down(self) -> None:
         """Ends the cluster and removes all of it. Says so when there was none."""
         namespaces.require_root()
         existed = self.folder.exists()
-        with builds.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} down"):
+        with locks.lock(self.lock, "another command on this cluster"), step(f"cluster {self.settings.name} down"):
             leftovers.remove(self.settings)
         if not existed:
-            say("There was no cluster.")
+            report("There was no cluster.")
 
     def status(self) -> bool:
         """Prints one line per component; True when the cluster is whole."""
@@ -83,7 +85,7 @@ class Local:
 
     def program(self) -> Path:
         """Where kubectl is."""
-        return builds.binary(self.settings, "kubectl")
+        return go_build.binary(self.settings, "kubectl")
 
     def address(self) -> str:
         """This machine, on the link that joins it to the node."""
@@ -92,13 +94,13 @@ class Local:
     def load(self, archive: Path) -> None:
         """Imports a docker or OCI archive into the node's containerd."""
         self.require_up()
-        run([builds.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
+        run([go_build.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
              "images", "import", "--local", archive], seconds=300)  # fmt: skip
 
     def tag(self, image: str, name: str) -> None:
         """Gives an image of the node's containerd another name."""
         self.require_up()
-        run([builds.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
+        run([go_build.binary(self.settings, "ctr"), "--address", self.settings.socket, "--namespace", "k8s.io",
              "images", "tag", "--force", image, name], seconds=60)  # fmt: skip
 
     def stop(self, name: str) -> None:
@@ -134,14 +136,16 @@ class Local:
         """Refuses when there is no cluster."""
         namespaces.require_root()
         if not namespaces.live(self.settings):
-            raise Refusal("the cluster is not up: run `up` first")
+            raise CommandFailed("the cluster is not up: run `up` first")
 
     def prepare(self) -> None:
         """From nothing to a node that waits for orders: what was there before is removed first."""
         if len(str(self.settings.socket)) > SOCKET_PATH_LIMIT:
-            raise Refusal(f"{self.settings.socket} is too long for a socket's path: set SEALCI_CACHE to a shorter one")
+            raise CommandFailed(
+                f"{self.settings.socket} is too long for a socket's path: set SEALCI_CACHE to a shorter one"
+            )
         namespaces.clear(self.settings)
-        pki.create(self.settings, self.folder / "pki")
+        certificates.create(self.settings, self.folder / "pki")
         components.write(self.settings, self.folder)
         shutil.copy(self.folder / "pki" / "admin.kubeconfig", self.settings.kubeconfig)
         namespaces.start(self.settings)
@@ -156,7 +160,7 @@ class Local:
             self.receive(waiting)
         with step("controllers, scheduler, kubelet, kube-proxy"):
             orders = [self.send("start", n) for n in ("kubelet", "controller-manager", "scheduler", "kube-proxy")]
-            self.api.kubectl(["apply", "--filename", "-"], stdin=json.dumps(dns.manifest(self.settings)))
+            self.api.kubectl(["apply", "--filename", "-"], stdin=json.dumps(cluster_dns.manifest(self.settings)))
             for waiting in orders:
                 self.receive(waiting)
 
@@ -174,7 +178,7 @@ class Local:
             connection.sendall(json.dumps({"verb": verb, "name": name, "flags": list(flags)}).encode() + b"\n")
         except OSError as error:
             connection.close()
-            raise Refusal(f"the node does not take the order {verb} {name}: {error}") from None
+            raise CommandFailed(f"the node does not take the order {verb} {name}: {error}") from None
         return connection
 
     def receive(self, connection: socket.socket) -> dict[str, bool]:
@@ -183,9 +187,9 @@ class Local:
             try:
                 answer = json.loads(lines.readline())
             except (OSError, json.JSONDecodeError) as error:
-                raise Refusal(f"the node did not answer: {error}") from None
+                raise CommandFailed(f"the node did not answer: {error}") from None
         if "error" in answer:
-            raise Refusal(f"{answer['error']}; the logs are in {self.folder}/logs")
+            raise CommandFailed(f"{answer['error']}; the logs are in {self.folder}/logs")
         return dict(answer)
 
     def await_ready(self) -> None:
@@ -193,4 +197,4 @@ class Local:
         with step("the first ServiceAccount, the node, Services and cluster DNS"):
             until(self.api.default_account_exists, "the ServiceAccount `default`")
             until(self.api.node_ready, "the node")
-            until(lambda: dns.answers(self.settings), "cluster DNS behind its Service")
+            until(lambda: cluster_dns.answers(self.settings), "cluster DNS behind its Service")

@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from deploy.dev.cluster.builds import builds, debian
-from deploy.dev.cluster.console import Refusal, run, step
+from deploy.dev.cluster import locks
+from deploy.dev.cluster.builds import debian
+from deploy.dev.cluster.console import CommandFailed, run, step
 from deploy.dev.cluster.settings import Settings
 
 BUILD_SECONDS = 900
@@ -74,10 +75,10 @@ class Buildah:
     def prepare(self, settings: Settings) -> None:
         """Installs buildah, and makes the base images once."""
         if os.geteuid() != 0:
-            raise Refusal("building images with buildah needs root: run the command with sudo")
+            raise CommandFailed("building images with buildah needs root: run the command with sudo")
         debian.install(debian.IMAGE_PACKAGES)
         root = debian.root_archive(settings)
-        with builds.lock(settings.cache / "images.lock", "another build of images"):
+        with locks.lock(settings.cache / "images.lock", "another build of images"):
             if not self.has(settings, BASE):
                 with step(f"base image {BASE}"):
                     self.from_scratch(settings, BASE, "root.tar", root, "ADD root.tar /")
@@ -99,7 +100,7 @@ class Buildah:
     def save(self, settings: Settings, name: str, archive: Path) -> None:
         """Runs `buildah push` to an archive."""
         if shutil.which("buildah") is None or not self.has(settings, name):
-            raise Refusal(f"{name} is neither an archive nor an image that was built here")
+            raise CommandFailed(f"{name} is neither an archive nor an image that was built here")
         run([*self.command(settings), "push", name, f"docker-archive:{archive}:{name}"], seconds=BUILD_SECONDS)
 
     def command(self, settings: Settings) -> list[str]:

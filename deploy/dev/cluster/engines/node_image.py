@@ -16,7 +16,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.dev.cluster.builds import builds, debian, images
+from deploy.dev.cluster import locks
+from deploy.dev.cluster.builds import debian, go_build, images
 from deploy.dev.cluster.console import run, step
 from deploy.dev.cluster.engines import podman
 from deploy.dev.cluster.settings import Settings
@@ -65,8 +66,8 @@ def name(settings: Settings) -> str:
 
 def store(settings: Settings) -> Path:
     """Where the store lies once made: named by the version and by all that it is made from."""
-    table = builds.products(settings.kubernetes)
-    recipe = [table[product].key for product in builds.KIND_NODE] + [debian.ROOT_VERSION, *debian.KIND_ROOT_PACKAGES]
+    table = go_build.products(settings.kubernetes)
+    recipe = [table[product].key for product in go_build.KIND_NODE] + [debian.ROOT_VERSION, *debian.KIND_ROOT_PACKAGES]
     digest = hashlib.sha256(json.dumps(recipe).encode() + Path(__file__).read_bytes()).hexdigest()[:12]
     return settings.cache / "kind" / f"node-{settings.kubernetes}-{digest}"
 
@@ -78,7 +79,7 @@ def ensure(settings: Settings) -> Path:
         return made
     archive = debian.kind_root_archive(settings)
     podman.prefix(settings)
-    with builds.lock(settings.cache / "kind.lock", "another build of the node image"):
+    with locks.lock(settings.cache / "kind.lock", "another build of the node image"):
         if not made.exists():
             with step(f"node image of kind for Kubernetes v{settings.kubernetes} (about 40 s, once)"):
                 work = settings.cache / "kind" / "work"
@@ -103,7 +104,7 @@ def make(settings: Settings, archive: Path, work: Path) -> None:
     root.mkdir()
     with step("Debian, systemd and kind's files"):
         run(["tar", "--numeric-owner", "-C", root, "-xf", archive], seconds=300)
-        kind_files(builds.module_folder(settings, "kind") / "images" / "base" / "files", root)
+        kind_files(go_build.module_folder(settings, "kind") / "images" / "base" / "files", root)
         trim_systemd(root)
     with step("binaries"):
         binaries(settings, root)
@@ -151,12 +152,12 @@ def binaries(settings: Settings, root: Path) -> None:
     places = dict.fromkeys(KUBERNETES, "usr/bin") | dict.fromkeys(CONTAINERD, "usr/local/bin")
     for program, place in (places | {"runc": "usr/local/sbin"}).items():
         (root / place).mkdir(parents=True, exist_ok=True)
-        shutil.copy(builds.binary(settings, program), root / place / program)
+        shutil.copy(go_build.binary(settings, program), root / place / program)
     plugins = root / "opt" / "cni" / "bin"
     plugins.mkdir(parents=True)
     for plugin in CNI_PLUGINS:
         shutil.copy(root / "usr" / "lib" / "cni" / plugin, plugins / plugin)
-    spec = json.loads(run([builds.binary(settings, "ctr"), "oci", "spec"]))
+    spec = json.loads(run([go_build.binary(settings, "ctr"), "oci", "spec"]))
     hook = {"path": "/kind/bin/mount-product-files.sh"}
     spec.setdefault("hooks", {}).setdefault("createContainer", []).append(hook)
     spec["process"].pop("rlimits", None)
@@ -166,7 +167,7 @@ def binaries(settings: Settings, root: Path) -> None:
 
 def preload(settings: Settings, root: Path, work: Path) -> None:
     """Imports the images that kubeadm names into the node's containerd, unpacked, by a containerd of this machine."""
-    kubeadm = builds.binary(settings, "kubeadm")
+    kubeadm = go_build.binary(settings, "kubeadm")
     listed = run([kubeadm, "config", "images", "list", f"--kubernetes-version=v{settings.kubernetes}"]).split()
     wanted = {program_of(image): image for image in listed}
     config = (root / "etc" / "containerd" / "config.toml").read_text("utf-8")
@@ -195,7 +196,7 @@ def layer(settings: Settings, root: Path, program: str) -> dict[str, Path | str]
     if program == "pause":
         return {"pause": Path(shutil.which("catatonit") or "/usr/bin/catatonit")}
     place = entrypoint(program)[0].lstrip("/")
-    files: dict[str, Path | str] = {place: builds.binary(settings, program)}
+    files: dict[str, Path | str] = {place: go_build.binary(settings, program)}
     return files | proxy_files(root) if program == "kube-proxy" else files
 
 
@@ -215,13 +216,13 @@ def containerd(settings: Settings, root: Path, work: Path) -> Iterator[list[str 
     socket, state, log = work / "c.sock", work / "state", work / "containerd.log"
     config = work / "containerd.toml"
     config.write_text(f"version = 3\ndisabled_plugins = {json.dumps(NO_PLUGINS)}\n", "utf-8")
-    command = ["setpriv", "--pdeathsig=KILL", builds.binary(settings, "containerd"), "--config", config,
+    command = ["setpriv", "--pdeathsig=KILL", go_build.binary(settings, "containerd"), "--config", config,
                "--root", root / "var" / "lib" / "containerd", "--state", state, "--address", socket]  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
     try:
         until(socket.exists, f"containerd, whose log is {log}")
-        yield [builds.binary(settings, "ctr"), "--address", socket, "--namespace", "k8s.io"]
+        yield [go_build.binary(settings, "ctr"), "--address", socket, "--namespace", "k8s.io"]
     finally:
         process.terminate()
         process.wait(20)

@@ -10,12 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from deploy.dev.cluster.builds import builders, builds, debian
-from deploy.dev.cluster.console import Refusal, run
-from deploy.dev.cluster.engines import nodeimage, podman
-from deploy.dev.cluster.node import components, dns, leftovers, namespaces
+from deploy.dev.cluster.builds import debian, go_build, image_builders
+from deploy.dev.cluster.console import CommandFailed, run
+from deploy.dev.cluster.engines import node_image, podman
+from deploy.dev.cluster.kube_api import Api
+from deploy.dev.cluster.node import cluster_dns, components, leftovers, namespaces
 from deploy.dev.cluster.settings import Settings
-from deploy.dev.cluster.waiting import Api, until
+from deploy.dev.cluster.waiting import until
 
 # What kind bind-mounts and a machine without kernel modules has not got; a view of names that nobody outside answers.
 INSIDE = """set -e
@@ -78,13 +79,13 @@ class Machine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.program = builders.engine() or "docker"
+        self.program = image_builders.engine() or "docker"
         self.image = f"kindest/node:v{settings.kubernetes}"
 
     def build(self) -> None:
         """Builds kind itself when it is not installed; everything else is in the node image."""
         if shutil.which("kind") is None:
-            builds.build(self.settings, ("kind",))
+            go_build.build(self.settings, ("kind",))
 
     def prepare(self) -> None:
         """Deletes what an interrupted creation left."""
@@ -114,13 +115,13 @@ class Machine:
 
     def kind(self) -> str:
         """Where kind is."""
-        return shutil.which("kind") or str(builds.binary(self.settings, "kind"))
+        return shutil.which("kind") or str(go_build.binary(self.settings, "kind"))
 
     def kubectl(self) -> str:
         """The one on PATH."""
         found = shutil.which("kubectl")
         if found is None:
-            raise Refusal("kubectl is not on PATH")
+            raise CommandFailed("kubectl is not on PATH")
         return found
 
     def address(self) -> str:
@@ -147,14 +148,14 @@ class Offline:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.program = "podman"
-        self.image = nodeimage.name(settings)
+        self.image = node_image.name(settings)
 
     def build(self) -> None:
         """Installs what building needs; builds the binaries, then the node image."""
         namespaces.require_root()
         debian.install(debian.KIND_PACKAGES)
-        builds.build(self.settings, builds.KIND_NODE)
-        nodeimage.ensure(self.settings)
+        go_build.build(self.settings, go_build.KIND_NODE)
+        node_image.ensure(self.settings)
 
     def prepare(self) -> None:
         """Removes what was there; starts the namespaces, joins them to the machine and gives podman a network."""
@@ -166,7 +167,7 @@ class Offline:
         components.write_json(folder / "components.json", {"name": settings.name, "components": []})
         components.write_json(folder / "cni" / "10-sealci.conflist", components.network(settings, Path("/var/lib")))
         (folder / "resolv.conf").write_text(f"nameserver {settings.engine_gateway}\n", "utf-8")
-        podman.configure(settings, folder, folder / "podman", nodeimage.ensure(settings))
+        podman.configure(settings, folder, folder / "podman", node_image.ensure(settings))
         namespaces.start(settings, own_cgroups=True)
         namespaces.await_first(settings)
         cgroups = list(map(str, leftovers.cgroups(settings)))
@@ -188,7 +189,7 @@ class Offline:
 
     def await_services(self, api: Api) -> None:
         """Waits until cluster DNS answers behind its Service, asked from this machine."""
-        until(lambda: dns.answers(self.settings), "cluster DNS behind its Service")
+        until(lambda: cluster_dns.answers(self.settings), "cluster DNS behind its Service")
 
     def runs(self) -> bool:
         """Whether the namespaces are there."""
@@ -201,11 +202,11 @@ class Offline:
 
     def kind(self) -> str:
         """The one that was built."""
-        return str(builds.binary(self.settings, "kind"))
+        return str(go_build.binary(self.settings, "kind"))
 
     def kubectl(self) -> str:
         """The one that was built."""
-        return str(builds.binary(self.settings, "kubectl"))
+        return str(go_build.binary(self.settings, "kubectl"))
 
     def address(self) -> str:
         """This machine, on the link that joins it to the namespaces."""

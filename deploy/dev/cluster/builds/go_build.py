@@ -7,19 +7,18 @@ is there is whole. Builds take a lock: a second command waits for the first inst
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.dev.cluster.console import Refusal, run, run_logged, say
+from deploy.dev.cluster.console import CommandFailed, report, run, run_logged
+from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
 # From this language version on, go reads only the part of the module graph that a build needs.
@@ -95,7 +94,7 @@ def binary(settings: Settings, name: str) -> Path:
     for product, recipe in products(settings.kubernetes).items():
         if name in recipe.binaries:
             return folder(settings, product) / name
-    raise Refusal(f"there is no binary {name} in the table of builds")
+    raise CommandFailed(f"there is no binary {name} in the table of builds")
 
 
 def missing(settings: Settings, wanted: Iterable[str]) -> list[tuple[str, str]]:
@@ -109,15 +108,15 @@ def build(settings: Settings, wanted: Iterable[str] = NODE) -> None:
     wanted = tuple(wanted)
     unknown = set(wanted) - set(products(settings.kubernetes))
     if unknown:
-        raise Refusal(f"there is no product {', '.join(sorted(unknown))} in the table of builds")
+        raise CommandFailed(f"there is no product {', '.join(sorted(unknown))} in the table of builds")
     if not missing(settings, wanted):
         return
     if shutil.which("go") is None:
-        raise Refusal("go is not installed, and is needed to build the cluster's binaries once")
+        raise CommandFailed("go is not installed, and is needed to build the cluster's binaries once")
     with lock(settings.cache / "build.lock", "another build"):
         todo = missing(settings, wanted)
         seconds = sum(COLD_SECONDS.get(name, 60) for _, name in todo)
-        say(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, once).")
+        report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, once).")
         for product, name in todo:
             build_binary(settings, product, name)
 
@@ -136,12 +135,12 @@ def build_binary(settings: Settings, product: str, name: str) -> None:
     log = settings.cache / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     what = f"go build {name} {recipe.version}"
-    say(f"  {what} (about {COLD_SECONDS.get(name, 60)} s cold) ...")
+    report(f"  {what} (about {COLD_SECONDS.get(name, 60)} s cold) ...")
     began = time.monotonic()
     run_logged(["go", "build", *flags, package], log, what, cwd=source, env=go_environment(recipe))
     partial.chmod(0o755)
     partial.replace(target)
-    say(f"  {what}: {time.monotonic() - began:.1f} s")
+    report(f"  {what}: {time.monotonic() - began:.1f} s")
 
 
 def write_module(recipe: Product, source: Path) -> None:
@@ -189,16 +188,3 @@ def go_environment(recipe: Product) -> dict[str, str]:
         "GOWORK": "off",
         "CGO_ENABLED": "1" if recipe.cgo else "0",
     }
-
-
-@contextmanager
-def lock(path: Path, who: str) -> Iterator[None]:
-    """Holds a lock file; says so when it has to wait for `who`. The kernel frees it when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"  waiting for {who} to end ...")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
