@@ -1,1 +1,1 @@
-"""The demo: the chart on a real cluster, and a published Python package built in pods."""
+"""Install the chart on a real cluster and build a published Python package in pods: `python3 -m deploy.demo`."""

@@ -13,10 +13,10 @@ import yaml
 
 from deploy.dev.cluster import kube_api
 from deploy.dev.cluster import settings as configuration
-from deploy.dev.cluster.builds import debian, go_build, images
+from deploy.dev.cluster.builds import debian, docker_archive, go_build
 from deploy.dev.cluster.console import CommandFailed
-from deploy.dev.cluster.engines import node_image, offline, podman
-from deploy.dev.cluster.node import leftovers, namespaces
+from deploy.dev.cluster.engines import machine, node_image, offline, podman
+from deploy.dev.cluster.node import cgroups, namespaces
 from deploy.dev.cluster.providers import kind
 from deploy.dev.cluster.settings import Settings
 
@@ -62,7 +62,11 @@ def test_the_provider(wanted: str | None, engine: str, provider: str, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"), [("kind", "none answers here: set CLUSTER=local or kind-offline"), ("k3d", "is not one of")]
+    ("wanted", "words"),
+    [
+        ("kind", "neither answers on this machine\\. Set CLUSTER=local or CLUSTER=kind-offline"),
+        ("k3d", "is not one of"),
+    ],
 )
 def test_a_provider_that_cannot_be(wanted: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", wanted)
@@ -73,9 +77,9 @@ def test_a_provider_that_cannot_be(wanted: str, words: str, monkeypatch: pytest.
 def test_a_cluster_keeps_its_provider(tmp_path: Path) -> None:
     made = Settings("local", tmp_path, "1.37.2", 0, "50Mi")
     made.folder.mkdir(parents=True)
-    (made.folder / "settings.json").write_text(json.dumps(made.fixed))
+    (made.folder / "settings.json").write_text(json.dumps(made.creation_settings))
     namespaces.refuse_other_settings(made)
-    with pytest.raises(CommandFailed, match="was made with CLUSTER=local"):
+    with pytest.raises(CommandFailed, match="was created with CLUSTER=local"):
         namespaces.refuse_other_settings(Settings("kind-offline", tmp_path, "1.37.2", 0, "50Mi"))
 
 
@@ -105,11 +109,11 @@ def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
 
 
 def test_with_an_engine_that_pulls_the_config_is_the_repository_s() -> None:
-    assert offline.Machine(settings("kind")).config("text") == "text"
+    assert machine.Machine(settings("kind")).config("text") == "text"
 
 
 def test_no_command_needs_the_cluster_s_name() -> None:
-    command = offline.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
+    command = machine.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
     assert command[0] == "env"
     assert "KIND_CLUSTER_NAME=sealci-4" in command
     assert command[-3:] == ["kind", "delete", "cluster"]
@@ -132,7 +136,9 @@ def test_without_flags_a_manifest_is_the_same() -> None:
 
 def test_what_is_no_static_pod_cannot_be_stopped() -> None:
     assert kind.static_pod("controller-manager") == "kube-controller-manager"
-    with pytest.raises(CommandFailed, match="kind cannot stop kube-proxy; it can stop kubelet, containerd, etcd"):
+    with pytest.raises(
+        CommandFailed, match=r"cannot stop kube-proxy on a node of kind\. Possible are kubelet, containerd, etcd"
+    ):
         kind.static_pod("kube-proxy")
 
 
@@ -158,8 +164,8 @@ def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: P
 def test_a_static_pod_is_known_to_its_kubelet_by_another_uid_than_to_the_api() -> None:
     mirror = {"metadata": {"uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "of-the-file"}}}
     plain = {"metadata": {"uid": "plain"}}
-    assert kube_api.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
-    assert kube_api.uids({"items": None}) == set()
+    assert kube_api.kubelet_uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
+    assert kube_api.kubelet_uids({"items": None}) == set()
 
 
 # ---- the node image and podman's settings
@@ -195,7 +201,9 @@ def test_an_image_of_the_control_plane_names_its_program(image: str, program: st
 def test_an_image_by_hand_holds_files_and_links(tmp_path: Path) -> None:
     (tmp_path / "nft").write_bytes(b"program")
     archive = tmp_path / "image.tar"
-    images.write_archive(archive, "localhost/x:1", {"usr/sbin/nft": tmp_path / "nft", "bin/n": "../nft"}, ["/n"])
+    docker_archive.write_archive(
+        archive, "localhost/x:1", {"usr/sbin/nft": tmp_path / "nft", "bin/n": "../nft"}, ["/n"]
+    )
     with tarfile.open(archive) as outer:
         (manifest,) = json.load(outer.extractfile("manifest.json"))  # type: ignore[arg-type]
         config = json.load(outer.extractfile(manifest["Config"]))  # type: ignore[arg-type]
@@ -223,8 +231,8 @@ def test_a_command_joins_its_cgroups_first(tmp_path: Path, monkeypatch: pytest.M
     groups = [tmp_path / "cpu", tmp_path / "memory"]
     for group in groups:
         group.mkdir()
-    monkeypatch.setattr(leftovers, "cgroups", lambda _: groups)
-    command = namespaces.joined(settings(), ["sh", "-c", 'echo $$ "$@"', "sh", "a b", "--"])
+    monkeypatch.setattr(cgroups, "of_cluster", lambda _: groups)
+    command = namespaces.in_cgroups(settings(), ["sh", "-c", 'echo $$ "$@"', "sh", "a b", "--"])
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     pid, _, words = done.stdout.strip().partition(" ")
     assert words == "a b --"

@@ -1,1 +1,1 @@
-"""Write the parts of the Helm chart that follow from the agent's settings and from the comments in values.yaml."""
+"""Write the files of the Helm chart that are generated from the agent's settings and the comments in values.yaml."""

@@ -1,4 +1,11 @@
-"""A real Kubernetes for tests and demos by one command: `python3 -m deploy.dev.cluster VERB`.
+"""Run a real Kubernetes cluster for tests and demos: `python3 -m deploy.dev.cluster VERB`, in the repository's root.
 
-Standard library only, because the command runs before there is a virtual environment.
+The command runs before the virtual environment exists, so the package imports only the standard library.
+
+- `providers`: the verbs, one module per kind of cluster
+- `engines`: the container engines in which kind creates its node
+- `node`: the process tree in namespaces that the providers `local` and `kind-offline` run on this machine
+- `builds`: binaries, packages and images, built into the cache
+
+A package imports only from the packages below it in this list, and from the modules beside it.
 """

@@ -1,29 +1,37 @@
-"""python3 -m deploy.dev.cluster VERB: a real Kubernetes for tests and demos by one command.
+"""python3 -m deploy.dev.cluster VERB: run a real Kubernetes cluster for tests and demos.
 
-    up              brings the cluster up (again and again is fine; so is Ctrl-C and up again)
-    down            removes all of it (also what a killed one left)
-    status          what runs; exit code 0 when all of it does
-    kubeconfig      prints the path of its kubeconfig file
-    kubectl         prints the path of a kubectl that fits it
-    address         prints this machine's address as pods see it
-    build           only builds the binaries (or `build helm`: one product of the table)
-    image           builds the agent's image and loads it
-    prometheus      prints the folder of prometheus and promtool (Debian's, unpacked, where they are not installed)
-    test-images     builds the images of the tests and loads them
-    load IMAGE...   loads docker or OCI archives, or images built here by name
-    tag IMAGE NAME  gives an image of the cluster another name
-    helm            prints the path of helm, built from its Go module when it is not there
-    browser         prints the path of a Chromium or Chrome, Debian's, installed when none is there
-    log-limit SIZE  the kubelet begins a new log file at SIZE, until `log-limit default`; pods keep running
-    NAME stop       ends a component (kubelet, apiserver, containerd, ...) and waits until it is gone
+    up              start the cluster; continues after an interrupted `up`
+    down            remove the cluster, and what a killed `up` left
+    status          print the state of each component; exit code 0 if all of them run
+    kubeconfig      print the path of the kubeconfig file
+    kubectl         print the path of a kubectl that fits the cluster
+    address         print this machine's address as pods see it
+    build           build the cluster's binaries without starting the cluster
+    build PRODUCT...
+                    build these products of the table in go_build.py and print the folders of their binaries
+    image           build the agent's image and load it into the cluster
+    test-images     build the images of the tests and load them into the cluster
+    load IMAGE...   load docker or OCI archives, or images that this machine built, by name
+    tag IMAGE NAME  give an image of the cluster another name
+    helm            print the path of helm; build helm first if the cache has none
+    prometheus      print the folder of prometheus and promtool; unpack Debian's package if none are installed
+    browser         print the path of Chromium or Chrome; install Debian's Chromium if there is none
+    log-limit SIZE  set the size at which the kubelet rotates a log file (`default` resets it); pods keep running
+    NAME stop       stop a component (kubelet, apiserver, containerd, ...) and wait until its process is gone
     NAME start [FLAG...]
-                    starts it, with these flags too (of the local cluster), and waits until it answers
-    restart NAME... both
-    kind WORD...    runs kind where it sees this cluster: `kind get clusters`, `kind delete cluster`, `kind export logs`
+                    start a component and wait until it answers; FLAGs are added to its command line
+    restart NAME... stop and start components
+    kind WORD...    run kind on this cluster: `kind get clusters`, `kind delete cluster`, `kind export logs`
 
-CLUSTER=local (upstream binaries on this machine, as root), kind (needs Docker or podman, which pulls kind's image),
-kind-offline (the same from packages alone, as root) or existing (the current context).
-Also: KUBERNETES_VERSION, CLUSTER_LOG_MAX_SIZE, CLUSTER_NUMBER (a second cluster beside the first), SEALCI_CACHE.
+Environment variables:
+    CLUSTER=local         upstream binaries on this machine, as root
+    CLUSTER=kind          kind in Docker or podman, which pull kind's node image
+    CLUSTER=kind-offline  kind from Debian packages and Go modules alone, as root
+    CLUSTER=existing      the current context of kubectl; never changed
+    KUBERNETES_VERSION    the version of Kubernetes, like 1.37.2
+    CLUSTER_LOG_MAX_SIZE  the kubelet's containerLogMaxSize, 50Mi by default
+    CLUSTER_NUMBER        0 to 9, to run several clusters on one machine
+    SEALCI_CACHE          the folder of the cache, ~/.cache/sealci-agent by default
 """
 
 from __future__ import annotations
@@ -43,25 +51,31 @@ COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "schedule
 
 
 def main(words: list[str]) -> int:
-    """Obeys one command line; returns its exit code."""
+    """Run one command line and return its exit code."""
     if not words or words[0] in ("help", "-h", "--help"):
         print(__doc__)
         return 0 if words else 2
     try:
-        settings = configuration.read(image_builders.engine)
+        settings = configuration.read(image_builders.find_engine)
         provider = PROVIDERS[settings.provider](settings)
-        return obey(settings, provider, words[0], words[1:])
+        for group in (run_cluster_verb, run_build_verb, run_component_verb):
+            code = group(settings, provider, words[0], words[1:])
+            if code is not None:
+                return code
+        raise CommandFailed(f"`{' '.join(words)}` is not a command. `help` lists all commands.")
     except CommandFailed as error:
         report(f"cluster: {error}")
         return 1
     except KeyboardInterrupt:
-        report("cluster: interrupted; the same command goes on from here")
+        report("cluster: interrupted. Run the same command again to continue.")
         return 130
 
 
-def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: list[str]) -> int:
-    """One verb. Usage errors are refusals too."""
-    match verb, rest:
+def run_cluster_verb(
+    settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]
+) -> int | None:
+    """Run a verb about the cluster as a whole. Return its exit code, or None if `verb` is none of these verbs."""
+    match verb, arguments:
         case "up", []:
             provider.up()
         case "down", []:
@@ -71,50 +85,68 @@ def obey(settings: configuration.Settings, provider: Provider, verb: str, rest: 
         case "kubeconfig", []:
             print(provider.kubeconfig())
         case "kubectl", []:
-            print(provider.program())
+            print(provider.kubectl())
         case "address", []:
             print(provider.address())
+        case "log-limit", [size]:
+            provider.log_limit(settings.log_max_size if size == "default" else size)
+        case "kind", [_, *_] if isinstance(provider, Kind):
+            return provider.run_kind_attached(arguments)
+        case _:
+            return None
+    return 0
+
+
+def run_build_verb(settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]) -> int | None:
+    """Run a verb about binaries, programs or images. Return its exit code, or None if `verb` is none of these verbs."""
+    match verb, arguments:
         case "build", []:
             provider.build()
         case "build", products:
             go_build.build(settings, products)
             for path in sorted({go_build.folder(settings, product) for product in products}):
                 print(path)
-        case "prometheus", []:
-            print(debian.prometheus(settings))
         case "image", []:
-            make_images(settings, provider, [images.agent()])
+            build_and_load(settings, provider, [images.agent_recipe()])
         case "test-images", []:
-            make_images(settings, provider, images.tests())
+            build_and_load(settings, provider, images.test_recipes())
         case "load", [_, *_]:
-            for image in rest:
-                images.load_by_hand(settings, provider, image)
+            for image in arguments:
+                images.load_one(settings, provider, image)
         case "tag", [image, name]:
             provider.tag(image, name)
         case "helm", []:
             go_build.build(settings, ["helm"])
             print(go_build.binary(settings, "helm"))
+        case "prometheus", []:
+            print(debian.prometheus(settings))
         case "browser", []:
             print(debian.browser())
-        case "log-limit", [size]:
-            provider.log_limit(settings.log_max_size if size == "default" else size)
-        case "kind", [_, *_] if isinstance(provider, Kind):
-            return provider.by_hand(rest)
+        case _:
+            return None
+    return 0
+
+
+def run_component_verb(
+    settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]
+) -> int | None:
+    """Start or stop components. Return the exit code, or None if the words are no such command."""
+    match verb, arguments:
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)
         case name, ["start", *flags] if name in COMPONENTS:
             provider.start(name, flags)
-        case "restart", [_, *_] if set(rest) <= set(COMPONENTS):
-            for name in rest:
+        case "restart", [_, *_] if set(arguments) <= set(COMPONENTS):
+            for name in arguments:
                 provider.stop(name)
                 provider.start(name)
         case _:
-            raise CommandFailed(f"`{' '.join([verb, *rest])}` is no command; `help` lists them all")
+            return None
     return 0
 
 
-def make_images(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
-    """Builds images, then loads them into the cluster, which must be up for that."""
+def build_and_load(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
+    """Build images and load them into the cluster, which must be up."""
     archives = images.build(settings, recipes)
     images.load(settings, provider, {r.name: a for r, a in zip(recipes, archives, strict=True)})
 

@@ -1,7 +1,7 @@
-"""What a person sees: one line per step, with how long it took, on stderr.
+"""Print progress for the user, and run child processes.
 
-stdout belongs to answers (a path, a status), so `KUBECONFIG=$(... kubeconfig)` works. A `CommandFailed` is a
-sentence for a person: it ends the command with exit code 1 and without a traceback.
+Progress goes to stderr, one line per step with its duration. stdout carries only a verb's result, such as a path, so
+that `KUBECONFIG=$(... kubeconfig)` works.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# Seconds between two progress lines of a long command.
+PROGRESS_SECONDS = 10
+
 
 class CommandFailed(Exception):
-    """The command cannot go on; the text says why and what to do, in one sentence."""
+    """The command cannot continue. `main` prints the text, which says why, and exits with code 1 and no traceback."""
 
 
 def report(line: str) -> None:
-    """One line for the person who waits."""
+    """Print one line for the user on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """Announces `what`, and says how many seconds it took once it is done."""
-    report(f"  {what} ...")
+def step(description: str) -> Iterator[None]:
+    """Report the start of a step, and its duration when the block ends without an error."""
+    report(f"  {description} ...")
     began = time.monotonic()
     yield
-    report(f"  {what}: {time.monotonic() - began:.1f} s")
+    report(f"  {description}: {time.monotonic() - began:.1f} s")
 
 
 def run(
@@ -40,7 +43,11 @@ def run(
     stdin: str | None = None,
     seconds: float = 120,
 ) -> str:
-    """Runs a short command and returns its stdout. Refuses with the end of its stderr when it fails."""
+    """Run a short command and return its stdout.
+
+    Raise CommandFailed if the program is not installed, if it exits with another code than 0 (with the end of its
+    stderr) or if it runs longer than `seconds`.
+    """
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
@@ -55,27 +62,30 @@ def run(
     return done.stdout
 
 
-def run_logged(command: Sequence[str | Path], log: Path, what: str, *, cwd: Path, env: Mapping[str, str]) -> None:
-    """Runs a long command with its output in `log`, and says every ten seconds that it still goes on."""
+def run_logged(
+    command: Sequence[str | Path], log: Path, description: str, *, cwd: Path, env: Mapping[str, str]
+) -> None:
+    """Run a long command with its output in the file `log`, and report every ten seconds that it still runs."""
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, stdout=output, stderr=output)
         try:
             while True:
                 try:
-                    code = process.wait(10)
+                    code = process.wait(PROGRESS_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    report(f"    {what}: {time.monotonic() - began:.0f} s so far")
+                    report(f"    {description}: {time.monotonic() - began:.0f} s so far")
         except BaseException:
+            # On Ctrl-C too: a build that outlives its command would write to a cache that is no longer locked.
             process.terminate()
             process.wait()
             raise
     if code != 0:
         end = tail(log.read_text("utf-8", "replace"))
-        raise CommandFailed(f"{what} failed ({code}), the whole output is in {log}: {end}")
+        raise CommandFailed(f"{description} failed ({code}). The whole output is in {log}. Its end: {end}")
 
 
 def tail(text: str, lines: int = 6) -> str:
-    """The last lines, where programs say what went wrong."""
+    """Return the last lines of an output, where most programs print their error."""
     return "\n    ".join(text.strip().splitlines()[-lines:])

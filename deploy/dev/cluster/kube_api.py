@@ -1,7 +1,4 @@
-"""Waiting for a cluster: until something is so, and the questions to its API that every provider asks.
-
-Nothing here keeps state; every wait has a deadline and ends in a refusal that says what was waited for.
-"""
+"""Ask a cluster's API, by kubectl, the questions that every provider needs to know when a cluster is ready."""
 
 from __future__ import annotations
 
@@ -14,24 +11,22 @@ from typing import Any
 from deploy.dev.cluster.console import CommandFailed, run
 from deploy.dev.cluster.waiting import WAIT_SECONDS
 
-MIRROR = "kubernetes.io/config.mirror"
+MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 
 @dataclass(frozen=True)
-class Api:
-    """One cluster's API, asked by kubectl. `node` is the node that has the control plane."""
+class KubeApi:
+    """The API of one cluster. `node` is the name of its only node. Holds no connection and no state."""
 
-    program: str | Path
+    kubectl_path: str | Path
     kubeconfig: Path
     node: str
 
     def kubectl(self, arguments: Iterable[str], stdin: str | None = None) -> str:
-        """Runs kubectl on this cluster."""
-        words = [self.program, "--kubeconfig", self.kubeconfig, *arguments]
+        words = [self.kubectl_path, "--kubeconfig", self.kubeconfig, *arguments]
         return run(words, stdin=stdin, seconds=WAIT_SECONDS)
 
-    def ready(self) -> bool:
-        """Whether the API server says that it is ready."""
+    def is_ready(self) -> bool:
         try:
             self.kubectl(["get", "--raw", "/readyz"])
         except CommandFailed:
@@ -39,26 +34,32 @@ class Api:
         return True
 
     def default_account_exists(self) -> bool:
-        """Whether pods in `default` would be admitted."""
+        """Return whether the namespace `default` has its ServiceAccount. Before that the API admits no pod."""
         return bool(self.kubectl(["get", "serviceaccount", "default", "--ignore-not-found", "-o", "name"]))
 
     def node_ready(self) -> bool:
-        """Whether the API says that the node is Ready."""
         path = '{.status.conditions[?(@.type=="Ready")].status}'
         return self.kubectl(["get", "node", self.node, "--ignore-not-found", "-o", f"jsonpath={path}"]) == "True"
 
     def kubelet_knows_its_pods(self) -> bool:
-        """Whether logs and exec work for every pod of the node: right after its start, the kubelet knows none."""
+        """Return whether the kubelet lists every pod that the API has bound to the node.
+
+        A kubelet that just started lists no pod, and logs and exec fail for a pod that it does not list.
+        """
         try:
-            known = json.loads(self.kubectl(["get", "--raw", f"/api/v1/nodes/{self.node}/proxy/pods"]))
+            at_kubelet = json.loads(self.kubectl(["get", "--raw", f"/api/v1/nodes/{self.node}/proxy/pods"]))
         except CommandFailed:
             return False
         selector = f"fieldSelector=spec.nodeName={self.node}"
         bound = json.loads(self.kubectl(["get", "--raw", f"/api/v1/pods?{selector}"]))
-        return uids(bound) <= uids(known)
+        return kubelet_uids(bound) <= kubelet_uids(at_kubelet)
 
 
-def uids(pods: dict[str, Any]) -> set[str]:
-    """The UIDs of the pods in a list, as their kubelet knows them: a static pod has another one in the API."""
+def kubelet_uids(pods: dict[str, Any]) -> set[str]:
+    """Return the UIDs of a PodList as the kubelet knows them.
+
+    A static pod has one UID at the kubelet and another one in the API. The API's object has an annotation with the
+    kubelet's UID.
+    """
     metadata = [pod["metadata"] for pod in pods["items"] or ()]
-    return {each.get("annotations", {}).get(MIRROR, each["uid"]) for each in metadata}
+    return {each.get("annotations", {}).get(MIRROR_ANNOTATION, each["uid"]) for each in metadata}

@@ -1,7 +1,7 @@
-"""What can be chosen, all of it by environment variables, and what follows from it: folders, names, addresses.
+"""Read the settings from environment variables, and derive folders, names and addresses from them.
 
-`CLUSTER_NUMBER` (0 to 9) moves every name and every address, so two clusters can live on one machine.
-Read once per command; nothing here touches the disk.
+Every command reads the settings once. Nothing here touches the disk. Every name and address contains `CLUSTER_NUMBER`
+(0 to 9), so that several clusters can run on one machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Settings:
-    """One command's settings. `number` tells clusters on one machine apart, `kubernetes` is like 1.37.2."""
+    """The settings of one command. `number` is CLUSTER_NUMBER, `kubernetes` a version like 1.37.2."""
 
     provider: str
     cache: Path
@@ -30,86 +30,94 @@ class Settings:
     log_max_size: str
 
     @property
-    def fixed(self) -> dict[str, str]:
-        """What cannot change while a cluster is up."""
-        made_with = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
-        return {"CLUSTER": self.provider} | made_with
+    def creation_settings(self) -> dict[str, str]:
+        """Return the settings that cannot change while a cluster is up."""
+        variables = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
+        return {"CLUSTER": self.provider} | variables
 
     @property
     def name(self) -> str:
-        """The name of the cluster, its node, its link and its cgroup."""
+        """Return the name of the cluster, of its node, of its network link and of its cgroup."""
         return f"{LINK_PREFIX}{self.number}"
 
     @property
     def folder(self) -> Path:
-        """All state of one local cluster; its absence means that there is none."""
+        """Return the folder of all state of this cluster. If the folder does not exist, there is no cluster."""
         return self.cache / "run" / str(self.number)
 
     @property
+    def lock(self) -> Path:
+        """Return the lock file of commands that change the cluster. It lies outside the folder that `down` removes."""
+        return self.cache / f"{self.name}.lock"
+
+    @property
     def kubeconfig(self) -> Path:
-        """Where the admin's kubeconfig lies while the cluster is up."""
         return self.folder / "kubeconfig"
 
     @property
     def socket(self) -> Path:
-        """Where containerd answers."""
+        """Return the path of containerd's socket."""
         return self.folder / "containerd.sock"
 
     @property
     def gateway(self) -> str:
-        """The machine, as pods and the node see it."""
+        """Return this machine's address as pods and the node see it."""
         return f"10.200.{self.number}.1"
 
     @property
     def node_address(self) -> str:
-        """The node, as the machine sees it."""
+        """Return the node's address as this machine sees it."""
         return f"10.200.{self.number}.2"
 
     @property
     def server(self) -> str:
-        """The API server's URL."""
+        """Return the API server's URL."""
         return f"https://{self.node_address}:6443"
 
     @property
     def engine_network(self) -> str:
-        """Addresses of kind's nodes, inside the namespaces of `kind-offline` only."""
+        """Return the subnet of kind's nodes. It exists only inside the namespaces of `kind-offline`."""
         return f"10.201.{self.number}.0/24"
 
     @property
     def engine_gateway(self) -> str:
-        """The namespaces, as kind's nodes see them."""
+        """Return the address of the namespaces of `kind-offline` as kind's nodes see them."""
         return f"10.201.{self.number}.1"
 
     @property
     def pod_network(self) -> str:
-        """Addresses of pods; the machine reaches them."""
+        """Return the subnet of pods. This machine has a route to it."""
         return f"10.{244 + self.number}.0.0/16"
 
     @property
     def service_network(self) -> str:
-        """Addresses of Services; the machine reaches them."""
+        """Return the subnet of Services. This machine has a route to it."""
         return f"10.{96 + self.number}.0.0/16"
 
     @property
     def api_service(self) -> str:
-        """The Service `kubernetes`."""
+        """Return the address of the Service `kubernetes`."""
         return f"10.{96 + self.number}.0.1"
 
     @property
     def dns_service(self) -> str:
-        """The Service of cluster DNS."""
+        """Return the address of the Service of cluster DNS."""
         return f"10.{96 + self.number}.0.10"
 
 
-def read(engine: Callable[[], str]) -> Settings:
-    """The settings of this command. Refuses a value that cannot be."""
+def read(find_engine: Callable[[], str]) -> Settings:
+    """Read the settings of this command. Raise CommandFailed if a value is not possible.
+
+    `find_engine` returns `docker`, `podman` or an empty string. It is called only if CLUSTER does not decide.
+    """
     env = os.environ
-    provider = env.get("CLUSTER") or ("kind" if engine() == "docker" else "local")
+    provider = env.get("CLUSTER") or ("kind" if find_engine() == "docker" else "local")
     if provider not in PROVIDERS:
         raise CommandFailed(f"CLUSTER={provider} is not one of {', '.join(PROVIDERS)}")
-    if provider == "kind" and not engine():
+    if provider == "kind" and not find_engine():
         raise CommandFailed(
-            "CLUSTER=kind needs a Docker engine or podman, and none answers here: set CLUSTER=local or kind-offline"
+            "CLUSTER=kind needs Docker or podman, and neither answers on this machine."
+            " Set CLUSTER=local or CLUSTER=kind-offline."
         )
     version = env.get("KUBERNETES_VERSION", "1.37.2").removeprefix("v")
     if not re.fullmatch(r"1\.\d+\.\d+", version):

@@ -1,1 +1,1 @@
-"""Make the pictures of the README from real runs."""
+"""Take the README's pictures from real runs."""

@@ -1,1 +1,1 @@
-"""Build the parts of a cluster into the cache: Go binaries, Debian root file systems, container images."""
+"""Build what a cluster needs into the cache: Go binaries, Debian packages and root file systems, container images."""

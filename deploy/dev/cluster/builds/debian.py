@@ -1,4 +1,7 @@
-"""What clusters take from Debian: packages on this machine, packages beside it, and root file systems for images."""
+"""Take from Debian what a cluster needs: installed packages, unpacked packages, and root file systems for images.
+
+Nothing here touches a package that is installed already. Downloads and root file systems stay in the cache.
+"""
 
 from __future__ import annotations
 
@@ -12,66 +15,73 @@ from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What the local cluster needs on this machine, at build time and at run time.
 NODE_PACKAGES = (
     "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
 )  # fmt: skip
+# Packages for builds of images without Docker or podman.
 IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
 KIND_PACKAGES = (*NODE_PACKAGES, "debootstrap")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
+# The packages of the base image from which buildah builds the agent's image and the images of the tests.
 ROOT_PACKAGES = (
     "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
 )  # fmt: skip
-# A node of kind: what kind's own image installs, as far as a node without networked storage needs it.
+# The packages of kind's own node image, except those for networked storage.
 KIND_ROOT_PACKAGES = (
     "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod", "hostname",
     "libseccomp2", "pigz", "e2fsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "openssl", "socat",
     "containernetworking-plugins",
 )  # fmt: skip
-# Podman with the libraries that a bare machine has not got.
+# Podman and the libraries that a minimal Debian lacks.
 PODMAN_PACKAGES = (
     "podman", "conmon", "netavark", "aardvark-dns", "libgpgme11", "libassuan0", "libgpg-error0", "libdevmapper1.02.1",
     "libsubid4", "libsemanage2", "libglib2.0-0",
 )  # fmt: skip
 ROOT_RELEASE = "bookworm"
+# Part of the name of every root file system. Raise the version to build them anew, for newer packages.
 ROOT_VERSION = "1"
-NOT_NEEDED = ("var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "var/log", "usr/share/doc", "usr/share/man",
-              "usr/share/locale", "usr/share/info", "tmp")  # fmt: skip
+# Folders that are emptied to make root file systems smaller.
+EMPTIED_FOLDERS = (
+    "var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "var/log", "usr/share/doc", "usr/share/man",
+    "usr/share/locale", "usr/share/info", "tmp",
+)  # fmt: skip
 
 
 def install(packages: tuple[str, ...]) -> None:
-    """Installs what is missing of these packages."""
-    absent = [package for package in packages if not installed(package)]
+    """Install those of these packages that are not installed. Raise CommandFailed if apt-get is missing."""
+    absent = [package for package in packages if not is_installed(package)]
     if not absent:
         return
     if shutil.which("apt-get") is None:
-        raise CommandFailed(
-            f"these Debian packages are missing, and there is no apt-get to install them: {' '.join(absent)}"
-        )
+        raise CommandFailed(f"apt-get is missing, and cannot install these Debian packages: {' '.join(absent)}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with step(f"apt-get install {' '.join(absent)}"):
         run(["apt-get", "update", "-q"], seconds=300)
         run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *absent], env=environment, seconds=600)
 
 
-def installed(package: str) -> bool:
-    """Whether dpkg knows the package as installed."""
+def is_installed(package: str) -> bool:
     query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     except FileNotFoundError:
-        raise CommandFailed("the local cluster needs a Debian machine (dpkg is not there)") from None
+        raise CommandFailed("this cluster needs a Debian machine, and dpkg is missing") from None
     return answer.stdout == "installed"
 
 
-def unpacked(settings: Settings, *packages: str) -> Path:
-    """Debian packages, unpacked below the cache and not installed: no service starts. Made once, named by the first."""
+def unpack(settings: Settings, *packages: str) -> Path:
+    """Unpack Debian packages below the cache, once, and return the folder, which is named after the first package.
+
+    The packages are not installed, so that no service starts and no other package changes.
+    """
     name = packages[0]
     target = settings.cache / "debian" / name
     if target.exists():
         return target
     if shutil.which("apt-get") is None:
-        raise CommandFailed(f"the Debian package {name} is wanted, and there is no apt-get to download it")
+        raise CommandFailed(f"apt-get is missing, and cannot download the Debian package {name}")
     with lock(settings.cache / "debian.lock", "another download"):
         if target.exists():
             return target
@@ -89,37 +99,37 @@ def unpacked(settings: Settings, *packages: str) -> Path:
 
 
 def prometheus(settings: Settings) -> Path:
-    """The folder of prometheus and promtool: the machine's own, else Debian's, unpacked."""
+    """Return the folder of prometheus and promtool: the installed programs, or else Debian's package, unpacked."""
     found = shutil.which("prometheus")
     if found is not None and shutil.which("promtool") is not None:
         return Path(found).parent
-    return unpacked(settings, "prometheus") / "usr" / "bin"
+    return unpack(settings, "prometheus") / "usr" / "bin"
 
 
 def browser() -> str:
-    """A Chromium: the machine's own, else Debian's, installed."""
+    """Return the path of an installed Chromium or Chrome. Install Debian's Chromium if there is neither."""
     names = ("chromium", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         install(BROWSER_PACKAGES)
         found = shutil.which(names[0])
     if found is None:
-        raise CommandFailed("chromium was installed, but is not on PATH")
+        raise CommandFailed("Debian's chromium was installed, but chromium is not on PATH")
     return found
 
 
 def root_archive(settings: Settings) -> Path:
-    """A tar of a small Debian with python3, git and ssh, made once by debootstrap (about a minute)."""
-    return debootstrapped(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
+    """Return the tar of a Debian with python3, git and ssh. The first call takes about a minute."""
+    return debootstrap(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
 
 
 def kind_root_archive(settings: Settings) -> Path:
-    """A tar of a Debian that can be a node of kind, made once by debootstrap (about a minute and a half)."""
-    return debootstrapped(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
+    """Return the tar of a Debian that can be a node of kind. The first call takes about 90 seconds."""
+    return debootstrap(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
 
 
-def debootstrapped(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
-    """A tar of a minimal Debian with these packages; it appears in the cache by a rename."""
+def debootstrap(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
+    """Return the tar of a minimal Debian with these packages. Build it in the cache if it does not exist."""
     archive = settings.cache / "images" / f"{name}.tar"
     if archive.exists():
         return archive
@@ -131,15 +141,15 @@ def debootstrapped(settings: Settings, name: str, packages: tuple[str, ...]) -> 
         log.parent.mkdir(parents=True, exist_ok=True)
         root = archive.with_name("debootstrap")
         shutil.rmtree(root, ignore_errors=True)
-        with step(f"debootstrap of {name} (60 to 90 s, once)"):
-            # In a mount namespace of its own: what it mounts goes with it, also when it is killed.
+        with step(f"debootstrap of {name} (60 to 90 s, only once)"):
+            # In a mount namespace of its own, so that its mounts end with the process, even if the process is killed.
             run_logged(
                 ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
                  ROOT_RELEASE, root],
                 log, "debootstrap", cwd=archive.parent, env=dict(os.environ),
             )  # fmt: skip
-            for folder in NOT_NEEDED:
-                empty(root / folder)
+            for folder in EMPTIED_FOLDERS:
+                empty_folder(root / folder)
             partial = archive.with_suffix(".partial")
             run(["tar", "--numeric-owner", "--exclude=./dev/*", "--exclude=./proc/*", "-C", root, "-cf", partial, "."],
                 seconds=300)  # fmt: skip
@@ -148,8 +158,7 @@ def debootstrapped(settings: Settings, name: str, packages: tuple[str, ...]) -> 
     return archive
 
 
-def empty(folder: Path) -> None:
-    """Removes what is in a folder, and leaves the folder."""
+def empty_folder(folder: Path) -> None:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

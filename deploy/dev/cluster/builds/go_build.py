@@ -1,8 +1,9 @@
-"""Binaries of Kubernetes and its neighbours, built from their Go modules into the cache.
+"""Build the binaries of Kubernetes and its neighbours from their Go modules into the cache.
 
-One table entry per product, one go.mod per product (a common one does not build). A binary lies below a folder
-named by its recipe and appears there by a rename, so a build that was interrupted is simply done again, and what
-is there is whole. Builds take a lock: a second command waits for the first instead of building the same.
+`products` is the table of all products. Each product has a go.mod of its own, because the products do not build with
+common versions of their dependencies. The folder of a product's binaries is named after the recipe, and each build
+renames its finished binary into this folder. Hence every binary in the cache is complete, and an interrupted build is
+repeated. A lock makes a second command wait for the first instead of building the same binaries.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from deploy.dev.cluster.console import CommandFailed, report, run, run_logged
 from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
-# From this language version on, go reads only the part of the module graph that a build needs.
+# The language version of a generated go.mod. Since 1.17, go reads only the part of the module graph that a build needs.
 PRUNED_GRAPHS = "1.21"
 
 
 @dataclass(frozen=True)
 class Product:
-    """A Go module and the main packages in it: `binaries` maps a binary's name to its package's path below it."""
+    """The recipe of one Go module. `binaries` maps the name of a binary to the path of its main package in the module.
+
+    `staging` marks a module whose go.mod replaces modules by folders of its own repository.
+    """
 
     module: str
     version: str
@@ -39,14 +43,14 @@ class Product:
 
     @property
     def key(self) -> str:
-        """What tells this recipe from another version of itself: the end of a folder's name."""
+        """Return the version and a hash of the recipe, with which the name of the product's folder ends."""
         recipe = json.dumps([self.module, self.version, self.ldflags, self.tags, self.cgo])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
         return f"{self.version}-{digest}"
 
 
 def products(kubernetes: str) -> dict[str, Product]:
-    """Everything that can be built, by product. `kubernetes` is a version like 1.37.2."""
+    """Return the recipe of every product by its name. `kubernetes` is a version like 1.37.2."""
     stamp = "k8s.io/component-base/version"
     major, minor, _ = kubernetes.split(".")
     version = (
@@ -77,6 +81,7 @@ def products(kubernetes: str) -> dict[str, Product]:
 
 NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
 KIND_NODE = (*NODE, "kubeadm", "kind")
+# Seconds that each binary takes on 2 cores with cold caches. Only shown to the user.
 COLD_SECONDS = {
     "kube-apiserver": 185, "kube-controller-manager": 56, "kube-scheduler": 6, "kubelet": 15, "kube-proxy": 7,
     "kubectl": 14, "etcd": 18, "containerd": 39, "containerd-shim-runc-v2": 1, "ctr": 3, "runc": 8, "coredns": 87,
@@ -85,44 +90,45 @@ COLD_SECONDS = {
 
 
 def folder(settings: Settings, product: str) -> Path:
-    """Where the binaries of a product lie, once built."""
+    """Return the folder of a product's binaries, which need not exist yet."""
     return settings.cache / "bin" / f"{product}-{products(settings.kubernetes)[product].key}"
 
 
 def binary(settings: Settings, name: str) -> Path:
-    """The path of one binary by its name. It need not be there yet."""
+    """Return the path of one binary, which need not exist yet."""
     for product, recipe in products(settings.kubernetes).items():
         if name in recipe.binaries:
             return folder(settings, product) / name
-    raise CommandFailed(f"there is no binary {name} in the table of builds")
+    raise CommandFailed(f"the table of products has no binary {name}")
 
 
-def missing(settings: Settings, wanted: Iterable[str]) -> list[tuple[str, str]]:
-    """(product, binary) for everything of the wanted products that is not in the cache."""
+def missing(settings: Settings, product_names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (product, binary) for every binary of these products that the cache lacks."""
     table = products(settings.kubernetes)
-    return [(p, b) for p in wanted for b in table[p].binaries if not (folder(settings, p) / b).exists()]
+    return [(p, b) for p in product_names for b in table[p].binaries if not (folder(settings, p) / b).exists()]
 
 
-def build(settings: Settings, wanted: Iterable[str] = NODE) -> None:
-    """Builds what is missing of the wanted products; says first what that is and how long it may take."""
-    wanted = tuple(wanted)
-    unknown = set(wanted) - set(products(settings.kubernetes))
+def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
+    """Build the binaries of these products that the cache lacks. Report first how many, and the expected time."""
+    product_names = tuple(product_names)
+    unknown = set(product_names) - set(products(settings.kubernetes))
     if unknown:
-        raise CommandFailed(f"there is no product {', '.join(sorted(unknown))} in the table of builds")
-    if not missing(settings, wanted):
+        raise CommandFailed(f"the table of products has no {', '.join(sorted(unknown))}")
+    if not missing(settings, product_names):
         return
     if shutil.which("go") is None:
-        raise CommandFailed("go is not installed, and is needed to build the cluster's binaries once")
+        raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        todo = missing(settings, wanted)
+        # Looked up again: the command that held the lock may have built some of them.
+        todo = missing(settings, product_names)
         seconds = sum(COLD_SECONDS.get(name, 60) for _, name in todo)
-        report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, once).")
+        report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, only once).")
         for product, name in todo:
             build_binary(settings, product, name)
 
 
 def build_binary(settings: Settings, product: str, name: str) -> None:
-    """One `go build`, whose result appears in the cache by a rename."""
+    """Run one `go build` and rename its result into the cache."""
     recipe = products(settings.kubernetes)[product]
     source = settings.cache / "src" / f"{product}-{recipe.key}"
     target = folder(settings, product) / name
@@ -134,17 +140,21 @@ def build_binary(settings: Settings, product: str, name: str) -> None:
     package = "/".join(filter(None, (recipe.module, recipe.binaries[name])))
     log = settings.cache / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    what = f"go build {name} {recipe.version}"
-    report(f"  {what} (about {COLD_SECONDS.get(name, 60)} s cold) ...")
+    description = f"go build {name} {recipe.version}"
+    report(f"  {description} (about {COLD_SECONDS.get(name, 60)} s cold) ...")
     began = time.monotonic()
-    run_logged(["go", "build", *flags, package], log, what, cwd=source, env=go_environment(recipe))
+    run_logged(["go", "build", *flags, package], log, description, cwd=source, env=go_environment(recipe))
     partial.chmod(0o755)
     partial.replace(target)
-    report(f"  {what}: {time.monotonic() - began:.1f} s")
+    report(f"  {description}: {time.monotonic() - began:.1f} s")
 
 
 def write_module(recipe: Product, source: Path) -> None:
-    """A go.mod that requires this one product; Kubernetes' staging modules are replaced by the published ones."""
+    """Write a go.mod that requires this one product, if there is none.
+
+    Kubernetes' own go.mod replaces its staging modules by folders of its repository. Go ignores `replace` in a required
+    module, so the new go.mod replaces them by their published versions (v0.X.Y for Kubernetes v1.X.Y).
+    """
     if (source / "go.mod").exists():
         return
     source.mkdir(parents=True, exist_ok=True)
@@ -158,31 +168,32 @@ def write_module(recipe: Product, source: Path) -> None:
         "",
     ]
     if recipe.staging:
-        go_mod = Path(downloaded(recipe, source)["GoMod"]).read_text("utf-8")
+        go_mod = Path(download_module(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
+        # Newer versions declare their staging modules in go.work, and their go.mod requires them as v0.0.0.
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")
     partial.replace(source / "go.mod")
 
 
-def downloaded(recipe: Product, source: Path) -> dict[str, str]:
-    """What go says about a product's module, once it is in go's cache: `GoMod` and `Dir` are paths."""
+def download_module(recipe: Product, source: Path) -> dict[str, str]:
+    """Download a product's module into go's cache. Return go's answer, in which `GoMod` and `Dir` are paths."""
     command = ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"]
     return dict(json.loads(run(command, cwd=source, env=go_environment(recipe), seconds=600)))
 
 
 def module_folder(settings: Settings, product: str) -> Path:
-    """The sources of a product that was built, read-only in go's cache."""
+    """Return the read-only folder of a product's sources in go's cache."""
     recipe = products(settings.kubernetes)[product]
     source = settings.cache / "src" / f"{product}-{recipe.key}"
     write_module(recipe, source)
-    return Path(downloaded(recipe, source)["Dir"])
+    return Path(download_module(recipe, source)["Dir"])
 
 
 def go_environment(recipe: Product) -> dict[str, str]:
-    """The machine's environment and caches, with the flags that our own go.mod needs."""
+    """Return this process' environment with the settings that a generated go.mod needs."""
     return os.environ | {
         "GOFLAGS": "-mod=mod -buildvcs=false",
         "GOWORK": "off",

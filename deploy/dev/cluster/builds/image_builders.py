@@ -1,6 +1,7 @@
-"""What turns a Dockerfile into an archive: Docker or podman where one answers, else buildah with a Debian of our own.
+"""Build images from Dockerfiles, by the engine of this machine (Docker or podman) or else by buildah.
 
-Both worlds use the same Dockerfiles; only their base images differ, which travel as build arguments.
+Both builders use the same Dockerfiles. Only the base images differ, and they are build arguments: the public images for
+an engine, and for buildah a Debian from debootstrap, because buildah runs where no registry can be reached.
 """
 
 from __future__ import annotations
@@ -18,111 +19,107 @@ from deploy.dev.cluster.builds import debian
 from deploy.dev.cluster.console import CommandFailed, run, step
 from deploy.dev.cluster.settings import Settings
 
+# Seconds until a build of one image fails.
 BUILD_SECONDS = 900
 BASE = f"localhost/sealci-base:{debian.ROOT_VERSION}"
 BUSYBOX = "localhost/sealci-busybox:1"
 CERTIFICATES = "/etc/ssl/certs"
-# How this machine reaches its package index, if it says so.
+# Variables by which pip finds this machine's package index. A build gets those that are set.
 PIP_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 
 class Builder(Protocol):
-    """Builds images and writes them as docker archives."""
+    """A program that builds images and writes them as docker archives."""
 
     def arguments(self, settings: Settings) -> dict[str, str]:
-        """The build arguments on which the result depends."""
+        """Return the build arguments on which the result depends."""
 
     def prepare(self, settings: Settings) -> None:
-        """Makes ready what every build needs."""
+        """Install and build what every build of an image needs."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
-        """Builds one image (or one target of a Dockerfile) under a name."""
+        """Build an image under a name. An empty `target` is the Dockerfile's last stage."""
 
     def save(self, settings: Settings, name: str, archive: Path) -> None:
-        """Writes a built image as a docker archive. Refuses a name that was never built."""
+        """Write an image as a docker archive. Raise CommandFailed if the builder has no image of this name."""
 
 
 class Engine:
-    """Builds with the machine's own engine, from public base images."""
+    """The builder that uses Docker or podman of this machine."""
 
     def __init__(self, program: str) -> None:
         self.program = program
 
     def arguments(self, settings: Settings) -> dict[str, str]:
-        """None: the Dockerfiles' defaults are the public images."""
+        # The Dockerfiles' defaults are the public base images.
         return {}
 
     def prepare(self, settings: Settings) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
-        """Runs `docker build`, or podman's."""
         stage = ["--target", target] if target else []
         run([self.program, "build", "--file", dockerfile, "--tag", name, *stage, context], seconds=BUILD_SECONDS)
 
     def save(self, settings: Settings, name: str, archive: Path) -> None:
-        """Runs `docker save`, or podman's."""
         run([self.program, "save", "--output", archive, name], seconds=BUILD_SECONDS)
 
 
 class Buildah:
-    """Builds with buildah in its own storage below the cache, from a Debian that debootstrap made."""
+    """The builder that uses buildah with a storage of its own in the cache."""
 
     def arguments(self, settings: Settings) -> dict[str, str]:
-        """The local base images."""
         return {"BASE": BASE, "BUSYBOX": BUSYBOX}
 
     def prepare(self, settings: Settings) -> None:
-        """Installs buildah, and makes the base images once."""
+        """Install buildah, and build the base images if they do not exist."""
         if os.geteuid() != 0:
-            raise CommandFailed("building images with buildah needs root: run the command with sudo")
+            raise CommandFailed("building images with buildah needs root. Run the command with sudo.")
         debian.install(debian.IMAGE_PACKAGES)
         root = debian.root_archive(settings)
         with locks.lock(settings.cache / "images.lock", "another build of images"):
             if not self.has(settings, BASE):
                 with step(f"base image {BASE}"):
-                    self.from_scratch(settings, BASE, "root.tar", root, "ADD root.tar /")
+                    self.build_base_image(settings, BASE, "root.tar", root, "ADD root.tar /")
             if not self.has(settings, BUSYBOX):
                 busybox = Path(shutil.which("busybox") or "/bin/busybox")
                 lines = 'COPY busybox /bin/busybox\nRUN ["/bin/busybox", "--install", "-s", "/bin"]'
-                self.from_scratch(settings, BUSYBOX, "busybox", busybox, lines)
+                self.build_base_image(settings, BUSYBOX, "busybox", busybox, lines)
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
-        """Runs `buildah build` with the machine's certificates and its way to a package index."""
         arguments = self.arguments(settings) | {n: os.environ[n] for n in PIP_VARIABLES if n in os.environ}
         words = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
+        # The package index may have a certificate that only this machine trusts.
         if Path(CERTIFICATES).is_dir():
             words += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
         if target:
             words += ["--target", target]
-        self.bud(settings, name, dockerfile, context, words)
+        self.run_build(settings, name, dockerfile, context, words)
 
     def save(self, settings: Settings, name: str, archive: Path) -> None:
-        """Runs `buildah push` to an archive."""
         if shutil.which("buildah") is None or not self.has(settings, name):
-            raise CommandFailed(f"{name} is neither an archive nor an image that was built here")
+            raise CommandFailed(f"{name} is neither an archive nor an image that this machine built")
         run([*self.command(settings), "push", name, f"docker-archive:{archive}:{name}"], seconds=BUILD_SECONDS)
 
     def command(self, settings: Settings) -> list[str]:
-        """Buildah with storage of our own."""
+        """Return the start of a command line that makes buildah use the storage in the cache."""
         storage = settings.cache / "buildah"
         return ["buildah", "--root", f"{storage}/root", "--runroot", f"{storage}/run", "--storage-driver", "overlay"]
 
     def has(self, settings: Settings, name: str) -> bool:
-        """Whether an image of this name was built here."""
         command = [*self.command(settings), "inspect", "--type", "image", name]
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
-    def from_scratch(self, settings: Settings, name: str, file: str, content: Path, lines: str) -> None:
-        """A base image out of one file."""
+    def build_base_image(self, settings: Settings, name: str, file: str, content: Path, lines: str) -> None:
+        """Build an image `FROM scratch`. Its context holds `content` under the name `file`, which `lines` copy."""
         with tempfile.TemporaryDirectory(dir=settings.cache, prefix="base.") as folder:
             context = Path(folder)
             shutil.copy(content, context / file)
             (context / "Dockerfile").write_text(f"FROM scratch\n{lines}\n", "utf-8")
-            self.bud(settings, name, context / "Dockerfile", context, [])
+            self.run_build(settings, name, context / "Dockerfile", context, [])
 
-    def bud(self, settings: Settings, name: str, dockerfile: Path, context: Path, words: list[str]) -> None:
-        """One run of `buildah build`, with its cache of layers."""
+    def run_build(self, settings: Settings, name: str, dockerfile: Path, context: Path, words: list[str]) -> None:
+        # `chroot` isolation also works if this machine is a container. The host's network reaches the package index.
         run(
             [*self.command(settings), "build", "--isolation", "chroot", "--network", "host", "--layers",
              "--format", "docker", "--file", dockerfile, "--tag", name, *words, context],
@@ -131,19 +128,22 @@ class Buildah:
 
 
 def choose(settings: Settings) -> Builder:
-    """The engine for kind, whose users have it; buildah where only packages are; for others what answers."""
-    if settings.provider in ("local", "kind-offline") or (settings.provider == "existing" and not engine()):
+    """Return the builder for the provider of the cluster.
+
+    `local` and `kind-offline` use buildah even if Docker answers, because they must work without a registry.
+    """
+    if settings.provider in ("local", "kind-offline") or (settings.provider == "existing" and not find_engine()):
         return Buildah()
-    return Engine(engine() or "docker")
+    return Engine(find_engine() or "docker")
 
 
-def engine() -> str:
-    """`docker` or `podman`, whichever engine answers here; empty when none does."""
+def find_engine() -> str:
+    """Return `docker` or `podman`, the first one that answers on this machine, or an empty string."""
     return next((program for program in ("docker", "podman") if answers(program)), "")
 
 
 def answers(program: str) -> bool:
-    """Whether an engine answers behind this program."""
+    """Return whether the engine behind this program answers. Docker's client can be installed without its engine."""
     if shutil.which(program) is None:
         return False
     try:
@@ -154,6 +154,6 @@ def answers(program: str) -> bool:
 
 
 def architecture() -> str:
-    """This machine's architecture, as images name it."""
+    """Return this machine's architecture by its name in images, like amd64."""
     machine = platform.machine()
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

@@ -1,7 +1,7 @@
-"""Podman without an installation: unpacked from Debian's packages, configured by files and environment variables alone.
+"""Run podman from unpacked Debian packages, configured by files and environment variables alone.
 
-Nothing of the machine's own podman, its storage or its settings is read or written. Images come from a store that is
-read-only and shared by all clusters (see node_image.py); a cluster's own storage lies in its folder and goes with it.
+This podman neither reads nor writes the files of a podman that is installed on this machine. Images come from a
+read-only store, which all clusters share (see node_image.py). A cluster's own storage lies in the cluster's folder.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from deploy.dev.cluster.settings import Settings
 NETWORK = "kind"
 
 
-def prefix(settings: Settings) -> Path:
-    """Where podman is unpacked, downloaded when it is not there."""
-    return debian.unpacked(settings, *debian.PODMAN_PACKAGES)
+def unpack(settings: Settings) -> Path:
+    """Return the folder with podman's unpacked packages. Download the packages if the folder does not exist."""
+    return debian.unpack(settings, *debian.PODMAN_PACKAGES)
 
 
 def environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """What podman, and kind on top of it, are run with; `configure` must have written the folder."""
-    unpacked = prefix(settings)
-    libraries = sorted({str(path.parent) for path in (unpacked / "usr" / "lib").glob("*/lib*.so*")})
+    """Return the environment variables for podman, and for kind with podman. Call `configure` for `folder` first."""
+    root = unpack(settings)
+    libraries = sorted({str(path.parent) for path in (root / "usr" / "lib").glob("*/lib*.so*")})
     return {
-        "PATH": f"{unpacked}/usr/bin:{debian.SYSTEM_PATH}",
-        "LD_LIBRARY_PATH": ":".join([*libraries, *(str(path) for path in unpacked.glob("lib/*-linux-gnu"))]),
+        "PATH": f"{root}/usr/bin:{debian.SYSTEM_PATH}",
+        "LD_LIBRARY_PATH": ":".join([*libraries, *(str(path) for path in root.glob("lib/*-linux-gnu"))]),
         "HOME": str(folder),
         "CONTAINERS_CONF": f"{folder}/containers.conf",
         "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
@@ -36,17 +36,18 @@ def environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def configure(settings: Settings, folder: Path, storage: Path, *stores: Path) -> None:
-    """Writes podman's settings into a folder: images and containers in `storage`, read-only images from `stores`."""
+    """Write podman's configuration into `folder`. Podman writes to `storage` and reads images from `stores` too."""
     trust = folder / ".config" / "containers"
     trust.mkdir(parents=True, exist_ok=True)
+    # Without this file podman refuses every image.
     (trust / "policy.json").write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}), "utf-8")
     (folder / "storage.conf").write_text(storage_toml(storage, *stores), "utf-8")
     runc = go_build.binary(settings, "runc")
-    (folder / "containers.conf").write_text(containers_toml(prefix(settings), runc, folder), "utf-8")
+    (folder / "containers.conf").write_text(containers_toml(unpack(settings), runc, folder), "utf-8")
 
 
 def storage_toml(storage: Path, *stores: Path) -> str:
-    """containers/storage's settings; what lives only while containers run is below /run."""
+    """Return the configuration of podman's storage. State of running containers is below /run."""
     return f"""[storage]
 driver = "overlay"
 graphroot = "{storage}"
@@ -57,13 +58,13 @@ additionalimagestores = {json.dumps([str(store) for store in stores])}
 """
 
 
-def containers_toml(unpacked: Path, runc: Path, folder: Path) -> str:
-    """Podman's settings: programs by their paths, plain cgroups, no journal, networks in the folder."""
+def containers_toml(root: Path, runc: Path, folder: Path) -> str:
+    """Return podman's configuration for unpacked programs, without systemd, and with networks in `folder`."""
     return f"""[engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-conmon_path = ["{unpacked}/usr/bin/conmon"]
-helper_binaries_dir = ["{unpacked}/usr/lib/podman"]
+conmon_path = ["{root}/usr/bin/conmon"]
+helper_binaries_dir = ["{root}/usr/lib/podman"]
 runtime = "runc"
 
 [engine.runtimes]
@@ -76,10 +77,10 @@ network_config_dir = "{folder}/networks"
 
 
 def with_environment(variables: dict[str, str]) -> list[str]:
-    """The beginning of a command that has these variables beside its own."""
+    """Return the start of a command line that adds these environment variables."""
     return ["env", *(f"{name}={value}" for name, value in variables.items())]
 
 
-def variables(settings: Settings, folder: Path) -> dict[str, str]:
-    """This process' environment, with podman's over it."""
+def merged_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Return this process' environment, overridden by podman's variables."""
     return os.environ | environment(settings, folder)

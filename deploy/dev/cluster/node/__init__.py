@@ -1,1 +1,1 @@
-"""Run a process tree in namespaces of its own on this machine: the namespaces, their content, their removal."""
+"""Run a node as one process tree in Linux namespaces on this machine: its files, its processes and its removal."""

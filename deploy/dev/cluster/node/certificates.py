@@ -1,7 +1,7 @@
-"""The cluster's certificates and kubeconfigs, made anew for every cluster by openssl and gone with its folder.
+"""Create the certificates and kubeconfigs of a local cluster with openssl. They live as long as the cluster's folder.
 
-Real client certificates with the users and groups that Kubernetes expects, so that RBAC and NodeRestriction are as
-strict as anywhere: a right that the chart forgets shows here.
+Each component gets a client certificate with the user and the groups that Kubernetes expects. RBAC and NodeRestriction
+are therefore as strict as in production, and a permission that the chart lacks makes a test fail.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from deploy.dev.cluster.console import run
 from deploy.dev.cluster.settings import Settings
 
+# Validity of every certificate in days.
 DAYS = "3650"
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 def create(settings: Settings, folder: Path) -> None:
-    """Writes ca, server and client certificates, the service-account key and one kubeconfig per client."""
+    """Write the CA, all certificates, the key for ServiceAccount tokens, and one kubeconfig per client."""
     folder.mkdir(mode=0o700, parents=True)
     run(["openssl", "req", "-x509", *KEY, "-days", DAYS, "-subj", f"/CN={settings.name}",
          "-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
@@ -48,7 +49,7 @@ def create(settings: Settings, folder: Path) -> None:
 def certificate(
     folder: Path, name: str, subject: str, names: tuple[str, ...] = (), addresses: tuple[str, ...] = ()
 ) -> None:
-    """One key and one certificate signed by the cluster's CA, good for serving and for calling."""
+    """Write NAME.key and NAME.crt, signed by the cluster's CA and valid for servers and for clients."""
     alternatives = [f"DNS:{n}" for n in names] + [f"IP:{a}" for a in addresses]
     extensions = ["-addext", "keyUsage=critical,digitalSignature", "-addext", "extendedKeyUsage=serverAuth,clientAuth",
                   "-addext", "basicConstraints=critical,CA:FALSE"]  # fmt: skip
@@ -59,11 +60,11 @@ def certificate(
 
 
 def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
-    """NAME.kubeconfig in `folder`, with all certificates inside it: JSON, which is YAML too."""
-    cluster = {"server": settings.server, "certificate-authority-data": encoded(folder / "ca.crt")}
+    """Write NAME.kubeconfig, which contains its certificates and refers to no other file. JSON is valid YAML."""
+    cluster = {"server": settings.server, "certificate-authority-data": base64_of(folder / "ca.crt")}
     user = {
-        "client-certificate-data": encoded(folder / f"{name}.crt"),
-        "client-key-data": encoded(folder / f"{name}.key"),
+        "client-certificate-data": base64_of(folder / f"{name}.crt"),
+        "client-key-data": base64_of(folder / f"{name}.key"),
     }
     document = {
         "apiVersion": "v1",
@@ -74,10 +75,10 @@ def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
         "contexts": [{"name": settings.name, "context": {"cluster": settings.name, "user": name}}],
     }
     path = folder / f"{name}.kubeconfig"
+    # Created before the key is written, so that no other user can read the key in between.
     path.touch(mode=0o600)
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def encoded(path: Path) -> str:
-    """A file's content as kubeconfigs hold it."""
+def base64_of(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""Cluster DNS: CoreDNS as a Deployment, as data, and the question that shows that it answers behind its Service."""
+"""Describe the Deployment of CoreDNS in a local cluster, and check that CoreDNS answers behind its Service."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import ipaddress
 import socket
 import struct
 
+from deploy.dev.cluster.builds import images
 from deploy.dev.cluster.settings import Settings
 
-IMAGE = "localhost/sealci-coredns:1"
 ZONE = "cluster.local"
 COREFILE = f""".:53 {{
     errors
@@ -21,7 +21,10 @@ COREFILE = f""".:53 {{
 
 
 def manifest(settings: Settings) -> dict[str, object]:
-    """Everything of CoreDNS as one list of objects. Names outside the cluster are refused at once: no way out."""
+    """Return all objects of CoreDNS as one List.
+
+    The Corefile has no upstream server. CoreDNS refuses names outside the cluster at once, instead of after a timeout.
+    """
     labels = {"k8s-app": "kube-dns"}
     meta = {"namespace": "kube-system", "name": "coredns"}
     rules = [
@@ -59,18 +62,17 @@ def manifest(settings: Settings) -> dict[str, object]:
                 "spec": {
                     "replicas": 1,
                     "selector": {"matchLabels": labels},
-                    "template": {"metadata": {"labels": labels}, "spec": pod()},
+                    "template": {"metadata": {"labels": labels}, "spec": pod_spec()},
                 },
             },
         ],
     }
 
 
-def pod() -> dict[str, object]:
-    """The spec of CoreDNS' pod."""
+def pod_spec() -> dict[str, object]:
     container = {
         "name": "coredns",
-        "image": IMAGE,
+        "image": images.COREDNS,
         "imagePullPolicy": "Never",
         "args": ["-conf", "/etc/coredns/Corefile"],
         "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns", "readOnly": True}],
@@ -88,9 +90,13 @@ def pod() -> dict[str, object]:
 
 
 def answers(settings: Settings) -> bool:
-    """Whether the name of the API's Service resolves to its address, asked through the Service of DNS."""
+    """Return whether the Service of cluster DNS resolves the name of the Service `kubernetes`.
+
+    A query written by hand, because this machine's resolver does not know the cluster's DNS server.
+    """
     labels = f"kubernetes.default.svc.{ZONE}".split(".")
     name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
+    # The header (one question, recursion desired), the name, then type A and class IN.
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(0.5)

@@ -1,9 +1,10 @@
-"""Namespaces of a cluster's own on this machine, and the link that joins them to it.
+"""Start a node's process tree in namespaces of its own, and connect the tree to this machine's network.
 
-A process tree below `unshare --kill-child` whose first process is node_init.py: ending that one ends everything in it, drops
-every mount and takes the network along. The local cluster runs its components in it, `kind-offline` its container
-engine. One veth pair joins it to the machine, with routes to the addresses of pods and Services. All of it lives until
-`leftovers.remove` or the machine's end, not with the command that started it.
+The tree runs below `unshare --kill-child`, and its PID 1 is node_init.py. When PID 1 ends, the kernel kills every
+process of the tree and drops its mounts and its network. The provider `local` runs the components of Kubernetes in the
+tree, and `kind-offline` its container engine. A veth pair connects the tree to this machine, which has routes to the
+subnets of pods and Services. The tree outlives the command that started it, and ends with `leftovers.remove` or with
+the machine.
 """
 
 from __future__ import annotations
@@ -19,85 +20,95 @@ from pathlib import Path
 
 from deploy.dev.cluster.builds import debian
 from deploy.dev.cluster.console import CommandFailed, run, tail
-from deploy.dev.cluster.node import leftovers, processes
+from deploy.dev.cluster.node import cgroups, kernel_settings, leftovers, processes
 from deploy.dev.cluster.settings import Settings
-from deploy.dev.cluster.waiting import until
+from deploy.dev.cluster.waiting import wait_until
 
-KINDS = ("--net", "--mount", "--pid", "--uts", "--ipc")
-# Puts the shell that reads it into cgroups, then becomes the command behind them.
-JOIN = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
+NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
+# A shell script that moves its shell into the cgroups before `--` and then executes the command after `--`.
+JOIN_CGROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
 
 
-def live(settings: Settings) -> bool:
-    """Whether the process tree runs."""
-    return bool(processes.of_node(settings.folder))
+def is_running(settings: Settings) -> bool:
+    """Return whether the process tree runs."""
+    return bool(processes.node_pids(settings.folder))
 
 
 def refuse_other_settings(settings: Settings) -> None:
-    """A cluster that is up keeps what it was made with."""
-    made = json.loads((settings.folder / "settings.json").read_text("utf-8"))
-    if made != settings.fixed:
-        words = ", ".join(f"{key}={value}" for key, value in made.items())
-        raise CommandFailed(f"the cluster that is up was made with {words}: run `down` first")
+    """Raise CommandFailed if the cluster that is up was created with other settings."""
+    created_with = json.loads((settings.folder / "settings.json").read_text("utf-8"))
+    if created_with != settings.creation_settings:
+        words = ", ".join(f"{key}={value}" for key, value in created_with.items())
+        raise CommandFailed(f"the cluster that is up was created with {words}. Run `down` first.")
 
 
-def clear(settings: Settings) -> None:
-    """From whatever is there to an empty folder, the cluster's cgroups, and the kernel's own values written down."""
+def prepare(settings: Settings) -> None:
+    """Remove what an earlier cluster left, then create the folder and the cgroups and save the kernel settings."""
     leftovers.remove(settings)
     settings.folder.mkdir(mode=0o700, parents=True)
-    (settings.folder / "settings.json").write_text(json.dumps(settings.fixed), "utf-8")
-    leftovers.remember_kernel_settings(settings)
+    (settings.folder / "settings.json").write_text(json.dumps(settings.creation_settings), "utf-8")
+    kernel_settings.save(settings)
     leftovers.CNI_STATE.mkdir(exist_ok=True)
-    leftovers.create_cgroups(settings)
+    cgroups.create(settings)
 
 
 def start(settings: Settings, *, own_cgroups: bool = False) -> None:
-    """Starts PID 1 in its namespaces, detached from this command; with the cluster's cgroups as all that it sees."""
-    kinds = [*KINDS, "--cgroup"] if own_cgroups else KINDS
+    """Start PID 1 in new namespaces, detached from this command.
+
+    With `own_cgroups`, the processes of the tree run in the cluster's cgroups and see no other cgroup.
+    """
+    kinds = [*NAMESPACES, "--cgroup"] if own_cgroups else NAMESPACES
+    # -I: the script must not import from the folder or the environment of the user.
     command = ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc",
                sys.executable, "-I", "-B", str(processes.NODE_SCRIPT), str(settings.folder)]  # fmt: skip
     with (settings.folder / "logs" / "node.log").open("ab") as output:
         node = subprocess.Popen(
-            joined(settings, command) if own_cgroups else command,
+            in_cgroups(settings, command) if own_cgroups else command,
             cwd="/", env={"PATH": debian.SYSTEM_PATH, "HOME": "/root"}, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
-    # Its command line, by which it is known, shows a moment after it was started.
-    until(lambda: live(settings) or node.poll() is not None, "the node's first process")
+    # The node is found by its command line, which /proc shows a moment after the fork.
+    wait_until(lambda: is_running(settings) or node.poll() is not None, "PID 1 of the node")
 
 
-def joined(settings: Settings, command: Sequence[str]) -> list[str]:
-    """The command, in the cluster's cgroups."""
-    return ["sh", "-c", JOIN, "sh", *map(str, leftovers.cgroups(settings)), "--", *command]
+def in_cgroups(settings: Settings, command: Sequence[str]) -> list[str]:
+    """Return a command line that runs the command in the cluster's cgroups."""
+    return ["sh", "-c", JOIN_CGROUPS, "sh", *map(str, cgroups.of_cluster(settings)), "--", *command]
 
 
-def entered(settings: Settings, command: Sequence[str]) -> list[str]:
-    """The command, in namespaces that were started with their own cgroups. Refuses when they are not there."""
-    pid = processes.first_of_node(settings.folder)
+def in_namespaces(settings: Settings, command: Sequence[str]) -> list[str]:
+    """Return a command line that runs the command in namespaces that `start` made with `own_cgroups`.
+
+    Raise CommandFailed if the process tree does not run.
+    """
+    pid = processes.init_pid(settings.folder)
     if pid is None:
-        raise CommandFailed("the cluster is not up: run `up` first")
-    return joined(settings, ["nsenter", f"--target={pid}", *KINDS, "--cgroup", *command])
+        raise CommandFailed("the cluster is not up. Run `up` first.")
+    return in_cgroups(settings, ["nsenter", f"--target={pid}", *NAMESPACES, "--cgroup", *command])
 
 
-def await_first(settings: Settings) -> None:
-    """Waits until PID 1 takes orders. Refuses with its last words when it has ended."""
-    until(lambda: listens(settings) or not live(settings), "the node's first process")
-    if not live(settings):
-        words = (settings.folder / "logs" / "node.log").read_text("utf-8", "replace")
-        raise CommandFailed(f"the node's namespaces could not be made: {tail(words)}")
+def wait_until_listening(settings: Settings) -> None:
+    """Wait until PID 1 accepts requests. Raise CommandFailed with the end of its log if it has ended."""
+    wait_until(lambda: is_listening(settings) or not is_running(settings), "PID 1 of the node")
+    if not is_running(settings):
+        log = (settings.folder / "logs" / "node.log").read_text("utf-8", "replace")
+        raise CommandFailed(f"PID 1 of the node ended: {tail(log)}")
 
 
-def listens(settings: Settings) -> bool:
-    """Whether PID 1 takes orders."""
+def is_listening(settings: Settings) -> bool:
+    """Return whether PID 1 accepts a connection."""
     with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
         connection.connect(str(settings.folder / "control.sock"))
         return True
     return False
 
 
-def join_network(settings: Settings) -> None:
-    """Joins them to the machine: one veth pair, addresses, routes to pods and Services."""
-    pid = str(processes.first_of_node(settings.folder))
+def connect_network(settings: Settings) -> None:
+    """Connect the network namespace to this machine: one veth pair, addresses, routes to pods and Services.
+
+    Every step can be repeated, because `up` continues after an interrupted `up`.
+    """
+    pid = str(processes.init_pid(settings.folder))
     if not (Path("/sys/class/net") / settings.name).exists():
         run(["ip", "link", "add", settings.name, "type", "veth", "peer", "name", "eth0", "netns", pid])
     run(["ip", "address", "replace", f"{settings.gateway}/24", "dev", settings.name])
@@ -110,6 +121,7 @@ def join_network(settings: Settings) -> None:
 
 
 def require_root() -> None:
-    """Refuses when this user cannot make namespaces."""
     if os.geteuid() != 0:
-        raise CommandFailed("this cluster needs root: run the command with sudo, or set CLUSTER=kind or existing")
+        raise CommandFailed(
+            "this cluster needs root. Run the command with sudo, or set CLUSTER=kind or CLUSTER=existing."
+        )

@@ -1,11 +1,16 @@
-"""PID 1 of the local cluster's node: a process tree in namespaces of its own, and the supervisor of its components.
+"""Run as PID 1 of a node, and supervise the components of Kubernetes.
 
-Started by `local.py` below `unshare --kill-child`, alone in its namespaces; ending it ends every component, every
-container and every mount. It makes the node's view of the machine (private /run and /var/log, loopback), then
-serves one line of JSON per connection on FOLDER/control.sock: {"verb": "start"|"stop"|"status", "name": NAME,
-"flags": [...]}. `start` answers when the component's own check passes, `stop` when its process is gone. Flags are added
-to the command line until a `start` with others. A component that ends by itself is started again after a second.
-Stands alone on purpose: nothing of its folder is imported here.
+`namespaces.start` runs this script below `unshare --kill-child`, alone in its namespaces. When the script ends, the
+kernel ends every component, every container and every mount. At its start the script gives the node its own /run,
+/var/log and loopback device. Then it serves requests on FOLDER/control.sock, one line of JSON per connection:
+
+    {"verb": "start" | "stop" | "status", "name": NAME, "flags": [...]}
+
+The answer to `start` comes when the component passes its check, the answer to `stop` when its process is gone. The
+flags of a `start` follow the component's own arguments, and stay until a `start` with other flags. A component that
+ends without a `stop` is started again after a second.
+
+The script imports nothing from this repository, because it runs with `python -I` and outlives changes of the clone.
 """
 
 from __future__ import annotations
@@ -24,16 +29,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Seconds until a component must pass its check.
 START_SECONDS = 90.0
-# Servers with open watches do not end on TERM for a long time.
+CHECK_SECONDS = 0.05
+# Seconds from SIGTERM to SIGKILL. A server with open watches needs long to end on SIGTERM.
 TERM_SECONDS = 2.0
+# Seconds from SIGKILL until `stop` fails.
 KILL_SECONDS = 10.0
+# Seconds until a component that ended without a `stop` is started again.
 RESTART_SECONDS = 1.0
 
 
 @dataclass
 class Component:
-    """One program of the node. `pid` is None while it does not run, `wanted` says whether it should."""
+    """One program of the node. `pid` is None while the program does not run.
+
+    `should_run` is True from `start` to `stop`, and decides whether the program is restarted when it ends.
+    """
 
     name: str
     command: list[str]
@@ -41,12 +53,12 @@ class Component:
     check: dict[str, str]
     flags: list[str] = field(default_factory=list)
     pid: int | None = None
-    wanted: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    should_run: bool = False
+    process_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Node:
-    """The supervisor. All state lives on the event loop; a `stop` wins over a `start` that still waits."""
+    """The supervisor of all components, for the life of the process. A `stop` also ends a `start` that still waits."""
 
     def __init__(self, folder: Path, components: list[dict[str, Any]]) -> None:
         self.folder = folder
@@ -54,17 +66,17 @@ class Node:
         self.restarts: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
-        """Obeys until it is killed."""
+        """Serve requests until the process is killed."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
         server = await asyncio.start_unix_server(self.answer, self.folder / "control.sock")
         async with server:
             await server.serve_forever()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: one order, one answer."""
+        """Read one request from a connection and write one answer."""
         try:
-            order = json.loads(await reader.readline())
-            reply = await self.obey(order["verb"], order.get("name", ""), order.get("flags", []))
+            request = json.loads(await reader.readline())
+            reply = await self.handle(request["verb"], request.get("name", ""), request.get("flags", []))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(ConnectionError):
@@ -72,8 +84,8 @@ class Node:
             await writer.drain()
         writer.close()
 
-    async def obey(self, verb: str, name: str, flags: list[str]) -> dict[str, Any]:
-        """An order's answer; the key `error` says why it could not be obeyed."""
+    async def handle(self, verb: str, name: str, flags: list[str]) -> dict[str, Any]:
+        """Return the answer to a request. If the request failed, the answer's key `error` says why."""
         if verb == "status":
             return {n: c.pid is not None for n, c in self.components.items()}
         if name not in self.components:
@@ -85,36 +97,36 @@ class Node:
         return {"error": f"unknown verb {verb}"}
 
     async def start(self, component: Component, flags: list[str]) -> dict[str, Any]:
-        """Starts a component unless it runs with these flags, and waits for its check."""
-        if component.pid is not None and component.flags != flags and (refusal := await self.stop(component)):
-            return refusal
+        """Start a component and wait until it passes its check. Do not restart it if it runs with the same flags."""
+        if component.pid is not None and component.flags != flags and (error := await self.stop(component)):
+            return error
         component.flags = flags
-        component.wanted = True
+        component.should_run = True
         if component.pid is None:
             self.spawn(component)
         try:
             async with asyncio.timeout(START_SECONDS):
                 while component.pid is None or not await asyncio.to_thread(passes, component.check):
-                    if not component.wanted:
+                    if not component.should_run:
                         return {"error": f"{component.name} was stopped before it came up"}
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(CHECK_SECONDS)
         except TimeoutError:
             return {"error": f"{component.name} did not come up within {START_SECONDS:.0f} s"}
         return {}
 
     async def stop(self, component: Component) -> dict[str, Any]:
-        """Ends a component, by force if it does not listen."""
-        component.wanted = False
+        """End a component by SIGTERM, and by SIGKILL if it does not end in time."""
+        component.should_run = False
         for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
             if component.pid is None:
                 break
             os.kill(component.pid, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(component.ended.wait(), seconds)
-        return {} if component.pid is None else {"error": f"{component.name} cannot be ended"}
+                await asyncio.wait_for(component.process_ended.wait(), seconds)
+        return {} if component.pid is None else {"error": f"{component.name} does not end after SIGKILL"}
 
     def spawn(self, component: Component) -> None:
-        """Starts the process, with its output in the component's log."""
+        """Start the process in a session of its own, with its output in the component's log."""
         log = os.open(self.folder / "logs" / f"{component.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             component.pid = os.posix_spawn(
@@ -127,10 +139,10 @@ class Node:
             )
         finally:
             os.close(log)
-        component.ended.clear()
+        component.process_ended.clear()
 
     def reap(self) -> None:
-        """Collects every ended child: components, and orphans of containers, whose parent is PID 1."""
+        """Collect every ended child. Components are children of PID 1, and so are orphaned processes of containers."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -140,27 +152,27 @@ class Node:
                 return
             for component in self.components.values():
                 if component.pid == pid:
-                    self.note_end(component, os.waitstatus_to_exitcode(status))
+                    self.on_component_end(component, os.waitstatus_to_exitcode(status))
 
-    def note_end(self, component: Component, code: int) -> None:
-        """A component ended: asked for, or to be started again."""
+    def on_component_end(self, component: Component, code: int) -> None:
+        """Record the end of a component, and restart the component if no `stop` asked for the end."""
         component.pid = None
-        component.ended.set()
+        component.process_ended.set()
         print(f"{component.name} ended ({code})", file=sys.stderr, flush=True)
-        if component.wanted:
+        if component.should_run:
+            # The set keeps a reference, because the event loop holds tasks only weakly.
             task = asyncio.create_task(self.restart(component), name=f"restart {component.name}")
             self.restarts.add(task)
             task.add_done_callback(self.restarts.discard)
 
     async def restart(self, component: Component) -> None:
-        """Starts a component that ended by itself, unless it was stopped meanwhile."""
         await asyncio.sleep(RESTART_SECONDS)
-        if component.wanted and component.pid is None:
+        if component.should_run and component.pid is None:
             self.spawn(component)
 
 
 def passes(check: dict[str, str]) -> bool:
-    """Whether a component answers: `address` and `path` must give a 2xx, or `socket` must accept."""
+    """Return whether a component answers: an HTTP GET with a 2xx, or a Unix socket with a connection."""
     try:
         if "address" in check:
             return answers(check["address"], check["path"], check.get("authority"))
@@ -173,7 +185,7 @@ def passes(check: dict[str, str]) -> bool:
 
 
 def answers(address: str, path: str, authority: str | None) -> bool:
-    """Whether a GET gives a 2xx; over TLS when there is an authority that must have signed."""
+    """Return whether a GET is answered with a 2xx. With an `authority` (a CA file), the GET uses TLS."""
     connection = (
         http.client.HTTPSConnection(address, timeout=2, context=ssl.create_default_context(cafile=authority))
         if authority
@@ -184,8 +196,9 @@ def answers(address: str, path: str, authority: str | None) -> bool:
         return 200 <= connection.getresponse().status < 300
 
 
-def enter(name: str, folder: Path) -> None:
-    """The node's own view: mounts that stay in this namespace, a /run and a /var/log of its own, forwarding."""
+def set_up_node(name: str, folder: Path) -> None:
+    """Give the node mounts, a loopback device and a host name of its own, and let it forward packets."""
+    # rprivate first cuts the mounts off from this machine. rshared then lets containers propagate mounts in the node.
     for arguments in (
         ("--make-rprivate", "/"),
         ("--make-rshared", "/"),
@@ -201,10 +214,10 @@ def enter(name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Makes the node's view, then serves."""
     folder = Path(sys.argv[1])
     document = json.loads((folder / "components.json").read_text("utf-8"))
-    enter(document["name"], folder)
+    set_up_node(document["name"], folder)
+    # The umask of the command that ran `up` must not decide the modes of files in containers.
     os.umask(0o022)
     asyncio.run(Node(folder, document["components"]).serve())
 

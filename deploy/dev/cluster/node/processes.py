@@ -1,7 +1,9 @@
-"""The processes of a local cluster, found by what they are and not by a pid file that may have outlived them.
+"""Find and kill the node's processes.
 
-The node's two outer processes are the only ones whose last arguments are such a script and this cluster's folder. A
-signal goes through a pidfd that was opened before that was checked, so it never meets a stranger with a reused pid.
+A node is found by the command lines below /proc and not by a file with its pid, which could be older than a reboot.
+Only two processes of a node have the script and the cluster's folder as their last arguments: `unshare` and PID 1 of
+the node. A pidfd is opened before the command line is checked, so that no signal reaches another process with a reused
+pid.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from pathlib import Path
 from deploy.dev.cluster.console import CommandFailed
 
 NODE_SCRIPT = Path(__file__).resolve().with_name("node_init.py")
-# Of whatever checkout: the cluster is known by its folder, so that any clone can take it down.
-# The second place is of older checkouts, whose cluster may still run.
+# Any clone may take down a cluster that another clone started, so only the end of the script's path is compared. The
+# second path is the script's place in older clones.
 SCRIPTS = ("/deploy/dev/cluster/node/node_init.py", "/deploy/cluster/node.py")
-END_SECONDS = 20.0
+# Seconds until a killed process must be gone.
+KILL_SECONDS = 20.0
 
 
 def arguments(pid: int) -> list[str]:
-    """The command line of a process; empty for a zombie or one that is gone."""
+    """Return the command line of a process. It is empty if the process is a zombie or does not exist."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -32,37 +35,37 @@ def arguments(pid: int) -> list[str]:
 
 
 def is_node(pid: int, folder: Path) -> bool:
-    """Whether the process is PID 1 of this cluster's node, or the `unshare` around it."""
+    """Return whether the process is PID 1 of this cluster's node, or the `unshare` around it."""
     words = arguments(pid)[-2:]
     return len(words) == 2 and words[0].endswith(SCRIPTS) and words[1] == str(folder)
 
 
-def of_node(folder: Path) -> list[int]:
-    """Pids of this cluster's node: none when it does not run."""
+def node_pids(folder: Path) -> list[int]:
+    """Return the pids of this cluster's node. The list is empty if the node does not run."""
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and is_node(int(entry), folder)]
 
 
-def first_of_node(folder: Path) -> int | None:
-    """The pid, on this machine, of the node's PID 1."""
-    inner = [pid for pid in of_node(folder) if arguments(pid)[0] != "unshare"]
+def init_pid(folder: Path) -> int | None:
+    """Return the pid, on this machine, of the node's PID 1. Return None if the node does not run."""
+    inner = [pid for pid in node_pids(folder) if arguments(pid)[0] != "unshare"]
     return inner[0] if inner else None
 
 
-def end_node(folder: Path) -> None:
-    """Kills this cluster's node, which takes all its containers along, and waits until it is gone."""
-    for pid in of_node(folder):
-        with opened(pid) as handle:
+def kill_node(folder: Path) -> None:
+    """Kill this cluster's node and wait until it is gone. The kernel then kills all processes in its namespaces."""
+    for pid in node_pids(folder):
+        with open_pidfd(pid) as handle:
             if handle is None or not is_node(pid, folder):
                 continue
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-            if not select.select([handle], [], [], END_SECONDS)[0]:
-                raise CommandFailed(f"the node's process {pid} was killed and did not end within {END_SECONDS:.0f} s")
+            if not select.select([handle], [], [], KILL_SECONDS)[0]:
+                raise CommandFailed(f"the node's process {pid} was killed and did not end within {KILL_SECONDS:.0f} s")
 
 
 @contextmanager
-def opened(pid: int) -> Iterator[int | None]:
-    """A pidfd of the process; None when it is gone."""
+def open_pidfd(pid: int) -> Iterator[int | None]:
+    """Yield a pidfd of the process, or None if the process does not exist."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A cluster that somebody else runs: the current kube context, looked at and never changed."""
+"""Use the cluster of the current kube context, without changing its nodes or its components."""
 
 from __future__ import annotations
 
@@ -13,61 +13,51 @@ from deploy.dev.cluster.settings import Settings
 
 
 class Existing:
-    """The provider `existing`. Only what reads is possible."""
+    """The provider `existing`. Verbs that would change the cluster raise CommandFailed."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     def build(self) -> None:
-        """Nothing to build."""
+        """Do nothing."""
 
     def up(self) -> None:
-        """Checks that the cluster answers; nothing is made."""
+        """Check that the cluster answers."""
         run(["kubectl", "get", "--raw", "/readyz"], seconds=30)
-        report(f"The existing cluster answers; KUBECONFIG={self.kubeconfig()}")
+        report(f"The existing cluster answers. KUBECONFIG={self.kubeconfig()}")
 
     def down(self) -> None:
-        """Leaves the cluster alone."""
-        report("The existing cluster is not ours: nothing is removed.")
+        report("This command did not create the existing cluster, and removes nothing of it.")
 
     def status(self) -> bool:
-        """Prints what the cluster says about its nodes."""
+        """Print the nodes as kubectl shows them."""
         print(run(["kubectl", "get", "nodes"], seconds=30), end="")
         return True
 
     def kubeconfig(self) -> Path:
-        """The first file of KUBECONFIG, or kubectl's default."""
+        """Return the first path in KUBECONFIG, or else kubectl's default path."""
         return Path(os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config").expanduser()
 
-    def program(self) -> str:
-        """Where kubectl is."""
+    def kubectl(self) -> str:
         found = shutil.which("kubectl")
         if found is None:
             raise CommandFailed("kubectl is not on PATH")
         return found
 
     def address(self) -> NoReturn:
-        """Cannot be known."""
-        raise CommandFailed("nothing on this machine can be reached from the pods of an existing cluster")
+        raise CommandFailed("pods of an existing cluster may not reach this machine")
 
     def load(self, archive: Path) -> NoReturn:
-        """Cannot be done."""
-        raise CommandFailed(
-            "images cannot be loaded into an existing cluster: push them to a registry that it pulls from"
-        )
+        raise CommandFailed("cannot load images into an existing cluster. Push them to a registry that it pulls from.")
 
     def tag(self, image: str, name: str) -> NoReturn:
-        """Cannot be done."""
-        raise CommandFailed(f"{image} of an existing cluster cannot be named {name} from here")
+        raise CommandFailed(f"cannot give the image {image} of an existing cluster the name {name}")
 
     def log_limit(self, size: str) -> NoReturn:
-        """Cannot be done."""
-        raise CommandFailed(f"the kubelets of an existing cluster cannot be set to log files of {size} from here")
+        raise CommandFailed(f"cannot set the log size of an existing cluster's kubelets to {size}")
 
     def stop(self, name: str) -> NoReturn:
-        """Cannot be done."""
-        raise CommandFailed(f"{name} of an existing cluster cannot be stopped from here")
+        raise CommandFailed(f"cannot stop {name} of an existing cluster")
 
     def start(self, name: str, flags: Sequence[str] = ()) -> NoReturn:
-        """Cannot be done."""
-        raise CommandFailed(f"{name} of an existing cluster cannot be started from here")
+        raise CommandFailed(f"cannot start {name} of an existing cluster")
