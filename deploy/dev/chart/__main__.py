@@ -1,8 +1,8 @@
-"""`make chart`: writes what in the chart follows from something else, so that it cannot drift.
+"""Write the generated files of the Helm chart (`make chart`), so that they cannot contradict their sources.
 
-The lower half of values.yaml follows from `agent/settings.py`; values.schema.json from both halves of values.yaml and
-from that model; the README's table from the comments in values.yaml. A unit test holds what is committed against what
-this would write. Lives as long as the command.
+The lower half of values.yaml is generated from `agent/settings.py`. values.schema.json is generated from both halves
+and from the settings, and the README's table from the comments in values.yaml. A unit test fails if a committed file
+differs from the generated file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from deploy.dev.chart import generated
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the files that differ, and print their names."""
     for path, text in generated.files().items():
         if not path.exists() or path.read_text("utf-8") != text:
             path.write_text(text, "utf-8")

@@ -1,8 +1,8 @@
-"""What in the chart follows from something else: settings in values.yaml, values.schema.json, the README's table.
+"""Generate the lower half of values.yaml, values.schema.json and the README of the Helm chart.
 
-Pure apart from reading the chart's folder. A key of values.yaml with a comment `# -- ...` is one value, whose type is
-that of its default; a mapping without one is a section, which refuses keys that it does not name. The agent's settings
-keep their own names, types and bounds.
+Nothing here writes a file. In the upper half of values.yaml, a key with a comment `# -- ...` is a value, and the
+default gives its type. A mapping without such a comment is a section. The schema refuses keys that a section does not
+name. The agent's settings keep their names, types and bounds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from agent import quantities
 from agent.settings import Settings, size
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
+# The line that separates the two halves of values.yaml.
 LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings.py ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
-# The chart sets these itself: from the release, from mounted Secrets, from the pod.
+# Settings that have no value, because the chart's templates set them from the release, mounted Secrets or the pod.
 SET_BY_CHART = frozenset(
     {
         "agent.id",
@@ -42,7 +44,7 @@ SET_BY_CHART = frozenset(
         "scheduler.tls.key_file",
     }
 )
-# The chart knows better defaults for these.
+# Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
     "cluster.namespace": "the release's",
@@ -54,7 +56,7 @@ STRINGS = {"items": {"type": "string"}}
 OBJECTS = {"items": {"type": "object"}}
 AT_LEAST_ONE = {"minimum": 1}
 PERCENT = {"minimum": 1, "maximum": 100}
-# What a default cannot tell of a value's type.
+# Parts of the schema that do not follow from the type of the default.
 NARROWED: dict[str, Schema] = {
     "actions.limits": OBJECTS,
     "autoscaling.maxReplicas": AT_LEAST_ONE,
@@ -99,7 +101,7 @@ NARROWED: dict[str, Schema] = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value of the chart: its key with dots, its comment, its default and what is allowed."""
+    """One value of the chart. `key` is the path with dots, `schema` the JSON schema of the value."""
 
     key: str
     comment: str
@@ -108,7 +110,7 @@ class Value:
 
 
 def files() -> dict[Path, str]:
-    """The generated files of the chart, as they should be."""
+    """Return the text of every generated file by its path."""
     values, top = CHART / "values.yaml", upper_half()
     everything = [*chart_values(top), *settings_values(Settings)]
     readme = (Path(__file__).parent / "README.md.in").read_text("utf-8")
@@ -123,34 +125,34 @@ def files() -> dict[Path, str]:
 
 
 def upper_half() -> str:
-    """The text above the line, which is written by hand."""
+    """Return the text above the line, which people write."""
     return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
 
 
 def chart_values(text: str) -> list[Value]:
-    """The values above the line, in their order."""
+    """Return the values of the upper half, in their order in the file."""
     node = yaml.compose(text, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
-        raise TypeError("values.yaml is no mapping")
-    return list(below(node, text.splitlines(), ""))
+        raise TypeError("values.yaml is not a mapping")
+    return list(section_values(node, text.splitlines(), ""))
 
 
-def below(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:
-    """The values of a section."""
+def section_values(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:
+    """Yield the values of a section and of its subsections. Raise ValueError if a value has no comment."""
     for name, value in node.value:
         key = f"{prefix}{name.value}"
         comment = lines[name.start_mark.line - 1].strip()
         if comment.startswith("# -- "):
             default = yaml.SafeLoader("").construct_object(value, deep=True)
-            yield Value(key, comment.removeprefix("# -- "), default, typed(default) | NARROWED.get(key, {}))
+            yield Value(key, comment.removeprefix("# -- "), default, type_schema(default) | NARROWED.get(key, {}))
         elif isinstance(value, yaml.MappingNode) and value.value:
-            yield from below(value, lines, f"{key}.")
+            yield from section_values(value, lines, f"{key}.")
         else:
             raise ValueError(f"values.yaml: {key} has no comment `# -- ...`")
 
 
-def typed(default: Any) -> Schema:
-    """The type of a value, by its default."""
+def type_schema(default: Any) -> Schema:
+    """Return the schema of a value's type, which is the type of its default."""
     kinds = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "array", type(None): "null"}
     return {"type": kinds[type(default)]}
 
@@ -159,8 +161,8 @@ def typed(default: Any) -> Schema:
 
 
 def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]:
-    """The settings that the chart's values hold, in the order of the model."""
-    schemas = inlined(model.model_json_schema())["properties"]
+    """Yield the agent's settings that are values of the chart, in the order of the model."""
+    schemas = inline_references(model.model_json_schema())["properties"]
     for name, info in model.model_fields.items():
         key = f"{prefix}{name}"
         if key in SET_BY_CHART:
@@ -169,32 +171,38 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
         if section is not None:
             yield from settings_values(section, f"{key}.")
             continue
-        schema = {word: schemas[name][word] for word in schemas[name] if word not in ("title", "default", "ge")}
-        reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
-        default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))
-        comment = schema.pop("description", "")
-        if reader is quantities.seconds:
-            schema |= {"type": ["number", "string"], "pattern": DURATION}
-            default = duration(default)
-        elif reader is size:
-            schema |= {"type": ["integer", "string"], "pattern": SIZE}
-            default = quantity(default)
-        if key in EMPTY_MEANS:
-            default, comment = "", f"{comment}; empty: {EMPTY_MEANS[key]}"
-            schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
-        if isinstance(default, float) and default == int(default):
-            default = int(default)
-        yield Value(key, comment or f"the agent's {name}", default, schema | NARROWED.get(key, {}))
+        yield setting_value(key, name, info, schemas[name])
+
+
+def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) -> Value:
+    """Return the value of one setting, given the schema that pydantic makes of its field."""
+    # The chart's schema states bounds through NARROWED, and patterns for durations and sizes.
+    schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
+    reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
+    default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))
+    comment = schema.pop("description", "")
+    if reader is quantities.seconds:
+        schema |= {"type": ["number", "string"], "pattern": DURATION}
+        default = duration(default)
+    elif reader is size:
+        schema |= {"type": ["integer", "string"], "pattern": SIZE}
+        default = quantity(default)
+    if key in EMPTY_MEANS:
+        default, comment = "", f"{comment}; empty: {EMPTY_MEANS[key]}"
+        schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
+    if isinstance(default, float) and default == int(default):
+        default = int(default)
+    return Value(key, comment or f"the agent's {name}", default, schema | NARROWED.get(key, {}))
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of a section; None for a single setting."""
+    """Return the model of a section, or None if the field is a single setting."""
     kind = model.model_fields[name].annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def inlined(schema: Schema) -> Schema:
-    """A schema without references to definitions, which older helms do not follow."""
+def inline_references(schema: Schema) -> Schema:
+    """Replace references by the definitions, because older versions of helm do not resolve references."""
     definitions = schema.pop("$defs", {})
 
     def resolve(part: Any) -> Any:
@@ -211,7 +219,7 @@ def inlined(schema: Schema) -> Schema:
 
 
 def duration(value: float) -> Any:
-    """Seconds as a person writes them."""
+    """Return a number of seconds as people write it, like 10m."""
     if value != int(value) or value == 0:
         return f"{value:g}s"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -221,7 +229,7 @@ def duration(value: float) -> Any:
 
 
 def quantity(value: int) -> Any:
-    """Bytes as a person writes them."""
+    """Return a number of bytes as people write it, like 64Mi."""
     for unit in ("Gi", "Mi", "Ki"):
         length = int(quantities.SUFFIXES[unit])
         if value and value % length == 0:
@@ -230,7 +238,7 @@ def quantity(value: int) -> Any:
 
 
 def settings_text(model: type[BaseModel]) -> str:
-    """The lower half of values.yaml."""
+    """Return the lower half of values.yaml."""
     lines: list[str] = []
     open_section: list[str] = []
     for value in settings_values(model):
@@ -238,8 +246,8 @@ def settings_text(model: type[BaseModel]) -> str:
         common = [a for a, b in zip(open_section, sections, strict=False) if a == b]
         for depth in range(len(common), len(sections)):
             indent = "  " * depth
-            said = summary(model, sections[: depth + 1])
-            lines += [*([""] if not depth else []), f"{indent}# {said}", f"{indent}{sections[depth]}:"]
+            comment = summary(model, sections[: depth + 1])
+            lines += [*([""] if not depth else []), f"{indent}# {comment}", f"{indent}{sections[depth]}:"]
         open_section = sections
         indent = "  " * len(sections)
         lines += [f"{indent}# -- {value.comment}", f"{indent}{last}: {json.dumps(value.default, ensure_ascii=False)}"]
@@ -247,35 +255,35 @@ def settings_text(model: type[BaseModel]) -> str:
 
 
 def summary(model: type[BaseModel], path: list[str]) -> str:
-    """The first line of what a section says of itself."""
+    """Return the first line of the docstring of a section's model."""
     for name in path:
         model = section_of(model, name) or model
     return (model.__doc__ or "").strip().splitlines()[0]
 
 
-# ---- what follows from all values
+# ---- the schema and the table of all values
 
 
 def schema(values: list[Value]) -> Schema:
-    """The JSON schema: every section refuses what it does not name."""
-    top: Schema = {"$schema": DRAFT, "title": "Values of sealci-agent", **closed()}
+    """Return the JSON schema. Every section refuses keys that it does not name."""
+    top: Schema = {"$schema": DRAFT, "title": "Values of sealci-agent", **empty_section()}
     top["properties"]["global"] = {"type": "object"}
     for value in values:
         *sections, last = value.key.split(".")
         place = top
         for section in sections:
-            place = place["properties"].setdefault(section, closed())
+            place = place["properties"].setdefault(section, empty_section())
         place["properties"][last] = {"description": value.comment, **value.schema}
     return top
 
 
-def closed() -> Schema:
-    """An object without properties so far."""
+def empty_section() -> Schema:
+    """Return the schema of a section, to which the caller adds properties."""
     return {"type": "object", "additionalProperties": False, "properties": {}}
 
 
 def table(values: list[Value]) -> str:
-    """The README's table, in the style of helm-docs."""
+    """Return the README's table of values, in the style of helm-docs."""
     rows = ["| Key | Type | Default | Description |", "|-----|------|---------|-------------|"]
     for value in values:
         kind = value.schema.get("type") or ("string" if isinstance(value.default, str) else "switch")

@@ -1,7 +1,8 @@
-"""Makes the pictures of the README from real runs: `make pictures`, on a cluster that is up.
+"""Take the pictures of the README from real runs (`make pictures`), on a cluster that is up.
 
-A run on a pseudo-terminal is looked at through a terminal emulator, and what stands on that screen becomes an SVG; the
-status page of a real agent is opened in a real browser. Nothing is drawn by hand, so a picture cannot show what is not.
+`sealci-agent run` runs on a pseudo-terminal, a terminal emulator renders its output, and the screen becomes an SVG. A
+browser takes the pictures of the status page of a real agent. No picture is drawn by hand, so that none shows a feature
+that does not exist.
 """
 
 from __future__ import annotations
@@ -23,31 +24,33 @@ from tests.e2e.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "docs" / "pictures"
+# Number of columns of the terminal.
 WIDTH = 100
 FONTS = re.compile(r"@font-face\s*\{.*?\}", re.S)
-NAMES = {"brown": "yellow", "brightbrown": "bright_yellow"}
+# Colours that pyte and rich name differently.
+RICH_COLOURS = {"brown": "yellow", "brightbrown": "bright_yellow"}
 
 
 def main() -> None:
-    """Make all pictures."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     namespace = f"pictures-{secrets.token_hex(3)}"
     kube.kubectl("create", "namespace", namespace)
     try:
         until(lambda: kube.kubectl("get", "sa", "default", "-n", namespace, check=False), "no ServiceAccount")
         with tempfile.TemporaryDirectory() as folder:
-            terminal(namespace, Path(folder))
-            page(namespace, Path(folder))
+            take_terminal_pictures(namespace, Path(folder))
+            take_page_pictures(namespace, Path(folder))
     finally:
         kube.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def terminal(namespace: str, folder: Path) -> None:
-    """Picture a run in its middle and at its end."""
+def take_terminal_pictures(namespace: str, folder: Path) -> None:
+    """Take a picture of a run in its middle and one at its end."""
     file = Path(__file__).with_name("pipeline.yaml")
     command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", "out"]
     command += ["--set", "policy.default_cpu=5m"]
     screen = Screen(command, kube.environment(), columns=WIDTH, lines=46, cwd=str(folder))
+    # In the middle of the run: one action has ended, two run, and one of them prints its log.
     screen.until("✔ build", "unit  commands", "lint  commands", "test_4 ... ok", timeout=120)
     save(screen, "run-tree", "sealci-agent run pipeline.yaml")
     code, _ = screen.finish()
@@ -57,37 +60,38 @@ def terminal(namespace: str, folder: Path) -> None:
 
 
 def save(screen: Screen, name: str, title: str) -> None:
-    """Write what stands on a screen as an SVG."""
+    """Write the content of a screen as NAME.svg."""
     console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor")
     with screen.changed:
         rows = [screen.display.buffer[number] for number in range(screen.display.lines)]
-        lines = [line(row, screen.display.columns) for row in rows]
+        lines = [styled_line(row, screen.display.columns) for row in rows]
     while lines and not lines[-1].plain.strip():
         lines.pop()
     for each in lines:
         console.print(each)
     picture = console.export_svg(title=title)
-    # What shows the README loads nothing from elsewhere.
+    # Without web fonts, so that a reader of the README loads nothing from another site.
     (FOLDER / f"{name}.svg").write_text(FONTS.sub("", picture), encoding="utf-8")
 
 
-def line(row: Any, columns: int) -> Text:
-    """Return one line of the screen."""
+def styled_line(row: Any, columns: int) -> Text:
+    """Convert one row of the screen to a line with styles."""
     text = Text(no_wrap=True)
     for column in range(columns):
         cell = row[column]
-        colour = NAMES.get(cell.fg, cell.fg.replace("bright", "bright_"))
+        colour = RICH_COLOURS.get(cell.fg, cell.fg.replace("bright", "bright_"))
         colour = f"#{colour}" if re.fullmatch("[0-9a-f]{6}", colour) else colour
         text.append(cell.data, Style(color=None if colour == "default" else colour, bold=cell.bold))
     text.rstrip()
     return text
 
 
-def page(namespace: str, folder: Path) -> None:
-    """Picture the status page, as a phone and as a desk shows it."""
+def take_page_pictures(namespace: str, folder: Path) -> None:
+    """Take a picture of the status page at the width of a phone and one at the width of a desktop."""
     lab = Lab(namespace, folder)
     try:
         agent = lab.agent()
+        # Three actions that have ended and two that run, so that every part of the page has content.
         quick: dict[str, Any] = {"image": BUSYBOX, "commands": ["true"]}
         broken = {"image": BUSYBOX, "commands": ["exit 3"]}
         lab.run({"build": quick, "unit": quick, "lint": broken})

@@ -99,16 +99,15 @@ def build_if_missing(settings: Settings) -> Path:
                 build(settings, archive, work)
                 (work / "store").replace(target)
                 shutil.rmtree(work)
-                for older in sorted(target.parent.glob(f"node-{settings.kubernetes}-*"), key=negative_mtime)[
-                    KEEP_STORES:
-                ]:
-                    shutil.rmtree(older)
+                remove_old_stores(target.parent, settings.kubernetes)
     return target
 
 
-def negative_mtime(path: Path) -> float:
-    """Return a key that sorts the newest path first."""
-    return -path.stat().st_mtime
+def remove_old_stores(folder: Path, version: str) -> None:
+    """Remove the stores of one version except the newest ones."""
+    stores = sorted(folder.glob(f"node-{version}-*"), key=lambda path: path.stat().st_mtime)
+    for store in stores[:-KEEP_STORES]:
+        shutil.rmtree(store)
 
 
 def build(settings: Settings, archive: Path, work: Path) -> None:
