@@ -1,4 +1,4 @@
-"""Test that the chart's values are exactly the agent's settings with their defaults, and that generated files are current."""
+"""Test that the chart's values are exactly the agent's settings, and that generated files are current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the texts of deploy.dev.cluster: settings, configurations, manifests, names and command lines. No cluster runs."""
+"""Test settings, configurations, manifests and command lines of deploy.dev.cluster. No cluster runs."""
 
 from __future__ import annotations
 
@@ -230,9 +230,7 @@ def test_podman_is_configured_with_own_storage_runtime_and_networks() -> None:
     assert config["network"]["network_config_dir"] == "/f/networks"
 
 
-def test_the_shell_joins_the_cgroups_before_it_becomes_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shell_joins_the_cgroups_before_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [tmp_path / "cpu", tmp_path / "memory"]
     for group in groups:
         group.mkdir()
