@@ -1,4 +1,4 @@
-"""Ask a cluster's API, by kubectl, the questions that every provider needs to know when a cluster is ready."""
+"""Query the API of a cluster with kubectl. The providers decide by these queries when a cluster is ready."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ class Settings:
 def read(find_engine: Callable[[], str]) -> Settings:
     """Read the settings of this command. Raise CommandFailed if a value is not possible.
 
-    `find_engine` returns `docker`, `podman` or an empty string. It is called only if CLUSTER does not decide.
+    `find_engine` returns `docker`, `podman` or an empty string. The function runs programs and may be slow, so `read`
+    calls it only if CLUSTER is `kind` or not set.
     """
     env = os.environ
     provider = env.get("CLUSTER") or ("kind" if find_engine() == "docker" else "local")

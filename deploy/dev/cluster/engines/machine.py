@@ -14,7 +14,7 @@ from deploy.dev.cluster.settings import Settings
 
 
 class Machine:
-    """The engine of the provider `kind`. It runs already, and this class does not change its settings."""
+    """The engine of the provider `kind`. The class uses the engine as it runs, and does not change its settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -35,7 +35,7 @@ class Machine:
         return text
 
     def connect(self, node: str) -> None:
-        """Do nothing. kind publishes the API server's port, and tests on this engine reach no pod directly."""
+        """Do nothing. The engine connects its containers to this machine."""
 
     def wait_for_services(self, api: KubeApi) -> None:
         """Wait for the Deployment of cluster DNS, because this machine has no route to a Service."""

@@ -1,7 +1,7 @@
 """Run kind in a podman from Debian packages, with a node image that this machine built. No registry is needed.
 
-The podman runs in namespaces of the cluster's own (see node/namespaces.py), so that the cluster can be removed without
-any trace by killing PID 1 of these namespaces.
+The podman runs in namespaces of the cluster's own (see node/namespaces.py). Killing PID 1 of these namespaces ends
+every process and every mount of the cluster.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
         "failCgroupV1": False,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        # kube-proxy makes all rules, and a machine may lack the iptables kernel modules.
+        # kube-proxy uses nftables, so nothing needs the chains that the kubelet would make with iptables.
         "makeIPTablesUtilChains": False,
         # Without CAP_SYS_RESOURCE the kernel refuses a lower score.
         "oomScoreAdj": 0,

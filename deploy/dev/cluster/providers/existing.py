@@ -45,7 +45,7 @@ class Existing:
         return found
 
     def address(self) -> NoReturn:
-        raise CommandFailed("pods of an existing cluster may not reach this machine")
+        raise CommandFailed("the pods of an existing cluster cannot reach this machine")
 
     def load(self, archive: Path) -> NoReturn:
         raise CommandFailed("cannot load images into an existing cluster. Push them to a registry that it pulls from.")
