@@ -68,7 +68,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             yield from block_commands(block)
     for place, text in spans(page):
         if re.match(r"(sealci-agent|make) \S", text):
-            yield place, text.split()
+            yield from ((place, words) for words in simple_commands(text))
 
 
 def block_commands(block: Block) -> Iterator[tuple[str, list[str]]]:
