@@ -72,6 +72,17 @@ def test_the_readme_links_to_every_page() -> None:
     assert not missing, f"README.md does not link to {', '.join(missing)}"
 
 
+@each_page
+def test_paths_in_the_repository_exist(page: Path) -> None:
+    wrong = [
+        f"{place}: {text}: there is no such file"
+        for place, text in spans(page)
+        if re.fullmatch(r"(agent|charts|deploy|docs|proto|tests)/[\w./*-]*|\.(ci|github)/[\w./-]+", text)
+        and not any(ROOT.glob(text.rstrip("/")))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 # ---- commands
 
 
