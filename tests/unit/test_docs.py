@@ -33,7 +33,7 @@ PAGES = [
     CHART / "README.md",
 ]
 
-TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
+TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
 # `section.key`, with `=value` or `: value` behind it; `*` stands for any text.
 KEY = re.compile(r"([a-z][A-Za-z]*(?:\.[A-Za-z_*][A-Za-z_*0-9]*)+)(?:[=:].*)?")
 VARIABLE = re.compile(r"\bSEALCI_([A-Z]+(?:__[A-Z_]+)+)\b")
