@@ -45,9 +45,9 @@ SET_BY_CHART = frozenset(
 # The chart knows better defaults for these.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
-    "cluster.namespace": "the release's",
-    "environment.image": "the agents' own",
-    "scheduler.address": "the demo scheduler, if that is enabled",
+    "cluster.namespace": "the namespace of the release",
+    "environment.image": "the image of the agent",
+    "scheduler.address": "the demo scheduler, if `demoScheduler.enabled` is set",
 }
 SWITCH = {"type": ["boolean", "string"], "enum": [True, False, "auto"]}
 STRINGS = {"items": {"type": "string"}}
@@ -180,7 +180,7 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
             schema |= {"type": ["integer", "string"], "pattern": SIZE}
             default = quantity(default)
         if key in EMPTY_MEANS:
-            default, comment = "", f"{comment}; empty: {EMPTY_MEANS[key]}"
+            default, comment = "", f"{comment} If empty, {EMPTY_MEANS[key]}."
             schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
         if isinstance(default, float) and default == int(default):
             default = int(default)
