@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) deploy/cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart pictures clean
+.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ pictures: setup cluster-up images ## the pictures of the README, from real runs
 
 chart: setup ## write what in the chart follows from the settings and the values' comments
 	$(BIN)/python deploy/chart
+
+docs: setup ## write docs/settings.md and docs/metrics.md from the code
+	$(BIN)/python -m deploy.dev.docs
 
 cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
 	$(CLUSTER_VERB) up

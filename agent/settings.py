@@ -63,7 +63,8 @@ def checked_quantity(value: str) -> str:
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$")]
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):
