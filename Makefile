@@ -66,7 +66,7 @@ bench: setup cluster-up images ## how fast it is, against bare kubectl and a scr
 demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
 	$(BIN)/python deploy/demo
 
-pictures: setup cluster-up images ## the pictures of the README, from real runs
+pictures: setup cluster-up images ## the pictures of README and docs, from real runs
 	$(BIN)/python deploy/pictures
 
 chart: setup ## write what in the chart follows from the settings and the values' comments

@@ -1,4 +1,4 @@
-"""Makes the pictures of the README from real runs: `make pictures`, on a cluster that is up.
+"""Make the pictures of README and docs from real runs: `make pictures`, on a running cluster.
 
 A run on a pseudo-terminal is looked at through a terminal emulator, and what stands on that screen becomes an SVG; the
 status page of a real agent is opened in a real browser. Nothing is drawn by hand, so a picture cannot show what is not.
@@ -70,7 +70,7 @@ def save(screen: Screen, name: str, title: str) -> None:
     for each in lines:
         console.print(each)
     picture = console.export_svg(title=title)
-    # What shows the README loads nothing from elsewhere.
+    # A viewer of the page must not load fonts from another host.
     (FOLDER / f"{name}.svg").write_text(FONTS.sub("", picture), encoding="utf-8")
 
 
