@@ -94,18 +94,18 @@ async def until_stopped(settings: Settings) -> int:
 @click.option("--resume-grace", default="60s", show_default=True, help="how long sessions of a lost agent wait for it")
 def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
     """Serve a scheduler for one machine: queues pipelines, hands actions to agents, keeps logs and files."""
-    from agent.local_scheduler.dispatcher import Rules
+    from agent.local_scheduler.dispatcher import SchedulerOptions
     from agent.local_scheduler.grpc_service import Access
     from agent.local_scheduler.server import serve_scheduler
 
     log_setup.configure(LoggingSettings())
-    rules = Rules(resume_grace=duration("--resume-grace", resume_grace))
+    options = SchedulerOptions(resume_grace=duration("--resume-grace", resume_grace))
 
     async def serve_until_stopped() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_scheduler(listen, folder, Access(**files), stop, rules=rules)
+        await serve_scheduler(listen, folder, Access(**files), stop, options=options)
 
     asyncio.run(serve_until_stopped())
 

@@ -60,13 +60,13 @@ def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda asked: asked
 ) -> tuple[Pipeline, dict[str, str]]:
     """Read a pipeline file, change it, and find the values of the secrets that it names then."""
-    from agent.pipeline.overrides import NotPossible
+    from agent.pipeline.overrides import OptionError
     from agent.pipeline.parser import load as load_pipeline
-    from agent.pipeline.secret_values import SecretMissing, find_secrets
-    from agent.pipeline.yaml_document import FileWrong
+    from agent.pipeline.secret_values import SecretsError, find_secrets
+    from agent.pipeline.yaml_document import PipelineFileError
 
     try:
         pipeline = change(load_pipeline(file))
         return pipeline, find_secrets(pipeline.secrets, os.environ, secrets_file)
-    except (FileWrong, SecretMissing, NotPossible, OSError) as error:
+    except (PipelineFileError, SecretsError, OptionError, OSError) as error:
         raise SettingsError(str(error)) from error

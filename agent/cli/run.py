@@ -184,13 +184,13 @@ def changed(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
         raise click.UsageError(f"--env {wrong[0]}: K=V is wanted")
 
     def change(pipeline: Pipeline) -> Pipeline:
-        pipeline = overrides.only(pipeline, choices.only) if choices.only else pipeline
+        pipeline = overrides.select_actions(pipeline, choices.only) if choices.only else pipeline
         pipeline = overrides.with_env(pipeline, env)
         pipeline = overrides.with_secrets(pipeline, choices.secret)
-        return overrides.with_tree(pipeline) if choices.repo else pipeline
+        return overrides.without_repositories(pipeline) if choices.repo else pipeline
 
     if choices.listing:
-        return read_pipeline(choices.file, None, lambda each: overrides.unsecret(change(each)))
+        return read_pipeline(choices.file, None, lambda each: overrides.without_secrets(change(each)))
     return read_pipeline(choices.file, choices.secrets_file, change)
 
 

@@ -23,7 +23,7 @@ from agent.console.follower import Follower, Interruptions, OutputClosed, end, s
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, SettingsError
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-RULES = Rules(health_interval=5.0, resume_grace=30.0)
+OPTIONS = SchedulerOptions(health_interval=5.0, resume_grace=30.0)
 AT_ONCE = 2.0
 
 
@@ -111,7 +111,7 @@ async def run_pipeline(
         token_file.write_text(randomness.token_urlsafe(32), encoding="utf-8")
         try:
             async with open_scheduler(
-                "127.0.0.1:0", wishes.artifacts or private / "files", Access(token_file), RULES, durable=False
+                "127.0.0.1:0", wishes.artifacts or private / "files", Access(token_file), OPTIONS, durable=False
             ) as scheduler:
                 drive = Drive(scheduler, view, interruptions or own, patience or Patience(), wishes)
                 endpoint = Endpoint(scheduler.address, token_file, drive.follower.held)
@@ -136,7 +136,7 @@ class Drive:
         self.stop = asyncio.Event()
         self.cancelled = ""
         self.broken = False
-        view.gauge = lambda: scheduler.book.transfers(self.id)
+        view.gauge = lambda: scheduler.registry.transfers(self.id)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], engine: Engine, endpoint: Endpoint) -> ExitCode:
         """Run to the end, whichever it is."""
@@ -161,13 +161,13 @@ class Drive:
 
     async def show(self) -> None:
         """Show the pipeline to its end; when nobody can read it any more, cancel it and go on silently."""
-        book = self.scheduler.book
+        registry = self.scheduler.registry
         try:
-            await self.follower.follow(book.watch(self.id))
+            await self.follower.follow(registry.watch(self.id))
         except OutputClosed as error:
             self.broken = True
             await self.cancel(str(error))
-            await self.follower.follow(book.watch(self.id, self.follower.position))
+            await self.follower.follow(registry.watch(self.id, self.follower.position))
 
     async def attend(self, shown: asyncio.Task[None], agent: asyncio.Task[None], insisted: asyncio.Task[bool]) -> bool:
         """Wait for the end of the pipeline; False when it cannot be had."""

@@ -26,7 +26,7 @@ class JsonView(View):
 
     def show(self, event: PipelineEvent) -> None:
         """Write the event, if it is one of those that are written."""
-        match event.happening:
+        match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
             case events.LogText(data=data):

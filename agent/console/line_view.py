@@ -39,9 +39,9 @@ class LineView(View):
     def show(self, event: PipelineEvent) -> None:
         """Write what a person wants to see of the event."""
         name = event.action
-        match event.happening:
+        match event.body:
             case events.Submitted():
-                self.begin(event.happening)
+                self.begin(event.body)
             case events.LogText(data=data, source=source):
                 if source is not Source.COMMANDS:
                     self.flush(name)

@@ -62,7 +62,7 @@ class LiveView(View):
         """Take the event in, and draw if it is time to."""
         self.report.add(event)
         name = event.action
-        match event.happening:
+        match event.body:
             case events.LogText(data=data, source=source):
                 self.write(name, self.lines.setdefault(name, Lines()).feed(data), source)
             case events.ActionEnded():

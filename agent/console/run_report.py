@@ -128,7 +128,7 @@ class Report:
     def add(self, event: PipelineEvent) -> None:
         """Take note of the next event."""
         self.seconds = event.time - self.started if self.started else 0.0
-        match event.happening:
+        match event.body:
             case events.Submitted(name=name, actions=plans, folder=folder):
                 self.name, self.folder, self.started = name, folder, event.time
                 self.actions = {plan.name: ActionReport(plan.name, plan.needs, plan.commands) for plan in plans}
@@ -139,7 +139,7 @@ class Report:
 
     def note(self, action: ActionReport, event: PipelineEvent) -> None:
         """Take note of what happened to an action."""
-        match event.happening:
+        match event.body:
             case events.Started():
                 action.begin(event.attempt, event.time)
             case session_events.Accepted(environment=environment):

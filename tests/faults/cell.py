@@ -18,8 +18,8 @@ from agent.domain.errors import Stage
 from agent.domain.events import CommandFinished, Finished, StageChanged
 from agent.domain.json import Object
 from agent.domain.session_state import Readiness
-from agent.local_scheduler.action_state import State
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.action_state import ActionStatus
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.domain.session_state import Health
     from agent.local_scheduler.agent_stream import AgentStream
-    from agent.local_scheduler.registry import Entry
+    from agent.local_scheduler.registry import ActionRecord
     from agent.local_scheduler.server import Scheduler
     from tests.faults.nursery import Child, Nursery
 
@@ -73,8 +73,8 @@ class Cell:
         """Run the cell; returns the attempt in which the action succeeded."""
         # Who was killed before its pod was there is waited for; nobody can take over from it.
         short = self.step in BEFORE_ANY_POD or self.column == "nobody"
-        rules = Rules(resume_grace=0.3 if short else 30.0)
-        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), rules) as scheduler:
+        options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
+        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
             try:
                 await self.live(scheduler)
                 return await self.check(scheduler)
@@ -98,7 +98,7 @@ class Cell:
         if self.column == "same":
             await self.agent(scheduler, "replica-a")
         elif self.column == "nobody":
-            if scheduler.book.get(RUN).entries["a"].progress.state is not State.ENDED:
+            if scheduler.registry.get(RUN).records["a"].state.status is not ActionStatus.ENDED:
                 await self.given_up.wait()
             await self.cluster.expire()
             await self.agent(scheduler, "replica-c")
@@ -106,7 +106,7 @@ class Cell:
     def listen(self, scheduler: Scheduler) -> None:
         """Hear of health and of what is given up, and hold what only the scheduler can see."""
         dispatcher = scheduler.dispatcher
-        receive, health, give_up = dispatcher.receive, dispatcher.health, dispatcher.give_up
+        receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
         async def held(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
             if not await self.holds(stream, event):
@@ -118,13 +118,13 @@ class Cell:
             health(stream, told)
             self.noted.set()
 
-        def noted_give_up(entry: Entry) -> None:
-            give_up(entry)
+        def noted_give_up(record: ActionRecord) -> None:
+            give_up(record)
             self.given_up.set()
 
         dispatcher.receive = held  # type: ignore[method-assign]
-        dispatcher.health = noted_health  # type: ignore[method-assign,assignment]
-        dispatcher.give_up = noted_give_up  # type: ignore[method-assign]
+        dispatcher.update_health = noted_health  # type: ignore[method-assign,assignment]
+        dispatcher.on_grace_expired = noted_give_up  # type: ignore[method-assign]
 
     async def holds(self, stream: AgentStream, event: Event | None) -> bool:
         """Wait at the steps of the scheduler; returns whether the event came from an agent that was killed there."""
@@ -202,7 +202,7 @@ class Cell:
         for agent in self.agents:
             assert "Traceback" not in agent.log, agent.log
             assert not any(value in agent.log for value in SECRETS.values())
-        attempt = scheduler.book.get(RUN).entries["a"].progress.attempt
+        attempt = scheduler.registry.get(RUN).records["a"].state.attempt
         if self.column != "nobody" and self.step not in BEFORE_ANY_POD:
             assert attempt == 1, "the action was begun again although its pod was there"
         return attempt
@@ -211,10 +211,10 @@ class Cell:
 async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
     """Wait for the end of the pipeline; return every outcome that was told of its action."""
     found = []
-    async for message in scheduler.book.watch(run):
+    async for message in scheduler.registry.watch(run):
         event = event_codec.decode(message)
-        if event is not None and isinstance(event.happening, ActionEnded):
-            found.append(event.happening.outcome.result.value)
+        if event is not None and isinstance(event.body, ActionEnded):
+            found.append(event.body.outcome.result.value)
     return found
 
 

@@ -58,7 +58,7 @@ class Told:
     @property
     def outcomes(self) -> list[Outcome]:
         """Every outcome."""
-        return [each.happening.outcome for each in self.events if isinstance(each.happening, events.ActionEnded)]
+        return [each.body.outcome for each in self.events if isinstance(each.body, events.ActionEnded)]
 
     @property
     def attempt(self) -> int:
@@ -67,7 +67,7 @@ class Told:
 
     def log(self, *sources: Source) -> bytes:
         """The log of the last attempt."""
-        texts = (each.happening for each in self.events if each.attempt == self.attempt)
+        texts = (each.body for each in self.events if each.attempt == self.attempt)
         return b"".join(each.data for each in texts if isinstance(each, events.LogText) and each.source in sources)
 
     def check(self, store: Path) -> None:

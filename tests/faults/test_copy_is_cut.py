@@ -20,7 +20,7 @@ from aiohttp import web
 
 from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.domain.json import Object
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
@@ -143,7 +143,7 @@ async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
         copy = Copy(tmp_path, nursery, data)
         async with (
             copy.pods.serving(),
-            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), SchedulerOptions(resume_grace=60.0)) as scheduler,
             Proxy(scheduler.address) as proxy,
         ):
             try:
@@ -186,13 +186,13 @@ async def always_cut(how: str, tmp_path: Path) -> None:
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK
         async with (
             copy.pods.serving(),
-            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), SchedulerOptions(resume_grace=60.0)) as scheduler,
         ):
             try:
                 copy.listen(scheduler)
                 await copy.agent(scheduler, "replica-a")
                 assert await copy.one(scheduler, "pipeline1") == "failed"
-                outcome = scheduler.book.get("pipeline1").entries["a"].progress.outcome
+                outcome = scheduler.registry.get("pipeline1").records["a"].state.outcome
                 assert outcome is not None
                 assert outcome.reason is not None
                 assert outcome.reason.value == "ARTIFACTS_FAILED"

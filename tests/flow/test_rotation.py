@@ -182,7 +182,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
         assert [each["event"] for each in logs if each["log_level"] == "warning"] == []
         (environment,) = agent.backend.environments.values()
         await environment.release("commands")
-        events = [event async for event in scheduler.book.watch("pipeline1")]
+        events = [event async for event in scheduler.registry.watch("pipeline1")]
         await agent.sessions.idle()
     assert events
     assert (tmp_path / "state" / "pipeline1" / "a.log").read_bytes() == b"hello\n"

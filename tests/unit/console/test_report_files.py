@@ -16,8 +16,8 @@ from agent.pipeline.events import (
     ActionEnded,
     ActionPlan,
     Ended,
+    EventBody,
     FileStored,
-    Happening,
     LogText,
     PipelineEvent,
     Started,
@@ -32,7 +32,7 @@ def report() -> Report:
     failed = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 127, 1, f"broke {NASTY}")
     evicted = Outcome(Result.FAILED, Stage.COMMANDS, Reason.EVICTED, message="the node was full")
     never = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message="not run: it needs bad")
-    happened: list[tuple[str, Happening]] = [
+    happened: list[tuple[str, EventBody]] = [
         ("", Submitted("p", tuple(ActionPlan(name, (), ("one\ntwo",)) for name in names), "/f")),
         *((name, Started("x")) for name in names[:3]),
         ("good", StageChanged(Stage.SETUP)),

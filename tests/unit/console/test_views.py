@@ -36,7 +36,7 @@ from agent.pipeline.events import (
 )
 
 if TYPE_CHECKING:
-    from agent.pipeline.events import Happening
+    from agent.pipeline.events import EventBody
 
 SUCCEEDED = Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, exit_code=0, command=1)
 FAILED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, "command 1 ended with 3")
@@ -52,11 +52,11 @@ def plans(*names: str) -> Submitted:
     return Submitted("p", tuple(ActionPlan(name, (), ("make\nmore", "true")) for name in names), "/folder")
 
 
-def events(*happened: tuple[str, Happening]) -> list[PipelineEvent]:
+def events(*happened: tuple[str, EventBody]) -> list[PipelineEvent]:
     return [PipelineEvent("id", number, 1.0, what, name, 1) for number, (name, what) in enumerate(happened, 1)]
 
 
-def lines(*happened: tuple[str, Happening]) -> list[str]:
+def lines(*happened: tuple[str, EventBody]) -> list[str]:
     output = io.StringIO()
     view = LineView(output)
     for event in events(*happened):
@@ -64,7 +64,7 @@ def lines(*happened: tuple[str, Happening]) -> list[str]:
     return output.getvalue().splitlines()
 
 
-def objects(*happened: tuple[str, Happening]) -> list[dict[str, object]]:
+def objects(*happened: tuple[str, EventBody]) -> list[dict[str, object]]:
     output = io.StringIO()
     view = JsonView(output)
     for event in events(*happened):
@@ -172,7 +172,7 @@ def test_objects_are_exactly_these() -> None:
 )
 def test_exit_codes(outcomes: list[Outcome], code: ExitCode) -> None:
     report = Report()
-    ends: list[tuple[str, Happening]] = [(f"a{n}", ActionEnded(each, 1.0)) for n, each in enumerate(outcomes)]
+    ends: list[tuple[str, EventBody]] = [(f"a{n}", ActionEnded(each, 1.0)) for n, each in enumerate(outcomes)]
     for event in events(("", plans(*(name for name, _ in ends))), *ends):
         report.add(event)
     assert report.exit_code is ExitCode.INFRASTRUCTURE, "not ended yet"
@@ -240,7 +240,7 @@ def test_colours_only_where_they_are_wanted(environ: dict[str, str]) -> None:
     assert bool(COLOUR.search(stream.getvalue())) is (not environ)
 
 
-def closed(*happened: tuple[str, Happening], quiet: bool = False) -> str:
+def closed(*happened: tuple[str, EventBody], quiet: bool = False) -> str:
     output, report = io.StringIO(), Report()
     view = view_of("plain", output, {}, quiet=quiet)
     for event in events(*happened):
@@ -293,7 +293,7 @@ def drawn(view: LiveView, now: float = 11.0) -> list[str]:
     return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
-def living(*happened: tuple[str, Happening], height: int = 30) -> LiveView:
+def living(*happened: tuple[str, EventBody], height: int = 30) -> LiveView:
     view = LiveView(Console(file=Terminal(), force_terminal=True, width=100, height=height))
     for event in events(*happened):
         view.show(event)
@@ -357,8 +357,8 @@ def test_files_have_a_bar_with_their_speed() -> None:
 
 def test_a_small_window_shows_what_matters() -> None:
     names = [f"a{number}" for number in range(40)]
-    ends: list[tuple[str, Happening]] = [(name, ActionEnded(SUCCEEDED, 1.0)) for name in names[:30]]
-    running: list[tuple[str, Happening]] = [(name, Started("x")) for name in names]
+    ends: list[tuple[str, EventBody]] = [(name, ActionEnded(SUCCEEDED, 1.0)) for name in names[:30]]
+    running: list[tuple[str, EventBody]] = [(name, Started("x")) for name in names]
     shown = drawn(living(("", plans(*names)), *running, *ends, ("a35", log(b"x\n" * 50)), height=20))
     assert len(shown) <= 20
     assert shown[-1].endswith("24 more")
@@ -392,7 +392,7 @@ def test_a_single_action_keeps_its_lines_on_the_screen() -> None:
     ],
     ids=lambda what: type(what).__name__,
 )
-def test_events_travel_unchanged(what: Happening) -> None:
+def test_events_travel_unchanged(what: EventBody) -> None:
     event = PipelineEvent("id", 7, 1.5, what, "a", 2)
     assert decode(encode(event)) == event
 
