@@ -254,7 +254,7 @@ def test_ctrl_c_cleans_in_each_stage_and_says_so(desk: Desk, stage: str) -> None
     screen.type("\x03")
     code, shown = screen.finish()
     assert code == 130, shown
-    assert "interrupted: cancelling and cleaning up; once more to leave at once" in shown
+    assert "interrupted: cancelling and cleaning up. Press Ctrl-C again to exit at once" in shown
     assert "nothing is left in the cluster" in shown
     assert not remains(desk.namespace)
 
@@ -275,7 +275,7 @@ def test_ctrl_c_twice_leaves_at_once(desk: Desk) -> None:
     screen.type("\x03")
     code, shown = screen.finish(timeout=15)
     assert code == 130
-    assert "left at once" in shown
+    assert "exiting at once" in shown
     assert "sealci-agent cleanup --set agent.pool=run-" in " ".join(shown.split())
     leftover = kube.get("pods", "-n", desk.namespace)
     assert all(pod["metadata"].get("deletionTimestamp") for pod in leftover), "its deletion was asked for"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.working_tree import TreeWrong, pack
+from agent.cli.working_tree import WorkingTreeError, pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,5 +83,5 @@ def packed_files(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
 
 
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TreeWrong, match="is not a folder"):
+    with pytest.raises(WorkingTreeError, match="is not a folder"):
         pack(tmp_path / "missing", tmp_path / "t.tar")

@@ -82,9 +82,9 @@ def test_markdown_is_a_table_and_the_failures() -> None:
 
 
 def test_the_name_of_the_file_says_the_form() -> None:
-    assert report_files.form(Path("a.XML")) is report_files.junit
+    assert report_files.format_for(Path("a.XML")) is report_files.junit
     with pytest.raises(ValueError, match=r"must end with \.xml or \.md"):
-        report_files.form(Path("a.html"))
+        report_files.format_for(Path("a.html"))
 
 
 def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from agent.console.formatting import amount, duration
+from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
-from agent.console.log_lines import visible
+from agent.console.log_lines import last_state
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode, Report
 from agent.console.view import View
@@ -107,7 +107,7 @@ def test_one_action_has_no_prefix_and_commands_are_announced() -> None:
     [("plain", "plain"), ("10%\r20%\r30%", "30%"), ("windows\r", "windows"), ("10%\r20%\r", "20%"), ("", "")],
 )
 def test_of_a_line_with_carriage_returns_the_last_state_is_shown(line: str, shown: str) -> None:
-    assert visible(line) == shown
+    assert last_state(line) == shown
 
 
 def test_text_that_comes_in_pieces_or_is_none() -> None:
@@ -351,7 +351,7 @@ def test_what_has_ended_is_one_line() -> None:
 
 def test_files_have_a_bar_with_their_speed() -> None:
     view = living(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.ARTIFACTS)))
-    view.gauge = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
+    view.transfers = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
     assert drawn(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {'━' * 24}  1 file, 28.6 MiB  3.0 MB/s  big.bin"
 
 
@@ -399,11 +399,11 @@ def test_events_travel_unchanged(what: EventBody) -> None:
 
 @pytest.mark.parametrize(("size", "shown"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")])
 def test_amounts(size: int, shown: str) -> None:
-    assert amount(size) == shown
+    assert size_text(size) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 1 s"), (3720, "1 h 2 min")]
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+    assert duration_text(seconds) == shown
