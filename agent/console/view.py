@@ -53,4 +53,5 @@ class QuietView(View):
         self.write = write
 
     def close(self, report: Report) -> None:
+        """Call `write` with the report."""
         self.write(report)

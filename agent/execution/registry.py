@@ -21,7 +21,7 @@ from agent.domain.outcome import Outcome, Result
 from agent.execution.admission import admit
 from agent.execution.lifecycle import go_on, run_action
 from agent.execution.session import Session, Wish
-from agent.telemetry.metrics import LIVES, fault
+from agent.telemetry.metrics import SESSION_STAGES, fault
 from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Sessions:
         self.on_end: Callable[[Session], None] = lambda session: None
         metrics.slots.set(settings.agent.slots)
         metrics.slots_available.set(settings.agent.slots)
-        for stage in LIVES:
+        for stage in SESSION_STAGES:
             metrics.actions_running.labels(stage).set_function(partial(self.doing, stage))
 
     @property

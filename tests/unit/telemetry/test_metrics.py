@@ -12,7 +12,7 @@ from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.outcome import Result
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import MetricsSettings
-from agent.telemetry.metrics import CODES, MESSAGES, REQUESTS, Metrics, fault
+from agent.telemetry.metrics import RESPONSE_CODES, STREAM_MESSAGES, API_REQUESTS, Metrics, fault
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -38,7 +38,7 @@ def test_every_series_exists_before_anything_happens() -> None:
             result = Result.CANCELLED if reason is Reason.CANCELLED else Result.FAILED
             labels = {"result": result.value, "stage": stage.value, "reason": reason.value, "fault": fault(reason)}
             assert exists("actions_completed_total", **labels)
-    for (verb, resource), code in itertools.product(REQUESTS, CODES):
+    for (verb, resource), code in itertools.product(API_REQUESTS, RESPONSE_CODES):
         assert exists("k8s_requests_total", verb=verb, resource=resource, code=code)
 
 
@@ -77,8 +77,8 @@ def test_messages_are_those_of_the_contract() -> None:
         oneof = wire.DESCRIPTOR.message_types_by_name[message].oneofs_by_name["message"]
         return {field.name for field in oneof.fields}
 
-    assert set(MESSAGES["sent"]) == kinds("AgentMessage")
-    assert set(MESSAGES["received"]) == kinds("SchedulerMessage") | {"unknown"}
+    assert set(STREAM_MESSAGES["sent"]) == kinds("AgentMessage")
+    assert set(STREAM_MESSAGES["received"]) == kinds("SchedulerMessage") | {"unknown"}
 
 
 def test_buckets_are_the_installer_s() -> None:
