@@ -54,7 +54,7 @@ def header(name: bytes, mode: int, size: int, mtime: int, kind: bytes = b"0") ->
     return start + b"%06o\0 " % (sum(start) + sum(rest) + 8 * 32) + rest
 
 
-def pax(key: bytes, value: bytes) -> bytes:
+def pax_record(key: bytes, value: bytes) -> bytes:
     """Return one record of an extended header: its length, which counts itself, the key and the value."""
     body = b" " + key + b"=" + value + b"\n"
     length = len(body) + 1
@@ -63,7 +63,7 @@ def pax(key: bytes, value: bytes) -> bytes:
     return b"%d" % length + body
 
 
-def padded(data: bytes) -> bytes:
+def pad_to_block(data: bytes) -> bytes:
     """Fill DATA up to whole blocks of the archive."""
     return data + bytes(-len(data) % 512)
 
@@ -77,7 +77,7 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def line(*values: str | int) -> str:
+def manifest_line(*values: str | int) -> str:
     """Return one line of the manifest."""
     return "[" + ", ".join([quoted(value) if isinstance(value, str) else str(value) for value in values]) + "]\n"
 
@@ -233,27 +233,27 @@ class Collection:
             self.changed.append(path)
         self.files += 1
         self.bytes += size
-        self.sent.append(line("file", path, size, mode, digest.hexdigest()))
+        self.sent.append(manifest_line("file", path, size, mode, digest.hexdigest()))
 
     def head(self, name: bytes, mode: int, size: int, mtime: int) -> None:
         """Send the header of a file, with a pax header before it where name or size do not fit."""
-        more = pax(b"path", name) if len(name) > 100 else b""
-        more += pax(b"size", b"%d" % size) if size > 0o77777777777 else b""
+        more = pax_record(b"path", name) if len(name) > 100 else b""
+        more += pax_record(b"size", b"%d" % size) if size > 0o77777777777 else b""
         if more:
-            self.out.write(header(b"pax", 0o644, len(more), 0, b"x") + padded(more))
+            self.out.write(header(b"pax", 0o644, len(more), 0, b"x") + pad_to_block(more))
         self.out.write(header(name, mode, size, min(max(mtime, 0), 0o77777777777)))
 
     def manifest(self, exceeded: tuple[str, str] | None) -> None:
         """Send what was sent, what was not, and the sums of both."""
         lines = self.sent
-        lines += [line("changed", path) for path in self.changed[:NAMED]]
-        lines += [line("left", *one) for one in (self.left + self.left_by_default)[:NAMED]]
-        lines += [line("unmatched", self.paths[index]) for index in sorted(self.unmatched)]
+        lines += [manifest_line("changed", path) for path in self.changed[:NAMED]]
+        lines += [manifest_line("left", *one) for one in (self.left + self.left_by_default)[:NAMED]]
+        lines += [manifest_line("unmatched", self.paths[index]) for index in sorted(self.unmatched)]
         if exceeded:
-            lines.append(line("exceeded", *exceeded))
-        lines.append(line("end", self.files, self.bytes, self.missed))
+            lines.append(manifest_line("exceeded", *exceeded))
+        lines.append(manifest_line("end", self.files, self.bytes, self.missed))
         text = "".join(lines).encode("ascii")
-        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + padded(text))
+        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text))
 
 
 def main(arguments: list[str]) -> None:

@@ -19,36 +19,29 @@ from agent.cluster.in_pod import collect_files, glob, receive_tree, workspace
 if TYPE_CHECKING:
     from types import ModuleType
 
-from typing import TYPE_CHECKING
-
-from agent.cluster.in_pod import packaging
-
-if TYPE_CHECKING:
-    pass
-
 
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 
 
 @cache
-def holder() -> tuple[str, ...]:
+def workspace_program() -> tuple[str, ...]:
     """Return the command of PID 1 of container `files`; `workspace.main` says what its arguments are."""
-    return (*PYTHON, packed(workspace))
+    return (*PYTHON, one_liner(workspace))
 
 
 @cache
-def collect() -> tuple[str, ...]:
+def collect_files_program() -> tuple[str, ...]:
     """Return the command that streams files out; `collector.main` says what its arguments are."""
-    return (*PYTHON, packed(workspace, glob, collect_files))
+    return (*PYTHON, one_liner(workspace, glob, collect_files))
 
 
 @cache
-def fill() -> tuple[str, ...]:
+def receive_tree_program() -> tuple[str, ...]:
     """Return the command that fills the workspace; `filler.main` says what its arguments are."""
-    return (*PYTHON, packed(workspace, receive_tree))
+    return (*PYTHON, one_liner(workspace, receive_tree))
 
 
-def packed(*modules: ModuleType) -> str:
+def one_liner(*modules: ModuleType) -> str:
     """Return one line of Python that runs `main` of the last of MODULES, all sharing one namespace."""
     body: list[ast.stmt] = []
     for module in modules:
@@ -81,6 +74,6 @@ class Bare(ast.NodeTransformer):
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - in the container `files`, where no command of the user runs
 
 
-def holder_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
+def workspace_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
     """Return what container `files` runs: note what is there, create `ready_path`, leave on TERM or in time."""
-    return [*packaging.holder(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]
+    return [*workspace_program(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 
@@ -37,13 +37,13 @@ def disruption(pod: Object) -> Disruption | None:
         if condition["type"] == "DisruptionTarget" and condition.get("status") == "True":
             reason = DISRUPTIONS.get(condition.get("reason", ""), Reason.EVICTED)
             message = f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
-            return Disruption(reason, message, moment(condition.get("lastTransitionTime")))
+            return Disruption(reason, message, parse_timestamp(condition.get("lastTransitionTime")))
     if found := final_reason(status):
         return found
     deleted = pod["metadata"].get("deletionTimestamp")
     if deleted:
         grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
-        at = moment(deleted)
+        at = parse_timestamp(deleted)
         return Disruption(Reason.POD_DELETED, "the pod was deleted while the action ran", at - grace if at else None)
     return None
 
@@ -65,5 +65,5 @@ def final_reason(status: Object) -> Disruption | None:
 
 def finished_before(terminated: Object, since: datetime | None) -> bool:
     """Whether a container ended by itself before something from outside could have ended it."""
-    finished = moment(terminated.get("finishedAt"))
+    finished = parse_timestamp(terminated.get("finishedAt"))
     return finished is not None and since is not None and finished < since

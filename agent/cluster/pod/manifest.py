@@ -2,7 +2,7 @@
 
 The shape is DESIGN section 5: container `files` holds the workspace, container `action` is the user's image under the
 supervisor, init container `repository` clones. The wire never sets a field of the pod; the installer's template is
-merged over the result. What adoption needs is in labels and one annotation.
+merge over the result. What adoption needs is in labels and one annotation.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.packaging import holder_command
+from agent.cluster.in_pod.packaging import workspace_command
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.template_merge import merged
+from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
 from agent.domain.json import Object
@@ -36,7 +36,8 @@ HOME = "/home/action"
 class Plan:
     """What the agent knows of an environment that it makes: enough to make it and to judge it.
 
-    `held`: the workspace is within reach whatever files are wanted; `filled`: somebody else lets the commands begin.
+    `keep_files`: the pod has container `files` although the action may want no files.
+    `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
     """
 
     action: Action
@@ -47,13 +48,13 @@ class Plan:
     timeout: float
     user_namespace: bool = False
     owner: Object | None = None
-    held: bool = False
-    filled: bool = False
+    keep_files: bool = False
+    upload_tree: bool = False
 
     @property
     def wants_files(self) -> bool:
         """Whether a files container is part of the environment."""
-        return self.held or self.action.artifacts.when is not When.NEVER
+        return self.keep_files or self.action.artifacts.when is not When.NEVER
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
@@ -78,7 +79,7 @@ def pod(plan: Plan, settings: Settings) -> Object:
         manifest["spec"]["initContainers"] = [repository(plan, settings)]
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
-    result: Object = merged(manifest, environment.pod_template)
+    result: Object = merge(manifest, environment.pod_template)
     return result
 
 
@@ -151,7 +152,7 @@ def action(plan: Plan, settings: Settings) -> Object:
         "name": ACTION,
         "image": plan.action.image,
         "imagePullPolicy": environment.image_pull_policy,
-        "command": literally(
+        "command": escape_command(
             command_module.entrypoint(
                 plan.action.commands,
                 nonce=plan.nonce,
@@ -192,21 +193,23 @@ def variables(plan: Plan, settings: Settings) -> list[Object]:
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
-    plain = [{"name": name, "value": literal(value)} for name, value in values.items() if name not in action.secrets]
+    plain = [
+        {"name": name, "value": escape_variables(value)} for name, value in values.items() if name not in action.secrets
+    ]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}} for name in action.secrets
     ]
     return plain + secret
 
 
-def literal(text: str) -> str:
+def escape_variables(text: str) -> str:
     """Escape what the kubelet would expand in a command or a value: `$(VAR)`, and `$$` becoming `$`."""
     return text.replace("$", "$$")
 
 
-def literally(command: list[str]) -> list[str]:
+def escape_command(command: list[str]) -> list[str]:
     """Return a command that reaches the container as it is."""
-    return [literal(argument) for argument in command]
+    return [escape_variables(argument) for argument in command]
 
 
 def resources(plan: Plan, settings: Settings) -> Object:
@@ -231,10 +234,10 @@ def files(plan: Plan, settings: Settings) -> Object:
         "name": FILES,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": literally(
-            holder_command(
+        "command": escape_command(
+            workspace_command(
                 workspace=settings.environment.workspace,
-                ready_path="" if plan.filled else READY,
+                ready_path="" if plan.upload_tree else READY,
                 seconds=plan.timeout + settings.policy.pull_timeout + seconds,
             )
         ),
@@ -270,7 +273,7 @@ def repository(plan: Plan, settings: Settings) -> Object:
         "name": REPOSITORY,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": literally(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
+        "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": container_security(settings, user=0),

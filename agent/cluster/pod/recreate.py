@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.fields import container, runs
+from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import ACTION
 from agent.domain.json import Object
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 KEPT = ("name", "namespace", "labels", "annotations", "ownerReferences")
 
 
-def model(pod: Object, settings: Settings) -> Object | None:
+def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
     """Return what makes the same pod once more; None when it has begun, or is not known whole."""
-    action = container(pod.get("status", {}), ACTION)
-    if "containers" not in pod.get("spec", {}) or runs(action) or "terminated" in (action or {}).get("state", {}):
+    action = container_status(pod.get("status", {}), ACTION)
+    if "containers" not in pod.get("spec", {}) or is_running(action) or "terminated" in (action or {}).get("state", {}):
         return None
     metadata = {key: pod["metadata"][key] for key in KEPT if key in pod["metadata"]}
     spec = dict(pod["spec"])

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.fields import container, runs, setup_statuses
+from agent.cluster.pod.fields import container_status, is_running, setup_statuses
 from agent.cluster.pod.manifest import ACTION, REPOSITORY
 from agent.domain.errors import Reason
 from agent.domain.json import Object
@@ -35,7 +35,7 @@ NETWORK = re.compile(
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
-SECRET_WAIT = 30.0
+SECRET_WAIT_SECONDS = 30.0
 STARTING = "starting containers"
 # Errors of the container runtime that pass by themselves; the limit of the start bounds them.
 TRANSIENT = re.compile(
@@ -44,7 +44,7 @@ TRANSIENT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SetupLimits:
     """How long each part of a set-up may take, in seconds."""
 
     pending: float
@@ -55,7 +55,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
+class Expectations:
     """What the agent itself knows of the environment: how to read the supervisor's words, its own Secret and orders."""
 
     nonce: str
@@ -66,7 +66,7 @@ class Intent:
 
 
 @dataclass(slots=True)
-class History:
+class FirstSeen:
     """Since when a state has been seen, by a key; the API does not tell it for waiting reasons. Monotonic seconds."""
 
     first: dict[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Judgement:
     """An observation, and after how many seconds to look again although nothing may have changed."""
 
     observation: Observation
@@ -102,28 +102,30 @@ def cannot_run(message: str) -> SetupFailed:
     return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
 
 
-def waiting(pod: Object, intent: Intent, limits: Limits, history: History, now: float) -> Sight:
+def waiting(
+    pod: Object, expectations: Expectations, limits: SetupLimits, first_seen: FirstSeen, now: float
+) -> Judgement:
     """Judge a pod that is still being set up: every wait has its limit."""
     status = pod.get("status", {})
     if not pod.get("spec", {}).get("nodeName"):
-        return unscheduled(status, limits, history, now)
-    statuses = [*setup_statuses(status), *([found] if (found := container(status, ACTION)) else [])]
+        return unscheduled(status, limits, first_seen, now)
+    statuses = [*setup_statuses(status), *([found] if (found := container_status(status, ACTION)) else [])]
     reasons = {each["name"]: each["state"]["waiting"] for each in statuses if each.get("state", {}).get("waiting")}
-    cloning = any(each["name"] == REPOSITORY and runs(each) for each in statuses)
+    cloning = any(each["name"] == REPOSITORY and is_running(each) for each in statuses)
     key, limit = ("clone", limits.clone) if cloning else ("start", limits.start)
-    history.keep({key, *(f"{name}/pull" for name in reasons), "secret"})
+    first_seen.keep({key, *(f"{name}/pull" for name in reasons), "secret"})
     rechecks = []
     for name, why in reasons.items():
-        sight = stuck(name, why, intent, limits, history, now)
-        if isinstance(sight, SetupFailed):
-            return Sight(sight)
-        rechecks.append(sight)
-    age = history.age(key, now)
+        judgement = stuck(name, why, expectations, limits, first_seen, now)
+        if isinstance(judgement, SetupFailed):
+            return Judgement(judgement)
+        rechecks.append(judgement)
+    age = first_seen.age(key, now)
     detail = "cloning the repository" if cloning else started_detail(reasons)
     if age >= limit:
         reason = Reason.REPOSITORY_FAILED if cloning else Reason.IMAGE_PULL_FAILED
-        return Sight(SetupFailed(reason, f"{detail}: not done within {limit:g} s"))
-    return Sight(Waiting(detail), min([*(each for each in rechecks if each), limit - age]))
+        return Judgement(SetupFailed(reason, f"{detail}: not done within {limit:g} s"))
+    return Judgement(Waiting(detail), min([*(each for each in rechecks if each), limit - age]))
 
 
 def started_detail(reasons: dict[str, Object]) -> str:
@@ -135,18 +137,18 @@ def started_detail(reasons: dict[str, Object]) -> str:
 
 
 def stuck(
-    name: str, why: Object, intent: Intent, limits: Limits, history: History, now: float
+    name: str, why: Object, expectations: Expectations, limits: SetupLimits, first_seen: FirstSeen, now: float
 ) -> SetupFailed | float | None:
     """Judge one waiting reason: failed, or in how many seconds it will be."""
     reason, message = why.get("reason", ""), why.get("message", "")
-    if reason == "CreateContainerConfigError" and f'secret "{intent.secret}" not found' in message:
-        age = history.age("secret", now)
-        if age < SECRET_WAIT:
-            return SECRET_WAIT - age
-        return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT:g} s")
+    if reason == "CreateContainerConfigError" and f'secret "{expectations.secret}" not found' in message:
+        age = first_seen.age("secret", now)
+        if age < SECRET_WAIT_SECONDS:
+            return SECRET_WAIT_SECONDS - age
+        return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT_SECONDS:g} s")
     if reason in PULLING:
         limit = limits.registry_grace if NETWORK.search(message) else limits.pull_grace
-        age = history.age(f"{name}/pull", now)
+        age = first_seen.age(f"{name}/pull", now)
         if age < limit and not hopeless(message):
             return limit - age
         return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {name} cannot be pulled: {message or reason}")
@@ -164,13 +166,15 @@ def hopeless(message: str) -> bool:
     return "invalid reference format" in message
 
 
-def unscheduled(status: Object, limits: Limits, history: History, now: float) -> Sight:
+def unscheduled(status: Object, limits: SetupLimits, first_seen: FirstSeen, now: float) -> Judgement:
     """Judge a pod that has no node yet."""
     message = next(
         (each.get("message", "") for each in status.get("conditions", ()) if each["type"] == "PodScheduled"), ""
     )
-    age = history.age("pending", now)
+    age = first_seen.age("pending", now)
     if age >= limits.pending:
         why = message or "the scheduler of the cluster said nothing"
-        return Sight(SetupFailed(Reason.UNSCHEDULABLE, f"no node was found within {limits.pending:g} s: {why}"))
-    return Sight(Waiting(f"waiting for a node: {message}" if message else "waiting for a node"), limits.pending - age)
+        return Judgement(SetupFailed(Reason.UNSCHEDULABLE, f"no node was found within {limits.pending:g} s: {why}"))
+    return Judgement(
+        Waiting(f"waiting for a node: {message}" if message else "waiting for a node"), limits.pending - age
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.manifest import REPOSITORY
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.json import Object
 from agent.domain.observations import Waiting
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 
-class Timeline:
+class SetupTiming:
     """The set-up of one pod, from the moment at which it was asked for. All times are monotonic seconds."""
 
     def __init__(self, began: float) -> None:
@@ -31,15 +31,15 @@ class Timeline:
         self.cloned: float | None = None
         self.counted = False
 
-    def count(self, metrics: Metrics, pod: Object | None, seen: Observation, now: float) -> None:
+    def record(self, metrics: Metrics, pod: Object | None, seen: Observation, now: float) -> None:
         """Take a look at the pod, and count the phases once the set-up has ended, whatever its end is."""
-        self.see(pod, now)
+        self.update(pod, now)
         if not self.counted and not isinstance(seen, Waiting):
             self.counted = True
             for phase, seconds in self.phases(now).items():
                 metrics.phase_duration.labels(phase).observe(seconds)
 
-    def see(self, pod: Object | None, now: float) -> None:
+    def update(self, pod: Object | None, now: float) -> None:
         """Note what a state of the pod tells for the first time."""
         if pod is None:
             return
@@ -70,5 +70,5 @@ class Timeline:
 
 def lasted(terminated: Object) -> float:
     """Return the seconds between the times of a container that has ended, 0 when they are not told."""
-    began, ended = moment(terminated.get("startedAt")), moment(terminated.get("finishedAt"))
+    began, ended = parse_timestamp(terminated.get("startedAt")), parse_timestamp(terminated.get("finishedAt"))
     return max(0.0, (ended - began).total_seconds()) if began and ended else 0.0

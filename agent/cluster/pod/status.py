@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.workspace import READY as FILES_READY
 from agent.cluster.pod.disruption import disruption, finished_before
-from agent.cluster.pod.fields import container, runs, setup_statuses
+from agent.cluster.pod.fields import container_status, is_running, setup_statuses
 from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
-from agent.cluster.pod.setup_status import NEVER_RAN, History, Intent, Limits, Sight, cannot_run, waiting
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.setup_status import (
+    NEVER_RAN,
+    Expectations,
+    FirstSeen,
+    Judgement,
+    SetupLimits,
+    cannot_run,
+    waiting,
+)
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command as command_module
 from agent.domain.errors import Reason
 from agent.domain.json import Object
@@ -32,48 +40,48 @@ REJECTED = "Pod was rejected"
 OUT_OF_MEMORY = "OOMKilled"
 FINAL_PHASES = ("Failed", "Succeeded")
 # So long the kubelet's word about a pod may come after that about its containers, seconds; a second is usual.
-LAST_WORD = 10.0
+POD_STATUS_WAIT_SECONDS = 10.0
 
 
 def classify(
     pod: Object | None,
-    intent: Intent,
-    limits: Limits,
-    history: History,
+    expectations: Expectations,
+    limits: SetupLimits,
+    first_seen: FirstSeen,
     now: float,
     wall: datetime,
     last: Object | None = None,
-) -> Sight:
+) -> Judgement:
     """Say what a pod's status means.
 
     Args:
         pod: as the API last said; None when the API says it is gone.
         last: the state in which a pod went that is gone; None when nobody saw it go.
-        now: monotonic seconds, for `history`.
+        now: monotonic seconds, for `first_seen`.
         wall: the cluster's time as far as known, only held against deletion timestamps.
     """
     if pod is None:
-        return Sight(departed(last, intent))
+        return Judgement(departed(last, expectations))
     status = pod.get("status", {})
-    action = container(status, ACTION)
+    action = container_status(status, ACTION)
     if terminated := (action or {}).get("state", {}).get("terminated"):
-        if unexplained(pod, terminated, intent) and history.age("ended", now) < LAST_WORD:
-            return Sight(Running("the node has yet to say why the pod ends"), recheck=LAST_WORD)
-        return Sight(ended(pod, terminated, intent))
+        if unexplained(pod, terminated, expectations) and first_seen.age("ended", now) < POD_STATUS_WAIT_SECONDS:
+            return Judgement(Running("the node has yet to say why the pod ends"), recheck=POD_STATUS_WAIT_SECONDS)
+        return Judgement(ended(pod, terminated, expectations))
     lost = gone(pod, action, wall)
     if lost:
-        return Sight(lost)
+        return Judgement(lost)
     for each in setup_statuses(status):
         if failed := set_up_ended(each, pod):
-            return Sight(failed)
-    if runs(action) and not files_missing(status, intent):
-        return Sight(Running(), recheck=deletion_recheck(pod, wall))
-    sight = waiting(pod, intent, limits, history, now)
-    rechecks = [each for each in (sight.recheck, deletion_recheck(pod, wall)) if each is not None]
-    return Sight(sight.observation, min(rechecks, default=None))
+            return Judgement(failed)
+    if is_running(action) and not files_missing(status, expectations):
+        return Judgement(Running(), recheck=deletion_recheck(pod, wall))
+    judgement = waiting(pod, expectations, limits, first_seen, now)
+    rechecks = [each for each in (judgement.recheck, deletion_recheck(pod, wall)) if each is not None]
+    return Judgement(judgement.observation, min(rechecks, default=None))
 
 
-def departed(last: Object | None, intent: Intent) -> Observation:
+def departed(last: Object | None, expectations: Expectations) -> Observation:
     """Judge a pod that is gone by the state in which it went, if that was seen."""
     if last is None:
         return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
@@ -81,9 +89,9 @@ def departed(last: Object | None, intent: Intent) -> Observation:
         why = disruption(last)
         reason = why.reason if why else Reason.POD_DELETED
         return Lost(reason, "the pod was deleted before it had a node", unstarted=True)
-    action = container(last.get("status", {}), ACTION)
+    action = container_status(last.get("status", {}), ACTION)
     if terminated := (action or {}).get("state", {}).get("terminated"):
-        return ended(last, terminated, intent)
+        return ended(last, terminated, expectations)
     why = disruption(last)
     if why is None:
         return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
@@ -104,7 +112,7 @@ def unstarted(action: Object | None, reason: Reason) -> bool:
     if reason is Reason.NODE_LOST:
         return False
     status = action or {}
-    if runs(status) or status.get("started") or status.get("containerID") or status.get("lastState"):
+    if is_running(status) or status.get("started") or status.get("containerID") or status.get("lastState"):
         return False
     terminated = status.get("state", {}).get("terminated", {})
     return not terminated or (
@@ -114,21 +122,21 @@ def unstarted(action: Object | None, reason: Reason) -> bool:
     )
 
 
-def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
+def ended(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
     """Judge an action container that has terminated."""
     reason, message = terminated.get("reason", ""), terminated.get("message", "")
     outside = disruption(pod)
     if "exitCode" not in terminated or reason in UNKNOWN_END:
         if outside:
-            never = final(pod) and unstarted(container(pod["status"], ACTION), outside.reason)
+            never = final(pod) and unstarted(container_status(pod["status"], ACTION), outside.reason)
             return Lost(outside.reason, outside.message, never)
         return Lost(Reason.NODE_LOST, f"the node lost sight of the container: {reason} {message}".strip())
     if reason in NEVER_RAN:
         return cannot_run(message or reason)
     code = terminated["exitCode"]
-    files, lost = files_state(pod, intent)
-    ending = command_module.read_termination(message, intent.nonce)
-    verdict = command_module.judge(code, ending, intent.commands)
+    files, lost = files_state(pod, expectations)
+    ending = command_module.read_termination(message, expectations.nonce)
+    verdict = command_module.judge(code, ending, expectations.commands)
     if outside and cut_short(terminated, ending, verdict, outside):
         return Lost(outside.reason, outside.message)
     if verdict.succeeded:
@@ -144,18 +152,18 @@ def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
 
 
-def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
+def unexplained(pod: Object, terminated: Object, expectations: Expectations) -> bool:
     """Whether the kubelet may be ending the pod and has not said so yet.
 
     It tells that containers have ended, one after the other, before it tells that it evicts their pod. The supervisor's
     record tells whether it was told to end, or killed; the container `files` ends by itself only with its pod.
     """
-    if intent.interrupted or final(pod) or disruption(pod):
+    if expectations.interrupted or final(pod) or disruption(pod):
         return False
-    ending = command_module.read_termination(terminated.get("message", ""), intent.nonce)
+    ending = command_module.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    if intent.wants_files and "terminated" in (container(pod["status"], FILES) or {}).get("state", {}):
+    if expectations.wants_files and "terminated" in (container_status(pod["status"], FILES) or {}).get("state", {}):
         return True
     return from_outside(terminated, ending)
 
@@ -184,22 +192,22 @@ def in_command(command: int) -> str:
     return f" in command {command}" if command else ""
 
 
-def files_state(pod: Object, intent: Intent) -> tuple[bool, str]:
+def files_state(pod: Object, expectations: Expectations) -> tuple[bool, str]:
     """Say whether files can be copied now, and why not."""
-    if not intent.wants_files:
+    if not expectations.wants_files:
         return False, ""
     if pod["metadata"].get("deletionTimestamp"):
         return False, "the pod is being deleted"
-    files = container(pod.get("status", {}), FILES)
+    files = container_status(pod.get("status", {}), FILES)
     if files and files.get("state", {}).get("running"):
         return True, ""
     return False, pod.get("status", {}).get("reason") or "the files container has ended"
 
 
-def files_missing(status: Object, intent: Intent) -> bool:
+def files_missing(status: Object, expectations: Expectations) -> bool:
     """Whether the supervisor still waits for the files container: no command has run then."""
-    files = container(status, FILES)
-    return intent.wants_files and (files is None or "waiting" in files.get("state", {}))
+    files = container_status(status, FILES)
+    return expectations.wants_files and (files is None or "waiting" in files.get("state", {}))
 
 
 def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
@@ -236,7 +244,7 @@ KILLED = (137, 143)
 
 def due(pod: Object) -> datetime | None:
     """Return when a deletion should long have been carried out; None when there is none."""
-    at = moment(pod["metadata"].get("deletionTimestamp"))
+    at = parse_timestamp(pod["metadata"].get("deletionTimestamp"))
     if at is None:
         return None
     outside = disruption(pod)
@@ -263,7 +271,11 @@ def set_up_ended(status: Object, pod: Object) -> Observation | None:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        if name == FILES and FILES_READY in terminated.get("message", "") and runs(container(pod["status"], ACTION)):
+        if (
+            name == FILES
+            and FILES_READY in terminated.get("message", "")
+            and is_running(container_status(pod["status"], ACTION))
+        ):
             return None  # the commands go on; that their files are lost is said when they have ended
         if outside := disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

@@ -12,24 +12,24 @@ from typing import Any
 KEYS = ("mountPath", "devicePath", "name")
 
 
-def merged(base: Any, over: Any) -> Any:
+def merge(base: Any, over: Any) -> Any:
     """Return `over` laid upon `base`; neither is changed."""
     if isinstance(base, dict) and isinstance(over, dict):
         result = {key: value for key, value in base.items() if not (key in over and over[key] is None)}
         for key, value in over.items():
             if value is not None:
-                result[key] = merged(base[key], value) if key in base else value
+                result[key] = merge(base[key], value) if key in base else value
         return result
     if isinstance(base, list) and isinstance(over, list):
-        return merged_lists(base, over)
+        return merge_lists(base, over)
     return over
 
 
-def merged_lists(base: list[Any], over: list[Any]) -> list[Any]:
+def merge_lists(base: list[Any], over: list[Any]) -> list[Any]:
     """Merge items of the same key, keep the order of `base`, and append what is new."""
     key = next((key for key in KEYS if all(isinstance(item, dict) and key in item for item in base + over)), None)
     if key is None:
         return base + over
     theirs = {item[key]: item for item in over}
-    kept = [merged(item, theirs.pop(item[key])) if item[key] in theirs else item for item in base]
+    kept = [merge(item, theirs.pop(item[key])) if item[key] in theirs else item for item in base]
     return kept + list(theirs.values())

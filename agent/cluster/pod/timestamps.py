@@ -5,6 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 
-def moment(text: str | None) -> datetime | None:
+def parse_timestamp(text: str | None) -> datetime | None:
     """Read a timestamp of the API."""
     return datetime.fromisoformat(text) if text else None

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from agent.cluster.supervisor.markers import NONCE
 
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-MAX_COMMANDS = 1000
+MAX_COMMAND_COUNT = 1000
 WORKSPACE_FAILED = 125  # PID 1's code, then with a sentence in the termination message; no command was started
 
 # PID 1. The shell's own words ("Terminated") go nowhere: the commands have their own copy of the log as stderr.
@@ -180,8 +180,8 @@ def entrypoint(
     """
     if not NONCE.fullmatch(nonce):
         raise ValueError("a nonce is 8 to 64 letters and digits")
-    if not 1 <= len(commands) <= MAX_COMMANDS:
-        raise ValueError(f"{len(commands)} commands; from 1 to {MAX_COMMANDS} are possible")
+    if not 1 <= len(commands) <= MAX_COMMAND_COUNT:
+        raise ValueError(f"{len(commands)} commands; from 1 to {MAX_COMMAND_COUNT} are possible")
     if any("\0" in command for command in commands):
         raise ValueError("a command cannot hold a NUL")
     ready = ready_path if wait_for_files else ""

@@ -552,7 +552,7 @@ def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe is opened only when both ends are: whoever reads it waits for the holder, without polling.
     os.mkfifo(ready)
-    command = packaging.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
+    command = packaging.workspace_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
     return subprocess.Popen(here(command, place.snapshot), stderr=subprocess.PIPE), ready
 
 

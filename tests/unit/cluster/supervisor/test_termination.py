@@ -22,7 +22,7 @@ def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
 
 
 def test_no_argument_of_ours_is_longer_than_the_kernel_takes() -> None:
-    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMANDS))
+    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMAND_COUNT))
     assert longest < 128 * 1024
 
 
@@ -35,7 +35,7 @@ def test_the_files_container_is_waited_for_only_on_demand() -> None:
     ("commands", "nonce", "says"),
     [
         ([], NONCE, "0 commands"),
-        (["true"] * (command_module.MAX_COMMANDS + 1), NONCE, "1001 commands"),
+        (["true"] * (command_module.MAX_COMMAND_COUNT + 1), NONCE, "1001 commands"),
         (["a\0b"], NONCE, "NUL"),
         (["true"], "$(reboot) $(reboot)", "nonce"),
     ],
