@@ -23,14 +23,14 @@ from agent.cluster.pod.setup_status import (
     waiting,
 )
 from agent.cluster.pod.timestamps import parse_timestamp
-from agent.cluster.supervisor import command as command_module
+from agent.cluster.supervisor import termination
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed
 
 if TYPE_CHECKING:
     from agent.cluster.pod.disruption import Disruption
-    from agent.cluster.supervisor.command import Ending, Verdict
+    from agent.cluster.supervisor.termination import Ending, Verdict
 
 
 # The kubelet's word, and containerd's for what ended while it was away (measured: with exit code 255).
@@ -135,8 +135,8 @@ def ended(pod: Object, terminated: Object, expectations: Expectations) -> Observ
         return cannot_run(message or reason)
     code = terminated["exitCode"]
     files, lost = files_state(pod, expectations)
-    ending = command_module.read_termination(message, expectations.nonce)
-    verdict = command_module.judge(code, ending, expectations.commands)
+    ending = termination.read_termination(message, expectations.nonce)
+    verdict = termination.judge(code, ending, expectations.commands)
     if outside and cut_short(terminated, ending, verdict, outside):
         return Lost(outside.reason, outside.message)
     if verdict.succeeded:
@@ -146,7 +146,7 @@ def ended(pod: Object, terminated: Object, expectations: Expectations) -> Observ
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
     if ending is None:
         text = f"the image's /bin/sh ended with exit code {code} before the first command"
-        if code == command_module.WORKSPACE_FAILED and message:
+        if code == termination.WORKSPACE_FAILED and message:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
@@ -160,7 +160,7 @@ def unexplained(pod: Object, terminated: Object, expectations: Expectations) -> 
     """
     if expectations.interrupted or final(pod) or disruption(pod):
         return False
-    ending = command_module.read_termination(terminated.get("message", ""), expectations.nonce)
+    ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
     if expectations.wants_files and "terminated" in (container_status(pod["status"], FILES) or {}).get("state", {}):
@@ -170,7 +170,7 @@ def unexplained(pod: Object, terminated: Object, expectations: Expectations) -> 
 
 def from_outside(terminated: Object, ending: Ending | None) -> bool:
     """Whether PID 1 was told to end, or killed for something else than its memory: no command does that by its end."""
-    if ending and ending.told:
+    if ending and ending.received_term:
         return True
     killed = ending.exit_code is None if ending else terminated.get("exitCode") in KILLED
     return killed and terminated.get("reason") != OUT_OF_MEMORY
