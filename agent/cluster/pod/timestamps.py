@@ -1,4 +1,4 @@
-"""Read the timestamps of Kubernetes objects."""
+"""Read the timestamps of Kubernetes objects. Pure."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from datetime import datetime
 
 
 def parse_timestamp(text: str | None) -> datetime | None:
-    """Read a timestamp of the API."""
+    """Parse an RFC 3339 timestamp of the API; None for an absent field."""
     return datetime.fromisoformat(text) if text else None

@@ -696,7 +696,7 @@ def test_what_fails_the_set_up_at_once(seen: Object, reason: Reason, says: str) 
             500,
             "cloning the repository: not done within 500 s",
         ),
-        (pod(phase="Pending", node=None), Reason.UNSCHEDULABLE, 300, "said nothing"),
+        (pod(phase="Pending", node=None), Reason.UNSCHEDULABLE, 300, "gave no reason"),
         (
             pod(phase="Pending", node=None, conditions=(unschedulable("0/3 nodes: Insufficient cpu."),)),
             Reason.UNSCHEDULABLE,
