@@ -11,7 +11,7 @@ from tests.unit.cluster.in_pod.places import Place
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    made = Place(tmp_path / "workspace", tmp_path / "snapshot")
-    made.root.mkdir()
-    made.take_snapshot()
-    return made
+    created = Place(tmp_path / "workspace", tmp_path / "snapshot")
+    created.root.mkdir()
+    created.take_snapshot()
+    return created

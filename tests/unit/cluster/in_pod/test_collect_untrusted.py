@@ -48,7 +48,7 @@ def test_a_file_that_was_replaced_is_not_read(place: Place) -> None:
     root = os.open(place.root, os.O_RDONLY)
     collection = collect_files.Collector(collect_files.Output(-1), [9, 9, 9, 9], [], [], set())
     for name in ("absolute", "harmless", "pipe", "folder", "socket", "gone"):
-        collection.consider(name, name, root, facts)
+        collection.send_or_leave_out(name, name, root, facts)
     os.close(root)
     assert dict(collection.left_out) == {
         "absolute": "unreadable: Too many levels of symbolic links",
@@ -82,11 +82,11 @@ def as_nobody() -> Iterator[Place]:
     """Give a workspace that another user can read. Root can read every file, so the test must not run as root."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        made = Place(Path(folder) / "workspace", Path(folder) / "snapshot")
-        made.root.mkdir()
-        made.root.chmod(0o755)
-        made.snapshot.write_bytes(b"")
-        yield made
+        place = Place(Path(folder) / "workspace", Path(folder) / "snapshot")
+        place.root.mkdir()
+        place.root.chmod(0o755)
+        place.snapshot.write_bytes(b"")
+        yield place
 
 
 def collect_as_nobody(place: Place, paths: list[str]) -> Received:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.cluster import in_pod
 from agent.cluster.in_pod import collect_files, glob, packaging, receive_tree, workspace
+from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
 # The programs that run in container `files`, with the modules that share a namespace.
@@ -79,3 +80,7 @@ def test_a_command_has_no_docstrings_and_no_comments() -> None:
     assert '"""' not in text
     assert "\n    #" not in text
     assert "agent.cluster" not in text
+
+
+def test_the_collector_and_the_agent_accept_paths_of_the_same_length() -> None:
+    assert collect_files.MAX_NAME == MAX_PATH_BYTES
