@@ -110,7 +110,7 @@ def test_sizes_next_to_the_block_sizes(place: Place) -> None:
         assert data == (place.root / os.fsdecode(name)).read_bytes()
 
 
-def test_bulk(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_large_and_many_files(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     large = os.urandom(50 << 20)
     place.write("large.bin", large)
     began = time.perf_counter()
@@ -204,7 +204,7 @@ def test_declared_paths_and_excludes(place: Place) -> None:
     assert set(place.collect(exclude=("dist", "sub/*")).contents) == {b"report.xml"}
 
 
-def test_folders_that_cannot_match_are_not_entered(place: Place) -> None:
+def test_folders_that_cannot_match_are_not_entered() -> None:
     declared = collect_files.Collector(collect_files.Output(1), [1, 1, 1, 1], ["dist/*/x", "a/**"], [], set())
     wanted = {"dist": True, "dist/any": True, "dist/any/x": True, "src": False, "a": True, "a/b/c": True}
     assert {path: declared.enter(path, "") for path in wanted} == wanted
