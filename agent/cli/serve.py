@@ -55,7 +55,8 @@ async def serve_until_signal(settings: Settings) -> int:
     "--listen",
     default="127.0.0.1:7080",
     show_default=True,
-    help="Listen on this ADDRESS:PORT. Port 0 is any free port.",
+    metavar="ADDRESS:PORT",
+    help="Listen on this address. Port 0 is any free port.",
 )
 @click.option(
     "--folder",

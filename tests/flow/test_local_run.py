@@ -250,3 +250,42 @@ async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
     )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
+
+
+async def test_a_closed_output_and_a_silent_agent_end_after_the_cancel_timeout(tmp_path: Path) -> None:
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            for event in life()[:-1]:
+                await agent.event(key, event)
+            await stop.wait()
+
+    async with asyncio.timeout(10):
+        found = await run_pipeline(
+            ONE,
+            engine=engine,
+            secrets={},
+            options=RunOptions(artifacts=tmp_path, output="plain"),
+            stream=Closed(),
+            timeouts=Timeouts(cancel=0.1),
+            interruptions=Interruptions(),
+        )
+    assert found is ExitCode.INTERRUPTED
+
+
+async def test_a_cancellation_before_the_agent_is_ready_outlives_the_start_timeout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interruptions = Interruptions()
+    interruptions.interrupt()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        token = endpoint.token_file.read_text()
+        async with FakeAgent(endpoint.address, token=token, ready=False):
+            await stop.wait()
+
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, timeouts=Timeouts(start=0.0), interruptions=interruptions
+    )
+    assert found is ExitCode.INTERRUPTED
+    assert "not ready" not in capsys.readouterr().err
