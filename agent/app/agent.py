@@ -24,9 +24,9 @@ from agent.cluster.ownership.leases import Leases
 from agent.cluster.ownership.orphans import Sweep
 from agent.domain.errors import Refused, SettingsError
 from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.http.server import Http
-from agent.http.status_page import Snapshot, page, seen
+from agent.http.status_page import Snapshot, page, session_row
 from agent.scheduler.stream.connection import Connection, Identity
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
@@ -84,12 +84,12 @@ class App:
         self.connection = self.classic or Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
-        self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
+        self.sessions = SessionRegistry(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
         self.sessions.on_change = self.health.changed
-        self.outbox.on_forgotten = self.sessions.forgotten
+        self.outbox.on_forgotten = self.sessions.reset
         self.http = Http(settings.http, self.metrics, self.not_ready, self.page)
         self.lately: deque[SessionRow] = deque(maxlen=LATELY)
-        self.sessions.on_end = lambda session: self.lately.appendleft(seen(session))
+        self.sessions.on_end = lambda session: self.lately.appendleft(session_row(session))
         self.leases = Leases(client, settings, identity.agent_id)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
@@ -180,8 +180,12 @@ class App:
                 health=self.current_health(),
                 not_ready=self.not_ready(),
                 finished=self.sessions.finished,
-                running=[seen(session) for session in self.sessions.living.values() if session.outcome is None],
-                lately=list(self.lately),
+                running=[
+                    session_row(session)
+                    for session in self.sessions.sessions.values()
+                    if session.progress.outcome is None
+                ],
+                recent=list(self.lately),
             )
         )
 
@@ -268,7 +272,7 @@ class App:
             if gone.done() and not idle.done():
                 log.warning("the cluster refuses this agent: its release is gone, and what it made goes with that")
                 await asyncio.wait({idle}, timeout=LAST_WORDS)
-                self.sessions.forsake()
+                self.sessions.disown_all()
             self.sessions.abandon()
         finally:
             for task in (idle, at_once, gone):
@@ -290,7 +294,7 @@ class App:
                 self.metrics.degraded.set(bool(seen))
                 self.health.changed()
             if not self.client.reachable:
-                # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.
+                # SessionRegistry may have no reason to ask for minutes, and only an answer makes it reachable again.
                 await self.client.probe()
             await asyncio.sleep(NOTICE)
 

@@ -17,7 +17,6 @@ from agent.app.agent import App, serve
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.json import Object
-from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import Settings
@@ -153,7 +152,6 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:

@@ -14,8 +14,8 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, S
 from agent.domain.events import Accepted, LogChunk, Rejected, Source
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.domain.outcome import Result
-from agent.execution import artifacts, commands
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
+from agent.execution.timings import SessionTimings
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
@@ -28,10 +28,13 @@ ADMISSION, SETUP, COMMANDS, ARTIFACTS = Stage
 ALWAYS = ArtifactRules(when=When.ALWAYS)
 DECLARED = ArtifactRules(paths=("out/**",))
 NONE = ArtifactRules(when=When.NEVER)
+TIMINGS = SessionTimings(kill_margin=0.05, upload_backoff=wait_none())
+# Long enough, in virtual time, for everything that waits for no clock to come to rest.
+SETTLE = 0.01
 
 
 class Rig:
-    """Sessions between a cluster in memory and a recording sink."""
+    """SessionRegistry between a cluster in memory and a recording sink."""
 
     def __init__(self, **settings: Any) -> None:
         agent = {"slots": 3} | settings.pop("agent", {})
@@ -39,13 +42,15 @@ class Rig:
         self.backend = FakeBackend()
         self.sink = RecordingSink()
         self.metrics = Metrics()
-        self.sessions: Sessions
+        self.sessions: SessionRegistry
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Sessions]:
+    async def open(self) -> AsyncIterator[SessionRegistry]:
         """Hold the sessions open; at the end all must have ended by themselves, and nothing may be left."""
         async with asyncio.TaskGroup() as tasks:
-            self.sessions = Sessions(self.settings, self.backend, self.sink, self.metrics, tasks)
+            self.sessions = SessionRegistry(
+                self.settings, self.backend, self.sink, self.metrics, tasks, timings=TIMINGS
+            )
             yield self.sessions
             async with asyncio.timeout(10):
                 await self.sessions.idle()
@@ -58,7 +63,7 @@ class Rig:
             assert environment.removals == max(1, environment.creations), environment.steps
             assert environment.steps[-1] == "removed", environment.steps
         assert all(outlet.closed == 1 for outlet in self.sink.outlets.values())
-        assert (self.sessions.used, self.sessions.running) == (0, {})
+        assert (self.sessions.used, self.sessions.attempt_tasks) == (0, {})
         assert self.sample("slots_used") == 0
 
     def sample(self, name: str, **labels: str) -> float:
@@ -69,12 +74,6 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
-    monkeypatch.setattr(artifacts, "wait_random_exponential", lambda **_: wait_none())
 
 
 def action(name: str = "a", **fields: Any) -> Action:
@@ -161,14 +160,14 @@ async def test_what_is_missing_in_the_log_is_said_and_changes_no_verdict(
     assert sent.outcome.result is Result.SUCCEEDED
 
 
+@pytest.mark.looptime
 async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: Rig) -> None:
     rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
         await environment.show(Exited(0, 2, None))
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await asyncio.sleep(SETTLE)
         assert "files" not in environment.steps
         await environment.unblock("commands")
     assert rig.sink["a"].log == b"hello\nhello\n"
@@ -221,7 +220,7 @@ async def test_a_pod_that_never_ran_a_command_is_made_again_once(rig: Rig) -> No
     lost = Lost(Reason.UNSCHEDULABLE, "the node refused the pod", unstarted=True)
     sent = await life(rig, Script(setups=[(lost,), (Waiting("pulling"), Running())]))
     assert sent.outcome.result is Result.SUCCEEDED
-    assert b"the node refused the pod; no command had run: made again\n" in sent.log
+    assert b"the node refused the pod; no command had run, so the pod is re-created\n" in sent.log
     environment = rig.backend.environments["a"]
     assert (environment.creations, environment.removals) == (2, 2)
 
@@ -298,6 +297,7 @@ async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) 
     assert rig.sink["a"].uploads == []
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize(("rules", "copied"), [(ArtifactRules(), False), (ALWAYS, True), (NONE, False)])
 async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     rig: Rig, rules: ArtifactRules, copied: bool
@@ -307,8 +307,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            for _ in range(50):
-                await asyncio.sleep(0)
+            await asyncio.sleep(SETTLE)  # the stop request that ended the commands must not end the copy
             await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
@@ -318,12 +317,13 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     assert len(sent.summaries) == copied
 
 
+@pytest.mark.looptime
 async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     rig.backend.script = lambda action: Script(holds=frozenset({"setup"}))
     async with rig.open() as sessions:
-        sessions.action(action(timeout=0.02))
+        sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(0.04)  # longer than the commands may take
+        await asyncio.sleep(2.0)  # longer than the commands may take
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]
@@ -349,7 +349,7 @@ async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> N
     ("collection", "rules", "tries", "says"),
     [
         (ClusterError("no such container"), ArtifactRules(), 1, "no such container"),
-        (ClusterError("cut", retryable=True), ArtifactRules(), artifacts.TRIES, "cut"),
+        (ClusterError("cut", retryable=True), ArtifactRules(), TIMINGS.upload_attempts, "cut"),
         (collected(refused="out/x is over the limit"), DECLARED, 1, "out/x is over the limit"),
     ],
 )
@@ -359,9 +359,7 @@ async def test_files_that_cannot_be_had_fail_a_success(
     rules: ArtifactRules,
     tries: int,
     says: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(artifacts, "backoff", lambda state: 0.01)
     sent = await life(rig, Script(collections=[collection]), artifacts=rules)
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, ARTIFACTS, Reason.ARTIFACTS_FAILED)

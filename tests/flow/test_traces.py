@@ -15,7 +15,7 @@ from agent.app.agent import tracing
 from agent.domain.actions import Action, Key
 from agent.domain.errors import Reason, SettingsError
 from agent.domain.observations import Exited, SetupFailed
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.settings import AgentSection, Settings, TracesSettings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.otel import OpenTelemetry
@@ -41,7 +41,7 @@ async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     backend = FakeBackend()
     backend.script = lambda action: script
     async with asyncio.TaskGroup() as tasks:
-        sessions = Sessions(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
+        sessions = SessionRegistry(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
         async with asyncio.timeout(10):
             await sessions.idle()

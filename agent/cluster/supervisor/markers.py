@@ -38,7 +38,7 @@ class MarkerReader:
         self.tail = b""
 
     @property
-    def held(self) -> int:
+    def buffered(self) -> int:
         """How many bytes at the end of what was fed are kept back: they may begin a marker."""
         return len(self.tail)
 

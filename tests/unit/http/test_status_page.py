@@ -27,11 +27,11 @@ class Tags(HTMLParser):
         self.text += f"{data}\n"
 
 
-def shown(*lately: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
+def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
     health = health or Health(Readiness.READY, slots=4, running=1)
     running = (SessionRow("run/1", 1, "image", "commands", 75.0, (("setup", 2.0), ("commands", 73.0))),)
     tags = Tags()
-    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, lately)))
+    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent)))
     return tags
 
 
@@ -50,4 +50,4 @@ def test_it_says_how_the_agent_is() -> None:
     away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)
     text = shown(health=away, not_ready="the cluster does not answer").text
     assert "the cluster does not answer" in text
-    assert "None has ended since the start." in text
+    assert "No action has ended since the start." in text
