@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_random_exponential
 
-from agent.app import agent as apps
 from agent.cluster.api import client, reflector
 from agent.cluster.logs import follower
 from agent.cluster.ownership import adoption
@@ -77,7 +76,6 @@ CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (apps, "NOTICE", 0.01),
         (client, "backoff", quick),
         (reflector, "BACKOFF", 0.01),
         (adoption, "LOOK", 0.05),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.app import agent as apps
 from agent.cluster.environment.backend import Pods
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
@@ -32,11 +31,6 @@ ADOPTING: Object = {
     "agent": {"adoption": True, "id": "pod-a", "slots": 3},
     "cluster": {"lease_duration": "4s", "lease_renew": "1s"},
 }
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
 
 
 class Estate(World):

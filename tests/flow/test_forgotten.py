@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.app import agent as apps
 from agent.domain.actions import Cancel
 from agent.protocol.wire import agent_pb2 as wire
 from tests.flow.test_app import ACTION, World
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
 
 STORY = ["accepted", "stage", "stage", "command_started", "log", "command_finished", "finished"]
 SHORT = ["accepted", "log", "finished"]
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
 
 
 class Amnesia(World):

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic import ValidationError
 
-from agent.app.agent import tracing
+from agent.app.serve import open_traces
 from agent.domain.actions import Action, Key
 from agent.domain.errors import Reason, SettingsError
 from agent.domain.observations import Exited, SetupFailed
@@ -95,8 +95,8 @@ async def test_a_failure_is_on_the_span_and_on_its_stage(
 
 
 async def test_without_an_endpoint_the_scheduler_s_context_is_passed_on_and_nothing_else_happens() -> None:
-    assert type(tracing(Settings())) is Traces
-    backend = await life(tracing(Settings()), Script(), traceparent=PARENT)
+    assert type(open_traces(Settings())) is Traces
+    backend = await life(open_traces(Settings()), Script(), traceparent=PARENT)
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == PARENT
 
@@ -114,6 +114,6 @@ async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
 def test_what_is_missing_or_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "agent.telemetry.otel", None)
     with pytest.raises(SettingsError, match=r"traces.endpoint: the extra `otel` is not installed"):
-        tracing(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
+        open_traces(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
     with pytest.raises(ValidationError):
         TracesSettings(endpoint="collector:4318")
