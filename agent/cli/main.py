@@ -198,7 +198,7 @@ def doctor(
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
-    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.command()

@@ -82,7 +82,7 @@ def action(name: str = "a", **fields: Any) -> Action:
 
 async def life(rig: Rig, script: Script, **fields: Any) -> Any:
     """Run one action to its end; return what was sent of it."""
-    rig.backend.script = lambda action: script
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action(**fields))
     return rig.sink["a"]
@@ -162,7 +162,7 @@ async def test_what_is_missing_in_the_log_is_said_and_changes_no_verdict(
 
 @pytest.mark.looptime
 async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
@@ -205,7 +205,7 @@ async def test_what_is_waited_for_is_told(rig: Rig) -> None:
 
 async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> None:
     script = Script(setups=[(Exited(0, 2, None),)])
-    rig.backend.script = lambda action: script
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "create")
@@ -257,7 +257,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
     [("create", SETUP, None), ("setup", SETUP, None), ("commands", COMMANDS, 143), ("files", ARTIFACTS, None)],
 )
 async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: int | None) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         environment = await rig.backend.at("a", step)
@@ -271,7 +271,7 @@ async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: 
 
 
 async def test_a_cancel_while_the_pod_is_removed_changes_nothing(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
@@ -287,7 +287,7 @@ async def test_a_cancel_of_what_is_not_known_is_nothing(rig: Rig) -> None:
 
 
 async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}), deaf=True)
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}), deaf=True)
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         await rig.backend.at("a", "commands")
@@ -302,7 +302,7 @@ async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) 
 async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     rig: Rig, rules: ArtifactRules, copied: bool
 ) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "files"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "files"}))
     async with rig.open() as sessions:
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
@@ -319,7 +319,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
 
 @pytest.mark.looptime
 async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"setup"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"setup"}))
     async with rig.open() as sessions:
         sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
@@ -414,7 +414,7 @@ async def test_the_environment_is_kept_until_the_scheduler_has_everything(rig: R
 
 @pytest.mark.parametrize("step", ["create", "setup", "commands", "files"])
 async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)
@@ -424,7 +424,7 @@ async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) 
 
 
 async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
@@ -434,7 +434,7 @@ async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: R
 
 
 async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(Action(Key("a", 1, 2), "alpine", ("one",)))
         environment = await rig.backend.at("a", "commands")
@@ -447,7 +447,7 @@ async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
 
 
 async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
@@ -460,7 +460,7 @@ async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
 
 async def test_no_slot() -> None:
     rig = Rig(agent={"slots": 1})
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "remove"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
@@ -478,7 +478,7 @@ async def test_no_slot() -> None:
 
 
 async def test_draining_takes_nothing_new_and_ends_what_runs(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
@@ -529,7 +529,7 @@ async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> N
         "remove": Script(remove_error=poison),
         "sink": Script(),
     }
-    rig.backend.script = lambda action: scripts[where] if action.key.action_id == "7" else Script()
+    rig.backend.script = lambda _: scripts[where] if action.key.action_id == "7" else Script()
     rig.sink.poisoned = {"7"} if where == "sink" else set()
     async with rig.open() as sessions:
         for number in range(20):
@@ -547,7 +547,7 @@ async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> N
 
 
 async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -> None:
-    def broken(action: Action) -> Script:
+    def broken(_: Action) -> Script:
         raise RuntimeError("no")
 
     rig.backend.script = broken
@@ -557,7 +557,7 @@ async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -
 
 
 async def test_cancelling_all_ends_all(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         for name in ("a", "b", "c"):
             sessions.action(action(name))
@@ -567,7 +567,7 @@ async def test_cancelling_all_ends_all(rig: Rig) -> None:
 
 
 async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", "commands")
@@ -575,7 +575,7 @@ async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> N
 
 
 async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> None:
-    async def full(event: object) -> None:
+    async def full(_: object) -> None:
         await asyncio.Event().wait()
 
     async with rig.open() as sessions:
@@ -612,7 +612,7 @@ async def test_nobody_at_a_terminal_costs_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("step", ["upload_workspace", "hold_for_debugging"])
 async def test_a_cancel_ends_what_the_terminal_holds(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(interactive=True, codes=(3,), holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(interactive=True, codes=(3,), holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)

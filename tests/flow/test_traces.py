@@ -39,7 +39,7 @@ def collector() -> Iterator[Collector]:
 async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     """Run one action to its end."""
     backend = FakeBackend()
-    backend.script = lambda action: script
+    backend.script = lambda _: script
     async with asyncio.TaskGroup() as tasks:
         sessions = SessionRegistry(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))

@@ -1,4 +1,4 @@
-"""The status page: a document that says how the agent is, whatever names and messages hold."""
+"""The status page shows how the agent is, and no name or message can break out of its place in the HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NASTY = '<img src=x onerror="alert(1)">&'
 
 
 class Tags(HTMLParser):
-    """Collects the tags, and the text between them."""
+    """Collects the tags of a document, and the text between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = ""
     return tags
 
 
-def test_whatever_is_said_stays_text() -> None:
+def test_names_and_messages_stay_text() -> None:
     outcome = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, NASTY)
     tags = shown(SessionRow(NASTY, 2, NASTY, "commands", 3.0, ((NASTY, 1.0),), outcome))
     assert not tags.tags & {"img", "script"}
@@ -43,7 +43,7 @@ def test_whatever_is_said_stays_text() -> None:
     assert "COMMAND_FAILED (exit code 3): " in tags.text
 
 
-def test_it_says_how_the_agent_is() -> None:
+def test_the_page_shows_how_the_agent_is() -> None:
     text = shown().text.replace("\N{NO-BREAK SPACE}", " ")
     for part in ("ready", "reachable", "1 of 4", "run/1", "1 min 15 s", "setup 2.0 s · commands 1 min 13 s"):
         assert part in text
