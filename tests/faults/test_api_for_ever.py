@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment import creation, failure_report
+from agent.cluster.environment import failure_report, requests
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -46,7 +46,7 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
 async def test_it_ends_with_its_reason(
     verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "SECRET_PATIENCE", 1.0)
+    monkeypatch.setattr(requests, "SECRET_PATIENCE", 1.0)
     monkeypatch.setattr(failure_report, "PATIENCE", 0.5)
     cell = cell_of(tmp_path, verb, fault)
     cell.more["policy"]["pending_timeout"] = 1.0

@@ -15,8 +15,8 @@ from agent.cluster.api import client as clients
 from agent.cluster.api import exec as execs
 from agent.cluster.environment import environment as environments
 from agent.cluster.environment.backend import Pods
-from agent.cluster.environment.creation import create_pod
 from agent.cluster.environment.environment import PodEnvironment
+from agent.cluster.environment.requests import create_pod
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, Key
