@@ -19,8 +19,7 @@ from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import Limits as ArchiveLimits
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.action_container import ActionContainer
-from agent.cluster.environment.deletion import UNBEGUN, delete_pod, own_uid
-from agent.cluster.environment.requests import create_pod, create_secret
+from agent.cluster.environment.requests import UNBEGUN, create_pod, create_secret, delete_pod, own_uid
 from agent.cluster.logs import follower, request
 from agent.cluster.pod import manifest
 from agent.cluster.pod.fields import container

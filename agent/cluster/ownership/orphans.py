@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.cluster.environment.deletion import delete_pod
+from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.timestamps import moment
 from agent.domain.errors import ClusterError
