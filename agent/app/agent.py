@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.cluster.api.client import Client
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import user_namespaces
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership import owner_reference
@@ -34,7 +34,7 @@ from agent.telemetry.metrics import Metrics
 from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.environment import PodEnvironment
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.errors import ActionFailed
@@ -63,7 +63,7 @@ class App:
         client: Client,
         tasks: asyncio.TaskGroup,
         traces: Traces,
-        workbench: Workbench | None = None,
+        workbench: DebugOptions | None = None,
     ) -> None:
         self.identity = identity = Identity.of(settings.agent.id, VERSION)
         self.settings = settings
@@ -71,7 +71,7 @@ class App:
         self.tasks = tasks
         self.metrics = client.metrics
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics, identity.agent_id)
-        self.pods = Pods(settings, client, self.watch, self.metrics, identity.agent_id)
+        self.pods = PodBackend(settings, client, self.watch, self.metrics, identity.agent_id)
         self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
@@ -95,8 +95,8 @@ class App:
         self.watch.on_change = self.notice_claim
         # Over the classic wire a session ends with its agent: nobody can go on with it, it is remains.
         self.adopts = settings.agent.adoption and self.classic is None
-        departed = self.leases.departed if self.classic is not None else None
-        self.sweep = Sweep(self.pods, settings.cluster.sweep_interval, departed)
+        is_gone = self.leases.is_gone if self.classic is not None else None
+        self.sweep = Sweep(self.pods, settings.cluster.sweep_interval, is_gone)
         self.stopping = asyncio.Event()
         self.stopping_now = asyncio.Event()
 
@@ -311,7 +311,7 @@ class App:
 
 
 async def serve(
-    settings: Settings, on_start: asyncio.Future[App] | None = None, workbench: Workbench | None = None
+    settings: Settings, on_start: asyncio.Future[App] | None = None, workbench: DebugOptions | None = None
 ) -> int:
     """Run one agent to its end; returns the exit code of the process.
 

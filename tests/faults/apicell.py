@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from structlog.testing import capture_logs
 
 from agent.cluster.api.client import Client
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
@@ -154,7 +154,7 @@ class ApiCell(World):
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
-            pods = Pods(app.settings, client, watch, client.metrics, FORMER)
+            pods = PodBackend(app.settings, client, watch, client.metrics, FORMER)
             await pods.environment(self.action).create()
             await client.close()
             await self.ready()

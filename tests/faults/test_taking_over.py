@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.app import agent as apps
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
@@ -56,7 +56,7 @@ class Estate(World):
         """Make the pod of an action as its former agent did; that died before it could make a Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
-        environment = Pods(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
+        environment = PodBackend(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
         if action.secrets:
             self.api.answer("create", "secrets", 403, "the agent is dead")
             with pytest.raises(ActionFailed, match="the agent is dead"):

@@ -13,7 +13,7 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import user_namespaces
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
@@ -66,7 +66,7 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
     try:
         async with asyncio.timeout(WATCH_SECONDS):
             await watch.synced.wait()
-        pods = Pods(settings, client, watch, client.metrics, pool)
+        pods = PodBackend(settings, client, watch, client.metrics, pool)
         pods.user_namespaces = await user_namespaces(client, settings)
         environment = pods.environment(action(pool, image))
         try:

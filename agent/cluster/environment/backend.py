@@ -1,6 +1,6 @@
 """Where environments come from, on Kubernetes: the cluster's side of `execution.backend`.
 
-`Pods` lives as long as the agent and holds what all environments share: the client, the watch, the settings, and which
+`PodBackend` lives as long as the agent and holds what all environments share: the client, the watch, the settings, and which
 of them are here.
 """
 
@@ -18,14 +18,14 @@ from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
 
 
-class Pods:
+class PodBackend:
     """Where environments come from, on Kubernetes."""
 
     def __init__(self, settings: Settings, client: Client, watch: PodWatch, metrics: Metrics, agent_id: str) -> None:
@@ -36,7 +36,7 @@ class Pods:
         self.agent_id = agent_id
         self.user_namespaces = False
         self.known = False  # whether it is settled what the cluster can do
-        self.workbench: Workbench | None = None
+        self.workbench: DebugOptions | None = None
         self.owner: Object | None = None
         self.held: dict[str, PodEnvironment] = {}
         self.claimed: set[str] = set()  # asked for, and not held yet: no remains

@@ -1,6 +1,6 @@
 """What a person at a terminal does with the environments of their own `run`: bring a tree, look inside, keep them.
 
-The wire knows nothing of it: a `Workbench` comes from the command line of the process that is the agent, and lives as
+The wire knows nothing of it: a `DebugOptions` comes from the command line of the process that is the agent, and lives as
 long as that. An agent that serves a scheduler has none.
 """
 
@@ -35,7 +35,7 @@ FILL_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Workbench:
+class DebugOptions:
     """What is wanted of every environment.
 
     `tree` is a tar that becomes the workspace, `shell` opens one in the workspace of an action that failed, `keep`

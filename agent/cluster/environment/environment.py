@@ -37,7 +37,7 @@ from agent.domain.outcome import Result
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 class PodEnvironment:
     """One pod with its Secret."""
 
-    def __init__(self, pods: Pods, plan: manifest.Plan) -> None:
+    def __init__(self, pods: PodBackend, plan: manifest.Plan) -> None:
         self.pods = pods
         self.plan = plan
         self.client = pods.client
@@ -74,7 +74,7 @@ class PodEnvironment:
         self.history = History()
         self.timeline: Timeline | None = None
         self.container = ActionContainer(self.watched)
-        self.slow_start = failure_report.SlowStart(self.client, self.path)
+        self.slow_start = failure_report.StartupEvents(self.client, self.path)
         self.pods.held[self.plan.name] = self
         self.pods.metrics.environments.set(len(self.pods.held))
 

@@ -77,7 +77,7 @@ async def explained(client: Client, path: str, pod: Object | None, seen: SetupFa
     return replace(seen, log=text(pod, seen, lines, output))
 
 
-class SlowStart:
+class StartupEvents:
     """What the events of a pod say whose status only says that it starts: no sandbox, no volume, a long pull.
 
     Lives as long as its environment, and asks for nothing while a start is as quick as it should be.

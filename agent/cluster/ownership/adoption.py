@@ -20,7 +20,7 @@ from agent.domain.json import Object
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
     from agent.cluster.environment.environment import PodEnvironment
     from agent.cluster.ownership.leases import Leases
 
@@ -38,7 +38,7 @@ class Adoption:
     """
 
     def __init__(
-        self, pods: Pods, leases: Leases, adopt: Callable[[PodEnvironment], bool], *, open_for: Callable[[], bool]
+        self, pods: PodBackend, leases: Leases, adopt: Callable[[PodEnvironment], bool], *, open_for: Callable[[], bool]
     ) -> None:
         self.pods = pods
         self.leases = leases
@@ -79,7 +79,7 @@ class Adoption:
         if name in self.pods.held or pod["metadata"]["uid"] in self.unreadable:
             return False
         # A claim whose answer got lost was made all the same.
-        return name in self.pods.claimed if agent == self.pods.agent_id else self.leases.departed(agent)
+        return name in self.pods.claimed if agent == self.pods.agent_id else self.leases.is_gone(agent)
 
     async def claim(self, pod: Object) -> None:
         """Try to become the owner of a session; another agent may be quicker.

@@ -38,7 +38,7 @@ REFUSED_AFTER = 2
 
 
 class Leases(Reflector):
-    """The Leases of a pool; `departed` says whose sessions may be adopted. `on_change` is told of every change."""
+    """The Leases of a pool; `is_gone` says whose sessions may be adopted. `on_change` is told of every change."""
 
     def __init__(self, client: Client, settings: Settings, agent_id: str) -> None:
         namespace = settings.cluster.namespace
@@ -74,7 +74,7 @@ class Leases(Reflector):
                 async with asyncio.timeout(interval):
                     await self.renew()
                 self.renewed_now()
-                await self.tidy()
+                await self.delete_expired()
             except ClusterError as error:
                 self.note_refusal(error)
                 # Longer than the Lease allows no server's wish is granted: the others would take this agent for dead.
@@ -176,7 +176,7 @@ class Leases(Reflector):
         return self.held.is_set() and time.monotonic() - self.renewed <= self.settings.cluster.lease_duration
 
     @property
-    def steady(self) -> bool:
+    def can_judge_others(self) -> bool:
         """Whether the own renewals succeed and are seen, so that a judgement of others means something.
 
         A process that was frozen, or whose loop was held, has renewals of others still to read: not so then.
@@ -185,9 +185,9 @@ class Leases(Reflector):
         seen = self.seen.get(self.name, ("", 0.0))[1]
         return self.held.is_set() and now - self.renewed <= longest and now - seen <= longest
 
-    def departed(self, agent_id: str) -> bool:
+    def is_gone(self, agent_id: str) -> bool:
         """Whether this agent is dead or has left, as far as can be told now."""
-        if agent_id == self.agent_id or not self.steady:
+        if agent_id == self.agent_id or not self.can_judge_others:
             self.absent.pop(agent_id, None)
             return False
         if agent_id.partition(".")[0] == self.agent_id.partition(".")[0]:
@@ -208,10 +208,10 @@ class Leases(Reflector):
         changed = max(self.seen[name][1], self.healthy_since)
         return time.monotonic() - changed > duration
 
-    def forgotten(self) -> list[Object]:
+    def expired_leases(self) -> list[Object]:
         """Return Leases of agents that are dead for so long that nobody will ask for them."""
         now = time.monotonic()
-        if not self.steady:
+        if not self.can_judge_others:
             return []
         return [
             lease
@@ -219,9 +219,9 @@ class Leases(Reflector):
             if name != self.name and self.dead(name) and now - self.seen[name][1] > FORGOTTEN
         ]
 
-    async def tidy(self) -> None:
+    async def delete_expired(self) -> None:
         """Remove the Leases of agents that died long ago, as they were seen; other agents do it too."""
-        for lease in self.forgotten():
+        for lease in self.expired_leases():
             meta = lease["metadata"]
             body: Object = {
                 "kind": "DeleteOptions",

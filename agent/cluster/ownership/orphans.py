@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +37,11 @@ LATE = 600.0
 
 
 class Sweep:
-    """Deletes remains, again and again. `departed` says whose sessions nobody can adopt any more, if that can be."""
+    """Deletes remains, again and again. `is_gone` says whose sessions nobody can adopt any more, if that can be."""
 
-    def __init__(self, pods: Pods, interval: float, departed: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, pods: PodBackend, interval: float, is_gone: Callable[[str], bool] | None = None) -> None:
         self.pods = pods
-        self.departed = departed
+        self.is_gone = is_gone
         self.interval = interval
         self.asked: set[str] = set()  # UIDs whose deletion the API has taken on
         self.stuck: set[str] = set()  # UIDs that were asked to go the last time
@@ -107,7 +107,7 @@ class Sweep:
             return False
         if metadata.get("labels", {}).get(labels.AGENT) == self.pods.agent_id:
             return session_annotation.nonce_of(pod) not in self.pods.left
-        if self.departed is not None and self.departed(metadata.get("labels", {}).get(labels.AGENT, "")):
+        if self.is_gone is not None and self.is_gone(metadata.get("labels", {}).get(labels.AGENT, "")):
             return True
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False

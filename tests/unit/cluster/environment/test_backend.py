@@ -14,7 +14,7 @@ from tenacity import wait_none
 from agent.cluster.api import client as clients
 from agent.cluster.api import exec as execs
 from agent.cluster.environment import environment as environments
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.requests import create_pod
 from agent.cluster.environment.watch import PodWatch
@@ -46,14 +46,14 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def pods(api: FakeApi, **cluster: Any) -> AsyncIterator[Pods]:
+async def pods(api: FakeApi, **cluster: Any) -> AsyncIterator[PodBackend]:
     settings = Settings.model_validate({"cluster": {"namespace": "ci", **cluster}, "policy": {"pending_timeout": 5}})
     async with api.serving(**cluster) as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
         task = asyncio.create_task(watch.run(), name="pod watch")
         await api.until(lambda: api.watches == 1)
         try:
-            yield Pods(settings, client, watch, client.metrics, "agent-1")
+            yield PodBackend(settings, client, watch, client.metrics, "agent-1")
         finally:
             task.cancel()
             await asyncio.wait({task})

@@ -124,7 +124,7 @@ async def test_a_slow_start_is_explained_by_the_events_and_a_quick_one_costs_not
     ]
     starting = Waiting(STARTING)
     async with api.serving() as client:
-        slow = failure_report.SlowStart(client, PATH)
+        slow = failure_report.StartupEvents(client, PATH)
         assert slow.recheck(0.0) is None
         assert await slow.told(pod(), starting, 100.0) == starting
         assert slow.recheck(100.0) == failure_report.EVENTS_AFTER

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import UNREAD, PodWatch
 from agent.cluster.ownership.adoption import Adoption
@@ -33,7 +33,7 @@ class Judge:
         self.gone = set(departed)
         self.on_change: Any = None
 
-    def departed(self, agent: str) -> bool:
+    def is_gone(self, agent: str) -> bool:
         return agent in self.gone
 
 
@@ -43,7 +43,7 @@ class Heir:
     def __init__(self, client: Client, agent: str = "uid-heir.1") -> None:
         settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
         self.watch = PodWatch(client, "ci", "default", client.metrics, agent)
-        self.pods = Pods(settings, client, self.watch, client.metrics, agent)
+        self.pods = PodBackend(settings, client, self.watch, client.metrics, agent)
         self.taken: list[PodEnvironment] = []
         self.open = True
         leases: Any = Judge(DEAD)

@@ -97,75 +97,75 @@ def pool(clock: Clock) -> Pool:
 
 def test_who_renews_is_alive_however_long(pool: Pool) -> None:
     pool.pass_seconds(600, OTHER)
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_who_does_not_renew_is_dead_after_the_duration(pool: Pool) -> None:
     pool.pass_seconds(15)
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
     pool.pass_seconds(5)
-    assert pool.leases.departed(OTHER)
+    assert pool.leases.is_gone(OTHER)
 
 
 def test_nobody_is_dead_to_an_observer_that_cannot_renew_itself(pool: Pool) -> None:
     pool.pass_seconds(60, renewing=False)
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_nobody_is_dead_after_an_outage_before_it_had_time_to_renew(pool: Pool) -> None:
     pool.pass_seconds(60, renewing=False)
     pool.renew()
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
     pool.pass_seconds(10)
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
     pool.see(OTHER)
     pool.pass_seconds(15)
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_a_short_outage_counts_too(pool: Pool) -> None:
     pool.pass_seconds(12, renewing=False)
     pool.clock.now += 4
     pool.renew()
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_who_was_dead_before_the_outage_is_dead_a_duration_after_it(pool: Pool) -> None:
     pool.pass_seconds(60, renewing=False)
     pool.renew()
     pool.pass_seconds(20)
-    assert pool.leases.departed(OTHER)
+    assert pool.leases.is_gone(OTHER)
 
 
 def test_a_watch_that_stands_still_makes_nobody_dead(pool: Pool) -> None:
     for _ in range(6):
         pool.clock.now += 5
         pool.leases.renewed_now()  # it succeeds, but the watch does not tell
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_the_clocks_of_others_do_not_matter(pool: Pool) -> None:
     for lease in pool.leases.objects.values():
         lease["spec"]["renewTime"] = "1999-01-01T00:00:00.000000Z"
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 def test_who_gives_its_lease_back_has_left_at_once(pool: Pool) -> None:
     pool.see(OTHER, "DELETED")
-    assert pool.leases.departed(OTHER)
+    assert pool.leases.is_gone(OTHER)
 
 
 def test_a_lease_that_was_never_seen_may_still_be_on_its_way(pool: Pool) -> None:
-    assert not pool.leases.departed("uid-c.1")
+    assert not pool.leases.is_gone("uid-c.1")
     pool.pass_seconds(10)
-    assert not pool.leases.departed("uid-c.1")
+    assert not pool.leases.is_gone("uid-c.1")
     pool.pass_seconds(10)
-    assert pool.leases.departed("uid-c.1")
+    assert pool.leases.is_gone("uid-c.1")
 
 
 def test_an_earlier_start_of_this_pod_is_gone(pool: Pool) -> None:
-    assert pool.leases.departed("uid-a.0")
-    assert not pool.leases.departed(ME)
+    assert pool.leases.is_gone("uid-a.0")
+    assert not pool.leases.is_gone(ME)
 
 
 async def test_the_own_lease_is_made_where_it_is_missing_and_given_back(pool: Pool) -> None:
@@ -189,9 +189,9 @@ def test_a_frozen_observer_reads_what_came_meanwhile_before_it_judges(pool: Pool
     clock.now += 4.9
     pool.renew()
     clock.now += 10.2  # stopped right after its own renewal: what others wrote meanwhile is unread
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
     pool.renew()
-    assert not pool.leases.departed(OTHER)
+    assert not pool.leases.is_gone(OTHER)
 
 
 class Replicas:
@@ -226,7 +226,7 @@ class Replicas:
             for number, agent in enumerate(self.agents):
                 if (second + 2 * number) % 5 == 0:
                     self.renew(agent, **spec)
-            found |= {(one, two) for one, each in self.observers.items() for two in self.agents if each.departed(two)}
+            found |= {(one, two) for one, each in self.observers.items() for two in self.agents if each.is_gone(two)}
         return found
 
 
@@ -254,7 +254,7 @@ def test_one_of_three_that_dies_is_dead_to_both_others_and_nobody_else_is(clock:
     replicas.live(20)
     for agent in replicas.agents:
         observer = replicas.observers[agent]
-        assert [each for each in (*replicas.agents, dead) if observer.departed(each)] == [dead]
+        assert [each for each in (*replicas.agents, dead) if observer.is_gone(each)] == [dead]
 
 
 def test_only_a_deletion_wakes_the_adoption_at_once(pool: Pool) -> None:
@@ -271,17 +271,17 @@ def test_only_a_deletion_wakes_the_adoption_at_once(pool: Pool) -> None:
 
 async def test_the_lease_of_an_agent_that_died_long_ago_is_removed_as_it_was_seen(pool: Pool) -> None:
     pool.pass_seconds(500)
-    await pool.leases.tidy()
+    await pool.leases.delete_expired()
     assert pool.api.asked == []
     pool.pass_seconds(150)
     record = pool.leases.objects[f"lease-of-{OTHER}"]["metadata"]["resourceVersion"]
     pool.api.errors = [ClusterError("it was renewed meanwhile", status=409)]
-    await pool.leases.tidy()
+    await pool.leases.delete_expired()
     ((verb, path, body),) = pool.api.asked
     assert (verb, path.rsplit("/", 1)[-1]) == ("delete", f"lease-of-{OTHER}")
     assert body is not None
     assert body["preconditions"] == {"uid": f"lease-of-{OTHER}", "resourceVersion": record}
-    await pool.leases.tidy()
+    await pool.leases.delete_expired()
     assert pool.api.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "lease"}) == 1
 
 

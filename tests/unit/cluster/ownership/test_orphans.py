@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership import orphans as sweeps
 from agent.cluster.ownership.orphans import Cleaned, Sweep, cleanup
@@ -35,7 +35,7 @@ def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Su
     return pod
 
 
-def swept(pods: Pods) -> float | None:
+def swept(pods: PodBackend) -> float | None:
     return pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
 
 
@@ -47,12 +47,14 @@ async def again(sweep: Sweep) -> tuple[float | None, float | None, float | None]
     return sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(sweep.pods)
 
 
-async def here(api: SharedApi, client: Any) -> Pods:
+async def here(api: SharedApi, client: Any) -> PodBackend:
     """Return pods of agent-1 whose watch knows what the API has now."""
     watch = PodWatch(client, "ci", "default", client.metrics)
     await watch.list()
     watch.synced.set()
-    return Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
+    return PodBackend(
+        Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1"
+    )
 
 
 async def test_what_is_remains_and_what_is_not(api: SharedApi) -> None:
@@ -161,7 +163,9 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
     await api.put(pod_of("mine", agent="agent-1"))
     async with api.serving() as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
-        pods = Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
+        pods = PodBackend(
+            Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1"
+        )
         task = asyncio.create_task(Sweep(pods, 60.0).run(), name="sweep")
         await watch.list()
         assert api.asked("delete") == []
