@@ -16,7 +16,7 @@ import structlog
 
 from agent.cluster.api.client import Client
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import user_namespaces
+from agent.cluster.environment.capabilities import ClusterFacts, user_namespaces
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership import owner_reference
 from agent.cluster.ownership.adoption import Adoption
@@ -71,8 +71,8 @@ class App:
         self.tasks = tasks
         self.metrics = client.metrics
         self.watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, self.metrics, identity.agent_id)
-        self.pods = PodBackend(settings, client, self.watch, self.metrics, identity.agent_id)
-        self.pods.workbench = workbench
+        self.facts = ClusterFacts()
+        self.pods = PodBackend(settings, client, self.watch, identity.agent_id, self.facts, debug=workbench)
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
         self.classic: Classic | None = None
@@ -90,7 +90,7 @@ class App:
         self.http = Http(settings.http, self.metrics, self.not_ready, self.page)
         self.lately: deque[SessionRow] = deque(maxlen=LATELY)
         self.sessions.on_end = lambda session: self.lately.appendleft(seen(session))
-        self.leases = Leases(client, settings, identity.agent_id)
+        self.leases = Leases(client, settings, identity.agent_id, self.facts)
         self.adoption = Adoption(self.pods, self.leases, self.adopt, open_for=self.may_adopt)
         self.watch.on_change = self.notice_claim
         # Over the classic wire a session ends with its agent: nobody can go on with it, it is remains.
@@ -141,7 +141,7 @@ class App:
 
     def notice_claim(self, pod: dict[str, Any]) -> None:
         """Drop a session that another agent has claimed."""
-        environment = self.pods.superseded(pod)
+        environment = self.pods.find_superseded(pod)
         if environment is not None:
             self.sessions.superseded(environment.plan.action.key.attempt_key)
 
@@ -237,7 +237,7 @@ class App:
             await asyncio.wait({finding, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not finding.done():
                 return False
-            self.pods.owner = self.leases.owner = finding.result()
+            self.facts.set_owner(finding.result())
             return True
         finally:
             for task in (finding, stopping):
@@ -254,7 +254,7 @@ class App:
         handed_over = 0
         idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
         at_once = asyncio.create_task(self.stopping_now.wait(), name="stop at once")
-        gone = asyncio.create_task(self.leases.refused.wait(), name="release gone")
+        gone = asyncio.create_task(self.leases.access_denied.wait(), name="release gone")
         try:
             await asyncio.wait(
                 {idle, at_once, gone}, timeout=self.settings.agent.drain_timeout, return_when=asyncio.FIRST_COMPLETED
@@ -296,8 +296,7 @@ class App:
 
     async def learn(self) -> None:
         """Ask what the cluster can do; no action is taken before it is known."""
-        self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
-        self.pods.known = True
+        self.facts.set_user_namespaces(await user_namespaces(self.client, self.settings))
 
     def stop(self, why: str) -> None:
         """Ask to leave; asked again, sessions are cancelled."""

@@ -191,7 +191,7 @@ async def test_an_agent_that_is_killed_leaves_remains_that_the_next_one_sweeps(l
     lab.agents.remove(first)
     assert await asyncio.to_thread(remains, lab.namespace)
     second = await lab.agent(sweep_interval="1s", lease_duration="3s", lease_renew="1s")
-    await asyncio.to_thread(until, lambda: "sweeping a pod that nobody owns" in second.log, "it does not sweep")
+    await asyncio.to_thread(until, lambda: "deleting an orphaned pod" in second.log, "it does not sweep")
     await lab.clean()
     assert "adopted" not in second.log
 

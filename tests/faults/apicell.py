@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from agent.cluster.api.client import Client
 from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
@@ -154,7 +155,7 @@ class ApiCell(World):
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
-            pods = PodBackend(app.settings, client, watch, client.metrics, FORMER)
+            pods = PodBackend(app.settings, client, watch, FORMER, ClusterFacts())
             await pods.environment(self.action).create()
             await client.close()
             await self.ready()
@@ -189,7 +190,7 @@ class ApiCell(World):
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
-        assert (self.api.pods, self.api.secrets, app.pods.held) == ({}, {}, {})
+        assert (self.api.pods, self.api.secrets, app.pods.registry.owned_names) == ({}, {}, ())
         if outcome.result == wire.SUCCEEDED:
             assert self.log == b"".join(LINES), "success without the whole log"
             assert outcome.exit_code == 0

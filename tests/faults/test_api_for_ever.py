@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment import failure_report, requests
+from agent.cluster.environment import backend, context
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -46,8 +46,8 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
 async def test_it_ends_with_its_reason(
     verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "SECRET_PATIENCE", 1.0)
-    monkeypatch.setattr(failure_report, "PATIENCE", 0.5)
+    short = partial(context.Timings, secret_retry_seconds=1.0, events_retry_seconds=0.5)
+    monkeypatch.setattr(backend, "Timings", short)
     cell = cell_of(tmp_path, verb, fault)
     cell.more["policy"]["pending_timeout"] = 1.0
     async with cell.living() as app:
@@ -93,9 +93,9 @@ async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path
 @pytest.mark.parametrize(
     ("verb", "fault", "why"),
     [
-        ("list pods", "403 right", "the cluster does not tell of pods: list pods: is forbidden"),
-        ("watch pods", "403 right", "the cluster does not tell of pods: watch pods: is forbidden"),
-        ("list pods", "503", "the cluster does not tell of pods: list pods: apiserver is shutting down"),
+        ("list pods", "403 right", "the watch of pods fails: list pods: is forbidden"),
+        ("watch pods", "403 right", "the watch of pods fails: watch pods: is forbidden"),
+        ("list pods", "503", "the watch of pods fails: list pods: apiserver is shutting down"),
         ("patch lease", "403 right", "the agent's Lease could not be renewed"),
         ("patch lease", "slow", "the cluster does not answer"),
         ("version", "503", "the cluster has not answered yet"),

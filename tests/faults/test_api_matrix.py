@@ -83,7 +83,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (client, "backoff", quick),
         (artifacts, "backoff", quick),
         (reflector, "BACKOFF", 0.01),
-        (adoption, "LOOK", 0.05),
+        (adoption, "Timings", partial(adoption.Timings, poll_seconds=0.05)),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)

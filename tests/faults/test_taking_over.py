@@ -11,6 +11,7 @@ import pytest
 
 from agent.app import agent as apps
 from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
@@ -56,7 +57,7 @@ class Estate(World):
         """Make the pod of an action as its former agent did; that died before it could make a Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
-        environment = PodBackend(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
+        environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
         if action.secrets:
             self.api.answer("create", "secrets", 403, "the agent is dead")
             with pytest.raises(ActionFailed, match="the agent is dead"):
@@ -117,7 +118,7 @@ async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
         assert [event.seq for event in estate.events()] == list(range(1, len(estate.events()) + 1))
         await estate.api.until(lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert (app.pods.held, app.pods.claimed) == ({}, set())
+        assert (app.pods.registry.owned_names, app.pods.registry.claimed_names) == ((), frozenset())
     assert estate.api.leases == {}, "the Lease was not given back"
     assert estate.scheduler.breaches == []
 
@@ -128,7 +129,7 @@ async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
         estate.discard(message="ended")
         await estate.api.until(lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
     assert estate.events() == []
 
 
@@ -137,8 +138,8 @@ async def test_what_another_has_claimed_by_the_schedulers_word_is_left(estate: E
         await estate.orphaned()
         estate.discard(claimed_by_other=True, message="claim 3")
         await app.sessions.idle()
-        await app.sweep.once()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        await app.sweep.run_once()
+        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
         assert estate.name in estate.api.pods
 
 
@@ -153,7 +154,7 @@ async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, r
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
         assert estate.label() == ("pod-b.1", "3")
         assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
     assert not any(event.HasField("finished") for event in estate.events())
@@ -188,8 +189,8 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
         await estate.orphan()
         await dropped.wait()
         await app.sessions.idle()
-        assert (app.pods.held, app.outbox.outlets) == ({}, {})
-        await app.sweep.once()
+        assert (app.pods.registry.owned_names, app.outbox.outlets) == ((), {})
+        await app.sweep.run_once()
         assert estate.name in estate.api.pods
 
 
@@ -230,7 +231,7 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.scheduler.until(lambda: estate.told(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
-        await app.adoption.once()
+        await app.adoption.run_once()
         assert estate.api.asked("patch", "pods") == []
         await estate.end(name)
         assert await estate.left() == 0
@@ -241,5 +242,5 @@ async def known(app: App, name: str) -> None:
     """Wait until the agent's watch has told of a pod."""
     watched = app.watch.watch(name)
     while watched.pod is None:
-        await watched.change(watched.version)
+        await watched.wait_for_change(watched.version)
     app.watch.forget(name)

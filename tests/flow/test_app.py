@@ -189,7 +189,7 @@ async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
         assert world.scheduler.log_of(ACTION.key) == b"hello\n"
         await world.api.until(lambda: not world.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
         made = [each.verb for each in world.api.requests if name in each.path or each.verb == "create"]
         assert made == ["create", "get", "delete"], "three requests are enough: create, log, delete"
     assert world.scheduler.breaches == []
@@ -316,12 +316,12 @@ async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> No
         remains["metadata"] |= {"name": "remains", "uid": "uid-remains"}
         assert remains["metadata"]["labels"]["sealci.dev/agent"] == agent_id
         await world.api.put(remains, "ADDED")
-        await world.app.sweep.once()
+        await world.app.sweep.run_once()
         assert "remains" in world.api.pods, "the watch has not told of it yet"
         watched = world.app.watch.watch("remains")
         while watched.pod is None:
-            await watched.change(watched.version)
-        await world.app.sweep.once()
+            await watched.wait_for_change(watched.version)
+        await world.app.sweep.run_once()
         assert list(world.api.pods) == [pod["metadata"]["name"]]
 
 
@@ -360,6 +360,6 @@ async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(
         world.api.answer("delete", "pods", 401, "Unauthorized", times=1000)
         app.stop("SIGTERM")
         await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
-        app.leases.refused.set()
+        app.leases.access_denied.set()
         assert await world.left() == 0
         assert name in world.api.pods, "who refuses the agent collects what it made"

@@ -1,6 +1,7 @@
-"""The two requests by which an environment comes: its pod, and at once after it its Secret.
+"""The requests that create and delete an environment's Pod and Secret.
 
-Both may have been applied by a try whose answer was lost, so what exists already is looked at before it is refused.
+The API server may have applied a request whose answer was lost. A conflict is therefore compared with what exists
+before it counts as a failure. Nothing here keeps state.
 """
 
 from __future__ import annotations
@@ -17,33 +18,30 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
 
 
-# Shorter than the set-up waits for a Secret that is missing.
-SECRET_PATIENCE = 20.0
-# Longer than its grace nobody waits for a pod in which no command has begun, seconds: a kubelet does not give up a pull
-# that hangs, and there is nothing in it to be gentle with.
-UNBEGUN = 10.0
-
-
 async def create_pod(client: Client, path: str, body: Object) -> Object:
-    """Create a pod; one that exists already and holds the same session is our own.
+    """Create a pod. An existing pod of the same session is the result of an earlier request, and is returned.
 
     Raises:
-        ClusterError: refused, or another's pod stands in the way.
+        ClusterError: the API server refuses the pod, or a pod of another session has its name.
     """
     try:
         return await client.request("create", "pods", path, body=body)
     except ClusterError as error:
         if error.status != 409 or error.retryable:
             raise
-        found = await standing(client, f"{path}/{body['metadata']['name']}")
-        # Admission may have added annotations of its own; the session's holds our nonce.
+        found = await read_conflicting_pod(client, f"{path}/{body['metadata']['name']}")
+        # The comparison leaves out other annotations, because admission may add some. This one holds the nonce.
         if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
             raise
         return found
 
 
-async def standing(client: Client, path: str) -> Object:
-    """Read the pod that stands in the way; one that is gone meanwhile does not any more."""
+async def read_conflicting_pod(client: Client, path: str) -> Object:
+    """Read the pod whose name was taken.
+
+    Raises:
+        ClusterError: the pod cannot be read. Retryable if the pod is gone, because its name is free again.
+    """
     try:
         return await client.request("get", "pods", path)
     except ClusterError as error:
@@ -52,11 +50,15 @@ async def standing(client: Client, path: str) -> Object:
         raise ClusterError(error.message, status=404, retryable=True) from error
 
 
-async def create_secret(client: Client, body: Object, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-    """Create a Secret; one that exists already goes with an earlier pod of ours, so it is made anew.
+async def create_secret(
+    client: Client, body: Object, retry_seconds: float, tell: Callable[[str], Awaitable[None]] | None = None
+) -> None:
+    """Create a Secret, and replace one of the same name: it belongs to an earlier pod of the session.
+
+    `tell` gets each reason to retry, for people.
 
     Raises:
-        ClusterError: refused, or not possible for `SECRET_PATIENCE` seconds; `tell` hears what is awaited.
+        ClusterError: the API server refuses the Secret, or retries failed for `retry_seconds`.
     """
     path = f"/api/v1/namespaces/{body['metadata']['namespace']}/secrets"
 
@@ -69,11 +71,11 @@ async def create_secret(client: Client, body: Object, tell: Callable[[str], Awai
             await delete_secret(client, f"{path}/{body['metadata']['name']}")
             raise ClusterError(error.message, status=409, retryable=True) from error
 
-    await client.patiently("create secret", attempt, seconds=SECRET_PATIENCE, tell=tell)
+    await client.patiently("create secret", attempt, seconds=retry_seconds, tell=tell)
 
 
 async def delete_secret(client: Client, path: str) -> None:
-    """Delete a Secret that may be gone already."""
+    """Delete a Secret. A missing Secret is no error."""
     try:
         await client.request("delete", "secrets", path)
     except ClusterError as error:
@@ -82,16 +84,22 @@ async def delete_secret(client: Client, path: str) -> None:
 
 
 async def delete_pod(
-    client: Client, path: str, name: str, uid: str, grace: int | None, patience: float, *, version: str = ""
+    client: Client, path: str, name: str, uid: str, grace: int | None, retry_seconds: float, *, version: str = ""
 ) -> bool:
-    """Ask for the deletion of exactly this pod, with `version` only as it was then; False when there is none such."""
+    """Request the deletion of the pod with this UID, and with this resource version if `version` is given.
+
+    `grace` is the grace period in seconds; None leaves it to the pod. Return False if no pod matches.
+
+    Raises:
+        ClusterError: the API server refuses, or retries failed for `retry_seconds`.
+    """
     preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
     body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions}
     if grace is not None:
         body["gracePeriodSeconds"] = grace
     try:
         await client.patiently(
-            "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=patience
+            "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=retry_seconds
         )
     except ClusterError as error:
         if error.status in (404, 409):
@@ -100,11 +108,15 @@ async def delete_pod(
     return True
 
 
-async def own_uid(client: Client, path: str, name: str, nonce: str, seconds: float) -> str:
-    """Look for a pod whose creation was asked for but never confirmed; "" when there is none of ours."""
+async def find_own_uid(client: Client, path: str, name: str, nonce: str, retry_seconds: float) -> str:
+    """Return the UID of the pod that an unconfirmed create request may have made. "" if there is none.
+
+    Raises:
+        ClusterError: the pod cannot be read.
+    """
     try:
         found = await client.patiently(
-            "get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=seconds
+            "get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=retry_seconds
         )
     except ClusterError as error:
         if error.status == 404:
