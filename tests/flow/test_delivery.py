@@ -96,10 +96,10 @@ async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: F
                 await outlet.send(LogChunk(bytes(CHUNK), source=list(Source)[number % 2]))
 
         flooding = asyncio.create_task(flood(), name="flood")
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 3)
+        await scheduler.until("3 events of KEY are stored", lambda: scheduler.last_seq(KEY) == 3)
         other = agent.outbox.open(OTHER)
         await other.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(OTHER) == 1)
+        await scheduler.until("1 event of OTHER is stored", lambda: scheduler.last_seq(OTHER) == 1)
         assert not flooding.done()
         assert outlet.used <= 1 << 17
         assert agent.sample("events_unacknowledged") == 4
@@ -189,7 +189,7 @@ async def test_a_scheduler_that_says_nothing_about_a_session_gets_the_rest(sched
         outlet = agent.outbox.open(KEY)
         scheduler.acknowledges = False
         await outlet.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 1)
+        await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         await scheduler.connected(2)
         scheduler.acknowledges = True
@@ -224,7 +224,7 @@ async def test_a_discarded_session_keeps_nobody_waiting(scheduler: FakeScheduler
     async with rig(scheduler) as agent:
         outlet = agent.outbox.open(KEY)
         await outlet.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 1)
+        await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
         waiting = asyncio.create_task(outlet.settled(), name="waiting")
         scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=1, message="superseded"))
         await waiting
@@ -292,7 +292,7 @@ async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellati
         uploading = asyncio.create_task(outlet.upload(endless()), name="upload")
         await reached.wait()
         if begun:
-            await scheduler.until(lambda: bool(scheduler.uploads))
+            await scheduler.until("an upload has begun", lambda: bool(scheduler.uploads))
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         with pytest.raises(SchedulerError, match="the connection to the scheduler ended"):
             await uploading

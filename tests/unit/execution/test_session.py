@@ -13,6 +13,7 @@ from agent.domain.events import Finished, LogChunk, Source, StageChanged
 from agent.domain.outcome import Outcome, Result
 from agent.execution.session import MAX_CHUNK, Interrupted, Session, Wish, ended, first_of
 from tests.fakes.sink import RecordingOutlet, RecordingSink
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -89,7 +90,7 @@ async def test_a_wish_ends_guarded_work(session: Session) -> None:
             ran.append("ended")
 
     task = asyncio.create_task(session.guarded(work()))
-    await until(lambda: ran == ["began"])
+    await poll_until("the coroutine has begun", lambda: ran == ["began"])
     session.interrupt(WISH)
     with pytest.raises(Interrupted) as interrupted:
         await task
@@ -190,12 +191,3 @@ async def test_ended_says_nothing_of_what_is_done(work: type[Awaitable[None]]) -
     await ended(task)
     assert task.done()
     task.exception()
-
-
-async def until(condition: object) -> None:
-    """Let the loop turn until something is so."""
-    for _ in range(100):
-        if callable(condition) and condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never became so")
