@@ -110,7 +110,7 @@ class Sessions:
         attempt = action.key.attempt_key
         if attempt in self.running:
             log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
-            environment.let_go()
+            environment.release()
             return False
         trace = self.traces.begin(action, adopted=True)
         session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0, trace)
@@ -167,7 +167,7 @@ class Sessions:
         """End a session here that goes on elsewhere."""
         session.over = True
         if session.environment is not None:
-            session.environment.leave()
+            session.environment.disown()
         self.end(session)
 
     def end(self, session: Session) -> None:
@@ -331,7 +331,7 @@ class Sessions:
         """Leave every environment as it is, also those that are being removed: the cluster takes no word from here."""
         for session in self.living.values():
             if session.environment is not None:
-                session.environment.leave()
+                session.environment.disown()
 
     def abandon(self) -> None:
         """End the tasks of sessions that did not end by themselves."""

@@ -18,7 +18,7 @@ from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, Finished, LogChunk, Source, StageChanged
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
-from agent.execution.masking import Masker
+from agent.execution.logs.masking import Masker
 from agent.telemetry.traces import Trace
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
     from agent.execution.event_sink import Outlet
-    from agent.execution.log_pipeline import LogStream
+    from agent.execution.logs.pipeline import LogStream
     from agent.execution.ports import Environment
 
 log = structlog.get_logger(__name__)

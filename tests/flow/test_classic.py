@@ -190,7 +190,7 @@ async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_no
         await environment.write(piece)
     await environment.mark("f:1:0")
     await environment.end(0, 1)
-    await environment.release("commands")
+    await environment.unblock("commands")
     await reading
     assert answer.text == "café € \ufffd\ufffd\0 end \ufffd\n" + NOT_KEPT
     assert answer.exit_code == 0
@@ -277,7 +277,7 @@ async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() ->
         last = [each for each in world.backend.environments.values() if not each.interrupts][-1]
         await world.backend.until("the log of the last environment is read", lambda: "log" in last.steps)
         await last.run_commands()
-        await last.release("commands")
+        await last.unblock("commands")
         await read(waiting, answer)
         assert answer.exit_code == 0
 
@@ -334,7 +334,7 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
     )
     for environment in list(world.backend.environments.values()):
         await environment.run_commands()
-        await environment.release("commands")
+        await environment.unblock("commands")
     await asyncio.gather(*(read(call, answer) for call, answer in zip(calls, answers, strict=True)))
     assert [answer.exit_code for answer in answers] == [0, 0]
 

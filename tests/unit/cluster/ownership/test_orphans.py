@@ -125,7 +125,7 @@ async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(ap
         api.answer("create", "pods", 504, "it took too long", applied=True)
         creating = asyncio.create_task(left.create(), name="create")
         await api.until("a pod is created", lambda: bool(api.pods))
-        left.leave()
+        left.disown()
         creating.cancel()
         await asyncio.wait({creating})
         await left.remove()
