@@ -258,7 +258,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         peer = await scheduler.connected()
         outlet = agent.outbox.open(ACTION.key)
         await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
         peer.end(grpc.StatusCode.UNAUTHENTICATED, "expired")
         await outlet.send(LogChunk(b"two\n"))
@@ -267,7 +267,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         token.write_text("second")
         scheduler.denial = None
         await scheduler.connected(2)
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [each.authorization for each in scheduler.peers][:: len(scheduler.peers) - 1] == [
             "Bearer first",
             "Bearer second",
@@ -282,11 +282,11 @@ async def test_a_message_that_is_too_large_ends_its_stream_and_no_session(schedu
         peer = await scheduler.connected()
         outlet = agent.outbox.open(ACTION.key)
         await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         peer.send(drain=wire.Drain(message="x" * (5 << 20)))
         await scheduler.connected(2)
         await outlet.send(LogChunk(b"two\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
         assert agent.sample("stream_reconnects_total", reason="error") == 1
         assert "drain" not in [name for name, _ in agent.handlers.calls]
@@ -306,7 +306,7 @@ async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler)
         outlet = agent.outbox.open(ACTION.key)
         for event in said:
             await outlet.send(event)
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [event.seq for event in scheduler.stored[ACTION.key.attempt_key]] == [1, 2, 3, 4, 5]
         assert agent.pauses == 0, "the scheduler's gRPC refused a message, and ended the stream"
 
