@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
-    from agent.execution.event_sink import Sink
+    from agent.execution.event_sink import EventSink
     from agent.execution.ports import Backend, Environment
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
@@ -48,7 +48,7 @@ class Sessions:
         self,
         settings: Settings,
         backend: Backend,
-        sink: Sink,
+        sink: EventSink,
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
         traces: Traces = SILENT,
@@ -201,7 +201,7 @@ class Sessions:
         try:
             for event in events:
                 await outlet.send(event)
-            await outlet.settled()
+            await outlet.wait_until_stored()
         finally:
             outlet.close()
 

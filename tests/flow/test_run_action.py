@@ -19,7 +19,7 @@ from agent.execution.registry import Sessions
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ class Rig:
         agent = {"slots": 3} | settings.pop("agent", {})
         self.settings = Settings.model_validate({"agent": agent, **settings})
         self.backend = FakeBackend()
-        self.sink = RecordingSink()
+        self.sink = RecordingEventSink()
         self.metrics = Metrics()
         self.sessions: Sessions
 

@@ -52,7 +52,7 @@ async def backend_on(api: FakeApi, **cluster: Any) -> AsyncIterator[PodBackend]:
     async with api.serving(**cluster) as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
         task = asyncio.create_task(watch.run(), name="pod watch")
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
         try:
             yield PodBackend(settings, client, watch, "agent-1", ClusterFacts())
         finally:
@@ -168,7 +168,7 @@ async def test_create_waits_for_the_end_of_an_earlier_pod_of_the_same_name(
         await old.create()
         await backend.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
         new = asyncio.create_task(backend.environment(ACTION).create())
-        await api.until(lambda: len(api.asked("create", "pods")) > 3)
+        await api.until("the pod is requested a fourth time", lambda: len(api.asked("create", "pods")) > 3)
         assert not new.done()
         await api.remove(old.plan.name)
         await new
@@ -200,7 +200,7 @@ async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(
     async with backend_on(api) as backend:
         environment = backend.environment(ACTION)
         task = asyncio.create_task(environment.create())
-        await api.until(lambda: len(api.asked("create", "secrets")) == 1)
+        await api.until("the Secret is requested", lambda: len(api.asked("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
         environment.uid = ""  # as if the answer had never arrived

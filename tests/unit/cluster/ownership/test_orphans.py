@@ -127,7 +127,7 @@ async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: 
         environment = backend.environment(ACTION)
         api.answer("create", "pods", 504, "it took too long", applied=True)
         creating = asyncio.create_task(environment.create(), name="create")
-        await api.until(lambda: bool(api.pods))
+        await api.until("a pod is created", lambda: bool(api.pods))
         environment.disown()
         creating.cancel()
         await asyncio.wait({creating})
@@ -170,7 +170,7 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
         await watch.list()
         assert api.asked("delete") == []
         watch.synced.set()
-        await api.until(lambda: not api.pods)
+        await api.until("every pod is deleted", lambda: not api.pods)
         task.cancel()
         await asyncio.wait({task})
 
