@@ -15,7 +15,7 @@ from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
 from agent.cluster.pod import manifest, session_annotation
 from agent.cluster.pod.labels import pod_name
-from agent.cluster.pod.setup_status import Limits
+from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PodBackend:
             settings=settings,
             client=client,
             watch=watch,
-            limits=Limits(
+            limits=SetupLimits(
                 pending=policy.pending_timeout,
                 pull_grace=policy.pull_grace,
                 registry_grace=policy.registry_grace,
@@ -110,8 +110,8 @@ class PodBackend:
             timeout=action.timeout or settings.policy.default_timeout,
             user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
             owner=self.facts.owner,
-            held=self.debug is not None and self.debug.needs_workspace,
-            filled=self.debug is not None and self.debug.tree is not None,
+            keep_files=self.debug is not None and self.debug.needs_workspace,
+            upload_tree=self.debug is not None and self.debug.tree is not None,
         )
 
     def find_superseded(self, pod: Object) -> OwnedEnvironment | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
-    from agent.cluster.pod.setup_status import Limits
+    from agent.cluster.pod.setup_status import SetupLimits
     from agent.settings import Settings
 
 
@@ -45,7 +45,7 @@ class Context:
     settings: Settings
     client: Client
     watch: PodWatch
-    limits: Limits
+    limits: SetupLimits
     copies: asyncio.Semaphore
     debug: DebugOptions | None
     timings: Timings

@@ -14,7 +14,7 @@ from agent.aio import cancelled_on_exit
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment import shell as shell_module
 from agent.cluster.in_pod import packaging
-from agent.cluster.pod.fields import container, runs
+from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import READY
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
@@ -62,7 +62,7 @@ class DebugOptions:
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
-        argv = [*packaging.fill(), workspace, packaging.SNAPSHOT, READY, str(size)]
+        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, READY, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:
@@ -81,7 +81,7 @@ class DebugOptions:
 
         Without option `shell`, or if the target container does not run, do nothing.
         """
-        if not self.shell or not runs(container(pod.get("status", {}), target.container)):
+        if not self.shell or not is_running(container_status(pod.get("status", {}), target.container)):
             return
         async with self.screen():
             print(greeting(outcome, target, workspace), flush=True)  # noqa: T201 - the shell owns the terminal

@@ -23,11 +23,11 @@ from agent.cluster.environment.action_container import ActionContainer
 from agent.cluster.environment.requests import create_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower, request
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container
-from agent.cluster.pod.setup_status import History, Intent
-from agent.cluster.pod.setup_timing import Timeline
+from agent.cluster.pod.fields import container_status
+from agent.cluster.pod.setup_status import Expectations, FirstSeen
+from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Stage
@@ -69,9 +69,9 @@ class PodEnvironment:
         self.creation_requested = adopted is not None
         self.disowned = False
         # Creates the pod of an adopted environment once more. None: `plan` does, or nothing can.
-        self.recreation_manifest = recreate.model(adopted, context.settings) if adopted else None
+        self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
-        self.expectations = Intent(
+        self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
             secret=plan.name,
@@ -81,8 +81,8 @@ class PodEnvironment:
     def own(self) -> None:
         """Follow the pod and register the environment, at first and when the session re-creates it after `remove`."""
         self.watched = self.context.watch.watch(self.plan.name)
-        self.first_seen = History()
-        self.setup_timing: Timeline | None = None
+        self.first_seen = FirstSeen()
+        self.setup_timing: SetupTiming | None = None
         self.container = ActionContainer(self.watched)
         self.startup_events = failure_report.StartupEvents(self.client, self.path, self.context.timings)
         self.registry.own(self)
@@ -109,7 +109,7 @@ class PodEnvironment:
 
         if self.registry.owned(self.plan.name) is None:
             self.own()
-        self.creation_requested, self.uid, self.setup_timing = True, "", Timeline(time.monotonic())
+        self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
         try:
             pod = await self.client.patiently(
                 "create pod",
@@ -152,8 +152,8 @@ class PodEnvironment:
     @property
     def running_for(self) -> float:
         """Return how many seconds container `action` has been running, by the cluster's clock. 0: not yet."""
-        status = container((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
-        started = moment(status.get("state", {}).get("running", {}).get("startedAt"))
+        status = container_status((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
+        started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
     # ---- status
@@ -174,7 +174,7 @@ class PodEnvironment:
                 self.watched.last,
             )
             if self.setup_timing:
-                self.setup_timing.count(self.metrics, pod, judgement.observation, now)
+                self.setup_timing.record(self.metrics, pod, judgement.observation, now)
             observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
             if observation != previous:
                 previous = observation

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
 from agent.cluster.api.exec import ExecStream
+from agent.domain.paths import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,8 +92,3 @@ def terminal_input(input_queue: asyncio.Queue[tuple[int, bytes]]) -> Iterator[No
     finally:
         loop.remove_reader(fd)
         loop.remove_signal_handler(signal.SIGWINCH)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

@@ -21,7 +21,7 @@ import structlog
 
 from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -121,8 +121,8 @@ class Sweep:
 def end_of(pod: Object) -> datetime:
     """Return when the last container of a pod ended. If no container started, return when the pod was created."""
     states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses", ())]
-    finished = [moment(state.get("terminated", {}).get("finishedAt")) for state in states]
-    times = [at for at in (*finished, moment(pod["metadata"]["creationTimestamp"])) if at is not None]
+    finished = [parse_timestamp(state.get("terminated", {}).get("finishedAt")) for state in states]
+    times = [at for at in (*finished, parse_timestamp(pod["metadata"]["creationTimestamp"])) if at is not None]
     return max(times)
 
 
@@ -171,5 +171,5 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
 def is_stale(lease: Object, now: datetime) -> bool:
     """Return whether a Lease was not renewed for twice its duration, by the cluster's clock `now`."""
     spec = lease.get("spec", {})
-    renewed = moment(spec.get("renewTime"))
+    renewed = parse_timestamp(spec.get("renewTime"))
     return renewed is None or now - renewed > timedelta(seconds=2 * float(spec.get("leaseDurationSeconds") or 15))
