@@ -179,7 +179,7 @@ async def test_an_agent_that_leaves_before_the_schedulers_word_leaves_the_pod(es
 
 async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_behind(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        adopt, dropped = app.adoption.adopt, asyncio.Event()
+        adopt, dropped = app.adoption.start_session, asyncio.Event()
 
         def adopt_and_drop(environment: Any) -> bool:
             taken = adopt(environment)
@@ -187,7 +187,7 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
             dropped.set()
             return taken
 
-        app.adoption.adopt = adopt_and_drop
+        app.adoption.start_session = adopt_and_drop
         await estate.ready()
         await estate.orphan()
         await dropped.wait()

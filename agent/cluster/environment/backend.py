@@ -85,7 +85,7 @@ class PodBackend:
         """Return a new environment for this attempt. Its pod does not exist yet."""
         return PodEnvironment(self.context, self.registry, self.plan(action, secrets.token_hex(16)))
 
-    def adopt(self, pod: Object) -> PodEnvironment:
+    def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
 
         Raises:

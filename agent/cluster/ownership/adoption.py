@@ -43,15 +43,16 @@ class Timings:
 class Adoption:
     """Searches for pods whose agent is gone, and claims them. Owned by the application, lives as long as the agent.
 
-    `open_for` returns whether this agent may adopt another session. `adopt` starts the session of a claimed pod. It
-    returns False if it cannot start the session yet; the pod stays claimed and is offered again.
+    `open_for` returns whether this agent may adopt another session. `start_session` starts the session of a claimed
+    pod. It returns False if the session cannot start yet. The pod then stays claimed, and the next search offers it
+    again.
     """
 
     def __init__(
         self,
         backend: PodBackend,
         leases: Leases,
-        adopt: Callable[[PodEnvironment], bool],
+        start_session: Callable[[PodEnvironment], bool],
         *,
         open_for: Callable[[], bool],
         timings: Timings | None = None,
@@ -61,7 +62,7 @@ class Adoption:
         self.watch = backend.watch
         self.metrics = backend.metrics
         self.leases = leases
-        self.adopt = adopt
+        self.start_session = start_session
         self.open_for = open_for
         self.timings = timings or Timings()
         self.wake = asyncio.Event()
@@ -121,7 +122,7 @@ class Adoption:
                 return
             pod = claimed
         try:
-            started = self.adopt(self.backend.adopt(pod))
+            started = self.start_session(self.backend.environment_of(pod))
         except ValueError as error:
             log.error("the session of a claimed pod cannot be read", pod=meta["name"], error=str(error))
         else:
