@@ -83,7 +83,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (commands, "KILL_MARGIN", 0.05),
         (client, "backoff", quick),
         (artifacts, "backoff", quick),
-        (reflector, "BACKOFF", 0.01),
+        (reflector, "FIRST_PAUSE", 0.02),
         (adoption, "Timings", partial(adoption.Timings, poll_seconds=0.05)),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):

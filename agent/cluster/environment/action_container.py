@@ -9,7 +9,7 @@ from agent.cluster.pod.fields import container_status
 from agent.cluster.pod.manifest import ACTION
 
 if TYPE_CHECKING:
-    from agent.cluster.environment.watch import Watched
+    from agent.cluster.environment.watch import PodState
 
 
 class ActionContainer:
@@ -18,15 +18,15 @@ class ActionContainer:
     `log_ended` is True once the log has contained the supervisor's last marker.
     """
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
+    def __init__(self, pod_state: PodState) -> None:
+        self.pod_state = pod_state
         self.log_ended = False
 
     @property
     def state(self) -> ContainerState:
-        if self.watched.pod is None:
+        if self.pod_state.pod is None:
             return ContainerState.GONE
-        state = (container_status(self.watched.pod["status"], ACTION) or {}).get("state", {})
+        state = (container_status(self.pod_state.pod["status"], ACTION) or {}).get("state", {})
         if "terminated" in state:
             return ContainerState.TERMINATED
         return ContainerState.RUNNING if "running" in state else ContainerState.WAITING
@@ -39,4 +39,4 @@ class ActionContainer:
     async def left(self, state: ContainerState) -> None:
         """Wait until the container is in another state."""
         while self.state is state:
-            await self.watched.wait_for_change(self.watched.version)
+            await self.pod_state.wait_for_change(self.pod_state.version)

@@ -116,7 +116,7 @@ class PodBackend:
 
     def find_superseded(self, pod: Object) -> OwnedEnvironment | None:
         """Return the owned environment of this pod if another agent has claimed the pod, else None."""
-        environment = self.registry.owned(pod["metadata"]["name"])
+        environment = self.registry.find_owned(pod["metadata"]["name"])
         if environment is None or environment.disowned:
             return None
         if not environment.uid or environment.uid != pod["metadata"]["uid"]:

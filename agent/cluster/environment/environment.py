@@ -68,7 +68,7 @@ class PodEnvironment:
         self.uploaded_uid = ""  # the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        # Creates the pod of an adopted environment once more. None: `plan` does, or nothing can.
+        # Re-creates an adopted pod. None if this agent made the pod, or if the pod has started.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
         self.expectations = Expectations(
@@ -79,11 +79,11 @@ class PodEnvironment:
         )
 
     def own(self) -> None:
-        """Follow the pod and register the environment, at first and when the session re-creates it after `remove`."""
-        self.watched = self.context.watch.watch(self.plan.name)
+        """Watch the pod and register the environment: at first, and again if the session re-creates it after `remove`."""
+        self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
-        self.container = ActionContainer(self.watched)
+        self.container = ActionContainer(self.pod_state)
         self.startup_events = failure_report.StartupEvents(self.client, self.path, self.context.timings)
         self.registry.own(self)
 
@@ -107,7 +107,7 @@ class PodEnvironment:
             if tell is not None:
                 await tell(f"waiting for the cluster: {why}")
 
-        if self.registry.owned(self.plan.name) is None:
+        if not self.registry.owns(self.plan.name):
             self.own()
         self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
         try:
@@ -152,7 +152,7 @@ class PodEnvironment:
     @property
     def running_for(self) -> float:
         """Return how many seconds container `action` has been running, by the cluster's clock. 0: not yet."""
-        status = container_status((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
+        status = container_status((self.pod_state.pod or {}).get("status", {}), manifest.ACTION) or {}
         started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
@@ -162,17 +162,10 @@ class PodEnvironment:
         """Yield each change of the environment's status. Ends after the first final observation."""
         previous: Observation | None = None
         while True:
-            version = self.watched.version
-            pod, now = self.watched.pod, time.monotonic()
-            judgement = classify(
-                pod,
-                self.expectations,
-                self.context.limits,
-                self.first_seen,
-                now,
-                self.client.now(),
-                self.watched.last,
-            )
+            version = self.pod_state.version
+            pod, now = self.pod_state.pod, time.monotonic()
+            wall, last = self.client.now(), self.pod_state.last
+            judgement = classify(pod, self.expectations, self.context.limits, self.first_seen, now, wall, last)
             if self.setup_timing:
                 self.setup_timing.record(self.metrics, pod, judgement.observation, now)
             observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
@@ -183,13 +176,13 @@ class PodEnvironment:
                     return
             rechecks = (judgement.recheck, self.startup_events.recheck(now))
             timeout = min((each for each in rechecks if each is not None), default=None)
-            await self.watched.wait_for_change(version, timeout)
+            await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
         """Return the observation. A failure gets a report for the person who reads the set-up log."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
-        pod = self.watched.pod or self.watched.last
+        pod = self.pod_state.pod or self.pod_state.last
         seconds = self.context.timings.events_retry_seconds
         return await failure_report.add_report(self.client, self.path, pod, observation, seconds)
 
@@ -273,7 +266,7 @@ class PodEnvironment:
 
         Return a description of the pod if its commands failed, else "".
         """
-        debug, pod, report = self.context.debug, self.watched.pod, ""
+        debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
             return ""
         if outcome.result is Result.FAILED and outcome.stage is not Stage.SETUP:
@@ -304,7 +297,7 @@ class PodEnvironment:
         try:
             if self.creation_requested and not self.disowned and not await self.delete():
                 self.metrics.cleanup_failures.inc()
-                log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
+                log.error("an environment could not be deleted; the sweep will retry", pod=self.name)
         finally:
             self.release()
 
@@ -323,7 +316,7 @@ class PodEnvironment:
                 if await self.wait_until_gone(uid, seconds):
                     break
             except ClusterError as error:
-                log.warning("deleting a pod failed", pod=self.name, error=error.message)
+                log.warning("cannot delete a pod", pod=self.name, error=error.message)
         else:
             return False
         self.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
@@ -333,8 +326,8 @@ class PodEnvironment:
         """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
         try:
             async with asyncio.timeout(seconds):
-                while self.watched.pod is not None and self.watched.pod["metadata"]["uid"] == uid:
-                    await self.watched.wait_for_change(self.watched.version)
+                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
+                    await self.pod_state.wait_for_change(self.pod_state.version)
         except TimeoutError:
             return False
         return True

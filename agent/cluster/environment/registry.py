@@ -60,7 +60,10 @@ class EnvironmentRegistry:
         """Return the names of the owned pods."""
         return tuple(self._owned)
 
-    def owned(self, name: str) -> OwnedEnvironment | None:
+    def owns(self, name: str) -> bool:
+        return name in self._owned
+
+    def find_owned(self, name: str) -> OwnedEnvironment | None:
         """Return the owned environment whose pod has this name."""
         return self._owned.get(name)
 

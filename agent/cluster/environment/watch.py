@@ -1,6 +1,6 @@
 """One shared watch over the pods of the pool. Lives as long as the agent.
 
-Each session waits on the `Watched` of its pod instead of polling the API server, so a running action costs no request.
+Each session waits on the `PodState` of its pod instead of polling the API server, so a running action costs no request.
 The watch also receives the pods of all other agents of the pool. Of those it decodes only the head of an event until a
 caller reads the pod, so that more replicas do not slow each agent down.
 """
@@ -22,8 +22,30 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
 
+# Key of the undecoded event line, in an object of which only the head was decoded.
+UNREAD = "unread"
+# The head of an event as the API server writes it: the fields in this order, without spaces.
+HEAD = re.compile(
+    rb'\{"type":"(ADDED|MODIFIED|DELETED)","object":\{"kind":"Pod","apiVersion":"v1","metadata":\{'
+    rb'"name":"([-.a-z0-9]+)","namespace":"[-a-z0-9]+","uid":"([-0-9A-Za-z]+)","resourceVersion":"(\d+)"'
+)
+# The label with the id of the owning agent. JSON escapes quotes in strings, so no text of a user matches.
+OWNER_LABEL = re.compile(rb'"%b":"([-.0-9A-Za-z_]+)"' % re.escape(AGENT.encode()))
+# The fields of `metadata` that the agent reads.
+KEPT = (
+    "name",
+    "uid",
+    "resourceVersion",
+    "labels",
+    "annotations",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "finalizers",
+)
 
-class Watched:
+
+class PodState:
     """The newest state of one pod. Owned by the watch, from `PodWatch.watch` to `PodWatch.forget`.
 
     `pod` is None before the pod exists and after its end. `last` is then the state in which the pod ended, or None if
@@ -41,7 +63,7 @@ class Watched:
         """Store the newest state and wake all waiting tasks."""
         self.pod, self.last = pod, last
         self.version += 1
-        # A new event for the next update: a task that is still asleep must not miss this one.
+        # Each update gets a new event, so that no task waits for an event that is already set.
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
@@ -67,7 +89,7 @@ class PodWatch(Reflector):
         super().__init__(client, "pods", path, pool_selector(pool), metrics)
         self.own_id = agent_id.encode()
         self.on_change: Callable[[Object], None] = lambda _: None
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, PodState] = {}
 
     @property
     def pods(self) -> dict[str, Object]:
@@ -83,18 +105,18 @@ class PodWatch(Reflector):
             found = self.objects[name] = self.slim(json.loads(found[UNREAD])["object"])
         return found
 
-    def watch(self, name: str) -> Watched:
+    def watch(self, name: str) -> PodState:
         """Return the state of the pod with this name, updated until `forget`."""
-        watched = self._watched.setdefault(name, Watched(name))
-        if (known := self.read(name)) is not None:
-            watched.update(known)
-        return watched
+        state = self._watched.setdefault(name, PodState(name))
+        if (pod := self.read(name)) is not None:
+            state.update(pod)
+        return state
 
     def is_watched(self, name: str) -> bool:
         return name in self._watched
 
     def forget(self, name: str) -> None:
-        """Stop to update the state that `watch` returned."""
+        """Stop updating the state that `watch` returned."""
         self._watched.pop(name, None)
 
     def event(self, line: bytes) -> Object:
@@ -102,7 +124,12 @@ class PodWatch(Reflector):
 
         An event that is not laid out as `HEAD` expects is decoded completely.
         """
-        if self.own_id and self.own_id not in line and (head := HEAD.match(line)) and (agent := DRIVER.search(line)):
+        if (
+            self.own_id
+            and self.own_id not in line
+            and (head := HEAD.match(line))
+            and (agent := OWNER_LABEL.search(line))
+        ):
             kind, name, uid, version = (part.decode() for part in head.groups())
             if name not in self._watched:
                 labels = {AGENT: agent[1].decode()}
@@ -130,25 +157,3 @@ class PodWatch(Reflector):
     def removed(self, name: str, last: Object | None) -> None:
         if name in self._watched:
             self._watched[name].update(None, last)
-
-
-# Key of the undecoded event line, in an object of which only the head was decoded.
-UNREAD = "unread"
-# The head of an event as the API server writes it: the fields in this order, without spaces.
-HEAD = re.compile(
-    rb'\{"type":"(ADDED|MODIFIED|DELETED)","object":\{"kind":"Pod","apiVersion":"v1","metadata":\{'
-    rb'"name":"([-.a-z0-9]+)","namespace":"[-a-z0-9]+","uid":"([-0-9A-Za-z]+)","resourceVersion":"(\d+)"'
-)
-# The label with the id of the owning agent. JSON escapes quotes in strings, so no text of a user matches.
-DRIVER = re.compile(rb'"%b":"([-.0-9A-Za-z_]+)"' % re.escape(AGENT.encode()))
-KEPT = (
-    "name",
-    "uid",
-    "resourceVersion",
-    "labels",
-    "annotations",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "finalizers",
-)

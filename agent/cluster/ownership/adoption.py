@@ -97,7 +97,7 @@ class Adoption:
     def is_adoptable(self, pod: Object) -> bool:
         """Return whether the pod's agent is gone and no other agent has claimed the pod."""
         name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
-        if self.registry.owned(name) is not None or pod["metadata"]["uid"] in self.unreadable_uids:
+        if self.registry.owns(name) or pod["metadata"]["uid"] in self.unreadable_uids:
             return False
         # The API server may have applied a claim of this agent whose answer was lost.
         return name in self.registry.claimed_names if agent == self.backend.agent_id else self.leases.is_gone(agent)

@@ -107,7 +107,7 @@ class Sweep:
     def is_orphan(self, pod: Object) -> bool:
         """Return whether no agent will ever drive or delete this pod."""
         name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
-        if self.registry.owned(name) is not None or name in self.registry.claimed_names:
+        if self.registry.owns(name) or name in self.registry.claimed_names:
             return False
         if agent == self.backend.agent_id:
             return not self.registry.is_handed_over(session_annotation.nonce_of(pod))

@@ -131,8 +131,8 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
         monkeypatch.setattr(environments, "create_pod", late_event_in_between)
         await environment.create()
         backend.watch.take("DELETED", earlier)
-        assert environment.watched.pod is not None
-        assert environment.watched.pod["metadata"]["uid"] == environment.uid
+        assert environment.pod_state.pod is not None
+        assert environment.pod_state.pod["metadata"]["uid"] == environment.uid
         await environment.remove()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cluster.api import reflector
-from agent.cluster.environment.watch import PodWatch, Watched
+from agent.cluster.environment.watch import PodState, PodWatch
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 from tests.fakes.api import HANG, FakeApi, pod_of
@@ -52,7 +52,7 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
             assert task.cancelled(), task
 
 
-async def wait_for_phase(watched: Watched, phase: str | None) -> None:
+async def wait_for_phase(watched: PodState, phase: str | None) -> None:
     """Wait until a pod is in a phase, None for gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
         await watched.wait_for_change(watched.version)
