@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from agent.app.status import AgentStatus
     from agent.app.timings import AppTimings
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
+    from agent.cluster.environment.capabilities import ClusterFacts
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.ownership.adoption import Adoption
     from agent.cluster.ownership.leases import Leases
@@ -53,7 +54,8 @@ class App:
     task_group: asyncio.TaskGroup
     metrics: Metrics
     watch: PodWatch
-    pods: Pods
+    facts: ClusterFacts
+    pods: PodBackend
     leases: Leases
     sweep: Sweep
     adoption: Adoption
@@ -116,7 +118,7 @@ class App:
         task = await run_until_set(search, self.shutdown.requested, name="owner reference")
         if task is None:
             return False
-        self.pods.owner = self.leases.owner = task.result()
+        self.facts.set_owner(task.result())
         return True
 
     async def watch_cluster_health(self) -> None:
@@ -136,5 +138,4 @@ class App:
 
     async def detect_capabilities(self) -> None:
         """Ask what the cluster supports. The agent accepts no action before that."""
-        self.pods.user_namespaces = await user_namespaces(self.client, self.settings)
-        self.pods.known = True
+        self.facts.set_user_namespaces(await user_namespaces(self.client, self.settings))

@@ -12,7 +12,7 @@ from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.app.shutdown import Shutdown
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
     from agent.cluster.environment.environment import PodEnvironment
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.errors import ActionFailed
@@ -30,10 +30,10 @@ class Handlers:
     """
 
     sessions: SessionRegistry
-    pods: Pods
+    pods: PodBackend
     shutdown: Shutdown
 
-    def bind(self, sessions: SessionRegistry, pods: Pods, shutdown: Shutdown) -> None:
+    def bind(self, sessions: SessionRegistry, pods: PodBackend, shutdown: Shutdown) -> None:
         """Set the receivers, after all parts were built. See `wiring.build`."""
         self.sessions = sessions
         self.pods = pods
@@ -79,6 +79,6 @@ class Handlers:
 
     def pod_changed(self, pod: Object) -> None:
         """Drop a session if this pod shows that another agent has claimed it."""
-        environment = self.pods.superseded(pod)
+        environment = self.pods.find_superseded(pod)
         if environment is not None:
             self.sessions.superseded(environment.plan.action.key.attempt_key)

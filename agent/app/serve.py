@@ -16,7 +16,7 @@ from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
     from agent.app.timings import AppTimings
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ REFUSED = 4
 async def serve(
     settings: Settings,
     on_start: asyncio.Future[App] | None = None,
-    workbench: Workbench | None = None,
+    debug: DebugOptions | None = None,
     timings: AppTimings = TIMINGS,
 ) -> int:
     """Run one agent to its end. Returns the exit code of the process. `on_start` gets the agent before it runs.
@@ -42,7 +42,7 @@ async def serve(
     code = 0
     try:
         async with asyncio.TaskGroup() as task_group:
-            app = build(settings, client, task_group, traces, workbench, timings)
+            app = build(settings, client, task_group, traces, debug, timings)
             if on_start is not None:
                 on_start.set_result(app)
             await app.run()

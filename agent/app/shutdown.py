@@ -63,7 +63,7 @@ class Shutdown:
         """Wait for the sessions, then hand over or stop the rest. Returns how many were handed over."""
         handed_over = 0
         # The API server denies access when the agent's Helm release, and with it the agent's rights, was deleted.
-        denied = self.leases.refused
+        denied = self.leases.access_denied
         idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
         async with cancelled_on_exit(idle):
             await first_of(idle, self.at_once, denied, timeout=self.settings.agent.drain_timeout)

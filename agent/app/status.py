@@ -14,7 +14,7 @@ from agent.http.status_page import Snapshot, page, session_row
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
     from agent.cluster.ownership.leases import Leases
     from agent.cluster.ownership.orphans import Sweep
     from agent.execution.registry import SessionRegistry
@@ -35,7 +35,7 @@ class AgentStatus:
     connection: Connection | Classic
 
     def __init__(
-        self, settings: Settings, identity: Identity, client: Client, pods: Pods, leases: Leases, sweep: Sweep
+        self, settings: Settings, identity: Identity, client: Client, pods: PodBackend, leases: Leases, sweep: Sweep
     ) -> None:
         self.settings = settings
         self.identity = identity

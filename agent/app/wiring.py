@@ -9,7 +9,8 @@ from agent.app.handlers import Handlers
 from agent.app.shutdown import Shutdown
 from agent.app.status import AgentStatus
 from agent.app.timings import AppTimings
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.scheduler.classic.connection import Classic
     from agent.settings import Settings
     from agent.telemetry.traces import Traces
@@ -37,7 +38,7 @@ def build(
     client: Client,
     task_group: asyncio.TaskGroup,
     traces: Traces,
-    workbench: Workbench | None = None,
+    debug: DebugOptions | None = None,
     timings: AppTimings = TIMINGS,
 ) -> App:
     """Return an agent that is ready to run."""
@@ -50,10 +51,11 @@ def build(
 
     # ---- the cluster's side
     watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, metrics, identity.agent_id)
-    pods = Pods(settings, client, watch, metrics, identity.agent_id)
-    pods.workbench = workbench
-    leases = Leases(client, settings, identity.agent_id)
-    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.departed if classic else None)
+    # Filled while the agent runs: the cluster may answer late, and a stop request must not wait for the answer.
+    facts = ClusterFacts()
+    pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug)
+    leases = Leases(client, settings, identity.agent_id, facts)
+    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None)
     adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt)
 
     # ---- the scheduler's side
@@ -90,6 +92,7 @@ def build(
         task_group=task_group,
         metrics=metrics,
         watch=watch,
+        facts=facts,
         pods=pods,
         leases=leases,
         sweep=sweep,

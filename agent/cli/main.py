@@ -24,7 +24,7 @@ from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
     from agent.app.agent import App
-    from agent.cluster.ownership.orphans import Cleaned
+    from agent.cluster.ownership.orphans import CleanupResult
 
 USAGE, INFRASTRUCTURE = 2, 3
 NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
@@ -165,7 +165,7 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
         sys.exit(INFRASTRUCTURE)
 
 
-async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
+async def cleaned(settings: Settings, *, dry_run: bool) -> CleanupResult:
     """Clean up and return what was found."""
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean

@@ -134,7 +134,7 @@ class Backend(Protocol):
         """Return the environment of an action. Nothing is created yet."""
 
 
-class Outlet(Protocol):
+class SessionSink(Protocol):
     """Delivers the events of one session to the scheduler. Lives as long as the session.
 
     An outlet numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
@@ -144,7 +144,7 @@ class Outlet(Protocol):
     async def send(self, event: Event) -> None:
         """Put an event into the window. Waits while the window is full. The event is not yet delivered on return."""
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait until the scheduler has acknowledged every event."""
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
@@ -162,10 +162,10 @@ class Outlet(Protocol):
         """Drop the session. No more of its events are sent."""
 
 
-class Sink(Protocol):
+class EventSink(Protocol):
     """Opens an outlet for each session. One per agent."""
 
-    def open(self, key: Key, *, adopted: bool = False) -> Outlet:
+    def open(self, key: Key, *, adopted: bool = False) -> SessionSink:
         """Return the outlet of a new session.
 
         The outlet of an adopted session sends nothing until the scheduler has answered where the session stands.

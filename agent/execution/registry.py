@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
-    from agent.execution.ports import Backend, Environment, Sink
+    from agent.execution.ports import Backend, Environment, EventSink
     from agent.execution.timings import SessionTimings
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
@@ -59,7 +59,7 @@ class SessionRegistry:
         self,
         settings: Settings,
         backend: Backend,
-        sink: Sink,
+        sink: EventSink,
         metrics: Metrics,
         task_group: asyncio.TaskGroup,
         traces: Traces = NO_TRACES,

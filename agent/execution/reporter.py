@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.domain.artifacts import FilePart
     from agent.domain.errors import ActionFailed
     from agent.domain.events import Event
-    from agent.execution.ports import Outlet
+    from agent.execution.ports import SessionSink
     from agent.telemetry.traces import Trace
 
 # Number of bytes in one event of log.
@@ -36,7 +36,7 @@ class EventReporter:
     each stage that has ended.
     """
 
-    def __init__(self, outlet: Outlet, secrets: Mapping[str, str], trace: Trace) -> None:
+    def __init__(self, outlet: SessionSink, secrets: Mapping[str, str], trace: Trace) -> None:
         self.outlet = outlet
         self.secrets = secrets
         self.trace = trace
@@ -76,7 +76,7 @@ class EventReporter:
             await self.send(LogChunk(data[start : start + MAX_CHUNK], source=source))
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Send files. See `Outlet.upload`."""
+        """Send files. See `SessionSink.upload`."""
         await self.outlet.upload(parts)
 
     async def finish(self, outcome: Outcome) -> None:
@@ -84,7 +84,7 @@ class EventReporter:
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
         self.trace.decided(outcome)
         await self.send(Finished(outcome))
-        await self.outlet.settled()
+        await self.outlet.wait_until_stored()
         self.trace.enter("cleanup")
 
     def restart(self, seq: int) -> None:
@@ -108,12 +108,12 @@ class EventReporter:
         return replace(outcome, message=self.mask_text(outcome.message))
 
 
-async def report_without_session(outlet: Outlet, events: tuple[Event, ...]) -> None:
+async def report_without_session(outlet: SessionSink, events: tuple[Event, ...]) -> None:
     """Send the only events of an action that gets no session, and wait until the scheduler has stored them."""
     try:
         for event in events:
             await outlet.send(event)
-        await outlet.settled()
+        await outlet.wait_until_stored()
     finally:
         outlet.close()
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel
     from agent.domain.errors import ActionFailed
     from agent.domain.session_state import Resume
-    from agent.execution.ports import Environment, Outlet
+    from agent.execution.ports import Environment, SessionSink
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Session:
     def __init__(
         self,
         action: Action,
-        outlet: Outlet,
+        outlet: SessionSink,
         timeout: float,
         trace: Trace | None = None,
         *,

@@ -28,6 +28,7 @@ from agent.domain.observations import (
     Waiting,
 )
 from agent.domain.outcome import Result
+from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ class Script:
     remove_error: BaseException | None = None
 
 
-class FakeBackend:
+class FakeBackend(Changing):
     """Makes environments; `script` gives each action its script."""
 
     def __init__(self) -> None:
@@ -86,20 +87,17 @@ class FakeBackend:
         self.environments[action.key.action_id] = environment
         return environment
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with self.changed:
-            await self.changed.wait_for(condition)
+    def describe(self) -> str:
+        """Return the steps of each environment."""
+        return "\n".join(f"{each.name}: {each.steps}" for each in self.environments.values()) or "no environment"
 
     async def at(self, action_id: str, step: str) -> FakeEnvironment:
         """Wait until an environment has come to a step."""
-        await self.until(lambda: action_id in self.environments and step in self.environments[action_id].steps)
+        await self.until(
+            f"{action_id} reaches the step {step}",
+            lambda: action_id in self.environments and step in self.environments[action_id].steps,
+        )
         return self.environments[action_id]
-
-    async def notify(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
 
 
 class FakeEnvironment:
@@ -155,7 +153,7 @@ class FakeEnvironment:
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
-            await self.backend.until(lambda: step in self.unblocked)
+            await self.backend.wait_for(lambda: step in self.unblocked)
 
     async def unblock(self, step: str) -> None:
         """Let a step that is held go on."""
@@ -215,7 +213,7 @@ class FakeEnvironment:
         await self.note("setup")
         position = max(0, len(self.seen) - 1) if self.playing else 0
         while True:
-            await self.backend.until(lambda: len(self.seen) > position)  # noqa: B023 - awaited at once
+            await self.backend.wait_for(lambda: len(self.seen) > position)  # noqa: B023 - awaited at once
             seen = self.seen[position]
             position += 1
             yield seen
@@ -236,7 +234,7 @@ class FakeEnvironment:
                 await self.run_commands()
         position = 0
         while True:
-            await self.backend.until(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
+            await self.backend.wait_for(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
             if position >= len(self.written):
                 return
             yield self.written[position]

@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-class RecordingSink:
-    """Opens a recording outlet for every session. While a test has cleared `acknowledges`, `settled` waits.
+class RecordingEventSink:
+    """Opens a recording outlet for every session. While a test has cleared `acknowledges`, `wait_until_stored` waits.
 
     The outlets of the actions in `poisoned` raise on every event.
     """
 
     def __init__(self) -> None:
-        self.outlets: dict[tuple[str, int], RecordingOutlet] = {}
+        self.outlets: dict[tuple[str, int], RecordingSessionSink] = {}
         self.acknowledges = asyncio.Event()
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
 
-    def open(self, key: Key, *, adopted: bool = False) -> RecordingOutlet:
-        outlet = RecordingOutlet(self, key)
+    def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
+        outlet = RecordingSessionSink(self, key)
         self.outlets[key.attempt_key] = outlet
         return outlet
 
-    def __getitem__(self, action_id: str) -> RecordingOutlet:
+    def __getitem__(self, action_id: str) -> RecordingSessionSink:
         return self.outlets[action_id, 1]
 
 
-class RecordingOutlet:
+class RecordingSessionSink:
     """Records the events and uploads of one session."""
 
-    def __init__(self, sink: RecordingSink, key: Key) -> None:
+    def __init__(self, sink: RecordingEventSink, key: Key) -> None:
         self.sink = sink
         self.key = key
         self.events: list[Event] = []
@@ -57,7 +57,7 @@ class RecordingOutlet:
         assert not any(isinstance(each, Finished) for each in self.events), "finished is the last event"
         self.events.append(event)
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         self.settling.set()
         await self.sink.acknowledges.wait()
 

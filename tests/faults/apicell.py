@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 from tenacity import wait_random_exponential
 
 from agent.cluster.api.client import Client
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
@@ -26,6 +27,7 @@ from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
+from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points, waiting
 from tests.flow.test_app import TIMINGS, World
 
@@ -158,7 +160,7 @@ class ApiCell(World):
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
-            pods = Pods(app.settings, client, watch, client.metrics, FORMER)
+            pods = PodBackend(app.settings, client, watch, FORMER, ClusterFacts())
             await pods.environment(self.action).create()
             await client.close()
             await self.ready()
@@ -176,13 +178,15 @@ class ApiCell(World):
             self.scheduler.stored.pop(self.action.key.attempt_key, None)
             await self.ready()
             self.scheduler.peer.send(action=translate.action_message(self.action))
-            await self.scheduler.until(lambda: bool(self.events()))
+            await self.scheduler.until("an event is stored", lambda: bool(self.events()), LONG)
             rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
         """Return the outcome, once nothing remains."""
         outcome = await self.outcome()
-        await self.api.until(lambda: not self.api.pods and not self.api.secrets)
+        await self.api.until(
+            "every pod and Secret is deleted", lambda: not self.api.pods and not self.api.secrets, LONG
+        )
         await app.sessions.idle()
         return outcome
 
@@ -193,7 +197,7 @@ class ApiCell(World):
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
-        assert (self.api.pods, self.api.secrets, app.pods.held) == ({}, {}, {})
+        assert (self.api.pods, self.api.secrets, app.pods.registry.owned_names) == ({}, {}, ())
         if outcome.result == wire.SUCCEEDED:
             assert self.log == b"".join(LINES), "success without the whole log"
             assert outcome.exit_code == 0

@@ -17,6 +17,7 @@ from agent.cluster.ownership import adoption
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
+from tests.fakes.waiting import LONG
 from tests.faults.apicell import VERBS, ApiCell
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
         (client, "backoff", quick),
-        (reflector, "BACKOFF", 0.01),
-        (adoption, "LOOK", 0.05),
+        (reflector, "FIRST_PAUSE", 0.02),
+        (adoption, "Timings", partial(adoption.Timings, poll_seconds=0.05)),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
@@ -143,7 +144,7 @@ async def test_a_fault_has_its_rule(
         check_rule(cell, rule, outcome)
         if fault == "429":
             async with asyncio.timeout(10):
-                await cell.api.until(lambda: len(cell.tries()) > 1)
+                await cell.api.until("the request is sent a second time", lambda: len(cell.tries()) > 1, LONG)
         if fault in ANSWERS:
             await cell.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")
         elif fault in ("refused", "TLS"):

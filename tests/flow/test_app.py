@@ -91,7 +91,7 @@ class World:
     async def ready(self) -> None:
         """Wait until the agent takes actions."""
         await self.scheduler.connected()
-        await self.scheduler.until(lambda: self.told(wire.Health.READY))
+        await self.scheduler.until("the agent reports READY", lambda: self.told(wire.Health.READY))
 
     def told(self, status: wire.Health.Status.ValueType) -> bool:
         """Whether the scheduler was last told this."""
@@ -111,7 +111,7 @@ class World:
 
     async def made(self) -> str:
         """Wait until a pod was made; return its name."""
-        await self.api.until(lambda: bool(self.api.pods))
+        await self.api.until("a pod is created", lambda: bool(self.api.pods))
         return next(iter(self.api.pods))
 
     async def begin(self, action: Action = ACTION) -> str:
@@ -123,7 +123,8 @@ class World:
         running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
         await self.api.status(name, phase="Running", containerStatuses=[running])
         await self.scheduler.until(
-            lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage"))
+            "the stage COMMANDS is reported",
+            lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage")),
         )
         return name
 
@@ -146,7 +147,9 @@ class World:
 
     async def outcome(self) -> wire.Outcome:
         """Wait for the outcome of the action."""
-        await self.scheduler.until(lambda: any(event.HasField("finished") for event in self.events()))
+        await self.scheduler.until(
+            'the event "finished" is stored', lambda: any(event.HasField("finished") for event in self.events())
+        )
         return next(event.finished for event in self.events() if event.HasField("finished"))
 
 
@@ -186,9 +189,9 @@ async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
         outcome = await world.outcome()
         assert outcome.result == wire.SUCCEEDED, outcome
         assert world.scheduler.log_of(ACTION.key) == b"hello\n"
-        await world.api.until(lambda: not world.api.pods)
+        await world.api.until("every pod is deleted", lambda: not world.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
         made = [each.verb for each in world.api.requests if name in each.path or each.verb == "create"]
         assert made == ["create", "get", "delete"], "three requests are enough: create, log, delete"
     assert world.scheduler.breaches == []
@@ -199,7 +202,7 @@ async def test_a_stop_lets_what_runs_end_and_takes_nothing_new(world: World) -> 
         await world.ready()
         name = await world.begin()
         app.stop("SIGTERM")
-        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
         assert (await world.get("/readyz"))[1] == "draining\n"
         assert (await world.get("/livez"))[0] == 200
         assert not world.task.done()
@@ -245,7 +248,7 @@ async def test_a_cancel_over_the_stream(world: World) -> None:
         world.scheduler.peer.send(cancel=translate.cancel_message(("build", 1), Cancel(message="not wanted")))
         outcome = await world.outcome()
         assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")
-        await world.api.until(lambda: not world.api.pods)
+        await world.api.until("every pod is deleted", lambda: not world.api.pods)
 
 
 async def test_it_is_not_ready_before_the_scheduler_knows_it(world: World) -> None:
@@ -278,15 +281,18 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
         world.api.answer("get", "version", HANG)
         app.client.reachable = False
         await world.scheduler.until(
-            lambda: any(each.status == wire.Health.DEGRADED for each in world.scheduler.peer.health)
+            "the agent reports DEGRADED",
+            lambda: any(each.status == wire.Health.DEGRADED for each in world.scheduler.peer.health),
         )
         assert await world.get("/readyz") == (503, "the cluster does not answer\n")
         world.scheduler.peer.send(action=translate.action_message(ACTION))
-        await world.scheduler.until(lambda: bool(world.events()))
+        await world.scheduler.until("an event is stored", lambda: bool(world.events()))
         assert world.events()[0].rejected.why == wire.Rejected.CLUSTER_UNAVAILABLE
-        await world.api.until(lambda: len(world.api.asked("get", "version")) == 2)
+        await world.api.until(
+            "the version is requested a second time", lambda: len(world.api.asked("get", "version")) == 2
+        )
         await world.api.release()
-        await world.scheduler.until(lambda: world.told(wire.Health.READY))
+        await world.scheduler.until("the agent reports READY", lambda: world.told(wire.Health.READY))
 
 
 async def test_a_version_that_is_refused_ends_with_its_own_code(world: World) -> None:
@@ -315,12 +321,12 @@ async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> No
         remains["metadata"] |= {"name": "remains", "uid": "uid-remains"}
         assert remains["metadata"]["labels"]["sealci.dev/agent"] == agent_id
         await world.api.put(remains, "ADDED")
-        await world.app.sweep.once()
+        await world.app.sweep.run_once()
         assert "remains" in world.api.pods, "the watch has not told of it yet"
         watched = world.app.watch.watch("remains")
         while watched.pod is None:
-            await watched.change(watched.version)
-        await world.app.sweep.once()
+            await watched.wait_for_change(watched.version)
+        await world.app.sweep.run_once()
         assert list(world.api.pods) == [pod["metadata"]["name"]]
 
 
@@ -341,7 +347,9 @@ async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_
 
 async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(world: World) -> None:
     async with world.agent(agent={"anchor": "anchor"}) as app:
-        await world.api.until(lambda: len(world.api.asked("get", "configmaps")) > 1)
+        await world.api.until(
+            "the ConfigMap is requested a second time", lambda: len(world.api.asked("get", "configmaps")) > 1
+        )
         assert (await world.get("/livez"))[0] == 200
         assert (await world.get("/readyz"))[0] == 503
         assert world.scheduler.peers == []
@@ -355,7 +363,7 @@ async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(world: Worl
         name = await world.begin()
         world.api.answer("delete", "pods", 401, "Unauthorized", times=1000)
         app.stop("SIGTERM")
-        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
-        app.leases.refused.set()
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
+        app.leases.access_denied.set()
         assert await world.left() == 0
         assert name in world.api.pods, "who refuses the agent collects what it made"

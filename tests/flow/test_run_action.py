@@ -19,7 +19,7 @@ from agent.execution.timings import SessionTimings
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ class Rig:
         agent = {"slots": 3} | settings.pop("agent", {})
         self.settings = Settings.model_validate({"agent": agent, **settings})
         self.backend = FakeBackend()
-        self.sink = RecordingSink()
+        self.sink = RecordingEventSink()
         self.metrics = Metrics()
         self.sessions: SessionRegistry
 
@@ -529,7 +529,7 @@ async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> N
         "remove": Script(remove_error=poison),
         "sink": Script(),
     }
-    rig.backend.script = lambda _: scripts[where] if action.key.action_id == "7" else Script()
+    rig.backend.script = lambda action: scripts[where] if action.key.action_id == "7" else Script()
     rig.sink.poisoned = {"7"} if where == "sink" else set()
     async with rig.open() as sessions:
         for number in range(20):
@@ -575,7 +575,7 @@ async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> N
 
 
 async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> None:
-    async def full(_: object) -> None:
+    async def full(event: object) -> None:  # noqa: ARG001 - stands in for `send`
         await asyncio.Event().wait()
 
     async with rig.open() as sessions:

@@ -16,7 +16,7 @@ from agent.domain.observations import Collected
 from agent.execution.artifacts import send_files
 from agent.execution.session import Session
 from agent.execution.timings import SessionTimings
-from tests.fakes.sink import RecordingOutlet, RecordingSink
+from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,12 +48,12 @@ class Pod:
         yield Collected(ArtifactSummary(1, 3))
 
 
-def session_of(outlet: RecordingOutlet) -> Session:
+def session_of(outlet: RecordingSessionSink) -> Session:
     return Session(Action(KEY, "alpine", ("true",)), outlet, 60.0, timings=SessionTimings(upload_backoff=wait_none()))
 
 
-async def copied(pod: Any, seconds: float) -> tuple[Session, RecordingOutlet]:
-    outlet = RecordingSink().open(KEY)
+async def copied(pod: Any, seconds: float) -> tuple[Session, RecordingSessionSink]:
+    outlet = RecordingEventSink().open(KEY)
     session = session_of(outlet)
     await send_files(session, pod, seconds)
     return session, outlet

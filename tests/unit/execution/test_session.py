@@ -15,7 +15,7 @@ from agent.domain.session_state import Resume
 from agent.execution.progress import SessionPhase, SessionProgress
 from agent.execution.reporter import MAX_CHUNK
 from agent.execution.session import Interrupted, Session, StopRequest
-from tests.fakes.sink import RecordingOutlet, RecordingSink
+from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
 
 CANCEL = StopRequest(Reason.CANCELLED, "not wanted", 3.0)
 TIMEOUT = StopRequest(Reason.DEADLINE_EXCEEDED, "too late")
@@ -23,12 +23,12 @@ KEY = Key("build")
 
 
 @pytest.fixture
-async def outlet() -> RecordingOutlet:
-    return RecordingSink().open(KEY)
+async def outlet() -> RecordingSessionSink:
+    return RecordingEventSink().open(KEY)
 
 
 @pytest.fixture
-async def session(outlet: RecordingOutlet) -> Session:
+async def session(outlet: RecordingSessionSink) -> Session:
     return Session(Action(KEY, "alpine", ("true",)), outlet, 60.0)
 
 
@@ -54,7 +54,7 @@ async def test_the_first_stop_request_counts(session: Session) -> None:
     assert session.stop_request is TIMEOUT
 
 
-async def test_a_session_with_an_outcome_takes_no_stop_request(session: Session, outlet: RecordingOutlet) -> None:
+async def test_a_session_with_an_outcome_takes_no_stop_request(session: Session, outlet: RecordingSessionSink) -> None:
     await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
     session.request_stop(CANCEL)
     assert session.stop_request is None
@@ -63,7 +63,7 @@ async def test_a_session_with_an_outcome_takes_no_stop_request(session: Session,
 
 
 async def test_a_session_is_finished_only_when_the_scheduler_has_stored_everything(
-    session: Session, outlet: RecordingOutlet
+    session: Session, outlet: RecordingSessionSink
 ) -> None:
     outlet.sink.acknowledges.clear()
     task = asyncio.create_task(session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS)))
@@ -145,7 +145,7 @@ async def test_cancelling_the_session_task_ends_the_work(session: Session) -> No
         await task
 
 
-async def test_stages_are_timed_and_reported(session: Session, outlet: RecordingOutlet) -> None:
+async def test_stages_are_timed_and_reported(session: Session, outlet: RecordingSessionSink) -> None:
     await session.reporter.enter(Stage.SETUP)
     await session.reporter.enter(Stage.SETUP, "pulling")
     await session.reporter.enter(Stage.COMMANDS)
@@ -160,7 +160,7 @@ async def test_stages_are_timed_and_reported(session: Session, outlet: Recording
 
 @pytest.mark.parametrize("text", ["one line", "two\nlines\n", "x" * (2 * MAX_CHUNK), "\udcff", ""])
 async def test_a_text_of_the_agent_arrives_whole_in_chunks(
-    session: Session, outlet: RecordingOutlet, text: str
+    session: Session, outlet: RecordingSessionSink, text: str
 ) -> None:
     await session.reporter.write_log(text, Source.SETUP)
     chunks = [event for event in outlet.events if isinstance(event, LogChunk)]
@@ -198,7 +198,7 @@ async def test_a_state_loss_ends_the_reporting_and_moves_the_session_back(sessio
     assert await session.run_until_reset(asyncio.sleep(0)) is True
 
 
-async def test_a_session_reports_its_first_outcome_again(session: Session, outlet: RecordingOutlet) -> None:
+async def test_a_session_reports_its_first_outcome_again(session: Session, outlet: RecordingSessionSink) -> None:
     await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
     session.progress.request_reset(Resume(KEY))
     await session.resend_outcome()
@@ -206,7 +206,7 @@ async def test_a_session_reports_its_first_outcome_again(session: Session, outle
     assert b"the scheduler has lost the log" in outlet.log
 
 
-async def test_secrets_are_masked_in_the_texts_of_the_agent(outlet: RecordingOutlet) -> None:
+async def test_secrets_are_masked_in_the_texts_of_the_agent(outlet: RecordingSessionSink) -> None:
     session = Session(Action(KEY, "alpine", ("true",), secrets={"TOKEN": "hunter2-hunter2"}), outlet, 60.0)
     await session.reporter.write_log("hunter2-hunter2 is not a path")
     await session.finish(Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, message="no hunter2-hunter2"))
