@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agent.domain.errors import ActionFailed
     from agent.domain.session_state import Resume
     from agent.http.status_page import SessionRow
-    from agent.scheduler.classic.connection import Classic
+    from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -75,18 +75,18 @@ class App:
         self.pods.workbench = workbench
         self.outbox = Outbox(settings.scheduler.window, self.metrics, settings.scheduler.window_total)
         self.health = HealthReporter(self.current_health, self.outbox.wake)
-        self.classic: Classic | None = None
+        self.classic: ClassicConnection | None = None
         if settings.scheduler.protocol == "classic":
             # Its contract and its server are loaded by those who speak it.
-            from agent.scheduler.classic.connection import Classic
+            from agent.scheduler.classic.connection import ClassicConnection
 
-            self.classic = Classic(settings, self, self.metrics, self.health)
+            self.classic = ClassicConnection(settings, self, self.metrics, self.health)
         self.connection = self.classic or Connection(
             settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
         )
         self.sessions = Sessions(settings, self.pods, self.classic or self.outbox, self.metrics, tasks, traces)
-        self.sessions.on_change = self.health.changed
-        self.outbox.on_forgotten = self.sessions.forgotten
+        self.sessions.on_change = self.health.notify
+        self.outbox.on_state_loss = self.sessions.forgotten
         self.http = Http(settings.http, self.metrics, self.not_ready, self.page)
         self.lately: deque[SessionRow] = deque(maxlen=LATELY)
         self.sessions.on_end = lambda session: self.lately.appendleft(seen(session))
@@ -288,7 +288,7 @@ class App:
                 seen = self.trouble
                 log.info("the cluster", trouble=seen or "none")
                 self.metrics.degraded.set(bool(seen))
-                self.health.changed()
+                self.health.notify()
             if not self.client.reachable:
                 # Sessions may have no reason to ask for minutes, and only an answer makes it reachable again.
                 await self.client.probe()
@@ -306,7 +306,7 @@ class App:
             self.stopping_now.set()
             return
         self.sessions.drain(why)
-        self.health.changed()
+        self.health.notify()
         self.stopping.set()
 
 

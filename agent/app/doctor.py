@@ -34,7 +34,7 @@ async def examine(
     """Yield what is found, as it is found. The probe runs `image` (none: the agent's) and may take `seconds`."""
     metrics = Metrics()
     if "scheduler" in parts:
-        async with aclosing(scheduler.examine(settings, version("sealci-agent"), metrics)) as findings:
+        async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
             async for finding in findings:
                 yield finding
     if "cluster" in parts:

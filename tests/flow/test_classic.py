@@ -15,7 +15,7 @@ from agent.domain.observations import SetupFailed
 from agent.domain.session_state import Health, Readiness
 from agent.execution.registry import Sessions
 from agent.scheduler.classic.call import Call
-from agent.scheduler.classic.connection import Classic
+from agent.scheduler.classic.connection import ClassicConnection
 from agent.scheduler.classic.wire import actions_pb2
 from agent.scheduler.stream.health import HealthReporter
 from agent.settings import Settings
@@ -33,7 +33,7 @@ PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
 SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # windows that do not grow
 FLOOD = (b"x" * 65535 + b"\n") * 100
-NOT_KEPT = "[this agent keeps no files: what the commands made is gone (scheduler.classic.files)]\n"
+NOT_KEPT = "[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
 
 
 class World:
@@ -46,7 +46,7 @@ class World:
         self.classic_settings = classic
         self.agent_settings = agent
         self.tasks = tasks
-        self.link: Classic
+        self.link: ClassicConnection
         self.sessions: Sessions
         self.running: asyncio.Task[None]
 
@@ -66,9 +66,9 @@ class World:
             }
         )
         health = HealthReporter(self.health, asyncio.Event())
-        self.link = Classic(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
+        self.link = ClassicConnection(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
         self.sessions = Sessions(settings, self.backend, self.link, self.metrics, self.tasks)
-        self.sessions.on_change = health.changed
+        self.sessions.on_change = health.notify
         self.running = self.tasks.create_task(self.link.run(), name="classic")
         await self.scheduler.registered()
 
@@ -307,7 +307,7 @@ async def test_while_the_cluster_is_away_actions_wait(world: World) -> None:
     await until_text(call, answer, "]\n")
     assert answer.text == "[the action waits because the cluster does not answer]\n"
     world.backend.reachable = True
-    world.link.health.changed()
+    world.link.health.notify()
     await read(call, answer)
     assert answer.exit_code == 0
 
@@ -420,7 +420,7 @@ async def test_a_port_that_is_taken_is_said(world: World) -> None:
     own = world.link.settings.classic.model_copy(update={"port": world.link.port})
     settings = world.sessions.settings
     scheduler = settings.scheduler.model_copy(update={"classic": own})
-    other = Classic(
+    other = ClassicConnection(
         settings.model_copy(update={"scheduler": scheduler}),
         world,  # type: ignore[arg-type]  # what it calls is here
         Metrics(),

@@ -113,13 +113,13 @@ async def test_health_is_sent_at_once_on_change_and_only_then(scheduler: FakeSch
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.changed()  # it has not
+        agent.health.notify()  # it has not
         agent.now = dataclasses.replace(agent.now, running=2)
-        agent.health.changed()
+        agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
-        agent.health.changed()
+        agent.health.notify()
         agent.now = dataclasses.replace(agent.now, status=Readiness.DRAINING)
-        agent.health.changed()
+        agent.health.notify()
         await scheduler.until("the agent reports DRAINING", lambda: peer.health[-1].status == wire.Health.DRAINING)
         assert [health.running for health in peer.health] == [0, 2, 2]
 
@@ -198,7 +198,7 @@ async def test_a_refusal_for_good_ends_the_agent(
 async def test_a_refusal_for_now_is_waited_out_as_long_as_was_said(scheduler: FakeScheduler) -> None:
     scheduler.refusal = wire.Refused(why=wire.Refused.TRY_LATER, retry_after=translate.duration(0.001))
     async with rig(scheduler, reconnect_max=60.0) as agent:
-        await agent.tried(3)
+        await agent.until_failed(3)
         scheduler.refusal = None
         await scheduler.connected()
         assert agent.sample("stream_reconnects_total", reason="refused") >= 3
@@ -213,7 +213,7 @@ async def test_an_outage_is_said_once_and_its_end_once(scheduler: FakeScheduler)
         scheduler.port = free.getsockname()[1]
     with capture_logs() as logs:
         async with rig(scheduler) as agent:
-            await agent.tried(5)
+            await agent.until_failed(5)
             assert not agent.connection.registered
             await scheduler.start()
             await scheduler.connected()
@@ -262,7 +262,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
         peer.end(grpc.StatusCode.UNAUTHENTICATED, "expired")
         await outlet.send(LogChunk(b"two\n"))
-        await agent.tried(3)
+        await agent.until_failed(3)
         assert len(scheduler.peers) in (3, 4), "it spins: a try without a wait before it"
         token.write_text("second")
         scheduler.denial = None
@@ -274,7 +274,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
         # A write into the stream that ends may hide the first status.
-        assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.pauses - 1
+        assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
 async def test_a_message_that_is_too_large_ends_its_stream_and_no_session(scheduler: FakeScheduler) -> None:
@@ -308,7 +308,7 @@ async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler)
             await outlet.send(event)
         await outlet.wait_until_stored()
         assert [event.seq for event in scheduler.stored[ACTION.key.attempt_key]] == [1, 2, 3, 4, 5]
-        assert agent.pauses == 0, "the scheduler's gRPC refused a message, and ended the stream"
+        assert agent.failures == 0, "the scheduler's gRPC refused a message, and ended the stream"
 
 
 async def test_a_scheduler_that_lives_but_does_not_answer_is_left(scheduler: FakeScheduler) -> None:
@@ -322,7 +322,7 @@ async def test_a_scheduler_that_owes_nothing_is_not_left(scheduler: FakeSchedule
     async with rig(scheduler, keepalive=0.05) as agent:
         peer = await scheduler.connected()
         watched = asyncio.Event()
-        unanswered = agent.outbox.unanswered
+        unanswered = agent.outbox.resume_unanswered
         looks: list[float] = []
 
         def look(before: float) -> tuple[Key, ...]:
@@ -331,7 +331,7 @@ async def test_a_scheduler_that_owes_nothing_is_not_left(scheduler: FakeSchedule
                 watched.set()
             return unanswered(before)
 
-        agent.outbox.unanswered = look  # type: ignore[method-assign]
+        agent.outbox.resume_unanswered = look  # type: ignore[method-assign]
         await watched.wait()
         assert scheduler.peers == [peer]
 
@@ -350,9 +350,9 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         scheduler = FakeScheduler()
         scheduler.port = int(await frozen.stdout.readline())
         async with rig(scheduler, keepalive=0.25) as agent:
-            await agent.heard("ack")
+            await agent.until_handled("ack")
             frozen.send_signal(signal.SIGSTOP)
-            await agent.tried(1)
+            await agent.until_failed(1)
             assert agent.sample("stream_reconnects_total", reason="unavailable") == 1
             assert agent.sample("stream_connected") == 0
     finally:
@@ -398,7 +398,7 @@ async def test_leaving_while_there_is_no_stream(scheduler: FakeScheduler, answer
         scheduler.denial = (grpc.StatusCode.UNAVAILABLE, "no")
     async with rig(scheduler, reconnect_max=60.0) as agent:
         if answers:
-            await agent.tried(1)
+            await agent.until_failed(1)
         else:
             await scheduler.connected()
         await agent.connection.close()

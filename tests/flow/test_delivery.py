@@ -50,7 +50,7 @@ async def test_events_arrive_in_order_and_are_forgotten_when_acknowledged(schedu
         assert agent.sample("events_unacknowledged") == 0
         assert agent.sample("log_bytes_total") == 4
         outlet.close()
-        assert agent.outbox.sessions() == ()
+        assert agent.outbox.session_states() == ()
 
 
 async def test_every_event_exactly_once_over_fifty_reconnects(scheduler: FakeScheduler) -> None:
@@ -113,7 +113,7 @@ async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: F
 
 async def test_a_scheduler_that_reads_slowly_bounds_the_agent(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
-        await agent.heard("ack")
+        await agent.until_handled("ack")
         scheduler.reads.clear()
         outlets = [agent.outbox.open(Key(f"action {number}")) for number in range(4)]
 
@@ -125,7 +125,7 @@ async def test_a_scheduler_that_reads_slowly_bounds_the_agent(scheduler: FakeSch
         async with asyncio.TaskGroup() as group:
             for number in range(4):
                 group.create_task(flood(number), name=f"flood {number}")
-            while not all(outlet.queue.locked() for outlet in outlets):
+            while not all(outlet.send_lock.locked() for outlet in outlets):
                 agent.outbox.wake.clear()
                 await agent.outbox.wake.wait()
             assert sum(outlet.used for outlet in outlets) <= 4 << 17
@@ -143,7 +143,7 @@ async def test_a_scheduler_that_restarts_with_its_memory_gets_the_rest(scheduler
         await outlet.wait_until_stored()
         await scheduler.stop()
         await outlet.send(event(2))
-        await agent.tried(2)
+        await agent.until_failed(2)
         await scheduler.start()
         await outlet.wait_until_stored()
         assert [message.seq for message in scheduler.arrivals] == [1, 2]
@@ -159,7 +159,7 @@ async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: Fak
             forgotten.put_nowait((key, resume))
             return True
 
-        agent.outbox.on_forgotten = forget
+        agent.outbox.on_state_loss = forget
         await agent.handlers.got("registered")  # so that this registration names no session
         outlet = agent.outbox.open(KEY)
         for number in (1, 2):
@@ -229,7 +229,7 @@ async def test_a_discarded_session_keeps_nobody_waiting(scheduler: FakeScheduler
         scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=1, message="superseded"))
         await waiting
         await outlet.send(event(2))
-        assert agent.outbox.sessions() == ()
+        assert agent.outbox.session_states() == ()
         assert agent.sample("events_unacknowledged") == 0
 
 
@@ -287,7 +287,7 @@ async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellati
             while True:
                 yield FileData(bytes(1 << 20))
 
-        await agent.heard("ack")
+        await agent.until_handled("ack")
         scheduler.reads.clear()  # so that the upload stands in a write
         uploading = asyncio.create_task(outlet.upload(endless()), name="upload")
         await reached.wait()
@@ -314,7 +314,7 @@ async def test_an_upload_waits_for_a_connection_as_long_as_its_caller_wants(sche
             async with asyncio.timeout(0.02):
                 await outlet.upload(files(10))
         uploading = asyncio.create_task(outlet.upload(files(10)), name="upload")
-        await agent.tried(2)
+        await agent.until_failed(2)
         scheduler.denial = None
         await uploading
         assert len(scheduler.uploads) == 1

@@ -53,7 +53,7 @@ async def test_who_is_not_trusted_is_not_talked_to(certificates: Certificates, c
     ca = certificates.other_ca if case == "other authority" else certificates.ca
     with capture_logs() as logs:
         async with rig(scheduler, tls=Tls(enabled=case != "plaintext", ca_file=ca.cert), token_file=None) as agent:
-            await agent.tried(2)
+            await agent.until_failed(2)
             assert scheduler.peers == []
             assert not agent.connection.registered
     said = [entry for entry in logs if "cannot reach" in entry["event"]]
@@ -66,7 +66,7 @@ async def test_certificates_that_were_replaced_are_read_again(certificates: Cert
     ca = tmp_path / "ca.crt"
     ca.write_bytes(certificates.other_ca.cert.read_bytes())
     async with rig(scheduler, tls=Tls(ca_file=ca)) as agent:
-        await agent.tried(1)
+        await agent.until_failed(1)
         ca.write_bytes(certificates.ca.cert.read_bytes())
         await scheduler.connected()
 
@@ -76,7 +76,7 @@ async def test_the_token_is_read_at_each_connect_and_never_said(tmp_path: Path) 
     token = tmp_path / "token"
     with capture_logs() as logs:
         async with rig(scheduler, token_file=token, reconnect_max=0.01) as agent:
-            await agent.tried(1)  # there is none yet
+            await agent.until_failed(1)  # there is none yet
             token.write_text("old-secret\n")
             scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
             await scheduler.until("a stream has begun", lambda: bool(scheduler.peers))
@@ -103,6 +103,6 @@ async def test_a_file_without_a_token_is_said(tmp_path: Path, text: str) -> None
     token.write_text(text)
     with capture_logs() as logs:
         async with rig(scheduler, token_file=token) as agent:
-            await agent.tried(2)
+            await agent.until_failed(2)
             assert scheduler.peers == []
     assert sum("holds no token" in str(entry.get("reason")) for entry in logs) == 1

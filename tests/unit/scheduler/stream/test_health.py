@@ -27,31 +27,31 @@ def agent() -> Agent:
 
 def test_nothing_is_due_before_a_stream_or_a_change(agent: Agent) -> None:
     assert agent.reporter.take() is None
-    agent.reporter.changed()
+    agent.reporter.notify()
     assert agent.wake.is_set()
     assert agent.reporter.take() == agent.health
     assert agent.reporter.take() is None
 
 
 def test_what_has_not_changed_is_not_sent_again(agent: Agent) -> None:
-    agent.reporter.forget()
+    agent.reporter.make_due()
     agent.reporter.take()
-    agent.reporter.changed()
+    agent.reporter.notify()
     assert agent.reporter.take() is None
 
 
 def test_many_changes_are_one_message(agent: Agent) -> None:
     for running in range(5):
         agent.health = dataclasses.replace(agent.health, running=running)
-        agent.reporter.changed()
+        agent.reporter.notify()
     assert agent.reporter.take() == Health(Readiness.READY, 3, 4)
     assert agent.reporter.take() is None
 
 
 def test_a_new_stream_is_told_although_nothing_changed(agent: Agent) -> None:
-    agent.reporter.changed()
+    agent.reporter.notify()
     agent.reporter.take()
-    agent.reporter.forget()
+    agent.reporter.make_due()
     assert agent.reporter.take() == agent.health
 
 

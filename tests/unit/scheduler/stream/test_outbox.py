@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +17,10 @@ from agent.domain.log_cursor import Cursor
 from agent.domain.session_state import Resume, SessionState
 from agent.scheduler.stream.outbox import Outbox, Outgoing
 from agent.telemetry.metrics import Metrics
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
-    from agent.scheduler.stream.session_outbox import Outlet
+    from agent.scheduler.stream.session_outbox import SessionOutbox
 
 KEY = Key("a", 1, 2)
 WINDOW = 1 << 17
@@ -44,7 +45,7 @@ def drain(outbox: Outbox) -> list[Outgoing]:
     return items
 
 
-async def filled(outbox: Outbox, count: int, key: Key = KEY) -> Outlet:
+async def filled(outbox: Outbox, count: int, key: Key = KEY) -> SessionOutbox:
     outlet = outbox.open(key)
     for number in range(1, count + 1):
         await outlet.send(event(number))
@@ -55,11 +56,16 @@ def kept(outbox: Outbox) -> float:
     return outbox.metrics.registry.get_sample_value("sealci_agent_events_unacknowledged") or 0.0
 
 
-async def blocked(task: asyncio.Task[None]) -> bool:
-    """Whether a task goes no further although everything that is ready has run."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+async def blocked(task: asyncio.Task[Any]) -> bool:
+    """Run until a task has ended or awaits a future without a result. Returns whether it awaits one."""
+    await poll_until("the task waits or has ended", lambda: task.done() or is_waiting(task))
     return not task.done()
+
+
+def is_waiting(task: asyncio.Task[Any]) -> bool:
+    """Whether the future that a task awaits has no result yet."""
+    awaited = getattr(task, "_fut_waiter", None)
+    return awaited is not None and not awaited.done()
 
 
 # ---- numbers
@@ -212,7 +218,7 @@ async def test_a_closed_outlet_keeps_nobody_waiting_and_nothing(outbox: Outbox, 
     await settled
     await outlet.send(event(2))
     assert outbox.take() is None
-    assert (kept(outbox), outbox.sessions()) == (0, ())
+    assert (kept(outbox), outbox.session_states()) == (0, ())
 
 
 # ---- turns
@@ -229,9 +235,7 @@ async def test_a_flood_delays_others_by_one_event(outbox: Outbox) -> None:
 
 async def test_next_waits_for_an_event(outbox: Outbox) -> None:
     waiting = asyncio.create_task(outbox.next())
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert not waiting.done()
+    assert await blocked(waiting)
     await filled(outbox, 1)
     assert await waiting == Outgoing(KEY, 1, event(1))
 
@@ -245,7 +249,7 @@ async def test_after_a_reset_what_is_unacknowledged_is_sent_again_in_order(outbo
     outbox.take()
     outbox.ack(KEY, 1)
     outbox.reset()
-    assert outbox.sessions() == (SessionState(KEY, 4),)
+    assert outbox.session_states() == (SessionState(KEY, 4),)
     assert outbox.take() is None, "sent before the scheduler said where to go on"
     assert outbox.resume(Resume(KEY, 1))
     assert [item.seq for item in drain(outbox)] == [2, 3, 4]
@@ -255,7 +259,7 @@ async def test_resuming_acknowledges_what_is_stored(outbox: Outbox) -> None:
     outlet = await filled(outbox, 4)
     drain(outbox)
     outbox.reset()
-    outbox.sessions()
+    outbox.session_states()
     outbox.resume(Resume(KEY, 3))
     assert [item.seq for item in drain(outbox)] == [4]
     outbox.ack(KEY, 4)
@@ -266,7 +270,7 @@ async def test_resuming_ahead_is_ignored_and_counted(outbox: Outbox) -> None:
     await filled(outbox, 2)
     outbox.take()
     outbox.reset()
-    outbox.sessions()
+    outbox.session_states()
     assert outbox.resume(Resume(KEY, 2)), "the second was never sent"
     assert outbox.ignored == {"resumed ahead": 1}
     assert [item.seq for item in drain(outbox)] == [1, 2]
@@ -274,19 +278,19 @@ async def test_resuming_ahead_is_ignored_and_counted(outbox: Outbox) -> None:
 
 async def test_a_new_session_does_not_wait_for_an_answer(outbox: Outbox) -> None:
     await filled(outbox, 1)
-    outbox.sessions()
+    outbox.session_states()
     await filled(outbox, 1, Key("new"))
     assert [item.key.action_id for item in drain(outbox)] == ["new"]
 
 
 async def test_sessions_without_an_answer_go_on(outbox: Outbox) -> None:
     await filled(outbox, 1)
-    outbox.sessions()
-    assert outbox.unanswered(time.monotonic() - 1) == ()
+    outbox.session_states()
+    assert outbox.resume_unanswered(time.monotonic() - 1) == ()
     assert outbox.take() is None
-    assert outbox.unanswered(time.monotonic() + 1) == (KEY,)
+    assert outbox.resume_unanswered(time.monotonic() + 1) == (KEY,)
     assert [item.seq for item in drain(outbox)] == [1]
-    assert outbox.unanswered(time.monotonic() + 1) == ()
+    assert outbox.resume_unanswered(time.monotonic() + 1) == ()
 
 
 # ---- memory that was lost
@@ -299,17 +303,17 @@ async def test_a_scheduler_that_forgot_is_handed_to_the_session(outbox: Outbox) 
         calls.append((key, resume))
         return True
 
-    outbox.on_forgotten = forgotten
+    outbox.on_state_loss = forgotten
     outlet = await filled(outbox, 3)
     drain(outbox)
     outbox.ack(KEY, 2)
     outbox.reset()
-    outbox.sessions()
+    outbox.session_states()
     settled = asyncio.create_task(outlet.wait_until_stored())
     assert not outbox.resume(Resume(KEY, 1))
     assert calls == [(KEY, Resume(KEY, 1))]
     await outlet.send(event(4))
-    assert outbox.unanswered(time.monotonic() + 1) == ()
+    assert outbox.resume_unanswered(time.monotonic() + 1) == ()
     assert outbox.take() is None
     outlet.restart(1)
     assert await blocked(settled), "nothing was acknowledged"
@@ -325,7 +329,7 @@ async def test_without_a_callback_what_is_kept_goes_behind_a_notice(outbox: Outb
     drain(outbox)
     outbox.ack(KEY, 2)
     outbox.reset()
-    outbox.sessions()
+    outbox.session_states()
     assert outbox.resume(Resume(KEY, 0))
     notice, rest = drain(outbox)
     assert notice.seq == 1
@@ -345,17 +349,17 @@ async def test_an_adopted_session_is_named_and_numbered_by_the_scheduler(outbox:
     await outlet.send(event(1))
     assert outbox.take() == SessionState(KEY, 0, adopted=True)
     assert outbox.take() is None
-    assert outbox.unanswered(time.monotonic() + 1) == (KEY,)
+    assert outbox.resume_unanswered(time.monotonic() + 1) == (KEY,)
     assert outbox.take() == SessionState(KEY, 0, adopted=True)
     assert outbox.resume(Resume(KEY, 41))
     assert drain(outbox) == [Outgoing(KEY, 42, event(1))]
-    assert outbox.sessions() == (SessionState(KEY, 42),)
+    assert outbox.session_states() == (SessionState(KEY, 42),)
 
 
 async def test_an_adopted_session_is_named_in_the_registration(outbox: Outbox) -> None:
     outbox.open(KEY, adopted=True)
     outbox.reset()
-    assert outbox.sessions() == (SessionState(KEY, 0, adopted=True),)
+    assert outbox.session_states() == (SessionState(KEY, 0, adopted=True),)
     assert outbox.take() is None
 
 
@@ -416,7 +420,7 @@ async def walk(steps: list[str]) -> None:
                 outbox.ack(KEY, len(stored) // 2)
             case "break":
                 outbox.reset()
-                outbox.sessions()
+                outbox.session_states()
                 outbox.resume(Resume(KEY, max(len(stored) - 2, outlet.acknowledged)))
     while (item := outbox.take()) is not None:
         store(item)
@@ -457,7 +461,7 @@ async def test_many_floods_together_are_bounded() -> None:
     assert sent == [40] * 50
     # One event of each is always allowed, so that nobody stands still for the others' sake.
     assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
-    assert (outbox.used, outbox.line) == (0, {})
+    assert (outbox.used, outbox.waiting_for_room) == (0, {})
 
 
 async def test_who_waits_in_line_gets_the_room_of_another_in_turn() -> None:
@@ -471,7 +475,7 @@ async def test_who_waits_in_line_gets_the_room_of_another_in_turn() -> None:
     outbox.ack(first.key, 1)
     for task in waits:
         await task
-    assert outbox.line == {}
+    assert outbox.waiting_for_room == {}
 
 
 async def test_who_waits_for_its_own_window_holds_up_nobody() -> None:
@@ -492,7 +496,7 @@ async def test_who_waits_for_its_own_window_holds_up_nobody() -> None:
     assert await blocked(own)
     full.close()
     await own
-    assert outbox.line == {}
+    assert outbox.waiting_for_room == {}
 
 
 async def test_a_closed_session_gives_its_place_in_line_away() -> None:
@@ -508,4 +512,4 @@ async def test_a_closed_session_gives_its_place_in_line_away() -> None:
     drain(outbox)
     outbox.ack(third.key, 1)
     await waits[1]
-    assert outbox.line == {}
+    assert outbox.waiting_for_room == {}
