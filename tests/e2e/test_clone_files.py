@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.demo.source import git, served
+from deploy.demo.source import git, serve_git
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, Lab
 
@@ -52,7 +52,7 @@ def reports(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     lab = Lab(namespace, tmp_path_factory.mktemp("clones"), policy={"repository_schemes": ["https", "ssh", "git"]})
     try:
         lab.agent()
-        with served(folder, kube.provider("address").splitlines()[-1]) as url:
+        with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:
             yield lab.run(actions(f"{url}/thing.git"))
     finally:
         lab.close()
