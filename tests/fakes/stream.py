@@ -30,7 +30,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.changed = asyncio.Event()
-        self.on_action: Callable[[Action], None] = lambda action: None
+        self.on_action: Callable[[Action], None] = lambda _: None
 
     def note(self, name: str, *arguments: Any) -> None:
         self.calls.append((name, arguments))

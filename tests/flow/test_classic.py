@@ -134,7 +134,7 @@ async def test_an_action_runs_to_its_end(world: World) -> None:
 
 
 async def test_the_exit_code_of_a_failing_command_arrives_with_a_sentence(world: World) -> None:
-    world.backend.script = lambda action: Script(codes=(0, 7))
+    world.backend.script = lambda _: Script(codes=(0, 7))
     answer = await world.scheduler.run("alpine", "a", "b", "c")
     assert answer.exit_code == 7
     assert answer.text == "hello\nhello\n[command 2 failed with exit code 7]\n"
@@ -142,7 +142,7 @@ async def test_the_exit_code_of_a_failing_command_arrives_with_a_sentence(world:
 
 async def test_a_failed_set_up_is_log_and_an_exit_code(world: World) -> None:
     failed = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image cannot be pulled", "the image cannot be pulled\nevents\n")
-    world.backend.script = lambda action: Script(setups=[[failed]])
+    world.backend.script = lambda _: Script(setups=[[failed]])
     answer = await world.scheduler.run("nowhere/none", "a")
     assert (answer.code, answer.exit_code) == (grpc.StatusCode.OK, 125)
     assert answer.text == "the image cannot be pulled\nevents\n"
@@ -181,7 +181,7 @@ async def test_a_request_without_its_parts_is_invalid(
 
 
 async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_not(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
     reading = asyncio.create_task(read(call, answer))
     environment = await begun(world)
@@ -206,7 +206,7 @@ async def begun(world: World) -> Any:
 
 
 async def test_a_client_that_goes_away_cancels_its_action(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call = world.scheduler.dial(asked("alpine", "a"))
     environment = await begun(world)
     call.cancel()
@@ -216,7 +216,7 @@ async def test_a_client_that_goes_away_cancels_its_action(world: World) -> None:
 
 
 async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     calls = [world.scheduler.dial(asked("alpine", "a", number=number)) for number in (1, 1)]
     await world.backend.until(
         "the logs of 2 environments are read",
@@ -226,7 +226,7 @@ async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world
     assert all(call.done() for call in calls)
     await world.until_clean()
     await world.scheduler.start()
-    world.backend.script = lambda action: Script()
+    world.backend.script = lambda _: Script()
     entry = await world.scheduler.registered()
     assert entry.free == 100
     assert (await world.scheduler.run("alpine", "a", number=1)).exit_code == 0
@@ -245,7 +245,7 @@ async def test_a_stream_of_health_that_ends_is_begun_again(world: World) -> None
 
 
 async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     entry = await world.scheduler.registered()
     assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (100, 2 * (256 << 20))
     assert entry.host == "http://127.0.0.1"
@@ -258,7 +258,7 @@ async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(wor
 
 async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() -> None:
     async with worlds(queue=1) as world:
-        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         first = [world.scheduler.dial(asked("alpine", "a")) for _ in range(2)]
         await world.backend.until("there are 2 environments", lambda: len(world.backend.environments) == 2)
         entry = world.scheduler.best()
@@ -272,7 +272,7 @@ async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() ->
         assert "1 actions wait already" in refused.details
         first[0].cancel()
         await world.backend.until("there are 3 environments", lambda: len(world.backend.environments) == 3)
-        world.backend.script = lambda action: Script()
+        world.backend.script = lambda _: Script()
         first[1].cancel()
         last = [each for each in world.backend.environments.values() if not each.interrupts][-1]
         await world.backend.until("the log of the last environment is read", lambda: "log" in last.steps)
@@ -284,7 +284,7 @@ async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() ->
 
 async def test_one_that_waits_and_goes_away_leaves_the_queue_and_one_too_long_is_told() -> None:
     async with worlds(agent={"slots": 1}, queue=2, queue_timeout=0.3) as world:
-        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         running = world.scheduler.dial(asked("alpine", "a"))
         await begun(world)
         entry = world.scheduler.best()
@@ -313,7 +313,7 @@ async def test_while_the_cluster_is_away_actions_wait(world: World) -> None:
 
 
 async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     answers = [Answer(), Answer()]
     calls = [world.scheduler.dial(asked("alpine", "a")) for _ in answers]
     await world.backend.until(
@@ -340,7 +340,7 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
 
 
 async def test_what_is_cancelled_by_the_agent_has_an_exit_code(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
     reading = asyncio.create_task(read(call, answer))
     await begun(world)
@@ -373,7 +373,7 @@ async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Call, "__init__", made)
     async with worlds() as world:
         world.scheduler.options = SMALL
-        world.backend.script = lambda action: Script(output=FLOOD)
+        world.backend.script = lambda _: Script(output=FLOOD)
         call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
         await full.wait()
         (service_call,) = world.link.service.calls.values()
@@ -387,7 +387,7 @@ async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch)
 async def test_a_client_that_never_reads_is_gone_after_a_while() -> None:
     async with worlds(write_timeout=0.5) as world:
         world.scheduler.options = SMALL
-        world.backend.script = lambda action: Script(output=FLOOD)
+        world.backend.script = lambda _: Script(output=FLOOD)
         call = world.scheduler.dial(asked("alpine", "a"))
         await world.backend.until("there is an environment", lambda: bool(world.backend.environments))
         await world.until_clean()

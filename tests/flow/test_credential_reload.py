@@ -157,7 +157,7 @@ async def test_replaced_credentials_interrupt_no_action_and_lose_no_event(
         running(scheduler.address, agents) as agent,
     ):
         await agent.until_registered(1)
-        agent.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        agent.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         await scheduler.dispatcher.submit("pipeline1", parser.parse(TEXT, "p.yaml"), {})
         await agent.backend.at("pipeline1/a", "commands")
         with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""The border: both directions agree, every enum is complete, and nothing bad comes through."""
+"""Translation: both directions agree, every enum is complete, and invalid fields are refused."""
 
 from __future__ import annotations
 
