@@ -26,8 +26,8 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# Number of files in `left_out` and of characters of each reason. With paths of 4 KiB this is a fifth of gRPC's limit for
-# a message. A larger message would end the stream.
+# Number of files in `left_out`, and of characters of each reason. With paths of 4 KiB this is a fifth of gRPC's limit.
+# A message over the limit would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
 

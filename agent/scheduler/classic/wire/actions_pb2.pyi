@@ -131,8 +131,8 @@ Global___ExecutionContext: _TypeAlias = ExecutionContext  # noqa: Y015
 
 @_typing.final
 class ActionResponseStream(_message.Message):
-    """The next part of the log. Sent by the agent. The scheduler drops a response without `result` and its log, so the agent
-    always sets `result`.
+    """The next part of the log. Sent by the agent. The scheduler drops a response without `result`, and its log too.
+    The agent therefore always sets `result`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
