@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.environment.debugging import DebugOptions
-    from agent.scheduler.classic.connection import Classic
+    from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
     from agent.telemetry.traces import Traces
 
@@ -73,7 +73,7 @@ def build(
         metrics,
         task_group,
         traces,
-        on_change=health.changed,
+        on_change=health.notify,
         on_end=status.add_recent,
         timings=timings.session,
     )
@@ -83,7 +83,7 @@ def build(
     # the health, and the health counts the sessions. The two objects built first close these circles here.
     handlers.bind(sessions, pods, shutdown)
     status.bind(sessions, connection)
-    outbox.on_forgotten = handlers.reset
+    outbox.on_state_loss = handlers.reset
     watch.on_change = handlers.pod_changed
 
     return App(
@@ -111,11 +111,11 @@ def build(
 
 def connect(
     settings: Settings, identity: Identity, outbox: Outbox, handlers: Handlers, health: HealthReporter, client: Client
-) -> Connection | Classic:
+) -> Connection | ClassicConnection:
     """Return the connection to the scheduler, of the protocol in the settings."""
     if settings.scheduler.protocol == "classic":
         # Only agents that speak the classic protocol load its contract and its server.
-        from agent.scheduler.classic.connection import Classic
+        from agent.scheduler.classic.connection import ClassicConnection
 
-        return Classic(settings, handlers, client.metrics, health)
+        return ClassicConnection(settings, handlers, client.metrics, health)
     return Connection(settings.scheduler, settings.agent, identity, outbox, handlers, client.metrics, health)

@@ -184,7 +184,7 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
         await estate.orphan()
         await dropped.wait()
         await app.sessions.idle()
-        assert (app.pods.registry.owned_names, app.outbox.outlets) == ((), {})
+        assert (app.pods.registry.owned_names, app.outbox.session_outboxes) == ((), {})
         await app.sweep.run_once()
         assert estate.name in estate.api.pods
 
