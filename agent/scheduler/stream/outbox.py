@@ -58,7 +58,14 @@ class Outbox:
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
 
-    def __init__(self, window: int, metrics: Metrics, total: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        window: int,
+        metrics: Metrics,
+        total: int = 64 << 20,
+        *,
+        on_state_loss: Callable[[Key, Resume], bool] = lambda _key, _resume: False,
+    ) -> None:
         self.window = window
         self.total = total
         self.used = 0
@@ -66,7 +73,7 @@ class Outbox:
         self.metrics = metrics
         self.wake = asyncio.Event()
         self.ignored: Counter[str] = Counter()
-        self.on_state_loss: Callable[[Key, Resume], bool] = lambda _key, _resume: False
+        self.on_state_loss = on_state_loss
         self.uploader: Uploader | None = None
         self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
         self.turns: deque[SessionOutbox] = deque()

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cluster.logs.line_reader import Hole, LineReader, whole_second
-from agent.domain.events import LogChunk, Source
+from agent.domain.events import LogChunk
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
 from agent.execution.logs.masking import Masker
-from agent.execution.logs.pipeline import CHUNK, MAX_ANCHORS, Limits, LogStream, MarkerSeen, join_chunks
+from agent.execution.logs.pipeline import CHUNK, MAX_ANCHORS, Limits, LogStream, MarkerSeen
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 BEGIN = b"\0<0123456789abcdef:"
@@ -269,18 +269,6 @@ def test_few_anchors_are_kept() -> None:
 def test_what_only_began_like_a_marker_is_text() -> None:
     for block in (1, 1000):
         assert text(run(log_of(b"abc" + BEGIN[:5]), stream(), block=block)) == b"abc" + BEGIN[:5]
-
-
-def test_joined_chunks_keep_the_last_cursor() -> None:
-    half = CHUNK // 2
-    chunks = [LogChunk(b"x" * half, Cursor("t", 1, at, at)) for at in range(3)]
-    chunks.append(LogChunk(b"own", source=Source.AGENT))
-    assert [(len(chunk.data), chunk.cursor and chunk.cursor.total, chunk.source) for chunk in join_chunks(chunks)] == [
-        (CHUNK, 1, Source.COMMANDS),
-        (half, 2, Source.COMMANDS),
-        (3, None, Source.AGENT),
-    ]
-    assert list(join_chunks([])) == []
 
 
 STEPS = st.sampled_from([0, 0, 1, SECOND // 2])
