@@ -225,7 +225,7 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
-        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.told(wire.Health.DRAINING))
+        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.reports(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
         await app.adoption.run_once()
