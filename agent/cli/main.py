@@ -68,8 +68,8 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 
 async def until_stopped(settings: Settings) -> int:
     """Serve; the first signal drains, the second cancels."""
-    from agent.app.agent import serve as serve_agent
-    from agent.app.agent import stop_when_made
+    from agent.app.serve import serve as serve_agent
+    from agent.app.serve import stop_when_built
 
     # All that is loaded now lives as long as the process: a collection of garbage that looked at it again would hold
     # every session for as long (50 ms against 1).
@@ -78,7 +78,7 @@ async def until_stopped(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     made: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_when_made, made, signal.Signals(number).name)
+        loop.add_signal_handler(number, stop_when_built, made, signal.Signals(number).name)
     return await serve_agent(settings, made)
 
 
@@ -198,7 +198,7 @@ def doctor(
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
-    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.command()

@@ -316,7 +316,7 @@ async def until_set(settings: Settings, stop: asyncio.Event, bench: DebugOptions
     Raises:
         AgentError: it could not begin, or ended by itself.
     """
-    from agent.app.agent import serve, stop_when_made
+    from agent.app.serve import serve, stop_when_built
 
     made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(settings, made, bench), name="agent")
@@ -324,7 +324,7 @@ async def until_set(settings: Settings, stop: asyncio.Event, bench: DebugOptions
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
-            stop_when_made(made, "the pipeline has ended")
+            stop_when_built(made, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()
     finally:

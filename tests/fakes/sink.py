@@ -1,4 +1,4 @@
-"""A sink that records what every session sends, and acknowledges it when the test wants."""
+"""A sink that records the events of every session. A test decides when the events are acknowledged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class RecordingEventSink:
-    """Gives every session an outlet that keeps its events; `acknowledges` cleared holds `wait_until_stored` back."""
+    """Opens a recording outlet for every session. While a test has cleared `acknowledges`, `wait_until_stored` waits.
+
+    The outlets of the actions in `poisoned` raise on every event.
+    """
 
     def __init__(self) -> None:
         self.outlets: dict[tuple[str, int], RecordingSessionSink] = {}
@@ -28,7 +31,6 @@ class RecordingEventSink:
         self.poisoned: set[str] = set()
 
     def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
-        """Return the outlet of a session."""
         outlet = RecordingSessionSink(self, key)
         self.outlets[key.attempt_key] = outlet
         return outlet
@@ -38,7 +40,7 @@ class RecordingEventSink:
 
 
 class RecordingSessionSink:
-    """What one session has sent."""
+    """Records the events and uploads of one session."""
 
     def __init__(self, sink: RecordingEventSink, key: Key) -> None:
         self.sink = sink
@@ -49,7 +51,6 @@ class RecordingSessionSink:
         self.closed = 0
 
     async def send(self, event: Event) -> None:
-        """Record an event."""
         if self.key.action_id in self.sink.poisoned:
             raise RuntimeError("poisoned")
         assert not self.closed, event
@@ -57,12 +58,11 @@ class RecordingSessionSink:
         self.events.append(event)
 
     async def wait_until_stored(self) -> None:
-        """Wait for the acknowledgement."""
         self.settling.set()
         await self.sink.acknowledges.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Record an upload, or break it."""
+        """Record an upload, and raise the next of the sink's `upload_errors` at its end."""
         self.uploads.append([])
         async for part in parts:
             self.uploads[-1].append(part)
@@ -70,38 +70,36 @@ class RecordingSessionSink:
             raise self.sink.upload_errors.pop(0)
 
     def restart(self, seq: int) -> None:
-        """Forget what a scheduler has forgotten."""
+        """Drop the events after `seq`, as a scheduler does that has lost them."""
         del self.events[seq:]
 
     def close(self) -> None:
-        """Note the end."""
         self.closed += 1
 
-    # ---- what a test asks
+    # ---- for assertions
 
     @property
     def outcome(self) -> Outcome:
-        """The one outcome."""
+        """Return the outcome. Fails unless it was sent exactly once."""
         (finished,) = [event for event in self.events if isinstance(event, Finished)]
         return finished.outcome
 
     @property
     def log(self) -> bytes:
-        """All log, in order."""
+        """Return the whole log."""
         return b"".join(event.data for event in self.events if isinstance(event, LogChunk))
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages, each once."""
+        """Return the stages in order, each once."""
         stages = [event.stage for event in self.events if isinstance(event, StageChanged)]
         return [stage for number, stage in enumerate(stages) if number == 0 or stages[number - 1] is not stage]
 
     @property
     def started(self) -> list[int]:
-        """The commands that were started."""
+        """Return the numbers of the commands that started."""
         return [event.index for event in self.events if isinstance(event, CommandStarted)]
 
     @property
     def summaries(self) -> list[ArtifactSummary]:
-        """The summaries of artifacts."""
         return [event for event in self.events if isinstance(event, ArtifactSummary)]

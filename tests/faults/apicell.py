@@ -1,6 +1,6 @@
 """One cell of the API's matrix: one verb, one fault, one action, the whole agent in this process.
 
-A cell lives for one action. The agent is `app.agent.serve`, with all its parts, between a scripted API with a node
+A cell lives for one action. The agent is `app.serve.serve`, with all its parts, between a scripted API with a node
 behind it and a scheduler that notes every breach of the contract; what it logs is kept. The oracle looks at what others
 saw: the scheduler, the API, the metrics.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from structlog.testing import capture_logs
+from tenacity import wait_random_exponential
 
 from agent.cluster.api.client import Client
 from agent.cluster.environment.backend import PodBackend
@@ -28,7 +29,7 @@ from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
 from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points, waiting
-from tests.flow.test_app import World
+from tests.flow.test_app import TIMINGS, World
 
 if TYPE_CHECKING:
     import ssl
@@ -60,6 +61,8 @@ class Verb:
         """The verb in the metrics."""
         return "create" if self.resource == "pods/exec" else self.verb
 
+
+QUICK = wait_random_exponential(multiplier=0.01, max=0.1)
 
 VERBS = {
     "create pod": Verb("create", "/pods", "pods"),
@@ -103,6 +106,7 @@ class ApiCell(World):
 
     api: Node
     deadline = 50.0
+    timings = replace(TIMINGS, session=replace(TIMINGS.session, upload_backoff=QUICK))
 
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(folder)

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_random_exponential
 
-from agent.app import agent as apps
 from agent.cluster.api import client, reflector
 from agent.cluster.logs import follower
 from agent.cluster.ownership import adoption
-from agent.execution import artifacts, commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
@@ -79,10 +77,7 @@ CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (apps, "NOTICE", 0.01),
-        (commands, "KILL_MARGIN", 0.05),
         (client, "backoff", quick),
-        (artifacts, "backoff", quick),
         (reflector, "FIRST_PAUSE", 0.02),
         (adoption, "Timings", partial(adoption.Timings, poll_seconds=0.05)),
         (follower, "Patience", partial(follower.Patience, read=0.5)),

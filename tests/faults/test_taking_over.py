@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.app import agent as apps
 from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
@@ -17,7 +16,6 @@ from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
 from agent.domain.json import Object
-from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.shared_api import SharedApi
@@ -34,12 +32,6 @@ ADOPTING: Object = {
     "agent": {"adoption": True, "id": "pod-a", "slots": 3},
     "cluster": {"lease_duration": "4s", "lease_renew": "1s"},
 }
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 class Estate(World):

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from agent.app import agent as apps
-from agent.app.agent import App, serve
+from agent.app.agent import App
+from agent.app.serve import REFUSED, serve
+from agent.app.timings import AppTimings
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.json import Object
-from agent.execution import commands
+from agent.execution.timings import SessionTimings
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import Settings
@@ -32,12 +33,14 @@ ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules
 DEADLINE = 10.0
 REQUESTS = "sealci_agent_k8s_requests_total"
 AT = "2026-11-24T08:00:00.000000001Z"
+TIMINGS = AppTimings(cluster_poll=0.01, last_events=0.05, session=SessionTimings(kill_margin=0.05))
 
 
 class World:
     """An agent with all that is around it."""
 
     deadline = DEADLINE
+    timings = TIMINGS
 
     def __init__(self, folder: Path) -> None:
         self.api = FakeApi()
@@ -71,7 +74,9 @@ class World:
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
                 made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
-                self.task = asyncio.create_task(serve(self.settings(**settings), made), name="agent")
+                self.task = asyncio.create_task(
+                    serve(self.settings(**settings), made, timings=self.timings), name="agent"
+                )
                 self.app = await made
                 yield self.app
                 if not self.task.done():
@@ -151,12 +156,6 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:
@@ -299,7 +298,7 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
 async def test_a_version_that_is_refused_ends_with_its_own_code(world: World) -> None:
     world.scheduler.refusal = wire.Refused(message="too old", why=wire.Refused.PROTOCOL_VERSION)
     async with world.agent():
-        assert await world.left() == apps.REFUSED
+        assert await world.left() == REFUSED
 
 
 async def test_a_port_that_is_taken_is_told_as_such(world: World) -> None:
@@ -358,10 +357,7 @@ async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(
         assert await world.left() == 0
 
 
-async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(apps, "LAST_WORDS", 0.05)
+async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(world: World) -> None:
     async with world.agent(agent={"drain_timeout": 600}, cluster={"delete_timeout": 600}) as app:
         await world.ready()
         name = await world.begin()

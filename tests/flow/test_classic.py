@@ -13,7 +13,7 @@ import pytest
 from agent.domain.errors import Reason
 from agent.domain.observations import SetupFailed
 from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.scheduler.classic.call import Call
 from agent.scheduler.classic.connection import Classic
 from agent.scheduler.classic.wire import actions_pb2
@@ -47,7 +47,7 @@ class World:
         self.agent_settings = agent
         self.tasks = tasks
         self.link: Classic
-        self.sessions: Sessions
+        self.sessions: SessionRegistry
         self.running: asyncio.Task[None]
 
     async def start(self) -> None:
@@ -67,7 +67,7 @@ class World:
         )
         health = HealthReporter(self.health, asyncio.Event())
         self.link = Classic(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
-        self.sessions = Sessions(settings, self.backend, self.link, self.metrics, self.tasks)
+        self.sessions = SessionRegistry(settings, self.backend, self.link, self.metrics, self.tasks)
         self.sessions.on_change = health.changed
         self.running = self.tasks.create_task(self.link.run(), name="classic")
         await self.scheduler.registered()
@@ -97,7 +97,7 @@ class World:
 
     def clean(self) -> bool:
         """Whether nothing is left of any action."""
-        return not self.backend.alive and not self.sessions.living and not self.link.service.calls
+        return not self.backend.alive and not self.sessions.sessions and not self.link.service.calls
 
     async def until_clean(self) -> None:
         """Wait for that."""

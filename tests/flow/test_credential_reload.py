@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from agent.cli.submit import Target, submit
 from agent.domain.actions import Action, Cancel, Key
 from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
@@ -94,7 +94,7 @@ class RunningAgent:
         self.metrics = Metrics()
         self.outbox = Outbox(settings.scheduler.window, self.metrics)
         self.backend = FakeBackend()
-        self.sessions = Sessions(settings, self.backend, self.outbox, self.metrics, tasks)
+        self.sessions = SessionRegistry(settings, self.backend, self.outbox, self.metrics, tasks)
         self.health = HealthReporter(
             lambda: Health(Readiness.READY, 3, self.sessions.used, cluster_reachable=True), self.outbox.wake
         )

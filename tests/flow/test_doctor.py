@@ -163,12 +163,12 @@ async def test_a_report_is_a_line_each_and_a_sum() -> None:
             yield each
 
     lines: list[str] = []
-    assert not await report(findings(), say=lines.append, as_json=False)
+    assert not await report(findings(), write=lines.append, as_json=False)
     assert [line.split()[0] for line in lines[:4]] == ["ok", "warning", "FAILED", "skipped"]
     assert lines[2].endswith("two lines -> do")
     assert lines[4] == "1 ok, 1 warning, 1 failed, 1 skipped"
     objects: list[str] = []
-    await report(findings(), say=objects.append, as_json=True)
+    await report(findings(), write=objects.append, as_json=True)
     read = [json.loads(each) for each in objects]
     assert [each.get("verdict") for each in read] == ["ok", "warning", "failed", "skipped", None]
     assert (read[-1]["event"], read[-1]["well"], read[-1]["failed"]) == ("finished", False, 1)

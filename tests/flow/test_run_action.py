@@ -14,8 +14,8 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, S
 from agent.domain.events import Accepted, LogChunk, Rejected, Source
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.domain.outcome import Result
-from agent.execution import artifacts, commands
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
+from agent.execution.timings import SessionTimings
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
@@ -28,10 +28,13 @@ ADMISSION, SETUP, COMMANDS, ARTIFACTS = Stage
 ALWAYS = ArtifactRules(when=When.ALWAYS)
 DECLARED = ArtifactRules(paths=("out/**",))
 NONE = ArtifactRules(when=When.NEVER)
+TIMINGS = SessionTimings(kill_margin=0.05, upload_backoff=wait_none())
+# Long enough, in virtual time, for everything that waits for no clock to come to rest.
+SETTLE = 0.01
 
 
 class Rig:
-    """Sessions between a cluster in memory and a recording sink."""
+    """SessionRegistry between a cluster in memory and a recording sink."""
 
     def __init__(self, **settings: Any) -> None:
         agent = {"slots": 3} | settings.pop("agent", {})
@@ -39,13 +42,15 @@ class Rig:
         self.backend = FakeBackend()
         self.sink = RecordingEventSink()
         self.metrics = Metrics()
-        self.sessions: Sessions
+        self.sessions: SessionRegistry
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Sessions]:
+    async def open(self) -> AsyncIterator[SessionRegistry]:
         """Hold the sessions open; at the end all must have ended by themselves, and nothing may be left."""
         async with asyncio.TaskGroup() as tasks:
-            self.sessions = Sessions(self.settings, self.backend, self.sink, self.metrics, tasks)
+            self.sessions = SessionRegistry(
+                self.settings, self.backend, self.sink, self.metrics, tasks, timings=TIMINGS
+            )
             yield self.sessions
             async with asyncio.timeout(10):
                 await self.sessions.idle()
@@ -58,7 +63,7 @@ class Rig:
             assert environment.removals == max(1, environment.creations), environment.steps
             assert environment.steps[-1] == "removed", environment.steps
         assert all(outlet.closed == 1 for outlet in self.sink.outlets.values())
-        assert (self.sessions.used, self.sessions.running) == (0, {})
+        assert (self.sessions.used, self.sessions.attempt_tasks) == (0, {})
         assert self.sample("slots_used") == 0
 
     def sample(self, name: str, **labels: str) -> float:
@@ -71,19 +76,13 @@ def rig() -> Rig:
     return Rig()
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
-    monkeypatch.setattr(artifacts, "wait_random_exponential", lambda **_: wait_none())
-
-
 def action(name: str = "a", **fields: Any) -> Action:
     return Action(Key(name), "alpine", ("one", "two"), **fields)
 
 
 async def life(rig: Rig, script: Script, **fields: Any) -> Any:
     """Run one action to its end; return what was sent of it."""
-    rig.backend.script = lambda action: script
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action(**fields))
     return rig.sink["a"]
@@ -161,14 +160,14 @@ async def test_what_is_missing_in_the_log_is_said_and_changes_no_verdict(
     assert sent.outcome.result is Result.SUCCEEDED
 
 
+@pytest.mark.looptime
 async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
         await environment.show(Exited(0, 2, None))
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await asyncio.sleep(SETTLE)
         assert "files" not in environment.steps
         await environment.unblock("commands")
     assert rig.sink["a"].log == b"hello\nhello\n"
@@ -206,7 +205,7 @@ async def test_what_is_waited_for_is_told(rig: Rig) -> None:
 
 async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> None:
     script = Script(setups=[(Exited(0, 2, None),)])
-    rig.backend.script = lambda action: script
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "create")
@@ -221,7 +220,7 @@ async def test_a_pod_that_never_ran_a_command_is_made_again_once(rig: Rig) -> No
     lost = Lost(Reason.UNSCHEDULABLE, "the node refused the pod", unstarted=True)
     sent = await life(rig, Script(setups=[(lost,), (Waiting("pulling"), Running())]))
     assert sent.outcome.result is Result.SUCCEEDED
-    assert b"the node refused the pod; no command had run: made again\n" in sent.log
+    assert b"the node refused the pod; no command had run, so the pod is re-created\n" in sent.log
     environment = rig.backend.environments["a"]
     assert (environment.creations, environment.removals) == (2, 2)
 
@@ -258,7 +257,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
     [("create", SETUP, None), ("setup", SETUP, None), ("commands", COMMANDS, 143), ("files", ARTIFACTS, None)],
 )
 async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: int | None) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         environment = await rig.backend.at("a", step)
@@ -272,7 +271,7 @@ async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: 
 
 
 async def test_a_cancel_while_the_pod_is_removed_changes_nothing(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
@@ -288,7 +287,7 @@ async def test_a_cancel_of_what_is_not_known_is_nothing(rig: Rig) -> None:
 
 
 async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}), deaf=True)
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}), deaf=True)
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         await rig.backend.at("a", "commands")
@@ -298,17 +297,17 @@ async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) 
     assert rig.sink["a"].uploads == []
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize(("rules", "copied"), [(ArtifactRules(), False), (ALWAYS, True), (NONE, False)])
 async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     rig: Rig, rules: ArtifactRules, copied: bool
 ) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "files"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "files"}))
     async with rig.open() as sessions:
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            for _ in range(50):
-                await asyncio.sleep(0)
+            await asyncio.sleep(SETTLE)  # the stop request that ended the commands must not end the copy
             await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
@@ -318,12 +317,13 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     assert len(sent.summaries) == copied
 
 
+@pytest.mark.looptime
 async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"setup"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"setup"}))
     async with rig.open() as sessions:
-        sessions.action(action(timeout=0.02))
+        sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(0.04)  # longer than the commands may take
+        await asyncio.sleep(2.0)  # longer than the commands may take
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]
@@ -349,7 +349,7 @@ async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> N
     ("collection", "rules", "tries", "says"),
     [
         (ClusterError("no such container"), ArtifactRules(), 1, "no such container"),
-        (ClusterError("cut", retryable=True), ArtifactRules(), artifacts.TRIES, "cut"),
+        (ClusterError("cut", retryable=True), ArtifactRules(), TIMINGS.upload_attempts, "cut"),
         (collected(refused="out/x is over the limit"), DECLARED, 1, "out/x is over the limit"),
     ],
 )
@@ -359,9 +359,7 @@ async def test_files_that_cannot_be_had_fail_a_success(
     rules: ArtifactRules,
     tries: int,
     says: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(artifacts, "backoff", lambda state: 0.01)
     sent = await life(rig, Script(collections=[collection]), artifacts=rules)
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, ARTIFACTS, Reason.ARTIFACTS_FAILED)
@@ -416,7 +414,7 @@ async def test_the_environment_is_kept_until_the_scheduler_has_everything(rig: R
 
 @pytest.mark.parametrize("step", ["create", "setup", "commands", "files"])
 async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)
@@ -426,7 +424,7 @@ async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) 
 
 
 async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
@@ -436,7 +434,7 @@ async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: R
 
 
 async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(Action(Key("a", 1, 2), "alpine", ("one",)))
         environment = await rig.backend.at("a", "commands")
@@ -449,7 +447,7 @@ async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
 
 
 async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
@@ -462,7 +460,7 @@ async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
 
 async def test_no_slot() -> None:
     rig = Rig(agent={"slots": 1})
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "remove"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
@@ -480,7 +478,7 @@ async def test_no_slot() -> None:
 
 
 async def test_draining_takes_nothing_new_and_ends_what_runs(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
@@ -549,7 +547,7 @@ async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> N
 
 
 async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -> None:
-    def broken(action: Action) -> Script:
+    def broken(_: Action) -> Script:
         raise RuntimeError("no")
 
     rig.backend.script = broken
@@ -559,7 +557,7 @@ async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -
 
 
 async def test_cancelling_all_ends_all(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         for name in ("a", "b", "c"):
             sessions.action(action(name))
@@ -569,7 +567,7 @@ async def test_cancelling_all_ends_all(rig: Rig) -> None:
 
 
 async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", "commands")
@@ -577,7 +575,7 @@ async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> N
 
 
 async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> None:
-    async def full(event: object) -> None:
+    async def full(event: object) -> None:  # noqa: ARG001 - stands in for `send`
         await asyncio.Event().wait()
 
     async with rig.open() as sessions:
@@ -614,7 +612,7 @@ async def test_nobody_at_a_terminal_costs_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("step", ["upload_workspace", "hold_for_debugging"])
 async def test_a_cancel_ends_what_the_terminal_holds(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(interactive=True, codes=(3,), holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(interactive=True, codes=(3,), holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)

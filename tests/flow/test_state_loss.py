@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.app import agent as apps
 from agent.domain.actions import Cancel
-from agent.execution import commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.flow.test_app import ACTION, World
 
@@ -18,12 +16,6 @@ if TYPE_CHECKING:
 
 STORY = ["accepted", "stage", "stage", "command_started", "log", "command_finished", "finished"]
 SHORT = ["accepted", "log", "finished"]
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 class Amnesia(World):
@@ -95,17 +87,17 @@ async def test_while_the_pod_is_removed_the_outcome_comes_behind_a_notice(world:
         await world.outcome()
         await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.asked("delete", "pods")))
         world.forget()
-        await app.sessions.living[ACTION.key.attempt_key].forgot.wait()
+        await app.sessions.sessions[ACTION.key.attempt_key].progress.reset_requested.wait()
         await world.api.remove(name)
         await world.told_again(SHORT)
-        assert b"lost by the scheduler" in world.scheduler.log_of(ACTION.key)
+        assert b"the scheduler has lost the log" in world.scheduler.log_of(ACTION.key)
 
 
 async def test_a_cancel_that_has_ended_the_commands_stays_one(world: Amnesia) -> None:
     async with world.agent():
         await world.ready()
         name = await world.begin()
-        world.app.sessions.living[ACTION.key.attempt_key].cancel(Cancel(message="not wanted"))
+        world.app.sessions.sessions[ACTION.key.attempt_key].cancel(Cancel(message="not wanted"))
         world.scheduler.acknowledges = False
         await world.end(name)
         await world.outcome()

@@ -11,11 +11,11 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic import ValidationError
 
-from agent.app.agent import tracing
+from agent.app.serve import open_traces
 from agent.domain.actions import Action, Key
 from agent.domain.errors import Reason, SettingsError
 from agent.domain.observations import Exited, SetupFailed
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.settings import AgentSection, Settings, TracesSettings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.otel import OpenTelemetry
@@ -39,9 +39,9 @@ def collector() -> Iterator[Collector]:
 async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     """Run one action to its end."""
     backend = FakeBackend()
-    backend.script = lambda action: script
+    backend.script = lambda _: script
     async with asyncio.TaskGroup() as tasks:
-        sessions = Sessions(Settings(), backend, RecordingEventSink(), Metrics(), tasks, traces)
+        sessions = SessionRegistry(Settings(), backend, RecordingEventSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
         async with asyncio.timeout(10):
             await sessions.idle()
@@ -95,8 +95,8 @@ async def test_a_failure_is_on_the_span_and_on_its_stage(
 
 
 async def test_without_an_endpoint_the_scheduler_s_context_is_passed_on_and_nothing_else_happens() -> None:
-    assert type(tracing(Settings())) is Traces
-    backend = await life(tracing(Settings()), Script(), traceparent=PARENT)
+    assert type(open_traces(Settings())) is Traces
+    backend = await life(open_traces(Settings()), Script(), traceparent=PARENT)
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == PARENT
 
@@ -114,6 +114,6 @@ async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
 def test_what_is_missing_or_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "agent.telemetry.otel", None)
     with pytest.raises(SettingsError, match=r"traces.endpoint: the extra `otel` is not installed"):
-        tracing(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
+        open_traces(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
     with pytest.raises(ValidationError):
         TracesSettings(endpoint="collector:4318")

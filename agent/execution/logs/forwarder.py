@@ -1,7 +1,7 @@
-"""The log of an environment to the scheduler: read, markers out, secrets masked, sent as it comes.
+"""Forwards the log of an environment to the scheduler: reads it, takes the markers out, masks secrets, sends.
 
-Lives as long as the environment writes. The markers tell which command runs and are never the verdict. The outlet's
-full window holds the reader back, so the memory is bounded whatever is written.
+Lives as long as the environment writes. The markers say which command runs, and are never the verdict. While the
+outlet's window is full the log is not read, so the memory is bounded whatever the commands write.
 """
 
 from __future__ import annotations
@@ -17,64 +17,63 @@ from agent.execution.logs.pipeline import Limits, LogStream, MarkerSeen
 
 if TYPE_CHECKING:
     from agent.domain.events import LogChunk
-    from agent.domain.log_cursor import Cursor
     from agent.execution.ports import Environment
     from agent.execution.session import Session
     from agent.settings import Settings
 
 
-async def send_log(session: Session, environment: Environment, settings: Settings, start: Cursor) -> None:
-    """Send the whole log from `start` on; returns at its end."""
+async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
+    """Send the log from where the scheduler's part ends. Returns at the end of the log."""
+    start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
     masker = Masker(session.action.secrets)
     if masker.too_short and not start.total:
-        await session.say(f"[not masked, because too short: {', '.join(masker.too_short)}]")
+        await session.reporter.write_log(f"[not masked, because too short: {', '.join(masker.too_short)}]")
     stream = LogStream(environment.markers, masker, limits, start)
-    clock = Clock(start.command)
+    clock = CommandClock(start.command)
     async with aclosing(environment.log(start)) as items:
         async for item in items:
             if isinstance(item, LogLost):
-                await session.say(f"[the log ends here: {item.why}]")
+                await session.reporter.write_log(f"[the log ends here: {item.why}]")
                 continue
             for out in stream.gap(item) if isinstance(item, LogGap) else stream.feed(item):
                 await pass_on(session, environment, out, clock)
     for out in stream.finish():
         await pass_on(session, environment, out, clock)
-    session.count_log(stream)
+    session.stats.log_ended(stream)
 
 
-class Clock:
-    """Times the one command that runs; an adopted one from the adoption on."""
+class CommandClock:
+    """Times the command that runs now. A command that was running at the adoption is timed from the adoption on."""
 
     def __init__(self, command: int) -> None:
         self.command = command
         self.began = time.monotonic()
 
     def start(self, command: int) -> None:
-        """Note the start of a command."""
         self.command, self.began = command, time.monotonic()
 
     def stop(self) -> float:
-        """Return the seconds since the start; nothing runs now."""
+        """Return the seconds since the start of the command. No command runs afterwards."""
         self.command = 0
         return time.monotonic() - self.began
 
 
-async def pass_on(session: Session, environment: Environment, out: LogChunk | MarkerSeen, clock: Clock) -> None:
-    """Send a chunk, or what a marker means."""
+async def pass_on(session: Session, environment: Environment, out: LogChunk | MarkerSeen, clock: CommandClock) -> None:
+    """Send a chunk of the log, or the event that a marker stands for."""
     if not isinstance(out, MarkerSeen):
-        await session.send(out)
+        await session.reporter.send(out)
         return
     marker = out.marker
     if marker.kind is MarkerKind.STARTED:
         clock.start(marker.command)
-        session.command = marker.command
-        await session.send(CommandStarted(marker.command, out.cursor))
+        session.progress.command_started(marker.command)
+        await session.reporter.send(CommandStarted(marker.command, out.cursor))
         return
-    # A command that ends the shell has no end of its own: the last marker is its end too.
+    # A command that ends the shell (`exit 3`) writes no end marker of its own: the last marker ends it too.
     if clock.command:
         command, seconds = clock.command, clock.stop()
-        session.command_seconds.append(seconds)
-        await session.send(CommandFinished(command, marker.exit_code or 0, seconds, out.cursor))
+        session.stats.command_finished(seconds)
+        await session.reporter.send(CommandFinished(command, marker.exit_code or 0, seconds, out.cursor))
     if marker.kind is MarkerKind.LAST:
         environment.log_ended()

@@ -1,6 +1,6 @@
 """One call of the scheduler: the way out of one session, and all that its client is ever told.
 
-Lives from the call's arrival to its end or the session's, whichever is later. Implements `execution.event_sink.SessionSink`. What
+Lives from the call's arrival to its end or the session's, whichever is later. Implements `execution.ports.SessionSink`. What
 is not yet written is bounded by the window: `send` waits while the client is slow, so that the log is held back and
 not kept. When the client is gone, what is sent is dropped: nobody can ask for it again.
 """

@@ -103,7 +103,7 @@ def size_of(event: Event) -> int:
 
 
 class Outlet:
-    """Implements `execution.event_sink.SessionSink`; several tasks of one session may send."""
+    """Implements `execution.ports.SessionSink`; several tasks of one session may send."""
 
     def __init__(self, key: Key, owner: Owner, *, adopted: bool) -> None:
         self.key = key

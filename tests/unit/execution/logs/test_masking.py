@@ -22,7 +22,7 @@ def stream(masker: Masker, text: bytes, cuts: list[int]) -> bytes:
     out, done = b"", 0
     for cut in [*sorted(cuts), len(text)]:
         out += masker.feed(text[done:cut])
-        assert masker.held <= LONGEST_RUN + 2 * LONGEST
+        assert masker.buffered <= LONGEST_RUN + 2 * LONGEST
         done = max(done, cut)
     return out + masker.flush()
 
@@ -126,11 +126,11 @@ def test_only_the_beginning_of_a_secret_is_held() -> None:
     masker = Masker([b"secret-value"])
     assert masker.feed(b"Continue? [y/N] ") == b"Continue? [y/N] "
     assert masker.feed(b"sec") == b""
-    assert masker.held == 3
+    assert masker.buffered == 3
     assert masker.feed(b"ond") == b"second"
     assert masker.feed(b"secret-") == b""
     assert masker.flush() == b"secret-"
-    assert masker.held == 0
+    assert masker.buffered == 0
 
 
 def test_a_cut_hides_the_beginning_of_a_secret() -> None:
@@ -184,7 +184,7 @@ def test_a_fresh_masker_goes_on_where_nothing_is_held(secrets: list[bytes], piec
     out = b""
     for index in range(len(text)):
         out += masker.feed(text[index : index + 1])
-        position = index + 1 - masker.held
+        position = index + 1 - masker.buffered
         assert out + Masker(secrets).mask(text[position:]) == whole
 
 

@@ -12,7 +12,7 @@ from agent.domain.events import LogChunk, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
 from agent.execution.logs.masking import Masker
-from agent.execution.logs.pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
+from agent.execution.logs.pipeline import CHUNK, MAX_ANCHORS, Limits, LogStream, MarkerSeen, join_chunks
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 BEGIN = b"\0<0123456789abcdef:"
@@ -239,7 +239,7 @@ def test_a_gap_is_said_on_its_own_line() -> None:
     out += run(log, into, reader.cursor)
     assert text(out).decode() == (
         f"held ***\n[gap in the log: lines between {stamp(EPOCH).decode()} and {stamp(EPOCH + SECOND).decode()} may be"
-        " missing: the node began a new file there that was not read on from the old]\nnew\n"
+        " missing: the node began a new file there before the old one was read to its end]\nnew\n"
     )
     assert into.gaps == {True: 0, False: 1}
     # From the notice on, reading goes on behind the gap.
@@ -262,7 +262,7 @@ def test_few_anchors_are_kept() -> None:
     for number in range(400):
         end = number * 5 + 5
         assert into.feed(LogPiece(b"line\n", Cursor(f"t{number}", 1, 5, end))) == []
-        assert len(into.anchors) <= MOST_ANCHORS
+        assert len(into.anchors) <= MAX_ANCHORS
     assert into.finish()[-1].cursor == Cursor("t399", 1, 5, 2000)
 
 
@@ -275,12 +275,12 @@ def test_joined_chunks_keep_the_last_cursor() -> None:
     half = CHUNK // 2
     chunks = [LogChunk(b"x" * half, Cursor("t", 1, at, at)) for at in range(3)]
     chunks.append(LogChunk(b"own", source=Source.AGENT))
-    assert [(len(chunk.data), chunk.cursor and chunk.cursor.total, chunk.source) for chunk in joined(chunks)] == [
+    assert [(len(chunk.data), chunk.cursor and chunk.cursor.total, chunk.source) for chunk in join_chunks(chunks)] == [
         (CHUNK, 1, Source.COMMANDS),
         (half, 2, Source.COMMANDS),
         (3, None, Source.AGENT),
     ]
-    assert list(joined([])) == []
+    assert list(join_chunks([])) == []
 
 
 STEPS = st.sampled_from([0, 0, 1, SECOND // 2])
