@@ -575,7 +575,7 @@ async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> N
 
 
 async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> None:
-    async def full(event: object) -> None:  # noqa: ARG001 - stands in for `send`
+    async def full(event: object) -> None:
         await asyncio.Event().wait()
 
     async with rig.open() as sessions:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.context import Timings
+    from agent.cluster.environment.context import EnvironmentTimings
     from agent.domain.observations import Observation
 
 log = structlog.get_logger(__name__)
@@ -87,7 +87,7 @@ class StartupEvents:
     A pod's status does not show the cause. While a start is not slow, this class sends no request.
     """
 
-    def __init__(self, client: Client, path: str, timings: Timings) -> None:
+    def __init__(self, client: Client, path: str, timings: EnvironmentTimings) -> None:
         self.client = client
         self.path = path
         self.slow_start_seconds = timings.slow_start_seconds
