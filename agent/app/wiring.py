@@ -54,10 +54,10 @@ def build(
     watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
     # Filled while the agent runs: the cluster may answer late, and a stop request must not wait for the answer.
     facts = ClusterFacts()
-    pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug)
+    pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)
     sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None)
-    adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt)
+    adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
 
     # ---- the scheduler's side
     status = AgentStatus(settings, identity, client, pods, leases, sweep)

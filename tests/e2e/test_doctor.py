@@ -127,13 +127,8 @@ def test_the_command_tells_everything_and_its_exit_code(namespace: str, tmp_path
         print(well.stdout)
         assert (well.returncode, well.stderr) == (0, "")
         assert "FAILED" not in well.stdout
-        for check in (
-            probe_pod.POD_RUNS,
-            probe_pod.LOG,
-            probe_pod.EXEC,
-            probe_pod.USER_NAMESPACE,
-            probe_pod.POD_DELETED,
-        ):
+        probe = (probe_pod.POD_RUNS, probe_pod.LOG, probe_pod.EXEC, probe_pod.USER_NAMESPACE, probe_pod.POD_DELETED)
+        for check in probe:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
         assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1  # scheduler, cluster, rights, probe, sum
     finally:

@@ -20,6 +20,7 @@ from agent.cluster.api.client import Client
 from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership.adoption import AdoptionTimings
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.domain.json import Object
@@ -106,7 +107,9 @@ class ApiCell(World):
 
     api: Node
     deadline = 50.0
-    timings = replace(TIMINGS, session=replace(TIMINGS.session, upload_backoff=QUICK))
+    timings = replace(
+        TIMINGS, session=replace(TIMINGS.session, upload_backoff=QUICK), adoption=AdoptionTimings(poll_seconds=0.05)
+    )
 
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(folder)

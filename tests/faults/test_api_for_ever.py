@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment import backend, context
+from agent.cluster.environment.context import EnvironmentTimings
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -44,12 +45,10 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
         ("list events", "503", "IMAGE_PULL_FAILED", "InvalidImageName"),
     ],
 )
-async def test_it_ends_with_its_reason(
-    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = partial(context.Timings, secret_retry_seconds=1.0, events_retry_seconds=0.5)
-    monkeypatch.setattr(backend, "Timings", short)
+async def test_it_ends_with_its_reason(verb: str, fault: str, reason: str, sentence: str, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, verb, fault)
+    short = EnvironmentTimings(secret_retry_seconds=1.0, events_retry_seconds=0.5)
+    cell.timings = replace(cell.timings, environment=short)
     cell.more["policy"]["pending_timeout"] = 1.0
     async with cell.living() as app:
         await cell.begin_action(app)

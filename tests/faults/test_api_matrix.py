@@ -13,7 +13,6 @@ from tenacity import wait_random_exponential
 
 from agent.cluster.api import client, reflector
 from agent.cluster.logs import follower
-from agent.cluster.ownership import adoption
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
@@ -79,7 +78,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (client, "backoff", quick),
         (reflector, "FIRST_PAUSE", 0.02),
-        (adoption, "Timings", partial(adoption.Timings, poll_seconds=0.05)),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)

@@ -49,7 +49,7 @@ RULES = ArtifactRules(paths=("probe",), when=When.ALWAYS)
 
 ADVICE = {
     Reason.IMAGE_PULL_FAILED: "make environment.image available to the nodes (pull secrets: environment.pod_template)",
-    Reason.UNSCHEDULABLE: "add room to the cluster, or let pods run on other nodes (environment.pod_template)",
+    Reason.UNSCHEDULABLE: "add nodes to the cluster, or let pods run on other nodes (environment.pod_template)",
     Reason.QUOTA_EXCEEDED: "raise the ResourceQuota of the namespace, or lower policy.default_*",
     Reason.INVALID_CONFIGURATION: "change environment.profile or pod_template, or the policy that the message names",
 }

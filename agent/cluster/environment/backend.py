@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from agent.cluster.environment.context import Context, Timings
+from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
 from agent.cluster.pod import manifest, session_annotation
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action
     from agent.settings import Settings
 
+TIMINGS = EnvironmentTimings()
+
 
 class PodBackend:
     """Makes environments as pods. Owned by the application, lives as long as the agent."""
@@ -40,7 +42,7 @@ class PodBackend:
         facts: ClusterFacts,
         *,
         debug: DebugOptions | None = None,
-        timings: Timings | None = None,
+        timings: EnvironmentTimings = TIMINGS,
     ) -> None:
         self.settings = settings
         self.client = client
@@ -64,7 +66,7 @@ class PodBackend:
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
             debug=debug,
-            timings=timings or Timings(),
+            timings=timings,
         )
 
     @property

@@ -1,6 +1,6 @@
 """What all environments of an agent share, and the fixed waits of an environment.
 
-The backend makes one `Context` and one `Timings`. Both live as long as the agent and never change.
+The backend makes one `Context`, and gets one `EnvironmentTimings`. Both live as long as the agent and never change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class EnvironmentTimings:
     """Fixed waits of an environment, in seconds. The agent uses the defaults; tests pass shorter waits."""
 
     # Seconds to retry the creation of a Secret. Shorter than a set-up waits for a missing Secret.
@@ -48,4 +48,4 @@ class Context:
     limits: SetupLimits
     copies: asyncio.Semaphore
     debug: DebugOptions | None
-    timings: Timings
+    timings: EnvironmentTimings

@@ -94,7 +94,7 @@ class DebugOptions:
 def greeting(outcome: Outcome, target: Target, workspace: str) -> str:
     """Return the lines above the first prompt: why the action failed, and where the shell runs."""
     place = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
-    return f"✘ {outcome.message}\n  A shell in {workspace} of {place}; `exit` goes on and cleans up."
+    return f"✘ {outcome.message}\n  A shell in {workspace} of {place}. After `exit` the agent cleans up."
 
 
 async def send_file(stream: ExecStream, file: Path) -> None:

@@ -79,7 +79,7 @@ class PodEnvironment:
         )
 
     def own(self) -> None:
-        """Watch the pod and register the environment: at first, and again if the session re-creates it after `remove`."""
+        """Watch the pod and register the environment. `create` repeats this if `remove` has run before."""
         self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None

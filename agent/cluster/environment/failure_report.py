@@ -1,7 +1,8 @@
 """The report of a failed set-up or a failed action, for the person who reads its log: what, where, why, what to do.
 
 A report reads the pod's events, and the output of a failed clone, at the moment of the failure. If the read fails, the
-report says so and the original failure stays. Only `StartupEvents` keeps state; it lives as long as its environment.
+report contains the error, and the original failure stays. Only `StartupEvents` keeps state. It lives as long as its
+environment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.context import Timings
+    from agent.cluster.environment.context import EnvironmentTimings
     from agent.domain.observations import Observation
 
 log = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ ADVICE = {
 }
 # Number of events in a report.
 MAX_EVENTS = 20
-# Event reasons that explain no delay. Every pod has the others; FailedScheduling is over once a pod starts containers.
+# Event reasons that explain no delay. Most occur in every pod. FailedScheduling is over once containers start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
@@ -59,7 +60,7 @@ def refusal_text(error: ClusterError) -> str:
 async def add_report(
     client: Client, path: str, pod: Object | None, failure: SetupFailed | Lost, retry_seconds: float
 ) -> SetupFailed | Lost:
-    """Return the failure with its report. If an event tells the cause of a slow start, add the cause to the message."""
+    """Return the failure with its report. If an event explains a slow start, add the event to the message."""
     events: list[Object] = []
     lines: list[str] = []
     output = ""
@@ -86,7 +87,7 @@ class StartupEvents:
     A pod's status does not show the cause. While a start is not slow, this class sends no request.
     """
 
-    def __init__(self, client: Client, path: str, timings: Timings) -> None:
+    def __init__(self, client: Client, path: str, timings: EnvironmentTimings) -> None:
         self.client = client
         self.path = path
         self.slow_start_seconds = timings.slow_start_seconds
@@ -97,7 +98,7 @@ class StartupEvents:
         self.cause = ""
 
     async def describe_wait(self, pod: Object | None, observation: Observation, now: float) -> Observation:
-        """Return the observation, with the cause of a slow start if an event tells one. `now` is monotonic seconds."""
+        """Return the observation, with the event that explains a slow start, if any. `now` is monotonic seconds."""
         if pod is None or not isinstance(observation, Waiting) or observation.detail != STARTING:
             self.starting_since = None
             return observation

@@ -33,11 +33,14 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class AdoptionTimings:
     """Fixed waits of the adoption, in seconds. The agent uses the defaults; tests pass shorter waits."""
 
     # Seconds between two searches for orphans if no Lease changes.
     poll_seconds: float = 1.0
+
+
+TIMINGS = AdoptionTimings()
 
 
 class Adoption:
@@ -55,7 +58,7 @@ class Adoption:
         start_session: Callable[[PodEnvironment], bool],
         *,
         open_for: Callable[[], bool],
-        timings: Timings | None = None,
+        timings: AdoptionTimings = TIMINGS,
     ) -> None:
         self.backend = backend
         self.registry = backend.registry
@@ -64,7 +67,7 @@ class Adoption:
         self.leases = leases
         self.start_session = start_session
         self.open_for = open_for
-        self.timings = timings or Timings()
+        self.timings = timings
         self.wake = asyncio.Event()
         self.unreadable_uids: set[str] = set()
         self.paused_until = 0.0

@@ -1,8 +1,8 @@
 """The owner of all pods and Leases of a release: a ConfigMap that the chart creates in the namespace of actions.
 
 The agent reads the ConfigMap once, before it creates the first pod and the first Lease, because both name it as their
-owner. When the release is uninstalled, the cluster's garbage collection deletes the ConfigMap's pods and Leases, even if
-no agent is alive any more.
+owner. When the release is uninstalled, the cluster's garbage collection deletes all pods and Leases of the ConfigMap.
+This works also if no agent is alive any more.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cluster.environment import failure_report
-from agent.cluster.environment.context import Timings
+from agent.cluster.environment.context import EnvironmentTimings
 from agent.cluster.pod.setup_status import STARTING
 from agent.domain.errors import ClusterError, Reason
 from agent.domain.json import Object
@@ -17,7 +17,7 @@ from tests.fakes.api import FakeApi, pod_of
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
 
-TIMINGS = Timings(slow_start_seconds=6.0, events_interval_seconds=15.0)
+TIMINGS = EnvironmentTimings(slow_start_seconds=6.0, events_interval_seconds=15.0)
 PATH = "/api/v1/namespaces/ci/pods"
 PULL = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image of action cannot be pulled: not found")
 
