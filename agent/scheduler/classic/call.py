@@ -112,7 +112,7 @@ class Call:
         """Do nothing: a classic scheduler never asks for events again."""
 
     def close(self) -> None:
-        """End the call. If the session has no outcome, the agent was told to end at once."""
+        """End the call. A session without an outcome is closed when the agent must stop at once."""
         if not self.done.is_set():
             self.refuse(CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent stopped before the action had ended"))
 

@@ -169,7 +169,7 @@ class Service:
         return self.waiting.index(call) + 1 if call in self.waiting else 0
 
     def waiting_text(self, call: Call) -> str:
-        """Return a line of log that says why the action waits."""
+        """Return a line of log with the reason why the action waits."""
         health = self.health()
         what = f"for one of {health.slots} slots" if health.status is Readiness.READY else f"because {health.message}"
         before = self.position(call) - 1
