@@ -1,7 +1,7 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
 Agents register with it and report their health. `run` dials the agent with the most free percent, as the real scheduler
-does: it joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
+does. It joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
 to `stop` and may be started again on the same port, without its state.
 """
 

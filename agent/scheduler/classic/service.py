@@ -72,7 +72,7 @@ class Service:
     # ---- one call
 
     async def execute(self, request: wire.ActionRequest, context: Context) -> None:
-        """Serve the gRPC method: run an action and write its log and its exit code."""
+        """Run the action of a request and write its log and its exit code."""
         self.metrics.stream_messages.labels("received", "action").inc()
         try:
             action = read_action(request, keep_files=self.files is not None)
@@ -217,7 +217,7 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
         CannotListen: the port cannot be opened, or a file of TLS cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    # Not a generated servicer: gRPC cancels only a plain coroutine at once when its client is gone.
+    # Not a generated servicer, because gRPC cancels only a plain coroutine at once when its client is gone.
     handler = grpc.unary_stream_rpc_method_handler(
         service.execute,
         request_deserializer=wire.ActionRequest.FromString,
