@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-# These ends have one cause for the reader of the log: the scheduler is away.
+# Kinds that count as one outage in the log. In all of them the scheduler is away.
 OUTAGES = frozenset({"closed", "unavailable", "silent"})
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
 Agents register with it and report their health. `run` dials the agent with the most free percent, as the real scheduler
-does: it joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
+does. It joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
 to `stop` and may be started again on the same port, without its state.
 """
 
@@ -97,13 +97,8 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         pool = [f"{each.host}:{each.port}: free {each.free}, gone {each.gone}" for each in self.pool.values()]
         return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
-    async def note(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
-
     async def registered(self) -> Entry:
-        """Wait until an agent is there that has told its health; return the best one."""
+        """Wait until an agent has registered and reported its health. Return the agent for the next action."""
         await self.until(
             "an agent has registered and reported its health",
             lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()),
@@ -122,12 +117,12 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         """Add an agent to the pool."""
         if self.refuses:
             self.refusals += 1
-            await self.note()
+            await self.notify()
             await context.abort(grpc.StatusCode.INTERNAL, "no")
         number = len(self.pool)
         self.pool[number] = Entry(request.hostname.host, request.hostname.port, [request.health])
         self.registrations += 1
-        await self.note()
+        await self.notify()
         return scheduler_pb2.RegisterAgentResponse(id=number)
 
     async def ReportHealthStatus(  # noqa: N802 - the contract's name
@@ -139,11 +134,11 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
             async for status in request_iterator:
                 entry = self.pool[status.agent_id]
                 entry.health.append(status.health)
-                await self.note()
+                await self.notify()
         finally:
             if entry is not None:
                 entry.gone = True
-                await self.note()
+                await self.notify()
         return scheduler_pb2.Empty()
 
     # ---- calls to agents

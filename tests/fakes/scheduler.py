@@ -147,11 +147,6 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         """Return the stored log of an attempt."""
         return b"".join(event.log.data for event in self.stored.get(key.attempt_key, ()))
 
-    async def note(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
-
     # ---- Connect
 
     async def Connect(  # noqa: N802 - the name is the contract's
@@ -160,7 +155,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         peer = Peer(dict(context.invocation_metadata()).get("authorization", ""))
         self.peers.append(peer)
         if self.denial is not None:
-            await self.note()
+            await self.notify()
             await context.abort(*self.denial)
         reader = asyncio.create_task(self.read(peer, request_iterator), name="fake scheduler reader")
         try:
@@ -172,7 +167,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             peer.ended = True
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-            await self.note()
+            await self.notify()
 
     async def read(self, peer: Peer, messages: AsyncIterator[wire.AgentMessage]) -> None:
         async for message in messages:
@@ -190,11 +185,11 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
                 case "adopted":
                     peer.adopted.append(message.adopted)
                     self.answer(peer, message.adopted)
-            await self.note()
+            await self.notify()
         peer.clean_end = True
         if self.ends_with_agent:
             peer.end()
-        await self.note()
+        await self.notify()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
         if self.refusal is not None:
@@ -249,11 +244,11 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     ) -> wire.UploadReceipt:
         chunks: list[wire.ArtifactChunk] = []
         self.uploads.append(chunks)
-        await self.note()
+        await self.notify()
         async for chunk in request_iterator:
             await self.reads.wait()
             chunks.append(chunk)
-            await self.note()
+            await self.notify()
             if self.breaks_upload_after is not None and len(chunks) >= self.breaks_upload_after:
                 await context.abort(grpc.StatusCode.INTERNAL, "scripted")
         if self.receipt is not None:

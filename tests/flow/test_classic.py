@@ -154,7 +154,7 @@ async def test_a_forbidden_action_becomes_log_and_an_exit_code(world: World) -> 
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "details"),
     [
         (actions_pb2.ActionRequest(action_id=1, commands=["a"]), "context is missing"),
         (
@@ -169,12 +169,12 @@ async def test_a_forbidden_action_becomes_log_and_an_exit_code(world: World) -> 
     ],
 )
 async def test_a_request_with_missing_fields_is_invalid(
-    world: World, request_: actions_pb2.ActionRequest, says: str
+    world: World, request_: actions_pb2.ActionRequest, details: str
 ) -> None:
     answer = Answer()
     await read(world.scheduler.dial(request_), answer)
     assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert says in answer.details
+    assert details in answer.details
     assert world.backend.environments == {}
 
 
@@ -319,11 +319,11 @@ async def test_a_draining_agent_answers_unavailable_and_lets_running_actions_end
         lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2,
     )
     entry = world.scheduler.best()
-    waiting, told = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
-    await until_text(waiting, told, "waits")
+    waiting, drained = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
+    await until_text(waiting, drained, "waits")
     world.sessions.drain("leaving")
-    await read(waiting, told)
-    assert told.code is grpc.StatusCode.UNAVAILABLE
+    await read(waiting, drained)
+    assert drained.code is grpc.StatusCode.UNAVAILABLE
     refused = Answer()
     await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
     assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
@@ -443,10 +443,10 @@ async def test_the_agent_and_the_scheduler_can_show_certificates(pair: tuple[Pat
     async with worlds(cert_file=str(cert), key_file=str(key), ca_file=str(cert)) as world:
         entry = await world.scheduler.registered()
         assert entry.host == "https://127.0.0.1"
-        stranger = Answer()
+        untrusted = Answer()
         world.scheduler.credentials = grpc.ssl_channel_credentials(cert.read_bytes())
-        await read(world.scheduler.dial(asked("alpine", "a")), stranger)
-        assert stranger.code is grpc.StatusCode.UNAVAILABLE
+        await read(world.scheduler.dial(asked("alpine", "a")), untrusted)
+        assert untrusted.code is grpc.StatusCode.UNAVAILABLE
         assert world.backend.environments == {}
         world.scheduler.credentials = grpc.ssl_channel_credentials(*(each.read_bytes() for each in (cert, key, cert)))
         assert (await world.scheduler.run("alpine", "a")).exit_code == 0

@@ -1344,8 +1344,8 @@ Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
 class Discard(_message.Message):
-    """Drop a session. Sent by the scheduler as the answer to a SessionState or to an Event, if the attempt has ended, is
-    superseded, or has a higher claim. The agent sends nothing more of the session.
+    """Drop a session. Sent by the scheduler as the answer to a SessionState or to an Event. The reason is that the attempt
+    has ended, is superseded, or has a higher claim. The agent sends nothing more of the session.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

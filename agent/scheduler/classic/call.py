@@ -1,4 +1,4 @@
-"""One call of the scheduler: the sink of one session's events, and everything that the call's client receives.
+"""One call of the scheduler. It takes the events of one session and turns them into responses for the client.
 
 A `Call` lives from the arrival of the gRPC call until the call and its session have both ended. It implements
 `execution.ports.SessionSink`. The window bounds the log that is not yet written. While the window is full, `send`
@@ -109,10 +109,10 @@ class Call:
         await self.files.keep(self.key, parts)
 
     def restart(self, seq: int) -> None:
-        """Do nothing: a classic scheduler never asks for events again."""
+        """Do nothing, because a classic scheduler never asks for events again."""
 
     def close(self) -> None:
-        """End the call. If the session has no outcome, the agent was told to end at once."""
+        """End the call. A session without an outcome is closed when the agent must stop at once."""
         if not self.done.is_set():
             self.refuse(CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent stopped before the action had ended"))
 

@@ -1,4 +1,4 @@
-"""The classic protocol as the application uses it: it opens sessions' sinks, and runs until it is closed.
+"""The classic protocol as the application uses it, in place of `stream.connection` and the outbox.
 
 One `ClassicConnection` lives as long as the process. It opens the port first and registers then. When the agent leaves,
 running calls get their last responses before the port is closed.

@@ -82,7 +82,7 @@ class FileStore:
             folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != newest]
         kept = [(entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in folders]
         total = size_of(self.top / newest) if newest else 0
-        # From the newest to the oldest: once the limit is reached, every older folder is removed.
+        # The loop goes from the newest to the oldest. Once the limit is reached, every older folder is removed.
         for changed, name in sorted(kept, reverse=True):
             folder = self.top / name
             # A young staging folder belongs to a copy in progress. An old one was left by an agent that died.

@@ -167,7 +167,7 @@ class Registration:
                 else:
                     await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            # `end_reason` gets the status of the call, which says more than this error.
+            # `end_reason` gets the status of the call, which has more details than this error.
             return
 
 

@@ -72,7 +72,7 @@ class Service:
     # ---- one call
 
     async def execute(self, request: wire.ActionRequest, context: Context) -> None:
-        """Serve the gRPC method: run an action and write its log and its exit code."""
+        """Run the action of a request and write its log and its exit code."""
         self.metrics.stream_messages.labels("received", "action").inc()
         try:
             action = read_action(request, keep_files=self.files is not None)
@@ -169,7 +169,7 @@ class Service:
         return self.waiting.index(call) + 1 if call in self.waiting else 0
 
     def waiting_text(self, call: Call) -> str:
-        """Return a line of log that says why the action waits."""
+        """Return a line of log with the reason why the action waits."""
         health = self.health()
         what = f"for one of {health.slots} slots" if health.status is Readiness.READY else f"because {health.message}"
         before = self.position(call) - 1
@@ -217,7 +217,7 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
         CannotListen: the port cannot be opened, or a file of TLS cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    # Not a generated servicer: gRPC cancels only a plain coroutine at once when its client is gone.
+    # Not a generated servicer, because gRPC cancels only a plain coroutine at once when its client is gone.
     handler = grpc.unary_stream_rpc_method_handler(
         service.execute,
         request_deserializer=wire.ActionRequest.FromString,

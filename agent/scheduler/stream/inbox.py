@@ -36,7 +36,7 @@ class Handlers(Protocol):
         """Run an action and open the outbox of its session before this method returns. The action may be a repeat."""
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Send this failure as the outcome: an Action or a Resume message could not be read."""
+        """Send this failure as the outcome, because an Action or a Resume message could not be read."""
 
     def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
         """Stop a session. The session may be unknown."""

@@ -1,4 +1,4 @@
-"""The events of one session: their numbers, their window, and what is kept until the scheduler has stored it.
+"""The events of one session: their numbers, their window, and the events that the scheduler has not stored yet.
 
 A session outbox lives from the session's first event until `close`. Numbers are contiguous from 1. The same number
 always stands for the same event. Chunks of log are therefore joined only before any stream has sent them.

@@ -1,9 +1,15 @@
 """One stream to the scheduler, from its registration to its end.
 
-Five tasks share the stream: a reader that never waits for a write, the only writer (health before events), the health
-clock, a watchdog for a scheduler that no longer answers, and the watch for replaced credentials. The first task that
-fails ends the others and the stream. A `Stream` keeps no events. The outbox keeps what the scheduler has not
-acknowledged, for the next stream.
+Five tasks share the stream:
+
+- The reader hands messages to the inbox. It never waits for a write.
+- The writer is the only task that writes. It sends health before events.
+- The health clock makes the health due.
+- The watchdog ends the stream when the scheduler no longer answers.
+- The credential reload ends the stream when the token or a certificate was replaced.
+
+The first task that fails ends the others and the stream. A `Stream` keeps no events. The outbox keeps unacknowledged
+events for the next stream.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The generated code is what the contract says, and the regenerated one would be the same."""
+"""The committed code equals the code that protoc generates from the contracts."""
 
 from __future__ import annotations
 

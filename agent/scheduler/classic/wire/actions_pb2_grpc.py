@@ -57,7 +57,7 @@ class ActionServiceServicer:
         commands, or one of these:
         124   the commands did not end in time
         125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
-        130   the agent was told to leave and cancelled the action before its commands had an exit code
+        130   the agent had to leave and cancelled the action before its commands had an exit code
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

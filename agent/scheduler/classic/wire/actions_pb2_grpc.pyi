@@ -49,7 +49,7 @@ class ActionServiceStub:
     commands, or one of these:
       124   the commands did not end in time
       125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
-      130   the agent was told to leave and cancelled the action before its commands had an exit code
+      130   the agent had to leave and cancelled the action before its commands had an exit code
     """
 
 @_typing.type_check_only
@@ -68,7 +68,7 @@ class ActionServiceAsyncStub(ActionServiceStub):
     commands, or one of these:
       124   the commands did not end in time
       125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
-      130   the agent was told to leave and cancelled the action before its commands had an exit code
+      130   the agent had to leave and cancelled the action before its commands had an exit code
     """
 
 class ActionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -90,7 +90,7 @@ class ActionServiceServicer(metaclass=_abc_1.ABCMeta):
         commands, or one of these:
           124   the commands did not end in time
           125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
-          130   the agent was told to leave and cancelled the action before its commands had an exit code
+          130   the agent had to leave and cancelled the action before its commands had an exit code
         """
 
 def add_ActionServiceServicer_to_server(servicer: ActionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
