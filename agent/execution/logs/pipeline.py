@@ -2,8 +2,8 @@
 
 A `LogStream` lives as long as its session follows the log. Pieces of payload go in as they were read. Chunks of at most
 64 KiB and markers come out, in the order of the log. Each carries the cursor from which the log can be read again
-exactly, which is a position where neither the marker reader nor the masker keeps bytes back. The output depends only on
-the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
+exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only on the log
+and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
 continue those of the dead agent.
 
 All limits count bytes of the log, markers included, not bytes that are sent: the column in a line, and the total. Where
