@@ -1,7 +1,7 @@
-"""Headers of the collector's archive: read in the one form it writes them, refused in every other.
+"""Parse tar headers without `tarfile`, which accepts far more than the one form that the collector writes. Pure.
 
-Pure. Real tars know links, devices, owners, sparse files, names in three places and numbers in two bases; most holes in
-programs that unpack them were made of these. None of it is understood here.
+General tars have links, devices, owners, sparse files, names in three places and numbers in two bases. Most security
+holes of unpacking programs come from these features. This parser refuses all of them.
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ DEFAULT_EXCLUDES = frozenset(
         *(".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"),
     }
 )
+# O_NONBLOCK: a file that has become a named pipe must not block the open.
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-BATCH = 256 * 1024
+BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
 MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
-MAX_NAME = 4096
+MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 MAX_OCTAL = 0o77777777777  # the largest number of a ustar header
 ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
 KINDS = {
@@ -147,7 +148,7 @@ class Collector:
                 if self.is_late(path):
                     break
                 if self.is_wanted(path, facts):
-                    self.consider(path, name, folder, facts)
+                    self.send_or_leave_out(path, name, folder, facts)
         except DeclaredFileMissing as error:
             exceeded = error.args
         self.send_manifest(exceeded)
@@ -200,7 +201,7 @@ class Collector:
             raise DeclaredFileMissing(path, why)
         self.leave_out(path, why)
 
-    def consider(self, path: str, name: str, folder: int, facts: os.stat_result) -> None:
+    def send_or_leave_out(self, path: str, name: str, folder: int, facts: os.stat_result) -> None:
         """Send PATH if it is a regular file within the limits, otherwise leave it out."""
         if not stat.S_ISREG(facts.st_mode):
             return self.leave_out(path, KINDS.get(stat.S_IFMT(facts.st_mode), "not a regular file"))
@@ -211,6 +212,7 @@ class Collector:
         except OSError as error:
             return self.exceed(path, "unreadable: " + os.strerror(error.errno or 0))
         try:
+            # The commands may have replaced the file after the walk looked at it.
             facts = os.fstat(file)
             if not stat.S_ISREG(facts.st_mode):
                 self.leave_out(path, "replaced while it was opened")

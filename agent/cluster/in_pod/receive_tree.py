@@ -34,7 +34,7 @@ class LimitedReader:
 def main(arguments: list[str]) -> None:
     """Take the arguments WORKSPACE SNAPSHOT READY SIZE, where SIZE is the number of bytes of the tar."""
     workspace, snapshot, ready, size = arguments
-    # The image of the action may run as any user, who must be able to write all files.
+    # The image of the action may run as any user, and that user must be able to write all files.
     os.umask(0)
     source = LimitedReader(sys.stdin.buffer, int(size))
     with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]

@@ -34,7 +34,7 @@ DISRUPTIONS = {
 def find_disruption(pod: Object) -> Disruption | None:
     """Return the disruption of a pod; None if there is none.
 
-    The condition DisruptionTarget comes first because it says most. Then come `status.reason` and a deletion.
+    The condition DisruptionTarget is the most precise source. `status.reason` comes second, a deletion last.
     """
     status = pod.get("status", {})
     for condition in status.get("conditions", ()):

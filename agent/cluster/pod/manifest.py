@@ -71,6 +71,7 @@ def pod(plan: Plan, settings: Settings) -> Object:
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
+            # Service links would add environment variables for every Service of the namespace.
             "enableServiceLinks": False,
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
@@ -108,6 +109,7 @@ def metadata(plan: Plan, settings: Settings) -> Object:
         },
         "annotations": {
             labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout),
+            # Autoscalers must not move a pod whose commands cannot be resumed on another node.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
         },
@@ -232,6 +234,7 @@ def resources(plan: Plan, settings: Settings) -> Object:
         "memory": asked.memory or policy.default_memory,
         "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
     }
+    # The default of the policy is an estimate, so only a memory request of the action becomes a limit.
     limits = {"ephemeral-storage": requests["ephemeral-storage"]}
     if asked.memory and policy.limit_memory:
         limits["memory"] = asked.memory
@@ -254,6 +257,7 @@ def files_container(plan: Plan, settings: Settings) -> Object:
             )
         ),
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
+        # Root, because the image of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
             {"name": "workspace", "mountPath": settings.environment.workspace},

@@ -63,7 +63,7 @@ def classify(
 
     1. Is the pod missing? Its last known state decides.
     2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide
-       whether the files can still be copied. If the kubelet may be evicting the pod, its reason is awaited first.
+       whether the files can still be copied. If the kubelet may be evicting the pod, the pod's status is awaited first.
     3. Can the action container no longer terminate by itself (final pod phase, overdue deletion)? The pod is lost.
     4. Has a container of the set-up failed? The set-up has failed.
     5. Does the action container run, and may the commands begin? The commands run.

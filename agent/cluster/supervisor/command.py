@@ -9,7 +9,7 @@ and a function would change what `local` and `return` mean. The list is one comp
 any command runs, so aliases and `set -v` do not affect it.
 
 TERM reaches the commands by exec (`interrupt`, `pre_stop`), never through PID 1. `termination.py` reads the record that
-the supervisor leaves in the termination message. Everything here is pure.
+the supervisor leaves in the termination message. The scripts are read at import, and everything else here is pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The installer's pod template over the agent's pod."""
+"""The merge of the installer's pod template over the agent's pod."""
 
 from __future__ import annotations
 
