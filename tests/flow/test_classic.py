@@ -389,8 +389,8 @@ async def test_a_client_that_never_reads_counts_as_gone() -> None:
         call = world.scheduler.dial(asked("alpine", "a"))
         await world.backend.until("there is an environment", lambda: bool(world.backend.environments))
         await world.until_clean()
-        completed = world.metrics.actions_completed
-        assert completed.labels("cancelled", "commands", "CANCELLED", "")._value.get() == 1
+        labels = {"result": "cancelled", "stage": "commands", "reason": "CANCELLED", "fault": ""}
+        assert world.metrics.registry.get_sample_value("sealci_agent_actions_completed_total", labels) == 1
         call.cancel()
 
 
