@@ -23,7 +23,7 @@ from agent.settings import Settings, load
 from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
-    from agent.cluster.ownership.orphans import Cleaned
+    from agent.cluster.ownership.orphans import CleanupResult
 
 USAGE, INFRASTRUCTURE, INTERRUPTED = 2, 3, 130
 NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
@@ -131,7 +131,7 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
         sys.exit(INFRASTRUCTURE)
 
 
-async def delete_pool(settings: Settings, *, dry_run: bool) -> Cleaned:
+async def delete_pool(settings: Settings, *, dry_run: bool) -> CleanupResult:
     """Delete the pods and stale Leases of the pool. Returns what was deleted, or would be."""
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean
@@ -173,7 +173,7 @@ def doctor(
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))
-    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.command()

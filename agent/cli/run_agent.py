@@ -10,10 +10,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait, first_of
-from agent.app.agent import serve, stop_when_made
+from agent.app.serve import serve, stop_when_built
 from agent.cli.options import parse_duration
 from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
-from agent.cluster.environment.debugging import Workbench
+from agent.cluster.environment.debugging import DebugOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +42,8 @@ async def run_with_agent(
                 "tls": settings.scheduler.tls.model_copy(update={"enabled": False}),
             }
         )
-        bench = Workbench(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
-        await serve_until_set(settings.model_copy(update={"scheduler": connection}), stop, bench)
+        debugging = DebugOptions(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
+        await serve_until_set(settings.model_copy(update={"scheduler": connection}), stop, debugging)
 
     return await run_pipeline(
         pipeline,
@@ -82,18 +82,18 @@ def run_options(choices: Choices, settings: Settings) -> RunOptions:
     )
 
 
-async def serve_until_set(settings: Settings, stop: asyncio.Event, bench: Workbench) -> None:
+async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: DebugOptions) -> None:
     """Run an agent in this process until `stop` is set and the agent has ended its sessions.
 
     Raises:
         AgentError: the agent could not start, or failed.
     """
-    made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve(settings, made, bench), name="agent")
+    built: asyncio.Future[App] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(settings, built, debugging), name="agent")
     try:
         await first_of(serving, stop)
         if not serving.done():
-            stop_when_made(made, "the pipeline has ended")
+            stop_when_built(built, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()
     finally:

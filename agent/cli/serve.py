@@ -36,18 +36,18 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 
 async def serve_until_signal(settings: Settings) -> int:
     """Run an agent until a signal stops it. Returns the exit code of the process."""
-    from agent.app.agent import serve as serve_agent
-    from agent.app.agent import stop_when_made
+    from agent.app.serve import serve as serve_agent
+    from agent.app.serve import stop_when_built
 
     # Everything loaded so far lives as long as the process. Without `freeze`, each full garbage collection looks at it
     # again and stops every session for 50 ms instead of 1 ms.
     gc.collect()
     gc.freeze()
     loop = asyncio.get_running_loop()
-    made: asyncio.Future[App] = loop.create_future()
+    built: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_when_made, made, signal.Signals(number).name)
-    return await serve_agent(settings, made)
+        loop.add_signal_handler(number, stop_when_built, built, signal.Signals(number).name)
+    return await serve_agent(settings, built)
 
 
 @click.command()
