@@ -1,8 +1,10 @@
 """The command `sealci-agent`: the group of all commands, and the short commands themselves.
 
-`main` turns every expected error into one sentence and an exit code: 0 succeeded, 1 the action failed, 2 usage or
-settings, 3 infrastructure, 4 the scheduler refuses this version, 130 interrupted. Imports of the heavy parts are inside
-the commands, so that `--help` is instant.
+`main` turns every expected error into one sentence and an exit code. Heavy modules are imported inside the commands, so
+that `--help` is instant.
+
+Exit codes: 0 succeeded, 1 the action failed, 2 usage or settings, 3 infrastructure, 4 the scheduler refuses this
+version, 130 interrupted.
 """
 
 from __future__ import annotations

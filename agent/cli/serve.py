@@ -1,6 +1,6 @@
 """The commands that serve until a signal stops them: `serve` (an agent) and `scheduler` (for one machine).
 
-Imports of the heavy parts are inside the functions, so that `--help` is instant.
+Heavy modules are imported inside the functions, so that `--help` is instant.
 """
 
 from __future__ import annotations

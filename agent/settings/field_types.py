@@ -1,6 +1,6 @@
 """Types of single settings: durations, sizes, quantities, names and buckets.
 
-Each type checks its values when the settings are read, so that a wrong value ends the agent at its start and not in the
+Each type checks its values when the settings are read. A wrong value therefore ends the agent at its start, not in the
 middle of an action.
 """
 
@@ -15,7 +15,7 @@ from agent.domain.quantities import quantity, seconds
 
 
 def size(value: object) -> object:
-    """Return text such as "64Mi" as bytes; other values unchanged, for pydantic to check."""
+    """Return text such as "64Mi" as a number of bytes. Return other values unchanged, so that pydantic checks them."""
     return int(quantity(value)) if isinstance(value, str) else value
 
 

@@ -29,14 +29,14 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(lab: Lab) -> None:
     agent = lab.agent()
     submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
-    submission.cancelled = True  # it says that the scheduler has lost its memory
+    submission.cancelled = True  # it reports that the scheduler lost its state
     submission.until_running("count", "line 5\n")
     lab.scheduler.kill()
     lab.scheduler.wait(10)
     shutil.rmtree(lab.folder / "scheduler")
     lab.scheduler, _ = start_scheduler(lab.folder, lab.address)
     report = submission.wait()["count"]
-    assert "lost its memory" in submission.errors
+    assert "lost its state" in submission.errors
     assert report.outcome == ("succeeded", None, 0), report
     assert report.text == f"start\n{WHOLE}end\n"
     assert report.files["file"].read_text() == "made\n"
