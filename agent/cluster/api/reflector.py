@@ -139,7 +139,7 @@ class Reflector:
             log.info("a watch broke off", resource=self.resource, error=repr(error))
             return ""
         except (ValueError, KeyError):
-            # Neither an API server nor a broken connection causes an unreadable event. The agent or a proxy is at fault.
+            # Neither an API server nor a broken connection causes an unreadable event. The agent or a proxy is wrong.
             self.metrics.internal_errors.labels("watch").inc()
             log.exception("an event of a watch could not be read", resource=self.resource)
             return ""

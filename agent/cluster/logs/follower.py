@@ -303,7 +303,7 @@ class LogFollower:
         return self.misses in (0, PROOFS_OF_A_GAP)
 
     def on_progress(self) -> None:
-        """Forget earlier failures after a success."""
+        """Reset the failures after a success."""
         self.backoff.reset()
         self.failing_since = None
 

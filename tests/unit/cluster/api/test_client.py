@@ -173,14 +173,14 @@ async def test_retries_end_at_their_limit(api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (1000.0, 60.0), (None, 0.0)])
-def test_the_server_says_how_long_to_wait(asked: float | None, waits: float) -> None:
+def test_retry_after_is_obeyed_up_to_a_limit(asked: float | None, waits: float) -> None:
     state = RetryCallState(AsyncRetrying(), None, (), {})
     error = ClusterError("x", retryable=True, retry_after=asked)
     state.set_exception((ClusterError, error, None))
     assert retry_pause(state, AT_ONCE) == waits
 
 
-# ---- the rate limit, the configuration
+# ---- the configuration
 
 
 async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> None:
@@ -190,13 +190,13 @@ async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> No
 
 
 def write(file: Path, api: FakeApi) -> Path:
-    """Write a kubeconfig for an API that serves."""
+    """Write a kubeconfig that names the API server."""
     file.write_text(kubeconfig(api.host))
     return file
 
 
 async def authorization(api: FakeApi, file: Path) -> str:
-    """Make a request by a kubeconfig; returns the header that came."""
+    """Make a request with a kubeconfig. Returns the Authorization header that arrived."""
     client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
     await client.request("get", "version", "/version")
     await client.close()
@@ -239,7 +239,7 @@ async def test_a_netrc_for_the_host_of_the_api_is_not_read(
         assert await authorization(api, write(tmp_path / "config", api)) == "Bearer abc"
 
 
-async def test_a_query_arrives_as_it_was_meant(api: FakeApi) -> None:
+async def test_a_query_arrives_unchanged(api: FakeApi) -> None:
     async with api.serving() as client:
         await client.request("list", "pods", PATH, query={"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"})
     assert api.requests[0].query == {"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"}

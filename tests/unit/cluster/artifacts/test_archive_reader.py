@@ -1,4 +1,4 @@
-"""The reader of the collector's archive: whatever is cut, forged or over a limit is refused, wherever frames end."""
+"""The reader of the collector's archive refuses broken, forged and oversized archives, wherever frames end."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_whole_archive() -> None:
     assert items[-2] == ArchiveManifest(5, sum(map(len, FILES.values())), (), 0, (), None, ())
 
 
-def test_what_the_manifest_says() -> None:
+def test_the_fields_of_the_manifest() -> None:
     text = manifest_text(
         {b"a": b"1"},
         ("changed", "a"),
@@ -112,14 +112,14 @@ def test_frames_of_one_byte() -> None:
     assert files_of(read(WHOLE, range(len(WHOLE)))) == FILES
 
 
-def test_a_cut_anywhere_is_noticed() -> None:
-    # The second of the two blocks at the end says nothing that the first did not.
+def test_an_archive_that_breaks_off_anywhere_is_refused() -> None:
+    # The second of the two blocks at the end has no new information.
     for length in range(len(WHOLE) - 512):
         with pytest.raises(ArchiveError):
             read(WHOLE[:length])
 
 
-def test_a_changed_byte_is_noticed_or_does_not_matter() -> None:
+def test_a_changed_byte_is_detected_or_does_not_matter() -> None:
     for at in range(len(WHOLE)):
         forged = bytearray(WHOLE)
         forged[at] ^= 0x01
@@ -130,7 +130,7 @@ def test_a_changed_byte_is_noticed_or_does_not_matter() -> None:
         assert files_of(items) == FILES, at
 
 
-def test_bytes_are_handed_on_as_they_come() -> None:
+def test_bytes_are_passed_on_as_they_arrive() -> None:
     limits = ArchiveLimits(1, 1 << 40, 1 << 40, 1)
     reader = ArchiveReader(limits)
     size = 1 << 36
@@ -143,7 +143,7 @@ def test_bytes_are_handed_on_as_they_come() -> None:
         reader.close()
 
 
-# ---------------------------------------------------------------------------------------------------------- hostile
+# ---- hostile
 
 
 def python_tar(change: Callable[[tarfile.TarInfo], None], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -255,7 +255,7 @@ MANIFESTS = {
     "other name": manifest_text({b"b": b"1"}),
     "one file less": manifest_text({}),
     "one file more": manifest_text({b"a": b"1", b"b": b""}),
-    "files said twice": file_line(b"a", b"1") + manifest_text({b"a": b"1"}),
+    "files twice": file_line(b"a", b"1") + manifest_text({b"a": b"1"}),
     "other mode": manifest_text({b"a": b"1"}).replace(b"420", b"493"),
     "other sum of bytes": manifest_text({b"a": b"1"}).replace(b'["end", 1, 1,', b'["end", 1, 2,'),
     "other number of files": manifest_text({b"a": b"1"}).replace(b'["end", 1, 1,', b'["end", 2, 1,'),
@@ -295,7 +295,7 @@ def test_large_sizes_and_modes_of_a_header() -> None:
     assert (parsed.kind, parsed.name, parsed.mode, parsed.size) == (b"0", b"x" * 100, 0o4755, 0o77777777777)
 
 
-def test_gnu_tar_understands_it() -> None:
+def test_gnu_tar_reads_the_archive() -> None:
     with tarfile.open(fileobj=io.BytesIO(archive(FILES))) as tar:
         members = [each for each in tar.getmembers() if each.type == tarfile.REGTYPE]
         found = {}

@@ -102,7 +102,7 @@ class LogServer:
         return answer
 
     def then_silent(self, *, cut: bool = False) -> Handler:
-        """Serve what there is now and keep the response open, or break it off."""
+        """Serve the log of now. Then keep the response open, or break the connection."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     pass
 
 
-# ---- what is asked
+# ---- requests
 
 
 async def test_one_request_reads_the_whole_log(api: LogServer) -> None:
@@ -85,7 +85,7 @@ async def test_the_last_marker_ends_an_open_stream(api: LogServer) -> None:
     assert len(api.queries) == 1
 
 
-# ---- cuts
+# ---- broken streams
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, 1000])
@@ -141,7 +141,7 @@ async def test_a_broken_connection_is_opened_again(api: LogServer) -> None:
     api.script = [api.then_silent(cut=True), api.then_silent(cut=True)]
     items = await api.read()
     assert payload(items) == b"one\ntwo"
-    assert api.metrics.log_reopened._value.get() == 2
+    assert api.metrics.registry.get_sample_value("sealci_agent_log_reopened_total") == 2
 
 
 async def test_a_refused_connection_is_retried() -> None:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     pass
 
 
-# ---- answers that are no log
-
-
 @pytest.mark.parametrize("code", [401, 429, 500, 503])
 async def test_a_failed_request_is_retried(api: LogServer, code: int) -> None:
     api.log.write(b"one\n", EPOCH)

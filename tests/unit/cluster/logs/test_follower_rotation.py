@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     pass
 
 
-# ---- rotation
-
-
 @pytest.mark.parametrize("limit", [10, 1000])
 async def test_a_rotation_between_two_requests_is_a_gap(api: LogServer, limit: int) -> None:
     api.log.write(b"one\n", EPOCH)
@@ -41,7 +38,7 @@ async def test_a_rotation_between_two_requests_is_a_gap(api: LogServer, limit: i
     since, until = stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode()
     items = await api.read(node_limit=limit)
     assert payload(items) == b"one\nthree\n"
-    # Less of the file was read than any file has: something followed. Otherwise it may have ended there.
+    # If less was read than any full file has, more lines followed. Otherwise the file may have ended there.
     assert others(items) == [LogGap(since, until, certain=limit > 100)]
 
 
@@ -66,7 +63,7 @@ async def test_a_missing_line_that_comes_back_is_no_gap(api: LogServer) -> None:
     assert others(items) == []
 
 
-# ---- a follower over rotations, as kubelets were seen to serve it
+# ---- streams over rotations, as seen with real kubelets
 
 
 OLD, NEW = stamp(EPOCH), stamp(EPOCH + 5 * SECOND)
@@ -74,7 +71,7 @@ HEAD = "limitBytes"
 
 
 def serve_hole(api: LogServer, body: bytes, head: bytes | int, *, first: bytes = b"") -> None:
-    """Let one stream serve a body whose lines are five seconds apart, and the node's file begin with `head`."""
+    """Serve one stream whose lines are five seconds apart. The node's current file begins with `head`."""
     api.log.write(b"not served\n", EPOCH + 9 * SECOND)
 
     async def served(request: web.Request) -> web.StreamResponse:
@@ -98,7 +95,7 @@ def serve_hole(api: LogServer, body: bytes, head: bytes | int, *, first: bytes =
 
 
 async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> list[LogPiece | LogGap | LogLost]:
-    """Read until a line has come."""
+    """Read the log until the line."""
     items: list[LogPiece | LogGap | LogLost] = []
     async with aclosing(follow(api.client, TARGET, Cursor(), api.container, timings, 10)) as reading:
         async for item in reading:
@@ -110,11 +107,16 @@ async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> li
 @pytest.mark.parametrize(
     ("head", "gap"),
     [
-        (stamp(EPOCH - 1) + b" o", None),  # both lines are of the current file
+        (stamp(EPOCH - 1) + b" o", None),  # Both lines are in the current file.
         (OLD + b" o", None),
-        (NEW + b" n", LogGap(OLD.decode(), NEW.decode())),  # a file begins there: there may have been one more
+        # A file begins there, and another may lie before it.
+        (NEW + b" n", LogGap(OLD.decode(), NEW.decode())),
         (stamp(EPOCH + 9 * SECOND) + b" n", LogGap(OLD.decode(), NEW.decode())),
-        (stamp(EPOCH + SECOND) + b" n", LogGap(OLD.decode(), NEW.decode(), certain=True)),  # a line that never came
+        (
+            stamp(EPOCH + SECOND) + b" n",
+            LogGap(OLD.decode(), NEW.decode(), certain=True),
+            # The file begins with a line that the stream lacked.
+        ),
         (b"", LogGap(OLD.decode(), NEW.decode())),
         (500, LogGap(OLD.decode(), NEW.decode())),
     ],
@@ -125,7 +127,7 @@ async def test_a_hole_in_a_stream_is_compared_with_the_current_file(
 ) -> None:
     lines = OLD + b" one\n", OLD + b" two\n", NEW + b" three\n", NEW + b" four\n"
     body = b"".join(lines) if at_once else b"".join(lines[1:])
-    # A probe shows a line that is not the cursor's: the stream is not known to go on over files.
+    # The probe finds a line that is not the cursor's, so it does not prove that the stream goes on over files.
     serve_hole(api, body, head, first=b"" if at_once else lines[0])
     items = await until_line(api, b"four\n", replace(FAST, stalled=0.05))
     assert payload(items) == b"one\ntwo\nthree\nfour\n" if at_once else payload(items).endswith(b"three\nfour\n")
@@ -143,7 +145,7 @@ async def test_a_small_log_needs_no_look_at_the_current_file(api: LogServer) -> 
 
 
 async def test_a_file_that_a_stream_repeats_after_a_hole_is_read_once(api: LogServer) -> None:
-    """A kubelet's follower that was held back over two rotations opens the current file twice."""
+    """A kubelet opens the current file twice if its stream was blocked during two rotations."""
     later = b"".join(stamp(EPOCH + 5 * SECOND + each) + b" %d\n" % each for each in range(3))
 
     async def twice(_: web.Request) -> web.StreamResponse:
