@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from tenacity import wait_random_exponential
 
-from agent.cluster.api import client, reflector
+from agent.cluster.api import client
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.logs import follower
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TITLE = "the API fails"
+QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
 # Rules; all but the failures end as if nothing had happened, with the whole log: asked again within a bound, or at the
 # pace that the agent has anyway, listed again, waited for and said so, left to the sweep, done without.
 RETRIED = "again"
@@ -74,11 +76,9 @@ CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (client, "backoff", quick),
-        (reflector, "FIRST_PAUSE", 0.02),
-        (follower, "Patience", partial(follower.Patience, read=0.5)),
+        (client, "DEFAULT_TIMINGS", QUICK),
+        (follower, "Timings", partial(follower.Timings, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -160,12 +160,10 @@ async def test_a_fault_has_its_rule(
 def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a watch only for a moment, where the fault is that it does not tell."""
     if fault in ("silent", "slow", "applied"):
-        monkeypatch.setattr(reflector, "SILENCE", 0.2)
-        monkeypatch.setattr(reflector, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", replace(QUICK, watch_silence=0.2, watch_connect=0.2))
     if fault == "missing":
-        monkeypatch.setattr(reflector, "RELIST", 0.5)
-        monkeypatch.setattr(reflector, "SERVER_TIMEOUT", (1, 1))
-        monkeypatch.setattr(reflector, "STEADY", 0.5)
+        quick = replace(QUICK, watch_relist=0.5, watch_duration=(1, 1), watch_steady=0.5)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", quick)
 
 
 def check_rule(cell: ApiCell, rule: str, outcome: wire.Outcome) -> None:
