@@ -94,8 +94,8 @@ async def until_stopped(settings: Settings) -> int:
 @click.option("--resume-grace", default="60s", show_default=True, help="how long sessions of a lost agent wait for it")
 def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
     """Serve a scheduler for one machine: queues pipelines, hands actions to agents, keeps logs and files."""
-    from agent.local_scheduler.dispatcher import SchedulerOptions
     from agent.local_scheduler.grpc_service import Access
+    from agent.local_scheduler.options import SchedulerOptions
     from agent.local_scheduler.server import serve_scheduler
 
     log_setup.configure(LoggingSettings())

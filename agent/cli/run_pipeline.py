@@ -23,8 +23,8 @@ from agent.console.follower import Follower, Interruptions, OutputClosed, end, s
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, SettingsError
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Drive:
     async def attend(self, shown: asyncio.Task[None], agent: asyncio.Task[None], insisted: asyncio.Task[bool]) -> bool:
         """Wait for the end of the pipeline; False when it cannot be had."""
         first = asyncio.create_task(self.interruptions.first.wait(), name="interrupted")
-        ready = asyncio.create_task(self.scheduler.dispatcher.ready.wait(), name="agent ready")
+        ready = asyncio.create_task(self.scheduler.dispatcher.agent_ready.wait(), name="agent ready")
         try:
             return await self.attend_all(shown, agent, insisted, first, ready)
         finally:
@@ -228,7 +228,7 @@ class Drive:
 
     def why_not_ready(self) -> str:
         """Say why no action could be begun."""
-        for stream in self.scheduler.dispatcher.streams.values():
+        for stream in self.scheduler.dispatcher.agents.streams.values():
             if stream.health is not None:
                 why = stream.health.message or stream.health.status.value
                 return f"the agent is not ready: {why}{self.wishes.no_cluster}"

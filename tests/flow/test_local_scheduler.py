@@ -18,8 +18,8 @@ from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, R
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
 from agent.pipeline.events import ActionEnded, LogText, PipelineEvent
@@ -291,7 +291,7 @@ async def test_the_last_attempt_fails(tmp_path: Path) -> None:
     assert outcome
     assert (outcome.reason, outcome.message) == (
         Reason.INTERNAL,
-        "its agent was lost in attempt 2, the last one",
+        "the agent was lost in attempt 2, which was the last attempt",
     )
     assert report.exit_code is ExitCode.INFRASTRUCTURE
 
@@ -348,7 +348,7 @@ async def test_a_silent_agent_is_dropped(tmp_path: Path) -> None:
     ):
         async with asyncio.timeout(5):
             await agent.ended.wait()
-        assert not scheduler.dispatcher.streams
+        assert not scheduler.dispatcher.agents.streams
 
 
 async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Pat
     ):
         async with asyncio.timeout(5):
             await older.ended.wait()
-        assert [each.agent_id for each in scheduler.dispatcher.streams.values()] == ["pod.2"]
+        assert [each.agent_id for each in scheduler.dispatcher.agents.streams.values()] == ["pod.2"]
 
 
 async def test_another_protocol_version_is_refused(tmp_path: Path) -> None:

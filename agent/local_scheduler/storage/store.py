@@ -1,9 +1,9 @@
-"""What the scheduler for one machine has stored: SQLite and log files in one folder, written by one thread.
+"""The store of the local scheduler: one folder with SQLite tables and log files, written by one thread.
 
-Changes are saved in the order in which they are made, many in one transaction, and what depends on a change (an
-acknowledgement, an action sent out) is done only after it is on the disk. Log bytes go to their file first, at the
-offset that the transaction then names, so that a crash leaves at most bytes that nobody was told of; opening cuts them.
-With `durable` False the tables live in memory: for `run`, which keeps only logs and files.
+Changes are written in the order of `save`, many in one transaction. Effects of a change, such as an acknowledgement,
+happen only after the change is on the disk. Log bytes are written first, at the offset that the transaction then
+names. After a crash a log file may therefore be too long, and `open` cuts it to the stored length.
+With `durable` False the tables are in memory. `run` uses that, because it keeps only logs and artifacts.
 """
 
 from __future__ import annotations
@@ -14,77 +14,48 @@ import os
 import sqlite3
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from agent.domain.errors import AgentError
-from agent.local_scheduler import log_files, schema
-from agent.local_scheduler.uploads import ActionFolder
-from agent.pipeline.events import FileStored, LogText
-from agent.pipeline.wire import local_pb2 as wire
+from agent.local_scheduler.storage import log_files, schema
+from agent.local_scheduler.storage.changes import Change, LoadedPipeline, StoredPipeline
+from agent.local_scheduler.storage.uploads import ActionFolder
+from agent.pipeline.events import LogText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from agent.local_scheduler.action_state import ActionState
     from agent.pipeline.events import PipelineEvent
+    from agent.pipeline.wire import local_pb2 as wire
 
 log = structlog.get_logger()
 
-ROOM = 512
+# Number of changes that may wait to be written before `wait_for_room` blocks.
+MAX_WAITING = 512
+# Number of changes in one transaction at most.
 BATCH = 256
+# Number of ended pipelines whose rows are kept.
 KEPT_PIPELINES = 100
+# Seconds to wait for a database that another process has locked.
+LOCK_TIMEOUT = 0.2
 DATABASE = "scheduler.sqlite3"
 
 Answer = TypeVar("Answer")
 
 
 class StoreFailed(AgentError):
-    """The folder cannot be read or written; the scheduler cannot go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPipeline:
-    """A pipeline as it was submitted."""
-
-    id: str
-    source: str
-    text: str
-    submitted: float
-    ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What is saved at once. `files` replaces the list of an action's files: (pipeline, action, files)."""
-
-    pipeline: StoredPipeline | None = None
-    states: Sequence[ActionState] = ()
-    events: Sequence[PipelineEvent] = ()
-    files: tuple[str, str, Sequence[FileStored]] | None = None
-    new_attempt: ActionState | None = None
-
-    @property
-    def begins(self) -> bool:
-        """Whether logs begin with it."""
-        return self.new_attempt is not None or (self.pipeline is not None and not self.pipeline.ended)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedPipeline:
-    """A pipeline as it was found: its actions, the position of its last event, its files by action."""
-
-    pipeline: StoredPipeline
-    actions: Sequence[ActionState]
-    position: int
-    files: dict[str, list[FileStored]]
+    """The folder cannot be read or written. The scheduler cannot continue."""
 
 
 class Store:
-    """The one writer of a scheduler's folder."""
+    """The only reader and writer of a scheduler's folder. It lives as long as the scheduler.
+
+    `failed` gets an exception when a write fails. No change is stored after that.
+    """
 
     def __init__(self, root: Path, *, durable: bool) -> None:
         self.root = root
@@ -100,18 +71,20 @@ class Store:
         self.writer: asyncio.Task[None] | None = None
 
     def folder(self, pipeline: str) -> Path:
-        """Where a pipeline's logs and files are: `run` has only one."""
+        """Return the folder of a pipeline's logs and artifacts. Without `durable` there is only one pipeline."""
         return self.root / pipeline if self.durable else self.root
 
     async def run_on_thread(self, work: Callable[[], Answer]) -> Answer:
-        """Do something on the store's thread, after all that was begun before."""
+        """Run a function on the store's thread, after the functions that were passed earlier. Return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
+    # ---- open and close
+
     async def open(self) -> list[LoadedPipeline]:
-        """Open the folder and return what is there, oldest first.
+        """Open the folder and return its pipelines, oldest first.
 
         Raises:
-            StoreFailed: it cannot be used, or another scheduler uses it.
+            StoreFailed: the folder cannot be used, or another scheduler uses it.
         """
         try:
             loaded = await self.run_on_thread(self.read_all)
@@ -124,70 +97,82 @@ class Store:
         return loaded
 
     def read_all(self) -> list[LoadedPipeline]:
-        """Connect, make the tables, read, and cut logs to what is stored."""
+        """Connect to the database and read every pipeline."""
         self.root.mkdir(parents=True, exist_ok=True)
         where = ":memory:"
         if self.durable:
             path = self.root / DATABASE
+            # SQLite would create the file with the process's umask, and other users could read it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             where = str(path)
-        self.connection = sqlite3.connect(where, timeout=0.2, isolation_level=None)
+        self.connection = sqlite3.connect(where, timeout=LOCK_TIMEOUT, isolation_level=None)
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")
         schema.prepare(self.connection)
-        rows = self.connection.execute("SELECT * FROM pipelines ORDER BY submitted, rowid").fetchall()
-        return [
-            self.load(StoredPipeline(name, source, text, when, bool(ended))) for name, source, text, when, ended in rows
-        ]
+        return [self.load(each) for each in schema.load_pipelines(self.connection)]
 
     def load(self, pipeline: StoredPipeline) -> LoadedPipeline:
-        """Read one pipeline and make its logs agree with it."""
+        """Read one pipeline, and cut its log files to the stored lengths."""
         actions = schema.load_states(self.connection, pipeline.id)
         for each in actions:
-            log_files.mend(self.folder(pipeline.id), each)
-        (position,) = self.connection.execute(
-            "SELECT coalesce(max(position), 0) FROM events WHERE pipeline = ?", (pipeline.id,)
-        ).fetchone()
-        files: dict[str, list[FileStored]] = {}
-        query = "SELECT action, path, size, sha256 FROM files WHERE pipeline = ?"
-        for action, path, size, digest in self.connection.execute(query, (pipeline.id,)):
-            files.setdefault(action, []).append(FileStored(path, size, digest))
-        return LoadedPipeline(pipeline, actions, position, files)
+            log_files.repair(self.folder(pipeline.id), each)
+        position = schema.last_position(self.connection, pipeline.id)
+        return LoadedPipeline(pipeline, actions, position, schema.load_files(self.connection, pipeline.id))
+
+    async def close(self) -> None:
+        """Write the waiting changes and close the database. Safe to repeat."""
+        self.closing = True
+        self.wake.set()
+        if self.writer is not None:
+            await self.writer
+            self.writer = None
+            await self.run_on_thread(self.connection.close)
+        self.thread.shutdown()
+
+    # ---- save
+
+    @property
+    def unusable(self) -> bool:
+        """Whether `save` would raise."""
+        return self.closing or self.failed.done()
 
     async def wait_for_room(self) -> None:
-        """Wait until more may be saved; called before a change is computed, so that none overtakes another."""
+        """Wait until fewer than `MAX_WAITING` changes wait.
+
+        Callers wait before they compute a change. `save` itself never waits, so changes keep their order.
+        """
         while not self.has_room.is_set():
             await self.has_room.wait()
 
     def save(self, change: Change, then: Callable[[], None] = lambda: None) -> None:
-        """Save a change after all earlier ones; `then` is called when it is stored, never if it cannot be.
+        """Queue a change. `then` is called after the change is on the disk, and never if the write fails.
 
         Raises:
-            StoreFailed: an earlier change could not be stored.
+            StoreFailed: an earlier change could not be written.
         """
         if self.unusable:
             raise StoreFailed("nothing more can be stored")
         self.waiting.append((change, then))
-        if len(self.waiting) >= ROOM:
+        if len(self.waiting) >= MAX_WAITING:
             self.has_room.clear()
         self.wake.set()
 
     async def save_and_wait(self, change: Change) -> None:
-        """Save a change and wait until it is stored.
+        """Save a change and return after it is on the disk.
 
         Raises:
-            StoreFailed: it could not be.
+            StoreFailed: the change could not be written.
         """
-        done = asyncio.Event()
-        self.save(change, done.set)
-        await self.wait_until(done)
+        stored = asyncio.Event()
+        self.save(change, stored.set)
+        await self.wait_until(stored)
 
     async def wait_until(self, event: asyncio.Event) -> None:
-        """Wait for something that is set when a change is stored.
+        """Wait until an event is set or the store fails.
 
         Raises:
-            StoreFailed: nothing more can be stored.
+            StoreFailed: the store failed before the event was set.
         """
         waiting = asyncio.create_task(event.wait(), name="stored")
         try:
@@ -197,22 +182,18 @@ class Store:
         if not event.is_set():
             raise StoreFailed("nothing more can be stored")
 
-    @property
-    def unusable(self) -> bool:
-        """Whether nothing more can be stored."""
-        return self.closing or self.failed.done()
-
     async def write_all(self) -> None:
-        """Write what waits, as much as there is in one transaction, until closed."""
+        """Write the waiting changes in batches until the store is closed. The body of the writer task."""
         while True:
             await self.wake.wait()
             self.wake.clear()
             while self.waiting:
                 batch = [self.waiting.popleft() for _ in range(min(BATCH, len(self.waiting)))]
-                if len(self.waiting) < ROOM:
+                if len(self.waiting) < MAX_WAITING:
                     self.has_room.set()
+                changes = [change for change, _ in batch]
                 try:
-                    await self.run_on_thread(lambda batch=batch: self.write([change for change, _ in batch]))  # type: ignore[misc]
+                    await self.run_on_thread(partial(self.write, changes))
                 except (OSError, sqlite3.Error) as error:
                     self.has_room.set()
                     self.failed.set_exception(StoreFailed(f"the folder {self.root} cannot be written: {error}"))
@@ -223,13 +204,14 @@ class Store:
                 return
 
     def write(self, changes: Sequence[Change]) -> None:
-        """Write log files first and the tables after them."""
+        """Write the log bytes of changes, and then their rows in one transaction."""
         texts: list[PipelineEvent] = []
         for change in changes:
-            if change.begins:
+            if change.starts_logs:
+                # The bytes so far belong into the old file of the action, which `start_logs` renames.
                 log_files.append(self.folder, texts, durable=self.durable)
                 texts = []
-                self.begin(change)
+                self.start_logs(change)
             texts += [event for event in change.events if isinstance(event.body, LogText)]
         log_files.append(self.folder, texts, durable=self.durable)
         self.connection.execute("BEGIN IMMEDIATE")
@@ -242,8 +224,8 @@ class Store:
                 self.connection.execute("ROLLBACK")
             raise
 
-    def begin(self, change: Change) -> None:
-        """Make the empty logs of new pipelines and attempts."""
+    def start_logs(self, change: Change) -> None:
+        """Create the empty log files of a new pipeline or a new attempt."""
         if change.pipeline is not None:
             log_files.clear(self.folder(change.pipeline.id), [each.name for each in change.states])
         if (each := change.new_attempt) is not None:
@@ -251,72 +233,43 @@ class Store:
             self.remove_files(each.pipeline, each.name)
 
     def remove_files(self, pipeline: str, action: str) -> None:
-        """Remove the files of an attempt that is over: they are not the next one's."""
-        query = "SELECT path FROM files WHERE pipeline = ? AND action = ?"
-        found = self.connection.execute(query, (pipeline, action)).fetchall()
-        if found:
-            with ActionFolder(self.folder(pipeline), action) as place:
-                for (path,) in found:
+        """Delete the artifacts of a lost attempt. They must not be taken for those of the next attempt."""
+        files = schema.load_files(self.connection, pipeline).get(action, [])
+        if files:
+            with ActionFolder(self.folder(pipeline), action) as folder:
+                for file in files:
                     try:
-                        place.remove(path)
+                        folder.remove(file.path)
                     except OSError as error:
-                        log.warning("a file of a lost attempt stays", action=action, path=path, why=str(error))
+                        log.warning(
+                            "an artifact of a lost attempt cannot be deleted",
+                            action=action,
+                            path=file.path,
+                            why=str(error),
+                        )
 
     def apply(self, change: Change) -> None:
-        """Write one change into the open transaction."""
-        if (new := change.pipeline) is not None:
-            self.connection.execute(
-                "INSERT INTO pipelines VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET ended = excluded.ended",
-                (new.id, new.source, new.text, new.submitted, int(new.ended)),
-            )
-            if not new.ended:
-                self.drop_oldest()
+        """Write the rows of one change into the open transaction."""
+        if (pipeline := change.pipeline) is not None:
+            schema.save_pipeline(self.connection, pipeline)
+            if not pipeline.ended:
+                schema.drop_oldest(self.connection, KEPT_PIPELINES)
         schema.save_states(self.connection, change.states)
         schema.save_events(self.connection, change.events)
-        if (lost := change.new_attempt) is not None:
-            self.connection.execute("DELETE FROM files WHERE pipeline = ? AND action = ?", (lost.pipeline, lost.name))
+        if (each := change.new_attempt) is not None:
+            schema.delete_files(self.connection, each.pipeline, each.name)
         if change.files is not None:
-            pipeline, action, files = change.files
-            self.connection.execute("DELETE FROM files WHERE pipeline = ? AND action = ?", (pipeline, action))
-            self.connection.executemany(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
-                ((pipeline, action, each.path, each.size, each.sha256) for each in files),
-            )
+            schema.replace_files(self.connection, change.files)
 
-    def drop_oldest(self) -> None:
-        """Drop the rows of pipelines that ended long ago; their logs and files stay."""
-        old = self.connection.execute(
-            "SELECT id FROM pipelines WHERE ended ORDER BY submitted DESC LIMIT -1 OFFSET ?", (KEPT_PIPELINES,)
-        ).fetchall()
-        for table, column in (
-            ("events", "pipeline"),
-            ("files", "pipeline"),
-            ("actions", "pipeline"),
-            ("pipelines", "id"),
-        ):
-            self.connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", old)  # noqa: S608 - fixed names
+    # ---- read
 
     async def events(self, pipeline: str, after: int, limit: int = 64) -> list[wire.PipelineEvent]:
-        """Return the stored events after a position, bytes of logs filled in, as messages."""
+        """Return the stored events after position `after`, at most `limit`, with the bytes of the logs."""
         return await self.run_on_thread(lambda: self.read_events(pipeline, after, limit))
 
     def read_events(self, pipeline: str, after: int, limit: int) -> list[wire.PipelineEvent]:
-        """Read events and the log bytes that belong to them."""
-        rows = self.connection.execute(
-            "SELECT event FROM events WHERE pipeline = ? AND position > ? ORDER BY position LIMIT ?",
-            (pipeline, after, limit),
-        ).fetchall()
-        found = [wire.PipelineEvent.FromString(row) for (row,) in rows]
-        newest = dict(self.connection.execute("SELECT name, attempt FROM actions WHERE pipeline = ?", (pipeline,)))
+        """Read events from the table, and their log bytes from the log files."""
+        found = schema.load_events(self.connection, pipeline, after, limit)
+        newest = schema.newest_attempts(self.connection, pipeline)
         log_files.fill(self.folder(pipeline), found, newest)
         return found
-
-    async def close(self) -> None:
-        """Write what waits and close; safe to repeat."""
-        self.closing = True
-        self.wake.set()
-        if self.writer is not None:
-            await self.writer
-            self.writer = None
-            await self.run_on_thread(self.connection.close)
-        self.thread.shutdown()

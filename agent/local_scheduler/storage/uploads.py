@@ -1,8 +1,9 @@
-"""Files of an action on the scheduler's disk: received beside their place, moved into it when all of them are whole.
+"""Receive the artifacts of an action and store them in the action's folder.
 
-A path comes from whoever ran the action, so it is taken as hostile: relative, without "..", and never followed through
-a symbolic link, whatever stands in the folder already. An upload that breaks leaves nothing; one that is whole replaces
-what an earlier one of the same action has left. All methods block and are called on a thread.
+Files arrive in a staging folder and are moved when all of them are complete. A broken upload leaves nothing behind. A
+complete upload replaces the files of an earlier upload of the same action. The commands of the action choose the
+paths, so no path is trusted: a path is relative, has no "..", and is never followed through a symbolic link.
+All methods block. The caller runs them on a thread.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MAX_PATH = 4096
+# Number of files in one upload at most.
 MAX_FILES = 100_000
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Errors of a path that is well formed but that the disk does not accept.
+NOT_A_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 class UploadRefused(AgentError):
-    """What was sent is not taken; the message says why."""
+    """An upload breaks the contract, or its files cannot be stored under their paths. The agent gets the message."""
 
 
 def checked_path(path: bytes) -> tuple[bytes, ...]:
@@ -47,7 +51,10 @@ def checked_path(path: bytes) -> tuple[bytes, ...]:
 
 
 class ActionFolder:
-    """The folder of an action. Opens its folders one by one, so that no link is followed; made where missing."""
+    """The folder of an action's artifacts, open as long as the `with` block.
+
+    Missing folders are created. Folders are opened component by component, so that no symbolic link is followed.
+    """
 
     def __init__(self, folder: Path, action: str) -> None:
         self.folder = folder
@@ -59,20 +66,21 @@ class ActionFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
+        self.close()
 
-    def leave(self) -> None:
-        """Close the folder that is open."""
+    def close(self) -> None:
+        """Close the folder that is open, if any."""
         if self.handle >= 0:
             os.close(self.handle)
         self.handle = -1
         self.parts = None
 
-    def enter(self, parts: tuple[bytes, ...]) -> int:
-        """Return a handle of a folder within the action's, good until the next call."""
+    def open_subfolder(self, parts: tuple[bytes, ...]) -> int:
+        """Return a descriptor of a folder below the action's folder. The next call closes the descriptor."""
+        # Files of one folder usually follow each other, so the last folder stays open.
         if parts == self.parts:
             return self.handle
-        self.leave()
+        self.close()
         handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for part in (os.fsencode(self.action), *parts):
             try:
@@ -85,15 +93,15 @@ class ActionFolder:
         self.handle, self.parts = handle, parts
         return handle
 
-    def put(self, source: str, path: bytes) -> None:
-        """Move a file to its path.
+    def move_in(self, source: str, path: bytes) -> None:
+        """Move the file `source` to `path` in the action's folder.
 
         Raises:
-            UploadRefused: something that is no plain file or folder is in the way.
+            UploadRefused: the path is no name on this disk, or a symbolic link or a folder is at the path.
         """
         *folders, name = checked_path(path)
         try:
-            os.rename(source, name, dst_dir_fd=self.enter(tuple(folders)))
+            os.rename(source, name, dst_dir_fd=self.open_subfolder(tuple(folders)))
         except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
             raise UploadRefused(f"{path!r} cannot be stored: {error.strerror}") from error
         except OSError as error:
@@ -102,17 +110,17 @@ class ActionFolder:
             raise
 
     def remove(self, path: bytes) -> None:
-        """Remove a file of an earlier upload, if it is there."""
+        """Delete a file of an earlier upload, if it exists."""
         *folders, name = checked_path(path)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(name, dir_fd=self.enter(tuple(folders)))
-
-
-NOT_A_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+            os.unlink(name, dir_fd=self.open_subfolder(tuple(folders)))
 
 
 class Upload:
-    """One call: files arrive part by part into a folder of its own until `finish` or `abandon`."""
+    """One upload call, from its header until `finish` or `abandon`. Files arrive in a staging folder of the upload.
+
+    `start` is the file that is being received, None between two files. `complete`: the end of the upload has arrived.
+    """
 
     def __init__(self, folder: Path, action: str, *, durable: bool) -> None:
         self.folder = folder
@@ -122,78 +130,78 @@ class Upload:
         self.staging = Path(tempfile.mkdtemp(prefix=".upload-", dir=folder))
         self.files: list[FileStored] = []
         self.paths: set[bytes] = set()
-        self.ended = False
-        self.received = 0
+        self.complete = False
+        self.received_bytes = 0
         self.start: FileStart | None = None
         self.handle = -1
         self.digest = hashlib.sha256()
-        self.written = 0
+        self.file_bytes = 0
 
     def feed(self, parts: Iterable[FilePart | UploadEnd | None]) -> None:
-        """Take the next parts in order; None is of an unknown kind and ignored.
+        """Process the next parts of the upload in order. None is a part of an unknown kind and is ignored.
 
         Raises:
-            UploadRefused: they are not what the contract says.
+            UploadRefused: the parts break the contract.
         """
         for part in parts:
             if part is None:
                 continue
-            if self.ended:
-                raise UploadRefused("something follows the end")
+            if self.complete:
+                raise UploadRefused("a part follows the end of the upload")
             match part:
                 case FileStart():
-                    self.begin(part)
+                    self.start_file(part)
                 case FileData():
-                    self.write(part.data)
+                    self.write_data(part.data)
                 case FileEnd():
-                    self.complete(part.sha256)
+                    self.finish_file(part.sha256)
                 case UploadEnd():
-                    self.end(part)
+                    self.check_end(part)
 
-    def begin(self, start: FileStart) -> None:
-        """Open the next file."""
+    def start_file(self, start: FileStart) -> None:
+        """Check the path of the next file and create the file in the staging folder."""
         if self.start is not None:
-            raise UploadRefused(f"{self.start.path!r} has no end")
+            raise UploadRefused(f"{self.start.path!r} has no file end")
         checked_path(start.path)
         if start.path in self.paths:
-            raise UploadRefused(f"{start.path!r} comes twice")
+            raise UploadRefused(f"{start.path!r} is sent twice")
         if len(self.files) >= MAX_FILES:
             raise UploadRefused(f"more than {MAX_FILES} files")
-        self.handle = os.open(self.staged(len(self.files)), NEW, 0o600)
+        self.handle = os.open(self.staging_path(len(self.files)), NEW, 0o600)
         self.start = start
         self.digest = hashlib.sha256()
-        self.written = 0
+        self.file_bytes = 0
 
     def transfer(self) -> Transfer:
-        """Say how far it is."""
+        """Return the progress of the upload."""
         start = self.start
         path, size = (start.path, start.size) if start else (b"", 0)
-        return Transfer(len(self.files), self.received, path, self.written if start else 0, size)
+        return Transfer(len(self.files), self.received_bytes, path, self.file_bytes if start else 0, size)
 
-    def staged(self, number: int) -> str:
-        """Where a file is until all are whole."""
+    def staging_path(self, number: int) -> str:
+        """Return the path of a file in the staging folder."""
         return f"{self.staging}/{number}"
 
-    def write(self, data: bytes) -> None:
-        """Write the next bytes of the open file."""
+    def write_data(self, data: bytes) -> None:
+        """Write the next bytes of the file that is being received."""
         if self.start is None:
-            raise UploadRefused("bytes without a file")
-        self.written += len(data)
-        self.received += len(data)
-        if self.written > self.start.size:
+            raise UploadRefused("data without a file start")
+        self.file_bytes += len(data)
+        self.received_bytes += len(data)
+        if self.file_bytes > self.start.size:
             raise UploadRefused(f"{self.start.path!r} is longer than its {self.start.size} bytes")
         self.digest.update(data)
         view = memoryview(data)
         while view:
             view = view[os.write(self.handle, view) :]
 
-    def complete(self, sha256: bytes) -> None:
-        """Close the open file if it is whole."""
+    def finish_file(self, sha256: bytes) -> None:
+        """Check size and SHA-256 of the file that is being received, and close it."""
         start = self.start
         if start is None:
-            raise UploadRefused("an end without a file")
-        if self.written != start.size:
-            raise UploadRefused(f"{start.path!r} has {self.written} bytes instead of {start.size}")
+            raise UploadRefused("a file end without a file start")
+        if self.file_bytes != start.size:
+            raise UploadRefused(f"{start.path!r} has {self.file_bytes} bytes instead of {start.size}")
         if self.digest.digest() != sha256:
             raise UploadRefused(f"the sha256 of {start.path!r} is wrong")
         os.fchmod(self.handle, start.mode & 0o777)
@@ -203,37 +211,39 @@ class Upload:
         self.paths.add(start.path)
         self.files.append(FileStored(start.path, start.size, sha256))
 
-    def end(self, end: UploadEnd) -> None:
-        """Check that all has arrived."""
+    def check_end(self, end: UploadEnd) -> None:
+        """Compare the totals of the agent with the received files."""
         if self.start is not None:
-            raise UploadRefused(f"{self.start.path!r} has no end")
+            raise UploadRefused(f"{self.start.path!r} has no file end")
         total = sum(each.size for each in self.files)
         if (end.files, end.bytes) != (len(self.files), total):
-            raise UploadRefused(f"{len(self.files)} files of {total} bytes came, not {end.files} of {end.bytes}")
-        self.ended = True
+            raise UploadRefused(
+                f"{len(self.files)} files of {total} bytes arrived, the agent sent {end.files} of {end.bytes}"
+            )
+        self.complete = True
 
-    def finish(self, before: Sequence[FileStored]) -> list[FileStored]:
-        """Move the files into their place, remove those of an earlier upload that are no more; return what is there.
+    def finish(self, previous: Sequence[FileStored]) -> list[FileStored]:
+        """Move the files into the action's folder and return them. Delete files of `previous` that were not sent again.
 
         Raises:
-            UploadRefused: the end is missing, or something is in the way.
+            UploadRefused: the end of the upload is missing, or a file cannot be stored under its path.
         """
-        if not self.ended:
-            raise UploadRefused("the end is missing")
-        with ActionFolder(self.folder, self.action) as place:
-            for old in before:
+        if not self.complete:
+            raise UploadRefused("the end of the upload is missing")
+        with ActionFolder(self.folder, self.action) as folder:
+            for old in previous:
                 if old.path not in self.paths:
-                    place.remove(old.path)
+                    folder.remove(old.path)
             for number, file in enumerate(self.files):
-                place.put(self.staged(number), file.path)
+                folder.move_in(self.staging_path(number), file.path)
         self.staging.rmdir()
         if self.durable:
-            # Once for all: a synchronisation of each of thousands of small files takes minutes.
+            # One sync of the whole disk. An fsync of each of thousands of small files takes minutes.
             os.sync()
         return self.files
 
     def abandon(self) -> None:
-        """Leave nothing behind; safe after `finish`."""
+        """Delete the staging folder. Safe to call after `finish`."""
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1

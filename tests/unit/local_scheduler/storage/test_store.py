@@ -14,7 +14,8 @@ from agent.domain.errors import Reason, Stage
 from agent.domain.events import Source
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus
-from agent.local_scheduler.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
+from agent.local_scheduler.storage.changes import ActionFiles, Change, StoredPipeline
+from agent.local_scheduler.storage.store import BATCH, DATABASE, MAX_WAITING, Store, StoreFailed
 from agent.pipeline.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
-    await store.save_and_wait(Change(files=("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
+    await store.save_and_wait(Change(files=ActionFiles("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
     await store.close()
 
     store = Store(tmp_path, durable=True)
@@ -152,7 +153,7 @@ async def test_a_store_that_cannot_write_says_so_and_tells_nothing(tmp_path: Pat
 async def test_what_waits_is_bounded(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=False)
     await begin(store)
-    for _ in range(ROOM + BATCH):
+    for _ in range(MAX_WAITING + BATCH):
         store.save(Change(states=[START]))
     waiting = asyncio.create_task(store.wait_for_room())
     await asyncio.sleep(0)
