@@ -126,7 +126,7 @@ WRONG = [
         A.replace("container: i", "container: a b"),
         "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'a b'",
     ),
-    (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: stands twice in this mapping"),
+    (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: this key is set twice"),
     (A.replace("[x]", "[]"), "ci.yaml:4: actions.a.commands: must have at least one command"),
     (A.replace("[x]", "x"), "ci.yaml:4: actions.a.commands: must be a list of commands, not 'x'"),
     (
@@ -138,19 +138,19 @@ WRONG = [
         "ci.yaml:5: actions.a.commands[1]: must be a command, not a mapping: quote a command that contains ': '",
     ),
     (A.replace("[x]", "[~]"), "ci.yaml:4: actions.a.commands[1]: must be a command, not nothing"),
-    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not a name of an action: {NAMES}"),
+    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not an action name: {NAMES}"),
     (
         A.replace("  a:", "  a.log:"),
-        "ci.yaml:3: actions.a.log: is not a name of an action: '.log' is kept for the logs beside it",
+        "ci.yaml:3: actions.a.log: is not an action name: '.log' is reserved for log files",
     ),
     (
         A + "    env: {1X: y}\n",
-        "ci.yaml:5: actions.a.env.1X: '1X' is not a variable: letters, digits and '_', not beginning with a digit",
+        "ci.yaml:5: actions.a.env.1X: '1X' is not a variable name: letters, digits and '_', not beginning with a digit",
     ),
     (A + "    env: {X: }\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not nothing'),
     (A + "    env: {X: [1]}\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not a list'),
-    (A + "    env: {X: y}\n    secrets: [X]\n", "ci.yaml:6: actions.a.secrets[1]: X stands in `env` too"),
-    (A + "    secrets: [X, X]\n", "ci.yaml:5: actions.a.secrets[2]: X stands twice"),
+    (A + "    env: {X: y}\n    secrets: [X]\n", "ci.yaml:6: actions.a.secrets[1]: X is also set in `env`"),
+    (A + "    secrets: [X, X]\n", "ci.yaml:5: actions.a.secrets[2]: X is listed twice"),
     (A + "    repo: {ref: main}\n", "ci.yaml:5: actions.a.repo: `url` is missing"),
     (
         A + "    repo: {url: u, depth: -1}\n",
@@ -192,11 +192,11 @@ WRONG = [
         A + "    needs: [A]\n",
         "ci.yaml:5: actions.a.needs[1]: there is no action 'A'; there are: a",
     ),
-    (A + "    needs: [a]\n", "ci.yaml:5: actions.a.needs: need each other in a circle: a -> a"),
+    (A + "    needs: [a]\n", "ci.yaml:5: actions.a.needs: the needs form a circle: a -> a"),
     (
         A + "    needs: [b]\n" + A.removeprefix("actions:\n").replace("a:", "b:", 1) + "    needs: [c]\n"
         "  c: {configuration: {container: i}, commands: [x], needs: [a]}\n",
-        "ci.yaml:5: actions.a.needs: need each other in a circle: a -> b -> c -> a",
+        "ci.yaml:5: actions.a.needs: the needs form a circle: a -> b -> c -> a",
     ),
     (
         "a: [",
