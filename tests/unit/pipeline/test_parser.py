@@ -1,4 +1,4 @@
-"""Pipeline files: what is read, and exactly what is said about a wrong one."""
+"""Pipeline files: what is read, and the exact message for each mistake."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(text: str) -> object:
     return parse(dedent(text), "ci.yaml")
 
 
-def test_everything_is_read() -> None:
+def test_every_key_is_read() -> None:
     found = parse(dedent(FULL), "ci.yaml")
     build, test = found.actions
     assert (found.name, [action.name for action in found.actions]) == ("build and test", ["build", "test"])
@@ -66,7 +66,7 @@ def test_everything_is_read() -> None:
     assert found.secrets == ("TOKEN",)
 
 
-def test_an_action_gets_only_the_secrets_that_it_names() -> None:
+def test_an_action_gets_only_its_own_secrets() -> None:
     build, test = parse(dedent(FULL), "ci.yaml").actions
     known = {"TOKEN": "x", "OTHER": "y"}
     assert build.action(Key("p/build"), known).secrets == {"TOKEN": "x"}
@@ -199,6 +199,14 @@ WRONG = [
         "ci.yaml:5: actions.a.needs: the needs form a circle: a -> b -> c -> a",
     ),
     (
+        "actions:\n"
+        "  free: {configuration: {container: i}, commands: [x], needs: [d]}\n"
+        "  c: {configuration: {container: i}, commands: [x], needs: [e]}\n"
+        "  d: {configuration: {container: i}, commands: [x], needs: [c]}\n"
+        "  e: {configuration: {container: i}, commands: [x], needs: [d]}\n",
+        "ci.yaml:3: actions.c.needs: the needs form a circle: c -> e -> d -> c",
+    ),
+    (
         "a: [",
         "ci.yaml:1: is not valid YAML: while parsing a flow node, expected the node content, but found '<stream end>'",
     ),
@@ -215,7 +223,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_file_is_told_with_line_key_and_what_is_allowed(text: str, message: str) -> None:
+def test_the_message_names_the_line_the_key_and_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(PipelineFileError) as wrong:
         parse(text, "ci.yaml")
     assert str(wrong.value) == message
@@ -233,7 +241,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         parse("[" * 500, "deep.yaml")
 
 
-def test_secrets_come_from_the_file_first_and_the_environment_second(tmp_path: Path) -> None:
+def test_a_secret_of_the_file_wins_over_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
     file.write_text("# comment\n\nA=from=file\nB=\n")
     assert find_secrets(["A", "B", "C"], {"A": "x", "C": "env"}, file) == {"A": "from=file", "B": "", "C": "env"}
