@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, default)
+    # looptime asks the policy for a loop in synchronous tests too. A loop that the policy creates then is never closed.
+    asyncio.set_event_loop(None)
     config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -64,7 +64,7 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, secrets masked. `cursor` is the end of the data, None for text from outside the pod's log."""
+    """Up to 64 KiB of log, secrets masked. `cursor` is the end of the data, None for text of another source."""
 
     data: bytes
     cursor: Cursor | None = None

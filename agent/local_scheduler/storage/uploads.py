@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
 from agent.domain.errors import AgentError
+from agent.domain.paths import safe_components, write_all
 from agent.pipeline.events import FileStored, Transfer
 from agent.protocol.translate import UploadEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MAX_PATH = 4096
 # Number of files in one upload at most.
 MAX_FILES = 100_000
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,15 +39,15 @@ class UploadRefused(AgentError):
 
 
 def checked_path(path: bytes) -> tuple[bytes, ...]:
-    """Return the parts of a path that stays within its folder.
+    """Return the components of a path that stays inside the action's folder.
 
     Raises:
-        UploadRefused: it does not.
+        UploadRefused: the path leaves the folder or is malformed.
     """
-    parts = tuple(path.split(b"/"))
-    if not 0 < len(path) <= MAX_PATH or b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
-        raise UploadRefused(f"{path[:200]!r} is not a path within the folder of the action")
-    return parts
+    try:
+        return safe_components(path)
+    except ValueError as error:
+        raise UploadRefused(f"{path[:200]!r} is not a path within the folder of the action") from error
 
 
 class ActionFolder:
@@ -191,9 +191,7 @@ class Upload:
         if self.file_bytes > self.start.size:
             raise UploadRefused(f"{self.start.path!r} is longer than its {self.start.size} bytes")
         self.digest.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.handle, view) :]
+        write_all(self.handle, data)
 
     def finish_file(self, sha256: bytes) -> None:
         """Check size and SHA-256 of the file that is being received, and close it."""
