@@ -30,7 +30,11 @@ class ActionStatus(Enum):
 
 
 class Admission(Enum):
-    """What the scheduler does with an event from the owner of an attempt."""
+    """What the scheduler does with an event from the owner of an attempt.
+
+    APPLY: the event is the next. ACK: the event was applied before, so it is only acknowledged. DISCARD: the action has
+    ended, so the agent drops the session. GAP: events before this event are missing.
+    """
 
     APPLY = "apply"
     ACK = "ack"

@@ -1,4 +1,7 @@
-"""The connected agents, and which of them has which action."""
+"""Record which agents are connected and which agent has which action.
+
+The pool lives as long as the dispatcher. It is not stored, because agents report their sessions when they register.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,6 @@ class AgentPool:
         return True
 
     def close(self) -> None:
-        """Close all streams."""
         for stream in self.streams.values():
             stream.close()
 
@@ -50,13 +52,13 @@ class AgentPool:
         return stream if stream is not None and record.action_id in stream.sessions else None
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Note that the agent of a stream has an action, and no other agent."""
+        """Record that the agent of a stream has an action and that no other agent has it."""
         if (older := self.stream_of(record)) is not None:
             older.sessions.discard(record.action_id)
         record.agent_id = stream.agent_id
         stream.sessions.add(record.action_id)
 
     def unbind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Note that the agent of a stream no longer has an action."""
+        """Record that the agent of a stream no longer has an action."""
         stream.sessions.discard(record.action_id)
         record.agent_id = ""

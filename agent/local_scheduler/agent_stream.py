@@ -83,7 +83,6 @@ class AgentStream:
         self.wake.set()
 
     def send_action(self, message: wire.Action) -> None:
-        """Queue an action."""
         self.send(wire.SchedulerMessage(action=message))
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:

@@ -138,7 +138,7 @@ class Dispatcher:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Note that an agent has received an action and runs it."""
+        """Record that an agent has received an action and runs it."""
         record.stop_grace_timer()
         self.agents.bind(record, stream)
         record.sent_to_agent = True

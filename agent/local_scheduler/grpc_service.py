@@ -68,10 +68,10 @@ class Access:
 
 
 class FilesNotStored(AgentError):
-    """The disk does not take the files of an upload."""
+    """The files of an upload cannot be written to the disk."""
 
 
-# A call that fails with one of these ends with the status, and the error's message as its details.
+# The errors that abort a call, with the status of the call. The error's message becomes the details of the status.
 STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
     PipelineFileError: grpc.StatusCode.INVALID_ARGUMENT,
     PipelineIdInvalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -216,7 +216,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         Raises:
             StaleAttempt: the attempt is over, or another agent has claimed it.
             UploadRefused: the upload breaks the contract.
-            FilesNotStored: the disk does not take the files.
+            FilesNotStored: the files cannot be written to the disk.
             StoreFailed: nothing more can be stored.
         """
         record = self.registry.record_for_upload(key)
@@ -294,7 +294,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         request: local_pb2.CancelRequest,
         context: grpc.aio.ServicerContext[local_pb2.CancelRequest, local_pb2.CancelReply],
     ) -> local_pb2.CancelReply:
-        """Cancel every action of a pipeline."""
+        """Cancel every action of a pipeline. A repeated request has no effect."""
         await self.access.check(context)
         async with aborts(context):
             self.dispatcher.cancel(request.pipeline, request.message or "cancelled by request")

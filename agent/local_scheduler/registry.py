@@ -58,7 +58,7 @@ class PipelineExists(AgentError):
 
 
 class PipelineRegistry:
-    """All pipelines by id. `runs` is ordered by the time of submission."""
+    """All pipelines by id, in the order of their submission. The server owns the only instance."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -81,7 +81,7 @@ class PipelineRegistry:
                 )
 
     def close(self) -> None:
-        """End all watches."""
+        """End all watches with `StoreFailed`."""
         self.closing = True
         for run in self.runs.values():
             run.wake_watchers()

@@ -28,7 +28,7 @@ class UnknownSessions:
         self.waiting: dict[str, tuple[AgentStream, SessionState, asyncio.TimerHandle]] = {}
 
     def wait(self, stream: AgentStream, session: SessionState) -> None:
-        """Start the grace period of a session. The session replaces an entry of the same action with a lower claim."""
+        """Start the grace period of a session, unless a session of the same action with a higher claim waits already."""
         action_id = session.key.action_id
         older = self.pop(action_id)
         if older is not None and older[1].key.claim > session.key.claim:
@@ -53,7 +53,7 @@ class UnknownSessions:
         return stream, session
 
     def on_grace_expired(self, action_id: str) -> None:
-        """Discard a session. If the agent is disconnected, the session is discarded after its next grace period."""
+        """Discard a session. A disconnected agent reports the session again, and then a new grace period starts."""
         found = self.pop(action_id)
         if found is not None:
             stream, session = found

@@ -64,7 +64,6 @@ class Value:
 
     @property
     def is_mapping(self) -> bool:
-        """Whether the node is a mapping."""
         return isinstance(self.node, yaml.MappingNode)
 
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
@@ -95,7 +94,7 @@ class Value:
         ]
 
     def text(self, what: str = "a text") -> str:
-        """Return the text of a scalar as it stands in the file."""
+        """Return the text of a scalar exactly as written in the file."""
         if not self.is_scalar:
             self.refuse(f"must be {what}, not {self.kind}")
         value = str(self.node.value)

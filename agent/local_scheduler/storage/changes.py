@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredPipeline:
-    """A submitted pipeline: its id, the name and text of its file, and when it came, in seconds since the epoch."""
+    """A submitted pipeline. `source` and `text` are the name and the contents of its file.
+
+    `submitted` is the time of the submission in seconds since the epoch.
+    """
 
     id: str
     source: str
@@ -25,7 +28,7 @@ class StoredPipeline:
 
 @dataclass(frozen=True, slots=True)
 class ActionFiles:
-    """All stored files of one action, which replace those that were stored before."""
+    """The complete list of an action's files. It replaces the stored list."""
 
     pipeline: str
     action: str

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 
 class SecretFiles:
-    """The folder of the secret files. Only the owner of the folder can read it. All methods block."""
+    """The folder of the secret files. Only the user of the scheduler process can read the folder. All methods block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, pipeline: str) -> Path:
-        """Return the path of a pipeline's file."""
         return self.folder / f"{pipeline}.json"
 
     def read(self, pipeline: str) -> dict[str, str]:
@@ -33,7 +32,7 @@ class SecretFiles:
             return {}
 
     def write(self, pipeline: str, secrets: Mapping[str, str]) -> None:
-        """Write the secret values of a pipeline to its file, and the file to the disk."""
+        """Store the secret values of a pipeline. Return after they are on the disk."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with os.fdopen(os.open(self.path(pipeline), flags, 0o600), "w", encoding="utf-8") as file:
