@@ -28,7 +28,7 @@ class UnknownSessions:
         self.waiting: dict[str, tuple[AgentStream, SessionState, asyncio.TimerHandle]] = {}
 
     def wait(self, stream: AgentStream, session: SessionState) -> None:
-        """Start the grace period of a session, unless a session of the same action with a higher claim waits already."""
+        """Start the grace period of a session, unless a session with a higher claim waits already."""
         action_id = session.key.action_id
         older = self.pop(action_id)
         if older is not None and older[1].key.claim > session.key.claim:
