@@ -1,6 +1,6 @@
 """One cell of the API's matrix: one verb, one fault, one action, the whole agent in this process.
 
-A cell lives for one action. The agent is `app.agent.serve`, with all its parts, between a scripted API with a node
+A cell lives for one action. The agent is `app.serve.serve`, with all its parts, between a scripted API with a node
 behind it and a scheduler that notes every breach of the contract; what it logs is kept. The oracle looks at what others
 saw: the scheduler, the API, the metrics.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from structlog.testing import capture_logs
+from tenacity import wait_random_exponential
 
 from agent.cluster.api.client import Client
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership.adoption import AdoptionTimings
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.domain.json import Object
@@ -25,8 +28,9 @@ from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
+from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points, waiting
-from tests.flow.test_app import World
+from tests.flow.test_app import TIMINGS, World
 
 if TYPE_CHECKING:
     import ssl
@@ -58,6 +62,8 @@ class Verb:
         """The verb in the metrics."""
         return "create" if self.resource == "pods/exec" else self.verb
 
+
+QUICK = wait_random_exponential(multiplier=0.01, max=0.1)
 
 VERBS = {
     "create pod": Verb("create", "/pods", "pods"),
@@ -101,6 +107,9 @@ class ApiCell(World):
 
     api: Node
     deadline = 50.0
+    timings = replace(
+        TIMINGS, session=replace(TIMINGS.session, upload_backoff=QUICK), adoption=AdoptionTimings(poll_seconds=0.05)
+    )
 
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(folder)
@@ -154,7 +163,7 @@ class ApiCell(World):
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
-            pods = Pods(app.settings, client, watch, client.metrics, FORMER)
+            pods = PodBackend(app.settings, client, watch, FORMER, ClusterFacts())
             await pods.environment(self.action).create()
             await client.close()
             await self.ready()
@@ -172,13 +181,15 @@ class ApiCell(World):
             self.scheduler.stored.pop(self.action.key.attempt_key, None)
             await self.ready()
             self.scheduler.peer.send(action=translate.action_message(self.action))
-            await self.scheduler.until(lambda: bool(self.events()))
+            await self.scheduler.until("an event is stored", lambda: bool(self.events()), LONG)
             rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
         """Return the outcome, once nothing remains."""
         outcome = await self.outcome()
-        await self.api.until(lambda: not self.api.pods and not self.api.secrets)
+        await self.api.until(
+            "every pod and Secret is deleted", lambda: not self.api.pods and not self.api.secrets, LONG
+        )
         await app.sessions.idle()
         return outcome
 
@@ -189,7 +200,7 @@ class ApiCell(World):
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
-        assert (self.api.pods, self.api.secrets, app.pods.held) == ({}, {}, {})
+        assert (self.api.pods, self.api.secrets, app.pods.registry.owned_names) == ({}, {}, ())
         if outcome.result == wire.SUCCEEDED:
             assert self.log == b"".join(LINES), "success without the whole log"
             assert outcome.exit_code == 0

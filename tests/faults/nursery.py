@@ -98,7 +98,7 @@ class Nursery:
 
 def main() -> None:
     """Fork for each line, and tell of the ends of children, until the input ends."""
-    for module in ("agent.app.agent", "agent.cli.main", "agent.local_scheduler.server"):
+    for module in ("agent.app.serve", "agent.cli.main", "agent.local_scheduler.server"):
         importlib.import_module(module)
 
     def reap(*_: object) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment import creation, failure_report
+from agent.cluster.environment.context import EnvironmentTimings
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
+from tests.fakes.waiting import LONG
 from tests.faults.apicell import VERBS, ApiCell
 from tests.faults.test_api_matrix import short_waits
 
@@ -43,12 +45,10 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
         ("list events", "503", "IMAGE_PULL_FAILED", "InvalidImageName"),
     ],
 )
-async def test_it_ends_with_its_reason(
-    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(creation, "SECRET_PATIENCE", 1.0)
-    monkeypatch.setattr(failure_report, "PATIENCE", 0.5)
+async def test_it_ends_with_its_reason(verb: str, fault: str, reason: str, sentence: str, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, verb, fault)
+    short = EnvironmentTimings(secret_retry_seconds=1.0, events_retry_seconds=0.5)
+    cell.timings = replace(cell.timings, environment=short)
     cell.more["policy"]["pending_timeout"] = 1.0
     async with cell.living() as app:
         await cell.begin_action(app)
@@ -87,15 +87,15 @@ async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path
         assert len(cell.api.pods) == 1
         assert app.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total")
         cell.faults.lift()
-        await cell.api.until(lambda: not cell.api.pods)
+        await cell.api.until("every pod is deleted", lambda: not cell.api.pods, LONG)
 
 
 @pytest.mark.parametrize(
     ("verb", "fault", "why"),
     [
-        ("list pods", "403 right", "the cluster does not tell of pods: list pods: is forbidden"),
-        ("watch pods", "403 right", "the cluster does not tell of pods: watch pods: is forbidden"),
-        ("list pods", "503", "the cluster does not tell of pods: list pods: apiserver is shutting down"),
+        ("list pods", "403 right", "the watch of pods fails: list pods: is forbidden"),
+        ("watch pods", "403 right", "the watch of pods fails: watch pods: is forbidden"),
+        ("list pods", "503", "the watch of pods fails: list pods: apiserver is shutting down"),
         ("patch lease", "403 right", "the agent's Lease could not be renewed"),
         ("patch lease", "slow", "the cluster does not answer"),
         ("version", "503", "the cluster has not answered yet"),
@@ -105,11 +105,13 @@ async def test_it_is_degraded_and_says_why_until_it_passes(verb: str, fault: str
     cell = cell_of(tmp_path, verb, fault)
     async with cell.living() as app:
         await cell.scheduler.until(
+            f"the agent reports DEGRADED because: {why}",
             lambda: any(
                 health.status == wire.Health.DEGRADED and health.message.startswith(why)
                 for peer in cell.scheduler.peers
                 for health in peer.health
-            )
+            ),
+            LONG,
         )
         status, text = await cell.get("/readyz")
         assert status == 503

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_random_exponential
 
-from agent.app import agent as apps
 from agent.cluster.api import client, reflector
 from agent.cluster.logs import follower
-from agent.cluster.ownership import adoption
-from agent.execution import artifacts, commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
+from tests.fakes.waiting import LONG
 from tests.faults.apicell import VERBS, ApiCell
 
 if TYPE_CHECKING:
@@ -78,12 +76,8 @@ CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (apps, "NOTICE", 0.01),
-        (commands, "KILL_MARGIN", 0.05),
         (client, "backoff", quick),
-        (artifacts, "backoff", quick),
-        (reflector, "BACKOFF", 0.01),
-        (adoption, "LOOK", 0.05),
+        (reflector, "FIRST_PAUSE", 0.02),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
@@ -148,7 +142,7 @@ async def test_a_fault_has_its_rule(
         check_rule(cell, rule, outcome)
         if fault == "429":
             async with asyncio.timeout(10):
-                await cell.api.until(lambda: len(cell.tries()) > 1)
+                await cell.api.until("the request is sent a second time", lambda: len(cell.tries()) > 1, LONG)
         if fault in ANSWERS:
             await cell.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")
         elif fault in ("refused", "TLS"):

@@ -78,7 +78,7 @@ def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     reason = "EVICTED" if how is lost.evict else "POD_DELETED"
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "setup"
-    assert report.text.count("no command had run: made again") == 1
+    assert report.text.count("no command had run, so the pod is re-created") == 1
     assert len(lost.uids(lab, name)) == 2
 
 
@@ -89,7 +89,7 @@ def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
         lost.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report
-    assert "made again" not in report.text
+    assert "re-created" not in report.text
     assert len(lost.uids(lab, "forced")) == 1
 
 
@@ -101,7 +101,7 @@ def test_refused_by_its_kubelet(tmp_path: Path) -> None:
         report = lab.one(BUSYBOX, "true", resources={"cpu": "900"}, timeout=60)
         assert report.outcome == ("failed", "UNSCHEDULABLE", None), report
         assert "the node refused the pod: OutOfcpu" in report.finished["message"]
-        assert report.text.count("no command had run: made again") == 1
+        assert report.text.count("no command had run, so the pod is re-created") == 1
         assert len(lost.uids(lab, "action")) == 2
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.app import agent as apps
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
 from agent.domain.json import Object
-from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.shared_api import SharedApi
@@ -35,12 +34,6 @@ ADOPTING: Object = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
-
-
 class Estate(World):
     """A world in which an agent has died and left a pod."""
 
@@ -56,7 +49,7 @@ class Estate(World):
         """Make the pod of an action as its former agent did; that died before it could make a Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
-        environment = Pods(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
+        environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
         if action.secrets:
             self.api.answer("create", "secrets", 403, "the agent is dead")
             with pytest.raises(ActionFailed, match="the agent is dead"):
@@ -75,7 +68,10 @@ class Estate(World):
 
     async def named(self) -> None:
         """Wait until the agent has named the session to the scheduler."""
-        await self.scheduler.until(lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted))
+        await self.scheduler.until(
+            "the agent has reported an adopted session",
+            lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted),
+        )
         state = self.scheduler.peer.adopted[-1]
         assert (state.action_id, state.attempt, state.claim, state.adopted) == ("build", 1, 2, True)
 
@@ -115,9 +111,9 @@ async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
         assert (outcome.result, outcome.exit_code) == (wire.SUCCEEDED, 0)
         assert estate.scheduler.log_of(ACTION.key) == b"hello\n"
         assert [event.seq for event in estate.events()] == list(range(1, len(estate.events()) + 1))
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert (app.pods.held, app.pods.claimed) == ({}, set())
+        assert (app.pods.registry.owned_names, app.pods.registry.claimed_names) == ((), frozenset())
     assert estate.api.leases == {}, "the Lease was not given back"
     assert estate.scheduler.breaches == []
 
@@ -126,9 +122,9 @@ async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
         await estate.orphaned()
         estate.discard(message="ended")
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
     assert estate.events() == []
 
 
@@ -137,8 +133,8 @@ async def test_what_another_has_claimed_by_the_schedulers_word_is_left(estate: E
         await estate.orphaned()
         estate.discard(claimed_by_other=True, message="claim 3")
         await app.sessions.idle()
-        await app.sweep.once()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        await app.sweep.run_once()
+        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
         assert estate.name in estate.api.pods
 
 
@@ -148,12 +144,12 @@ async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, r
         await estate.orphaned()
         if resumed:
             estate.resume(stage=wire.STAGE_COMMANDS)
-            await estate.api.until(lambda: bool(estate.api.asked("get", "/log")))
+            await estate.api.until("the log is requested", lambda: bool(estate.api.asked("get", "/log")))
         pod = json.loads(json.dumps(estate.api.pods[estate.name]))
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
         assert estate.label() == ("pod-b.1", "3")
         assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
     assert not any(event.HasField("finished") for event in estate.events())
@@ -175,7 +171,7 @@ async def test_an_agent_that_leaves_before_the_schedulers_word_leaves_the_pod(es
 
 async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_behind(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        adopt, dropped = app.adoption.adopt, asyncio.Event()
+        adopt, dropped = app.adoption.start_session, asyncio.Event()
 
         def adopt_and_drop(environment: Any) -> bool:
             taken = adopt(environment)
@@ -183,13 +179,13 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
             dropped.set()
             return taken
 
-        app.adoption.adopt = adopt_and_drop
+        app.adoption.start_session = adopt_and_drop
         await estate.ready()
         await estate.orphan()
         await dropped.wait()
         await app.sessions.idle()
-        assert (app.pods.held, app.outbox.outlets) == ({}, {})
-        await app.sweep.once()
+        assert (app.pods.registry.owned_names, app.outbox.session_outboxes) == ((), {})
+        await app.sweep.run_once()
         assert estate.name in estate.api.pods
 
 
@@ -200,7 +196,7 @@ async def test_a_pending_cancel_comes_with_the_resume(estate: Estate) -> None:
         estate.resume(stage=wire.STAGE_COMMANDS, pending_cancel=cancel)
         outcome = await estate.outcome()
         assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
 
 
 async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: Estate) -> None:
@@ -211,7 +207,7 @@ async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: E
         await estate.named()
         assert estate.api.secrets == {}
         estate.resume(stage=wire.STAGE_SETUP, secrets={"TOKEN": "s3cret-value"})
-        await estate.api.until(lambda: estate.name in estate.api.secrets)
+        await estate.api.until("the Secret is created", lambda: estate.name in estate.api.secrets)
         made = estate.api.secrets[estate.name]
         assert made["stringData"] == {"TOKEN": "s3cret-value"}
         owners = made["metadata"]["ownerReferences"]
@@ -219,7 +215,9 @@ async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: E
         await estate.run_commands()
         await estate.end(estate.name)
         assert (await estate.outcome()).result == wire.SUCCEEDED
-        await estate.api.until(lambda: not estate.api.pods and not estate.api.secrets)
+        await estate.api.until(
+            "every pod and Secret is deleted", lambda: not estate.api.pods and not estate.api.secrets
+        )
 
 
 async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
@@ -227,10 +225,10 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
-        await estate.scheduler.until(lambda: estate.told(wire.Health.DRAINING))
+        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.reports(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
-        await app.adoption.once()
+        await app.adoption.run_once()
         assert estate.api.asked("patch", "pods") == []
         await estate.end(name)
         assert await estate.left() == 0
@@ -241,5 +239,5 @@ async def known(app: App, name: str) -> None:
     """Wait until the agent's watch has told of a pod."""
     watched = app.watch.watch(name)
     while watched.pod is None:
-        await watched.change(watched.version)
+        await watched.wait_for_change(watched.version)
     app.watch.forget(name)
