@@ -58,7 +58,7 @@ def test_an_idle_agent_leaves_at_once_and_is_deregistered(own_lab: Lab, tmp_path
     agent.process.terminate()
     assert agent.process.wait(10) == 0
     print(f"\n  idle agent gone after {time.monotonic() - began:.2f} s")
-    until(lambda: "agent gone" in (tmp_path / "scheduler.log").read_text(), "the scheduler does not notice")
+    until(lambda: "agent disconnected" in (tmp_path / "scheduler.log").read_text(), "the scheduler does not notice")
     assert '"event": "left"' in agent.log
 
 

@@ -19,8 +19,8 @@ from agent.domain.events import CommandFinished, Finished, StageChanged
 from agent.domain.json import Object
 from agent.domain.session_state import Readiness
 from agent.local_scheduler.action_state import ActionStatus
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
 from agent.pipeline.events import ActionEnded
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.domain.session_state import Health
     from agent.local_scheduler.agent_stream import AgentStream
-    from agent.local_scheduler.registry import ActionRecord
+    from agent.local_scheduler.records import ActionRecord
     from agent.local_scheduler.server import Scheduler
     from tests.faults.nursery import Child, Nursery
 
@@ -147,7 +147,7 @@ class Cell:
         number = len(self.agents)
         config = self.folder / f"agent-{number}.json"
         config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))
-        streams = scheduler.dispatcher.streams
+        streams = scheduler.dispatcher.agents.streams
         before = {stream.agent_id for stream in streams.values()}
         child = await self.nursery.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
         self.agents.append(child)

@@ -20,8 +20,8 @@ from aiohttp import web
 
 from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.domain.json import Object
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
 from tests.faults.cell import SECRETS, TEXT, Cell, outcomes

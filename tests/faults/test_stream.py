@@ -16,8 +16,8 @@ import pytest
 from agent.cli.submit import Target
 from agent.cli.submit import submit as submit_pipeline
 from agent.local_scheduler import grpc_service
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
 from agent.protocol.wire import agent_pb2 as wire
@@ -176,7 +176,7 @@ async def test_a_connection_of_limited_age_is_opened_anew(
 async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, nursery: Nursery) -> None:
     async with Line(tmp_path, nursery).up() as line:
         await line.points.reached.wait()
-        (stream,) = line.scheduler.dispatcher.streams.values()
+        (stream,) = line.scheduler.dispatcher.agents.streams.values()
         stream.send(wire.SchedulerMessage.FromString(UNKNOWN))
         line.points.open.set()
         await line.ended()

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 
 from agent.cli.main import cli
 from agent.domain.errors import Reason
-from agent.pipeline.parser import ACTION_KEYS, ARTIFACT_KEYS, PIPELINE_KEYS, REPO_KEYS, RESOURCE_KEYS, parse
+from agent.pipeline.action_keys import ARTIFACT_KEYS, REPO_KEYS, RESOURCE_KEYS
+from agent.pipeline.parser import ACTION_KEYS, PIPELINE_KEYS, parse
 from agent.settings import Settings
 from tests.unit.pages import ROOT, Block, anchors, commands, links, spans, split, where
 

@@ -1,7 +1,7 @@
-"""The logs of actions as files: `ACTION.log` for the newest attempt, `ACTION.log.N` for attempt N before it.
+"""The log files of actions: `ACTION.log` for the newest attempt, `ACTION.log.N` for an earlier attempt N.
 
-Bytes are written where their event says, so that writing them again after a crash changes nothing. Functions only;
-everything here runs on the store's one thread.
+Each event carries the offset of its bytes, so a repeated write after a crash changes nothing. The functions keep no
+state and run on the store's thread.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def path_of(folder: Path, action: str) -> Path:
-    """Where the log of the newest attempt is."""
+    """Return the path of the newest attempt's log."""
     return folder / f"{action}.log"
 
 
-def earlier(folder: Path, action: str, attempt: int) -> Path:
-    """Where the log of an earlier attempt is."""
+def earlier_path(folder: Path, action: str, attempt: int) -> Path:
+    """Return the path of an earlier attempt's log."""
     return folder / f"{action}.log.{attempt}"
 
 
 def clear(folder: Path, actions: Iterable[str]) -> None:
-    """Make the folder, and remove what an earlier pipeline of the same names has left; begin empty logs."""
+    """Create the folder and empty log files. Delete the log files that an earlier pipeline left there."""
     folder.mkdir(parents=True, exist_ok=True)
     for action in actions:
         for old in (path_of(folder, action), *folder.glob(f"{action}.log.[0-9]*")):
@@ -44,20 +44,21 @@ def clear(folder: Path, actions: Iterable[str]) -> None:
 
 
 def set_aside(folder: Path, action: str, attempt: int) -> None:
-    """Give the log of an attempt that is over its number, and begin an empty one."""
+    """Rename the log file of a lost attempt to its number, and create an empty log file."""
     with contextlib.suppress(FileNotFoundError):
-        path_of(folder, action).replace(earlier(folder, action, attempt))
+        path_of(folder, action).replace(earlier_path(folder, action, attempt))
     os.close(os.open(path_of(folder, action), WRITE, 0o644))
 
 
-def mend(folder: Path, state: ActionState) -> None:
-    """Make the log agree with what is stored, after a crash between the two.
+def repair(folder: Path, state: ActionState) -> None:
+    """Make a log file agree with the stored state after a crash between the two writes.
 
     Raises:
-        OSError: it cannot be written, or bytes that were acknowledged are missing.
+        OSError: the log file cannot be renamed or cut.
     """
     log = path_of(folder, state.name)
-    aside = earlier(folder, state.name, state.attempt)
+    aside = earlier_path(folder, state.name, state.attempt)
+    # The rename of a lost attempt happened, but the transaction of the next attempt did not.
     if aside.exists():
         aside.replace(log)
     if not log.exists():
@@ -68,7 +69,7 @@ def mend(folder: Path, state: ActionState) -> None:
 
 
 def append(folder_of: Callable[[str], Path], events: Sequence[PipelineEvent], *, durable: bool) -> None:
-    """Write the bytes of log events, each file opened and synchronised once."""
+    """Write the bytes of log events. Each file is opened once and, with `durable`, synchronised once."""
     by_file: dict[Path, list[LogText]] = {}
     for event in events:
         if isinstance(event.body, LogText):
@@ -85,7 +86,7 @@ def append(folder_of: Callable[[str], Path], events: Sequence[PipelineEvent], *,
 
 
 def write_at(handle: int, data: bytes, offset: int) -> None:
-    """Write all bytes at an offset."""
+    """Write all bytes at an offset. The operating system may accept only a part at a time."""
     view = memoryview(data)
     while view:
         written = os.pwrite(handle, view, offset)
@@ -94,7 +95,10 @@ def write_at(handle: int, data: bytes, offset: int) -> None:
 
 
 def fill(folder: Path, messages: Iterable[wire.PipelineEvent], newest: Mapping[str, int]) -> None:
-    """Put the bytes of logs into stored events; a log that was deleted meanwhile has none."""
+    """Set the bytes of stored log events. An event whose log file was deleted gets no bytes.
+
+    `newest` is the number of the newest attempt of each action.
+    """
     handles: dict[Path, int] = {}
     try:
         for message in messages:
@@ -102,7 +106,7 @@ def fill(folder: Path, messages: Iterable[wire.PipelineEvent], newest: Mapping[s
                 continue
             log = path_of(folder, message.action)
             if newest.get(message.action) != message.attempt:
-                log = earlier(folder, message.action, message.attempt)
+                log = earlier_path(folder, message.action, message.attempt)
             if log not in handles:
                 try:
                     handles[log] = os.open(log, READ)

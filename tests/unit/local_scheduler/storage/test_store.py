@@ -1,4 +1,4 @@
-"""What is stored, what is told only after it is stored, and what a crash leaves."""
+"""The store: changes survive a restart, callbacks wait for the disk, and a crash leaves no damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from agent.domain.errors import Reason, Stage
 from agent.domain.events import Source
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus
-from agent.local_scheduler.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
+from agent.local_scheduler.storage.changes import ActionFiles, Change, StoredPipeline
+from agent.local_scheduler.storage.store import BATCH, DATABASE, MAX_WAITING, Store, StoreFailed
 from agent.pipeline.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ async def begin(store: Store) -> None:
     await store.save_and_wait(Change(pipeline=PIPELINE, states=[START], events=[first]))
 
 
-async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
+async def test_everything_is_loaded_after_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
-    await store.save_and_wait(Change(files=("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
+    await store.save_and_wait(Change(files=ActionFiles("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
     await store.close()
 
     store = Store(tmp_path, durable=True)
@@ -63,8 +64,8 @@ async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
     events = await store.events("pipeline1", 1)
     assert [(event.position, event.log.data) for event in events] == [(2, b"one\n")]
     ended = RUNNING.with_outcome(OUTCOME)
-    told = PipelineEvent("pipeline1", 3, 3.0, ActionEnded(OUTCOME, 1.0), "a", 1)
-    await store.save_and_wait(Change(pipeline=replace(PIPELINE, ended=True), states=[ended], events=[told]))
+    finished = PipelineEvent("pipeline1", 3, 3.0, ActionEnded(OUTCOME, 1.0), "a", 1)
+    await store.save_and_wait(Change(pipeline=replace(PIPELINE, ended=True), states=[ended], events=[finished]))
     await store.close()
 
     store = Store(tmp_path, durable=True)
@@ -90,7 +91,7 @@ async def test_bytes_that_were_not_committed_are_cut(tmp_path: Path) -> None:
     assert log.read_bytes() == b"one\ntwo\n"
 
 
-async def test_a_crash_while_a_new_attempt_begins_is_mended(tmp_path: Path) -> None:
+async def test_a_crash_at_the_start_of_a_new_attempt_is_repaired(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
@@ -118,7 +119,7 @@ async def test_attempts_have_logs_of_their_own_in_one_batch(tmp_path: Path) -> N
     assert (tmp_path / "pipeline1" / "a.log.1").read_bytes() == b"one\n"
 
 
-async def test_nothing_is_told_before_it_is_stored(tmp_path: Path) -> None:
+async def test_callbacks_wait_until_their_change_is_stored(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     seen: list[int] = []
@@ -131,28 +132,28 @@ async def test_nothing_is_told_before_it_is_stored(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_store_that_cannot_write_says_so_and_tells_nothing(tmp_path: Path) -> None:
+async def test_a_failed_write_is_reported_and_its_callback_is_not_called(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
-    told = asyncio.Event()
+    stored = asyncio.Event()
     log = tmp_path / "pipeline1" / "a.log"
     log.unlink()
     log.mkdir()
-    store.save(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]), told.set)
+    store.save(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]), stored.set)
     with pytest.raises(StoreFailed, match="nothing more can be stored"):
-        await store.wait_until(told)
+        await store.wait_until(stored)
     with pytest.raises(StoreFailed, match="Is a directory"):
         store.failed.result()
     with pytest.raises(StoreFailed):
         store.save(Change())
     await store.close()
-    assert not told.is_set()
+    assert not stored.is_set()
 
 
-async def test_what_waits_is_bounded(tmp_path: Path) -> None:
+async def test_the_number_of_waiting_changes_is_bounded(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=False)
     await begin(store)
-    for _ in range(ROOM + BATCH):
+    for _ in range(MAX_WAITING + BATCH):
         store.save(Change(states=[START]))
     waiting = asyncio.create_task(store.wait_for_room())
     await asyncio.sleep(0)
@@ -179,14 +180,14 @@ async def test_the_folder_of_another_version_is_refused(tmp_path: Path) -> None:
         await Store(tmp_path, durable=True).open()
 
 
-async def test_the_database_is_for_its_owner(tmp_path: Path) -> None:
+async def test_only_the_owner_can_read_the_database(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     await store.close()
     assert (tmp_path / DATABASE).stat().st_mode & 0o777 == 0o600
 
 
-async def test_in_memory_only_logs_are_left(tmp_path: Path) -> None:
+async def test_without_durable_only_logs_stay_on_the_disk(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("of an earlier run")
     (tmp_path / "a.log.1").write_text("of an earlier run")
     store = Store(tmp_path, durable=False)

@@ -1,4 +1,4 @@
-"""Files of an action on the scheduler's disk: nothing leaves its folder, nothing broken is kept."""
+"""Uploads: no file leaves the action's folder, and a broken upload leaves no file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
-from agent.local_scheduler.uploads import Upload, UploadRefused, checked_path
+from agent.local_scheduler.storage.uploads import Upload, UploadRefused, checked_path
 from agent.pipeline.events import FileStored
 from agent.protocol.translate import UploadEnd
 
@@ -28,12 +28,12 @@ def parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> Iterator[FilePart |
 
 
 def store(
-    folder: Path, *files: tuple[bytes, bytes], mode: int = 0o644, before: Sequence[FileStored] = ()
+    folder: Path, *files: tuple[bytes, bytes], mode: int = 0o644, previous: Sequence[FileStored] = ()
 ) -> list[FileStored]:
     upload = Upload(folder, "a", durable=True)
     try:
         upload.feed(parts(*files, mode=mode))
-        return upload.finish(before)
+        return upload.finish(previous)
     finally:
         upload.abandon()
 
@@ -78,12 +78,12 @@ def test_paths_within_the_folder_are_stored_as_they_are(tmp_path: Path, path: by
         b"a/" * 2048 + b"a",
     ],
 )
-def test_paths_that_leave_it_are_refused(path: bytes) -> None:
+def test_paths_that_leave_the_folder_are_refused(path: bytes) -> None:
     with pytest.raises(UploadRefused, match="is not a path within the folder"):
         checked_path(path)
 
 
-def test_no_link_is_followed_whatever_stands_there(tmp_path: Path) -> None:
+def test_no_existing_link_is_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     folder = tmp_path / "folder"
@@ -114,7 +114,7 @@ def test_modes_are_kept_without_the_dangerous_bits(tmp_path: Path) -> None:
 def test_a_second_upload_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
     first = store(tmp_path, (b"gone/x", b"1"), (b"same", b"2"))
     (tmp_path / "a" / "mine").write_text("not from an upload")
-    second = store(tmp_path, (b"same", b"3"), (b"new", b"4"), before=first)
+    second = store(tmp_path, (b"same", b"3"), (b"new", b"4"), previous=first)
     assert tree(tmp_path / "a") == [b"mine", b"new", b"same"]
     assert (tmp_path / "a" / "same").read_bytes() == b"3"
     assert [(each.path, each.size) for each in second] == [(b"same", 1), (b"new", 1)]
@@ -132,14 +132,14 @@ BROKEN: list[tuple[list[FilePart | UploadEnd | None], str]] = [
     ([START, FileData(b"12"), FileEnd(b"\0" * 32)], "the sha256 of b'f' is wrong"),
     ([START, FileData(b"1"), FileEnd(GOOD)], "b'f' has 1 bytes instead of 2"),
     ([START, FileData(b"123")], "b'f' is longer than its 2 bytes"),
-    ([START, START], "b'f' has no end"),
-    ([START, FileData(b"12"), FileEnd(GOOD), START], "b'f' comes twice"),
-    ([START, UploadEnd(1, 2)], "b'f' has no end"),
-    ([FileData(b"1")], "bytes without a file"),
-    ([FileEnd(GOOD)], "an end without a file"),
-    ([UploadEnd(1, 2)], "0 files of 0 bytes came, not 1 of 2"),
-    ([UploadEnd(0, 0), START], "something follows the end"),
-    ([None, START, FileData(b"12"), FileEnd(GOOD)], "the end is missing"),
+    ([START, START], "b'f' has no file end"),
+    ([START, FileData(b"12"), FileEnd(GOOD), START], "b'f' is sent twice"),
+    ([START, UploadEnd(1, 2)], "b'f' has no file end"),
+    ([FileData(b"1")], "data without a file start"),
+    ([FileEnd(GOOD)], "a file end without a file start"),
+    ([UploadEnd(1, 2)], "0 files of 0 bytes arrived, the agent sent 1 of 2"),
+    ([UploadEnd(0, 0), START], "a part follows the end of the upload"),
+    ([None, START, FileData(b"12"), FileEnd(GOOD)], "the end of the upload is missing"),
 ]
 
 
