@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.domain.backoff import Backoff
+from agent.backoff import Backoff
 
 BOUNDS = [0.5, 1, 2, 4, 8, 16, 30, 30]
 
