@@ -67,7 +67,7 @@ async def test_it_ends_with_its_reason(
 async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "Patience", partial(follower.Patience, refused=0.3))
+    monkeypatch.setattr(follower, "Timings", partial(follower.Timings, refused=0.3))
     cell = cell_of(tmp_path, "log", "403 right")
     async with cell.living() as app:
         await cell.begin_action(app)

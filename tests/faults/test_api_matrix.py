@@ -84,7 +84,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (artifacts, "backoff", quick),
         (reflector, "BACKOFF", 0.01),
         (adoption, "LOOK", 0.05),
-        (follower, "Patience", partial(follower.Patience, read=0.5)),
+        (follower, "Timings", partial(follower.Timings, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
 

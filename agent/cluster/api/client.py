@@ -28,8 +28,7 @@ from kubernetes.aio.config.kube_config import load_kube_config
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from agent.cluster.api.errors import failure
-from agent.cluster.api.rate_limit import TokenBucket
-from agent.cluster.api.rate_limit import rank as rank_of
+from agent.cluster.api.rate_limit import METRIC_LABELS, TokenBucket, priority_of
 from agent.domain.errors import ClusterError, SettingsError
 from agent.domain.json import Object
 
@@ -108,7 +107,9 @@ class Client:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(f"{verb} {resource}: the answer broke off: {told(error)}", retryable=True) from error
+                raise ClusterError(
+                    f"{verb} {resource}: the answer broke off: {describe(error)}", retryable=True
+                ) from error
         return answer if isinstance(answer, dict) else {}
 
     @asynccontextmanager
@@ -127,14 +128,14 @@ class Client:
         Raises:
             ClusterError: anything but a 2xx answer. Errors while the body is read are the caller's.
         """
-        await self.turn(verb, resource)
+        await self.acquire_slot(verb, resource)
         began, code = time.monotonic(), "error"
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout)
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
             self.unanswered()
-            raise ClusterError(f"{verb} {resource}: {told(error)}", retryable=True) from error
+            raise ClusterError(f"{verb} {resource}: {describe(error)}", retryable=True) from error
         finally:
             self.metrics.requests.labels(verb, resource, code).inc()
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
@@ -146,12 +147,12 @@ class Client:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
 
-    async def turn(self, verb: str, resource: str) -> None:
+    async def acquire_slot(self, verb: str, resource: str) -> None:
         """Wait until the client-side limit lets this request through."""
         began = time.monotonic()
-        rank = rank_of(verb, resource)
-        await self.bucket.take(rank)
-        self.metrics.request_wait.labels(rank.name.lower()).observe(time.monotonic() - began)
+        priority = priority_of(verb, resource)
+        await self.bucket.acquire(priority)
+        self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 
     def unanswered(self) -> None:
         """Take note that the cluster did not answer; the next answer makes it reachable again."""
@@ -216,26 +217,26 @@ class Client:
         except ClusterError as error:
             log.debug("the cluster does not answer yet", error=error.message)
 
-    async def patiently(
+    async def retry(
         self,
         what: str,
         attempt: Callable[[], Awaitable[Object]],
         *,
         seconds: float,
-        tell: Callable[[str], Awaitable[None]] | None = None,
+        notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
         """Repeat `attempt` while it fails in a way that may pass, honouring Retry-After, for `seconds`.
 
-        `tell` is told each time for what it waits.
+        `notify` is told each time for what it waits.
 
         Raises:
             ClusterError: the last one.
         """
 
         async def say(state: RetryCallState) -> None:
-            log.warning("asking the cluster again", what=what, error=said(state))
-            if tell is not None:
-                await tell(said(state))
+            log.warning("asking the cluster again", what=what, error=last_error(state))
+            if notify is not None:
+                await notify(last_error(state))
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ClusterError) and error.retryable),
@@ -245,8 +246,8 @@ class Client:
             before_sleep=say,
             reraise=True,
         )
-        async for turn in retrying:
-            with turn:
+        async for attempt_context in retrying:
+            with attempt_context:
                 return await attempt()
         raise AssertionError("unreachable")  # pragma: no cover
 
@@ -265,12 +266,12 @@ def wait_as_told(state: RetryCallState) -> float:
     return backoff(state)
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return for people why there was no answer."""
     return "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
 
 
-def said(state: RetryCallState) -> str:
+def last_error(state: RetryCallState) -> str:
     """Return what the last try failed with."""
     return str(state.outcome.exception()) if state.outcome else ""
 

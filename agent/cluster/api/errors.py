@@ -28,7 +28,7 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
         message = str(answer.get("message") or body)
     except (ValueError, AttributeError):
         message = body
-    reason, retryable = rule(status, message)
+    reason, retryable = classify_status(status, message)
     return ClusterError(
         f"{verb} {resource}: {message.strip()[:2000] or 'no message'} (HTTP {status})",
         reason=reason,
@@ -38,7 +38,7 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
     )
 
 
-def rule(status: int, message: str) -> tuple[Reason, bool]:
+def classify_status(status: int, message: str) -> tuple[Reason, bool]:
     """Return what an action fails with for this answer, and whether asking again can help."""
     if status in (401, 429) or status >= 500:
         return Reason.CLUSTER_UNAVAILABLE, True

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
 
 PROTOCOL = "v4.channel.k8s.io"  # v5 adds only the end of stdin; who reads it here is told its size
 MAX_FRAME = 4 * 1024 * 1024
@@ -43,15 +44,6 @@ class ExecError(ClusterError):
 
 class ExecDeadline(ExecError):
     """The command had not ended at its deadline; it may still be running."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The container that a command is run in."""
-
-    namespace: str
-    pod: str
-    container: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +73,7 @@ class ExecStream:
     def __init__(
         self,
         client: Client,
-        target: Target,
+        target: ContainerRef,
         argv: Sequence[str],
         *,
         seconds: float,
@@ -197,9 +189,9 @@ class ExecStream:
         """
         code, now = "error", asyncio.get_running_loop().time()
         try:
-            # An answer that never comes costs one request's patience, not all the time that the command has.
+            # An answer that never comes costs one request's timeout, not all the time that the command has.
             async with asyncio.timeout_at(min(self._end, now + self.client.settings.request_timeout)):
-                await self.client.turn("create", "pods/exec")
+                await self.client.acquire_slot("create", "pods/exec")
                 socket = await self._handshake()
             code = "2xx"
         except aiohttp.WSServerHandshakeError as error:
@@ -299,7 +291,7 @@ def exit_code_of(status: bytes) -> int:
 
 
 async def run(
-    client: Client, target: Target, argv: Sequence[str], *, seconds: float, max_stdout: int = 64 * 1024
+    client: Client, target: ContainerRef, argv: Sequence[str], *, seconds: float, max_stdout: int = 64 * 1024
 ) -> ExecResult:
     """Run a short command and return all that it said.
 

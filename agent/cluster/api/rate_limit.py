@@ -1,4 +1,4 @@
-"""How fast the API is asked: a token bucket whose waiters go by their rank, then in the order in which they came.
+"""How fast the API is asked: a token bucket whose waiters go by their priority, then in the order in which they came.
 
 Lives as long as the client. An agent that gets hundreds of actions at once wants more requests than it may make, and
 not all can wait alike. What tells others that it lives, and what tells it of the cluster, goes first: a Lease that is
@@ -18,19 +18,23 @@ from itertools import count
 WHOLE = 1 - 1e-9
 
 
-class Rank(IntEnum):
+class Priority(IntEnum):
     """Who goes first: what keeps the agent alive, what carries sessions on, what begins new ones."""
 
     ALIVE = 0
-    GOING = 1
+    RUNNING = 1
     NEW = 2
 
 
-def rank(verb: str, resource: str) -> Rank:
+# The values of the metric's label `rank`. They are older than the members' names and stay for dashboards.
+METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new"}
+
+
+def priority_of(verb: str, resource: str) -> Priority:
     """Return the rank of a request, named as in RBAC."""
     if resource in ("leases", "version") or (verb in ("list", "watch") and resource == "pods"):
-        return Rank.ALIVE
-    return Rank.NEW if (verb, resource) == ("create", "pods") else Rank.GOING
+        return Priority.ALIVE
+    return Priority.NEW if (verb, resource) == ("create", "pods") else Priority.RUNNING
 
 
 class TokenBucket:
@@ -41,16 +45,16 @@ class TokenBucket:
         self.tokens = self.burst = max(1.0, 2 * rate)
         self.seen = time.monotonic()
         self.numbers = count()
-        self.line: list[tuple[Rank, int, asyncio.Future[None]]] = []
+        self.line: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self.timer: asyncio.TimerHandle | None = None
 
-    async def take(self, rank: Rank = Rank.GOING) -> None:
+    async def acquire(self, priority: Priority = Priority.RUNNING) -> None:
         """Wait for one token."""
         if not self.line and self.refilled():
             self.tokens -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self.line, (rank, next(self.numbers), turn))
+        heapq.heappush(self.line, (priority, next(self.numbers), turn))
         self.serve()
         try:
             await turn

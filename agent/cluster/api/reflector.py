@@ -50,26 +50,26 @@ class Reflector:
         self.metrics = metrics
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
-        self.gone: dict[str, None] = {}
+        self.deleted_uids: dict[str, None] = {}
         self.failures = 0
         self.trouble = ""
         self.silence = SILENCE
 
-    def event(self, line: bytes) -> Object:
+    def parse_event(self, line: bytes) -> Object:
         """Read an event of a watch."""
         event: Object = json.loads(line)
         return event
 
-    def slim(self, found: Object) -> Object:
+    def prune_fields(self, found: Object) -> Object:
         """Return what is kept of an object."""
         return found
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         """Act on a change; None when the object is gone."""
 
-    def removed(self, name: str, last: Object | None) -> None:
+    def on_delete(self, name: str, last: Object | None) -> None:
         """Act on the end of an object; `last` is its last state, None when only its absence was seen."""
-        self.noted(name, None)
+        self.on_update(name, None)
 
     async def run(self) -> None:
         """Keep the picture current until cancelled."""
@@ -110,9 +110,9 @@ class Reflector:
             raise ClusterError(f"list {self.resource}: the answer is no list", retryable=True)
         found = {each["metadata"]["name"]: each for each in answer.get("items", ())}
         for name in before.keys() - found.keys():
-            self.lose(before[name], None)
+            self.delete(before[name], None)
         for each in found.values():
-            self.take("MODIFIED", each)
+            self.apply_event("MODIFIED", each)
         return str(version)
 
     async def follow(self, version: str) -> str:
@@ -129,12 +129,12 @@ class Reflector:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
                 self.trouble = ""
                 async for line in self.lines(response):
-                    event = self.event(line)
+                    event = self.parse_event(line)
                     if event["type"] == "ERROR":
                         return ""
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
-                        self.take(event["type"], event["object"])
+                        self.apply_event(event["type"], event["object"])
         except ClusterError as error:
             if error.status == 410:
                 return ""
@@ -162,29 +162,29 @@ class Reflector:
                 if line:
                     yield line
 
-    def take(self, kind: str, found: Object) -> None:
+    def apply_event(self, kind: str, found: Object) -> None:
         """Note one event."""
-        found = self.slim(found)
+        found = self.prune_fields(found)
         name, uid = found["metadata"]["name"], found["metadata"]["uid"]
         if kind == "DELETED":
-            self.gone[uid] = None
-            while len(self.gone) > GONE:
-                del self.gone[next(iter(self.gone))]
-            self.lose(found, found)
+            self.deleted_uids[uid] = None
+            while len(self.deleted_uids) > GONE:
+                del self.deleted_uids[next(iter(self.deleted_uids))]
+            self.delete(found, found)
             return
         known = self.objects.get(name)
-        if uid in self.gone or (known is not None and older(found, known)):
+        if uid in self.deleted_uids or (known is not None and older(found, known)):
             return
         self.objects[name] = found
-        self.noted(name, found)
+        self.on_update(name, found)
 
-    def lose(self, found: Object, last: Object | None) -> None:
-        """Forget an object that is there no more, unless another has its name; `last` as in `removed`."""
+    def delete(self, found: Object, last: Object | None) -> None:
+        """Forget an object that is there no more, unless another has its name; `last` as in `on_delete`."""
         name = found["metadata"]["name"]
         known = self.objects.get(name)
         if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:
             del self.objects[name]
-            self.removed(name, last)
+            self.on_delete(name, last)
 
 
 def older(found: Object, known: Object) -> bool:

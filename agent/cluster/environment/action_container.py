@@ -34,7 +34,7 @@ class ActionContainer:
         """Whether commands may have begun."""
         return self.state is not ContainerState.WAITING
 
-    async def left(self, state: ContainerState) -> None:
+    async def wait_while(self, state: ContainerState) -> None:
         """Wait until the state is another one."""
         while self.state is state:
             await self.watched.change(self.watched.version)

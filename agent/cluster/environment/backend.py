@@ -80,7 +80,7 @@ class Pods:
         environment.asked = True
         environment.model = recreate.model(pod, self.settings)
         self.left.pop(environment.plan.nonce, None)
-        self.watch.take("MODIFIED", pod)
+        self.watch.apply_event("MODIFIED", pod)
         return environment
 
     def plan(self, action: Action, nonce: str) -> manifest.Plan:

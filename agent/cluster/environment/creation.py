@@ -66,7 +66,7 @@ async def create_secret(client: Client, body: Object, tell: Callable[[str], Awai
             await delete_secret(client, f"{path}/{body['metadata']['name']}")
             raise ClusterError(error.message, status=409, retryable=True) from error
 
-    await client.patiently("create secret", attempt, seconds=SECRET_PATIENCE, tell=tell)
+    await client.retry("create secret", attempt, seconds=SECRET_PATIENCE, notify=tell)
 
 
 async def delete_secret(client: Client, path: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.exec import Target
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.outcome import Outcome
 
 
@@ -52,7 +52,7 @@ class Workbench:
         """Whether the workspace must be within reach, whatever files the action wants."""
         return self.tree is not None or self.keep or self.shell
 
-    async def fill(self, client: Client, target: Target, workspace: str) -> None:
+    async def fill(self, client: Client, target: ContainerRef, workspace: str) -> None:
         """Put the tree into the workspace, if there is one; the commands begin after it.
 
         Raises:
@@ -79,7 +79,7 @@ class Workbench:
             raise failed(error.message) from error
 
     async def look(
-        self, client: Client, path: str, pod: Object, outcome: Outcome, target: Target, workspace: str
+        self, client: Client, path: str, pod: Object, outcome: Outcome, target: ContainerRef, workspace: str
     ) -> str:
         """Open a shell in the workspace of an action that failed, if one is wanted, until it is left.
 
@@ -98,7 +98,7 @@ class Workbench:
         return said
 
 
-def opening(outcome: Outcome, target: Target, workspace: str) -> str:
+def opening(outcome: Outcome, target: ContainerRef, workspace: str) -> str:
     """Say where the shell is, and why."""
     where = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
     return f"✘ {outcome.message}\n  A shell in {workspace} of {where}; `exit` goes on and cleans up."

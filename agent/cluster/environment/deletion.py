@@ -25,7 +25,7 @@ async def delete_pod(
     if grace is not None:
         body["gracePeriodSeconds"] = grace
     try:
-        await client.patiently(
+        await client.retry(
             "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=patience
         )
     except ClusterError as error:
@@ -38,9 +38,7 @@ async def delete_pod(
 async def own_uid(client: Client, path: str, name: str, nonce: str, seconds: float) -> str:
     """Look for a pod whose creation was asked for but never confirmed; "" when there is none of ours."""
     try:
-        found = await client.patiently(
-            "get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=seconds
-        )
+        found = await client.retry("get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=seconds)
     except ClusterError as error:
         if error.status == 404:
             return ""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.cluster.api import exec as execs
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.artifacts import collect
-from agent.cluster.artifacts.archive_reader import Limits as ArchiveLimits
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.action_container import ActionContainer
 from agent.cluster.environment.creation import create_pod, create_secret
 from agent.cluster.environment.deletion import UNBEGUN, delete_pod, own_uid
-from agent.cluster.logs import follower, request
+from agent.cluster.logs import follower
 from agent.cluster.pod import manifest
 from agent.cluster.pod.fields import container
 from agent.cluster.pod.setup_status import History, Intent
@@ -103,14 +104,14 @@ class PodEnvironment:
             self.hold()
         self.asked, self.uid, self.timeline = True, "", Timeline(time.monotonic())
         try:
-            made = await self.client.patiently(
+            made = await self.client.retry(
                 "create pod",
                 lambda: create_pod(self.client, self.path, body),
                 seconds=settings.policy.pending_timeout,
-                tell=waits,
+                notify=waits,
             )
             self.uid = made["metadata"]["uid"]
-            self.pods.watch.take("ADDED", made)
+            self.pods.watch.apply_event("ADDED", made)
             if self.plan.action.secrets:
                 await create_secret(self.client, manifest.secret(self.plan, settings, self.uid), waits)
         except ClusterError as error:
@@ -175,11 +176,11 @@ class PodEnvironment:
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of the commands from the cursor to its end."""
-        target = request.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.container.log_ended = False
         settings = self.pods.settings.logs
-        patience = follower.Patience(probe=settings.probe_after)
-        items = follower.follow(self.client, target, cursor, self.container, patience, settings.node_limit)
+        timings = follower.Timings(probe=settings.probe_after)
+        items = follower.follow(self.client, target, cursor, self.container, timings, settings.node_limit)
         async with aclosing(items):
             async for item in items:
                 yield item
@@ -190,7 +191,7 @@ class PodEnvironment:
 
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
-        target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.intent = replace(self.intent, interrupted=True)
         try:
             await execs.run(self.client, target, command.interrupt(grace), seconds=grace + 10)
@@ -248,9 +249,9 @@ class PodEnvironment:
         return said
 
     @property
-    def holder(self) -> execs.Target:
+    def holder(self) -> ContainerRef:
         """The container that holds the workspace."""
-        return execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
+        return ContainerRef(self.plan.namespace, self.plan.name, manifest.FILES)
 
     # ---- remains
 

@@ -189,7 +189,7 @@ async def events_of(client: Client, namespace_path: str, uid: str) -> list[Objec
         ClusterError: they cannot be read.
     """
     query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
-    answer = await client.patiently(
+    answer = await client.retry(
         "list events",
         lambda: client.request("list", "events", f"{namespace_path}/events", query=query),
         seconds=PATIENCE,

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.exec import Target
+    from agent.cluster.api.container_ref import ContainerRef
 
 LONGEST = 24 * 3600.0
 SHELL = 'cd "$1"; export TERM="$2" PS1="\\w \\$ "; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
 
 
-async def shell(client: Client, target: Target, folder: str) -> int:
+async def shell(client: Client, target: ContainerRef, folder: str) -> int:
     """Give the terminal to a shell in FOLDER of a container; returns its exit code.
 
     Raises:

@@ -76,7 +76,7 @@ class PodWatch(Reflector):
         """Return what is known of one pod."""
         found = self.objects.get(name)
         if found is not None and UNREAD in found:
-            found = self.objects[name] = self.slim(json.loads(found[UNREAD])["object"])
+            found = self.objects[name] = self.prune_fields(json.loads(found[UNREAD])["object"])
         return found
 
     def watch(self, name: str) -> Watched:
@@ -90,7 +90,7 @@ class PodWatch(Reflector):
         """Stop to follow one pod."""
         self.watched.pop(name, None)
 
-    def event(self, line: bytes) -> Object:
+    def parse_event(self, line: bytes) -> Object:
         """Read an event; of a pod that another agent drives only its head, as far as it is written as usual."""
         if self.own and self.own not in line and (head := HEAD.match(line)) and (agent := DRIVER.search(line)):
             kind, name, uid, version = (part.decode() for part in head.groups())
@@ -98,9 +98,9 @@ class PodWatch(Reflector):
                 labels = {AGENT: agent[1].decode()}
                 metadata = {"name": name, "uid": uid, "resourceVersion": version, "labels": labels}
                 return {"type": kind, "object": {"metadata": metadata, UNREAD: line}}
-        return super().event(line)
+        return super().parse_event(line)
 
-    def slim(self, found: Object) -> Object:
+    def prune_fields(self, found: Object) -> Object:
         """Keep the fields that are read: a pod is 10 KiB, of which one is enough."""
         if UNREAD in found:
             return found
@@ -111,14 +111,14 @@ class PodWatch(Reflector):
             "status": found.get("status", {}),
         }
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         """Tell who follows the pod."""
         if name in self.watched:
             self.watched[name].tell(found)
         if found is not None:
             self.on_change(found)
 
-    def removed(self, name: str, last: Object | None) -> None:
+    def on_delete(self, name: str, last: Object | None) -> None:
         """Tell who follows the pod, with the state in which it went."""
         if name in self.watched:
             self.watched[name].tell(None, last)

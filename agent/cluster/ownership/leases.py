@@ -154,7 +154,7 @@ class Leases(Reflector):
 
     # ---- the others'
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         """Note when a record changed, on this process's clock."""
         now = time.monotonic()
         if found is None:

@@ -12,7 +12,7 @@ from tenacity import wait_none
 
 from agent.cluster.api import client as clients
 from agent.cluster.api.client import Client, wait_as_told
-from agent.cluster.api.errors import rule
+from agent.cluster.api.errors import classify_status
 from agent.domain.errors import ClusterError, Reason, SettingsError
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
@@ -71,7 +71,7 @@ async def failure(client: Client) -> ClusterError:
     ],
 )
 def test_the_rule_of_each_failure(status: int, message: str, reason: Reason, retryable: bool) -> None:
-    assert rule(status, message) == (reason, retryable)
+    assert classify_status(status, message) == (reason, retryable)
 
 
 async def test_an_answer_is_its_json(api: FakeApi) -> None:
@@ -174,7 +174,7 @@ async def test_a_stream_is_handed_out_unread(api: FakeApi) -> None:
 
 
 async def patiently(client: Client, seconds: float = 30.0) -> Any:
-    return await client.patiently("get", lambda: client.request("get", "pods", f"{PATH}/p"), seconds=seconds)
+    return await client.retry("get", lambda: client.request("get", "pods", f"{PATH}/p"), seconds=seconds)
 
 
 async def test_what_may_pass_is_asked_again(api: FakeApi) -> None:

@@ -13,13 +13,13 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import (
     MAX_FRAME,
     MAX_STDERR,
     ExecDeadline,
     ExecError,
     ExecStream,
-    Target,
     exit_code_of,
     run,
 )
@@ -28,7 +28,7 @@ from agent.telemetry.metrics import Metrics
 
 Script = Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]
 
-TARGET = Target("actions", "pod-1", "files")
+TARGET = ContainerRef("actions", "pod-1", "files")
 SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.api.rate_limit import Rank, TokenBucket, rank
+from agent.cluster.api.rate_limit import Priority, TokenBucket, priority_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,9 @@ class Line:
         self.served: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str, rank: Rank = Rank.GOING) -> None:
+    async def ask(self, name: str, priority: Priority = Priority.RUNNING) -> None:
         async def turn() -> None:
-            await self.bucket.take(rank)
+            await self.bucket.acquire(priority)
             self.served.append(name)
 
         self.tasks[name] = asyncio.create_task(turn())
@@ -67,7 +67,7 @@ class Line:
 async def emptied(rate: float) -> TokenBucket:
     bucket = TokenBucket(rate)
     for _ in range(int(2 * rate)):
-        await bucket.take()
+        await bucket.acquire()
     return bucket
 
 
@@ -96,13 +96,13 @@ async def test_no_more_than_a_burst_is_saved_up(clock: Clock) -> None:
 
 async def test_ranks_go_before_the_order_of_coming(clock: Clock) -> None:
     line = Line(await emptied(10))
-    await line.ask("pod 1", Rank.NEW)
-    await line.ask("pod 2", Rank.NEW)
-    await line.ask("log", Rank.GOING)
-    await line.ask("delete", Rank.GOING)
-    await line.ask("lease", Rank.ALIVE)
+    await line.ask("pod 1", Priority.NEW)
+    await line.ask("pod 2", Priority.NEW)
+    await line.ask("log", Priority.RUNNING)
+    await line.ask("delete", Priority.RUNNING)
+    await line.ask("lease", Priority.ALIVE)
     await clock.pass_by(0.2)
-    await line.ask("lease again", Rank.ALIVE)
+    await line.ask("lease again", Priority.ALIVE)
     await clock.pass_by(1)
     assert line.served == ["lease", "log", "lease again", "delete", "pod 1", "pod 2"]
 
@@ -140,19 +140,19 @@ async def test_who_gives_up_at_its_turn_leaves_it_to_the_next(clock: Clock) -> N
 @pytest.mark.parametrize(
     ("verb", "resource", "expected"),
     [
-        ("patch", "leases", Rank.ALIVE),
-        ("create", "leases", Rank.ALIVE),
-        ("list", "pods", Rank.ALIVE),
-        ("list", "events", Rank.GOING),
-        ("watch", "pods", Rank.ALIVE),
-        ("get", "version", Rank.ALIVE),
-        ("get", "pods/log", Rank.GOING),
-        ("create", "pods/exec", Rank.GOING),
-        ("create", "secrets", Rank.GOING),
-        ("delete", "pods", Rank.GOING),
-        ("patch", "pods", Rank.GOING),
-        ("create", "pods", Rank.NEW),
+        ("patch", "leases", Priority.ALIVE),
+        ("create", "leases", Priority.ALIVE),
+        ("list", "pods", Priority.ALIVE),
+        ("list", "events", Priority.RUNNING),
+        ("watch", "pods", Priority.ALIVE),
+        ("get", "version", Priority.ALIVE),
+        ("get", "pods/log", Priority.RUNNING),
+        ("create", "pods/exec", Priority.RUNNING),
+        ("create", "secrets", Priority.RUNNING),
+        ("delete", "pods", Priority.RUNNING),
+        ("patch", "pods", Priority.RUNNING),
+        ("create", "pods", Priority.NEW),
     ],
 )
-def test_the_rank_of_a_request(verb: str, resource: str, expected: Rank) -> None:
-    assert rank(verb, resource) is expected
+def test_the_rank_of_a_request(verb: str, resource: str, expected: Priority) -> None:
+    assert priority_of(verb, resource) is expected

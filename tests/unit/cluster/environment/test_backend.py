@@ -124,13 +124,13 @@ async def test_what_the_watch_tells_late_of_an_earlier_pod_is_not_taken_for_the_
 
         async def told_in_between(*arguments: Any) -> Any:
             answer = await made(*arguments)
-            here.watch.gone.clear()  # the end of the earlier one is told later
-            here.watch.take("MODIFIED", earlier)
+            here.watch.deleted_uids.clear()  # the end of the earlier one is told later
+            here.watch.apply_event("MODIFIED", earlier)
             return answer
 
         monkeypatch.setattr(environments, "create_pod", told_in_between)
         await environment.create()
-        here.watch.take("DELETED", earlier)
+        here.watch.apply_event("DELETED", earlier)
         assert environment.watched.pod is not None
         assert environment.watched.pod["metadata"]["uid"] == environment.uid
         await environment.remove()

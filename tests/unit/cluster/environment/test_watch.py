@@ -188,32 +188,32 @@ def version(pod: Object, number: int, **status: str) -> Object:
 
 async def test_what_is_older_than_known_is_not_taken(watch: PodWatch) -> None:
     pod, watched = pod_of("a"), watch.watch("a")
-    watch.take("ADDED", version(pod, 10, phase="Running"))
-    watch.take("MODIFIED", version(pod, 9, phase="Pending"))
+    watch.apply_event("ADDED", version(pod, 10, phase="Running"))
+    watch.apply_event("MODIFIED", version(pod, 9, phase="Pending"))
     assert watched.pod is not None
     assert (watched.version, watched.pod["status"]["phase"]) == (1, "Running")
-    watch.take("MODIFIED", version(pod, 100, phase="Succeeded"))
+    watch.apply_event("MODIFIED", version(pod, 100, phase="Succeeded"))
     assert watched.pod["status"]["phase"] == "Succeeded"
 
 
 async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> None:
     watched = watch.watch("a")
-    watch.take("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
-    watch.take("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
+    watch.apply_event("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
+    watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
     # What comes late of the first one: its pod was made again before the watch had told of its end.
-    watch.take("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
-    watch.take("DELETED", version(pod_of("a", "uid-1"), 12))
+    watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
+    watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    watch.take("DELETED", version(pod_of("a", "uid-2"), 14))
+    watch.apply_event("DELETED", version(pod_of("a", "uid-2"), 14))
     assert watch.pods == {}
     assert watched.version == 3
 
 
 async def test_a_deletion_of_what_is_not_known_says_nothing(watch: PodWatch) -> None:
     watched = watch.watch("a")
-    watch.take("DELETED", version(pod_of("a"), 1))
+    watch.apply_event("DELETED", version(pod_of("a"), 1))
     assert watched.version == 0
 
 
@@ -221,7 +221,7 @@ async def test_only_what_is_read_is_kept(watch: PodWatch) -> None:
     pod = version(pod_of("a"), 1, phase="Running")
     pod["metadata"] |= {"managedFields": [{}] * 9, "deletionTimestamp": "t", "deletionGracePeriodSeconds": 0}
     pod["spec"] |= {"containers": [{"command": ["x" * 100_000]}]}
-    watch.take("ADDED", pod)
+    watch.apply_event("ADDED", pod)
     kept = watch.pods["a"]
     assert kept["spec"] == {"nodeName": "node-1"}
     assert kept["metadata"].keys() >= {"name", "uid", "labels", "deletionTimestamp", "deletionGracePeriodSeconds"}
@@ -231,11 +231,11 @@ async def test_only_what_is_read_is_kept(watch: PodWatch) -> None:
 async def test_a_change_is_not_missed_between_looking_and_waiting(watch: PodWatch) -> None:
     watched = watch.watch("a")
     seen = watched.version
-    watch.take("ADDED", version(pod_of("a"), 1))
+    watch.apply_event("ADDED", version(pod_of("a"), 1))
     await watched.change(seen)
     await watched.change(watched.version, timeout=0.01)  # nothing new: the time is over
     watch.forget("a")
-    watch.take("MODIFIED", version(pod_of("a"), 2))
+    watch.apply_event("MODIFIED", version(pod_of("a"), 2))
     assert watched.version == 1
     again = watch.watch("a")
     assert again.pod is watch.pods["a"]
@@ -281,8 +281,8 @@ def mine() -> PodWatch:
 
 
 def take(watch: PodWatch, line: bytes) -> Object:
-    event = watch.event(line)
-    watch.take(event["type"], event["object"])
+    event = watch.parse_event(line)
+    watch.apply_event(event["type"], event["object"])
     return watch.objects.get("a", {})
 
 
@@ -293,7 +293,7 @@ async def test_of_another_agents_pod_only_the_head_is_read_until_somebody_asks(m
         "name": "a", "uid": "uid-a", "resourceVersion": "10", "labels": {"sealci.dev/agent": "pod-2.other"},
     }  # fmt: skip
     assert "status" not in kept
-    assert mine.pods["a"] == mine.slim(pod)
+    assert mine.pods["a"] == mine.prune_fields(pod)
     assert mine.read("a") is mine.pods["a"]
     take(mine, line("MODIFIED", driven_by("pod-2.other", 11, phase="Succeeded")))
     take(mine, line("MODIFIED", driven_by("pod-2.other", 9, phase="Pending")))

@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.artifacts import collect as collect_module
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, Limits
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveLimits, ArchiveReader
 from agent.cluster.in_pod import collect_files, packaging, workspace
 from agent.cluster.in_pod.glob import compiled, first_folders
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 
-LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
+LIMITS = ArchiveLimits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 
 
 def here(command: list[str], snapshot: Path) -> list[str]:
@@ -40,7 +40,7 @@ class Received:
 
     contents: dict[bytes, bytes] = field(default_factory=dict)
     modes: dict[bytes, int] = field(default_factory=dict)
-    manifest: Manifest | None = None
+    manifest: ArchiveManifest | None = None
 
     def take(self, reader: ArchiveReader, data: bytes) -> None:
         for item in reader.feed(data):
@@ -52,11 +52,11 @@ class Received:
             elif isinstance(item, FileEnd):
                 assert hashlib.sha256(self.pieces).digest() == item.sha256
                 self.contents[self.path] = bytes(self.pieces)
-            elif isinstance(item, Manifest):
+            elif isinstance(item, ArchiveManifest):
                 self.manifest = item
 
     @property
-    def said(self) -> Manifest:
+    def said(self) -> ArchiveManifest:
         assert self.manifest is not None
         return self.manifest
 
@@ -83,10 +83,10 @@ class Place:
     def take_snapshot(self) -> None:
         workspace.take_snapshot(str(self.root), str(self.snapshot))
 
-    def command(self, rules: ArtifactRules = ArtifactRules(), limits: Limits = LIMITS) -> list[str]:  # noqa: B008
+    def command(self, rules: ArtifactRules = ArtifactRules(), limits: ArchiveLimits = LIMITS) -> list[str]:  # noqa: B008
         return here(collect_module.collect_command(rules, limits, workspace=str(self.root)), self.snapshot)
 
-    def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: Limits = LIMITS) -> Received:
+    def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: ArchiveLimits = LIMITS) -> Received:
         received = Received()
         reader = ArchiveReader(LIMITS)
         command = self.command(ArtifactRules(paths, exclude), limits)
@@ -405,13 +405,13 @@ def test_a_file_that_changes_while_it_is_read_is_told(place: Place, change: str,
 @pytest.mark.parametrize(
     ("limits", "sent", "why"),
     [
-        (Limits(2, 100, 1000, 60), {b"a", b"b"}, "over the limit of 2 files"),
-        (Limits(9, 20, 1000, 60), {b"a", b"c"}, "30 bytes, over the limit of 20 for a file"),
-        (Limits(9, 100, 25, 60), {b"a", b"c"}, "over the limit of 25 bytes in all"),
+        (ArchiveLimits(2, 100, 1000, 60), {b"a", b"b"}, "over the limit of 2 files"),
+        (ArchiveLimits(9, 20, 1000, 60), {b"a", b"c"}, "30 bytes, over the limit of 20 for a file"),
+        (ArchiveLimits(9, 100, 25, 60), {b"a", b"c"}, "over the limit of 25 bytes in all"),
     ],
 )
 def test_over_a_limit_the_default_set_is_cut_and_a_declared_one_ends(
-    place: Place, limits: Limits, sent: set[bytes], why: str
+    place: Place, limits: ArchiveLimits, sent: set[bytes], why: str
 ) -> None:
     for name, size in (("a", 10), ("b", 30 if limits.files > 2 else 1), ("c", 10)):
         place.write(name, b"x" * size)
@@ -428,7 +428,7 @@ def test_over_a_limit_the_default_set_is_cut_and_a_declared_one_ends(
 
 def test_the_time_limit(place: Place) -> None:
     place.write("file")
-    limits = Limits(9, 9, 9, -4)
+    limits = ArchiveLimits(9, 9, 9, -4)
     received = place.collect(limits=limits)
     assert received.contents == {}
     assert received.left_out == {b"file": "not reached within the limit of -3 s"}
@@ -543,7 +543,7 @@ def test_a_reader_that_goes_away_ends_the_collector(place: Place) -> None:
 def test_a_collector_that_nobody_reads_ends_itself(place: Place) -> None:
     globs = tuple(f"{index:0>100}" for index in range(2000))
     seconds = 1 - collect_files.PATIENCE
-    command = place.command(ArtifactRules(globs), Limits(9, 9, 9, seconds))
+    command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.wait(30) == -signal.SIGALRM
 

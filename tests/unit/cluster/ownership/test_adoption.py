@@ -118,8 +118,8 @@ async def test_a_pod_of_which_only_the_head_was_read_is_adopted(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
     heir = Heir(client)
-    event = heir.watch.event(written({"type": "ADDED", "object": api.pods[dead.plan.name]}))
-    heir.watch.take(event["type"], event["object"])
+    event = heir.watch.parse_event(written({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    heir.watch.apply_event(event["type"], event["object"])
     assert UNREAD in heir.watch.objects[dead.plan.name]
     await heir.adoption.once()
     (taken,) = heir.taken

@@ -69,7 +69,9 @@ class Pool:
         self.version += 1
         name = self.leases.name if agent == ME else f"lease-of-{agent}"
         metadata = {"name": name, "uid": name, "resourceVersion": str(self.version)}
-        self.leases.take(kind, {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15}})
+        self.leases.apply_event(
+            kind, {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15}}
+        )
 
     def renew(self) -> None:
         """Let the own renewal succeed, and be seen."""
@@ -213,7 +215,7 @@ class Replicas:
         own.renewed_now()
         metadata = {"name": own.name, "uid": own.name, "resourceVersion": str(self.version)}
         for observer in self.observers.values():
-            observer.take(
+            observer.apply_event(
                 "MODIFIED",
                 {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15, **spec}},
             )
