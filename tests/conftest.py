@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, default)
+    # Without this call, the first synchronous test makes an event loop that is never closed: looptime's and
+    # pytest-asyncio's hooks call `get_event_loop`, which creates a loop in a thread that never had one. The garbage
+    # collector then fails whichever later test it runs in. After this call, `get_event_loop` raises, as both expect.
+    asyncio.set_event_loop(None)
     config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
