@@ -15,7 +15,7 @@ import structlog
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.observations import FINAL, Exited, Lost, SetupFailed
 from agent.domain.outcome import Outcome, Result
-from agent.execution.log_forwarder import send_log
+from agent.execution.logs.forwarder import send_log
 from agent.execution.session import End, Wish, ended, first_of
 
 if TYPE_CHECKING:

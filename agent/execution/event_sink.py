@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
 
 
-class Outlet(Protocol):
+class SessionSink(Protocol):
     """The way out of one session."""
 
     async def send(self, event: Event) -> None:
         """Take the event into the window, waiting while it is full. Not yet delivered when it returns."""
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait until everything that was sent is acknowledged."""
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
@@ -41,8 +41,8 @@ class Outlet(Protocol):
         """Forget the session: nothing more will be sent of it."""
 
 
-class Sink(Protocol):
+class EventSink(Protocol):
     """Gives every session its outlet."""
 
-    def open(self, key: Key, *, adopted: bool = False) -> Outlet:
+    def open(self, key: Key, *, adopted: bool = False) -> SessionSink:
         """Return the outlet of a new session; one that was adopted sends nothing before the scheduler says where."""

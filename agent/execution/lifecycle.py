@@ -65,7 +65,7 @@ async def tell(session: Session, environment: Environment, begin: Beginning, set
         outcome = await explained(session, failure)
     except Interrupted as interrupted:
         outcome = session.interrupted(interrupted.wish)
-    if environment.attended:
+    if environment.interactive:
         await lingered(session, environment, outcome)
     await session.finish(outcome)
 
@@ -109,12 +109,12 @@ async def begun(session: Session, environment: Environment) -> None:
     for last in (False, True):
         seen = await session.guarded(waited(session, environment))
         if isinstance(seen, (Running, Exited)):
-            if environment.attended and isinstance(seen, Running):
-                await session.guarded(environment.fill())
+            if environment.interactive and isinstance(seen, Running):
+                await session.guarded(environment.upload_workspace())
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
-        if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.repeatable:
+        if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.recreatable:
             raise lost(session.stage, seen)
         await session.say(f"{seen.message}; no command had run: made again", Source.SETUP)
         await session.guarded(again(session, environment))
@@ -140,7 +140,7 @@ async def lingered(session: Session, environment: Environment, outcome: Outcome)
     """Let who sits at the terminal look at the environment before it is removed; a wish that comes now ends that."""
     session.serve_wish()
     try:
-        said = await session.guarded(environment.linger(outcome))
+        said = await session.guarded(environment.hold_for_debugging(outcome))
     except Interrupted:
         return
     if said:

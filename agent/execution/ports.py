@@ -56,17 +56,17 @@ class Environment(Protocol):
         """
 
     @property
-    def repeatable(self) -> bool:
+    def recreatable(self) -> bool:
         """Whether `create` can make it again after `remove`: an adopted one may not tell enough of itself."""
 
     @property
     def running_for(self) -> float:
         """How many seconds the commands have been running, by the cluster's clock; 0 before."""
 
-    def leave(self) -> None:
+    def disown(self) -> None:
         """Have nothing to do with the environment any more: `remove` does not touch it from now on."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Hold nothing of an environment that no session will drive; what `remove` does in the end."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
@@ -98,17 +98,17 @@ class Environment(Protocol):
         """
 
     @property
-    def attended(self) -> bool:
-        """Whether somebody at a terminal has a hand in it: only then are `fill` and `linger` called."""
+    def interactive(self) -> bool:
+        """Whether somebody at a terminal has a hand in it: only then are `upload_workspace` and `hold_for_debugging` called."""
 
-    async def fill(self) -> None:
+    async def upload_workspace(self) -> None:
         """Complete the workspace before the commands begin.
 
         Raises:
             ActionFailed: it cannot be completed.
         """
 
-    async def linger(self, outcome: Outcome) -> str:
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Stay until nobody looks at it any more; returns what is to be said of a failure."""
 
     async def remove(self) -> None:

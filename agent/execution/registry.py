@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
-    from agent.execution.event_sink import Sink
+    from agent.execution.event_sink import EventSink
     from agent.execution.ports import Backend, Environment
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
@@ -48,7 +48,7 @@ class Sessions:
         self,
         settings: Settings,
         backend: Backend,
-        sink: Sink,
+        sink: EventSink,
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
         traces: Traces = SILENT,
@@ -110,7 +110,7 @@ class Sessions:
         attempt = action.key.attempt_key
         if attempt in self.running:
             log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
-            environment.let_go()
+            environment.release()
             return False
         trace = self.traces.begin(action, adopted=True)
         session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0, trace)
@@ -167,7 +167,7 @@ class Sessions:
         """End a session here that goes on elsewhere."""
         session.over = True
         if session.environment is not None:
-            session.environment.leave()
+            session.environment.disown()
         self.end(session)
 
     def end(self, session: Session) -> None:
@@ -201,7 +201,7 @@ class Sessions:
         try:
             for event in events:
                 await outlet.send(event)
-            await outlet.settled()
+            await outlet.wait_until_stored()
         finally:
             outlet.close()
 
@@ -331,7 +331,7 @@ class Sessions:
         """Leave every environment as it is, also those that are being removed: the cluster takes no word from here."""
         for session in self.living.values():
             if session.environment is not None:
-                session.environment.leave()
+                session.environment.disown()
 
     def abandon(self) -> None:
         """End the tasks of sessions that did not end by themselves."""

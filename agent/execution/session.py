@@ -18,7 +18,7 @@ from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, Finished, LogChunk, Source, StageChanged
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
-from agent.execution.masking import Masker
+from agent.execution.logs.masking import Masker
 from agent.telemetry.traces import Trace
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from agent.domain.errors import ActionFailed
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
-    from agent.execution.event_sink import Outlet
-    from agent.execution.log_pipeline import LogStream
+    from agent.execution.event_sink import SessionSink
+    from agent.execution.logs.pipeline import LogStream
     from agent.execution.ports import Environment
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,7 @@ class Session:
     its environment (`made`), how its commands ended (`end`) and its outcome, and only the telling begins again.
     """
 
-    def __init__(self, action: Action, outlet: Outlet, timeout: float, trace: Trace | None = None) -> None:
+    def __init__(self, action: Action, outlet: SessionSink, timeout: float, trace: Trace | None = None) -> None:
         self.action = action
         self.key = action.key
         self.outlet = outlet
@@ -215,7 +215,7 @@ class Session:
         self.stage_seconds[self.stage] = time.monotonic() - self.stage_began
         self.trace.decided(self.outcome)
         await self.send(Finished(self.outcome))
-        await self.outlet.settled()
+        await self.outlet.wait_until_stored()
         self.trace.enter("cleanup")
         self.over = True
 

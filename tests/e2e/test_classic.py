@@ -19,6 +19,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, Agent, until
 from tests.e2e.observer import Observer, remains
 from tests.e2e.release import Release
 from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
+from tests.fakes.waiting import LONG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -149,7 +150,7 @@ async def test_twenty_at_once_and_one_that_waits(lab: ClassicLab) -> None:
         both = list(zip(calls, answers, strict=True))
         await asyncio.gather(*(until_text(call, answer, "\n") for call, answer in both))
         entry = lab.scheduler.best()
-        await lab.scheduler.until(lambda: entry.free == 0)
+        await lab.scheduler.until("the agent reports 0 % free", lambda: entry.free == 0, LONG)
         assert entry.health[-1].memory_avail == 0
         waiting, last = lab.scheduler.dial(asked(BUSYBOX, "echo last", number=99)), Answer()
         await until_text(waiting, last, "]\n")
@@ -157,7 +158,7 @@ async def test_twenty_at_once_and_one_that_waits(lab: ClassicLab) -> None:
         await asyncio.gather(*(read(call, answer) for call, answer in [*both, (waiting, last)]))
     assert [(answer.exit_code, answer.text) for answer in answers] == [(0, f"{n}\n") for n in range(SLOTS)]
     assert (last.exit_code, last.text) == (0, f"[the action waits for one of {SLOTS} slots]\nlast\n")
-    await lab.scheduler.until(lambda: entry.free == 100)
+    await lab.scheduler.until("the agent reports 100 % free", lambda: entry.free == 100, LONG)
     assert entry.health[-1].memory_avail == SLOTS * (16 << 20)
 
 
@@ -202,14 +203,14 @@ async def test_drain_lets_run_what_runs_and_answers_unavailable(lab: ClassicLab)
     await until_text(call, answer, "begun")
     entry = lab.scheduler.best()
     agent.process.terminate()
-    await lab.scheduler.until(lambda: entry.free == 0)
+    await lab.scheduler.until("the agent reports 0 % free", lambda: entry.free == 0, LONG)
     refused = Answer()
     await read(lab.scheduler.dial(asked(BUSYBOX, "echo no"), entry), refused)
     assert refused.code is grpc.StatusCode.UNAVAILABLE
     await read(call, answer)
     assert (answer.exit_code, answer.text) == (0, "begun\ndone\n")
     assert await asyncio.to_thread(agent.process.wait, 30) == 0
-    await lab.scheduler.until(lambda: entry.gone)
+    await lab.scheduler.until("the agent has left", lambda: entry.gone, LONG)
 
 
 async def test_agents_of_the_chart_are_dialed_back_at_their_pods(namespace: str) -> None:

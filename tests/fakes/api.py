@@ -22,6 +22,7 @@ from agent.domain.json import Object
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
+from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,7 +34,7 @@ PODS = "/api/v1/namespaces/{namespace}/pods"
 
 
 @dataclass(eq=False)
-class FakeApi:
+class FakeApi(Changing):
     """The server, its state and its script."""
 
     pods: dict[str, Object] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class FakeApi:
                 if script.applied:
                     await handler(request)
                 if script.status == HANG:
-                    await self.until(lambda: self.stopping or self.releases != released)
+                    await self.wait_for(lambda: self.stopping or self.releases != released)
                 return web.Response(status=script.status or 503, text=script.body, headers=script.headers)
         answered: web.StreamResponse = await handler(request)
         return answered
@@ -183,15 +184,11 @@ class FakeApi:
         else:
             await self.put(pod, "DELETED")
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with self.changed:
-            await self.changed.wait_for(condition)
-
-    async def notify(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
+    def describe(self) -> str:
+        """Return the pods with their status, the names of the Secrets, and the last 20 requests."""
+        pods = [f"pod {name}: {json.dumps(pod.get('status'))}" for name, pod in self.pods.items()]
+        requests = [f"{each.verb} {each.path} {each.query or ''}".rstrip() for each in self.requests[-20:]]
+        return "\n".join([*pods, f"secrets: {list(self.secrets)}", f"watches: {self.watches}", *requests])
 
     def asked(self, verb: str, part: str = "") -> list[Request]:
         """Return the requests of a verb so far."""
@@ -281,7 +278,7 @@ class FakeApi:
                 await response.write(self.logs[key][sent:])
                 sent = len(self.logs[key])
             else:
-                await self.until(lambda: len(self.logs[key]) > sent or not self.runs(*key))  # noqa: B023
+                await self.wait_for(lambda: len(self.logs[key]) > sent or not self.runs(*key))  # noqa: B023
 
     def runs(self, name: str, container: str) -> bool:
         """Whether a container runs."""
@@ -327,7 +324,7 @@ class FakeApi:
                 await response.write(json.dumps(bookmark).encode() + b"\n")
                 self.bookmarks = False
             seen = since
-            await self.until(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
+            await self.wait_for(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
 
 
 def written(event: Object) -> bytes:

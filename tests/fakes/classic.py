@@ -16,9 +16,10 @@ import grpc
 from grpc import aio
 
 from agent.scheduler.classic.wire import actions_pb2, actions_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     Context = aio.ServicerContext[Any, Any]
     DialedCall = aio.UnaryStreamCall[actions_pb2.ActionRequest, actions_pb2.ActionResponseStream]
@@ -54,7 +55,7 @@ class Answer:
     responses: int = 0
 
 
-class ClassicScheduler(scheduler_pb2_grpc.AgentServicer):
+class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
     """The server of the pool, and the client of its agents."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -92,10 +93,10 @@ class ClassicScheduler(scheduler_pb2_grpc.AgentServicer):
             self.server = None
         self.pool.clear()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with self.changed:
-            await self.changed.wait_for(condition)
+    def describe(self) -> str:
+        """Return the pool: address, last percentage of free CPU, whether the agent has left."""
+        pool = [f"{each.host}:{each.port}: free {each.free}, gone {each.gone}" for each in self.pool.values()]
+        return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
     async def note(self) -> None:
         """Let who waits look again."""
@@ -104,7 +105,10 @@ class ClassicScheduler(scheduler_pb2_grpc.AgentServicer):
 
     async def registered(self) -> Entry:
         """Wait until an agent is there that has told its health; return the best one."""
-        await self.until(lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()))
+        await self.until(
+            "an agent has registered and reported its health",
+            lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()),
+        )
         return self.best()
 
     def best(self) -> Entry:

@@ -28,6 +28,7 @@ from agent.domain.observations import (
     Waiting,
 )
 from agent.domain.outcome import Result
+from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ class Script:
         end: what is observed in the end, instead of what follows from the codes.
         holds: where the environment waits to be told: "create", "setup", "commands", "files", "remove".
         collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
-        attended: somebody sits at a terminal.
+        interactive: somebody sits at a terminal.
         deaf: the commands cannot be interrupted.
         remove_error: what `remove` raises, which it must not.
     """
@@ -66,11 +67,11 @@ class Script:
     collections: list[Collected | BaseException] = field(default_factory=list)
     content: bytes = b"artifact"
     deaf: bool = False
-    attended: bool = False
+    interactive: bool = False
     remove_error: BaseException | None = None
 
 
-class FakeBackend:
+class FakeBackend(Changing):
     """Makes environments; `script` gives each action its script."""
 
     def __init__(self) -> None:
@@ -86,20 +87,17 @@ class FakeBackend:
         self.environments[action.key.action_id] = environment
         return environment
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with self.changed:
-            await self.changed.wait_for(condition)
+    def describe(self) -> str:
+        """Return the steps of each environment."""
+        return "\n".join(f"{each.name}: {each.steps}" for each in self.environments.values()) or "no environment"
 
     async def at(self, action_id: str, step: str) -> FakeEnvironment:
         """Wait until an environment has come to a step."""
-        await self.until(lambda: action_id in self.environments and step in self.environments[action_id].steps)
+        await self.until(
+            f"{action_id} reaches the step {step}",
+            lambda: action_id in self.environments and step in self.environments[action_id].steps,
+        )
         return self.environments[action_id]
-
-    async def notify(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
 
 
 class FakeEnvironment:
@@ -110,7 +108,7 @@ class FakeEnvironment:
         self.action = action
         self.script = script
         self.steps: list[str] = []
-        self.released: set[str] = set()
+        self.unblocked: set[str] = set()
         self.seen: list[Observation] = []
         self.written: list[LogPiece | LogGap | LogLost] = []
         self.total = 0
@@ -119,7 +117,7 @@ class FakeEnvironment:
         self.removals = 0
         self.interrupts: list[float] = []
         self.playing = False
-        self.left = False
+        self.disowned = False
 
     @property
     def name(self) -> str:
@@ -136,17 +134,17 @@ class FakeEnvironment:
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
     @property
-    def repeatable(self) -> bool:
+    def recreatable(self) -> bool:
         """It always can be made again."""
         return True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Note that nobody drives it."""
-        self.steps.append("let go")
+        self.steps.append("release")
 
-    def leave(self) -> None:
+    def disown(self) -> None:
         """Note that the environment is another agent's now."""
-        self.left = True
+        self.disowned = True
 
     # ---- the hand of the test
 
@@ -155,11 +153,11 @@ class FakeEnvironment:
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
-            await self.backend.until(lambda: step in self.released)
+            await self.backend.wait_for(lambda: step in self.unblocked)
 
-    async def release(self, step: str) -> None:
+    async def unblock(self, step: str) -> None:
         """Let a step that is held go on."""
-        self.released.add(step)
+        self.unblocked.add(step)
         await self.backend.notify()
 
     async def show(self, *observations: Observation) -> None:
@@ -215,7 +213,7 @@ class FakeEnvironment:
         await self.note("setup")
         position = max(0, len(self.seen) - 1) if self.playing else 0
         while True:
-            await self.backend.until(lambda: len(self.seen) > position)  # noqa: B023 - awaited at once
+            await self.backend.wait_for(lambda: len(self.seen) > position)  # noqa: B023 - awaited at once
             seen = self.seen[position]
             position += 1
             yield seen
@@ -236,7 +234,7 @@ class FakeEnvironment:
                 await self.run_commands()
         position = 0
         while True:
-            await self.backend.until(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
+            await self.backend.wait_for(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
             if position >= len(self.written):
                 return
             yield self.written[position]
@@ -253,7 +251,7 @@ class FakeEnvironment:
         if self.script.deaf:
             return False
         await self.end(143, 1)
-        await self.release("commands")
+        await self.unblock("commands")
         return True
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
@@ -269,23 +267,23 @@ class FakeEnvironment:
         yield end
 
     @property
-    def attended(self) -> bool:
+    def interactive(self) -> bool:
         """Say whether the script has somebody sit at a terminal."""
-        return self.script.attended
+        return self.script.interactive
 
-    async def fill(self) -> None:
+    async def upload_workspace(self) -> None:
         """Note that the workspace is being completed."""
-        await self.note("fill")
+        await self.note("upload_workspace")
 
-    async def linger(self, outcome: Outcome) -> str:
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Note that somebody looks."""
-        await self.note("linger")
+        await self.note("hold_for_debugging")
         return "the pod says so" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
         """Remove the pod, unless it is another agent's."""
         self.removals += 1
-        if self.left:
+        if self.disowned:
             return
         await self.note("remove")
         self.backend.alive.discard(self.name)

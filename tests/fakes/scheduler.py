@@ -18,9 +18,10 @@ from grpc import aio
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
+from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from agent.domain.actions import Key
 
@@ -57,7 +58,7 @@ class Peer:
         self.outgoing.put_nowait(None)
 
 
-class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
+class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     """The server and its script."""
 
     def __init__(self) -> None:
@@ -122,14 +123,21 @@ class FakeScheduler(agent_pb2_grpc.SchedulerServicer):
         """Lose all memory."""
         self.stored.clear()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with self.changed:
-            await self.changed.wait_for(condition)
+    def describe(self) -> str:
+        """Return the streams with their last health, and how many events are stored of each attempt."""
+        peers = [
+            f"stream: registered {each.register is not None}, messages {each.order}, ended {each.ended},"
+            f" health {str(each.health[-1:]).split()}"
+            for each in self.peers
+        ]
+        stored = {key: [event.WhichOneof("event") for event in events] for key, events in self.stored.items()}
+        return "\n".join([*peers, f"stored: {stored}", f"breaches: {self.breaches}"])
 
     async def connected(self, count: int = 1) -> Peer:
         """Wait until so many streams were registered; return the last."""
-        await self.until(lambda: sum(peer.register is not None for peer in self.peers) >= count)
+        await self.until(
+            f"{count} streams are registered", lambda: sum(peer.register is not None for peer in self.peers) >= count
+        )
         return self.peer
 
     def last_seq(self, key: Key) -> int:

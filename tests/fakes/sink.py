@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-class RecordingSink:
-    """Gives every session an outlet that keeps its events; `acknowledges` cleared holds `settled` back."""
+class RecordingEventSink:
+    """Gives every session an outlet that keeps its events; `acknowledges` cleared holds `wait_until_stored` back."""
 
     def __init__(self) -> None:
-        self.outlets: dict[tuple[str, int], RecordingOutlet] = {}
+        self.outlets: dict[tuple[str, int], RecordingSessionSink] = {}
         self.acknowledges = asyncio.Event()
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
 
-    def open(self, key: Key, *, adopted: bool = False) -> RecordingOutlet:
+    def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
         """Return the outlet of a session."""
-        outlet = RecordingOutlet(self, key)
+        outlet = RecordingSessionSink(self, key)
         self.outlets[key.attempt_key] = outlet
         return outlet
 
-    def __getitem__(self, action_id: str) -> RecordingOutlet:
+    def __getitem__(self, action_id: str) -> RecordingSessionSink:
         return self.outlets[action_id, 1]
 
 
-class RecordingOutlet:
+class RecordingSessionSink:
     """What one session has sent."""
 
-    def __init__(self, sink: RecordingSink, key: Key) -> None:
+    def __init__(self, sink: RecordingEventSink, key: Key) -> None:
         self.sink = sink
         self.key = key
         self.events: list[Event] = []
@@ -56,7 +56,7 @@ class RecordingOutlet:
         assert not any(isinstance(each, Finished) for each in self.events), "finished is the last event"
         self.events.append(event)
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait for the acknowledgement."""
         self.settling.set()
         await self.sink.acknowledges.wait()

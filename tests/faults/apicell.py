@@ -25,6 +25,7 @@ from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
+from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points, waiting
 from tests.flow.test_app import World
 
@@ -172,13 +173,15 @@ class ApiCell(World):
             self.scheduler.stored.pop(self.action.key.attempt_key, None)
             await self.ready()
             self.scheduler.peer.send(action=translate.action_message(self.action))
-            await self.scheduler.until(lambda: bool(self.events()))
+            await self.scheduler.until("an event is stored", lambda: bool(self.events()), LONG)
             rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
         """Return the outcome, once nothing remains."""
         outcome = await self.outcome()
-        await self.api.until(lambda: not self.api.pods and not self.api.secrets)
+        await self.api.until(
+            "every pod and Secret is deleted", lambda: not self.api.pods and not self.api.secrets, LONG
+        )
         await app.sessions.idle()
         return outcome
 

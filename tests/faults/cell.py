@@ -24,6 +24,7 @@ from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
 from agent.pipeline.events import ActionEnded
+from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points
 
 if TYPE_CHECKING:
@@ -190,7 +191,9 @@ class Cell:
     async def check(self, scheduler: Scheduler) -> int:
         """Hold what is stored against what was written; returns the attempt."""
         assert await outcomes(scheduler) == ["succeeded"]
-        await self.cluster.until(lambda: not self.cluster.pods and not self.cluster.secrets)
+        await self.cluster.until(
+            "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
+        )
         last = self.agents[-1]
         assert await last.end(signal.SIGTERM) == 0, last.log
         stored = (self.folder / RUN / "a.log").read_bytes()

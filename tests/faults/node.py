@@ -142,7 +142,7 @@ class Cluster(SharedApi):
         await self.tell(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
         await self.tell(name, containerStatuses=[waiting("action"), waiting("files")])
-        await self.until(lambda: name in self.secrets)
+        await self.wait_for(lambda: name in self.secrets)
         await self.points.at("pulling")
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
         await self.tell(name, initContainerStatuses=[clone])

@@ -11,6 +11,7 @@ from agent.cluster.environment import creation, failure_report
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
+from tests.fakes.waiting import LONG
 from tests.faults.apicell import VERBS, ApiCell
 from tests.faults.test_api_matrix import short_waits
 
@@ -87,7 +88,7 @@ async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path
         assert len(cell.api.pods) == 1
         assert app.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total")
         cell.faults.lift()
-        await cell.api.until(lambda: not cell.api.pods)
+        await cell.api.until("every pod is deleted", lambda: not cell.api.pods, LONG)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +106,13 @@ async def test_it_is_degraded_and_says_why_until_it_passes(verb: str, fault: str
     cell = cell_of(tmp_path, verb, fault)
     async with cell.living() as app:
         await cell.scheduler.until(
+            f"the agent reports DEGRADED because: {why}",
             lambda: any(
                 health.status == wire.Health.DEGRADED and health.message.startswith(why)
                 for peer in cell.scheduler.peers
                 for health in peer.health
-            )
+            ),
+            LONG,
         )
         status, text = await cell.get("/readyz")
         assert status == 503

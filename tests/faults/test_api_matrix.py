@@ -19,6 +19,7 @@ from agent.execution import artifacts, commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
+from tests.fakes.waiting import LONG
 from tests.faults.apicell import VERBS, ApiCell
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ async def test_a_fault_has_its_rule(
         check_rule(cell, rule, outcome)
         if fault == "429":
             async with asyncio.timeout(10):
-                await cell.api.until(lambda: len(cell.tries()) > 1)
+                await cell.api.until("the request is sent a second time", lambda: len(cell.tries()) > 1, LONG)
         if fault in ANSWERS:
             await cell.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")
         elif fault in ("refused", "TLS"):

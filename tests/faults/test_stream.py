@@ -21,6 +21,7 @@ from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
 from agent.protocol.wire import agent_pb2 as wire
+from tests.fakes.waiting import LONG
 from tests.faults.cell import FILES, RUN, SCRIPT, SECRETS, TEXT, Cell, outcomes
 from tests.faults.node import Cluster
 from tests.faults.nursery import Nursery
@@ -95,7 +96,9 @@ class Line(Cell):
             assert await outcomes(self.scheduler) == ["succeeded"]
             assert (self.folder / RUN / "a.log").read_bytes() == self.log
             assert {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()} == FILES
-            await self.cluster.until(lambda: not self.cluster.pods and not self.cluster.secrets)
+            await self.cluster.until(
+                "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
+            )
             progress = self.scheduler.book.get(RUN).entries["a"].progress
             assert (progress.attempt, progress.claim) == (1, 1), "begun again, or adopted, without need"
             self.peak = self.memory("VmHWM")
@@ -135,7 +138,7 @@ async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(fault: str, tmp
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
         line.points.open.set()  # the action writes on, and ends, meanwhile
-        await line.cluster.until(lambda: line.over)
+        await line.cluster.until("the action has ended", lambda: line.over, LONG)
         await told(line.child, LOST)
         line.proxy.heal()
         await line.registered()
@@ -147,7 +150,7 @@ async def test_slices_and_latency_break_nothing(tmp_path: Path, nursery: Nursery
     line.points.open.set()
     async with line.up():
         line.proxy.pieces, line.proxy.latency = 300, 0.002
-        await line.cluster.until(lambda: bool(line.cluster.pods))
+        await line.cluster.until("a pod is created", lambda: bool(line.cluster.pods), LONG)
         line.proxy.pieces = 3000
         await line.ended()
         assert line.registrations.locked(), "the stream was broken"
@@ -215,7 +218,7 @@ async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path,
         os.kill(scheduler.pid, signal.SIGCONT)
         assert (await submission).value == 0
         assert [each.read_bytes() for each in store.glob("*/a.log")] == [line.log]
-        await line.cluster.until(lambda: not line.cluster.pods)
+        await line.cluster.until("every pod is deleted", lambda: not line.cluster.pods, LONG)
         assert await agent.end(signal.SIGTERM) == 0
         assert await scheduler.end(signal.SIGTERM) == 0
         await line.cluster.close()

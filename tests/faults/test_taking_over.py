@@ -75,7 +75,10 @@ class Estate(World):
 
     async def named(self) -> None:
         """Wait until the agent has named the session to the scheduler."""
-        await self.scheduler.until(lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted))
+        await self.scheduler.until(
+            "the agent has reported an adopted session",
+            lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted),
+        )
         state = self.scheduler.peer.adopted[-1]
         assert (state.action_id, state.attempt, state.claim, state.adopted) == ("build", 1, 2, True)
 
@@ -115,7 +118,7 @@ async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
         assert (outcome.result, outcome.exit_code) == (wire.SUCCEEDED, 0)
         assert estate.scheduler.log_of(ACTION.key) == b"hello\n"
         assert [event.seq for event in estate.events()] == list(range(1, len(estate.events()) + 1))
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
         assert (app.pods.held, app.pods.claimed) == ({}, set())
     assert estate.api.leases == {}, "the Lease was not given back"
@@ -126,7 +129,7 @@ async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
         await estate.orphaned()
         estate.discard(message="ended")
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
         assert app.pods.held == {}
     assert estate.events() == []
@@ -148,7 +151,7 @@ async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, r
         await estate.orphaned()
         if resumed:
             estate.resume(stage=wire.STAGE_COMMANDS)
-            await estate.api.until(lambda: bool(estate.api.asked("get", "/log")))
+            await estate.api.until("the log is requested", lambda: bool(estate.api.asked("get", "/log")))
         pod = json.loads(json.dumps(estate.api.pods[estate.name]))
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
@@ -200,7 +203,7 @@ async def test_a_pending_cancel_comes_with_the_resume(estate: Estate) -> None:
         estate.resume(stage=wire.STAGE_COMMANDS, pending_cancel=cancel)
         outcome = await estate.outcome()
         assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")
-        await estate.api.until(lambda: not estate.api.pods)
+        await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
 
 
 async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: Estate) -> None:
@@ -211,7 +214,7 @@ async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: E
         await estate.named()
         assert estate.api.secrets == {}
         estate.resume(stage=wire.STAGE_SETUP, secrets={"TOKEN": "s3cret-value"})
-        await estate.api.until(lambda: estate.name in estate.api.secrets)
+        await estate.api.until("the Secret is created", lambda: estate.name in estate.api.secrets)
         made = estate.api.secrets[estate.name]
         assert made["stringData"] == {"TOKEN": "s3cret-value"}
         owners = made["metadata"]["ownerReferences"]
@@ -219,7 +222,9 @@ async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: E
         await estate.run_commands()
         await estate.end(estate.name)
         assert (await estate.outcome()).result == wire.SUCCEEDED
-        await estate.api.until(lambda: not estate.api.pods and not estate.api.secrets)
+        await estate.api.until(
+            "every pod and Secret is deleted", lambda: not estate.api.pods and not estate.api.secrets
+        )
 
 
 async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
@@ -227,7 +232,7 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
-        await estate.scheduler.until(lambda: estate.told(wire.Health.DRAINING))
+        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.told(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
         await app.adoption.once()

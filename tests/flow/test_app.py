@@ -86,7 +86,7 @@ class World:
     async def ready(self) -> None:
         """Wait until the agent takes actions."""
         await self.scheduler.connected()
-        await self.scheduler.until(lambda: self.told(wire.Health.READY))
+        await self.scheduler.until("the agent reports READY", lambda: self.told(wire.Health.READY))
 
     def told(self, status: wire.Health.Status.ValueType) -> bool:
         """Whether the scheduler was last told this."""
@@ -106,7 +106,7 @@ class World:
 
     async def made(self) -> str:
         """Wait until a pod was made; return its name."""
-        await self.api.until(lambda: bool(self.api.pods))
+        await self.api.until("a pod is created", lambda: bool(self.api.pods))
         return next(iter(self.api.pods))
 
     async def begin(self, action: Action = ACTION) -> str:
@@ -118,7 +118,8 @@ class World:
         running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
         await self.api.status(name, phase="Running", containerStatuses=[running])
         await self.scheduler.until(
-            lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage"))
+            "the stage COMMANDS is reported",
+            lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage")),
         )
         return name
 
@@ -141,7 +142,9 @@ class World:
 
     async def outcome(self) -> wire.Outcome:
         """Wait for the outcome of the action."""
-        await self.scheduler.until(lambda: any(event.HasField("finished") for event in self.events()))
+        await self.scheduler.until(
+            'the event "finished" is stored', lambda: any(event.HasField("finished") for event in self.events())
+        )
         return next(event.finished for event in self.events() if event.HasField("finished"))
 
 
@@ -187,7 +190,7 @@ async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
         outcome = await world.outcome()
         assert outcome.result == wire.SUCCEEDED, outcome
         assert world.scheduler.log_of(ACTION.key) == b"hello\n"
-        await world.api.until(lambda: not world.api.pods)
+        await world.api.until("every pod is deleted", lambda: not world.api.pods)
         await app.sessions.idle()
         assert app.pods.held == {}
         made = [each.verb for each in world.api.requests if name in each.path or each.verb == "create"]
@@ -200,7 +203,7 @@ async def test_a_stop_lets_what_runs_end_and_takes_nothing_new(world: World) -> 
         await world.ready()
         name = await world.begin()
         app.stop("SIGTERM")
-        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
         assert (await world.get("/readyz"))[1] == "draining\n"
         assert (await world.get("/livez"))[0] == 200
         assert not world.task.done()
@@ -246,7 +249,7 @@ async def test_a_cancel_over_the_stream(world: World) -> None:
         world.scheduler.peer.send(cancel=translate.cancel_message(("build", 1), Cancel(message="not wanted")))
         outcome = await world.outcome()
         assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")
-        await world.api.until(lambda: not world.api.pods)
+        await world.api.until("every pod is deleted", lambda: not world.api.pods)
 
 
 async def test_it_is_not_ready_before_the_scheduler_knows_it(world: World) -> None:
@@ -279,15 +282,18 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
         world.api.answer("get", "version", HANG)
         app.client.reachable = False
         await world.scheduler.until(
-            lambda: any(each.status == wire.Health.DEGRADED for each in world.scheduler.peer.health)
+            "the agent reports DEGRADED",
+            lambda: any(each.status == wire.Health.DEGRADED for each in world.scheduler.peer.health),
         )
         assert await world.get("/readyz") == (503, "the cluster does not answer\n")
         world.scheduler.peer.send(action=translate.action_message(ACTION))
-        await world.scheduler.until(lambda: bool(world.events()))
+        await world.scheduler.until("an event is stored", lambda: bool(world.events()))
         assert world.events()[0].rejected.why == wire.Rejected.CLUSTER_UNAVAILABLE
-        await world.api.until(lambda: len(world.api.asked("get", "version")) == 2)
+        await world.api.until(
+            "the version is requested a second time", lambda: len(world.api.asked("get", "version")) == 2
+        )
         await world.api.release()
-        await world.scheduler.until(lambda: world.told(wire.Health.READY))
+        await world.scheduler.until("the agent reports READY", lambda: world.told(wire.Health.READY))
 
 
 async def test_a_version_that_is_refused_ends_with_its_own_code(world: World) -> None:
@@ -342,7 +348,9 @@ async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_
 
 async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(world: World) -> None:
     async with world.agent(agent={"anchor": "anchor"}) as app:
-        await world.api.until(lambda: len(world.api.asked("get", "configmaps")) > 1)
+        await world.api.until(
+            "the ConfigMap is requested a second time", lambda: len(world.api.asked("get", "configmaps")) > 1
+        )
         assert (await world.get("/livez"))[0] == 200
         assert (await world.get("/readyz"))[0] == 503
         assert world.scheduler.peers == []
@@ -359,7 +367,7 @@ async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(
         name = await world.begin()
         world.api.answer("delete", "pods", 401, "Unauthorized", times=1000)
         app.stop("SIGTERM")
-        await world.scheduler.until(lambda: world.told(wire.Health.DRAINING))
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
         app.leases.refused.set()
         assert await world.left() == 0
         assert name in world.api.pods, "who refuses the agent collects what it made"

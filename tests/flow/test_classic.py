@@ -102,7 +102,7 @@ class World:
     async def until_clean(self) -> None:
         """Wait for that."""
         await self.sessions.idle()
-        await self.backend.until(lambda: not self.backend.alive)
+        await self.backend.until("every environment is removed", lambda: not self.backend.alive)
         assert self.clean()
 
 
@@ -190,7 +190,7 @@ async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_no
         await environment.write(piece)
     await environment.mark("f:1:0")
     await environment.end(0, 1)
-    await environment.release("commands")
+    await environment.unblock("commands")
     await reading
     assert answer.text == "café € \ufffd\ufffd\0 end \ufffd\n" + NOT_KEPT
     assert answer.exit_code == 0
@@ -198,7 +198,10 @@ async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_no
 
 async def begun(world: World) -> Any:
     """Wait until an environment exists whose log is read; return it."""
-    await world.backend.until(lambda: any("log" in each.steps for each in world.backend.environments.values()))
+    await world.backend.until(
+        "the log of an environment is read",
+        lambda: any("log" in each.steps for each in world.backend.environments.values()),
+    )
     return next(each for each in world.backend.environments.values() if "log" in each.steps)
 
 
@@ -215,7 +218,10 @@ async def test_a_client_that_goes_away_cancels_its_action(world: World) -> None:
 async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world: World) -> None:
     world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
     calls = [world.scheduler.dial(asked("alpine", "a", number=number)) for number in (1, 1)]
-    await world.backend.until(lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2)
+    await world.backend.until(
+        "the logs of 2 environments are read",
+        lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2,
+    )
     await world.scheduler.stop()
     assert all(call.done() for call in calls)
     await world.until_clean()
@@ -232,10 +238,10 @@ async def test_a_stream_of_health_that_ends_is_begun_again(world: World) -> None
     assert world.scheduler.server is not None
     await world.scheduler.server.stop(None)
     await world.scheduler.start()
-    await world.scheduler.until(lambda: world.scheduler.refusals > 1)
+    await world.scheduler.until("the scheduler has refused the agent twice", lambda: world.scheduler.refusals > 1)
     assert not world.link.registered
     world.scheduler.refuses = False
-    await world.scheduler.until(lambda: world.scheduler.registrations == 2)
+    await world.scheduler.until("the agent has registered a second time", lambda: world.scheduler.registrations == 2)
 
 
 async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(world: World) -> None:
@@ -244,17 +250,17 @@ async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(wor
     assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (100, 2 * (256 << 20))
     assert entry.host == "http://127.0.0.1"
     call = world.scheduler.dial(asked("alpine", "a"))
-    await world.scheduler.until(lambda: entry.free == 50)
+    await world.scheduler.until("the agent reports 50 % free", lambda: entry.free == 50)
     assert entry.health[-1].memory_avail == 256 << 20
     call.cancel()
-    await world.scheduler.until(lambda: entry.free == 100)
+    await world.scheduler.until("the agent reports 100 % free", lambda: entry.free == 100)
 
 
 async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() -> None:
     async with worlds(queue=1) as world:
         world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
         first = [world.scheduler.dial(asked("alpine", "a")) for _ in range(2)]
-        await world.backend.until(lambda: len(world.backend.environments) == 2)
+        await world.backend.until("there are 2 environments", lambda: len(world.backend.environments) == 2)
         entry = world.scheduler.best()
         waiting, answer = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
         await until_text(waiting, answer, "]\n")
@@ -265,13 +271,13 @@ async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() ->
         assert (refused.code, refused.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 0)
         assert "1 actions wait already" in refused.details
         first[0].cancel()
-        await world.backend.until(lambda: len(world.backend.environments) == 3)
+        await world.backend.until("there are 3 environments", lambda: len(world.backend.environments) == 3)
         world.backend.script = lambda action: Script()
         first[1].cancel()
         last = [each for each in world.backend.environments.values() if not each.interrupts][-1]
-        await world.backend.until(lambda: "log" in last.steps)
+        await world.backend.until("the log of the last environment is read", lambda: "log" in last.steps)
         await last.run_commands()
-        await last.release("commands")
+        await last.unblock("commands")
         await read(waiting, answer)
         assert answer.exit_code == 0
 
@@ -310,7 +316,10 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
     world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
     answers = [Answer(), Answer()]
     calls = [world.scheduler.dial(asked("alpine", "a")) for _ in answers]
-    await world.backend.until(lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2)
+    await world.backend.until(
+        "the logs of 2 environments are read",
+        lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2,
+    )
     entry = world.scheduler.best()
     waiting, told = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
     await until_text(waiting, told, "waits")
@@ -320,10 +329,12 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
     refused = Answer()
     await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
     assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
-    await world.scheduler.until(lambda: entry.free == 0 and entry.health[-1].memory_avail == 0)
+    await world.scheduler.until(
+        "the agent reports that nothing is free", lambda: entry.free == 0 and entry.health[-1].memory_avail == 0
+    )
     for environment in list(world.backend.environments.values()):
         await environment.run_commands()
-        await environment.release("commands")
+        await environment.unblock("commands")
     await asyncio.gather(*(read(call, answer) for call, answer in zip(calls, answers, strict=True)))
     assert [answer.exit_code for answer in answers] == [0, 0]
 
@@ -378,7 +389,7 @@ async def test_a_client_that_never_reads_is_gone_after_a_while() -> None:
         world.scheduler.options = SMALL
         world.backend.script = lambda action: Script(output=FLOOD)
         call = world.scheduler.dial(asked("alpine", "a"))
-        await world.backend.until(lambda: bool(world.backend.environments))
+        await world.backend.until("there is an environment", lambda: bool(world.backend.environments))
         await world.until_clean()
         completed = world.metrics.actions_completed
         assert completed.labels("cancelled", "commands", "CANCELLED", "")._value.get() == 1

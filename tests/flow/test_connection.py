@@ -68,7 +68,7 @@ async def test_registers_first_and_only_then_talks(scheduler: FakeScheduler) -> 
         assert peer.health == []
 
         peer.send(registered=wire.Registered())
-        await scheduler.until(lambda: bool(peer.health))
+        await scheduler.until("the agent has reported its health", lambda: bool(peer.health))
         peer.send(action=translate.action_message(ACTION))
         assert await agent.handlers.got("action") == (ACTION,)
         assert agent.connection.registered
@@ -104,7 +104,7 @@ async def test_health_is_sent_at_the_interval(scheduler: FakeScheduler) -> None:
     scheduler.interval = 0.02
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        await scheduler.until(lambda: len(peer.health) >= 4)
+        await scheduler.until("4 health reports have arrived", lambda: len(peer.health) >= 4)
         assert peer.health[3] == wire.Health(status=wire.Health.READY, slots=3, cluster_reachable=True)
         assert agent.sample("health_last_sent_timestamp_seconds") > 0
 
@@ -112,15 +112,15 @@ async def test_health_is_sent_at_the_interval(scheduler: FakeScheduler) -> None:
 async def test_health_is_sent_at_once_on_change_and_only_then(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        await scheduler.until(lambda: len(peer.health) == 1)
+        await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
         agent.health.changed()  # it has not
         agent.now = dataclasses.replace(agent.now, running=2)
         agent.health.changed()
-        await scheduler.until(lambda: len(peer.health) == 2)
+        await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
         agent.health.changed()
         agent.now = dataclasses.replace(agent.now, status=Readiness.DRAINING)
         agent.health.changed()
-        await scheduler.until(lambda: peer.health[-1].status == wire.Health.DRAINING)
+        await scheduler.until("the agent reports DRAINING", lambda: peer.health[-1].status == wire.Health.DRAINING)
         assert [health.running for health in peer.health] == [0, 2, 2]
 
 
@@ -131,7 +131,7 @@ async def test_health_goes_before_events(scheduler: FakeScheduler) -> None:
         outlet = agent.outbox.open(ACTION.key)
         await outlet.send(LogChunk(b"x"))
         peer.send(registered=wire.Registered())
-        await scheduler.until(lambda: bool(scheduler.arrivals))
+        await scheduler.until("an event has arrived", lambda: bool(scheduler.arrivals))
         assert peer.order == ["register", "health", "event"]
 
 
@@ -241,10 +241,10 @@ async def test_a_stream_that_ends_is_opened_again(
 ) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        await scheduler.until(lambda: bool(peer.health))
+        await scheduler.until("the agent has reported its health", lambda: bool(peer.health))
         peer.end(status, "scripted")
         again = await scheduler.connected(2)
-        await scheduler.until(lambda: bool(again.health))
+        await scheduler.until("the agent has reported its health on the new stream", lambda: bool(again.health))
         assert agent.sample("stream_reconnects_total", reason=reason) == 1
         assert (await agent.handlers.got("registered", 2)) == (60.0, 60.0)
 
@@ -258,7 +258,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         peer = await scheduler.connected()
         outlet = agent.outbox.open(ACTION.key)
         await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
         peer.end(grpc.StatusCode.UNAUTHENTICATED, "expired")
         await outlet.send(LogChunk(b"two\n"))
@@ -267,7 +267,7 @@ async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go
         token.write_text("second")
         scheduler.denial = None
         await scheduler.connected(2)
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [each.authorization for each in scheduler.peers][:: len(scheduler.peers) - 1] == [
             "Bearer first",
             "Bearer second",
@@ -282,11 +282,11 @@ async def test_a_message_that_is_too_large_ends_its_stream_and_no_session(schedu
         peer = await scheduler.connected()
         outlet = agent.outbox.open(ACTION.key)
         await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         peer.send(drain=wire.Drain(message="x" * (5 << 20)))
         await scheduler.connected(2)
         await outlet.send(LogChunk(b"two\n"))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
         assert agent.sample("stream_reconnects_total", reason="error") == 1
         assert "drain" not in [name for name, _ in agent.handlers.calls]
@@ -306,7 +306,7 @@ async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler)
         outlet = agent.outbox.open(ACTION.key)
         for event in said:
             await outlet.send(event)
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [event.seq for event in scheduler.stored[ACTION.key.attempt_key]] == [1, 2, 3, 4, 5]
         assert agent.pauses == 0, "the scheduler's gRPC refused a message, and ended the stream"
 
@@ -377,7 +377,7 @@ async def test_leaving_sends_what_is_ready_and_ends_cleanly(scheduler: FakeSched
             assert agent.running is not None
             await agent.running
         assert logs == []
-        await scheduler.until(lambda: peer.clean_end)
+        await scheduler.until("the agent has ended its stream", lambda: peer.clean_end)
         assert scheduler.log_of(ACTION.key) == b"last words\n" * 20
         assert len(scheduler.peers) == 1
 

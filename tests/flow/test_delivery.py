@@ -44,7 +44,7 @@ async def test_events_arrive_in_order_and_are_forgotten_when_acknowledged(schedu
         sent: list[Event] = [Accepted("ns/pod"), LogChunk(b"one\n", Cursor("t", 1, 4, 4, 1)), event(1), FINISHED]
         for each in sent:
             await outlet.send(each)
-        await outlet.settled()
+        await outlet.wait_until_stored()
         stored = [translate.event(message) for message in scheduler.stored[KEY.attempt_key]]
         assert [(each.seq, each.event) for each in stored] == list(enumerate(sent, 1))
         assert agent.sample("events_unacknowledged") == 0
@@ -69,9 +69,9 @@ async def test_every_event_exactly_once_over_fifty_reconnects(scheduler: FakeSch
                 await outlet.send(LogChunk(line))
                 await outlet.send(event(number))
                 if number % 20 == 0:
-                    await outlet.settled()
+                    await outlet.wait_until_stored()
             await outlet.send(FINISHED)
-            await outlet.settled()
+            await outlet.wait_until_stored()
             return log
 
         keys = [Key(f"action {number}") for number in range(3)]
@@ -96,10 +96,10 @@ async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: F
                 await outlet.send(LogChunk(bytes(CHUNK), source=list(Source)[number % 2]))
 
         flooding = asyncio.create_task(flood(), name="flood")
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 3)
+        await scheduler.until("3 events of KEY are stored", lambda: scheduler.last_seq(KEY) == 3)
         other = agent.outbox.open(OTHER)
         await other.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(OTHER) == 1)
+        await scheduler.until("1 event of OTHER is stored", lambda: scheduler.last_seq(OTHER) == 1)
         assert not flooding.done()
         assert outlet.used <= 1 << 17
         assert agent.sample("events_unacknowledged") == 4
@@ -107,7 +107,7 @@ async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: F
         scheduler.acknowledges = True
         scheduler.peer.send(ack=wire.Ack(action_id=KEY.action_id, attempt=1, claim=1, seq=3))
         await flooding
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert len(scheduler.log_of(KEY)) == 20 * CHUNK
 
 
@@ -120,7 +120,7 @@ async def test_a_scheduler_that_reads_slowly_bounds_the_agent(scheduler: FakeSch
         async def flood(number: int) -> None:
             for _ in range(50):
                 await outlets[number].send(LogChunk(bytes(CHUNK)))
-            await outlets[number].settled()
+            await outlets[number].wait_until_stored()
 
         async with asyncio.TaskGroup() as group:
             for number in range(4):
@@ -140,12 +140,12 @@ async def test_a_scheduler_that_restarts_with_its_memory_gets_the_rest(scheduler
     async with rig(scheduler) as agent:
         outlet = agent.outbox.open(KEY)
         await outlet.send(event(1))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         await scheduler.stop()
         await outlet.send(event(2))
         await agent.tried(2)
         await scheduler.start()
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [message.seq for message in scheduler.arrivals] == [1, 2]
         resume = (await agent.handlers.got("resume"))[0]
         assert resume == Resume(KEY, seq=1)
@@ -164,7 +164,7 @@ async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: Fak
         outlet = agent.outbox.open(KEY)
         for number in (1, 2):
             await outlet.send(event(number))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         await scheduler.stop()
         await outlet.send(event(3))
         scheduler.forget()
@@ -178,7 +178,7 @@ async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: Fak
         outlet.restart(0)
         for number in (1, 2, 3):
             await outlet.send(event(number))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [message.seq for message in scheduler.stored[KEY.attempt_key]] == [1, 2, 3]
         assert "resume" not in [name for name, _ in agent.handlers.calls], "there was nothing to resume"
 
@@ -189,12 +189,12 @@ async def test_a_scheduler_that_says_nothing_about_a_session_gets_the_rest(sched
         outlet = agent.outbox.open(KEY)
         scheduler.acknowledges = False
         await outlet.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 1)
+        await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         await scheduler.connected(2)
         scheduler.acknowledges = True
         await outlet.send(event(2))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [message.seq for message in scheduler.arrivals] == [1, 1, 2]
 
 
@@ -207,7 +207,7 @@ async def test_an_adopted_session_goes_on_where_the_scheduler_says(scheduler: Fa
         outlet = agent.outbox.open(heir, adopted=True)
         assert (await agent.handlers.got("resume"))[0] == Resume(heir, seq=7)
         await outlet.send(event(8))
-        await outlet.settled()
+        await outlet.wait_until_stored()
         assert [translate.session_state(state).key for state in peer.adopted] == [heir]
         assert scheduler.last_seq(heir) == 8
 
@@ -224,8 +224,8 @@ async def test_a_discarded_session_keeps_nobody_waiting(scheduler: FakeScheduler
     async with rig(scheduler) as agent:
         outlet = agent.outbox.open(KEY)
         await outlet.send(event(1))
-        await scheduler.until(lambda: scheduler.last_seq(KEY) == 1)
-        waiting = asyncio.create_task(outlet.settled(), name="waiting")
+        await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
+        waiting = asyncio.create_task(outlet.wait_until_stored(), name="waiting")
         scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=1, message="superseded"))
         await waiting
         await outlet.send(event(2))
@@ -292,7 +292,7 @@ async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellati
         uploading = asyncio.create_task(outlet.upload(endless()), name="upload")
         await reached.wait()
         if begun:
-            await scheduler.until(lambda: bool(scheduler.uploads))
+            await scheduler.until("an upload has begun", lambda: bool(scheduler.uploads))
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         with pytest.raises(SchedulerError, match="the connection to the scheduler ended"):
             await uploading

@@ -59,7 +59,7 @@ async def test_a_registration_takes_no_action_and_leaves(tmp_path: Path) -> None
     token.write_text("abc\n")
     async with serving(FakeScheduler()) as scheduler:
         found = await examined(scheduler.address, token_file=token)
-        await scheduler.until(lambda: scheduler.peers[0].ended)
+        await scheduler.until("the first stream has ended", lambda: scheduler.peers[0].ended)
     assert [each.verdict for each in found.values()] == [Verdict.OK, Verdict.WARNING, Verdict.OK, Verdict.OK]
     (peer,) = scheduler.peers
     assert peer.register is not None

@@ -19,7 +19,7 @@ from agent.execution.registry import Sessions
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ class Rig:
         agent = {"slots": 3} | settings.pop("agent", {})
         self.settings = Settings.model_validate({"agent": agent, **settings})
         self.backend = FakeBackend()
-        self.sink = RecordingSink()
+        self.sink = RecordingEventSink()
         self.metrics = Metrics()
         self.sessions: Sessions
 
@@ -170,7 +170,7 @@ async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: 
         for _ in range(50):
             await asyncio.sleep(0)
         assert "files" not in environment.steps
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert rig.sink["a"].log == b"hello\nhello\n"
 
 
@@ -278,7 +278,7 @@ async def test_a_cancel_while_the_pod_is_removed_changes_nothing(rig: Rig) -> No
         environment = await rig.backend.at("a", "remove")
         sessions.cancel(("a", 1), Cancel())
         assert sessions.used == 1
-        await environment.release("remove")
+        await environment.unblock("remove")
     assert rig.sink["a"].outcome.result is Result.SUCCEEDED
 
 
@@ -309,7 +309,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
             environment = await rig.backend.at("a", "files")
             for _ in range(50):
                 await asyncio.sleep(0)
-            await environment.release("files")
+            await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, COMMANDS, Reason.DEADLINE_EXCEEDED)
@@ -324,7 +324,7 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
         sessions.action(action(timeout=0.02))
         environment = await rig.backend.at("a", "setup")
         await asyncio.sleep(0.04)  # longer than the commands may take
-        await environment.release("setup")
+        await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]
 
@@ -431,7 +431,7 @@ async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: R
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
         sessions.discard(Key("a"), claimed_by_other=False, message="it is finished")
-        await environment.release("remove")
+        await environment.unblock("remove")
     assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="", fault="") == 1
 
 
@@ -441,7 +441,7 @@ async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
         sessions.action(Action(Key("a", 1, 2), "alpine", ("one",)))
         environment = await rig.backend.at("a", "commands")
         sessions.discard(Key("a", 1, 1), claimed_by_other=True, message="older")
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert rig.sink["a"].outcome.result is Result.SUCCEEDED
 
 
@@ -455,7 +455,7 @@ async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
         environment = await rig.backend.at("a", "commands")
         sessions.action(action())
         assert sessions.used == 1
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert environment.creations == 1
     assert rig.sample("actions_received_total") == 1
 
@@ -467,10 +467,10 @@ async def test_no_slot() -> None:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
         sessions.action(action("b"))
-        await environment.release("commands")
+        await environment.unblock("commands")
         await rig.backend.at("a", "remove")
         sessions.action(action("c"))
-        await environment.release("remove")
+        await environment.unblock("remove")
     for name in ("b", "c"):
         (event,) = rig.sink[name].events
         assert isinstance(event, Rejected)
@@ -486,7 +486,7 @@ async def test_draining_takes_nothing_new_and_ends_what_runs(rig: Rig) -> None:
         environment = await rig.backend.at("a", "commands")
         sessions.drain("SIGTERM")
         sessions.action(action("b"))
-        await environment.release("commands")
+        await environment.unblock("commands")
     (event,) = rig.sink["b"].events
     assert isinstance(event, Rejected)
     assert event.why is Rejection.DRAINING
@@ -592,13 +592,15 @@ async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> N
 
 
 async def test_the_workspace_is_completed_before_the_commands_and_looked_at_before_it_goes(rig: Rig) -> None:
-    sent = await life(rig, Script(attended=True, codes=(3,)))
+    sent = await life(rig, Script(interactive=True, codes=(3,)))
     steps = rig.backend.environments["a"].steps
-    assert [step for step in steps if step in ("create", "fill", "log", "linger", "remove")] == [
+    assert [
+        step for step in steps if step in ("create", "upload_workspace", "log", "hold_for_debugging", "remove")
+    ] == [
         "create",
-        "fill",
+        "upload_workspace",
         "log",
-        "linger",
+        "hold_for_debugging",
         "remove",
     ]
     assert sent.log.endswith(b"the pod says so\n"), "what the cluster says of a failure stands in its log"
@@ -607,15 +609,15 @@ async def test_the_workspace_is_completed_before_the_commands_and_looked_at_befo
 
 async def test_nobody_at_a_terminal_costs_nothing(rig: Rig) -> None:
     await life(rig, Script(codes=(3,)))
-    assert not {"fill", "linger"} & set(rig.backend.environments["a"].steps)
+    assert not {"upload_workspace", "hold_for_debugging"} & set(rig.backend.environments["a"].steps)
 
 
-@pytest.mark.parametrize("step", ["fill", "linger"])
+@pytest.mark.parametrize("step", ["upload_workspace", "hold_for_debugging"])
 async def test_a_cancel_ends_what_the_terminal_holds(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(attended=True, codes=(3,), holds=frozenset({step}))
+    rig.backend.script = lambda action: Script(interactive=True, codes=(3,), holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)
         sessions.cancel(("a", 1), Cancel())
     outcome = rig.sink["a"].outcome
-    assert outcome.result is (Result.CANCELLED if step == "fill" else Result.FAILED)
+    assert outcome.result is (Result.CANCELLED if step == "upload_workspace" else Result.FAILED)

@@ -22,7 +22,7 @@ from agent.telemetry.otel import OpenTelemetry
 from agent.telemetry.traces import Traces
 from tests.fakes.cluster import FakeBackend, Script
 from tests.fakes.collector import Collector, attributes, collecting
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     backend = FakeBackend()
     backend.script = lambda action: script
     async with asyncio.TaskGroup() as tasks:
-        sessions = Sessions(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
+        sessions = Sessions(Settings(), backend, RecordingEventSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
         async with asyncio.timeout(10):
             await sessions.idle()

@@ -79,10 +79,13 @@ async def test_the_token_is_read_at_each_connect_and_never_said(tmp_path: Path) 
             await agent.tried(1)  # there is none yet
             token.write_text("old-secret\n")
             scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
-            await scheduler.until(lambda: bool(scheduler.peers))
+            await scheduler.until("a stream has begun", lambda: bool(scheduler.peers))
             scheduler.denial = None
             token.write_text("new-secret\n")
-            await scheduler.until(lambda: scheduler.peers[-1].authorization == "Bearer new-secret")
+            await scheduler.until(
+                "a stream with the new token has begun",
+                lambda: scheduler.peers[-1].authorization == "Bearer new-secret",
+            )
             await scheduler.connected()
             assert scheduler.peers[0].authorization == "Bearer old-secret"
             assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= 1

@@ -131,7 +131,7 @@ class PodEnvironment:
                 ) from error
 
     @property
-    def repeatable(self) -> bool:
+    def recreatable(self) -> bool:
         """Whether `create` can make it again."""
         return self.model is not None or bool(self.plan.action.image)
 
@@ -226,18 +226,18 @@ class PodEnvironment:
     # ---- somebody's own `run`
 
     @property
-    def attended(self) -> bool:
+    def interactive(self) -> bool:
         """Whether a person at a terminal has a hand in the environment."""
         return self.pods.workbench is not None
 
-    async def fill(self) -> None:
+    async def upload_workspace(self) -> None:
         """Bring the person's tree into the workspace."""
         # A session that tells everything again comes here again, and its commands may run.
         if self.pods.workbench is not None and self.filled != self.uid:
             await self.pods.workbench.fill(self.client, self.holder, self.pods.settings.environment.workspace)
             self.filled = self.uid
 
-    async def linger(self, outcome: Outcome) -> str:
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Let the person look inside before it is removed, or keep it; returns what the cluster says of a failure."""
         bench, pod = self.pods.workbench, self.watched.pod
         if bench is None or pod is None or outcome.result is Result.CANCELLED:
@@ -245,7 +245,7 @@ class PodEnvironment:
         workspace = self.pods.settings.environment.workspace
         said = await bench.look(self.client, self.path, pod, outcome, self.holder, workspace)
         if bench.keep:
-            self.leave()
+            self.disown()
         return said
 
     @property
@@ -255,12 +255,12 @@ class PodEnvironment:
 
     # ---- remains
 
-    def leave(self) -> None:
+    def disown(self) -> None:
         """Have nothing to do with the pod any more: it is another agent's, or shall become one's."""
         self.left = True
         self.pods.left[self.plan.nonce] = time.monotonic()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Hold it no longer: the sweep may look at it, and nobody follows it."""
         if self.pods.held.get(self.plan.name) is self:
             del self.pods.held[self.plan.name]
@@ -274,7 +274,7 @@ class PodEnvironment:
                 self.pods.metrics.cleanup_failures.inc()
                 log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
         finally:
-            self.let_go()
+            self.release()
 
     async def removed(self) -> bool:
         """Delete politely, then by force; whether the pod is gone."""

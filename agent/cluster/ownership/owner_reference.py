@@ -8,11 +8,11 @@ whoever is still alive to do so.
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LONGEST_WAIT = 10.0
+FIRST_PAUSE = 0.4
+LONGEST_PAUSE = 10.0
 
 
 async def find(client: Client, settings: Settings) -> Object | None:
@@ -34,14 +35,14 @@ async def find(client: Client, settings: Settings) -> Object | None:
     if not name:
         return None
     path = f"/api/v1/namespaces/{settings.cluster.namespace}/configmaps/{name}"
-    wait, told = 0.2, ""
+    backoff, told = Backoff(FIRST_PAUSE, LONGEST_PAUSE, least_share=0.5), ""
     while True:
         try:
             found = await client.request("get", "configmaps", path)
         except ClusterError as error:
             if error.message != told:
                 log.warning("the anchor of the release cannot be read: nothing is run before", error=error.message)
-            told, wait = error.message, min(2 * wait, LONGEST_WAIT)
-            await asyncio.sleep(random.uniform(0.5, 1) * wait)  # noqa: S311 - jitter
+            told = error.message
+            await asyncio.sleep(backoff.next())
         else:
             return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": found["metadata"]["uid"]}

@@ -1,6 +1,6 @@
 """One call of the scheduler: the way out of one session, and all that its client is ever told.
 
-Lives from the call's arrival to its end or the session's, whichever is later. Implements `execution.sink.Outlet`. What
+Lives from the call's arrival to its end or the session's, whichever is later. Implements `execution.event_sink.SessionSink`. What
 is not yet written is bounded by the window: `send` waits while the client is slow, so that the log is held back and
 not kept. When the client is gone, what is sent is dropped: nobody can ask for it again.
 """
@@ -90,7 +90,7 @@ class Call:
             case Finished():
                 await self.finish(event.outcome)
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait until everything was written to the client, or nobody is there any more."""
         await self.done.wait()
 

@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class Classic:
-    """Implements `execution.sink.Sink`. The event on which `health` wakes is this object's alone."""
+    """Implements `execution.event_sink.EventSink`. The event on which `health` wakes is this object's alone."""
 
     def __init__(self, settings: Settings, handlers: Handlers, metrics: Metrics, health: HealthReporter) -> None:
         self.settings = settings.scheduler

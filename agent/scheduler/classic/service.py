@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -18,9 +18,10 @@ import structlog
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Repository, When
 from agent.domain.errors import SchedulerError
 from agent.domain.session_state import Readiness
+from agent.protocol.grpc_transport import FileUnreadable, server_credentials, server_options
 from agent.scheduler.classic.call import NOT_RUN, Call, CallRefused
 from agent.scheduler.classic.wire import actions_pb2 as wire
-from agent.scheduler.stream.channel import contents
+from agent.scheduler.stream.channel import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,16 +36,7 @@ if TYPE_CHECKING:
 
     Context = aio.ServicerContext[wire.ActionRequest, wire.ActionResponseStream]
 
-# A frozen client is noticed within 30 s.
-OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.so_reuseport", 0),
-)
+OPTIONS = server_options(min_ping_interval=5.0)
 STOP_GRACE = 1.0
 LEAVING = CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
 
@@ -234,18 +226,12 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
     server.add_generic_rpc_handlers((generic,))
     address = f"{settings.listen}:{settings.port}"
     try:
-        tls = credentials(settings)
+        tls = server_credentials(settings)
         port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
-    except (RuntimeError, SchedulerError) as error:
+    except FileUnreadable as error:
+        why = unreadable("scheduler.classic", error)
+        raise CannotListen(f"scheduler.classic: cannot listen on {address}: {why}") from error
+    except RuntimeError as error:
         raise CannotListen(f"scheduler.classic: cannot listen on {address}: {error}") from error
     await server.start()
     return server, port
-
-
-def credentials(settings: ClassicSettings) -> Any:
-    """Return what TLS needs, None for plaintext; with a CA, the scheduler must bring a certificate."""
-    chain, key = contents("classic.cert_file", settings.cert_file), contents("classic.key_file", settings.key_file)
-    if chain is None or key is None:
-        return None
-    ca = contents("classic.ca_file", settings.ca_file)
-    return grpc.ssl_server_credentials([(key, chain)], root_certificates=ca, require_client_auth=ca is not None)

@@ -5,19 +5,18 @@ A channel lives as long as one stream. Files are read at each connect, so that c
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
 
 from agent.domain.errors import Refused, SchedulerError
+from agent.protocol import grpc_transport
+from agent.protocol.grpc_transport import FileUnreadable, TokenInvalid
 from agent.protocol.wire import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from agent.settings import SchedulerSettings, Tls
+    from agent.settings import SchedulerSettings
 
     Call = aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage]
 
@@ -25,7 +24,8 @@ UNTRUSTED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSI
 # CANCELLED is what a server's abrupt end looks like from here.
 CLOSED = frozenset({grpc.StatusCode.OK, grpc.StatusCode.CANCELLED})
 UNREACHABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-TOKEN = re.compile(r"[\x21-\x7e]+")
+# Seconds. The bound of the wait for the answer to a ping, whatever the keepalive.
+LONGEST_PING_TIMEOUT = 10.0
 
 
 class Broken(SchedulerError):
@@ -36,72 +36,44 @@ class Broken(SchedulerError):
         self.kind = kind
 
 
-def options(settings: SchedulerSettings) -> list[tuple[str, int | str]]:
-    """Return the channel's arguments.
+def open_channel(settings: SchedulerSettings) -> aio.Channel:
+    """Return a channel to the scheduler that is not yet connected.
 
-    A frozen peer is noticed within twice the keepalive. `keepalive_timeout_ms` alone does not govern that (measured
-    with grpcio 1.85.1: 60 s whatever it said), `http2.ping_timeout_ms` does. A pool of its own keeps a new channel from
-    inheriting the back-off and the connection of an old one.
+    Raises:
+        Broken: a file of TLS cannot be read.
     """
-    interval = max(int(settings.keepalive * 1000), 1)
-    patience = min(interval, 10_000)
-    arguments: list[tuple[str, int | str]] = [
-        ("grpc.keepalive_time_ms", interval),
-        ("grpc.keepalive_timeout_ms", patience),
-        ("grpc.http2.ping_timeout_ms", patience),
+    options = [
+        # The agent notices a frozen scheduler within twice the keepalive.
+        *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        # A channel of a shared pool would inherit the back-off and the connection of the channel before it.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
     ]
-    if settings.tls.enabled and settings.tls.server_name:
-        arguments.append(("grpc.ssl_target_name_override", settings.tls.server_name))
-    return arguments
-
-
-def open_channel(settings: SchedulerSettings) -> aio.Channel:
-    """Return a channel, not yet connected.
-
-    Raises:
-        Broken: a certificate or key cannot be read.
-    """
-    if not settings.tls.enabled:
-        return aio.insecure_channel(settings.address, options=options(settings))
-    return aio.secure_channel(settings.address, credentials(settings.tls), options=options(settings))
-
-
-def credentials(tls: Tls) -> grpc.ChannelCredentials:
-    """Read how the scheduler is trusted and how it can trust this agent."""
-    return grpc.ssl_channel_credentials(
-        root_certificates=contents("tls.ca_file", tls.ca_file),
-        private_key=contents("tls.key_file", tls.key_file),
-        certificate_chain=contents("tls.cert_file", tls.cert_file),
-    )
-
-
-def contents(setting: str, file: Path | None) -> bytes | None:
-    """Read a file that a setting names."""
-    if file is None:
-        return None
+    tls = settings.tls if settings.tls.enabled else None
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise Broken("error", f"scheduler.{setting}: {file} cannot be read: {error.strerror}") from error
+        return grpc_transport.open_channel(settings.address, options, tls, server_name=settings.tls.server_name)
+    except FileUnreadable as error:
+        raise Broken("error", unreadable("scheduler.tls", error)) from error
 
 
 def metadata(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of a call: the bearer token, read now.
+    """Return the metadata of a call. The bearer token is read now.
 
     Raises:
-        Broken: the token cannot be read or is none; its text is never said.
+        Broken: the token file cannot be read or holds no token. The message never contains the file's text.
     """
-    data = contents("token_file", settings.token_file)
-    if data is None:
-        return ()
-    token = data.decode("ascii", "replace").strip()
-    if not TOKEN.fullmatch(token):
-        raise Broken("error", f"scheduler.token_file: {settings.token_file} holds no token (one word of ASCII)")
-    return (("authorization", f"Bearer {token}"),)
+    try:
+        return grpc_transport.token_metadata(settings.token_file)
+    except FileUnreadable as error:
+        raise Broken("error", unreadable("scheduler", error)) from error
+    except TokenInvalid as error:
+        raise Broken("error", f"scheduler.token_file: {error}") from error
+
+
+def unreadable(section: str, error: FileUnreadable) -> str:
+    """Return a sentence that names the setting and the file."""
+    return f"{section}.{error.field}: {error.filename} cannot be read: {error.strerror}"
 
 
 def stub(channel: aio.Channel) -> agent_pb2_grpc.SchedulerAsyncStub:

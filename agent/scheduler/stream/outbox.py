@@ -48,7 +48,7 @@ class Outgoing:
 
 
 class Outbox:
-    """All outlets of this agent; implements `execution.sink.Sink`.
+    """All outlets of this agent; implements `execution.event_sink.EventSink`.
 
     `on_forgotten(key, resume)` is called when the scheduler wants events again that it had acknowledged before: it has
     lost its memory. The session then calls `outlet.restart(resume.seq)` and tells its story again; its events are held

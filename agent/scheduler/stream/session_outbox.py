@@ -103,7 +103,7 @@ def size_of(event: Event) -> int:
 
 
 class Outlet:
-    """Implements `execution.sink.Outlet`; several tasks of one session may send."""
+    """Implements `execution.event_sink.SessionSink`; several tasks of one session may send."""
 
     def __init__(self, key: Key, owner: Owner, *, adopted: bool) -> None:
         self.key = key
@@ -140,7 +140,7 @@ class Outlet:
             finally:
                 self.owner.leave_line(self)
 
-    async def settled(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait until everything that was sent is acknowledged, or the outlet is closed."""
         await self.empty.wait()
 

@@ -12,7 +12,8 @@ from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Finished, LogChunk, Source, StageChanged
 from agent.domain.outcome import Outcome, Result
 from agent.execution.session import MAX_CHUNK, Interrupted, Session, Wish, ended, first_of
-from tests.fakes.sink import RecordingOutlet, RecordingSink
+from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,12 +24,12 @@ KEY = Key("build")
 
 
 @pytest.fixture
-async def outlet() -> RecordingOutlet:
-    return RecordingSink().open(KEY)
+async def outlet() -> RecordingSessionSink:
+    return RecordingEventSink().open(KEY)
 
 
 @pytest.fixture
-async def session(outlet: RecordingOutlet) -> Session:
+async def session(outlet: RecordingSessionSink) -> Session:
     return Session(Action(KEY, "alpine", ("true",)), outlet, 60.0)
 
 
@@ -54,7 +55,7 @@ async def test_the_first_wish_counts(session: Session) -> None:
     assert session.wish is LATE
 
 
-async def test_who_has_an_outcome_has_no_wish(session: Session, outlet: RecordingOutlet) -> None:
+async def test_who_has_an_outcome_has_no_wish(session: Session, outlet: RecordingSessionSink) -> None:
     await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
     session.interrupt(WISH)
     assert session.wish is None
@@ -62,7 +63,7 @@ async def test_who_has_an_outcome_has_no_wish(session: Session, outlet: Recordin
     assert session.over
 
 
-async def test_a_session_is_over_only_when_all_is_stored(session: Session, outlet: RecordingOutlet) -> None:
+async def test_a_session_is_over_only_when_all_is_stored(session: Session, outlet: RecordingSessionSink) -> None:
     outlet.sink.acknowledges.clear()
     task = asyncio.create_task(session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS)))
     await outlet.settling.wait()
@@ -89,7 +90,7 @@ async def test_a_wish_ends_guarded_work(session: Session) -> None:
             ran.append("ended")
 
     task = asyncio.create_task(session.guarded(work()))
-    await until(lambda: ran == ["began"])
+    await poll_until("the coroutine has begun", lambda: ran == ["began"])
     session.interrupt(WISH)
     with pytest.raises(Interrupted) as interrupted:
         await task
@@ -138,7 +139,7 @@ async def test_a_guard_that_is_cancelled_ends_its_work(session: Session) -> None
         await task
 
 
-async def test_stages_are_timed_and_told(session: Session, outlet: RecordingOutlet) -> None:
+async def test_stages_are_timed_and_told(session: Session, outlet: RecordingSessionSink) -> None:
     await session.enter(Stage.SETUP)
     await session.enter(Stage.SETUP, "pulling")
     await session.enter(Stage.COMMANDS)
@@ -152,7 +153,7 @@ async def test_stages_are_timed_and_told(session: Session, outlet: RecordingOutl
 
 
 @pytest.mark.parametrize("text", ["one line", "two\nlines\n", "x" * (2 * MAX_CHUNK), "\udcff", ""])
-async def test_what_is_said_comes_whole_in_pieces(session: Session, outlet: RecordingOutlet, text: str) -> None:
+async def test_what_is_said_comes_whole_in_pieces(session: Session, outlet: RecordingSessionSink, text: str) -> None:
     await session.say(text, Source.SETUP)
     chunks = [event for event in outlet.events if isinstance(event, LogChunk)]
     assert all(0 < len(chunk.data) <= MAX_CHUNK and chunk.source is Source.SETUP for chunk in chunks)
@@ -190,12 +191,3 @@ async def test_ended_says_nothing_of_what_is_done(work: type[Awaitable[None]]) -
     await ended(task)
     assert task.done()
     task.exception()
-
-
-async def until(condition: object) -> None:
-    """Let the loop turn until something is so."""
-    for _ in range(100):
-        if callable(condition) and condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never became so")

@@ -151,7 +151,7 @@ async def test_a_request_that_is_cancelled_says_nothing_of_the_cluster(api: Fake
         await client.request("get", "version", "/version")
         api.answer("get", "none", HANG)
         task = asyncio.create_task(client.request("get", "pods", f"{PATH}/none"))
-        await api.until(lambda: len(api.requests) == 2)
+        await api.until("a second request has arrived", lambda: len(api.requests) == 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

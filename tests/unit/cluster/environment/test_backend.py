@@ -51,7 +51,7 @@ async def pods(api: FakeApi, **cluster: Any) -> AsyncIterator[Pods]:
     async with api.serving(**cluster) as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
         task = asyncio.create_task(watch.run(), name="pod watch")
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
         try:
             yield Pods(settings, client, watch, client.metrics, "agent-1")
         finally:
@@ -168,7 +168,7 @@ async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
         await old.create()
         await here.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
         new = asyncio.create_task(here.environment(ACTION).create())
-        await api.until(lambda: len(api.asked("create", "pods")) > 3)
+        await api.until("the pod is requested a fourth time", lambda: len(api.asked("create", "pods")) > 3)
         assert not new.done()
         await api.remove(old.plan.name)
         await new
@@ -200,7 +200,7 @@ async def test_a_pod_of_an_unanswered_create_is_looked_for_and_removed(api: Fake
     async with pods(api) as here:
         environment = here.environment(ACTION)
         task = asyncio.create_task(environment.create())
-        await api.until(lambda: len(api.asked("create", "secrets")) == 1)
+        await api.until("the Secret is requested", lambda: len(api.asked("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
         environment.uid = ""  # as if the answer had never come

@@ -86,7 +86,7 @@ async def test_a_deletion_that_nobody_saw_is_told_by_the_next_list(api: FakeApi)
     async with watching(api) as watch:
         await watch.synced.wait()
         watched = watch.watch("a")
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
         await api.remove("a", silently=True)
         await api.cut()
         await told(watched, None)
@@ -98,7 +98,8 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            impatient.setattr(random, "randint", lambda low, high: -14.95)
+            lifetimes = iter([-29.9])  # the first watch gives up after 0.1 s: the reflector adds 30 s
+            impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.asked("list")) == 2
 
@@ -106,7 +107,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 async def refused_once(api: FakeApi, status: int) -> None:
     api.answer("watch", "pods", status, "no")
     async with watching(api) as watch:
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
         assert watch.synced.is_set()
 
 
@@ -114,7 +115,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
     error = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}\n'
     api.answer("watch", "pods", 200, body=error)
     async with watching(api):
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
     assert len(api.asked("list")) == 2
 
 
@@ -122,7 +123,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
 async def test_a_watch_that_speaks_nonsense_is_opened_again(api: FakeApi, body: str) -> None:
     api.answer("watch", "pods", 200, body=body)
     async with watching(api):
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
 
 
 async def test_a_cluster_that_is_away_is_asked_ever_less_often(api: FakeApi, at_once: list[float]) -> None:
@@ -136,7 +137,7 @@ async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: Fa
     api.answer("watch", "pods", 200, body="", times=3)
     api.answer("watch", "pods", 403, "no", times=3)
     async with watching(api):
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
     assert at_once[:6] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
 
 
@@ -145,11 +146,11 @@ async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
 ) -> None:
     monkeypatch.setattr(reflector, "STEADY", 0.0)
     async with watching(api) as watch:
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
         await api.put(pod_of("a", phase="Running"), "ADDED")
         await told(watch.watch("a"), "Running")
         await api.cut()
-        await api.until(lambda: len(api.asked("watch")) == 2)
+        await api.until("the watch is requested a second time", lambda: len(api.asked("watch")) == 2)
     assert len(api.asked("list")) == 1
     assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
 
@@ -159,7 +160,7 @@ async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest
     bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "777"}}}\n'
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):
-        await api.until(lambda: api.watches == 1)
+        await api.until("the watch is open", lambda: api.watches == 1)
     assert [each.query["resourceVersion"] for each in api.asked("watch")] == ["100", "777"]
 
 

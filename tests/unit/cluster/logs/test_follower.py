@@ -23,6 +23,7 @@ from agent.domain.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -158,11 +159,6 @@ async def api() -> AsyncIterator[Api]:
         yield served
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event; pytest's timeout is the deadline
-        await asyncio.sleep(0.001)
-
-
 # ---- what is asked
 
 
@@ -286,7 +282,7 @@ async def test_a_server_that_refuses_connections_is_asked_again() -> None:
         host = api.client.api.configuration.host
         api.client.api.configuration.host = "http://127.0.0.1:1"
         reading = asyncio.create_task(api.read())
-        await until(lambda: not api.client.reachable)
+        await poll_until("the client counts the API server as unreachable", lambda: not api.client.reachable)
         api.client.api.configuration.host = host
         assert payload(await reading) == b"one\n"
 
@@ -295,7 +291,7 @@ async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.up_to(1 << 20)] * 3
     reading = asyncio.create_task(api.read())
-    await until(lambda: len(api.queries) > 2)
+    await poll_until("the log is requested a third time", lambda: len(api.queries) > 2)
     api.log.write(b"two\n", EPOCH + SECOND)
     assert payload(await reading) == b"one\ntwo\n"
 
@@ -379,7 +375,7 @@ async def test_a_dead_stream_is_found_by_a_plain_read(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.then_silent(), api.up_to(1 << 20)]
     reading = asyncio.create_task(api.read(timings=PROBING))
-    await until(lambda: len(api.queries) > 0)
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
     # The probe, which finds the second line, and a new stream.
@@ -401,9 +397,9 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(api.log.body())
-        await until(lambda: len(api.queries) > 3)
+        await poll_until("the log is requested a fourth time", lambda: len(api.queries) > 3)
         await response.write(stamp(EPOCH + 1) + b" two\n")
-        await until(lambda: len(api.queries) > 4)
+        await poll_until("the log is requested a fifth time", lambda: len(api.queries) > 4)
         api.container.log_ended = True
         await response.write(stamp(EPOCH + 2) + b" three\n")
         return response
@@ -447,7 +443,7 @@ async def test_headers_that_come_with_the_first_line_are_waited_for(api: Api) ->
     """The kubelet sends no header before the first byte of the log."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        await until(lambda: len(api.queries) > 2)
+        await poll_until("the log is requested a third time", lambda: len(api.queries) > 2)
         api.log.write(b"late\n", EPOCH)
         return await api.whole(request)
 
@@ -463,7 +459,7 @@ async def test_a_stream_that_outlives_its_container_is_left(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.then_silent()]
     reading = asyncio.create_task(api.read(timings=Timings(probe=1000, settle=0.05)))
-    await until(lambda: len(api.queries) > 0)
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     api.container.enter(ContainerState.TERMINATED)
     assert payload(await reading) == b"one\ntwo\n"
@@ -530,9 +526,11 @@ def skips(api: Api, body: bytes, head: bytes | int, *, first: bytes = b"") -> No
         await response.prepare(request)
         if first:
             await response.write(first)
-            await until(lambda: sum("follow" not in query for query in api.queries) > 0)
+            await poll_until(
+                "the log is requested without follow", lambda: sum("follow" not in query for query in api.queries) > 0
+            )
         await response.write(body)
-        await until(lambda: api.container.log_ended)
+        await poll_until("the log has ended", lambda: api.container.log_ended)
         return response
 
     async def probe(request: web.Request) -> web.StreamResponse:
@@ -612,7 +610,7 @@ async def test_a_stream_of_a_full_file_is_looked_into_soon(api: Api) -> None:
     silent = replace(FAST, stalled=0.05)
     api.script = [api.then_silent(), api.up_to(1 << 20)]
     reading = asyncio.create_task(api.read(timings=silent, node_limit=10))
-    await until(lambda: len(api.queries) > 0)
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
 
@@ -632,11 +630,11 @@ async def test_a_stream_that_is_known_to_go_on_is_not_looked_into_at_each_pause(
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(api.log.body())
-        await until(lambda: len(silences) > 2)
+        await poll_until("3 silences are noticed", lambda: len(silences) > 2)
         await response.write(stamp(EPOCH + 1) + b" two\n")
-        await until(lambda: len(silences) > 3)
+        await poll_until("4 silences are noticed", lambda: len(silences) > 3)
         await response.write(stamp(EPOCH + 2) + b" three\n")
-        await until(lambda: api.container.log_ended)
+        await poll_until("the log has ended", lambda: api.container.log_ended)
         return response
 
     async def probe(_: web.Request) -> web.StreamResponse:
@@ -707,7 +705,7 @@ async def test_a_reader_may_be_cancelled_while_it_waits(api: Api, headers: bool)
 
     api.script = [api.then_silent() if headers else mute]
     reading = asyncio.create_task(api.read(timings=Timings()))
-    await until(lambda: len(api.queries) > 0)
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

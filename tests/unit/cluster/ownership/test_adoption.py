@@ -54,7 +54,7 @@ class Heir:
     def take(self, environment: PodEnvironment) -> bool:
         """Take a session, unless its attempt is still being ended here."""
         if self.busy:
-            environment.let_go()
+            environment.release()
         else:
             self.taken.append(environment)
         return not self.busy
@@ -270,7 +270,7 @@ async def test_the_sweep_leaves_what_was_given_away_and_what_another_has_claimed
     assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
     await frozen.sweep.once()  # its watch still says that the pod is its own, and nobody holds it
     assert dead.plan.name in api.pods
-    heir.taken[0].leave()
+    heir.taken[0].disown()
     await heir.taken[0].remove()
     await heir.look()
     await heir.sweep.once()

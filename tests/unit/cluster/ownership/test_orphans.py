@@ -124,8 +124,8 @@ async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(ap
         left = pods.environment(ACTION)
         api.answer("create", "pods", 504, "it took too long", applied=True)
         creating = asyncio.create_task(left.create(), name="create")
-        await api.until(lambda: bool(api.pods))
-        left.leave()
+        await api.until("a pod is created", lambda: bool(api.pods))
+        left.disown()
         creating.cancel()
         await asyncio.wait({creating})
         await left.remove()
@@ -166,7 +166,7 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
         await watch.list()
         assert api.asked("delete") == []
         watch.synced.set()
-        await api.until(lambda: not api.pods)
+        await api.until("every pod is deleted", lambda: not api.pods)
         task.cancel()
         await asyncio.wait({task})
 

@@ -73,7 +73,7 @@ async def test_numbers_are_contiguous_from_one(outbox: Outbox) -> None:
 
 async def test_acknowledgements_are_cumulative(outbox: Outbox) -> None:
     outlet = await filled(outbox, 3)
-    settled = asyncio.create_task(outlet.settled())
+    settled = asyncio.create_task(outlet.wait_until_stored())
     drain(outbox)
     outbox.ack(KEY, 2)
     assert kept(outbox) == 1
@@ -202,7 +202,7 @@ async def test_a_closed_outlet_keeps_nobody_waiting_and_nothing(outbox: Outbox, 
     outlet = outbox.open(KEY)
     await outlet.send(LogChunk(bytes(WINDOW)))
     waiting = asyncio.create_task(outlet.send(event(1)))
-    settled = asyncio.create_task(outlet.settled())
+    settled = asyncio.create_task(outlet.wait_until_stored())
     assert await blocked(waiting)
     if how == "close":
         outlet.close()
@@ -259,7 +259,7 @@ async def test_resuming_acknowledges_what_is_stored(outbox: Outbox) -> None:
     outbox.resume(Resume(KEY, 3))
     assert [item.seq for item in drain(outbox)] == [4]
     outbox.ack(KEY, 4)
-    await outlet.settled()
+    await outlet.wait_until_stored()
 
 
 async def test_resuming_ahead_is_ignored_and_counted(outbox: Outbox) -> None:
@@ -305,7 +305,7 @@ async def test_a_scheduler_that_forgot_is_handed_to_the_session(outbox: Outbox) 
     outbox.ack(KEY, 2)
     outbox.reset()
     outbox.sessions()
-    settled = asyncio.create_task(outlet.settled())
+    settled = asyncio.create_task(outlet.wait_until_stored())
     assert not outbox.resume(Resume(KEY, 1))
     assert calls == [(KEY, Resume(KEY, 1))]
     await outlet.send(event(4))
@@ -334,7 +334,7 @@ async def test_without_a_callback_what_is_kept_goes_behind_a_notice(outbox: Outb
     assert b"2 events" in notice.event.data
     assert rest == Outgoing(KEY, 2, event(3))
     outbox.ack(KEY, 2)
-    await outlet.settled()
+    await outlet.wait_until_stored()
 
 
 # ---- adoption and claims
@@ -363,7 +363,7 @@ async def test_a_higher_claim_replaces_a_lower_one(outbox: Outbox) -> None:
     older = await filled(outbox, 2)
     newer = outbox.open(Key("a", 1, 3))
     await newer.send(event(7))
-    await older.settled()
+    await older.wait_until_stored()
     older.close()
     assert drain(outbox) == [Outgoing(Key("a", 1, 3), 1, event(7))]
     with pytest.raises(ValueError, match="superseded"):
@@ -421,7 +421,7 @@ async def walk(steps: list[str]) -> None:
     while (item := outbox.take()) is not None:
         store(item)
     outbox.ack(KEY, len(stored))
-    await outlet.settled()
+    await outlet.wait_until_stored()
     assert b"".join(each.data for each in stored if isinstance(each, LogChunk)) == sent_log
     assert [each.index for each in stored if isinstance(each, CommandStarted)] == list(range(1, count + 1))
     assert kept(outbox) == 0
@@ -444,7 +444,7 @@ async def test_many_floods_together_are_bounded() -> None:
         for _ in range(40):
             await outlet.send(LogChunk(bytes(BIG), Cursor()))
             sent[index] += 1
-        await outlet.settled()
+        await outlet.wait_until_stored()
 
     tasks = [asyncio.create_task(flood(index, key)) for index, key in enumerate(keys(50))]
     while not all(task.done() for task in tasks):

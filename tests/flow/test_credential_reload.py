@@ -181,7 +181,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
         assert agent.ended("rotated") == 1
         assert [each["event"] for each in logs if each["log_level"] == "warning"] == []
         (environment,) = agent.backend.environments.values()
-        await environment.release("commands")
+        await environment.unblock("commands")
         events = [event async for event in scheduler.book.watch("pipeline1")]
         await agent.sessions.idle()
     assert events

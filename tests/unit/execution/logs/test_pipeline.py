@@ -11,8 +11,8 @@ from agent.cluster.logs.line_reader import Hole, LineReader, whole_second
 from agent.domain.events import LogChunk, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
-from agent.execution.log_pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
-from agent.execution.masking import Masker
+from agent.execution.logs.masking import Masker
+from agent.execution.logs.pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 BEGIN = b"\0<0123456789abcdef:"

@@ -43,11 +43,11 @@ class Amnesia(World):
 
     async def told_again(self, story: list[str]) -> None:
         """Wait for the whole story."""
-        await self.scheduler.until(lambda: self.story[-1:] == ["finished"])
+        await self.scheduler.until('the event "finished" is stored', lambda: self.story[-1:] == ["finished"])
         assert self.story == story
         assert (await self.outcome()).result == wire.SUCCEEDED
         # `breaches` notes that numbers were given anew: to a scheduler that had forgotten them.
-        await self.api.until(lambda: not self.api.pods)
+        await self.api.until("every pod is deleted", lambda: not self.api.pods)
         await self.app.sessions.idle()
         made = [each for each in self.api.requests if each.verb == "create" and each.path.endswith("/pods")]
         assert len(made) == 1, "the commands must not run twice"
@@ -63,7 +63,7 @@ async def test_while_the_commands_run(world: Amnesia) -> None:
         await world.ready()
         name = await world.begin()
         world.forget()
-        await world.scheduler.until(lambda: world.story[:3] == STORY[:3])
+        await world.scheduler.until("the first 3 events are stored", lambda: world.story[:3] == STORY[:3])
         await world.end(name)
         await world.told_again(STORY)
         assert world.scheduler.log_of(ACTION.key) == b"hello\n"
@@ -93,7 +93,7 @@ async def test_while_the_pod_is_removed_the_outcome_comes_behind_a_notice(world:
         world.api.slow_removal, world.api.force_works = True, False
         await world.end(name)
         await world.outcome()
-        await world.api.until(lambda: bool(world.api.asked("delete", "pods")))
+        await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.asked("delete", "pods")))
         world.forget()
         await app.sessions.living[ACTION.key.attempt_key].forgot.wait()
         await world.api.remove(name)
@@ -111,6 +111,6 @@ async def test_a_cancel_that_has_ended_the_commands_stays_one(world: Amnesia) ->
         await world.outcome()
         world.scheduler.acknowledges = True
         world.forget()
-        await world.scheduler.until(lambda: world.story[-1:] == ["finished"])
+        await world.scheduler.until('the event "finished" is stored', lambda: world.story[-1:] == ["finished"])
         outcome = await world.outcome()
         assert (outcome.result, outcome.message) == (wire.CANCELLED, "not wanted")

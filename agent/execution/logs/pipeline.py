@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from agent.domain.observations import LogGap, LogPiece
-    from agent.execution.masking import Masker
+    from agent.execution.logs.masking import Masker
     from agent.execution.ports import MarkerReader
 
 CHUNK = 64 * 1024

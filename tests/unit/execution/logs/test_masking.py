@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.execution import masking
-from agent.execution.masking import LONGEST, LONGEST_RUN, MASK, MOST_FORMS, Masker
+from agent.execution.logs import masking
+from agent.execution.logs.masking import LONGEST, LONGEST_RUN, MASK, MOST_FORMS, Masker
 
 SECRET = 'pä$s w/o<rd>&"quote"\\+=%'
 TOKEN = b"ghp_0123456789abcdefABCDEF"

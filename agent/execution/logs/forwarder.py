@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from agent.domain.events import CommandFinished, CommandStarted
 from agent.domain.observations import LogGap, LogLost, MarkerKind
-from agent.execution.log_pipeline import Limits, LogStream, MarkerSeen
-from agent.execution.masking import Masker
+from agent.execution.logs.masking import Masker
+from agent.execution.logs.pipeline import Limits, LogStream, MarkerSeen
 
 if TYPE_CHECKING:
     from agent.domain.events import LogChunk

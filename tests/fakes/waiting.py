@@ -1,0 +1,72 @@
+"""Waiting in tests: until the state of a fake, or any other condition, is as the test needs.
+
+A wait ends when its condition is true. If the condition stays false until the deadline, the wait fails. The failure
+names what the test waited for and shows the state at that moment. `Changing` is the base class of every fake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds until a wait fails. A loaded machine needs several; the tests' own timeouts are longer.
+DEADLINE = 15.0
+# Seconds for a wait that spans faults of the cluster, of a stream or of a real agent process.
+LONG = 55.0
+# Seconds between two looks at a condition that has no event.
+POLL = 0.001
+
+
+class Changing:
+    """Base of the fakes. A fake calls `notify` after each change of its state, and lives as long as its test."""
+
+    changed: asyncio.Condition
+
+    def describe(self) -> str:
+        """Return the state for the message of a failed wait."""
+        return repr(self)
+
+    async def until(self, what: str, condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
+        """Wait until the condition is true.
+
+        Raises:
+            AssertionError: the condition was false for that many seconds. The message names `what`.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self.wait_for(condition)
+        except TimeoutError:
+            raise AssertionError(failure(what, seconds, self.describe())) from None
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait without a deadline. Only a fake's own server code uses this; `until` is for tests."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def notify(self) -> None:
+        """Let every waiting task check its condition again."""
+        async with self.changed:
+            self.changed.notify_all()
+
+
+async def poll_until(
+    what: str, condition: Callable[[], bool], seconds: float = DEADLINE, describe: Callable[[], str] = str
+) -> None:
+    """Wait until a condition is true whose change notifies no task.
+
+    Raises:
+        AssertionError: the condition was false for that many seconds. The message names `what`.
+    """
+    end = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() > end:
+            raise AssertionError(failure(what, seconds, describe()))
+        await asyncio.sleep(POLL)
+
+
+def failure(what: str, seconds: float, state: str) -> str:
+    """Return the message of a wait that failed."""
+    return f"waited {seconds:g} s for: {what}\n{state}".rstrip()
