@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.cluster.in_pod.collect_files import MAX_NAME
 from agent.domain.errors import AgentError
+from agent.domain.paths import safe_components
 
 
 class ArchiveError(AgentError):
@@ -81,6 +81,8 @@ def checked_name(name: bytes) -> bytes:
     Raises:
         ArchiveError: it may not.
     """
-    if len(name) > MAX_NAME or b"\0" in name or any(part in (b"", b".", b"..") for part in name.split(b"/")):
-        raise ArchiveError(f"a file with the path {name[:200]!r}")
+    try:
+        safe_components(name)
+    except ValueError as error:
+        raise ArchiveError(f"a file with the path {name[:200]!r}") from error
     return name

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster.in_pod import clone as clones
-from agent.cluster.in_pod.clone import CloneFailed, check, shown
+from agent.cluster.in_pod.clone import CloneFailed, check, without_credentials
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def test_git_itself_refuses_what_the_order_does_not_allow(origin: Path, workspac
     ],
 )
 def test_credentials_are_stripped_from_what_is_shown(text: str, clean: str) -> None:
-    assert shown(text) == clean
+    assert without_credentials(text) == clean
 
 
 # ---- credentials over http

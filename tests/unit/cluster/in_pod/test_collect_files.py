@@ -22,7 +22,7 @@ from agent.cluster.artifacts import collect as collect_module
 from agent.cluster.artifacts.archive_manifest import ArchiveManifest
 from agent.cluster.artifacts.archive_reader import ArchiveLimits, ArchiveReader
 from agent.cluster.in_pod import collect_files, packaging, workspace
-from agent.cluster.in_pod.glob import compiled, first_folders
+from agent.cluster.in_pod.glob import compile_folders, compile_globs
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 
@@ -283,11 +283,11 @@ def test_a_file_that_becomes_something_else_is_not_read(place: Place) -> None:
     facts = os.stat(place.write("regular"))
     make_specials(place)
     root = os.open(place.root, os.O_RDONLY)
-    collection = collect_files.Collection(collect_files.Output(-1), [9, 9, 9, 9], [], [], set())
+    collection = collect_files.Collector(collect_files.Output(-1), [9, 9, 9, 9], [], [], set())
     for name in ("absolute", "harmless", "pipe", "folder", "socket", "gone"):
         collection.consider(name, name, root, facts)
     os.close(root)
-    assert dict(collection.left) == {
+    assert dict(collection.left_out) == {
         "absolute": "unreadable: Too many levels of symbolic links",
         "harmless": "unreadable: Too many levels of symbolic links",
         "pipe": "replaced while it was opened",
@@ -350,7 +350,7 @@ def collect_as_nobody(place: Place, paths: list[str]) -> Received:
         os.seteuid(65534)
     try:
         output = collect_files.Output(writing)
-        collect_files.Collection(output, [10, 1000, 1000, 60], paths, [], set()).run(str(place.root))
+        collect_files.Collector(output, [10, 1000, 1000, 60], paths, [], set()).run(str(place.root))
     finally:
         if root:
             os.seteuid(0)
@@ -498,16 +498,16 @@ def test_declared_paths_and_excludes(place: Place) -> None:
     ],
 )
 def test_globs(glob: str, matches: list[str], others: list[str]) -> None:
-    (pattern,) = compiled([glob])
+    (pattern,) = compile_globs([glob])
     assert [path for path in matches if not pattern.fullmatch(path)] == []
     assert [path for path in others if pattern.fullmatch(path)] == []
     for path in matches:
         folders = path.split("/")[:-1]
-        assert all(one.fullmatch(folder) for one, folder in zip(first_folders(glob), folders, strict=False))
+        assert all(one.fullmatch(folder) for one, folder in zip(compile_folders(glob), folders, strict=False))
 
 
 def test_folders_that_cannot_match_are_not_entered(place: Place) -> None:
-    declared = collect_files.Collection(collect_files.Output(1), [1, 1, 1, 1], ["dist/*/x", "a/**"], [], set())
+    declared = collect_files.Collector(collect_files.Output(1), [1, 1, 1, 1], ["dist/*/x", "a/**"], [], set())
     wanted = {"dist": True, "dist/any": True, "dist/any/x": True, "src": False, "a": True, "a/b/c": True}
     assert {path: declared.enter(path, "") for path in wanted} == wanted
 
@@ -542,7 +542,7 @@ def test_a_reader_that_goes_away_ends_the_collector(place: Place) -> None:
 
 def test_a_collector_that_nobody_reads_ends_itself(place: Place) -> None:
     globs = tuple(f"{index:0>100}" for index in range(2000))
-    seconds = 1 - collect_files.PATIENCE
+    seconds = 1 - collect_files.ALARM_SECONDS
     command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.wait(30) == -signal.SIGALRM
@@ -552,7 +552,7 @@ def held(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe is opened only when both ends are: whoever reads it waits for the holder, without polling.
     os.mkfifo(ready)
-    command = packaging.holder_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
+    command = packaging.workspace_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
     return subprocess.Popen(here(command, place.snapshot), stderr=subprocess.PIPE), ready
 
 

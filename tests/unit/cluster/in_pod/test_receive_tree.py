@@ -21,7 +21,13 @@ def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_p
     (tree / "big").write_bytes(bytes(range(256)) * 5000)
     archive = tmp_path / "t.tar"
     pack(tree, archive)
-    command = [sys.executable, *packaging.fill()[1:], str(workspace), str(tmp_path / "snapshot"), str(ready)]
+    command = [
+        sys.executable,
+        *packaging.receive_tree_program()[1:],
+        str(workspace),
+        str(tmp_path / "snapshot"),
+        str(ready),
+    ]
     size = archive.stat().st_size
     with subprocess.Popen([*command, str(size)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -43,7 +49,14 @@ def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_p
 
 
 def test_what_is_no_archive_is_said_and_nothing_begins(tmp_path: Path) -> None:
-    command = [sys.executable, *packaging.fill()[1:], str(tmp_path), str(tmp_path / "s"), str(tmp_path / "ready"), "4"]
+    command = [
+        sys.executable,
+        *packaging.receive_tree_program()[1:],
+        str(tmp_path),
+        str(tmp_path / "s"),
+        str(tmp_path / "ready"),
+        "4",
+    ]
     done = subprocess.run(command, input=b"nope", capture_output=True, check=False)
     assert done.returncode != 0
     assert b"Error" in done.stderr.splitlines()[-1]

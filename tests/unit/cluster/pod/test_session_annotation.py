@@ -36,10 +36,10 @@ def test_an_heir_knows_what_it_needs() -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"action_id": "a"}', "null"])
 def test_what_tells_no_session_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="tells no session"):
+    with pytest.raises(ValueError, match="no readable session annotation"):
         session_annotation.read(pod(text))
 
 
 def test_a_pod_without_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="tells no session"):
+    with pytest.raises(ValueError, match="no readable session annotation"):
         session_annotation.read({"metadata": {"name": "p"}})

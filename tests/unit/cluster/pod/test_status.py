@@ -7,16 +7,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.cluster.pod.setup_status import SECRET_WAIT, History, Intent, Limits, Sight
-from agent.cluster.pod.status import LAST_WORD, classify
+from agent.cluster.pod.setup_status import SECRET_WAIT_SECONDS, Expectations, FirstSeen, Judgement, SetupLimits
+from agent.cluster.pod.status import POD_STATUS_WAIT_SECONDS, classify
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 
 NONCE = "0123456789abcdef"
 SECRET = "sealci-build-1"
-LIMITS = Limits(pending=300.0, pull_grace=30.0, registry_grace=50.0, start=600.0, clone=500.0)
-INTENT = Intent(NONCE, commands=3, secret=SECRET, wants_files=True)
+LIMITS = SetupLimits(pending=300.0, pull_grace=30.0, registry_grace=50.0, start=600.0, clone=500.0)
+EXPECTATIONS = Expectations(NONCE, commands=3, secret=SECRET, wants_files=True)
 BEGAN = datetime(2026, 11, 24, 8, 0, 0, tzinfo=UTC)
 
 
@@ -103,12 +103,14 @@ PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "x": n
 class Look:
     """One look at a pod, or several with time between them."""
 
-    history: History = field(default_factory=History)
+    first_seen: FirstSeen = field(default_factory=FirstSeen)
     now: float = 1000.0
 
-    def __call__(self, seen: Object | None, after: float = 0.0, wall: float = 60.0, intent: Intent = INTENT) -> Sight:
+    def __call__(
+        self, seen: Object | None, after: float = 0.0, wall: float = 60.0, expectations: Expectations = EXPECTATIONS
+    ) -> Judgement:
         self.now += after
-        return classify(seen, intent, LIMITS, self.history, self.now, BEGAN + timedelta(seconds=wall))
+        return classify(seen, expectations, LIMITS, self.first_seen, self.now, BEGAN + timedelta(seconds=wall))
 
 
 def never_made(name: str = "action") -> Object:
@@ -118,13 +120,13 @@ def never_made(name: str = "action") -> Object:
     return {"name": name, "image": "i", "started": False, "ready": False, "lastState": {}, "state": {"terminated": end}}
 
 
-def gone(last: Object | None, intent: Intent = INTENT) -> Observation:
+def gone(last: Object | None, expectations: Expectations = EXPECTATIONS) -> Observation:
     """Return what is seen of a pod that is gone, by the state in which it went."""
-    return classify(None, intent, LIMITS, History(), 1000.0, BEGAN, last).observation
+    return classify(None, expectations, LIMITS, FirstSeen(), 1000.0, BEGAN, last).observation
 
 
-def see(seen: Object | None, wall: float = 60.0, intent: Intent = INTENT) -> Observation:
-    return Look()(seen, wall=wall, intent=intent).observation
+def see(seen: Object | None, wall: float = 60.0, expectations: Expectations = EXPECTATIONS) -> Observation:
+    return Look()(seen, wall=wall, expectations=expectations).observation
 
 
 # ---- the action container has ended
@@ -188,29 +190,31 @@ LEFT = ended("action", 0, message=record("exit", 3, 0))
 SIGKILL = "command 2 failed with exit code 137 (SIGKILL)"
 TOLD = ended("action", 9, message=f"sealci {NONCE} exit 2\nsealci {NONCE} told_to_end 9\n")
 TOLD_AND_LEFT = ended("action", 0, message=f"sealci {NONCE} exit 2\nsealci {NONCE} told_to_end 0\n")
-NO_FILES = replace(INTENT, wants_files=False)
+NO_FILES = replace(EXPECTATIONS, wants_files=False)
 
 
 @pytest.mark.parametrize(
-    ("containers", "intent", "alone"),
+    ("containers", "expectations", "alone"),
     [
-        ((FILES_OVER, LEFT), INTENT, Exited(0, 3, None, "", False, "the files container has ended")),
-        ((FILES, TOLD), INTENT, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9")),
-        ((FILES, KILLED), INTENT, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL)),
+        ((FILES_OVER, LEFT), EXPECTATIONS, Exited(0, 3, None, "", False, "the files container has ended")),
+        ((FILES, TOLD), EXPECTATIONS, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9")),
+        ((FILES, KILLED), EXPECTATIONS, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL)),
         ((TOLD,), NO_FILES, Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9", False)),
         ((KILLED,), NO_FILES, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL, False)),
     ],
     ids=["files", "told, files yet to end", "killed, files yet to end", "told, without files", "killed, without files"],
 )
 def test_the_kubelet_tells_of_the_containers_before_it_tells_that_it_evicts_their_pod(
-    containers: tuple[Object, ...], intent: Intent, alone: Exited
+    containers: tuple[Object, ...], expectations: Expectations, alone: Exited
 ) -> None:
     look = Look()
-    assert isinstance(look(pod(*containers), intent=intent).observation, Running)
+    assert isinstance(look(pod(*containers), expectations=expectations).observation, Running)
     evicted = pod(*containers, phase="Failed", reason="Evicted", message="low on memory")
-    assert look(evicted, intent=intent).observation == Lost(Reason.EVICTED, "Evicted: low on memory")
-    assert look(pod(*containers, phase="Succeeded"), intent=intent).observation == alone
-    assert look(pod(*containers), after=LAST_WORD, intent=intent).observation == alone, "it is not waited for for ever"
+    assert look(evicted, expectations=expectations).observation == Lost(Reason.EVICTED, "Evicted: low on memory")
+    assert look(pod(*containers, phase="Succeeded"), expectations=expectations).observation == alone
+    assert look(pod(*containers), after=POD_STATUS_WAIT_SECONDS, expectations=expectations).observation == alone, (
+        "it is not waited for for ever"
+    )
 
 
 @pytest.mark.parametrize("answer", [TOLD, TOLD_AND_LEFT, KILLED], ids=["9", "0", "killed"])
@@ -226,16 +230,16 @@ def test_what_ends_beside_a_files_container_that_lives_needs_no_other_word() -> 
 
 
 def test_what_nobody_told_to_end_needs_no_other_word() -> None:
-    assert see(pod(LEFT), intent=NO_FILES) == Exited(0, 3, None, "", False)
-    assert isinstance(see(pod(TERMED), intent=NO_FILES), Exited)
+    assert see(pod(LEFT), expectations=NO_FILES) == Exited(0, 3, None, "", False)
+    assert isinstance(see(pod(TERMED), expectations=NO_FILES), Exited)
 
 
-@pytest.mark.parametrize("intent", [INTENT, NO_FILES], ids=["files", "without files"])
-def test_what_the_agent_told_to_end_or_the_kernel_killed_needs_no_other_word(intent: Intent) -> None:
-    told = replace(intent, interrupted=True)
-    assert [type(see(pod(FILES, each), intent=told)) for each in (TOLD, KILLED)] == [Exited, Exited]
+@pytest.mark.parametrize("expectations", [EXPECTATIONS, NO_FILES], ids=["files", "without files"])
+def test_what_the_agent_told_to_end_or_the_kernel_killed_needs_no_other_word(expectations: Expectations) -> None:
+    told = replace(expectations, interrupted=True)
+    assert [type(see(pod(FILES, each), expectations=told)) for each in (TOLD, KILLED)] == [Exited, Exited]
     oom = ended("action", 137, "OOMKilled", message=record("started", 2))
-    assert isinstance(see(pod(FILES, oom), intent=intent), Exited)
+    assert isinstance(see(pod(FILES, oom), expectations=expectations), Exited)
 
 
 @pytest.mark.parametrize(
@@ -431,15 +435,15 @@ def test_a_container_that_runs_still_runs(seen: Object) -> None:
 def test_without_files_nothing_is_waited_for() -> None:
     lone = pod(running("action"))
     assert isinstance(see(lone), Waiting)
-    assert see(lone, intent=replace(INTENT, wants_files=False)) == Running()
-    over = see(pod(DONE, phase="Succeeded"), intent=replace(INTENT, wants_files=False))
+    assert see(lone, expectations=replace(EXPECTATIONS, wants_files=False)) == Running()
+    over = see(pod(DONE, phase="Succeeded"), expectations=replace(EXPECTATIONS, wants_files=False))
     assert over == Exited(0, 3, None, "", False, "")
 
 
 def test_a_deletion_that_nobody_carries_out_is_a_loss_in_time() -> None:
     seen = pod(FILES, running("action"), deleted=0, grace=30)
-    sight = Look()(seen, wall=40)
-    assert sight == Sight(Running(), recheck=21.0)
+    judgement = Look()(seen, wall=40)
+    assert judgement == Judgement(Running(), recheck=21.0)
     overdue = see(seen, wall=61)
     assert isinstance(overdue, Lost)
     assert (overdue.reason, overdue.unstarted) == (Reason.POD_DELETED, False)
@@ -681,7 +685,7 @@ def test_what_fails_the_set_up_at_once(seen: Object, reason: Reason, says: str) 
         (
             pod(FILES, waits("action", "CreateContainerConfigError", f'secret "{SECRET}" not found')),
             Reason.INTERNAL,
-            SECRET_WAIT,
+            SECRET_WAIT_SECONDS,
             "the Secret",
         ),
         (pod(*CREATING), Reason.IMAGE_PULL_FAILED, 600, "starting containers: not done within 600 s"),
@@ -692,7 +696,7 @@ def test_what_fails_the_set_up_at_once(seen: Object, reason: Reason, says: str) 
             500,
             "cloning the repository: not done within 500 s",
         ),
-        (pod(phase="Pending", node=None), Reason.UNSCHEDULABLE, 300, "said nothing"),
+        (pod(phase="Pending", node=None), Reason.UNSCHEDULABLE, 300, "gave no reason"),
         (
             pod(phase="Pending", node=None, conditions=(unschedulable("0/3 nodes: Insufficient cpu."),)),
             Reason.UNSCHEDULABLE,
@@ -856,8 +860,8 @@ def test_files_that_died_before_the_commands_could_begin_is_a_failed_set_up(code
 def test_a_deletion_that_nobody_carries_out_is_looked_at_in_time() -> None:
     """While its image is pulled, and sooner where the cluster knows that the node does not answer."""
     deleted = pod(*CREATING, deleted=50, grace=2)
-    sight = Look()(deleted, wall=60)
-    assert (sight.observation, sight.recheck) == (Waiting("starting containers"), 23.0)
+    judgement = Look()(deleted, wall=60)
+    assert (judgement.observation, judgement.recheck) == (Waiting("starting containers"), 23.0)
     assert isinstance(see(deleted, wall=83), Lost)
     lost = pod(FILES, running("action"), deleted=50, grace=2, conditions=(disruption("DeletionByTaintManager"),))
     assert see(lost, wall=61) == Running()

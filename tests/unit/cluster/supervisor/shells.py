@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agent.cluster.supervisor import command
+from agent.cluster.supervisor import command, termination
 from agent.cluster.supervisor.markers import Marker, MarkerReader
 
 NONCE = "5ea1c15ea1c15ea1"
@@ -68,14 +68,14 @@ class Result:
         return " ".join(announcement(item) for item in self.items if isinstance(item, Marker))
 
     @property
-    def ending(self) -> command.Ending | None:
+    def ending(self) -> termination.Ending | None:
         """The record, read back."""
-        return command.read_termination(self.message, NONCE)
+        return termination.read_termination(self.message, NONCE)
 
     @property
-    def verdict(self) -> command.Verdict:
+    def verdict(self) -> termination.Verdict:
         """The verdict as the agent makes it."""
-        return command.judge(self.code, self.ending, self.commands)
+        return termination.judge(self.code, self.ending, self.commands)
 
 
 def announcement(marker: Marker) -> str:

@@ -51,11 +51,11 @@ def read(pieces: list[bytes]) -> list[bytes | Marker]:
         new = reader.feed(piece)
         assert b"" not in new
         items += new
-        assert reader.held <= len(PREFIX) + 15
-    held = reader.held
+        assert reader.buffered <= len(PREFIX) + 15
+    held = reader.buffered
     rest = reader.flush()
     assert rest == fed[len(fed) - held :]
-    assert reader.held == 0
+    assert reader.buffered == 0
     return joined([*items, rest])
 
 
@@ -103,11 +103,11 @@ def test_every_split_reads_the_same(parts: list[bytes], data: st.DataObject) -> 
 def test_only_what_may_become_a_marker_is_held() -> None:
     reader = MarkerReader(NONCE)
     assert reader.feed(b"text\x1esea") == [b"text"]
-    assert reader.held == 4
+    assert reader.buffered == 4
     assert reader.feed(b"l\n") == [b"\x1eseal\n"]
-    assert reader.held == 0
+    assert reader.buffered == 0
     assert reader.feed(PREFIX + b"f:1") == []
-    assert reader.held == len(PREFIX) + 3
+    assert reader.buffered == len(PREFIX) + 3
     assert reader.feed(b":7\n.") == [Marker(MarkerKind.FINISHED, 1, 7), b"."]
 
 

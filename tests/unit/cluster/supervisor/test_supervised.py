@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from agent.cluster.supervisor.command import MAX_COMMAND_BYTES, WORKSPACE_FAILED
+from agent.cluster.supervisor.command import MAX_COMMAND_BYTES
 from agent.cluster.supervisor.markers import MarkerKind
+from agent.cluster.supervisor.termination import WORKSPACE_FAILED
 from tests.unit.cluster.supervisor.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.cluster.supervisor import command as command_module
+from agent.cluster.supervisor.termination import Ending
 from tests.unit.cluster.supervisor.shells import SHELLS, Options, Result, container
 
 LONG = 20.0
@@ -104,12 +105,12 @@ def test_a_deletion_is_written_down_whatever_the_commands_answer(shell: str, ans
         running.exec(command_module.pre_stop())
         result = running.wait()
     assert result.code == answer
-    assert result.ending == command_module.Ending(1, left_by_exit=True, exit_code=answer, told=True)
+    assert result.ending == Ending(1, left_by_exit=True, exit_code=answer, received_term=True)
 
 
 def test_an_end_of_its_own_is_not_told(shell: str) -> None:
     with container(shell, "kill -TERM $$") as running:
-        assert running.wait().ending == command_module.Ending(1, exit_code=143)
+        assert running.wait().ending == Ending(1, exit_code=143)
 
 
 def test_nothing_runs_until_the_files_container_is_up(shell: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.cluster.supervisor import command as command_module
-from agent.cluster.supervisor.command import Ending, Verdict, judge, read_termination
+from agent.cluster.supervisor.termination import Ending, Verdict, judge, read_termination
 from tests.unit.cluster.supervisor.shells import NONCE
 
 OTHER = "0ther0ther0ther0"
@@ -22,7 +22,7 @@ def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
 
 
 def test_no_argument_of_ours_is_longer_than_the_kernel_takes() -> None:
-    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMANDS))
+    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMAND_COUNT))
     assert longest < 128 * 1024
 
 
@@ -35,7 +35,7 @@ def test_the_files_container_is_waited_for_only_on_demand() -> None:
     ("commands", "nonce", "says"),
     [
         ([], NONCE, "0 commands"),
-        (["true"] * (command_module.MAX_COMMANDS + 1), NONCE, "1001 commands"),
+        (["true"] * (command_module.MAX_COMMAND_COUNT + 1), NONCE, "1001 commands"),
         (["a\0b"], NONCE, "NUL"),
         (["true"], "$(reboot) $(reboot)", "nonce"),
     ],
@@ -53,7 +53,7 @@ def test_what_cannot_be_run_is_refused(commands: list[str], nonce: str, says: st
         (f"sealci {OTHER} completed 2\nsealci {OTHER} end 0\n", None),
         (f"sealci {NONCE} started 2\n", Ending(2)),
         (f"sealci {NONCE} started 2\nsealci {NONCE} end 137\n", Ending(2, exit_code=137)),
-        (f"sealci {NONCE} started 2\nsealci {NONCE} told_to_end 9\n", Ending(2, exit_code=9, told=True)),
+        (f"sealci {NONCE} started 2\nsealci {NONCE} told_to_end 9\n", Ending(2, exit_code=9, received_term=True)),
         (f"sealci {NONCE} exit 1\nsealci {NONCE} end 0\n", Ending(1, left_by_exit=True, exit_code=0)),
         (f"sealci {NONCE} completed 3\nsealci {NONCE} end 0\n", Ending(3, completed=True, exit_code=0)),
         (
