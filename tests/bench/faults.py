@@ -11,7 +11,7 @@ import re
 import sys
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import ended
+from tests.bench.scripted.bench_setup import ended
 
 TESTS = ("tests/faults/test_long_log.py", "tests/faults/test_churn.py")
 LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")

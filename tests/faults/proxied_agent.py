@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def behind_a_proxy(folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
+def proxied_agent(folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
     """Make a namespace, a lab, a proxy in front of the API, and an agent that knows the API by the proxy's address."""
     kubeconfig = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify"))
     cluster = kubeconfig["clusters"][0]["cluster"]

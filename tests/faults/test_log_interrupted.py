@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, until
-from tests.faults.behind import behind_a_proxy
-from tests.faults.numbered import SIZE, Account, program
+from tests.faults.numbered_log import SIZE, Account, program
+from tests.faults.proxied_agent import proxied_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ class Writing:
 def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
     kube.provider("log-limit", "1Mi")
     try:
-        with behind_a_proxy(tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
+        with proxied_agent(tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
             yield Hard(*made)
     finally:
         kube.provider("log-limit", "default")

@@ -12,8 +12,8 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, until
 from tests.e2e.observer import remains
-from tests.faults import lost
-from tests.faults.lost import PLAIN
+from tests.faults import lost_pods
+from tests.faults.lost_pods import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ DELETE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]}
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lost.lab_of(tmp_path) as lab:
+    with lost_pods.lab_of(tmp_path) as lab:
         yield lab
 
 
@@ -71,7 +71,7 @@ def agent_id(lab: Lab) -> str:
 def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(lab: Lab) -> None:
     agent = lab.agent(**SWEEPING)
     submission = lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
-    lost.until_begun(submission, "lives")
+    lost_pods.until_begun(submission, "lives")
     stray(lab, agent_id(lab), finalizers=["example.org/kept"])
     until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
     assert sample(agent, "cleanup_failures_total") > 0
@@ -80,7 +80,7 @@ def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(lab: Lab)
     kube.kubectl("patch", "pod", "-n", lab.namespace, "stray", "-p", '{"metadata":{"finalizers":null}}')
     until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "what was swept is not counted", 60)
     assert sample(agent, "remains") == 0
-    assert len(lost.uids(lab, "lives")) == 1, "a living session was swept"
+    assert len(lost_pods.uids(lab, "lives")) == 1, "a living session was swept"
     submission.cancel()
     assert submission.wait(60)["lives"].outcome[0] == "cancelled"
 
@@ -102,7 +102,7 @@ def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(lab: Lab, t
     until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
     assert sample(agent, "cleanup_failures_total") > 0
     assert "cannot delete resource" in agent.log
-    assert lost.pod(lab, "action")
+    assert lost_pods.pod(lab, "action")
     kube.apply({**rbac, "kind": "Role", "rules": [*RIGHTS, DELETE]})
     until(lambda: sample(agent, "remains") == 0, "what can be removed is not", 60)
     until(lambda: not remains(lab.namespace), "it remains", 30)
@@ -113,9 +113,9 @@ def test_cleanup_when_no_agent_lives_any_more(lab: Lab) -> None:
     agent = lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
     secret = {"TOKEN": "s3cret-of-cleanup"}
     submission = lab.start({"a": {"image": BUSYBOX, "commands": [PLAIN], "secrets": ["TOKEN"]}}, secret_values=secret)
-    lost.until_begun(submission, "a")
+    lost_pods.until_begun(submission, "a")
     agent.kill()
-    pod = lost.pod(lab, "a")["metadata"]["name"]
+    pod = lost_pods.pod(lab, "a")["metadata"]["name"]
     stale = f"would delete Lease {lab.namespace}/"
     dry = until(lambda: cleaned(lab, "--dry-run") if stale in cleaned(lab, "--dry-run") else "", "no Lease is stale")
     assert f"would delete {lab.namespace}/{pod}" in dry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.lab import BUSYBOX, Lab, start_scheduler
-from tests.faults import lost
+from tests.faults import lost_pods
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lost.lab_of(tmp_path, scheduler={"reconnect_max": "0.5s"}) as lab:
+    with lost_pods.lab_of(tmp_path, scheduler={"reconnect_max": "0.5s"}) as lab:
         yield lab
 
 
