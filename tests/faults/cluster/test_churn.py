@@ -29,8 +29,8 @@ from tests.e2e import kube
 from tests.e2e.lab import new_namespace
 from tests.e2e.observer import Observer, remains, session_of
 from tests.faults.agent_processes import AgentProcesses
-from tests.faults.random_faults import REPLICAS, RandomFaults, until
-from tests.faults.workload import NAME, Asked, workload
+from tests.faults.cluster.random_faults import REPLICAS, RandomFaults, until
+from tests.faults.cluster.workload import NAME, Asked, workload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from agent.domain.outcome import Outcome
     from agent.pipeline.events import PipelineEvent
-    from tests.faults.random_faults import Measure, Replica
+    from tests.faults.cluster.random_faults import Measure, Replica
 
 pytestmark = pytest.mark.alone
 SEED = int(os.environ.get("CHURN_SEED", "20261124"))

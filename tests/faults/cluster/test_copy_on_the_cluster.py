@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.lab import DEBIAN
-from tests.faults.proxied_agent import proxied_agent
+from tests.faults.cluster.proxied_agent import proxied_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

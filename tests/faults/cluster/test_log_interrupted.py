@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, until
-from tests.faults.numbered_log import SIZE, Account, program
-from tests.faults.proxied_agent import proxied_agent
+from tests.faults.cluster.numbered_log import SIZE, Account, program
+from tests.faults.cluster.proxied_agent import proxied_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

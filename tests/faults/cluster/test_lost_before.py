@@ -13,8 +13,8 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
-from tests.faults import lost_pods
-from tests.faults.lost_pods import check_made_again, until_made_again, until_told
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import check_made_again, until_made_again, until_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

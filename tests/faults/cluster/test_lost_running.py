@@ -16,8 +16,8 @@ from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.e2e.observer import remains
-from tests.faults import lost_pods
-from tests.faults.lost_pods import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, until
 from tests.e2e.observer import remains
-from tests.faults import lost_pods
-from tests.faults.lost_pods import PLAIN
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.lab import BUSYBOX, Lab, start_scheduler
-from tests.faults import lost_pods
+from tests.faults.cluster import lost_pods
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
