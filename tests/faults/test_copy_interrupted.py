@@ -12,13 +12,11 @@ import json
 import random
 import shutil
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.domain.json import Object
 from agent.local_scheduler.dispatcher import Rules
 from agent.local_scheduler.grpc_service import Access
@@ -54,12 +52,7 @@ class Pods(Cluster):
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
         """Run the collector over the workspace of a pod, and send what it writes as it comes."""
         self.execs += 1
-        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
-        await socket.prepare(request)
-        name = request.match_info["name"]
-        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
-        argv = [here.get(word, word) for word in request.query.getall("command")]
-        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        socket, process = await self.start_collector(request)
         assert process.stdout is not None
         left = self.cut_at
         if not self.for_ever:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tests.e2e import kube
-from tests.e2e.lab import Lab, new_namespace
+from tests.e2e.lab import Lab, open_lab
 from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def proxied_agent(folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
-    """Make a namespace, a lab, a proxy in front of the API, and an agent that knows the API by the proxy's address."""
+def proxied_agent(namespace: str, folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
+    """Yield a lab, its one agent, and the proxy through which that agent reaches the API server."""
     kubeconfig = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify"))
     cluster = kubeconfig["clusters"][0]["cluster"]
     proxy = Threaded(cluster["server"].removeprefix("https://"))
-    with new_namespace() as namespace:
-        lab = Lab(namespace, folder)
-        try:
-            cluster["server"] = f"https://{proxy.address}"
-            file = folder / "kubeconfig"
-            file.write_text(yaml.safe_dump(kubeconfig))
-            yield lab, lab.agent(cluster={"kubeconfig": str(file)}, **settings), proxy
-        finally:
-            proxy.fault("heal")
-            lab.close()
-            proxy.close()
+    cluster["server"] = f"https://{proxy.address}"
+    file = folder / "kubeconfig"
+    file.write_text(yaml.safe_dump(kubeconfig))
+    try:
+        with open_lab(namespace, folder) as lab:
+            try:
+                yield lab, lab.agent(cluster={"kubeconfig": str(file)}, **settings), proxy
+            finally:
+                proxy.fault("heal")
+    finally:
+        proxy.close()

@@ -21,8 +21,8 @@ COMMAND = f"head -c {SIZE} /dev/urandom >built; sha256sum built"
 
 
 @pytest.fixture(scope="module")
-def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agent, Threaded]]:
-    with proxied_agent(tmp_path_factory.mktemp("copying")) as made:
+def copying(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agent, Threaded]]:
+    with proxied_agent(namespace, tmp_path_factory.mktemp("copying")) as made:
         yield made
 
 

@@ -93,10 +93,10 @@ class Writing:
 
 
 @pytest.fixture(scope="module")
-def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
+def hard(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
     kube.provider("log-limit", "1Mi")
     try:
-        with proxied_agent(tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
+        with proxied_agent(namespace, tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
             yield Hard(*made)
     finally:
         kube.provider("log-limit", "default")

@@ -17,19 +17,11 @@ from tests.faults.cluster import lost_pods
 from tests.faults.cluster.lost_pods import check_made_again, until_made_again, until_told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 HELLO = {"image": BUSYBOX, "commands": ["echo hello; echo made > file"]}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lost_pods.lab_of(tmp_path_factory.mktemp("lost")) as lab:
-        lab.agent()
-        yield lab
 
 
 def test_deleted_before_it_had_a_node(lab: Lab) -> None:

@@ -20,7 +20,7 @@ from tests.faults.cluster import lost_pods
 from tests.faults.cluster.lost_pods import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 
@@ -34,12 +34,10 @@ ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab whose actions do not outlive their node."""
+def lab_settings() -> dict[str, Any]:
+    """Let the pods of a lost node fail at once."""
     template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
-    with lost_pods.lab_of(tmp_path_factory.mktemp("lost"), environment={"pod_template": template}) as lab:
-        lab.agent(cluster={"delete_timeout": "3s"})
-        yield lab
+    return {"environment": {"pod_template": template}, "cluster": {"delete_timeout": "3s"}}
 
 
 def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
