@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CLUSTER_VERB := $(PYTHON) deploy/cluster
+CLUSTER_VERB := $(PYTHON) -m deploy.dev.cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
 .PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart pictures clean
@@ -63,34 +63,34 @@ soak: setup cluster-up images ## a million log lines, and a thousand actions und
 bench: setup cluster-up images ## how fast it is, against bare kubectl and a scripted API (BENCH=NAME: one part)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-demo: setup cluster-up images ## cluster, image, the chart installed, a real pipeline, metrics, three agents, a clean cluster
-	$(BIN)/python deploy/demo
+demo: setup cluster-up images ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
+	$(BIN)/python -m deploy.demo
 
-pictures: setup cluster-up images ## the pictures of the README, from real runs
-	$(BIN)/python deploy/pictures
+pictures: setup cluster-up images ## take the README's pictures from real runs
+	$(BIN)/python -m deploy.dev.pictures
 
-chart: setup ## write what in the chart follows from the settings and the values' comments
-	$(BIN)/python deploy/chart
+chart: setup ## write the chart's files that are generated from the settings and the comments in values.yaml
+	$(BIN)/python -m deploy.dev.chart
 
-cluster-up: ## a real cluster: what is there, or one built from source (about 10 minutes the first time)
+cluster-up: ## start a real cluster; CLUSTER selects the kind of cluster (the first build takes about 10 minutes)
 	$(CLUSTER_VERB) up
 
-cluster-down: ## leave nothing of the cluster on this machine
+cluster-down: ## remove the cluster from this machine
 	$(CLUSTER_VERB) down
 
-cluster-status: ## what runs
+cluster-status: ## print the state of the cluster's components
 	$(CLUSTER_VERB) status
 
-tools: ## what tests use beside a cluster: helm, Prometheus, a browser
+tools: ## install or build the other programs that tests need: helm, Prometheus, a browser
 	$(CLUSTER_VERB) helm
 	$(CLUSTER_VERB) prometheus
 	$(CLUSTER_VERB) browser
 
-image: cluster-up ## build the agent's image and load it
+image: cluster-up ## build the agent's image and load it into the cluster
 	$(CLUSTER_VERB) image
 
-images: image ## the images of the tests too
+images: image ## build and load the images of the tests too
 	$(CLUSTER_VERB) test-images
 
-clean: cluster-down ## the cluster, the virtual environment and what tools left
+clean: cluster-down ## remove the cluster, the virtual environment and the caches of the tools
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

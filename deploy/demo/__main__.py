@@ -1,8 +1,9 @@
-"""`make demo`: the chart installed, a real pipeline from its submission to its files, and a clean cluster at the end.
+"""Run the demo (`make demo`): install the chart, run a real pipeline, and leave a clean cluster.
 
-Starts a git server with a published package's source, installs the chart with two agents and the scheduler that comes
-with it, submits the pipeline, shows its log as it comes, checks what came back (the wheel installs and imports), shows
-the agents' metrics, scales them to three, uninstalls, and looks for remains. Says how long each step took.
+The demo serves the source of a published Python package by git. It installs the chart with two agents and the demo
+scheduler, submits the pipeline and shows the log. Then it checks that the wheel from the pipeline installs and imports,
+shows metrics, scales to three agents, uninstalls the chart and looks for objects that are left. The demo prints the
+duration of each step at its end.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import source
+from deploy.demo import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,81 +34,84 @@ VALUES = {
     "replicaCount": 2,
     "image": {"repository": "localhost/sealci-agent", "tag": "dev"},
     "demoScheduler": {"enabled": True},
-    # The repository of the demo is served by git's own protocol, which is off by default.
+    # The demo serves its repository by git's own protocol, which the agent refuses by default.
     "policy": {"repository_schemes": ["https", "ssh", "git"]},
 }
-# What is shown of the metrics.
-SHOWN = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_total|artifact_(files|bytes)_total)\b")
-LEFT = {"pods,secrets,leases": "app.kubernetes.io/managed-by=sealci-agent", "all,configmaps,roles,rolebindings":
-        f"app.kubernetes.io/instance={RELEASE}"}  # fmt: skip
+# The metrics that the demo prints.
+METRICS = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_total|artifact_(files|bytes)_total)\b")
+# Selectors of all objects that the agents or the chart create, by resource types.
+CREATED_OBJECTS = {
+    "pods,secrets,leases": "app.kubernetes.io/managed-by=sealci-agent",
+    "all,configmaps,roles,rolebindings": f"app.kubernetes.io/instance={RELEASE}",
+}
+PIP_INSTALL = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
 
 
-class Clock:
-    """Says what begins, and at the end how long each step took."""
+class Stopwatch:
+    """The durations of the demo's steps, for one run."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, float]] = []
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time a step."""
+        """Print the name of a step and measure the block."""
         print(f"\n\033[1m== {name}\033[0m" if sys.stdout.isatty() else f"\n== {name}", flush=True)
         began = time.monotonic()
         yield
         self.steps.append((name, time.monotonic() - began))
 
     def show(self) -> None:
-        """Print the times."""
         print("\n== times")
         for name, seconds in self.steps:
             print(f"{seconds:8.1f} s  {name}")
 
 
 def main() -> int:
-    """Run the demo; 0 when everything was as it should be."""
-    clock = Clock()
+    """Run the demo. Return 0 if the pipeline succeeded, its files are correct and nothing is left in the cluster."""
+    stopwatch = Stopwatch()
     out = Path(tempfile.mkdtemp(prefix="sealci-demo-"))
     os.environ["KUBECONFIG"] = verb("kubeconfig")
-    with clock.step(f"the source of {source.PACKAGE} {source.VERSION}, in a git repository"):
+    with stopwatch.step(f"the source of {source.PACKAGE} {source.VERSION}, in a git repository"):
         source.make_repository(out / "repositories")
     with contextlib.ExitStack() as stack:
-        with clock.step("helm install: two agents and a scheduler"):
+        with stopwatch.step("helm install: two agents and a scheduler"):
             install(stack)
-        url = stack.enter_context(source.served(out / "repositories", verb("address")))
+        url = stack.enter_context(source.serve_git(out / "repositories", verb("address")))
         pipeline = out / "pipeline.yaml"
-        pipeline.write_text((Path(__file__).parent / "pipeline.yaml").read_text().replace("{url}", url))
-        with clock.step("the pipeline, as it runs"):
+        pipeline.write_text((Path(__file__).parent / "pipeline.yaml").read_text("utf-8").replace("{url}", url))
+        with stopwatch.step("the pipeline"):
             ok = submit(pipeline)
-        with clock.step("what came back"):
+        with stopwatch.step("the files of the pipeline"):
             fetch(out / "out")
             ok = check(out / "out", out / "check") and ok
-        with clock.step("what the agents measured"):
+        with stopwatch.step("metrics of the agents"):
             show_metrics()
-        with clock.step("kubectl scale: three agents"):
+        with stopwatch.step("kubectl scale: three agents"):
             scale(3)
-        with clock.step("helm uninstall"):
+        with stopwatch.step("helm uninstall"):
             stack.close()
-    with clock.step("what is left in the cluster"):
-        ok = nothing_left() and ok
-    clock.show()
+    with stopwatch.step("objects that are left in the cluster"):
+        ok = is_cluster_clean() and ok
+    stopwatch.show()
     print(f"\nlogs and files: {out / 'out'}")
     return 0 if ok else 1
 
 
 def verb(*arguments: str) -> str:
-    """Ask the cluster's provider."""
-    command = [sys.executable, str(ROOT / "deploy" / "cluster"), *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+    """Run a verb of deploy.dev.cluster and return the last line that it prints."""
+    command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().splitlines()[-1]
 
 
 def kubectl(*arguments: str) -> str:
-    """Run kubectl and return what it prints."""
     command = [verb("kubectl"), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def install(stack: contextlib.ExitStack) -> None:
-    """Install the chart; it is uninstalled, and its namespace removed, when the stack is closed."""
+    """Install the chart. The stack uninstalls the chart and deletes the namespace when it is closed."""
     helm = verb("helm")
     stack.callback(subprocess.run, [verb("kubectl"), "delete", "namespace", NAMESPACE, "--wait=true"], check=False)
     command = [helm, "install", RELEASE, str(ROOT / "charts" / "sealci-agent"), "--namespace", NAMESPACE]
@@ -119,7 +121,7 @@ def install(stack: contextlib.ExitStack) -> None:
 
 
 def submit(pipeline: Path) -> bool:
-    """Submit a pipeline to the scheduler in the cluster and show it; whether it succeeded."""
+    """Submit a pipeline to the scheduler in the cluster and show its log. Return whether the pipeline succeeded."""
     service = f"service/{RELEASE}-sealci-agent-scheduler"
     forward = subprocess.Popen(
         [verb("kubectl"), "port-forward", "--namespace", NAMESPACE, service, ":7080"],
@@ -127,10 +129,11 @@ def submit(pipeline: Path) -> bool:
         text=True,
     )
     try:
+        # kubectl chooses a free port and prints the port on its first line.
         line = forward.stdout.readline() if forward.stdout else ""
         found = re.search(r"127\.0\.0\.1:\d+", line)
         if found is None:
-            raise SystemExit(f"{service} cannot be reached")
+            raise SystemExit(f"kubectl port-forward to {service} failed")
         command = [sys.executable, "-m", "agent", "submit", str(pipeline), "--scheduler", found[0], "--plaintext"]
         return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     finally:
@@ -139,7 +142,7 @@ def submit(pipeline: Path) -> bool:
 
 
 def fetch(folder: Path) -> None:
-    """Copy logs and files from the scheduler's folder."""
+    """Copy the logs and artifacts of the pipeline from the scheduler's pod."""
     scheduler = f"deployment/{RELEASE}-sealci-agent-scheduler"
     words = ["exec", "--namespace", NAMESPACE, scheduler, "--", "tar", "-C", "/var/lib/sealci", "-cf", "-", "."]
     done = subprocess.run([verb("kubectl"), *words], check=True, stdout=subprocess.PIPE)
@@ -148,17 +151,16 @@ def fetch(folder: Path) -> None:
 
 
 def show_metrics() -> None:
-    """Print a few of the metrics of each agent."""
     for name in kubectl("get", "pods", "--namespace", NAMESPACE, "--selector", AGENTS, "--output=name").split():
         print(name)
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name.removeprefix('pod/')}:8080/proxy/metrics"
         for line in kubectl("get", "--raw", path).splitlines():
-            if SHOWN.match(line) and not line.endswith(" 0.0"):
+            if METRICS.match(line) and not line.endswith(" 0.0"):
                 print(f"  {line}")
 
 
 def scale(replicas: int) -> None:
-    """Have so many agents, and show them once they are ready."""
+    """Scale the agents to a number of replicas, wait until they are ready, and print their pods."""
     deployment = f"deployment/{RELEASE}-sealci-agent"
     kubectl("scale", "--namespace", NAMESPACE, deployment, f"--replicas={replicas}")
     kubectl("rollout", "status", "--namespace", NAMESPACE, deployment, "--timeout=90s")
@@ -166,38 +168,28 @@ def scale(replicas: int) -> None:
 
 
 def check(folder: Path, scratch: Path) -> bool:
-    """List the files; the wheel must install and import, the report must tell of tests that passed."""
+    """Print the files. Return whether the test report has passed tests only.
+
+    Raise CalledProcessError if the wheel does not install or import.
+    """
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and "sqlite" not in path.name):
         print(f"{path.stat().st_size:10d}  {path.relative_to(folder)}")
     wheel = next(folder.rglob("*.whl"))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(scratch),
-            str(wheel),
-        ],
-        check=True,
-    )
+    subprocess.run([*PIP_INSTALL, "--target", str(scratch), str(wheel)], check=True)
     program = f"import {source.PACKAGE}; print('imported', {source.PACKAGE}.__name__, {source.PACKAGE}.__version__)"
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": str(scratch)})
-    suite = ElementTree.parse(next(folder.rglob("report.xml"))).getroot().find("testsuite")  # noqa: S314 - made by us
+    suite = ElementTree.parse(next(folder.rglob("report.xml"))).getroot().find("testsuite")  # noqa: S314 - trusted input
     if suite is None:
         return False
-    print(f"its own tests: {suite.get('tests')} run, {suite.get('failures')} failed, {suite.get('errors')} errors")
-    return int(suite.get("tests", 0)) > 0 and suite.get("failures") == suite.get("errors") == "0"
+    tests, failures, errors = (suite.get(name) for name in ("tests", "failures", "errors"))
+    print(f"tests of {source.PACKAGE}: {tests} run, {failures} failed, {errors} errors")
+    return int(tests or 0) > 0 and failures == errors == "0"
 
 
-def nothing_left() -> bool:
-    """Show what is of the agents or of the release in all namespaces: there must be nothing."""
+def is_cluster_clean() -> bool:
+    """Print all objects of the agents and of the release in all namespaces. Return whether there are none."""
     clean = True
-    for kinds, selector in LEFT.items():
+    for kinds, selector in CREATED_OBJECTS.items():
         words = ["get", kinds, "-A", "-l", selector]
         done = subprocess.run([verb("kubectl"), *words], check=True, capture_output=True, text=True)
         print(f"$ kubectl {' '.join(words)}\n{done.stdout}{done.stderr}".rstrip())

@@ -1,7 +1,7 @@
-"""Real input for the demo and its test: the source of a published Python package in a git repository of its own.
+"""Serve the source of a published Python package in a git repository, for the demo and for e2e tests.
 
-The sdist and the wheels that its tests need come from the package index, once, into the cache; the pods that build it
-reach nothing but the repository. The repository is served by `git daemon` on the address that pods can reach.
+pip downloads the package's sdist, and the wheels that its tests need, into the cache. The repository contains both,
+because pods may reach nothing but the repository. `git daemon` serves it at an address that pods can reach.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NAME = f"{PACKAGE}.git"
 
 
 def cache() -> Path:
-    """Return the folder where downloads are kept."""
+    """Return the folder of downloads. Create it if it does not exist."""
     folder = Path(os.environ.get("SEALCI_CACHE") or Path.home() / ".cache" / "sealci-agent") / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def make_repository(folder: Path) -> Path:
-    """Put the package's source and its wheels into a fresh repository below `folder`; returns its bare copy."""
+    """Commit the package's source and its wheels to a new repository below `folder`, and return its bare clone."""
     work, bare = folder / "work", folder / NAME
     downloads = cache()
     if not (downloads / f"{PACKAGE}-{VERSION}.tar.gz").exists():
@@ -51,26 +51,26 @@ def make_repository(folder: Path) -> Path:
 
 
 def pip(*arguments: str, into: Path) -> None:
-    """Download with pip, quietly, into a folder that may hold it already."""
+    """Run a subcommand of pip that downloads into the folder `into`."""
     into.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", *arguments[:1], "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, "--dest", str(into), *arguments[1:]], check=True)
 
 
 def git(folder: Path, *arguments: str) -> None:
-    """Run git as nobody in particular."""
+    """Run git in `folder`, with an identity that does not depend on the user's configuration."""
     identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True)
 
 
 @contextlib.contextmanager
-def served(folder: Path, address: str) -> Iterator[str]:
-    """Serve every repository below `folder` while the block runs; yields the URL of the folder."""
+def serve_git(folder: Path, address: str) -> Iterator[str]:
+    """Serve every repository below `folder` while the block runs. Yield the URL of the folder."""
     port = free_port(address)
     command = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={folder}", f"--listen={address}"]
     daemon = subprocess.Popen([*command, f"--port={port}", str(folder)], stderr=subprocess.DEVNULL)
     try:
-        wait_for(address, port, daemon)
+        wait_until_listening(address, port, daemon)
         yield f"git://{address}:{port}"
     finally:
         daemon.terminate()
@@ -78,14 +78,14 @@ def served(folder: Path, address: str) -> Iterator[str]:
 
 
 def free_port(address: str) -> int:
-    """Return a port that nobody listens on."""
+    """Return a port at which no process listens. Another process may take the port before the caller uses it."""
     with socket.create_server((address, 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
-def wait_for(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a process listens."""
+def wait_until_listening(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process listens at the port. Raise RuntimeError if it ends, or after about 10 s."""
     for _ in range(100):
         if process.poll() is not None:
             raise RuntimeError(f"git daemon ended with {process.returncode}")

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provider(*arguments: str, timeout: float = 300) -> str:
-    """Run a verb of `deploy/cluster`."""
-    command = [sys.executable, str(ROOT / "deploy" / "cluster"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, f"deploy/cluster {' '.join(arguments)}: {done.stderr}{done.stdout}"
+    """Run a verb of `deploy/dev/cluster`."""
+    command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"deploy.dev.cluster {' '.join(arguments)}: {done.stderr}{done.stdout}"
     return done.stdout.strip()
 
 

@@ -23,5 +23,5 @@ def repository(folder: Path) -> Iterator[str]:
     source.git(work, "add", "--all")
     source.git(work, "commit", "--quiet", "--message", "first")
     source.git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "r.git"))
-    with source.served(folder, kube.provider("address")) as url:
+    with source.serve_git(folder, kube.provider("address")) as url:
         yield f"{url}/r.git"

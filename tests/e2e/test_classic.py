@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from deploy.demo.source import git, served
+from deploy.demo.source import git, serve_git
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, DEBIAN, Agent, until
 from tests.e2e.observer import Observer, remains
@@ -123,7 +123,7 @@ async def test_a_repository_is_cloned_and_built(lab: ClassicLab, tmp_path: Path)
     git(tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "thing.git"))
     await lab.agent()
     address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
-    with served(tmp_path, address) as url:
+    with serve_git(tmp_path, address) as url:
         built = await lab.scheduler.run(DEBIAN, "sh build.sh", "git log --format=%s", repo_url=f"{url}/thing.git")
         none = await lab.scheduler.run(DEBIAN, "true", repo_url=f"{url}/none.git")
     assert built.exit_code == 0, built.text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.demo.source import git, served
+from deploy.demo.source import git, serve_git
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, Lab
 
@@ -54,7 +54,7 @@ def reports(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     """Serve a repository, and run all actions on clones of it."""
     folder = tmp_path_factory.mktemp("repositories")
     make_repository(folder)
-    with served(folder, kube.provider("address").splitlines()[-1]) as url:
+    with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:
         yield lab.run(actions(f"{url}/thing.git"))
 
 

@@ -22,7 +22,7 @@ PIPELINE = Path(source.__file__).parent / "pipeline.yaml"
 def test_a_published_package_is_built(own_lab: Lab, tmp_path: Path) -> None:
     source.make_repository(tmp_path / "repositories")
     own_lab.agent(policy={"repository_schemes": ["git"]})
-    with source.served(tmp_path / "repositories", kube.provider("address")) as url:
+    with source.serve_git(tmp_path / "repositories", kube.provider("address")) as url:
         asked = yaml.safe_load(PIPELINE.read_text().replace("{url}", url))["actions"]
         actions = {
             name: {"image": action.pop("configuration")["container"], **action} for name, action in asked.items()

@@ -1,4 +1,4 @@
-"""The chart's values hold every setting of the agent, with its default, and nothing else; what is made is current."""
+"""Test that the chart's values are exactly the agent's settings, and that generated files are current."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from agent.settings import Settings, load
-from deploy.chart import generated
+from deploy.dev.chart import generated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ SCHEMA = json.loads((generated.CHART / "values.schema.json").read_text("utf-8"))
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their keys with dots."""
+    """Return nested settings as one mapping, whose keys are paths with dots."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -32,25 +32,25 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def test_what_is_committed_is_what_make_chart_writes() -> None:
+def test_committed_files_equal_the_output_of_make_chart() -> None:
     for path, text in generated.files().items():
-        assert path.read_text("utf-8") == text, f"{path.name} is not current: make chart"
+        assert path.read_text("utf-8") == text, f"{path.name} is not current, run make chart"
 
 
-def test_the_values_hold_every_setting_that_the_chart_does_not_set_itself() -> None:
+def test_every_setting_is_a_value_or_set_by_the_chart() -> None:
     model = set(flat(Settings().model_dump(mode="json")))
     assert model >= generated.SET_BY_CHART
-    held = set(flat({section: VALUES[section] for section in SECTIONS}))
-    assert held == model - generated.SET_BY_CHART
+    keys = set(flat({section: VALUES[section] for section in SECTIONS}))
+    assert keys == model - generated.SET_BY_CHART
 
 
-def test_every_section_reaches_the_agents_file() -> None:
+def test_the_template_copies_every_section_to_the_settings_file() -> None:
     text = (generated.CHART / "templates" / "_settings.tpl").read_text("utf-8")
     (listed,) = re.findall(r"range \$section := list (.*?) -}}", text)
     assert tuple(json.loads(f"[{','.join(listed.split())}]")) == SECTIONS
 
 
-def test_the_agent_reads_the_values_as_its_own_defaults(tmp_path: Path) -> None:
+def test_the_default_values_give_the_agent_its_default_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     values = {section: VALUES[section] for section in SECTIONS}
     for key in generated.EMPTY_MEANS:
@@ -61,43 +61,43 @@ def test_the_agent_reads_the_values_as_its_own_defaults(tmp_path: Path) -> None:
 
 
 def closed_objects(schema: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every section of the schema."""
+    """Yield the path and the schema of every section."""
     if schema.get("properties"):
         yield key, schema
     for name, below in schema.get("properties", {}).items():
         yield from closed_objects(below, f"{key}.{name}")
 
 
-def test_every_section_refuses_keys_that_it_does_not_name() -> None:
+def test_every_section_refuses_unknown_keys() -> None:
     sections = dict(closed_objects(SCHEMA))
     assert {".agent", ".scheduler.tls", ".image", ".networkPolicy.actions", ""} <= set(sections)
     for key, schema in sections.items():
         assert schema["additionalProperties"] is False, key
 
 
-def test_the_schema_knows_every_value_and_no_other() -> None:
+def test_the_schema_has_exactly_the_values() -> None:
     keys = {f"{key}.{name}" for key, schema in closed_objects(SCHEMA) for name in schema["properties"]}
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
-    known = {f".{value.key}" for value in generated.chart_values(generated.upper_half())}
-    known |= {f".{value.key}" for value in generated.settings_values(Settings)}
-    assert leaves - {".global"} == known
+    values = {f".{value.key}" for value in generated.chart_values(generated.upper_half())}
+    values |= {f".{value.key}" for value in generated.settings_values(Settings)}
+    assert leaves - {".global"} == values
 
 
 @pytest.mark.parametrize("text", ["30", "1.5", "90s", "10m", "1h30m", "1d12h", "0s"])
-def test_durations_of_the_schema_are_durations_of_the_agent(text: str) -> None:
+def test_a_duration_that_the_schema_accepts_is_accepted_by_the_agent(text: str) -> None:
     assert re.search(generated.DURATION, text)
     assert load(None, {"agent": {"drain_timeout": text}}, {}).agent.drain_timeout >= 0
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "1w", "1 h"])
-def test_what_is_no_duration_is_refused_by_the_schema(text: str) -> None:
+def test_the_schema_refuses_text_that_is_no_duration(text: str) -> None:
     assert not re.search(generated.DURATION, text)
 
 
 @pytest.mark.parametrize(
     ("text", "fits"), [("64Mi", True), ("1.5Gi", True), ("10", True), ("64MB", False), ("", False)]
 )
-def test_sizes_of_the_schema(text: str, fits: bool) -> None:
+def test_the_schema_accepts_only_sizes(text: str, fits: bool) -> None:
     assert bool(re.search(generated.SIZE, text)) is fits
 
 

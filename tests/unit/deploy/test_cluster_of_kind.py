@@ -1,4 +1,4 @@
-"""The clusters by kind as far as they are text: configurations, manifests, names and command lines."""
+"""Test settings, configurations, manifests and command lines of deploy.dev.cluster. No cluster runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ import tarfile
 import tomllib
 from pathlib import Path
 
-import builds
-import debian
-import engines
-import images
-import kind
-import leftovers
-import namespaces
-import nodeimage
-import podman
 import pytest
-import settings as configuration
-import waiting
 import yaml
-from console import Refusal
-from settings import Settings
+
+from deploy.dev.cluster import kube_api
+from deploy.dev.cluster import settings as configuration
+from deploy.dev.cluster.builds import debian, docker_archive, go_build
+from deploy.dev.cluster.console import CommandFailed
+from deploy.dev.cluster.engines import machine, node_image, offline, podman
+from deploy.dev.cluster.node import cgroups, namespaces
+from deploy.dev.cluster.providers import kind
+from deploy.dev.cluster.settings import Settings
 
 MANIFEST = """apiVersion: v1
 kind: Pod
@@ -37,19 +33,20 @@ spec:
     - name: X
       value: --y
 """
-NEVER = Path("/nowhere")
+# A cache that does not exist. A test that touches the disk fails.
+NO_CACHE = Path("/nowhere")
 
 
 def settings(provider: str = "kind-offline", number: int = 3, version: str = "1.37.2") -> Settings:
     """Return the settings of one cluster."""
-    return Settings(provider, NEVER, version, number, "50Mi")
+    return Settings(provider, NO_CACHE, version, number, "50Mi")
 
 
-# ---- what can be chosen
+# ---- settings
 
 
 @pytest.mark.parametrize(
-    ("wanted", "engine", "provider"),
+    ("cluster", "engine", "provider"),
     [
         (None, "docker", "kind"),
         (None, "podman", "local"),
@@ -58,36 +55,42 @@ def settings(provider: str = "kind-offline", number: int = 3, version: str = "1.
         ("kind-offline", "", "kind-offline"),
     ],
 )
-def test_the_provider(wanted: str | None, engine: str, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_or_the_engine_selects_the_provider(
+    cluster: str | None, engine: str, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CLUSTER", raising=False)
-    if wanted:
-        monkeypatch.setenv("CLUSTER", wanted)
+    if cluster:
+        monkeypatch.setenv("CLUSTER", cluster)
     assert configuration.read(lambda: engine).provider == provider
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"), [("kind", "none answers here: set CLUSTER=local or kind-offline"), ("k3d", "is not one of")]
+    ("cluster", "words"),
+    [
+        ("kind", "neither answers on this machine\\. Set CLUSTER=local or CLUSTER=kind-offline"),
+        ("k3d", "is not one of"),
+    ],
 )
-def test_a_provider_that_cannot_be(wanted: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLUSTER", wanted)
-    with pytest.raises(Refusal, match=words):
+def test_an_impossible_provider_is_refused(cluster: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER", cluster)
+    with pytest.raises(CommandFailed, match=words):
         configuration.read(lambda: "")
 
 
-def test_a_cluster_keeps_its_provider(tmp_path: Path) -> None:
+def test_a_running_cluster_refuses_another_provider(tmp_path: Path) -> None:
     made = Settings("local", tmp_path, "1.37.2", 0, "50Mi")
     made.folder.mkdir(parents=True)
-    (made.folder / "settings.json").write_text(json.dumps(made.fixed))
+    (made.folder / "settings.json").write_text(json.dumps(made.creation_settings))
     namespaces.refuse_other_settings(made)
-    with pytest.raises(Refusal, match="was made with CLUSTER=local"):
+    with pytest.raises(CommandFailed, match="was created with CLUSTER=local"):
         namespaces.refuse_other_settings(Settings("kind-offline", tmp_path, "1.37.2", 0, "50Mi"))
 
 
-# ---- what kind is told
+# ---- configuration and environment of kind
 
 
-def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
-    config = yaml.safe_load(engines.offline_config(kind.CONFIG.read_text(), settings(number=3)))
+def test_the_offline_config_has_the_addresses_of_the_cluster() -> None:
+    config = yaml.safe_load(offline.offline_config(kind.CONFIG.read_text(), settings(number=3)))
     assert config["networking"] == {
         "ipFamily": "ipv4",
         "apiServerAddress": "10.200.3.2",
@@ -108,12 +111,12 @@ def test_offline_the_repository_s_config_gets_the_cluster_s_addresses() -> None:
     assert kind.LOG_MAX_SIZE in kind.CONFIG.read_text()
 
 
-def test_with_an_engine_that_pulls_the_config_is_the_repository_s() -> None:
-    assert engines.Machine(settings("kind")).config("text") == "text"
+def test_docker_uses_the_config_of_the_repository_unchanged() -> None:
+    assert machine.Machine(settings("kind")).config("text") == "text"
 
 
-def test_no_command_needs_the_cluster_s_name() -> None:
-    command = engines.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
+def test_environment_variables_name_the_cluster() -> None:
+    command = machine.Machine(settings("kind", 4)).command(["kind", "delete", "cluster"])
     assert command[0] == "env"
     assert "KIND_CLUSTER_NAME=sealci-4" in command
     assert command[-3:] == ["kind", "delete", "cluster"]
@@ -122,7 +125,7 @@ def test_no_command_needs_the_cluster_s_name() -> None:
 # ---- components of a node
 
 
-def test_flags_stand_after_a_manifest_s_own() -> None:
+def test_flags_are_added_after_the_flags_of_the_manifest() -> None:
     changed = kind.with_flags(MANIFEST, "kube-scheduler", ["--leader-elect=false", "--v=4"])
     (container,) = yaml.safe_load(changed)["spec"]["containers"]
     own = yaml.safe_load(MANIFEST)["spec"]["containers"][0]
@@ -130,18 +133,20 @@ def test_flags_stand_after_a_manifest_s_own() -> None:
     assert container["env"] == own["env"]
 
 
-def test_without_flags_a_manifest_is_the_same() -> None:
+def test_a_manifest_without_new_flags_is_unchanged() -> None:
     assert kind.with_flags(MANIFEST, "kube-scheduler", ()) == MANIFEST
 
 
-def test_what_is_no_static_pod_cannot_be_stopped() -> None:
+def test_only_static_pods_have_a_manifest_to_stop() -> None:
     assert kind.static_pod("controller-manager") == "kube-controller-manager"
-    with pytest.raises(Refusal, match="kind cannot stop kube-proxy; it can stop kubelet, containerd, etcd"):
+    with pytest.raises(
+        CommandFailed, match=r"cannot stop kube-proxy on a node of kind\. Possible are kubelet, containerd, etcd"
+    ):
         kind.static_pod("kube-proxy")
 
 
-def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: Path) -> None:
-    """Run the node's script with a `pgrep` that has these command lines."""
+def test_a_running_component_is_found_by_the_first_word_of_its_command_line(tmp_path: Path) -> None:
+    """Run the shell script with a `pgrep` that searches these command lines."""
     lines = [
         "/usr/bin/kubelet --config=x",
         "kube-apiserver --a",
@@ -159,28 +164,28 @@ def test_a_running_component_is_known_by_how_its_command_line_begins(tmp_path: P
     assert done.stdout.split() == ["kubelet", "kube-apiserver", "kube-scheduler"]
 
 
-def test_a_static_pod_is_known_to_its_kubelet_by_another_uid_than_to_the_api() -> None:
+def test_the_kubelet_s_uid_of_a_static_pod_is_in_the_annotation_of_its_mirror() -> None:
     mirror = {"metadata": {"uid": "of-the-mirror", "annotations": {"kubernetes.io/config.mirror": "of-the-file"}}}
     plain = {"metadata": {"uid": "plain"}}
-    assert waiting.uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
-    assert waiting.uids({"items": None}) == set()
+    assert kube_api.kubelet_uids({"items": [mirror, plain]}) == {"of-the-file", "plain"}
+    assert kube_api.kubelet_uids({"items": None}) == set()
 
 
-# ---- the node image and podman's settings
+# ---- node image and podman
 
 
-def test_the_node_image_s_store_is_named_by_what_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = nodeimage.store(settings(version="1.34.4")), nodeimage.store(settings())
+def test_the_name_of_the_node_image_s_store_depends_on_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = node_image.store(settings(version="1.34.4")), node_image.store(settings())
     assert old.name.startswith("node-1.34.4-")
     assert old.name.rsplit("-", 1)[1] != new.name.rsplit("-", 1)[1]
-    assert nodeimage.store(settings(number=1)) == new
+    assert node_image.store(settings(number=1)) == new
     monkeypatch.setattr(debian, "ROOT_VERSION", "other")
-    assert nodeimage.store(settings()) != new
+    assert node_image.store(settings()) != new
 
 
-def test_every_program_of_the_node_is_built() -> None:
-    built = {name for product in builds.KIND_NODE for name in builds.products("1.37.2")[product].binaries}
-    wanted = {*nodeimage.KUBERNETES, *nodeimage.CONTAINERD, *nodeimage.CONTROL_PLANE, "kube-proxy", "runc", "kind"}
+def test_every_program_of_the_node_image_is_built() -> None:
+    built = {name for product in go_build.KIND_NODE for name in go_build.products("1.37.2")[product].binaries}
+    wanted = {*node_image.KUBERNETES, *node_image.CONTAINERD, *node_image.CONTROL_PLANE, "kube-proxy", "runc", "kind"}
     assert wanted <= built
 
 
@@ -192,14 +197,16 @@ def test_every_program_of_the_node_is_built() -> None:
         ("host/pause:3.10", "pause"),
     ],
 )
-def test_an_image_of_the_control_plane_names_its_program(image: str, program: str) -> None:
-    assert nodeimage.program_of(image) == program
+def test_the_program_is_the_last_part_of_a_control_plane_image_s_name(image: str, program: str) -> None:
+    assert node_image.program_of(image) == program
 
 
-def test_an_image_by_hand_holds_files_and_links(tmp_path: Path) -> None:
+def test_a_docker_archive_contains_files_and_links(tmp_path: Path) -> None:
     (tmp_path / "nft").write_bytes(b"program")
     archive = tmp_path / "image.tar"
-    images.write_archive(archive, "localhost/x:1", {"usr/sbin/nft": tmp_path / "nft", "bin/n": "../nft"}, ["/n"])
+    docker_archive.write_archive(
+        archive, "localhost/x:1", {"usr/sbin/nft": tmp_path / "nft", "bin/n": "../nft"}, ["/n"]
+    )
     with tarfile.open(archive) as outer:
         (manifest,) = json.load(outer.extractfile("manifest.json"))  # type: ignore[arg-type]
         config = json.load(outer.extractfile(manifest["Config"]))  # type: ignore[arg-type]
@@ -213,7 +220,7 @@ def test_an_image_by_hand_holds_files_and_links(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir() if each.suffix == ".partial"] == []
 
 
-def test_podman_reads_nothing_of_the_machine_s() -> None:
+def test_podman_is_configured_with_own_storage_runtime_and_networks() -> None:
     storage = tomllib.loads(podman.storage_toml(Path("/a"), Path("/b")))["storage"]
     assert (storage["graphroot"], storage["options"]["additionalimagestores"]) == ("/a", ["/b"])
     text = podman.containers_toml(Path("/unpacked"), Path("/runc"), Path("/f"))
@@ -223,12 +230,12 @@ def test_podman_reads_nothing_of_the_machine_s() -> None:
     assert config["network"]["network_config_dir"] == "/f/networks"
 
 
-def test_a_command_joins_its_cgroups_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shell_joins_the_cgroups_before_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [tmp_path / "cpu", tmp_path / "memory"]
     for group in groups:
         group.mkdir()
-    monkeypatch.setattr(leftovers, "cgroups", lambda _: groups)
-    command = namespaces.joined(settings(), ["sh", "-c", 'echo $$ "$@"', "sh", "a b", "--"])
+    monkeypatch.setattr(cgroups, "of_cluster", lambda _: groups)
+    command = namespaces.in_cgroups(settings(), ["sh", "-c", 'echo $$ "$@"', "sh", "a b", "--"])
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     pid, _, words = done.stdout.strip().partition(" ")
     assert words == "a b --"

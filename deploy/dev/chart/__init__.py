@@ -1,0 +1,1 @@
+"""Write the files of the Helm chart that are generated from the agent's settings and the comments in values.yaml."""

@@ -1,0 +1,293 @@
+"""Generate the lower half of values.yaml, values.schema.json and the README of the Helm chart.
+
+Nothing here writes a file. In the upper half of values.yaml, a key with a comment `# -- ...` is a value, and the
+default gives its type. A mapping without such a comment is a section. The schema refuses keys that a section does not
+name. The agent's settings keep their names, types and bounds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from agent.domain import quantities
+from agent.settings import Settings, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Schema = dict[str, Any]
+
+CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
+# The line that separates the two halves of values.yaml.
+LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings.py ----\n"
+DRAFT = "http://json-schema.org/draft-07/schema#"
+DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
+SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+# Settings that have no value, because the chart's templates set them from the release, mounted Secrets or the pod.
+SET_BY_CHART = frozenset(
+    {
+        "agent.id",
+        "agent.anchor",
+        "cluster.context",
+        "cluster.kubeconfig",
+        "scheduler.token_file",
+        "scheduler.tls.ca_file",
+        "scheduler.tls.cert_file",
+        "scheduler.tls.key_file",
+    }
+)
+# Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
+EMPTY_MEANS = {
+    "agent.pool": "namespace and name of the release",
+    "cluster.namespace": "the release's",
+    "environment.image": "the agents' own",
+    "scheduler.address": "the demo scheduler, if that is enabled",
+}
+SWITCH = {"type": ["boolean", "string"], "enum": [True, False, "auto"]}
+STRINGS = {"items": {"type": "string"}}
+OBJECTS = {"items": {"type": "object"}}
+AT_LEAST_ONE = {"minimum": 1}
+PERCENT = {"minimum": 1, "maximum": 100}
+# Parts of the schema that do not follow from the type of the default.
+NARROWED: dict[str, Schema] = {
+    "actions.limits": OBJECTS,
+    "autoscaling.maxReplicas": AT_LEAST_ONE,
+    "autoscaling.minReplicas": AT_LEAST_ONE,
+    "autoscaling.targetPercent": PERCENT,
+    "dashboard.enabled": SWITCH,
+    "demoScheduler.port": {"minimum": 1, "maximum": 65535},
+    "demoScheduler.resumeGrace": {"pattern": DURATION},
+    "extraEnv": OBJECTS,
+    "extraEnvFrom": OBJECTS,
+    "extraVolumeMounts": OBJECTS,
+    "extraVolumes": OBJECTS,
+    "http.port": {"minimum": 1},
+    "scheduler.classic.port": {"minimum": 1},
+    "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
+    "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    "image.repository": {"minLength": 1},
+    "imagePullSecrets": OBJECTS,
+    "keda.maxReplicas": AT_LEAST_ONE,
+    "keda.minReplicas": {"minimum": 0},
+    "keda.pollingInterval": AT_LEAST_ONE,
+    "keda.targetPercent": PERCENT,
+    "networkPolicy.actions.except": STRINGS,
+    "networkPolicy.actions.exceptIPv6": STRINGS,
+    "networkPolicy.actions.extraEgress": OBJECTS,
+    "networkPolicy.agent.apiPorts": {"items": {"type": "integer", "minimum": 1, "maximum": 65535}},
+    "networkPolicy.agent.extraEgress": OBJECTS,
+    "networkPolicy.agent.metricsFrom": OBJECTS,
+    "networkPolicy.agent.schedulerFrom": OBJECTS,
+    "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"]},
+    "podMonitor.enabled": SWITCH,
+    "podMonitor.metricRelabelings": OBJECTS,
+    "podMonitor.relabelings": OBJECTS,
+    "prometheusRule.enabled": SWITCH,
+    "rbac.extraRules": OBJECTS,
+    "replicaCount": {"type": ["integer", "null"], "minimum": 0},
+    "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
+    "tolerations": OBJECTS,
+    "topologySpreadConstraints": OBJECTS,
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of the chart. `key` is the path with dots, `schema` the JSON schema of the value."""
+
+    key: str
+    comment: str
+    default: Any
+    schema: Schema
+
+
+def files() -> dict[Path, str]:
+    """Return the text of every generated file by its path."""
+    values, top = CHART / "values.yaml", upper_half()
+    everything = [*chart_values(top), *settings_values(Settings)]
+    readme = (Path(__file__).parent / "README.md.in").read_text("utf-8")
+    return {
+        values: top + LINE + settings_text(Settings),
+        CHART / "values.schema.json": json.dumps(schema(everything), indent=2) + "\n",
+        CHART / "README.md": readme.replace("{values}", table(everything)),
+    }
+
+
+# ---- the upper half of values.yaml
+
+
+def upper_half() -> str:
+    """Return the text above the line, which people write."""
+    return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
+
+
+def chart_values(text: str) -> list[Value]:
+    """Return the values of the upper half, in their order in the file."""
+    node = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode):
+        raise TypeError("values.yaml is not a mapping")
+    return list(section_values(node, text.splitlines(), ""))
+
+
+def section_values(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:
+    """Yield the values of a section and of its subsections. Raise ValueError if a value has no comment."""
+    for name, value in node.value:
+        key = f"{prefix}{name.value}"
+        comment = lines[name.start_mark.line - 1].strip()
+        if comment.startswith("# -- "):
+            default = yaml.SafeLoader("").construct_object(value, deep=True)
+            yield Value(key, comment.removeprefix("# -- "), default, type_schema(default) | NARROWED.get(key, {}))
+        elif isinstance(value, yaml.MappingNode) and value.value:
+            yield from section_values(value, lines, f"{key}.")
+        else:
+            raise ValueError(f"values.yaml: {key} has no comment `# -- ...`")
+
+
+def type_schema(default: Any) -> Schema:
+    """Return the schema of a value's type, which is the type of its default."""
+    kinds = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "array", type(None): "null"}
+    return {"type": kinds[type(default)]}
+
+
+# ---- the agent's settings
+
+
+def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]:
+    """Yield the agent's settings that are values of the chart, in the order of the model."""
+    schemas = inline_references(model.model_json_schema())["properties"]
+    for name, info in model.model_fields.items():
+        key = f"{prefix}{name}"
+        if key in SET_BY_CHART:
+            continue
+        section = section_of(model, name)
+        if section is not None:
+            yield from settings_values(section, f"{key}.")
+            continue
+        yield setting_value(key, name, info, schemas[name])
+
+
+def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) -> Value:
+    """Return the value of one setting, given the schema that pydantic makes of its field."""
+    # The chart's schema states bounds through NARROWED, and patterns for durations and sizes.
+    schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
+    reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
+    default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))
+    comment = schema.pop("description", "")
+    if reader is quantities.seconds:
+        schema |= {"type": ["number", "string"], "pattern": DURATION}
+        default = duration(default)
+    elif reader is size:
+        schema |= {"type": ["integer", "string"], "pattern": SIZE}
+        default = quantity(default)
+    if key in EMPTY_MEANS:
+        default, comment = "", f"{comment}; empty: {EMPTY_MEANS[key]}"
+        schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
+    if isinstance(default, float) and default == int(default):
+        default = int(default)
+    return Value(key, comment or f"the agent's {name}", default, schema | NARROWED.get(key, {}))
+
+
+def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """Return the model of a section, or None if the field is a single setting."""
+    kind = model.model_fields[name].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def inline_references(schema: Schema) -> Schema:
+    """Replace references by the definitions, because older versions of helm do not resolve references."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return resolve(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: resolve(each) for name, each in part.items()}
+
+    result: Schema = resolve(schema)
+    return result
+
+
+def duration(value: float) -> Any:
+    """Return a number of seconds as people write it, like 10m."""
+    if value != int(value) or value == 0:
+        return f"{value:g}s"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if value % length == 0:
+            return f"{int(value) // length}{unit}"
+    return f"{int(value)}s"
+
+
+def quantity(value: int) -> Any:
+    """Return a number of bytes as people write it, like 64Mi."""
+    for unit in ("Gi", "Mi", "Ki"):
+        length = int(quantities.SUFFIXES[unit])
+        if value and value % length == 0:
+            return f"{value // length}{unit}"
+    return value
+
+
+def settings_text(model: type[BaseModel]) -> str:
+    """Return the lower half of values.yaml."""
+    lines: list[str] = []
+    open_section: list[str] = []
+    for value in settings_values(model):
+        *sections, last = value.key.split(".")
+        common = [a for a, b in zip(open_section, sections, strict=False) if a == b]
+        for depth in range(len(common), len(sections)):
+            indent = "  " * depth
+            comment = summary(model, sections[: depth + 1])
+            lines += [*([""] if not depth else []), f"{indent}# {comment}", f"{indent}{sections[depth]}:"]
+        open_section = sections
+        indent = "  " * len(sections)
+        lines += [f"{indent}# -- {value.comment}", f"{indent}{last}: {json.dumps(value.default, ensure_ascii=False)}"]
+    return "\n".join(lines) + "\n"
+
+
+def summary(model: type[BaseModel], path: list[str]) -> str:
+    """Return the first line of the docstring of a section's model."""
+    for name in path:
+        model = section_of(model, name) or model
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+# ---- the schema and the table of all values
+
+
+def schema(values: list[Value]) -> Schema:
+    """Return the JSON schema. Every section refuses keys that it does not name."""
+    top: Schema = {"$schema": DRAFT, "title": "Values of sealci-agent", **empty_section()}
+    top["properties"]["global"] = {"type": "object"}
+    for value in values:
+        *sections, last = value.key.split(".")
+        place = top
+        for section in sections:
+            place = place["properties"].setdefault(section, empty_section())
+        place["properties"][last] = {"description": value.comment, **value.schema}
+    return top
+
+
+def empty_section() -> Schema:
+    """Return the schema of a section, to which the caller adds properties."""
+    return {"type": "object", "additionalProperties": False, "properties": {}}
+
+
+def table(values: list[Value]) -> str:
+    """Return the README's table of values, in the style of helm-docs."""
+    rows = ["| Key | Type | Default | Description |", "|-----|------|---------|-------------|"]
+    for value in values:
+        kind = value.schema.get("type") or ("string" if isinstance(value.default, str) else "switch")
+        kind = " or ".join(kind) if isinstance(kind, list) else kind
+        default = json.dumps(value.default, ensure_ascii=False).replace("|", "\\|")
+        rows.append(f"| {value.key} | {kind} | `{default}` | {value.comment} |".replace("|  |", "| |"))
+    return "\n".join(rows)

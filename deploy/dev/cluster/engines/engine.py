@@ -1,0 +1,58 @@
+"""Declare what differs between the container engines in which kind creates its node.
+
+`Machine` is Docker or podman of this machine. `Offline` is a podman in namespaces of the cluster's own. An engine knows
+how to run a command beside its containers, what `kind create cluster` needs, and what to remove afterwards. The node
+itself is the same for both engines, and providers/kind.py drives it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from deploy.dev.cluster.kube_api import KubeApi
+from deploy.dev.cluster.settings import Settings
+
+
+class Engine(Protocol):
+    """A container engine for one cluster. `program` is its command line client, `image` the node image."""
+
+    program: str
+    image: str
+
+    def build(self) -> None:
+        """Build the programs and images that `kind create cluster` needs."""
+
+    def prepare(self) -> None:
+        """Remove what an earlier cluster left, start the engine, and create the cluster's empty folder."""
+
+    def config(self, text: str) -> str:
+        """Return the kind.yaml of this cluster, given the repository's kind.yaml."""
+
+    def connect(self, node: str) -> None:
+        """Make the node's pods and Services reachable from this machine, as far as the engine can."""
+
+    def wait_for_services(self, api: KubeApi) -> None:
+        """Wait until Services and cluster DNS work."""
+
+    def is_running(self) -> bool:
+        """Return whether `command` can run a command now."""
+
+    def command(self, words: list[str]) -> list[str]:
+        """Return a command line that runs a program beside the containers."""
+
+    def kind(self) -> str:
+        """Return the path of kind."""
+
+    def kubectl(self) -> str:
+        """Return the path of a kubectl that fits the cluster."""
+
+    def address(self) -> str:
+        """Return this machine's address as pods see it."""
+
+    def remove(self) -> None:
+        """Remove the cluster and all that `prepare` made. Do nothing if there is no cluster."""
+
+
+def kind_variables(settings: Settings) -> dict[str, str]:
+    """Return the environment variables from which kind takes the name and the kubeconfig of the cluster."""
+    return {"KIND_CLUSTER_NAME": settings.name, "KUBECONFIG": str(settings.kubeconfig)}

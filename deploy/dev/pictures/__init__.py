@@ -1,0 +1,1 @@
+"""Take the README's pictures from real runs."""
