@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+# Seconds until a task that a test has cancelled must have ended.
 ENDING = 2.0
+TESTS = Path(__file__).parent
+ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
 # A loaded machine is slow, not wrong; a failure prints the blob that reproduces it.
 settings.register_profile("sealci", deadline=None, print_blob=True)
@@ -34,9 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-asyncio's hooks call `get_event_loop`, which creates a loop in a thread that never had one. The garbage
     # collector then fails whichever later test it runs in. After this call, `get_event_loop` raises, as both expect.
     asyncio.set_event_loop(None)
-    config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the folders that need a cluster."""
+    for item in items:
+        if any(folder in item.path.parents for folder in ON_A_CLUSTER):
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture
@@ -47,6 +55,13 @@ def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str,
         request.node.user_properties.append(("table", (title, row, dict(cells))))
 
     return add
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten two waits of the agent: until it sees an outage, and for the end of commands that were killed."""
+    monkeypatch.setattr("agent.app.agent.NOTICE", 0.01)
+    monkeypatch.setattr("agent.execution.commands.KILL_MARGIN", 0.05)
 
 
 @pytest.fixture(autouse=True)

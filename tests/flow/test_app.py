@@ -17,7 +17,6 @@ from agent.app.agent import App, serve
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.json import Object
-from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import Settings
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("short_waits")
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 DEADLINE = 10.0
 REQUESTS = "sealci_agent_k8s_requests_total"
@@ -151,12 +151,6 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:

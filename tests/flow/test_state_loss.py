@@ -7,23 +7,16 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.app import agent as apps
 from agent.domain.actions import Cancel
-from agent.execution import commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.flow.test_app import ACTION, World
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("short_waits")
 STORY = ["accepted", "stage", "stage", "command_started", "log", "command_finished", "finished"]
 SHORT = ["accepted", "log", "finished"]
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 class Amnesia(World):

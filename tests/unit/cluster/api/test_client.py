@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tenacity import wait_none
 
 from agent.cluster.api import client as clients
 from agent.cluster.api.client import Client, wait_as_told
@@ -21,14 +20,7 @@ from tests.fakes.api import HANG, FakeApi
 PATH = "/api/v1/namespaces/ci/pods"
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "backoff", wait_none())
+pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 def sample(client: Client, name: str, **labels: str) -> float:

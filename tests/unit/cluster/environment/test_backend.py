@@ -9,9 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tenacity import wait_none
 
-from agent.cluster.api import client as clients
 from agent.cluster.api import exec as execs
 from agent.cluster.environment import environment as environments
 from agent.cluster.environment.backend import Pods
@@ -35,14 +33,7 @@ RUNNING = [
 ]
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "backoff", wait_none())
+pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 @asynccontextmanager

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Make every wait between two lists short, and note how long it would have been at most."""

@@ -68,11 +68,6 @@ class Heir:
 
 
 @pytest.fixture
-def api() -> SharedApi:
-    return SharedApi()
-
-
-@pytest.fixture
 async def client(api: SharedApi) -> AsyncIterator[Client]:
     async with api.serving() as client:
         yield client

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.app import agent as apps
 from agent.cluster.environment.backend import Pods
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed
 from agent.domain.json import Object
-from agent.execution import commands
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.shared_api import SharedApi
@@ -27,18 +25,13 @@ if TYPE_CHECKING:
 
     from agent.app.agent import App
 
+pytestmark = pytest.mark.usefixtures("short_waits")
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 FORMER = "pod-a.0"
 ADOPTING: Object = {
     "agent": {"adoption": True, "id": "pod-a", "slots": 3},
     "cluster": {"lease_duration": "4s", "lease_renew": "1s"},
 }
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "NOTICE", 0.01)
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
 
 
 class Estate(World):
