@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ import pytest
 from tenacity import wait_random_exponential
 
 from agent.app import agent as apps
-from agent.cluster.api import client, reflector
+from agent.cluster.api import client
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.logs import follower
 from agent.cluster.ownership import adoption
 from agent.execution import artifacts, commands
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TITLE = "the API fails"
+QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
 # Rules; all but the failures end as if nothing had happened, with the whole log: asked again within a bound, or at the
 # pace that the agent has anyway, listed again, waited for and said so, left to the sweep, done without.
 RETRIED = "again"
@@ -81,9 +84,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (apps, "NOTICE", 0.01),
         (commands, "KILL_MARGIN", 0.05),
-        (client, "backoff", quick),
+        (client, "DEFAULT_TIMINGS", QUICK),
         (artifacts, "backoff", quick),
-        (reflector, "BACKOFF", 0.01),
         (adoption, "LOOK", 0.05),
         (follower, "Timings", partial(follower.Timings, read=0.5)),
     ):
@@ -167,12 +169,10 @@ async def test_a_fault_has_its_rule(
 def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a watch only for a moment, where the fault is that it does not tell."""
     if fault in ("silent", "slow", "applied"):
-        monkeypatch.setattr(reflector, "SILENCE", 0.2)
-        monkeypatch.setattr(reflector, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", replace(QUICK, watch_silence=0.2, watch_connect=0.2))
     if fault == "missing":
-        monkeypatch.setattr(reflector, "RELIST", 0.5)
-        monkeypatch.setattr(reflector, "SERVER_TIMEOUT", (1, 1))
-        monkeypatch.setattr(reflector, "STEADY", 0.5)
+        quick = replace(QUICK, watch_relist=0.5, watch_duration=(1, 1), watch_steady=0.5)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", quick)
 
 
 def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:

@@ -82,7 +82,7 @@ class Leases(Reflector):
                 self.failed(error.message)
             except TimeoutError:
                 self.refusals = 0
-                self.client.unanswered()
+                self.client.mark_unreachable()
                 self.failed("no answer in time")
             took = time.monotonic() - began
             await asyncio.sleep(max(asked, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter

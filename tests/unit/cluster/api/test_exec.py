@@ -205,7 +205,7 @@ async def test_a_refusal(api: Api, client: Client, status: int, retryable: bool)
 
 async def test_nobody_there() -> None:
     client = Client(ApiClient(Configuration(host="http://127.0.0.1:1")), ClusterSettings(), Metrics())
-    with pytest.raises(ExecError, match="could not be begun") as raised:
+    with pytest.raises(ExecError, match="could not be started") as raised:
         await read(client)
     assert raised.value.retryable
     await client.close()
@@ -284,7 +284,7 @@ async def test_the_deadline_holds_for_the_handshake(api: Api, client: Client) ->
     app.router.add_get("/{path:.*}", never)
     async with TestServer(app) as server:
         client.api.configuration.host = str(server.make_url("")).rstrip("/")
-        with pytest.raises(ExecDeadline, match="not begun"):
+        with pytest.raises(ExecDeadline, match="not started"):
             await read(client, seconds=0.1)
         hold.set()
 

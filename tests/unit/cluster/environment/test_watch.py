@@ -7,11 +7,12 @@ import json
 import random
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.api import reflector
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.environment.watch import PodWatch, Watched
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
@@ -136,10 +137,8 @@ async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: Fa
     assert at_once[:6] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
 
 
-async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
-    api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reflector, "STEADY", 0.0)
+async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(api: FakeApi) -> None:
+    api.timings = ApiTimings(watch_steady=0.0)
     async with watching(api) as watch:
         await api.until("the watch is open", lambda: api.watches == 1)
         await api.put(pod_of("a", phase="Running"), "ADDED")
@@ -150,8 +149,8 @@ async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
     assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
 
 
-async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "STEADY", 0.0)
+async def test_a_bookmark_moves_the_version_on(api: FakeApi) -> None:
+    api.timings = ApiTimings(watch_steady=0.0)
     bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "777"}}}\n'
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):
@@ -172,7 +171,7 @@ async def test_lines_longer_than_any_buffer_arrive(api: FakeApi) -> None:
 
 @pytest.fixture
 def watch() -> PodWatch:
-    return PodWatch(None, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
+    return PodWatch(SimpleNamespace(timings=ApiTimings()), "ci", "default", None)  # type: ignore[arg-type]  # no request
 
 
 def version(pod: Object, number: int, **status: str) -> Object:
@@ -273,7 +272,8 @@ def driven_by(agent: str, number: int = 10, **status: str) -> Object:
 
 @pytest.fixture
 def mine() -> PodWatch:
-    return PodWatch(None, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
+    client = SimpleNamespace(timings=ApiTimings())
+    return PodWatch(client, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
 
 
 def take(watch: PodWatch, line: bytes) -> Object:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.ownership import leases as module
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.pod import labels
@@ -33,11 +34,12 @@ class Api:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
+        self.timings = ApiTimings()
         self.asked: list[tuple[str, str, Object | None]] = []
         self.errors: list[ClusterError] = []
         self.reachable = True
 
-    def unanswered(self) -> None:
+    def mark_unreachable(self) -> None:
         self.reachable = False
 
     async def request(self, verb: str, resource: str, path: str, *, body: Object | None = None, **_: Any) -> Object:
