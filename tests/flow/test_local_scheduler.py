@@ -466,20 +466,27 @@ async def fail_with_files(agent: FakeAgent, action: wire.Action) -> None:
     await agent.live(action, life("é\n".encode(), FAILURE))
 
 
-async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) -> None:
-    output = io.StringIO()
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
+async def submit_until_the_scheduler_dies(folder: Path, output: io.StringIO) -> tuple[asyncio.Task[ExitCode], str, Key]:
+    """Submit an action to a scheduler that ends after one stored line of log.
+
+    Returns the task of the client, which goes on, the address, and the key of the action.
+    """
+    async with open_scheduler("127.0.0.1:0", folder, Access()) as scheduler:
         address = scheduler.address
-        target = Target(address, tls=False)
-        client = asyncio.create_task(
-            submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
-        )
+        work = submit(Target(address, tls=False), parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
+        client = asyncio.create_task(work, name="client")
         async with FakeAgent(address) as agent:
             key = translate.key(await agent.action())
             await agent.event(key, LogChunk(b"one\n"))
             await agent.acknowledged(key, 1)
+    return client, address, key
+
+
+async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) -> None:
+    output = io.StringIO()
+    client, address, key = await submit_until_the_scheduler_dies(tmp_path, output)
     async with (
-        open_scheduler(address, tmp_path, Access()) as scheduler,
+        open_scheduler(address, tmp_path, Access()),
         FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,
     ):
         await agent.take("resume")
@@ -494,20 +501,10 @@ async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) ->
 
 
 async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes_again(tmp_path: Path) -> None:
-    output = io.StringIO()
-    async with open_scheduler("127.0.0.1:0", tmp_path / "old", Access()) as scheduler:
-        address = scheduler.address
-        target = Target(address, tls=False)
-        client = asyncio.create_task(
-            submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=output)
-        )
-        async with FakeAgent(address) as agent:
-            key = translate.key(await agent.action())
-            await agent.event(key, LogChunk(b"one\n"))
-            await agent.acknowledged(key, 1)
+    client, address, key = await submit_until_the_scheduler_dies(tmp_path / "old", io.StringIO())
     key = Key(key.action_id, 2, 3)  # also an attempt and a claim that a fresh scheduler would not begin with
     async with (
-        open_scheduler(address, tmp_path / "new", Access()) as scheduler,
+        open_scheduler(address, tmp_path / "new", Access()),
         FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,
     ):
         resume = await agent.take("resume")

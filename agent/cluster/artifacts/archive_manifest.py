@@ -17,7 +17,7 @@ MAX_LINES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ArchiveManifest:
     """What the collector says about the whole.
 
     `left_out` names at most 100 files, `left_out_files` counts all. `unmatched` are declared paths without a file,
@@ -63,7 +63,7 @@ class ManifestReader:
             raise ArchiveError(f"not a line of a manifest: {line[:200]!r}") from error
         self.said.setdefault(str(kind), []).append(values)
 
-    def close(self) -> Manifest:
+    def close(self) -> ArchiveManifest:
         """Return what was said.
 
         Raises:
@@ -74,7 +74,7 @@ class ManifestReader:
                 raise ValueError
             ((files, size, left_out_files),) = self.said["end"]
             exceeded = [left_out(*values) for values in self.said.get("exceeded", [])]
-            return Manifest(
+            return ArchiveManifest(
                 files=number(files),
                 total_bytes=number(size),
                 left_out=tuple(left_out(*values) for values in self.said.get("left", [])),

@@ -16,7 +16,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.cluster.artifacts.archive_manifest import Manifest, ManifestReader
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest, ManifestReader
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name, parse_header, parse_pax
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE
 from agent.domain.artifacts import FileData, FileEnd, FileStart
@@ -32,7 +32,7 @@ ZEROS = bytes(BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ArchiveLimits:
     """What one collection may bring: a number of files, bytes of one file and of all, and seconds."""
 
     files: int
@@ -41,19 +41,19 @@ class Limits:
     seconds: float
 
 
-class End(Enum):
+class ArchiveEnd(Enum):
     """The end of the archive: nothing may follow."""
 
     END = "end"
 
 
-Item = FileStart | FileData | FileEnd | Manifest | End
+Item = FileStart | FileData | FileEnd | ArchiveManifest | ArchiveEnd
 
 
 class ArchiveReader:
     """Turns chunks of the stream, cut anywhere, into parts of files."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ArchiveLimits) -> None:
         self.limits = limits
         self.files = 0
         self.total_bytes = 0
@@ -117,7 +117,7 @@ class ArchiveReader:
         if self.manifest is None:
             raise ArchiveError("the archive ends without a manifest")
         self.ended = True
-        yield End.END
+        yield ArchiveEnd.END
 
     def _member(self, header: Header) -> Iterator[Item]:
         size = int(self.pax.pop(b"size", b"%d" % header.size))
@@ -175,7 +175,7 @@ class ArchiveReader:
         elif self.pax_body is not None:
             self.pax = parse_pax(bytes(self.pax_body))
 
-    def _checked_manifest(self, reader: ManifestReader) -> Manifest:
+    def _checked_manifest(self, reader: ManifestReader) -> ArchiveManifest:
         manifest = reader.close()
         if (manifest.files, manifest.total_bytes) != (self.files, self.total_bytes):
             raise ArchiveError(

@@ -14,8 +14,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from agent.cluster.api.exec import ExecError
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, End
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveReader
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.cluster.in_pod import packaging
 from agent.cluster.in_pod.packaging import SNAPSHOT
@@ -24,7 +24,7 @@ from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 
 if TYPE_CHECKING:
-    from agent.cluster.artifacts.archive_reader import Limits
+    from agent.cluster.artifacts.archive_reader import ArchiveLimits
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
 
@@ -37,7 +37,7 @@ class CollectionBroken(ClusterError):
     """The collection did not come to its end, or cannot be trusted; what was handed out is void."""
 
 
-class Stream(Protocol):
+class ExecOutput(Protocol):
     """A command's stdout; `exit_code` and `stderr` stand once it has ended (see `exec.ExecStream`)."""
 
     @property
@@ -52,11 +52,11 @@ class Stream(Protocol):
         """Iterate over its stdout."""
 
 
-OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[Stream]]
+OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[ExecOutput]]
 """Runs a command in container `files` of one pod, for so many seconds."""
 
 
-def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> list[str]:
+def collect_command(rules: ArtifactRules, limits: ArchiveLimits, *, workspace: str) -> list[str]:
     """Return what is run in container `files` to stream its files out."""
     seconds = math.ceil(limits.seconds - min(MARGIN_SECONDS, MARGIN * limits.seconds))
     numbers = [limits.files, limits.file_bytes, limits.total_bytes, seconds, len(rules.paths)]
@@ -64,7 +64,7 @@ def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> 
 
 
 async def collect(
-    open_exec: OpenExec, rules: ArtifactRules, limits: Limits, *, workspace: str
+    open_exec: OpenExec, rules: ArtifactRules, limits: ArchiveLimits, *, workspace: str
 ) -> AsyncGenerator[FilePart | Collected, None]:
     """Yield the parts of all files, then `Collected`, within `limits.seconds`.
 
@@ -74,15 +74,15 @@ async def collect(
         CollectionBroken: what was yielded is void; begin again, if it is retryable.
     """
     reader = ArchiveReader(limits)
-    manifest: Manifest | None = None
+    manifest: ArchiveManifest | None = None
     try:
         command = collect_command(rules, limits, workspace=workspace)
         async with open_exec(command, limits.seconds) as stream:
             async for chunk in stream:
                 for item in reader.feed(chunk):
-                    if isinstance(item, Manifest):
+                    if isinstance(item, ArchiveManifest):
                         manifest = item
-                    elif not isinstance(item, End):
+                    elif not isinstance(item, ArchiveEnd):
                         yield item
             if stream.exit_code != 0:
                 said = bytes(stream.stderr).decode("utf-8", "replace").strip()
@@ -105,7 +105,7 @@ async def collect(
     yield Collected(summary, why_refused(manifest))
 
 
-def why_refused(manifest: Manifest) -> str:
+def why_refused(manifest: ArchiveManifest) -> str:
     """Return why declared files were not sent, empty when all were."""
     if manifest.exceeded:
         return f"artifact {manifest.exceeded.path.decode('utf-8', 'replace')!r}: {manifest.exceeded.why}"

@@ -25,7 +25,7 @@ import aiohttp
 import structlog
 
 from agent.cluster.logs.line_reader import Hole, LineReader
-from agent.cluster.logs.request import Body, Target, stop
+from agent.cluster.logs.request import LogRequest, stop
 from agent.cluster.logs.rotation import NODE_LIMIT, NodeFile
 from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
@@ -64,12 +65,12 @@ class Container(Protocol):
     def log_ended(self) -> bool:
         """Whether the supervisor's last marker was seen: nothing follows."""
 
-    async def left(self, state: ContainerState) -> None:
+    async def wait_while(self, state: ContainerState) -> None:
         """Wait until the state is another one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timings:
     """Seconds. `probe` doubles up to `longest_probe` while the silence lasts, `pause` likewise while nothing helps."""
 
     connect: float = 10.0
@@ -92,17 +93,17 @@ class Patience:
     longest_retry_after: float = 60.0
 
 
-PATIENT = Patience()
+PATIENT = Timings()
 # So many plain reads of an ended container must miss the cursor's line before that is said to be a gap.
 PROOFS_OF_A_GAP = 3
 
 
 async def follow(
     client: Client,
-    target: Target,
+    target: ContainerRef,
     cursor: Cursor,
     container: Container,
-    patience: Patience = PATIENT,
+    timings: Timings = PATIENT,
     node_limit: int = NODE_LIMIT,
 ) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
     """Yield the log from the cursor to its end. Close it (`aclosing`) when it is left early.
@@ -110,7 +111,7 @@ async def follow(
     `node_limit` is how many bytes a file of the node's has at least before another is begun.
     """
     try:
-        follower = Follower(client, target, cursor, container, patience, node_limit)
+        follower = LogFollower(client, target, cursor, container, timings, node_limit)
     except ValueError as error:
         yield LogLost(f"it cannot be read from where it was left: {error}")
         return
@@ -121,27 +122,27 @@ async def follow(
                 return
 
 
-class Follower:
+class LogFollower:
     """The state of one `follow`: where reading goes on, and what has gone wrong since something went right."""
 
     def __init__(
         self,
         client: Client,
-        target: Target,
+        target: ContainerRef,
         cursor: Cursor,
         container: Container,
-        patience: Patience,
+        timings: Timings,
         node_limit: int,
     ) -> None:
         self.client = client
         self.target = target
         self.cursor = LineReader(cursor).cursor
         self.container = container
-        self.patience = patience
-        self.file = NodeFile(client, target, cursor, self.timeout(patience.read), node_limit)
+        self.timings = timings
+        self.file = NodeFile(client, target, cursor, self.timeout(timings.read), node_limit)
         self.opened = 0
         # Half of each pause is random, so that followers which were cut together do not come back together.
-        self.backoff = Backoff(patience.pause, patience.longest_pause, least_share=0.5)
+        self.backoff = Backoff(timings.pause, timings.longest_pause, least_share=0.5)
         self.failing_since: float | None = None
         self.error: ClusterError | None = None
         self.missed: LogGap | None = None
@@ -152,7 +153,7 @@ class Follower:
         while not self.container.log_ended:
             state = self.container.state
             if state is ContainerState.WAITING:
-                await self.container.left(state)
+                await self.container.wait_while(state)
                 continue
             if state is ContainerState.GONE:
                 yield LogLost("the pod is gone")
@@ -182,7 +183,7 @@ class Follower:
         except ClusterError as error:
             self.error = error
         else:
-            if now() - began >= self.patience.steady:
+            if now() - began >= self.timings.steady:
                 self.recovered()
 
     async def stream(self) -> AsyncGenerator[LogPiece | LogGap, None]:
@@ -194,11 +195,11 @@ class Follower:
         silence = self.first_silence
         waited = 0.0
         reader = LineReader(self.cursor)
-        body = Body(self.client, self.target, self.cursor, self.timeout(), follow="true")
+        body = LogRequest(self.client, self.target, self.cursor, self.timeout(), follow="true")
         async with body, self.end_of_run() as ended:
             while True:
                 began = now()
-                block = await body.block(ended, silence, self.patience.settle)
+                block = await body.block(ended, silence, self.timings.settle)
                 waited += now() - began
                 if block:
                     async with aclosing(self.take(reader, block, waited)) as items:
@@ -222,12 +223,12 @@ class Follower:
                         log.info("a silent log stream was dead and is opened again", pod=self.target.pod)
                         return
                     self.file.follows = self.missed is None
-                    silence = max(self.first_silence, min(2 * silence, self.patience.longest_probe))
+                    silence = max(self.first_silence, min(2 * silence, self.timings.longest_probe))
 
     async def rest(self) -> AsyncGenerator[LogPiece | LogGap, None]:
         """Read what there is, without following."""
         reader = LineReader(self.cursor)
-        async with Body(self.client, self.target, self.cursor, self.timeout(self.patience.read)) as body:
+        async with LogRequest(self.client, self.target, self.cursor, self.timeout(self.timings.read)) as body:
             while block := await body.read():
                 async with aclosing(self.take(reader, block)) as items:
                     async for item in items:
@@ -262,19 +263,19 @@ class Follower:
     def first_silence(self) -> float:
         """Seconds until an open stream that has just brought something is looked into."""
         return (
-            min(self.patience.stalled, self.patience.probe)
+            min(self.timings.stalled, self.timings.probe)
             if self.file.full and not self.file.follows
-            else self.patience.probe
+            else self.timings.probe
         )
 
     def timeout(self, silence: float | None = None) -> aiohttp.ClientTimeout:
         """Return the limits of a request. A follower's silence is watched by its reader, who knows the container."""
-        return aiohttp.ClientTimeout(total=None, sock_connect=self.patience.connect, sock_read=silence)
+        return aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
 
     @asynccontextmanager
     async def end_of_run(self) -> AsyncIterator[asyncio.Task[None]]:
         """Watch for the end of the running state as long as the block lasts."""
-        task = asyncio.create_task(self.container.left(ContainerState.RUNNING), name="log: end of run")
+        task = asyncio.create_task(self.container.wait_while(ContainerState.RUNNING), name="log: end of run")
         try:
             yield task
         finally:
@@ -297,7 +298,7 @@ class Follower:
         return self.misses in (0, PROOFS_OF_A_GAP)
 
     def recovered(self) -> None:
-        """Begin anew with patience."""
+        """Forget earlier failures."""
         self.backoff.reset()
         self.failing_since = None
 
@@ -312,7 +313,7 @@ class Follower:
             return ""
         if self.failing_since is None:
             self.failing_since = now()
-        limit = self.patience.give_up if error.retryable else self.patience.refused
+        limit = self.timings.give_up if error.retryable else self.timings.refused
         return error.message if now() - self.failing_since >= limit else ""
 
     async def pause(self, state: ContainerState) -> None:
@@ -321,11 +322,11 @@ class Follower:
             log.warning("the log cannot be read now", pod=self.target.pod, error=self.error.message)
         delay = self.backoff.next()
         if self.error and self.error.retry_after is not None:
-            await asyncio.sleep(min(self.error.retry_after, self.patience.longest_retry_after))
+            await asyncio.sleep(min(self.error.retry_after, self.timings.longest_retry_after))
             return
         try:
             async with asyncio.timeout(delay):
-                await self.container.left(state)
+                await self.container.wait_while(state)
         except TimeoutError:
             return
 

@@ -1,13 +1,12 @@
 """One request for a container's log and its response, read in bytes as they come.
 
-A `Body` lives as long as its `async with`. What it cannot read it says as `ClusterError`; what it has read it forgets.
+A `LogRequest` lives as long as its `async with`. It reports what it cannot read as `ClusterError`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -17,23 +16,15 @@ from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whose log."""
-
-    namespace: str
-    pod: str
-    container: str
-
-
-class Body:
+class LogRequest:
     """One log request and its response, opened by the first read: headers come with the first byte of the log."""
 
     def __init__(
-        self, client: Client, target: Target, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
+        self, client: Client, target: ContainerRef, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
     ) -> None:
         self.client = client
         self.path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/log"
@@ -45,7 +36,7 @@ class Body:
         self.response: aiohttp.ClientResponse | None = None
         self.reading: asyncio.Task[bytes] | None = None
 
-    async def __aenter__(self) -> Body:
+    async def __aenter__(self) -> LogRequest:
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.cluster.logs.line_reader import LONGEST_PREFIX, PREFIX, START, Hole, nanoseconds
-from agent.cluster.logs.request import Body, Target
+from agent.cluster.logs.request import LogRequest
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogGap
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ class NodeFile:
     """
 
     def __init__(
-        self, client: Client, target: Target, cursor: Cursor, timeout: aiohttp.ClientTimeout, limit: int
+        self, client: Client, target: ContainerRef, cursor: Cursor, timeout: aiohttp.ClientTimeout, limit: int
     ) -> None:
         self.client = client
         self.target = target
@@ -85,7 +86,7 @@ class NodeFile:
         Raises:
             ClusterError: it cannot be read.
         """
-        body = Body(self.client, self.target, START, self.timeout, limitBytes=str(LONGEST_PREFIX))
+        body = LogRequest(self.client, self.target, START, self.timeout, limitBytes=str(LONGEST_PREFIX))
         async with body:
             read = b""
             while block := await body.read():

@@ -13,13 +13,13 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import (
     MAX_FRAME,
     MAX_STDERR,
     ExecDeadline,
     ExecError,
     ExecStream,
-    Target,
     exit_code_of,
     run,
 )
@@ -28,7 +28,7 @@ from agent.telemetry.metrics import Metrics
 
 Script = Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]
 
-TARGET = Target("actions", "pod-1", "files")
+TARGET = ContainerRef("actions", "pod-1", "files")
 SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 
@@ -205,7 +205,7 @@ async def test_a_refusal(api: Api, client: Client, status: int, retryable: bool)
 
 async def test_nobody_there() -> None:
     client = Client(ApiClient(Configuration(host="http://127.0.0.1:1")), ClusterSettings(), Metrics())
-    with pytest.raises(ExecError, match="could not be begun") as raised:
+    with pytest.raises(ExecError, match="could not be started") as raised:
         await read(client)
     assert raised.value.retryable
     await client.close()
@@ -284,7 +284,7 @@ async def test_the_deadline_holds_for_the_handshake(api: Api, client: Client) ->
     app.router.add_get("/{path:.*}", never)
     async with TestServer(app) as server:
         client.api.configuration.host = str(server.make_url("")).rstrip("/")
-        with pytest.raises(ExecDeadline, match="not begun"):
+        with pytest.raises(ExecDeadline, match="not started"):
             await read(client, seconds=0.1)
         hold.set()
 

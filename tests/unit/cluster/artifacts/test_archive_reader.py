@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, End, Item, Limits
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveLimits, ArchiveReader, Item
 from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, pad_to_block, pax_record
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import LeftOut
 
-LIMITS = Limits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
+LIMITS = ArchiveLimits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
 FILES = {b"a": b"data", b"empty": b"", "sub/ü\n".encode(): b"x" * 1300, b"n" * 300: b"y" * 512, b"\xff": b"\0" * 100}
 
 
@@ -48,7 +48,7 @@ def archive(files: dict[bytes, bytes], manifest: bytes | None = None, end: bytes
     return b"".join(member(*each) for each in files.items()) + member(b"manifest", text, kind=MANIFEST_TYPE) + end
 
 
-def read(data: bytes, splits: Sequence[int] = (), limits: Limits = LIMITS) -> list[Item]:
+def read(data: bytes, splits: Sequence[int] = (), limits: ArchiveLimits = LIMITS) -> list[Item]:
     reader = ArchiveReader(limits)
     items: list[Item] = []
     bounds = [0, *sorted(splits), len(data)]
@@ -75,9 +75,9 @@ def test_a_whole_archive() -> None:
     items = read(archive(FILES))
     assert files_of(items) == FILES
     assert [item.size for item in items if isinstance(item, FileStart)] == [len(data) for data in FILES.values()]
-    assert isinstance(items[-2], Manifest)
-    assert items[-1] is End.END
-    assert items[-2] == Manifest(5, sum(map(len, FILES.values())), (), 0, (), None, ())
+    assert isinstance(items[-2], ArchiveManifest)
+    assert items[-1] is ArchiveEnd.END
+    assert items[-2] == ArchiveManifest(5, sum(map(len, FILES.values())), (), 0, (), None, ())
 
 
 def test_what_the_manifest_says() -> None:
@@ -89,7 +89,7 @@ def test_what_the_manifest_says() -> None:
         ("unmatched", "*.xml"),
         ("exceeded", "big", "too \ud800 big"),
     )
-    (manifest,) = (item for item in read(archive({b"a": b"1"}, text)) if isinstance(item, Manifest))
+    (manifest,) = (item for item in read(archive({b"a": b"1"}, text)) if isinstance(item, ArchiveManifest))
     assert manifest.changed == (b"a",)
     assert manifest.left_out == (LeftOut(b"\xff", "a symbolic link"), LeftOut(b".git", "excluded by default"))
     assert manifest.left_out_files == 5
@@ -105,7 +105,7 @@ WHOLE = archive(FILES)
 def test_frames_may_end_anywhere(splits: list[int]) -> None:
     items = read(WHOLE, splits)
     assert files_of(items) == FILES
-    assert items[-1] is End.END
+    assert items[-1] is ArchiveEnd.END
 
 
 def test_frames_of_one_byte() -> None:
@@ -131,7 +131,7 @@ def test_a_changed_byte_is_noticed_or_does_not_matter() -> None:
 
 
 def test_bytes_are_handed_on_as_they_come() -> None:
-    limits = Limits(1, 1 << 40, 1 << 40, 1)
+    limits = ArchiveLimits(1, 1 << 40, 1 << 40, 1)
     reader = ArchiveReader(limits)
     size = 1 << 36
     more = pax_record(b"size", b"%d" % size)

@@ -18,14 +18,14 @@ import pytest
 
 from agent.cluster.api.exec import ExecDeadline, ExecError
 from agent.cluster.artifacts import collect as collect_module
-from agent.cluster.artifacts.archive_reader import Limits
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.in_pod import packaging
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import ArtifactSummary, LeftOut
 from agent.domain.observations import Collected
 
-LIMITS = Limits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
+LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
 
 
 @dataclass

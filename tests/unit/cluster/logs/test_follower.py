@@ -15,8 +15,9 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
-from agent.cluster.logs.follower import ContainerState, Patience, follow
-from agent.cluster.logs.request import Body, Target
+from agent.cluster.api.container_ref import ContainerRef
+from agent.cluster.logs.follower import ContainerState, Timings, follow
+from agent.cluster.logs.request import LogRequest
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogLost, LogPiece
 from agent.settings import ClusterSettings
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-FAST = Patience(
+FAST = Timings(
     settle=0.05,
     pause=0.002,
     longest_pause=0.01,
@@ -38,7 +39,7 @@ FAST = Patience(
 )
 PROBING = replace(FAST, probe=0.05, longest_probe=0.1)
 PATH = "/api/v1/namespaces/actions/pods/pod-1/log"
-TARGET = Target("actions", "pod-1", "action")
+TARGET = ContainerRef("actions", "pod-1", "action")
 
 
 class Container:
@@ -54,7 +55,7 @@ class Container:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
-    async def left(self, state: ContainerState) -> None:
+    async def wait_while(self, state: ContainerState) -> None:
         while self.state is state:
             await self.changed.wait()
 
@@ -119,9 +120,9 @@ class Api:
         return answer
 
     async def read(
-        self, cursor: Cursor | None = None, patience: Patience = FAST, node_limit: int = 1 << 20
+        self, cursor: Cursor | None = None, timings: Timings = FAST, node_limit: int = 1 << 20
     ) -> list[LogPiece | LogGap | LogLost]:
-        items = follow(self.client, TARGET, cursor or Cursor(), self.container, patience, node_limit)
+        items = follow(self.client, TARGET, cursor or Cursor(), self.container, timings, node_limit)
         async with aclosing(items):
             return [item async for item in items]
 
@@ -213,7 +214,7 @@ async def test_the_last_marker_ends_an_open_stream(api: Api) -> None:
     api.log.write(b"one\nlast\n", EPOCH)
     api.script = [api.then_silent()]
     got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, Patience()):
+    async for item in follow(api.client, TARGET, Cursor(), api.container, Timings()):
         assert isinstance(item, LogPiece)
         got += item.data
         api.container.log_ended = got.endswith(b"last\n")
@@ -302,7 +303,7 @@ async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: Api) -> None:
 async def test_a_failing_server_is_asked_again(api: Api, code: int) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.status(code)] * 3
-    items = await api.read(patience=Patience(pause=0.001, longest_pause=0.001, refused=0, give_up=0))
+    items = await api.read(timings=Timings(pause=0.001, longest_pause=0.001, refused=0, give_up=0))
     assert payload(items) == b"one\n"
     assert others(items) == []
 
@@ -324,7 +325,7 @@ async def test_a_container_that_waits_to_start_is_waited_for(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     waiting = 'container "action" in pod "pod-1" is waiting to start: ContainerCreating'
     api.script = [api.status(400, waiting)] * 30
-    items = await api.read(patience=Patience(pause=0.001, longest_pause=0.001, refused=0))
+    items = await api.read(timings=Timings(pause=0.001, longest_pause=0.001, refused=0))
     assert payload(items) == b"one\n"
     assert others(items) == []
 
@@ -373,7 +374,7 @@ async def test_a_cursor_that_is_none_is_said(api: Api) -> None:
 async def test_a_dead_stream_is_found_by_a_plain_read(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.then_silent(), api.up_to(1 << 20)]
-    reading = asyncio.create_task(api.read(patience=PROBING))
+    reading = asyncio.create_task(api.read(timings=PROBING))
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
@@ -385,9 +386,9 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
     api.log.write(b"one\n", EPOCH)
     waits: list[tuple[float, bool]] = []
     got = b""
-    block = Body.block
+    block = LogRequest.block
 
-    async def noted(body: Body, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
+    async def noted(body: LogRequest, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
         got = await block(body, ended, silence, settle)
         waits.append((silence, got is None))
         return got
@@ -407,7 +408,7 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
         # Only what the stream has brought: a probe that overtakes it would prove it dead.
         return web.Response(body=api.log.body() + (stamp(EPOCH + 1) + b" two\n" if b"two" in got else b""))
 
-    monkeypatch.setattr(Body, "block", noted)
+    monkeypatch.setattr(LogRequest, "block", noted)
     api.script = [answer, *[probe] * 1000]
     async for item in follow(api.client, TARGET, Cursor(), api.container, PROBING):
         assert isinstance(item, LogPiece)
@@ -430,7 +431,7 @@ async def test_an_ended_container_may_still_have_something_to_say(api: Api) -> N
 
     api.script = [answer]
     got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, Patience()):
+    async for item in follow(api.client, TARGET, Cursor(), api.container, Timings()):
         assert isinstance(item, LogPiece)
         got += item.data
         api.container.log_ended = got.endswith(b"last\n")
@@ -450,14 +451,14 @@ async def test_headers_that_come_with_the_first_line_are_waited_for(api: Api) ->
         return web.Response(body=b"")
 
     api.script = [answer, probe, probe]
-    assert payload(await api.read(patience=PROBING)) == b"late\n"
+    assert payload(await api.read(timings=PROBING)) == b"late\n"
     assert api.follows == 1
 
 
 async def test_a_stream_that_outlives_its_container_is_left(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     api.script = [api.then_silent()]
-    reading = asyncio.create_task(api.read(patience=Patience(probe=1000, settle=0.05)))
+    reading = asyncio.create_task(api.read(timings=Timings(probe=1000, settle=0.05)))
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     api.container.enter(ContainerState.TERMINATED)
@@ -540,10 +541,10 @@ def skips(api: Api, body: bytes, head: bytes | int, *, first: bytes = b"") -> No
     api.script = [served, *[probe] * 10]
 
 
-async def until_line(api: Api, line: bytes, patience: Patience = FAST) -> list[LogPiece | LogGap | LogLost]:
+async def until_line(api: Api, line: bytes, timings: Timings = FAST) -> list[LogPiece | LogGap | LogLost]:
     """Read until a line has come."""
     items: list[LogPiece | LogGap | LogLost] = []
-    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, patience, 10)) as reading:
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, timings, 10)) as reading:
         async for item in reading:
             items.append(item)
             api.container.log_ended = payload(items).endswith(line)
@@ -608,7 +609,7 @@ async def test_a_stream_of_a_full_file_is_looked_into_soon(api: Api) -> None:
     api.log.write(b"one\n", EPOCH)
     silent = replace(FAST, stalled=0.05)
     api.script = [api.then_silent(), api.up_to(1 << 20)]
-    reading = asyncio.create_task(api.read(patience=silent, node_limit=10))
+    reading = asyncio.create_task(api.read(timings=silent, node_limit=10))
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
@@ -619,9 +620,9 @@ async def test_a_stream_that_is_known_to_go_on_is_not_looked_into_at_each_pause(
 ) -> None:
     api.log.write(b"one\n", EPOCH)
     silences: list[float] = []
-    block = Body.block
+    block = LogRequest.block
 
-    async def noted(body: Body, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
+    async def noted(body: LogRequest, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
         silences.append(silence)
         return await block(body, ended, silence, settle)
 
@@ -639,7 +640,7 @@ async def test_a_stream_that_is_known_to_go_on_is_not_looked_into_at_each_pause(
     async def probe(_: web.Request) -> web.StreamResponse:
         return web.Response(body=OLD + b" one\n")
 
-    monkeypatch.setattr(Body, "block", noted)
+    monkeypatch.setattr(LogRequest, "block", noted)
     api.script = [answer, probe]
     items = await until_line(api, b"three\n", replace(FAST, stalled=0.05))
     assert payload(items) == b"one\ntwo\nthree\n"
@@ -703,7 +704,7 @@ async def test_a_reader_may_be_cancelled_while_it_waits(api: Api, headers: bool)
         return web.Response()
 
     api.script = [api.then_silent() if headers else mute]
-    reading = asyncio.create_task(api.read(patience=Patience()))
+    reading = asyncio.create_task(api.read(timings=Timings()))
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
