@@ -1,7 +1,7 @@
 """Shared pieces of asyncio: wait for the first of several, cancel tasks and wait for their end.
 
-`task.cancel()` only asks a task to end. Every caller that goes on before the task has ended leaks the task or races
-with its clean-up, so each part of the agent that ends its own tasks does so through this module. Nothing here keeps
+`task.cancel()` only asks a task to end. A caller that continues before the task has ended leaks the task, or races with
+the clean-up of the task. Every part of the agent therefore ends its tasks through this module. Nothing here keeps
 state, and nothing here knows the agent.
 """
 

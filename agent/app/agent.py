@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agent.cluster.ownership.orphans import Sweep
     from agent.execution.registry import SessionRegistry
     from agent.http.server import Http
-    from agent.scheduler.classic.connection import Classic
+    from agent.scheduler.classic.connection import ClassicConnection
     from agent.scheduler.stream.connection import Connection
     from agent.scheduler.stream.health import HealthReporter
     from agent.scheduler.stream.outbox import Outbox
@@ -62,7 +62,7 @@ class App:
     adopts: bool
     outbox: Outbox
     health: HealthReporter
-    connection: Connection | Classic
+    connection: Connection | ClassicConnection
     sessions: SessionRegistry
     status: AgentStatus
     shutdown: Shutdown
@@ -130,7 +130,7 @@ class App:
                 reported = trouble
                 log.info("the cluster's health changed", trouble=trouble or "none")
                 self.metrics.degraded.set(bool(trouble))
-                self.health.changed()
+                self.health.notify()
             if not self.client.reachable:
                 # Sessions may send no request for minutes, and only an answer makes the client reachable again.
                 await self.client.probe()

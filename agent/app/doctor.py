@@ -37,7 +37,7 @@ async def examine(
     """
     metrics = Metrics()
     if "scheduler" in parts:
-        async with aclosing(scheduler.examine(settings, version("sealci-agent"), metrics)) as findings:
+        async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
             async for finding in findings:
                 yield finding
     if "cluster" in parts:

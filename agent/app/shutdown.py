@@ -56,7 +56,7 @@ class Shutdown:
             self.at_once.set()
             return
         self.sessions.drain(why)
-        self.health.changed()
+        self.health.notify()
         self.requested.set()
 
     async def end_sessions(self) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.execution.registry import SessionRegistry
     from agent.execution.session import Session
     from agent.http.status_page import SessionRow
-    from agent.scheduler.classic.connection import Classic
+    from agent.scheduler.classic.connection import ClassicConnection
     from agent.scheduler.stream.connection import Connection, Identity
     from agent.settings import Settings
 
@@ -32,7 +32,7 @@ class AgentStatus:
     """Reads the health of the agent from its parts. Unusable before `bind`."""
 
     sessions: SessionRegistry
-    connection: Connection | Classic
+    connection: Connection | ClassicConnection
 
     def __init__(
         self, settings: Settings, identity: Identity, client: Client, pods: PodBackend, leases: Leases, sweep: Sweep
@@ -45,7 +45,7 @@ class AgentStatus:
         self.sweep = sweep
         self.recent: deque[SessionRow] = deque(maxlen=RECENT_SESSIONS)
 
-    def bind(self, sessions: SessionRegistry, connection: Connection | Classic) -> None:
+    def bind(self, sessions: SessionRegistry, connection: Connection | ClassicConnection) -> None:
         """Set the parts that themselves report the health. See `wiring.build`."""
         self.sessions = sessions
         self.connection = connection

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.environment.debugging import DebugOptions
-    from agent.scheduler.classic.connection import Classic
+    from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
     from agent.telemetry.traces import Traces
 
@@ -50,7 +50,8 @@ def build(
     adopts = settings.agent.adoption and not classic
 
     # ---- the cluster's side
-    watch = PodWatch(client, settings.cluster.namespace, settings.agent.pool, metrics, identity.agent_id)
+    namespace, pool = settings.cluster.namespace, settings.agent.pool
+    watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
     # Filled while the agent runs: the cluster may answer late, and a stop request must not wait for the answer.
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
@@ -60,7 +61,8 @@ def build(
 
     # ---- the scheduler's side
     status = AgentStatus(settings, identity, client, pods, leases, sweep)
-    outbox = Outbox(settings.scheduler.window, metrics, settings.scheduler.window_total)
+    limits = settings.scheduler
+    outbox = Outbox(limits.window, metrics, limits.window_total, on_state_loss=handlers.reset)
     health = HealthReporter(status.health, outbox.wake)
     connection = connect(settings, identity, outbox, handlers, health, client)
 
@@ -73,18 +75,16 @@ def build(
         metrics,
         task_group,
         traces,
-        on_change=health.changed,
+        on_change=health.notify,
         on_end=status.add_recent,
         timings=timings.session,
     )
     shutdown = Shutdown(settings, sessions, leases, health, timings, hands_over=adopts)
 
     # Sessions send through the connection, and the connection's requests reach the sessions. Sessions report changes of
-    # the health, and the health counts the sessions. The two objects built first close these circles here.
+    # the health, and the health counts the sessions. These two circles are closed here, and nowhere else.
     handlers.bind(sessions, pods, shutdown)
     status.bind(sessions, connection)
-    outbox.on_forgotten = handlers.reset
-    watch.on_change = handlers.pod_changed
 
     return App(
         settings=settings,
@@ -111,11 +111,11 @@ def build(
 
 def connect(
     settings: Settings, identity: Identity, outbox: Outbox, handlers: Handlers, health: HealthReporter, client: Client
-) -> Connection | Classic:
+) -> Connection | ClassicConnection:
     """Return the connection to the scheduler, of the protocol in the settings."""
     if settings.scheduler.protocol == "classic":
         # Only agents that speak the classic protocol load its contract and its server.
-        from agent.scheduler.classic.connection import Classic
+        from agent.scheduler.classic.connection import ClassicConnection
 
-        return Classic(settings, handlers, client.metrics, health)
+        return ClassicConnection(settings, handlers, client.metrics, health)
     return Connection(settings.scheduler, settings.agent, identity, outbox, handlers, client.metrics, health)

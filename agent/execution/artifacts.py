@@ -64,7 +64,7 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
         await session.run_until_stopped(send_files(session, environment, settings.artifacts.timeout))
     except ActionFailed as failure:
         await session.reporter.write_log(f"[{failure.message}]")
-        # Files that the action did not name and that went with the pod do not fail a success.
+        # A success stays one if the pod was lost with its files and the action had named no files.
         if succeeded and (rules.declared or end.files):
             return replace(session.failure_outcome(failure), exit_code=outcome.exit_code)
     return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
@@ -103,7 +103,7 @@ def retrying(session: Session) -> AsyncRetrying:
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # The API server's own wait may be long. The time for all attempts bounds it.
+        # The API server may ask for a long wait. The time limit for all attempts bounds the wait.
         asked = error.retry_after if isinstance(error, ClusterError) else None
         return backoff(state) if asked is None else asked
 

@@ -1,7 +1,7 @@
 """The commands of a session: followed to their end, with their log to its last byte, or stopped.
 
-Lives as long as the commands run. The observation of the pod says how the commands ended. If the session stopped them
-(cancel, timeout), the stop request decides the outcome.
+Lives as long as the commands run. The last observation of the pod decides the outcome. If the session stopped the
+commands (cancel, timeout), the stop request decides it instead.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
         await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
-    # A session that reports again after a state loss keeps the end that it saw first.
+    # The session may report again after a state loss of the scheduler. Then the end that was seen first counts.
     progress = session.progress
     return progress.commands_end or progress.commands_ended(judge_end(session, seen))
 
 
 def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
-    """Return how the commands ended. A stop request comes before what was observed.
+    """Return how the commands ended. If there is a stop request, it decides the outcome.
 
     Raises:
         ActionFailed: the environment was lost, or never ran a command.
@@ -97,7 +97,7 @@ async def wait_or_stop(
     if end.done():
         return end.result()
     message = f"the commands did not end within {session.timeout:g} s"
-    # After a stop request, which counts as the first one, this call changes nothing.
+    # Changes nothing if a stop request has ended the wait: the first request counts.
     session.request_stop(StopRequest(Reason.DEADLINE_EXCEEDED, message))
     request = session.stop_request
     grace = request.grace if request is not None and request.grace is not None else settings.environment.grace
@@ -123,7 +123,7 @@ async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: b
             await cancel_and_wait(logs)
             await session.reporter.write_log("[the log ends here: the rest cannot be read from the node]")
     if logs.done() and not logs.cancelled() and (error := logs.exception()):
-        # A fault in the log changes no verdict. It is counted, and the log says where it ends.
+        # A fault in following the log does not change the outcome. The fault is counted, and noted in the log.
         session.stats.internal_error()
         log.error("the log of a session could not be followed", action=session.key.action_id, exc_info=error)
         await session.reporter.write_log("[the log ends here: the agent could not follow it]")

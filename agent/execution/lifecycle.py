@@ -1,7 +1,7 @@
 """The whole life of a session on one screen: set up, run the commands, collect the files, report, clean up.
 
-Everything that happens in a session becomes one outcome. After the scheduler has stored the outcome the environment is
-removed, whatever the outcome, and `run_action` returns when the API reports that the environment is gone.
+Everything that happens in a session becomes one outcome. The environment is removed after the scheduler has stored the
+outcome, whatever the outcome is. `run_action` returns when the API server reports that the environment is gone.
 """
 
 from __future__ import annotations

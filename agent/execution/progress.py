@@ -1,4 +1,4 @@
-"""How far one session has come: its phase, its outcome, and from where its events and its log are reported.
+"""How far one session has come: its phase, its outcome, and the point from which its events and log are reported.
 
 A `SessionProgress` belongs to one `Session` and lives as long. Only its own methods change it.
 """
@@ -75,7 +75,7 @@ class SessionProgress:
 
     @property
     def cleaning_up(self) -> bool:
-        """Return whether the verdict is decided, or not wanted any more."""
+        """Return whether the outcome is decided, or the session was dropped."""
         return self.outcome is not None or self.finished
 
     # ---- where the scheduler wants the session to go on

@@ -1,7 +1,8 @@
 """One attempt of one action on this agent, from the arrival of the action until its environment is gone.
 
-A `Session` joins the parts of an attempt: how far it has come (`progress`), what is sent about it (`reporter`), what
-the metrics count of it (`stats`), and the one request to stop it early. `lifecycle` drives it, `registry` owns it.
+A `Session` joins the parts of an attempt. `progress` is how far the attempt has come, `reporter` sends its events, and
+`stats` counts for the metrics. The session itself owns the request to stop early. `lifecycle` drives the session,
+`registry` owns it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Session:
         self.stop_requested = asyncio.Event()
 
     def attach(self, environment: Environment) -> None:
-        """Make the environment known, so that the registry can disown it."""
+        """Store the environment, so that the registry can disown it."""
         self.environment = environment
 
     def resume(self, resume: Resume) -> None:
@@ -134,7 +135,7 @@ class Session:
     # ---- the scheduler's state loss
 
     async def run_until_reset(self, reporting: Coroutine[Any, Any, None]) -> bool:
-        """Run `reporting` to its end. Returns False, after its end, if the scheduler lost its state."""
+        """Run `reporting` to its end. Returns False if a state loss of the scheduler has ended `reporting` early."""
         name = f"session {self.key.action_id}/{self.key.attempt}: reporting"
         task = await run_until_set(reporting, self.progress.reset_requested, name=name)
         if task is None:

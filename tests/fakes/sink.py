@@ -31,7 +31,7 @@ class RecordingEventSink:
         self.poisoned: set[str] = set()
 
     def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
-        outlet = RecordingSessionSink(self, key)
+        outlet = RecordingSessionSink(self, key, adopted=adopted)
         self.outlets[key.attempt_key] = outlet
         return outlet
 
@@ -42,9 +42,10 @@ class RecordingEventSink:
 class RecordingSessionSink:
     """Records the events and uploads of one session."""
 
-    def __init__(self, sink: RecordingEventSink, key: Key) -> None:
+    def __init__(self, sink: RecordingEventSink, key: Key, *, adopted: bool) -> None:
         self.sink = sink
         self.key = key
+        self.adopted = adopted
         self.events: list[Event] = []
         self.uploads: list[list[FilePart]] = []
         self.settling = asyncio.Event()

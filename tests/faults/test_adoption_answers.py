@@ -184,7 +184,7 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
         await estate.orphan()
         await dropped.wait()
         await app.sessions.idle()
-        assert (app.pods.registry.owned_names, app.outbox.outlets) == ((), {})
+        assert (app.pods.registry.owned_names, app.outbox.session_outboxes) == ((), {})
         await app.sweep.run_once()
         assert estate.name in estate.api.pods
 
@@ -225,7 +225,7 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
-        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.told(wire.Health.DRAINING))
+        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.reports(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
         await app.adoption.run_once()

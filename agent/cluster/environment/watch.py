@@ -84,11 +84,20 @@ class PodWatch(Reflector):
     `on_change` is called with each pod that was added or modified.
     """
 
-    def __init__(self, client: Client, namespace: str, pool: str, metrics: Metrics, agent_id: str = "") -> None:
+    def __init__(
+        self,
+        client: Client,
+        namespace: str,
+        pool: str,
+        metrics: Metrics,
+        agent_id: str = "",
+        *,
+        on_change: Callable[[Object], None] = lambda _: None,
+    ) -> None:
         path = f"/api/v1/namespaces/{namespace}/pods"
         super().__init__(client, "pods", path, pool_selector(pool), metrics)
         self.own_id = agent_id.encode()
-        self.on_change: Callable[[Object], None] = lambda _: None
+        self.on_change = on_change
         self._watched: dict[str, PodState] = {}
 
     @property

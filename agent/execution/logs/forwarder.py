@@ -1,7 +1,7 @@
 """Forwards the log of an environment to the scheduler: reads it, takes the markers out, masks secrets, sends.
 
-Lives as long as the environment writes. The markers say which command runs, and are never the verdict. While the
-outlet's window is full the log is not read, so the memory is bounded whatever the commands write.
+Lives as long as the environment writes. The markers show which command runs. They never decide the outcome. While
+the window of the outlet is full the log is not read, so the memory is bounded whatever the commands write.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def pass_on(session: Session, environment: Environment, out: LogChunk | Ma
         session.progress.command_started(marker.command)
         await session.reporter.send(CommandStarted(marker.command, out.cursor))
         return
-    # A command that ends the shell (`exit 3`) writes no end marker of its own: the last marker ends it too.
+    # A command that ends the shell (`exit 3`) has no end marker. The last marker of the log ends this command too.
     if clock.command:
         command, seconds = clock.command, clock.stop()
         session.stats.command_finished(seconds)

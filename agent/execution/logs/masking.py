@@ -1,9 +1,9 @@
 """Masks secret values in everything that the agent sends: each form of a secret becomes `***`.
 
 A `Masker` lives as long as the log of one session and works on a stream. A secret that is cut over several reads is
-still found, because bytes that may begin a secret are kept back (`buffered`) until more bytes decide. Output that ends
-with the start of a secret is therefore delayed until more output arrives. Other output passes at once. `flush` returns
-the bytes that were kept back, where the text ends.
+still found: bytes that may begin a secret are kept back (`buffered`) until more bytes arrive. Output that ends with the
+start of a secret is therefore delayed. Other output passes at once. `flush` returns the bytes that were kept back, at
+the end of the text.
 
 The result does not depend on how the stream was cut. Wherever nothing is buffered, a new masker continues with the same
 result. The positions in a log can therefore be resumed. Occurrences that overlap become one `***`.

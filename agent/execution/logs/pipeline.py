@@ -2,8 +2,8 @@
 
 A `LogStream` lives as long as its session follows the log. Pieces of payload go in as they were read. Chunks of at most
 64 KiB and markers come out, in the order of the log. Each carries the cursor from which the log can be read again
-exactly, which is a position where neither the marker reader nor the masker keeps bytes back. The output depends only on
-the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
+exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only on the log
+and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
 continue those of the dead agent.
 
 All limits count bytes of the log, markers included, not bytes that are sent: the column in a line, and the total. Where
@@ -22,7 +22,7 @@ from agent.domain.log_cursor import Cursor
 from agent.domain.observations import Marker, MarkerKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from agent.domain.observations import LogGap, LogPiece
     from agent.execution.logs.masking import Masker
@@ -284,19 +284,3 @@ def gap_notice(gap: LogGap) -> str:
         return f"[gap in the log: {span} are missing: the node deleted them before they could be read]"
     why = "the node began a new file there before the old one was read to its end"
     return f"[gap in the log: {span} may be missing: {why}]"
-
-
-def join_chunks(chunks: Iterable[LogChunk]) -> Iterator[LogChunk]:
-    """Join adjacent chunks to chunks of at most `CHUNK` bytes. Each has the cursor of its last part."""
-    parts: list[bytes] = []
-    size = 0
-    last: LogChunk | None = None
-    for chunk in chunks:
-        if last and (size + len(chunk.data) > CHUNK or chunk.source is not last.source):
-            yield LogChunk(b"".join(parts), last.cursor, last.source)
-            parts, size = [], 0
-        parts.append(chunk.data)
-        size += len(chunk.data)
-        last = chunk
-    if last:
-        yield LogChunk(b"".join(parts), last.cursor, last.source)

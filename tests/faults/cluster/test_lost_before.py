@@ -81,7 +81,7 @@ def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
         lost_pods.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report
-    assert "made again" not in report.text
+    assert "re-created" not in report.text
     assert len(lost_pods.uids(lab, "forced")) == 1
 
 

@@ -39,4 +39,4 @@ def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(own_lab: Lab) -> Non
     assert report.files["file"].read_text() == "made\n"
     pods = {pod["metadata"]["uid"] for pod in own_lab.observer.states if pod["metadata"]["labels"]}
     assert len(pods) == 1, "the commands ran twice"
-    assert "has forgotten events" in agent.log
+    assert "the scheduler lost acknowledged events" in agent.log

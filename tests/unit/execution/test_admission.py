@@ -1,4 +1,4 @@
-"""What an action may ask for: every bound at its edge, every problem told at once, no secret shown."""
+"""Admission: each limit at its edge, all problems in one report, no secret in a report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
         {"resources": Resources("1", "1Gi", "100M")},
     ],
 )
-def test_what_is_allowed(fields: dict[str, Any]) -> None:
+def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
     admit(replace(ACTION, **fields), POLICY)
 
 
@@ -114,14 +114,14 @@ def test_what_is_allowed(fields: dict[str, Any]) -> None:
         (repository(credentials="UPPER"), "is not the name of a Secret"),
     ],
 )
-def test_what_is_refused_and_why(fields: dict[str, Any], says: str) -> None:
+def test_each_problem_is_refused_with_its_reason(fields: dict[str, Any], says: str) -> None:
     found = problems(**fields)
     assert [line for line in found if says in line], found
     assert SECRET not in "".join(found)
     assert "pw" not in "".join(found)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(image="", commands=(), timeout=0.0, resources=Resources("x", "y", "z"))
     assert len(found) == 6
 
@@ -139,7 +139,7 @@ def test_the_allow_list_is_globs_over_the_whole_reference(image: str, allowed: b
 
 
 @pytest.mark.parametrize("unit", ["cpu", "memory", "ephemeral_storage"])
-def test_the_maxima(unit: str) -> None:
+def test_resources_are_held_against_their_maxima(unit: str) -> None:
     policy = PolicySettings.model_validate({f"max_{unit}": "1Gi"})
     admit(replace(ACTION, resources=Resources(**{unit: "1024Mi"})), policy)
     over = problems(policy, resources=Resources(**{unit: "1025Mi"}))

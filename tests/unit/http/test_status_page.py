@@ -20,7 +20,7 @@ class Tags(HTMLParser):
         self.tags: set[str] = set()
         self.text = ""
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def handle_starttag(self, tag: str, _: object) -> None:
         self.tags.add(tag)
 
     def handle_data(self, data: str) -> None:

@@ -1,4 +1,4 @@
-"""Secrets in a stream: every form, over every cut, and nothing else."""
+"""The masker finds every form of a secret, however the stream is cut, and masks nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_form_is_masked(form: bytes) -> None:
     assert out.startswith(b"before ")
     assert out.endswith(b" after")
     assert MASK in out
-    # Of base64 at most the characters that also hold bits of a neighbour remain.
+    # Characters at the ends of base64 remain: they also hold bits of the text around the secret.
     assert len(out) - len(b"before  after") - len(MASK) <= 14
 
 
@@ -102,7 +102,7 @@ def test_a_long_value_is_masked_in_blocks() -> None:
     assert masker.mask(b"<" + value + b">") == b"<" + MASK * 4 + b">"
 
 
-def test_what_is_no_text_is_masked() -> None:
+def test_binary_secrets_are_masked() -> None:
     assert Masker([b"\xff\x00\xfe\x01"]).mask(b"a\xff\x00\xfe\x01b") == b"a***b"
 
 
@@ -122,7 +122,7 @@ def test_overlaps(secrets: list[str], text: bytes, out: bytes) -> None:
         assert stream(Masker([each.encode() for each in secrets]), text, [cut]) == out
 
 
-def test_only_the_beginning_of_a_secret_is_held() -> None:
+def test_only_the_beginning_of_a_secret_is_kept_back() -> None:
     masker = Masker([b"secret-value"])
     assert masker.feed(b"Continue? [y/N] ") == b"Continue? [y/N] "
     assert masker.feed(b"sec") == b""
@@ -146,7 +146,7 @@ def test_a_masker_without_secrets_passes_everything() -> None:
     assert masker.flush() == b""
 
 
-def test_an_endless_run_is_not_held_for_ever() -> None:
+def test_an_endless_run_is_not_kept_back_for_ever() -> None:
     masker = Masker([b"aaaa"])
     out = b"".join(masker.feed(b"a" * 1000) for _ in range(100))
     assert out == MASK * (len(out) // len(MASK))
@@ -177,7 +177,7 @@ def test_the_result_does_not_depend_on_the_cuts(
 
 
 @given(SECRETS, PIECES)
-def test_a_fresh_masker_goes_on_where_nothing_is_held(secrets: list[bytes], pieces: list[bytes | int]) -> None:
+def test_a_new_masker_continues_where_nothing_is_kept_back(secrets: list[bytes], pieces: list[bytes | int]) -> None:
     text = compose(secrets, pieces)
     masker = Masker(secrets)
     whole = masker.mask(text)
@@ -189,7 +189,7 @@ def test_a_fresh_masker_goes_on_where_nothing_is_held(secrets: list[bytes], piec
 
 
 @given(SECRETS, PIECES, st.lists(st.integers(0, 100), max_size=4))
-def test_long_runs_are_cut_alike(secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]) -> None:
+def test_long_runs_are_cut_at_the_same_places(secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masking, "LONGEST_RUN", 6)
         text = compose(secrets, pieces * 3)
