@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+# Seconds until a task that a test has cancelled must have ended.
 ENDING = 2.0
+TESTS = Path(__file__).parent
+ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
 # A loaded machine is slow, not wrong; a failure prints the blob that reproduces it.
 settings.register_profile("sealci", deadline=None, print_blob=True)
@@ -30,11 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, default)
-    # looptime asks the policy for a loop in synchronous tests too. A loop that the policy creates then is never closed.
+    # Without this call, the first synchronous test makes an event loop that is never closed: looptime's and
+    # pytest-asyncio's hooks call `get_event_loop`, which creates a loop in a thread that never had one. The garbage
+    # collector then fails whichever later test it runs in. After this call, `get_event_loop` raises, as both expect.
     asyncio.set_event_loop(None)
-    config.addinivalue_line("markers", "alone: breaks the cluster for a while, or counts what is in all of it")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the folders that need a cluster."""
+    for item in items:
+        if any(folder in item.path.parents for folder in ON_A_CLUSTER):
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture

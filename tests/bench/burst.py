@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.bench import bare, machine
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.rows import Row, row
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
-    from tests.bench.desk import Agent, Desk
+    from tests.bench.minimal_scheduler import Agent, MinimalScheduler
 
 COUNT = 100
 TIMES = 2
@@ -28,14 +28,14 @@ async def measure(namespace: str) -> list[Row]:
     """Return the rows of a hundred at once."""
     own: list[tuple[float, float, float, float]] = []
     floor: list[tuple[float, float, float]] = []
-    async with desk(namespace) as there:
-        agent = await there.agent()
+    async with minimal_scheduler(namespace) as scheduler:
+        agent = await scheduler.agent()
         for number in range(TIMES):
             for which in (0, 1) if number % 2 else (1, 0):
                 if which:
-                    own.append(await actions(there, agent))
+                    own.append(await actions(scheduler, agent))
                 else:
-                    floor.append(await pods(there))
+                    floor.append(await pods(scheduler))
     ends, gone, cpu, agent_cpu = zip(*own, strict=True)
     what = f"{COUNT} actions at once"
     return [
@@ -53,22 +53,22 @@ def median(floor: list[tuple[float, float, float]]) -> float:
     return row("", "s", [each[2] for each in floor]).measured
 
 
-async def actions(there: Desk, agent: Agent) -> tuple[float, float, float, float]:
+async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, float, float, float]:
     """Run all; returns seconds to the last end, until all are gone, CPU-seconds of machine and agent for each."""
     busy, used, began = machine.busy(), agent.cpu, time.time()
-    all_given = [there.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
+    all_given = [scheduler.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
     for given in all_given:
         await given.finished()
     ended = max(given.finished_at for given in all_given)
-    gone = await there.idle()
+    gone = await scheduler.idle()
     return ended - began, gone - began, (machine.busy() - busy) / COUNT, (agent.cpu - used) / COUNT
 
 
-async def pods(there: Desk) -> tuple[float, float, float]:
+async def pods(scheduler: MinimalScheduler) -> tuple[float, float, float]:
     """Run all; returns seconds until all have ended, until all are gone, CPU-seconds of the machine for each."""
-    file = there.folder / "pods.json"
+    file = scheduler.folder / "pods.json"
     items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]
     file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     busy, began = machine.busy(), time.time()
-    told = await bare.sh(there.namespace, WAIT, FILE=str(file))
+    told = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
     return float(told) - began, time.time() - began, (machine.busy() - busy) / COUNT

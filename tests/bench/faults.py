@@ -11,9 +11,9 @@ import re
 import sys
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import ended
+from tests.bench.scripted.bench_setup import ended
 
-TESTS = ("tests/faults/test_long_log.py", "tests/faults/test_churn.py")
+TESTS = ("tests/faults/cluster/test_long_log.py", "tests/faults/cluster/test_churn.py")
 LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")
 CHURN = re.compile(r"(\d+) actions in (\d+) s; \d+ in a later attempt; remains (\d+)")
 GONE = re.compile(r"gone after the commands' end: p50 ([0-9.]+) s, p99 ([0-9.]+) s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Agent, Bed, Load, bed
+from tests.bench.scripted.bench_setup import Agent, BenchSetup, Load, bench_setup
 
 ACTIONS = 10_000
 WARM = 1_000
@@ -16,15 +16,15 @@ MIB = 1 << 20
 
 async def measure(namespace: str = "") -> list[Row]:
     """Measure it; takes two minutes."""
-    async with bed() as under:
-        agent = await under.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
-        await through(under, WARM)
+    async with bench_setup() as setup:
+        agent = await setup.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
+        await through(setup, WARM)
         rss, sockets, tasks = await held(agent)
         load, began, cpu = Load(), time.monotonic(), agent.costs.cpu
-        await through(under, ACTIONS)
+        await through(setup, ACTIONS)
         took, busy, used = time.monotonic() - began, load.share(), agent.costs.cpu - cpu
         rss_after, sockets_after, tasks_after = await held(agent)
-        api = await under.api.ask()
+        api = await setup.api.ask()
         note = f"after {WARM} and after {WARM + ACTIONS}: {rss:.1f} and {rss_after:.1f} MiB; machine {busy:.0%} busy"
         what = f"over {ACTIONS} actions"
         cost = f"{used / ACTIONS * 1e3:.1f} ms CPU per action"
@@ -37,10 +37,10 @@ async def measure(namespace: str = "") -> list[Row]:
         ]
 
 
-async def through(under: Bed, count: int) -> None:
+async def through(setup: BenchSetup, count: int) -> None:
     """Run so many actions to their end."""
-    before = (await under.scheduler.ask())["ends"].get("finished", 0)
-    await under.until(
+    before = (await setup.scheduler.ask())["ends"].get("finished", 0)
+    await setup.until(
         lambda seen: seen["ends"].get("finished", 0) == before + count and not any(seen["running"]),
         seconds=300,
         give=LIFE,

@@ -20,7 +20,7 @@ import yaml
 from agent.domain.json import Object
 from tests.bench.rate import SCALE, Pace, filled, scaled, watched
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import bed_on, ended, free_port
+from tests.bench.scripted.bench_setup import ended, free_port, setup_on_cluster
 from tests.e2e import kube
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ async def measure(namespace: str) -> list[Row]:
 
 async def pace(namespace: str, replicas: int) -> Pace:
     """Run replicas with full slots and look at them for some windows."""
-    async with bed_on(Path(kube.kubeconfig()), namespace) as under:
+    async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
-            await under.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
-        found = await watched(under, await filled(under), WINDOWS, WINDOW)
-        await under.scheduler.ask(stop=True)
-        await under.until(lambda seen: not any(seen["running"]))
+            await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
+        found = await watched(setup, await filled(setup), WINDOWS, WINDOW)
+        await setup.scheduler.ask(stop=True)
+        await setup.until(lambda seen: not any(seen["running"]))
         return found
 
 

@@ -19,17 +19,17 @@ import aiohttp
 
 from agent.domain.errors import ClusterError
 from agent.protocol.wire import agent_pb2 as wire
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.observer import Observer, api
 from tests.bench.rows import Row, percentile, row
-from tests.bench.scripted.bed import Load, bed
+from tests.bench.scripted.bench_setup import Load, bench_setup
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.cluster.api.client import Client
-    from tests.bench.desk import Agent, Desk, Given
+    from tests.bench.minimal_scheduler import Agent, Given, MinimalScheduler
 
 SESSIONS = (1, 50)
 MANY = 200
@@ -68,7 +68,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Trickle:
-    """What one experiment found: milliseconds of lines here and there, and the agent's CPU per line in microseconds."""
+    """What one experiment measured: the delay of lines in milliseconds, and the CPU of the agent per line in µs."""
 
     own: list[float]
     raw: list[float]
@@ -80,9 +80,9 @@ async def measure(namespace: str) -> list[Row]:
     """Return the rows of a trickle of lines in few and in many sessions."""
     rows = []
     for sessions in SESSIONS:
-        async with desk(namespace) as there:
-            agent = await there.agent()
-            found = await trickle(there, agent, sessions)
+        async with minimal_scheduler(namespace) as scheduler:
+            agent = await scheduler.agent()
+            found = await trickle(scheduler, agent, sessions)
         limits = ("<= 10", "<= 50") if sessions == 50 else ("", "")
         for percent, target in zip((50, 99), limits, strict=True):
             own, raw, more = (percentile(each, percent) for each in (found.own, found.raw, found.more))
@@ -94,15 +94,15 @@ async def measure(namespace: str) -> list[Row]:
 
 async def many() -> list[Row]:
     """Return the rows of a trickle of lines in many sessions, from the scripted API."""
-    async with bed() as under:
-        agent = await under.agent(slots=MANY)
-        await under.scheduler.ask(give=f"life=3600 every={1 / PER_SECOND}", count=MANY, name="quiet")
-        await under.until(lambda seen: seen["running"] == [MANY])
+    async with bench_setup() as setup:
+        agent = await setup.agent(slots=MANY)
+        await setup.scheduler.ask(give=f"life=3600 every={1 / PER_SECOND}", count=MANY, name="quiet")
+        await setup.until(lambda seen: seen["running"] == [MANY])
         await asyncio.sleep(RAMP)
-        load, before = Load(), await under.scheduler.ask(forget=True)
+        load, before = Load(), await setup.scheduler.ask(forget=True)
         used = agent.costs.cpu
         await asyncio.sleep(SECONDS)
-        used, after = agent.costs.cpu - used, await under.scheduler.ask()
+        used, after = agent.costs.cpu - used, await setup.scheduler.ask()
     lines = MANY * PER_SECOND * SECONDS
     late = {part: 1000 * after["latency"][part] for part in ("0.5", "0.99")}
     size = (after["log_bytes"] - before["log_bytes"]) / lines
@@ -115,14 +115,14 @@ async def many() -> list[Row]:
     ]
 
 
-async def trickle(there: Desk, agent: Agent, sessions: int) -> Trickle:
+async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> Trickle:
     """Let some sessions write lines at a pace, and follow a few of them beside the agent."""
     patience = 10 + sessions * 2 // 5
     start = int(time.time()) + patience
     own = [Lines() for _ in range(sessions)]
     raw = [Lines() for _ in range(min(RAW, sessions))]
-    async with Observer(there.namespace) as seen, api(there.namespace) as client, AsyncExitStack() as stack:
-        given = [there.give(BUSYBOX, WRITER.replace("START", str(start))) for _ in own]
+    async with Observer(scheduler.namespace) as seen, api(scheduler.namespace) as client, AsyncExitStack() as stack:
+        given = [scheduler.give(BUSYBOX, WRITER.replace("START", str(start))) for _ in own]
         for each, lines in zip(given, own, strict=True):
             each.on_log = lines.take
         for each in given:
@@ -136,7 +136,7 @@ async def trickle(there: Desk, agent: Agent, sessions: int) -> Trickle:
         for each in given:
             await each.finished()
         cpu = agent.cpu - used
-        await there.idle()
+        await scheduler.idle()
     return result(own, raw, cpu)
 
 

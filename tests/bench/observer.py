@@ -25,7 +25,7 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bench.desk import Given
+    from tests.bench.minimal_scheduler import Given
 
 SESSION = "sealci.dev/session"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.domain.json import Object
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Bed, Load, bed
+from tests.bench.scripted.bench_setup import BenchSetup, Load, bench_setup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,33 +71,33 @@ class Pace:
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
     """Run replicas with full slots on the scripted API and look at them for some windows."""
-    async with bed() as under:
+    async with bench_setup() as setup:
         for _ in range(replicas):
-            await under.begin(slots=slots, cluster=cluster or {})
-        before = await filled(under, **order)
-        first = await under.api.ask()
-        found = await watched(under, before, windows)
-        last = await under.api.ask()
+            await setup.begin(slots=slots, cluster=cluster or {})
+        before = await filled(setup, **order)
+        first = await setup.api.ask()
+        found = await watched(setup, before, windows)
+        last = await setup.api.ask()
         found.api_cpu = (last["cpu"] - first["cpu"]) / max(1, last["gone"] - first["gone"])
         return found
 
 
-async def filled(under: Bed, **order: Any) -> Object:
+async def filled(setup: BenchSetup, **order: Any) -> Object:
     """Fill the slots of all agents, and wait until they work steadily; returns what the scheduler has seen then."""
-    await under.until(lambda seen: seen["ready"] == len(under.agents))
-    await under.scheduler.ask(give=LIFE, count=-1, **order)
+    await setup.until(lambda seen: seen["ready"] == len(setup.agents))
+    await setup.scheduler.ask(give=LIFE, count=-1, **order)
     await asyncio.sleep(WARM)
-    return await under.scheduler.ask()
+    return await setup.scheduler.ask()
 
 
-async def watched(under: Bed, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
+async def watched(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
     """Look at what runs for some windows."""
     found, load = Pace(), Load()
-    cpu, began = under.cpu, time.monotonic()
+    cpu, began = setup.cpu, time.monotonic()
     for _ in range(windows):
         await asyncio.sleep(seconds)
-        after = await under.scheduler.ask()
-        now, used = time.monotonic(), under.cpu
+        after = await setup.scheduler.ask()
+        now, used = time.monotonic(), setup.cpu
         done = max(1, after["ends"].get("finished", 0) - before["ends"].get("finished", 0))
         found.rates.append(done / (now - began))
         found.cpu.append((used - cpu) / done)
@@ -163,12 +163,12 @@ def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Ro
 
 async def counted(**order: Any) -> dict[str, float]:
     """Run actions to their end; returns the requests by verb and resource for one of them, as the API counted them."""
-    async with bed() as under:
-        await under.agent(slots=COUNTED)
-        before = await under.api.ask()
-        await under.scheduler.ask(give=LIFE, count=COUNTED, **order)
-        await under.until(lambda seen: seen["ends"].get("finished") == COUNTED and seen["running"] == [0])
-        after = await under.api.ask()
+    async with bench_setup() as setup:
+        await setup.agent(slots=COUNTED)
+        before = await setup.api.ask()
+        await setup.scheduler.ask(give=LIFE, count=COUNTED, **order)
+        await setup.until(lambda seen: seen["ends"].get("finished") == COUNTED and seen["running"] == [0])
+        after = await setup.api.ask()
     asked = {verb: count - before["requests"].get(verb, 0) for verb, count in after["requests"].items()}
     return {verb: count / COUNTED for verb, count in asked.items() if count}
 

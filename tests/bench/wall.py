@@ -15,14 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.protocol.wire import agent_pb2 as wire
 from tests.bench import bare
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.observer import Observer
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import free_port
+from tests.bench.scripted.bench_setup import free_port
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
-    from tests.bench.desk import Desk
+    from tests.bench.minimal_scheduler import MinimalScheduler
 
 TIMES = 15
 WARM = 1
@@ -32,11 +32,11 @@ SEED = 20261124
 async def measure(namespace: str) -> list[Row]:
     """Return the rows of one action at a time."""
     port = free_port()
-    async with desk(namespace) as there:
-        await there.agent(http={"port": port})
+    async with minimal_scheduler(namespace) as scheduler:
+        await scheduler.agent(http={"port": port})
         async with Observer(namespace) as seen:
-            plain = await pairs(there, seen, files=False)
-            files = await pairs(there, seen, files=True)
+            plain = await pairs(scheduler, seen, files=False)
+            files = await pairs(scheduler, seen, files=True)
         stages = await own_account(port)
     return [
         *plain.rows("one action without files", 0.95),
@@ -81,7 +81,7 @@ class Pairs:
         ]
 
 
-async def pairs(there: Desk, seen: Observer, *, files: bool) -> Pairs:
+async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
     """Run both, one after the other, and change who is first each time."""
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
@@ -91,25 +91,25 @@ async def pairs(there: Desk, seen: Observer, *, files: bool) -> Pairs:
         for which in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(pause)
             if which:
-                kept.own.append(await own(there, seen, files=files))
+                kept.own.append(await own(scheduler, seen, files=files))
             else:
-                kept.bare.append(await bare_run(there, number, files=files))
+                kept.bare.append(await bare_run(scheduler, number, files=files))
     return found
 
 
-async def own(there: Desk, seen: Observer, *, files: bool) -> tuple[float, float]:
+async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
     """Run one action; returns the seconds to its end, and until it is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
-    given = await there.give(BUSYBOX, command, artifacts=rules).finished()
-    gone = await there.idle()
+    given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()
+    gone = await scheduler.idle()
     if not files:
         seen.add(given)
     return given.finished_at - given.given_at, gone - given.given_at
 
 
-async def bare_run(there: Desk, number: int, *, files: bool) -> bare.Bare:
+async def bare_run(scheduler: MinimalScheduler, number: int, *, files: bool) -> bare.Bare:
     """Run the script."""
     command = "echo hello > /workspace/out; echo hello" if files else "echo hello"
     number = number + (1000 if files else 0)
-    return await bare.script(there.namespace, there.folder, number, BUSYBOX, command, files=files)
+    return await bare.script(scheduler.namespace, scheduler.folder, number, BUSYBOX, command, files=files)

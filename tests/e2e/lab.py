@@ -375,6 +375,16 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 
 @contextmanager
+def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
+    """Yield a lab without agents; `settings` are the defaults of its agents. Close the lab at the end."""
+    lab = Lab(namespace, folder, listen=listen, **settings)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@contextmanager
 def new_namespace(*labels: str) -> Iterator[str]:
     """Make a namespace, and drop it in the end; pods can be created in it when its ServiceAccount is there."""
     name = f"sealci-e2e-{secrets.token_hex(3)}"

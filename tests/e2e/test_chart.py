@@ -11,7 +11,7 @@ import pytest
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import Gate, gate
-from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, until
+from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, open_lab, until
 from tests.e2e.observer import Observer
 from tests.e2e.release import Release, helm
 from tests.e2e.test_agent import metric
@@ -28,13 +28,10 @@ AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/cl
 
 @pytest.fixture(scope="module")
 def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A scheduler that pods reach, without an agent."""
+    """Yield a lab without agents, whose scheduler listens on an address that pods reach."""
     address = kube.provider("address").splitlines()[-1]
-    lab = Lab(namespace, tmp_path_factory.mktemp("chart"), listen=f"{address}:0")
-    try:
+    with open_lab(namespace, tmp_path_factory.mktemp("chart"), listen=f"{address}:0") as lab:
         yield lab
-    finally:
-        lab.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ import yaml
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate
-from tests.e2e.lab import BUSYBOX, Agent, Lab, until
+from tests.e2e.lab import BUSYBOX, Agent, Lab, open_lab, until
 from tests.e2e.observer import remains
 from tests.e2e.release import CHART, helm
 
@@ -97,15 +97,15 @@ def account(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Account
 
 
 @pytest.fixture(scope="module")
-def lab(namespace: str, account: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab whose one agent has the rights of the account."""
-    lab = Lab(namespace, tmp_path_factory.mktemp("rights"), **account.settings)
-    try:
-        lab.agent()
-        yield lab
-        assert "Traceback" not in lab.agents[0].log
-    finally:
-        lab.close()
+def lab_settings(account: Account) -> dict[str, Any]:
+    return account.settings
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Iterator[Lab]:
+    """Yield the lab, whose agent has the rights of the account. The agent must never log a traceback."""
+    yield lab
+    assert "Traceback" not in lab.agents[0].log
 
 
 def test_with_all_rights_an_action_runs_with_log_files_and_secrets(lab: Lab) -> None:
@@ -177,28 +177,25 @@ def test_without_delete_pods_what_remains_is_said_and_removed_once_it_may_be(lab
 
 
 def test_without_patch_of_pods_no_session_is_adopted_until_it_may_be(namespace: str, tmp_path: Path) -> None:
-    heir = Account(namespace, "heir", tmp_path)
-    settings = heir.settings
-    # Who judges others must not be late itself, on whatever machine.
+    account = Account(namespace, "adopting", tmp_path)
+    settings = account.settings
+    # An agent that renews its own Lease late, as on a slow machine, judges no other agent.
     settings["cluster"] |= {"lease_duration": "10s", "lease_renew": "3s"}
-    lab = Lab(namespace, tmp_path, **settings)
-    try:
+    with open_lab(namespace, tmp_path, **settings) as lab:
         first = lab.agent()
         with gate() as end:
             submission = lab.start({"action": {"image": BUSYBOX, "commands": ["echo begun", end.knock]}})
             end.until_somebody_waits()
             second = lab.agent()
-            with heir.without("patch pods"):
+            with account.without("patch pods"):
                 first.kill()
-                until(lambda: "a session was not claimed" in second.log, "nobody tried to adopt", 90)
+                lab.agents.remove(first)  # the lab asks only the second agent to leave
+                until(lambda: "a session was not claimed" in second.log, "the second agent did not try to adopt", 90)
                 assert "patch pods: pods" in second.log
             end.open()
             assert submission.wait()["action"].outcome == ("succeeded", None, 0)
         assert "adopted a session" in second.log
         assert "Traceback" not in second.log
-    finally:
-        lab.agents = lab.agents[1:]
-        lab.close()
 
 
 WITHOUT = {
@@ -215,14 +212,13 @@ WITHOUT = {
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 
-def test_what_an_agent_cannot_begin_without_is_said_and_it_is_not_ready(namespace: str, tmp_path: Path) -> None:
-    lab = Lab(namespace, tmp_path)
+def test_what_an_agent_cannot_begin_without_is_said_and_it_is_not_ready(own_lab: Lab, tmp_path: Path) -> None:
     agents: dict[str, Agent] = {}
     try:
         for number, right in enumerate(WITHOUT):
-            account = Account(namespace, f"without-{number}", tmp_path, right)
+            account = Account(own_lab.namespace, f"without-{number}", tmp_path, right)
             pool = {"agent": {**account.settings["agent"], "pool": f"without-{number}"}}
-            agents[right] = Agent(lab, number, {**account.settings, **pool})
+            agents[right] = Agent(own_lab, number, {**account.settings, **pool})
         for right, says in WITHOUT.items():
             agent = agents[right]
             until(lambda agent=agent: "serving metrics" in agent.log, f"{right}: {agent.log}", 60)
@@ -239,4 +235,3 @@ def test_what_an_agent_cannot_begin_without_is_said_and_it_is_not_ready(namespac
     finally:
         for agent in agents.values():
             agent.kill()
-        lab.close()

@@ -45,17 +45,17 @@ def make_repository(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
-    """Serve a repository, and run actions on clones of it."""
+def lab_settings() -> dict[str, Any]:
+    return {"policy": {"repository_schemes": ["https", "ssh", "git"]}}
+
+
+@pytest.fixture(scope="module")
+def reports(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
+    """Serve a repository, and run all actions on clones of it."""
     folder = tmp_path_factory.mktemp("repositories")
     make_repository(folder)
-    lab = Lab(namespace, tmp_path_factory.mktemp("clones"), policy={"repository_schemes": ["https", "ssh", "git"]})
-    try:
-        lab.agent()
-        with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:
-            yield lab.run(actions(f"{url}/thing.git"))
-    finally:
-        lab.close()
+    with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:
+        yield lab.run(actions(f"{url}/thing.git"))
 
 
 def actions(url: str) -> dict[str, dict[str, Any]]:

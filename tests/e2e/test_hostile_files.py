@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,13 +85,10 @@ def free(lab: Lab) -> dict[str, Report]:
 
 @pytest.fixture(scope="module")
 def limited(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
-    """Run actions under an agent with small limits."""
-    lab = Lab(namespace, tmp_path_factory.mktemp("limited"), artifacts=LIMITS)
-    try:
+    """Run the actions of LIMITED under an agent with small limits."""
+    with open_lab(namespace, tmp_path_factory.mktemp("limited"), artifacts=LIMITS) as lab:
         lab.agent()
         yield lab.run(LIMITED)
-    finally:
-        lab.close()
 
 
 def test_links_are_not_followed(free: dict[str, Report]) -> None:

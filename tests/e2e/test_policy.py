@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, new_namespace
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, new_namespace, open_lab
 from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
@@ -30,14 +30,9 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab that may clone over git://."""
-    lab = Lab(namespace, tmp_path_factory.mktemp("lab"), policy={"repository_schemes": ["git", "https"]})
-    try:
-        lab.agent()
-        yield lab
-    finally:
-        lab.close()
+def lab_settings() -> dict[str, Any]:
+    """Let agents clone over git:// too."""
+    return {"policy": {"repository_schemes": ["git", "https"]}}
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +111,14 @@ def test_a_ref_that_does_not_exist_is_said(lab: Lab, repositories: str) -> None:
 
 @pytest.fixture
 def restricted(tmp_path: Path) -> Iterator[Lab]:
-    """A lab in a namespace that enforces the restricted Pod Security Standard."""
-    with new_namespace("pod-security.kubernetes.io/enforce=restricted") as name:
-        lab = Lab(name, tmp_path, environment={"profile": "restricted"}, policy={"repository_schemes": ["git"]})
-        try:
-            lab.agent()
-            yield lab
-        finally:
-            lab.close()
+    """Yield a lab in a namespace that enforces the restricted Pod Security Standard."""
+    settings: dict[str, Any] = {"environment": {"profile": "restricted"}, "policy": {"repository_schemes": ["git"]}}
+    with (
+        new_namespace("pod-security.kubernetes.io/enforce=restricted") as name,
+        open_lab(name, tmp_path, **settings) as lab,
+    ):
+        lab.agent()
+        yield lab
 
 
 def test_the_restricted_profile(restricted: Lab, repositories: str) -> None:

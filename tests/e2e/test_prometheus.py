@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab, until
 from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
@@ -163,16 +163,13 @@ def busy(lab: Lab, folder: Path) -> None:
 @pytest.fixture
 def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
     """Two agents of two slots, and a Prometheus that scrapes them."""
-    lab = Lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2})
-    prometheus: Prometheus | None = None
-    try:
+    with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2}) as lab:
         agents = [lab.agent(), lab.agent()]
         prometheus = Prometheus(tmp_path, {f"agent-{number}": agent.port for number, agent in enumerate(agents)})
-        yield lab, prometheus
-    finally:
-        if prometheus is not None:
+        try:
+            yield lab, prometheus
+        finally:
             prometheus.close()
-        lab.close()
 
 
 def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Prometheus], tmp_path: Path) -> None:

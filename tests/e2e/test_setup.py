@@ -10,8 +10,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
 from tests.e2e.registry import refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    pass
 
 SETTINGS: dict[str, Any] = {
     "policy": {
@@ -74,13 +73,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(namespace, tmp_path_factory.mktemp("lab"), **SETTINGS)
-    try:
-        lab.agent()
-        yield lab
-    finally:
-        lab.close()
+def lab_settings() -> dict[str, Any]:
+    return SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +104,9 @@ def test_a_registry_that_refuses(lab: Lab) -> None:
     assert "401" in report.text or "authorization" in report.text, report
 
 
-def test_no_command_runs_when_the_files_image_cannot_be_pulled(namespace: str, tmp_path: Path) -> None:
-    lab = Lab(namespace, tmp_path, **SETTINGS)
-    try:
-        lab.agent(environment={"image": MISSING})
-        report = lab.one(DEBIAN, "echo ran; touch /workspace/ran")
-        assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
-        assert "image of files" in report.text
-        assert "ran" not in report.text.splitlines()
-    finally:
-        lab.close()
+def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> None:
+    own_lab.agent(environment={"image": MISSING})
+    report = own_lab.one(DEBIAN, "echo ran; touch /workspace/ran")
+    assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
+    assert "image of files" in report.text
+    assert "ran" not in report.text.splitlines()

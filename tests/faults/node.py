@@ -98,13 +98,8 @@ class Cluster(SharedApi):
         return answer
 
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
-        """Run the collector over the workspace of a pod."""
-        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
-        await socket.prepare(request)
-        name = request.match_info["name"]
-        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
-        argv = [here.get(word, word) for word in request.query.getall("command")]
-        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
         half = len(data) // 2
         try:
@@ -118,6 +113,16 @@ class Cluster(SharedApi):
         except ConnectionError:
             pass  # whoever asked was killed
         return socket
+
+    async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
+        """Accept an exec and start its command on this machine, over the files of the pod."""
+        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+        await socket.prepare(request)
+        name = request.match_info["name"]
+        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
+        argv = [here.get(word, word) for word in request.query.getall("command")]
+        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
         """Break off in the middle, or send one byte at a time."""

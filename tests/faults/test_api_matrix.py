@@ -18,7 +18,7 @@ from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
 from tests.fakes.waiting import LONG
-from tests.faults.apicell import VERBS, ApiCell
+from tests.faults.api_case import VERBS, ApiCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,35 +125,35 @@ async def test_a_fault_has_its_rule(
 ) -> None:
     rule = TABLE[verb][fault]
     in_table(TITLE, verb, {fault: "FAILED"})
-    cell = ApiCell(tmp_path, verb)
+    case = ApiCase(tmp_path, verb)
     if fault == "TLS":
-        cell.trust(*certificates)
+        case.trust(*certificates)
     if VERBS[verb].verb == "watch":
         impatient(fault, monkeypatch)
     twice = rule == RETRIED and fault not in ("429", "TLS", "refused", "applied")
     times = 50 if (verb, fault) == ("exec", "slow") else 2 if twice else 1
     if (verb, fault) == ("exec", "slow"):
-        cell.more["artifacts"]["timeout"] = 1.0
-    cell.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, times)
-    async with cell.living() as app:
-        await cell.begin_action(app)
-        outcome = await cell.end_action(app)
-        cell.check(app, outcome)
-        check_rule(cell, rule, outcome)
+        case.more["artifacts"]["timeout"] = 1.0
+    case.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, times)
+    async with case.living() as app:
+        await case.begin_action(app)
+        outcome = await case.end_action(app)
+        case.check(app, outcome)
+        check_rule(case, rule, outcome)
         if fault == "429":
             async with asyncio.timeout(10):
-                await cell.api.until("the request is sent a second time", lambda: len(cell.tries()) > 1, LONG)
+                await case.api.until("the request is sent a second time", lambda: len(case.tries()) > 1, LONG)
         if fault in ANSWERS:
-            await cell.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")
+            await case.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")
         elif fault in ("refused", "TLS"):
-            assert cell.felt(), "a try is not in the metrics"
+            assert case.felt(), "a try is not in the metrics"
     if fault == "429":
-        asked = cell.tries()
+        asked = case.tries()
         honoured = 0.3 if rule == AT_ITS_PACE and "lease" in verb else 0.95
         assert max(late - early for early, late in pairwise(asked)) >= honoured, (
             f"Retry-After was not honoured: {asked}"
         )
-    assert cell.faults.hits >= (fault not in ("doubled", "reordered", "missing"))
+    assert case.faults.hits >= (fault not in ("doubled", "reordered", "missing"))
     in_table(TITLE, verb, {fault: rule.removesuffix("_UNAVAILABLE").removeprefix("INVALID_").removesuffix("_FAILED")})
 
 
@@ -166,20 +166,20 @@ def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client, "DEFAULT_TIMINGS", quick)
 
 
-def check_rule(cell: ApiCell, rule: str, outcome: wire.Outcome) -> None:
+def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
     """Hold the outcome and the requests against the rule."""
-    words = cell.words
-    expected = rule if rule in FAILURES else "IMAGE_PULL_FAILED" if cell.verb.scene == "a bad image" else ""
+    words = case.words
+    expected = rule if rule in FAILURES else "IMAGE_PULL_FAILED" if case.verb.scene == "a bad image" else ""
     reason = wire.Reason.Name(outcome.reason) if outcome.result == wire.FAILED else ""
     assert reason == expected, words
     if rule in FAILURES:
         assert outcome.message, "a failure without a sentence"
     if rule == WAITS:
         assert "exceeded quota: team" in words, "nobody was told why the action waits"
-    if cell.verb.scene == "a bad image":
+    if case.verb.scene == "a bad image":
         assert ("InspectFailed" in words) == (rule == RETRIED)
-    if cell.verb.resource == "version":
-        made = cell.api.asked("create", "/pods")[0].body or {}
+    if case.verb.resource == "version":
+        made = case.api.asked("create", "/pods")[0].body or {}
         assert made["spec"].get("hostUsers") is (False if rule == RETRIED else None), "a wish of security was dropped"
     if rule in (RETRIED, AT_ITS_PACE, LISTED):
-        assert len(cell.tries()) >= cell.faults.hits
+        assert len(case.tries()) >= case.faults.hits

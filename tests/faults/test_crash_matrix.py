@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.cell import Cell
-from tests.faults.nursery import Nursery
+from tests.faults.agent_processes import AgentProcesses
+from tests.faults.crash_case import CrashCase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -38,20 +38,20 @@ DEADLINE = 50.0
 
 
 @pytest.fixture
-async def nursery() -> AsyncIterator[Nursery]:
-    async with Nursery() as nursery:
-        yield nursery
+async def processes() -> AsyncIterator[AgentProcesses]:
+    async with AgentProcesses() as processes:
+        yield processes
 
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_an_agent_that_is_killed_loses_nothing(
-    step: str, tmp_path: Path, nursery: Nursery, in_table: Callable[[str, str, Mapping[str, str]], None]
+    step: str, tmp_path: Path, processes: AgentProcesses, in_table: Callable[[str, str, Mapping[str, str]], None]
 ) -> None:
     async def one(column: str) -> int:
         folder = tmp_path / column
         folder.mkdir()
         async with asyncio.timeout(DEADLINE):
-            return await Cell(folder, nursery, step, column).run()
+            return await CrashCase(folder, processes, step, column).run()
 
     ended = await asyncio.gather(*(one(column) for column in COLUMNS), return_exceptions=True)
     cells = {

@@ -22,16 +22,16 @@ from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.waiting import LONG
-from tests.faults.cell import FILES, RUN, SCRIPT, SECRETS, TEXT, Cell, outcomes
+from tests.faults.agent_processes import AgentProcesses
+from tests.faults.crash_case import FILES, RUN, SCRIPT, SECRETS, TEXT, CrashCase, outcomes
 from tests.faults.node import Cluster
-from tests.faults.nursery import Nursery
 from tests.faults.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from agent.local_scheduler.server import Scheduler
-    from tests.faults.nursery import Child
+    from tests.faults.agent_processes import Child
 
 NOTICED = 30.0
 OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
@@ -40,7 +40,7 @@ MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
 
 
-class Line(Cell):
+class Line(CrashCase):
     """One agent that is connected through a proxy; its action stands in mid-line until it is let go."""
 
     scheduler: Scheduler
@@ -48,8 +48,8 @@ class Line(Cell):
     child: Child
     peak = 0
 
-    def __init__(self, folder: Path, nursery: Nursery, script: Sequence[bytes | str] = SCRIPT) -> None:
-        super().__init__(folder, nursery, "mid-line", "same")
+    def __init__(self, folder: Path, processes: AgentProcesses, script: Sequence[bytes | str] = SCRIPT) -> None:
+        super().__init__(folder, processes, "mid-line", "same")
         self.cluster = Cluster(self.points, folder, script, FILES)
         self.registrations = asyncio.Semaphore(0)
         self.log = b"".join(each for each in script if isinstance(each, bytes))
@@ -119,9 +119,9 @@ class Line(Cell):
 
 
 @pytest.fixture
-async def nursery() -> AsyncIterator[Nursery]:
-    async with Nursery() as nursery:
-        yield nursery
+async def processes() -> AsyncIterator[AgentProcesses]:
+    async with AgentProcesses() as processes:
+        yield processes
 
 
 BREAKS: dict[str, Callable[[Proxy], None]] = {
@@ -133,8 +133,10 @@ BREAKS: dict[str, Callable[[Proxy], None]] = {
 
 
 @pytest.mark.parametrize("fault", BREAKS)
-async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(fault: str, tmp_path: Path, nursery: Nursery) -> None:
-    async with Line(tmp_path, nursery).up() as line:
+async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(
+    fault: str, tmp_path: Path, processes: AgentProcesses
+) -> None:
+    async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
         line.points.open.set()  # the action writes on, and ends, meanwhile
@@ -145,8 +147,8 @@ async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(fault: str, tmp
         await line.ended()
 
 
-async def test_slices_and_latency_break_nothing(tmp_path: Path, nursery: Nursery) -> None:
-    line = Line(tmp_path, nursery)
+async def test_slices_and_latency_break_nothing(tmp_path: Path, processes: AgentProcesses) -> None:
+    line = Line(tmp_path, processes)
     line.points.open.set()
     async with line.up():
         line.proxy.pieces, line.proxy.latency = 300, 0.002
@@ -157,11 +159,11 @@ async def test_slices_and_latency_break_nothing(tmp_path: Path, nursery: Nursery
 
 
 async def test_a_connection_of_limited_age_is_opened_anew(
-    tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, processes: AgentProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age = (("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 100))
     monkeypatch.setattr(grpc_service, "OPTIONS", (*grpc_service.OPTIONS, *age))
-    line = Line(tmp_path, nursery)
+    line = Line(tmp_path, processes)
 
     async def pace(number: int) -> None:
         if number in (8, 20, 30):
@@ -173,8 +175,8 @@ async def test_a_connection_of_limited_age_is_opened_anew(
         await line.ended()
 
 
-async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, nursery: Nursery) -> None:
-    async with Line(tmp_path, nursery).up() as line:
+async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, processes: AgentProcesses) -> None:
+    async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         (stream,) = line.scheduler.dispatcher.agents.streams.values()
         stream.send(wire.SchedulerMessage.FromString(UNKNOWN))
@@ -184,10 +186,10 @@ async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, nursery: 
 
 
 async def test_a_scheduler_that_reads_slowly_holds_the_log_back_and_not_in_memory(
-    tmp_path: Path, nursery: Nursery
+    tmp_path: Path, processes: AgentProcesses
 ) -> None:
     lines = [b"%08d %s\n" % (number, b"x" * 1000) for number in range(12_000)]
-    line = Line(tmp_path, nursery, ["s:1", *lines[:6_000], "f:1:0", "s:2", *lines[6_000:], "f:2:0", "l:0:0"])
+    line = Line(tmp_path, processes, ["s:1", *lines[:6_000], "f:1:0", "s:2", *lines[6_000:], "f:2:0", "l:0:0"])
     async with line.up():
         await line.points.reached.wait()
         before = line.memory("VmRSS")
@@ -198,16 +200,16 @@ async def test_a_scheduler_that_reads_slowly_holds_the_log_back_and_not_in_memor
         assert line.peak - before < 24 * MEBIBYTE
 
 
-async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path, nursery: Nursery) -> None:
-    line = Line(tmp_path, nursery)
+async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path, processes: AgentProcesses) -> None:
+    line = Line(tmp_path, processes)
     store = tmp_path / "store"
     arguments = ("scheduler", "--listen", "127.0.0.1:0", "--folder", str(store))
     async with line.cluster.serving(), asyncio.timeout(55):
-        scheduler = await nursery.start(tmp_path / "scheduler.log", *arguments)
+        scheduler = await processes.start(tmp_path / "scheduler.log", *arguments)
         address = await told(scheduler, r'"address": "([^"]+)"')
         config = tmp_path / "agent.json"
         config.write_text(json.dumps(line.settings(address, "replica-a")))
-        agent = await nursery.start(tmp_path / "agent.log", "serve", "--config", str(config))
+        agent = await processes.start(tmp_path / "agent.log", "serve", "--config", str(config))
         parsed = parser.parse(TEXT, "p.yaml")
         work = submit_pipeline(Target(address, tls=False), parsed, secrets=SECRETS, output="json")
         submission = asyncio.create_task(work, name="submission")

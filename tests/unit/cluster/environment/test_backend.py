@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.api import client as clients
 from agent.cluster.api import exec as execs
-from agent.cluster.api.timings import ApiTimings
 from agent.cluster.environment import environment as environments
 from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts
@@ -36,14 +34,7 @@ RUNNING = [
 ]
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "DEFAULT_TIMINGS", ApiTimings(retry_pause=0.0))
+pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 @asynccontextmanager

@@ -22,11 +22,6 @@ PATH = "/api/v1/namespaces/ci/pods"
 PULL = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image of action cannot be pulled: not found")
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
 def pod() -> Object:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
     ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": "fatal: not found\n"}}

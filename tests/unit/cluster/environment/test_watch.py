@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
-
-
-# A client for watches of which no test makes a request.
-NO_CLIENT = SimpleNamespace(timings=ApiTimings())
-
-
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Make every wait between two lists short, and note how long it would have been at most."""
@@ -194,7 +185,7 @@ async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
 
 @pytest.fixture
 def watch() -> PodWatch:
-    return PodWatch(NO_CLIENT, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
+    return PodWatch(SimpleNamespace(timings=ApiTimings()), "ci", "default", None)  # type: ignore[arg-type]  # no request
 
 
 def version(pod: Object, number: int, **status: str) -> Object:
@@ -295,7 +286,8 @@ def owned_by(agent: str, number: int = 10, **status: str) -> Object:
 
 @pytest.fixture
 def mine() -> PodWatch:
-    return PodWatch(NO_CLIENT, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
+    client = SimpleNamespace(timings=ApiTimings())
+    return PodWatch(client, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
 
 
 def take(watch: PodWatch, line: bytes) -> Object:

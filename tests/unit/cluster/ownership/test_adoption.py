@@ -69,11 +69,6 @@ class AdoptingAgent:
 
 
 @pytest.fixture
-def api() -> SharedApi:
-    return SharedApi()
-
-
-@pytest.fixture
 async def client(api: SharedApi) -> AsyncIterator[Client]:
     async with api.serving() as client:
         yield client

@@ -25,11 +25,6 @@ LONG_AGO = "2026-01-01T08:00:00Z"
 ACTION = Action(Key("build"), "alpine", ("true",))
 
 
-@pytest.fixture
-def api() -> SharedApi:
-    return SharedApi()
-
-
 def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Succeeded") -> Object:
     at = (datetime.now(UTC) - ago).strftime("%Y-%m-%dT%H:%M:%SZ")
     state = {"terminated": {"exitCode": 0, "finishedAt": at}}

@@ -1,6 +1,6 @@
 """Three replicas on the real cluster, each behind proxies of its own, and the faults that fall on them, from one seed.
 
-A storm lives as long as a churn. Faults come one after another from a shuffled deck, so that each kind comes; those of
+A faults lives as long as a churn. Faults come one after another from a shuffled deck, so that each kind comes; those of
 one replica do not overlap, those of different ones do. The last replica is never killed nor replaced: what leaks shows
 in it. The scheduler is a process too, and is killed and started again over its folder.
 """
@@ -28,7 +28,7 @@ from tests.faults.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tests.faults.nursery import Child, Nursery
+    from tests.faults.agent_processes import AgentProcesses, Child
 
 REPLICAS = 3
 READY = 90.0
@@ -66,8 +66,8 @@ class Measure:
 class Replica:
     """One place of the Deployment: its process may be replaced, its proxies stay."""
 
-    def __init__(self, storm: Storm, number: int) -> None:
-        self.storm = storm
+    def __init__(self, faults: RandomFaults, number: int) -> None:
+        self.faults = faults
         self.number = number
         self.pods = 0
         self.starts = 0
@@ -82,8 +82,8 @@ class Replica:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Replica]:
         """Have the proxies."""
-        seed = self.storm.seed + self.number
-        async with Proxy(self.storm.address, seed) as self.stream, Proxy(self.storm.api, seed + 100) as self.cluster:
+        seed = self.faults.seed + self.number
+        async with Proxy(self.faults.address, seed) as self.stream, Proxy(self.faults.api, seed + 100) as self.cluster:
             yield self
 
     async def start(self, *, new_pod: bool = False) -> None:
@@ -91,16 +91,16 @@ class Replica:
         self.pods += new_pod
         self.starts += 1
         name = f"replica-{self.number}-{self.pods}"
-        folder = self.storm.folder
+        folder = self.faults.folder
         kubeconfig = cluster_of_tests()
         kubeconfig["clusters"][0]["cluster"]["server"] = f"https://{self.cluster.address}"
         (folder / f"{name}.kubeconfig").write_text(json.dumps(kubeconfig))
-        settings = self.storm.settings(name, self.stream.address)
+        settings = self.faults.settings(name, self.stream.address)
         settings["cluster"]["kubeconfig"] = str(folder / f"{name}.kubeconfig")
         config = folder / f"{name}.json"
         config.write_text(json.dumps(settings))
         log = folder / f"{name}-{self.starts}.log"
-        self.children.append(await self.storm.nursery.start(log, "serve", "--config", str(config)))
+        self.children.append(await self.faults.processes.start(log, "serve", "--config", str(config)))
 
     async def get(self, path: str) -> tuple[int, str]:
         """Ask its port; 0 when it does not answer."""
@@ -133,17 +133,17 @@ class Replica:
         return Measure(int(float(memory)), int(float(tasks)), sockets_of(self.child.pid))
 
 
-class Storm:
+class RandomFaults:
     """The replicas, their scheduler, and what befalls them."""
 
-    def __init__(self, folder: Path, nursery: Nursery, namespace: str, seed: int) -> None:
+    def __init__(self, folder: Path, processes: AgentProcesses, namespace: str, seed: int) -> None:
         self.folder = folder
-        self.nursery = nursery
+        self.processes = processes
         self.namespace = namespace
         self.seed = seed
         self.deck: list[str] = []
         self.random = random.Random(seed)
-        self.faults: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
         self.fault = asyncio.Lock()
         self.replicas: list[Replica] = []
         self.schedulers: list[Child] = []
@@ -151,7 +151,7 @@ class Storm:
         self.api = cluster_of_tests()["clusters"][0]["cluster"]["server"].removeprefix("https://")
 
     @asynccontextmanager
-    async def up(self) -> AsyncIterator[Storm]:
+    async def up(self) -> AsyncIterator[RandomFaults]:
         """Have a scheduler and all replicas, ready."""
         await self.start_scheduler()
         async with AsyncExitStack() as stack:
@@ -173,7 +173,7 @@ class Storm:
         listen = self.address or "127.0.0.1:0"
         log = self.folder / f"scheduler-{len(self.schedulers)}.log"
         arguments = ("scheduler", "--listen", listen, "--folder", str(self.store), "--resume-grace", "20s")
-        child = await self.nursery.start(log, *arguments)
+        child = await self.processes.start(log, *arguments)
         self.schedulers.append(child)
 
         async def listens() -> str:
@@ -213,19 +213,19 @@ class Storm:
 
     # ---- faults
 
-    def strike(self, falling: asyncio.TaskGroup) -> None:
+    def inject_next(self, falling: asyncio.TaskGroup) -> None:
         """Let the next fault fall."""
         if not self.deck:
             self.deck = [kind for kind, times in DECK.items() for _ in range(times)]
             self.random.shuffle(self.deck)
         kind = self.deck.pop()
         replica = self.random.choice(self.replicas[: -1 if kind in ENDING else None])
-        falling.create_task(self.fall(kind, replica, self.random.random()), name=kind)
+        falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
-    async def fall(self, kind: str, replica: Replica, strength: float) -> None:
+    async def inject(self, kind: str, replica: Replica, strength: float) -> None:
         """Let one fault fall, and pass."""
         async with self.fault if kind in SHARED else replica.fault:
-            self.faults[kind] += 1
+            self.injected[kind] += 1
             await FAULTS[kind](self, replica, strength)
 
     async def restart(self, replica: Replica, strength: float) -> None:
@@ -300,20 +300,24 @@ async def fin(proxy: Proxy, strength: float) -> None:
     proxy.fin()
 
 
-def on_stream(fault: Callable[[Proxy, float], Awaitable[None]]) -> Callable[[Storm, Replica, float], Awaitable[None]]:
+def on_stream(
+    fault: Callable[[Proxy, float], Awaitable[None]],
+) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
     """Let a fault fall on the way to the scheduler."""
     return lambda _, replica, strength: fault(replica.stream, strength)
 
 
-def on_api(fault: Callable[[Proxy, float], Awaitable[None]]) -> Callable[[Storm, Replica, float], Awaitable[None]]:
+def on_api(
+    fault: Callable[[Proxy, float], Awaitable[None]],
+) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
     """Let a fault fall on the way to the API."""
     return lambda _, replica, strength: fault(replica.cluster, strength)
 
 
-FAULTS: dict[str, Callable[[Storm, Replica, float], Awaitable[None]]] = {
-    "kill -9 and restart": Storm.restart,
-    "freeze and thaw": Storm.freeze,
-    "SIGTERM and replacement": Storm.replace,
+FAULTS: dict[str, Callable[[RandomFaults, Replica, float], Awaitable[None]]] = {
+    "kill -9 and restart": RandomFaults.restart,
+    "freeze and thaw": RandomFaults.freeze,
+    "SIGTERM and replacement": RandomFaults.replace,
     "stream fin": on_stream(fin),
     "stream reset": on_stream(reset),
     "stream black hole": on_stream(hole),
@@ -322,8 +326,8 @@ FAULTS: dict[str, Callable[[Storm, Replica, float], Awaitable[None]]] = {
     "API reset": on_api(reset),
     "API latency": on_api(delayed),
     "API black hole": on_api(hole),
-    "scheduler kill -9 and restart": Storm.restart_scheduler,
-    "apiserver restart": Storm.restart_apiserver,
+    "scheduler kill -9 and restart": RandomFaults.restart_scheduler,
+    "apiserver restart": RandomFaults.restart_apiserver,
 }
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from agent.local_scheduler.agent_stream import AgentStream
     from agent.local_scheduler.records import ActionRecord
     from agent.local_scheduler.server import Scheduler
-    from tests.faults.nursery import Child, Nursery
+    from tests.faults.agent_processes import AgentProcesses, Child
 
 RUN = "pipeline1"
 SECRETS = {"TOKEN": "s3cret-value"}
@@ -54,12 +54,12 @@ FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
 BEFORE_ANY_POD = ("received", "accepted")
 
 
-class Cell:
+class CrashCase:
     """`step` is where the first agent is killed, `column` who comes then: "same", "other" or "nobody" for a while."""
 
-    def __init__(self, folder: Path, nursery: Nursery, step: str, column: str) -> None:
+    def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str) -> None:
         self.folder = folder
-        self.nursery = nursery
+        self.processes = processes
         self.step = step
         self.column = column
         # Before an agent has accepted it stands at its first request: no pod is to come of it.
@@ -149,7 +149,7 @@ class Cell:
         config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))
         streams = scheduler.dispatcher.agents.streams
         before = {stream.agent_id for stream in streams.values()}
-        child = await self.nursery.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
+        child = await self.processes.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
         self.agents.append(child)
         while not any(
             stream.health is not None and stream.health.status is Readiness.READY

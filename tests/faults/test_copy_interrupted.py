@@ -12,21 +12,19 @@ import json
 import random
 import shutil
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.domain.json import Object
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
-from tests.faults.cell import SECRETS, TEXT, Cell, outcomes
+from tests.faults.agent_processes import AgentProcesses
+from tests.faults.crash_case import SECRETS, TEXT, CrashCase, outcomes
 from tests.faults.node import Cluster, Points
-from tests.faults.nursery import Nursery
 from tests.faults.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -54,12 +52,7 @@ class Pods(Cluster):
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
         """Run the collector over the workspace of a pod, and send what it writes as it comes."""
         self.execs += 1
-        socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
-        await socket.prepare(request)
-        name = request.match_info["name"]
-        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
-        argv = [here.get(word, word) for word in request.query.getall("command")]
-        process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
+        socket, process = await self.start_collector(request)
         assert process.stdout is not None
         left = self.cut_at
         if not self.for_ever:
@@ -95,11 +88,11 @@ class Pods(Cluster):
             await socket.send_bytes(b"\x03" + json.dumps(told).encode())
 
 
-class Copy(Cell):
+class Copy(CrashCase):
     """One agent for all cells; each cell is a pipeline of its own."""
 
-    def __init__(self, folder: Path, nursery: Nursery, data: bytes) -> None:
-        super().__init__(folder, nursery, "", "same")
+    def __init__(self, folder: Path, processes: AgentProcesses, data: bytes) -> None:
+        super().__init__(folder, processes, "", "same")
         self.pods = Pods(Points(), folder, SCRIPT, {"built": data})
         self.cluster = self.pods
         self.sum = hashlib.sha256(data).hexdigest()
@@ -139,8 +132,8 @@ async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
     side: str, tmp_path: Path, in_table: Callable[[str, str, Mapping[str, str]], None]
 ) -> None:
     data = random.Random(1).randbytes(SIZE)
-    async with Nursery() as nursery:
-        copy = Copy(tmp_path, nursery, data)
+    async with AgentProcesses() as processes:
+        copy = Copy(tmp_path, processes, data)
         async with (
             copy.pods.serving(),
             open_scheduler("127.0.0.1:0", tmp_path, Access(), SchedulerOptions(resume_grace=60.0)) as scheduler,
@@ -181,8 +174,8 @@ async def test_an_exec_that_is_always_cut_is_never_a_success(tmp_path: Path) -> 
 
 async def always_cut(how: str, tmp_path: Path) -> None:
     """Run an action whose copy never comes to its end."""
-    async with Nursery() as nursery:
-        copy = Copy(tmp_path, nursery, b"x" * (2 * CHUNK))
+    async with AgentProcesses() as processes:
+        copy = Copy(tmp_path, processes, b"x" * (2 * CHUNK))
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK
         async with (
             copy.pods.serving(),

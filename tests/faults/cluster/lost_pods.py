@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.domain.json import Object
 from tests.e2e import kube
-from tests.e2e.lab import Lab, new_namespace, until
+from tests.e2e.lab import Lab, new_namespace, open_lab, until
 from tests.e2e.observer import session_of
 
 if TYPE_CHECKING:
@@ -30,13 +30,9 @@ SECURE = {"allowPrivilegeEscalation": False}
 
 @contextlib.contextmanager
 def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
-    """Hold a lab in a namespace of its own; its agents are started by who asks for it."""
-    with new_namespace() as namespace:
-        lab = Lab(namespace, folder, **settings)
-        try:
-            yield lab
-        finally:
-            lab.close()
+    """Yield a lab without agents in a namespace of its own."""
+    with new_namespace() as namespace, open_lab(namespace, folder, **settings) as lab:
+        yield lab
 
 
 # ---- pods

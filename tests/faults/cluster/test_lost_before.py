@@ -13,11 +13,10 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
-from tests.faults import lost
-from tests.faults.lost import check_made_again, until_made_again, until_told
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import check_made_again, until_made_again, until_told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
@@ -25,18 +24,11 @@ QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 HELLO = {"image": BUSYBOX, "commands": ["echo hello; echo made > file"]}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lost.lab_of(tmp_path_factory.mktemp("lost")) as lab:
-        lab.agent()
-        yield lab
-
-
 def test_deleted_before_it_had_a_node(lab: Lab) -> None:
-    with lost.cordoned():
+    with lost_pods.cordoned():
         submission = lab.start({"a": HELLO}, secret_values={})
         until_told(submission, "a", "waiting for a node: ")
-        lost.delete(lab, "a")
+        lost_pods.delete(lab, "a")
         until_made_again(lab, "a")
     report = submission.wait(60)["a"]
     check_made_again(lab, report, "the pod was deleted before it had a node")
@@ -45,24 +37,24 @@ def test_deleted_before_it_had_a_node(lab: Lab) -> None:
 
 def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
     """Its agent is killed while no node is found; what the heir knows of image and commands stands in the pod."""
-    with lost.lab_of(tmp_path) as lab, lost.cordoned():
+    with lost_pods.lab_of(tmp_path) as lab, lost_pods.cordoned():
         first = lab.agent(**QUICK)
         action = {**HELLO, "commands": ['echo "$GREETING" | sed s/e/E/'], "secrets": ["GREETING"]}
         submission = lab.start({"a": action}, secret_values={"GREETING": "hello-secret"})
         until_told(submission, "a", "waiting for a node: ")
-        lost.pod(lab, "a")
+        lost_pods.pod(lab, "a")
         second = lab.agent(**QUICK)
         first.kill()
         until(lambda: "adopted a session" in second.log, "nobody adopts", 60)
-        lost.delete(lab, "a")
+        lost_pods.delete(lab, "a")
         until_made_again(lab, "a")
-        kube.kubectl("uncordon", lost.node_name())
+        kube.kubectl("uncordon", lost_pods.node_name())
         report = submission.wait(60)["a"]
         check_made_again(lab, report, "the pod was deleted before it had a node")
         assert report.text.endswith("hEllo-secret\n")
 
 
-@pytest.mark.parametrize("how", [lost.evict, lost.delete])
+@pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
 def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     """Made again once; the second time it is lost, and not for anything that the action did."""
     name = how.__name__
@@ -75,34 +67,34 @@ def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     until_told(submission, name, "pulling the image of action")
     how(lab, name)
     report = submission.wait(90)[name]
-    reason = "EVICTED" if how is lost.evict else "POD_DELETED"
+    reason = "EVICTED" if how is lost_pods.evict else "POD_DELETED"
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "setup"
     assert report.text.count("no command had run, so the pod is re-created") == 1
-    assert len(lost.uids(lab, name)) == 2
+    assert len(lost_pods.uids(lab, name)) == 2
 
 
 def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
     with gate() as registry:
         submission = lab.start({"forced": {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
         registry.until_somebody_waits()
-        lost.delete(lab, "forced", "--force", "--grace-period=0")
+        lost_pods.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report
     assert "re-created" not in report.text
-    assert len(lost.uids(lab, "forced")) == 1
+    assert len(lost_pods.uids(lab, "forced")) == 1
 
 
 def test_refused_by_its_kubelet(tmp_path: Path) -> None:
     """A pod that comes past the scheduler is admitted by the kubelet alone, and there is not so much cpu."""
-    template = {"spec": {"nodeName": lost.node_name()}}
-    with lost.lab_of(tmp_path, environment={"pod_template": template}) as lab:
+    template = {"spec": {"nodeName": lost_pods.node_name()}}
+    with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as lab:
         lab.agent()
         report = lab.one(BUSYBOX, "true", resources={"cpu": "900"}, timeout=60)
         assert report.outcome == ("failed", "UNSCHEDULABLE", None), report
         assert "the node refused the pod: OutOfcpu" in report.finished["message"]
         assert report.text.count("no command had run, so the pod is re-created") == 1
-        assert len(lost.uids(lab, "action")) == 2
+        assert len(lost_pods.uids(lab, "action")) == 2
 
 
 def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
@@ -111,7 +103,7 @@ def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "none"}
     kube.apply({**runtime, "metadata": {"name": "sealci-none"}})
     try:
-        with lost.lab_of(tmp_path, environment={"pod_template": template}, policy={"pull_timeout": "10s"}) as lab:
+        with lost_pods.lab_of(tmp_path, environment={"pod_template": template}, policy={"pull_timeout": "10s"}) as lab:
             lab.agent()
             submission = lab.start({"a": HELLO})
             until_told(submission, "a", "FailedCreatePodSandBox: ")

@@ -12,11 +12,10 @@ import pytest
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, until
 from tests.e2e.observer import remains
-from tests.faults import lost
-from tests.faults.lost import PLAIN
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(300)
@@ -32,12 +31,6 @@ RIGHTS = [
     },
 ]
 DELETE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]}
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lost.lab_of(tmp_path) as lab:
-        yield lab
 
 
 def sample(agent: Agent, name: str) -> float:
@@ -68,62 +61,69 @@ def agent_id(lab: Lab) -> str:
     return str(leases[0]["spec"]["holderIdentity"])
 
 
-def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(lab: Lab) -> None:
-    agent = lab.agent(**SWEEPING)
-    submission = lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
-    lost.until_begun(submission, "lives")
-    stray(lab, agent_id(lab), finalizers=["example.org/kept"])
+def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(own_lab: Lab) -> None:
+    agent = own_lab.agent(**SWEEPING)
+    submission = own_lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
+    lost_pods.until_begun(submission, "lives")
+    stray(own_lab, agent_id(own_lab), finalizers=["example.org/kept"])
     until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
     assert sample(agent, "cleanup_failures_total") > 0
     assert sample(agent, 'swept_total{kind="pod"}') == 0
     assert "example.org/kept" in agent.log
-    kube.kubectl("patch", "pod", "-n", lab.namespace, "stray", "-p", '{"metadata":{"finalizers":null}}')
+    kube.kubectl("patch", "pod", "-n", own_lab.namespace, "stray", "-p", '{"metadata":{"finalizers":null}}')
     until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "what was swept is not counted", 60)
     assert sample(agent, "remains") == 0
-    assert len(lost.uids(lab, "lives")) == 1, "a living session was swept"
+    assert len(lost_pods.uids(own_lab, "lives")) == 1, "a living session was swept"
     submission.cancel()
     assert submission.wait(60)["lives"].outcome[0] == "cancelled"
 
 
-def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(lab: Lab, tmp_path: Path) -> None:
-    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "agent", "namespace": lab.namespace}}
+def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(own_lab: Lab, tmp_path: Path) -> None:
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "agent", "namespace": own_lab.namespace}}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": rbac["metadata"]}
-    subject = {"kind": "ServiceAccount", "name": "agent", "namespace": lab.namespace}
+    subject = {"kind": "ServiceAccount", "name": "agent", "namespace": own_lab.namespace}
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "agent"}
     binding = {**rbac, "kind": "RoleBinding", "subjects": [subject], "roleRef": role}
     kube.apply(account, {**rbac, "kind": "Role", "rules": RIGHTS}, binding)
     config = json.loads(kube.kubectl("config", "view", "--raw", "-o", "json"))
-    config["users"][0]["user"] = {"token": kube.kubectl("create", "token", "agent", "-n", lab.namespace).strip()}
+    config["users"][0]["user"] = {"token": kube.kubectl("create", "token", "agent", "-n", own_lab.namespace).strip()}
     (tmp_path / "kubeconfig").write_text(json.dumps(config))
     cluster = SWEEPING["cluster"] | {"kubeconfig": str(tmp_path / "kubeconfig")}
-    agent = lab.agent(cluster=cluster, environment={"user_namespaces": "always"})
-    report = lab.one(BUSYBOX, "echo hello", artifacts="none")
+    agent = own_lab.agent(cluster=cluster, environment={"user_namespaces": "always"})
+    report = own_lab.one(BUSYBOX, "echo hello", artifacts="none")
     assert report.outcome == ("succeeded", None, 0), report
     until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
     assert sample(agent, "cleanup_failures_total") > 0
     assert "cannot delete resource" in agent.log
-    assert lost.pod(lab, "action")
+    assert lost_pods.pod(own_lab, "action")
     kube.apply({**rbac, "kind": "Role", "rules": [*RIGHTS, DELETE]})
     until(lambda: sample(agent, "remains") == 0, "what can be removed is not", 60)
-    until(lambda: not remains(lab.namespace), "it remains", 30)
+    until(lambda: not remains(own_lab.namespace), "it remains", 30)
     until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "it is not counted", 30)
 
 
-def test_cleanup_when_no_agent_lives_any_more(lab: Lab) -> None:
-    agent = lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
+def test_cleanup_when_no_agent_lives_any_more(own_lab: Lab) -> None:
+    agent = own_lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
     secret = {"TOKEN": "s3cret-of-cleanup"}
-    submission = lab.start({"a": {"image": BUSYBOX, "commands": [PLAIN], "secrets": ["TOKEN"]}}, secret_values=secret)
-    lost.until_begun(submission, "a")
+    submission = own_lab.start(
+        {"a": {"image": BUSYBOX, "commands": [PLAIN], "secrets": ["TOKEN"]}}, secret_values=secret
+    )
+    lost_pods.until_begun(submission, "a")
     agent.kill()
-    pod = lost.pod(lab, "a")["metadata"]["name"]
-    stale = f"would delete Lease {lab.namespace}/"
-    dry = until(lambda: cleaned(lab, "--dry-run") if stale in cleaned(lab, "--dry-run") else "", "no Lease is stale")
-    assert f"would delete {lab.namespace}/{pod}" in dry
-    assert len(remains(lab.namespace)) == 2
-    assert f"deleted {lab.namespace}/{pod}" in cleaned(lab)
-    until(lambda: not remains(lab.namespace), "something remains", 30)
-    assert kube.get("leases", "-n", lab.namespace) == []
-    assert "0 environments" in cleaned(lab)
+    pod = lost_pods.pod(own_lab, "a")["metadata"]["name"]
+    stale = f"would delete Lease {own_lab.namespace}/"
+
+    def dry_run() -> str:
+        shown = cleaned(own_lab, "--dry-run")
+        return shown if stale in shown else ""
+
+    dry = until(dry_run, "no Lease is stale")
+    assert f"would delete {own_lab.namespace}/{pod}" in dry
+    assert len(remains(own_lab.namespace)) == 2
+    assert f"deleted {own_lab.namespace}/{pod}" in cleaned(own_lab)
+    until(lambda: not remains(own_lab.namespace), "something remains", 30)
+    assert kube.get("leases", "-n", own_lab.namespace) == []
+    assert "0 environments" in cleaned(own_lab)
     submission.abandon()
 
 

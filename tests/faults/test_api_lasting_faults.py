@@ -13,7 +13,7 @@ from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.waiting import LONG
-from tests.faults.apicell import VERBS, ApiCell
+from tests.faults.api_case import VERBS, ApiCase
 from tests.faults.test_api_matrix import short_waits
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ EVER = 1_000_000
 QUOTA = "exceeded quota: team"
 
 
-def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
+def case_of(folder: Path, verb: str, fault: str) -> ApiCase:
     """Return a cell in which a verb fails for ever."""
-    cell = ApiCell(folder, verb)
-    cell.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, EVER)
-    return cell
+    case = ApiCase(folder, verb)
+    case.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, EVER)
+    return case
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def cell_of(folder: Path, verb: str, fault: str) -> ApiCell:
     ],
 )
 async def test_it_ends_with_its_reason(verb: str, fault: str, reason: str, sentence: str, tmp_path: Path) -> None:
-    cell = cell_of(tmp_path, verb, fault)
+    case = case_of(tmp_path, verb, fault)
     short = EnvironmentTimings(secret_retry_seconds=1.0, events_retry_seconds=0.5)
-    cell.timings = replace(cell.timings, environment=short)
-    cell.more["policy"]["pending_timeout"] = 1.0
-    async with cell.living() as app:
-        await cell.begin_action(app)
-        outcome = await cell.end_action(app)
-        cell.check(app, outcome)
+    case.timings = replace(case.timings, environment=short)
+    case.more["policy"]["pending_timeout"] = 1.0
+    async with case.living() as app:
+        await case.begin_action(app)
+        outcome = await case.end_action(app)
+        case.check(app, outcome)
     assert wire.Reason.Name(outcome.reason) == reason
     assert sentence in outcome.message
-    assert len(cell.tries()) > 1
+    assert len(case.tries()) > 1
     if fault == "403 quota":
         waited = [
-            event.stage.detail for event in cell.events() if event.HasField("stage") and QUOTA in event.stage.detail
+            event.stage.detail for event in case.events() if event.HasField("stage") and QUOTA in event.stage.detail
         ]
         assert waited, "the developer was not told for what the action waits"
 
@@ -68,26 +68,26 @@ async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "Timings", partial(follower.Timings, refused=0.3))
-    cell = cell_of(tmp_path, "log", "403 right")
-    async with cell.living() as app:
-        await cell.begin_action(app)
-        outcome = await cell.end_action(app)
+    case = case_of(tmp_path, "log", "403 right")
+    async with case.living() as app:
+        await case.begin_action(app)
+        outcome = await case.end_action(app)
     assert (outcome.result, outcome.exit_code) == (wire.SUCCEEDED, 0)
-    assert "cannot do this" in cell.words
-    assert cell.log == b""
+    assert "cannot do this" in case.words
+    assert case.log == b""
 
 
 async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path: Path) -> None:
-    cell = cell_of(tmp_path, "delete pod", "403 right")
-    async with cell.living() as app:
-        await cell.begin_action(app)
-        outcome = await cell.outcome()
+    case = case_of(tmp_path, "delete pod", "403 right")
+    async with case.living() as app:
+        await case.begin_action(app)
+        outcome = await case.outcome()
         assert outcome.result == wire.SUCCEEDED
         await app.sessions.idle()
-        assert len(cell.api.pods) == 1
+        assert len(case.api.pods) == 1
         assert app.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total")
-        cell.faults.lift()
-        await cell.api.until("every pod is deleted", lambda: not cell.api.pods, LONG)
+        case.faults.lift()
+        await case.api.until("every pod is deleted", lambda: not case.api.pods, LONG)
 
 
 @pytest.mark.parametrize(
@@ -102,25 +102,25 @@ async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path
     ],
 )
 async def test_it_is_degraded_and_says_why_until_it_passes(verb: str, fault: str, why: str, tmp_path: Path) -> None:
-    cell = cell_of(tmp_path, verb, fault)
-    async with cell.living() as app:
-        await cell.scheduler.until(
+    case = case_of(tmp_path, verb, fault)
+    async with case.living() as app:
+        await case.scheduler.until(
             f"the agent reports DEGRADED because: {why}",
             lambda: any(
                 health.status == wire.Health.DEGRADED and health.message.startswith(why)
-                for peer in cell.scheduler.peers
+                for peer in case.scheduler.peers
                 for health in peer.health
             ),
             LONG,
         )
-        status, text = await cell.get("/readyz")
+        status, text = await case.get("/readyz")
         assert status == 503
         assert text != "ok\n"
         assert app.metrics.registry.get_sample_value("sealci_agent_degraded") == 1
-        cell.faults.lift()
-        await cell.ready()
+        case.faults.lift()
+        await case.ready()
         assert app.metrics.registry.get_sample_value("sealci_agent_degraded") == 0
-        cell.scheduler.peer.send(action=translate.action_message(cell.action))
-        outcome = await cell.end_action(app)
-        cell.check(app, outcome)
+        case.scheduler.peer.send(action=translate.action_message(case.action))
+        outcome = await case.end_action(app)
+        case.check(app, outcome)
         assert outcome.result == wire.SUCCEEDED

@@ -1,7 +1,7 @@
-"""What an experiment stands on: the scripted API, the scheduler and agents, each a process of its own, and their costs.
+"""The processes of an experiment: the scripted API, the scheduler and the agents, and what each of them costs.
 
-A `Bed` lives as long as one experiment's `async with`. The agents are `python -m agent serve`, as installed, with a
-configuration file and a kubeconfig; nothing of them runs in this process.
+A `BenchSetup` lives as long as one experiment's `async with`. Each agent is a process `python -m agent serve` with a
+configuration file and a kubeconfig. No code of an agent runs in the process of the benchmark.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Agent:
 
 
 @dataclass
-class Bed:
+class BenchSetup:
     """The processes around the agents, and the agents."""
 
     scheduler: Child
@@ -201,15 +201,15 @@ class Bed:
 
 
 @dataclass(kw_only=True)
-class ScriptedBed(Bed):
+class ScriptedSetup(BenchSetup):
     """A bed whose API is scripted."""
 
     api: Child
 
 
 @asynccontextmanager
-async def bed() -> AsyncIterator[ScriptedBed]:
-    """Bring up the scripted API and the scheduler; agents come by `Bed.agent`."""
+async def bench_setup() -> AsyncIterator[ScriptedSetup]:
+    """Bring up the scripted API and the scheduler; agents come by `BenchSetup.agent`."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         authority = certificates.authority(folder, "ca")
@@ -219,17 +219,17 @@ async def bed() -> AsyncIterator[ScriptedBed]:
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(trust(f"https://127.0.0.1:{api.port}", authority.cert)))
         agents = await stack.enter_async_context(AsyncExitStack())
-        yield ScriptedBed(scheduler, folder, kubeconfig, agents, api=api)
+        yield ScriptedSetup(scheduler, folder, kubeconfig, agents, api=api)
 
 
 @asynccontextmanager
-async def bed_on(kubeconfig: Path, namespace: str) -> AsyncIterator[Bed]:
+async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[BenchSetup]:
     """Bring up the scheduler for agents of a cluster that is there."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
         agents = await stack.enter_async_context(AsyncExitStack())
-        yield Bed(scheduler, folder, kubeconfig, agents, namespace)
+        yield BenchSetup(scheduler, folder, kubeconfig, agents, namespace)
 
 
 def trust(server: str, authority: Path) -> Object:

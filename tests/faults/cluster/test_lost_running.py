@@ -16,11 +16,11 @@ from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.e2e.observer import remains
-from tests.faults import lost
-from tests.faults.lost import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
+from tests.faults.cluster import lost_pods
+from tests.faults.cluster.lost_pods import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 
@@ -34,12 +34,10 @@ ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab whose actions do not outlive their node."""
+def lab_settings() -> dict[str, Any]:
+    """Let the pods of a lost node fail at once."""
     template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
-    with lost.lab_of(tmp_path_factory.mktemp("lost"), environment={"pod_template": template}) as lab:
-        lab.agent(cluster={"delete_timeout": "3s"})
-        yield lab
+    return {"environment": {"pod_template": template}, "cluster": {"delete_timeout": "3s"}}
 
 
 def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
@@ -63,9 +61,9 @@ def test_evicted_for_memory(lab: Lab) -> None:
     actions = {"server": PATIENT, "strict": TRAP}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
-    with lost.started_with("kubelet", f"--eviction-hard=memory.available<{lost.too_much_memory()}"):
+    with lost_pods.started_with("kubelet", f"--eviction-hard=memory.available<{lost_pods.too_much_memory()}"):
         reports = submission.wait(120)
-    until(lambda: not lost.tainted(), f"the node stays tainted: {lost.tainted()}", 60)
+    until(lambda: not lost_pods.tainted(), f"the node stays tainted: {lost_pods.tainted()}", 60)
     for report in reports.values():
         check_lost(report, "EVICTED", "The node was low on resource: memory")
 
@@ -75,17 +73,17 @@ def test_drained(lab: Lab) -> None:
     actions = {"traps": TRAP, "leaves": PATIENT}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
-    uid = lost.uids(lab, "traps")[0]
+    uid = lost_pods.uids(lab, "traps")[0]
     selector = f"--pod-selector=sealci.dev/pool={lab.pool}"
-    drain = ("drain", lost.node_name(), selector, "--force", "--delete-emptydir-data", "--ignore-daemonsets")
-    with lost.cordoned():
+    drain = ("drain", lost_pods.node_name(), selector, "--force", "--delete-emptydir-data", "--ignore-daemonsets")
+    with lost_pods.cordoned():
         kube.kubectl(*drain)
         reports = submission.wait(60)
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
     # Whoever reads of its end knows by this that the commands could have begun.
-    assert {each["state"]["terminated"]["message"] for each in lost.ends(lab, uid, "files")} == {"ready"}
+    assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "files")} == {"ready"}
 
 
 def test_preempted_by_a_higher_priority(lab: Lab) -> None:
@@ -112,7 +110,7 @@ def test_preempted_by_a_higher_priority(lab: Lab) -> None:
 def test_the_node_is_lost(lab: Lab) -> None:
     """The node controller finds the node silent, and nobody carries the deletion out."""
     submission = begun(lab, "a", PLAIN)
-    with lost.stopped("kubelet"), lost.started_with("controller-manager", *NODE_CONTROLLER):
+    with lost_pods.stopped("kubelet"), lost_pods.started_with("controller-manager", *NODE_CONTROLLER):
         report = submission.wait(200)["a"]
         until(lambda: not remains(lab.namespace), "the pod object remains", 30)
     check_lost(report, "NODE_LOST", "does not carry that out")
@@ -130,7 +128,7 @@ def test_a_container_runtime_that_restarts(lab: Lab) -> None:
         for each in (within, holder, across):
             each.until_somebody_waits()
         until_begun(submission, *commands)
-        with lost.stopped("containerd"):
+        with lost_pods.stopped("containerd"):
             within.open()
             holder.until_left()
         across.open()
@@ -140,8 +138,8 @@ def test_a_container_runtime_that_restarts(lab: Lab) -> None:
     assert report.outcome == ("succeeded", None, 0), report
     assert report.text == whole
     assert report.files["file"].read_text() == "made\n"
-    report, uid = reports["within"], lost.uids(lab, "within")[0]
-    codes = {each["state"]["terminated"]["exitCode"] for each in lost.ends(lab, uid)}
+    report, uid = reports["within"], lost_pods.uids(lab, "within")[0]
+    codes = {each["state"]["terminated"]["exitCode"] for each in lost_pods.ends(lab, uid)}
     if codes == {0}:
         assert (report.outcome, report.text) == (("succeeded", None, 0), whole)
     else:
@@ -165,8 +163,8 @@ def ended_beside(lab: Lab, name: str) -> None:
     assert reports["bad"].outcome == ("failed", "COMMAND_FAILED", 7), reports["bad"]
     seen = [
         status["state"]
-        for uid in lost.uids(lab, "good")
-        for each in lost.statuses(lab, uid)
+        for uid in lost_pods.uids(lab, "good")
+        for each in lost_pods.statuses(lab, uid)
         for status in (*each.get("containerStatuses", ()), *each.get("initContainerStatuses", ()))
         if status["name"] == name
     ]
@@ -181,7 +179,7 @@ def sidecar(name: str, **more: Any) -> Object:
 def test_a_sidecar_of_the_template_that_never_ends(lab: Lab, kind: str, tmp_path: Any) -> None:
     more = {"restartPolicy": "Always"} if kind == "initContainers" else {}
     template = {"spec": {kind: [sidecar("mesh", **more)]}}
-    with lost.lab_of(tmp_path, environment={"pod_template": template}) as own:
+    with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as own:
         own.agent()
         ended_beside(own, "mesh")
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, until
-from tests.faults.behind import behind_a_proxy
-from tests.faults.numbered import SIZE, Account, program
+from tests.faults.cluster.numbered_log import SIZE, Account, program
+from tests.faults.cluster.proxied_agent import proxied_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,10 +93,10 @@ class Writing:
 
 
 @pytest.fixture(scope="module")
-def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
+def hard(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hard]:
     kube.provider("log-limit", "1Mi")
     try:
-        with behind_a_proxy(tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
+        with proxied_agent(namespace, tmp_path_factory.mktemp("hard"), **SETTINGS) as made:
             yield Hard(*made)
     finally:
         kube.provider("log-limit", "default")

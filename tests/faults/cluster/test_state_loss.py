@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.e2e.lab import BUSYBOX, Lab, start_scheduler
-from tests.faults import lost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    pass
 
 LINES = 40
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.25; done; echo made > file"
 WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lost.lab_of(tmp_path, scheduler={"reconnect_max": "0.5s"}) as lab:
-        yield lab
+@pytest.fixture(scope="module")
+def lab_settings() -> dict[str, Any]:
+    return {"scheduler": {"reconnect_max": "0.5s"}}
 
 
 @pytest.mark.timeout(180)
-def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(lab: Lab) -> None:
-    agent = lab.agent()
-    submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
+def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(own_lab: Lab) -> None:
+    agent = own_lab.agent()
+    submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
     submission.cancelled = True  # it reports that the scheduler lost its state
     submission.until_running("count", "line 5\n")
-    lab.scheduler.kill()
-    lab.scheduler.wait(10)
-    shutil.rmtree(lab.folder / "scheduler")
-    lab.scheduler, _ = start_scheduler(lab.folder, lab.address)
+    own_lab.scheduler.kill()
+    own_lab.scheduler.wait(10)
+    shutil.rmtree(own_lab.folder / "scheduler")
+    own_lab.scheduler, _ = start_scheduler(own_lab.folder, own_lab.address)
     report = submission.wait()["count"]
     assert "lost its state" in submission.errors
     assert report.outcome == ("succeeded", None, 0), report
     assert report.text == f"start\n{WHOLE}end\n"
     assert report.files["file"].read_text() == "made\n"
-    pods = {pod["metadata"]["uid"] for pod in lab.observer.states if pod["metadata"]["labels"]}
+    pods = {pod["metadata"]["uid"] for pod in own_lab.observer.states if pod["metadata"]["labels"]}
     assert len(pods) == 1, "the commands ran twice"
     assert "the scheduler lost acknowledged events" in agent.log

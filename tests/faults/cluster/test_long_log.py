@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, Lab, new_namespace, until
+from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.faults.proxy import Threaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
@@ -25,25 +24,24 @@ COUNT = (
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with new_namespace() as namespace:
-        lab = Lab(namespace, tmp_path)
-        proxy = Threaded(lab.address, SEED)
-        lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
-        lab.proxy = proxy  # type: ignore[attr-defined]
-        try:
-            yield lab
-        finally:
-            lab.close()
-            proxy.close()
+def proxy(own_lab: Lab) -> Iterator[Threaded]:
+    """Yield a proxy in front of the scheduler. Every agent of the lab connects through the proxy."""
+    proxy = Threaded(own_lab.address, SEED)
+    own_lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
+    try:
+        yield proxy
+        # The fixture of the lab ends later. Without the proxy its agents could not deregister.
+        for agent in own_lab.agents:
+            agent.stop()
+    finally:
+        proxy.close()
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("lines", [50_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
-def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
-    proxy: Threaded = lab.proxy  # type: ignore[attr-defined]
-    first, second = lab.agent(**QUICK), None
-    submission = lab.start(
+def test_no_line_is_lost_doubled_or_out_of_order(own_lab: Lab, proxy: Threaded, lines: int) -> None:
+    first, second = own_lab.agent(**QUICK), None
+    submission = own_lab.start(
         {"count": {"image": BUSYBOX, "commands": [COUNT.format(lines=lines, pause=lines * 9 // 20)]}}
     )
     report = submission.reports["count"]
@@ -55,10 +53,10 @@ def test_no_line_is_lost_doubled_or_out_of_order(lab: Lab, lines: int) -> None:
         log = report.folder / "count.log"
         until(lambda: log.stat().st_size >= size * tenth // 10, f"the log does not grow: {tenth}", 300)  # noqa: B023
         if tenth == 4:
-            second = lab.agent(**QUICK)
+            second = own_lab.agent(**QUICK)
             first.kill()
-            (pod,) = kube.get("pods", "-n", lab.namespace)
-            words = ("exec", "-n", lab.namespace, pod["metadata"]["name"], "-c", "action", "--")
+            (pod,) = kube.get("pods", "-n", own_lab.namespace)
+            words = ("exec", "-n", own_lab.namespace, pod["metadata"]["name"], "-c", "action", "--")
             kube.kubectl(*words, "touch", "/workspace/go")
         else:
             proxy.fault("reset")

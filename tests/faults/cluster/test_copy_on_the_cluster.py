@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.lab import DEBIAN
-from tests.faults.behind import behind_a_proxy
+from tests.faults.cluster.proxied_agent import proxied_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,8 @@ COMMAND = f"head -c {SIZE} /dev/urandom >built; sha256sum built"
 
 
 @pytest.fixture(scope="module")
-def copying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agent, Threaded]]:
-    with behind_a_proxy(tmp_path_factory.mktemp("copying")) as made:
+def copying(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agent, Threaded]]:
+    with proxied_agent(namespace, tmp_path_factory.mktemp("copying")) as made:
         yield made
 
 

@@ -97,7 +97,7 @@ class Stream:
     registered_at: float = 0.0
 
 
-class Desk(agent_pb2_grpc.SchedulerServicer):
+class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
     """The scheduler."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
@@ -112,7 +112,7 @@ class Desk(agent_pb2_grpc.SchedulerServicer):
         self.address = ""
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Desk]:
+    async def serving(self) -> AsyncIterator[MinimalScheduler]:
         """Listen; in the end every agent is ended too."""
         server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, server)
@@ -226,13 +226,13 @@ class Desk(agent_pb2_grpc.SchedulerServicer):
 class Agent:
     """One `sealci-agent serve`."""
 
-    def __init__(self, desk: Desk, number: int, settings: dict[str, Any]) -> None:
-        self.log = desk.folder / f"agent-{number}.log"
-        self.config = desk.folder / f"agent-{number}.yaml"
+    def __init__(self, scheduler: MinimalScheduler, number: int, settings: dict[str, Any]) -> None:
+        self.log = scheduler.folder / f"agent-{number}.log"
+        self.config = scheduler.folder / f"agent-{number}.yaml"
         base = {
-            "scheduler": {"address": desk.address, "tls": {"enabled": False}},
+            "scheduler": {"address": scheduler.address, "tls": {"enabled": False}},
             "agent": {"pool": "bench", "slots": 250},
-            "cluster": {"namespace": desk.namespace, "kubeconfig": kube.kubeconfig()},
+            "cluster": {"namespace": scheduler.namespace, "kubeconfig": kube.kubeconfig()},
             "environment": {"grace": "2s"},
             "policy": {"default_cpu": "1m", "default_memory": "8Mi"},
             "http": {"host": "127.0.0.1", "port": 0},
@@ -273,8 +273,8 @@ class Agent:
 
 
 @asynccontextmanager
-async def desk(namespace: str) -> AsyncIterator[Desk]:
+async def minimal_scheduler(namespace: str) -> AsyncIterator[MinimalScheduler]:
     """Have a desk over a namespace, with a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="sealci-bench-") as folder:
-        async with Desk(namespace, Path(folder)).serving() as serving:
+        async with MinimalScheduler(namespace, Path(folder)).serving() as serving:
             yield serving

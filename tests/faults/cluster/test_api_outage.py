@@ -11,15 +11,12 @@ import pytest
 
 from agent.cluster.pod import labels as labels_module
 from tests.e2e import kube
-from tests.e2e.conftest import namespace, own_lab
 from tests.e2e.lab import BUSYBOX, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.e2e.lab import Agent, Lab, Report
-
-__all__ = ["namespace", "own_lab"]
 
 pytestmark = pytest.mark.alone
 OUTAGE = 60.0

@@ -28,9 +28,9 @@ from agent.pipeline.wire import local_pb2_grpc
 from tests.e2e import kube
 from tests.e2e.lab import new_namespace
 from tests.e2e.observer import Observer, remains, session_of
-from tests.faults.nursery import Nursery
-from tests.faults.storm import REPLICAS, Storm, until
-from tests.faults.workload import NAME, Asked, workload
+from tests.faults.agent_processes import AgentProcesses
+from tests.faults.cluster.random_faults import REPLICAS, RandomFaults, until
+from tests.faults.cluster.workload import NAME, Asked, workload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from agent.domain.outcome import Outcome
     from agent.pipeline.events import PipelineEvent
-    from tests.faults.storm import Measure, Replica
+    from tests.faults.cluster.random_faults import Measure, Replica
 
 pytestmark = pytest.mark.alone
 SEED = int(os.environ.get("CHURN_SEED", "20261124"))
@@ -145,9 +145,9 @@ class Submitter:
 
 
 @pytest.fixture
-async def nursery() -> AsyncIterator[Nursery]:
-    async with Nursery() as nursery:
-        yield nursery
+async def processes() -> AsyncIterator[AgentProcesses]:
+    async with AgentProcesses() as processes:
+        yield processes
 
 
 @pytest.fixture
@@ -160,35 +160,35 @@ def namespace() -> Iterator[str]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("count", "every"), [(60, 2), pytest.param(1000, 4, marks=pytest.mark.soak)])
 async def test_nothing_is_lost_and_nothing_remains(
-    count: int, every: int, tmp_path: Path, nursery: Nursery, namespace: str
+    count: int, every: int, tmp_path: Path, processes: AgentProcesses, namespace: str
 ) -> None:
     secret = f"churn-{secrets.token_hex(8)}-"
     print(f"\nchurn: {count} actions, seed {SEED}")
     observer = Observer(namespace)
     began = time.monotonic()
     try:
-        async with Storm(tmp_path, nursery, namespace, SEED).up() as storm:
-            start = [await replica.measure() for replica in storm.replicas]
+        async with RandomFaults(tmp_path, processes, namespace, SEED).up() as faults:
+            start = [await replica.measure() for replica in faults.replicas]
             async with asyncio.TaskGroup() as falling:
 
                 def on_end(ended: int) -> None:
                     if ended % every == 0:
-                        storm.strike(falling)
+                        faults.inject_next(falling)
 
-                submitter = Submitter(storm.address, on_end)
+                submitter = Submitter(faults.address, on_end)
                 await submitter.all(workload(SEED, count, secret))
             await submitter.channel.close()
             seconds = time.monotonic() - began
             await wait_gone(namespace)
-            for replica, before in zip(storm.replicas, start, strict=True):
+            for replica, before in zip(faults.replicas, start, strict=True):
                 await back_to(replica, before)
-            scrapes = [(await replica.get("/metrics"))[1] for replica in storm.replicas]
-            for replica in storm.replicas:
+            scrapes = [(await replica.get("/metrics"))[1] for replica in faults.replicas]
+            for replica in faults.replicas:
                 assert await replica.child.end(signal.SIGTERM) == 0
     finally:
         observer.close()
-    show(storm, submitter, observer, seconds)
-    check(storm, submitter, observer, secret, scrapes)
+    show(faults, submitter, observer, seconds)
+    check(faults, submitter, observer, secret, scrapes)
     assert len(submitter.told) == count
 
 
@@ -218,7 +218,7 @@ async def back_to(replica: Replica, start: Measure) -> None:
     assert now.memory - start.memory < GROWTH
 
 
-def show(storm: Storm, submitter: Submitter, observer: Observer, seconds: float) -> None:
+def show(faults: RandomFaults, submitter: Submitter, observer: Observer, seconds: float) -> None:
     """Print what happened."""
     outcomes = Counter(
         f"{each.result.value} {each.reason.value if each.reason else ''}".strip()
@@ -229,14 +229,14 @@ def show(storm: Storm, submitter: Submitter, observer: Observer, seconds: float)
     print(f"{len(submitter.told)} actions in {seconds:.0f} s; {again} in a later attempt; remains 0")
     stayed = statistics.quantiles(observer.remained(), n=100, method="inclusive")
     print(f"gone after the commands' end: p50 {stayed[49]:.1f} s, p99 {stayed[98]:.1f} s")
-    print(f"faults: {sum(storm.faults.values())}: {dict(sorted(storm.faults.items()))}")
+    print(f"faults: {sum(faults.injected.values())}: {dict(sorted(faults.injected.items()))}")
     print(f"outcomes: {dict(sorted(outcomes.items()))}")
 
 
-def check(storm: Storm, submitter: Submitter, observer: Observer, secret: str, scrapes: list[str]) -> None:
+def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret: str, scrapes: list[str]) -> None:
     """Hold everything against what was seen from outside."""
     for told in submitter.told:
-        told.check(storm.store)
+        told.check(faults.store)
     seen = exit_codes(observer)
     unseen = 0
     for told in submitter.told:
@@ -246,13 +246,13 @@ def check(storm: Storm, submitter: Submitter, observer: Observer, secret: str, s
             assert codes <= {0}, f"{told.asked.run} succeeded, but its container ended with {codes}"
     print(f"successes whose container was seen to end with 0: all but {unseen}")
     # While the API server restarts the observer sees nothing; what ends and goes just then it never sees.
-    assert unseen <= AT_ONCE * storm.faults["apiserver restart"]
+    assert unseen <= AT_ONCE * faults.injected["apiserver restart"]
     observer.check_pods(secret)
-    logs = [child.log for replica in storm.replicas for child in replica.children]
-    for text in [*logs, *(each.log for each in storm.schedulers), *scrapes]:
+    logs = [child.log for replica in faults.replicas for child in replica.children]
+    for text in [*logs, *(each.log for each in faults.schedulers), *scrapes]:
         assert secret not in text
         assert "Traceback" not in text, text[text.index("Traceback") - 2000 :][:6000]
-    for path in storm.store.rglob("*"):
+    for path in faults.store.rglob("*"):
         if path.is_file() and not path.name.startswith("scheduler.sqlite3"):
             assert secret.encode() not in path.read_bytes(), path
     bad = [line for text in scrapes for line in text.splitlines() if "internal_errors_total{" in line]

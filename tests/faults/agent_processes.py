@@ -1,6 +1,6 @@
 """Agents as processes of their own, started within milliseconds: one process imports everything once, and forks.
 
-A nursery lives as long as a test. Each child runs the command line `sealci-agent` as everywhere else; it is ended by
+A processes lives as long as a test. Each child runs the command line `sealci-agent` as everywhere else; it is ended by
 its own pid, with -9 or politely.
 """
 
@@ -48,7 +48,7 @@ class Child:
         return self.code
 
 
-class Nursery:
+class AgentProcesses:
     """The process that forks, as seen by the test."""
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class Nursery:
         self.starting = asyncio.Lock()
         self.log_file: Path | None = None
 
-    async def __aenter__(self) -> Nursery:
+    async def __aenter__(self) -> AgentProcesses:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
-        self.reader = asyncio.create_task(self.read(), name="nursery")
+        self.reader = asyncio.create_task(self.read(), name="processes")
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -102,7 +102,7 @@ class Node(Cluster):
         await self.tell(name, containerStatuses=[wrong])
 
 
-class ApiCell(World):
+class ApiCase(World):
     """The agent, its scheduler, its API."""
 
     api: Node
@@ -135,7 +135,7 @@ class ApiCell(World):
         self.authority = authority
 
     def settings(self, **more: Any) -> Settings:
-        """Return settings for this cell: its Leases are quicker than an installer may ask for."""
+        """Return settings for this case: its Leases are quicker than an installer may ask for."""
         settings = super().settings(**more)
         if self.api.tls:
             config = json.loads((self.folder / "config").read_text())
@@ -196,7 +196,7 @@ class ApiCell(World):
     # ---- what is held against it
 
     def check(self, app: App, outcome: wire.Outcome) -> None:
-        """Hold what others saw against the rules that are the same for every cell."""
+        """Hold what others saw against the rules that are the same for every case."""
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
