@@ -207,7 +207,7 @@ async def shut(site: web.BaseSite) -> None:
 
     asyncio forgets a connection whose acceptance is under way when its server is closed: it stays open, and silent.
     """
-    server = site._server
+    server = site._server  # noqa: SLF001 - aiohttp has no public way
     assert isinstance(server, asyncio.Server)
     for listening in server.sockets:
         asyncio.get_running_loop().remove_reader(listening.fileno())
