@@ -190,7 +190,7 @@ class FakeApi(Changing):
         requests = [f"{each.verb} {each.path} {each.query or ''}".rstrip() for each in self.requests[-20:]]
         return "\n".join([*pods, f"secrets: {list(self.secrets)}", f"watches: {self.watches}", *requests])
 
-    def asked(self, verb: str, part: str = "") -> list[Request]:
+    def requests_for(self, verb: str, part: str = "") -> list[Request]:
         """Return the requests of a verb so far."""
         return [each for each in self.requests if each.verb == verb and part in each.path]
 

@@ -223,7 +223,7 @@ class ApiCase(World):
         """When the verb was asked for."""
         return [
             each.at
-            for each in self.api.asked(self.verb.verb)
+            for each in self.api.requests_for(self.verb.verb)
             if each.path.endswith(self.verb.part) or (self.verb.part.endswith("/") and self.verb.part in each.path)
         ]
 

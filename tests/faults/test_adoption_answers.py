@@ -134,7 +134,7 @@ async def test_what_another_has_claimed_by_the_schedulers_word_is_left(estate: E
         estate.discard(claimed_by_other=True, message="claim 3")
         await app.sessions.idle()
         await app.sweep.once()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert (app.pods.held, estate.api.requests_for("delete", "pods")) == ({}, [])
         assert estate.name in estate.api.pods
 
 
@@ -144,12 +144,12 @@ async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, r
         await estate.orphaned()
         if resumed:
             estate.resume(stage=wire.STAGE_COMMANDS)
-            await estate.api.until("the log is requested", lambda: bool(estate.api.asked("get", "/log")))
+            await estate.api.until("the log is requested", lambda: bool(estate.api.requests_for("get", "/log")))
         pod = json.loads(json.dumps(estate.api.pods[estate.name]))
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
-        assert (app.pods.held, estate.api.asked("delete", "pods")) == ({}, [])
+        assert (app.pods.held, estate.api.requests_for("delete", "pods")) == ({}, [])
         assert estate.label() == ("pod-b.1", "3")
         assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
     assert not any(event.HasField("finished") for event in estate.events())
@@ -164,7 +164,7 @@ async def test_an_agent_that_leaves_before_the_schedulers_word_leaves_the_pod(es
         if twice:
             app.stop("SIGTERM")
         assert await estate.left() == 0
-        assert estate.api.asked("delete", "pods") == []
+        assert estate.api.requests_for("delete", "pods") == []
         assert estate.label()[0] == app.pods.agent_id
         assert estate.api.leases == {}, "nobody may adopt before the Lease has run out"
 
@@ -229,7 +229,7 @@ async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await known(app, estate.name)
         await app.adoption.once()
-        assert estate.api.asked("patch", "pods") == []
+        assert estate.api.requests_for("patch", "pods") == []
         await estate.end(name)
         assert await estate.left() == 0
     assert estate.label()[0] == FORMER

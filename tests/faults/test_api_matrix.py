@@ -188,7 +188,7 @@ def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
     if case.verb.scene == "a bad image":
         assert ("InspectFailed" in words) == (rule == RETRIED)
     if case.verb.resource == "version":
-        made = case.api.asked("create", "/pods")[0].body or {}
+        made = case.api.requests_for("create", "/pods")[0].body or {}
         assert made["spec"].get("hostUsers") is (False if rule == RETRIED else None), "a wish of security was dropped"
     if rule in (RETRIED, AT_ITS_PACE, LISTED):
         assert len(case.tries()) >= case.faults.hits

@@ -284,7 +284,7 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
         await world.scheduler.until("an event is stored", lambda: bool(world.events()))
         assert world.events()[0].rejected.why == wire.Rejected.CLUSTER_UNAVAILABLE
         await world.api.until(
-            "the version is requested a second time", lambda: len(world.api.asked("get", "version")) == 2
+            "the version is requested a second time", lambda: len(world.api.requests_for("get", "version")) == 2
         )
         await world.api.release()
         await world.scheduler.until("the agent reports READY", lambda: world.told(wire.Health.READY))
@@ -343,7 +343,7 @@ async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_
 async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(world: World) -> None:
     async with world.agent(agent={"anchor": "anchor"}) as app:
         await world.api.until(
-            "the ConfigMap is requested a second time", lambda: len(world.api.asked("get", "configmaps")) > 1
+            "the ConfigMap is requested a second time", lambda: len(world.api.requests_for("get", "configmaps")) > 1
         )
         assert (await world.get("/livez"))[0] == 200
         assert (await world.get("/readyz"))[0] == 503

@@ -86,7 +86,7 @@ async def test_while_the_pod_is_removed_the_outcome_comes_behind_a_notice(world:
         world.api.slow_removal, world.api.force_works = True, False
         await world.end(name)
         await world.outcome()
-        await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.asked("delete", "pods")))
+        await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.requests_for("delete", "pods")))
         world.forget()
         await app.sessions.living[ACTION.key.attempt_key].forgot.wait()
         await world.api.remove(name)

@@ -147,7 +147,7 @@ async def test_a_pod_that_somebody_else_made_is_not_taken_nor_deleted(api: FakeA
             await two.create()
         await two.remove()
         assert api.pods[one.plan.name]["metadata"]["annotations"][SESSION].find(one.plan.nonce) > 0
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
@@ -159,7 +159,7 @@ async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
         await old.create()
         await here.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
         new = asyncio.create_task(here.environment(ACTION).create())
-        await api.until("the pod is requested a fourth time", lambda: len(api.asked("create", "pods")) > 3)
+        await api.until("the pod is requested a fourth time", lambda: len(api.requests_for("create", "pods")) > 3)
         assert not new.done()
         await api.remove(old.plan.name)
         await new
@@ -184,14 +184,14 @@ async def test_a_refusal_fails_the_set_up_with_its_words(
         assert failed.value.reason is reason
         assert message in failed.value.log
         await environment.remove()
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_a_pod_of_an_unanswered_create_is_looked_for_and_removed(api: FakeApi) -> None:
     async with pods(api) as here:
         environment = here.environment(ACTION)
         task = asyncio.create_task(environment.create())
-        await api.until("the Secret is requested", lambda: len(api.asked("create", "secrets")) == 1)
+        await api.until("the Secret is requested", lambda: len(api.requests_for("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
         environment.uid = ""  # as if the answer had never come
@@ -238,8 +238,10 @@ async def test_what_does_not_go_is_forced(api: FakeApi) -> None:
         environment = here.environment(ACTION)
         await environment.create()
         await environment.remove()
-        assert [(request.body or {}).get("gracePeriodSeconds") for request in api.asked("delete")] == [None, 0]
-        assert all((request.body or {})["preconditions"]["uid"] == environment.uid for request in api.asked("delete"))
+        assert [(request.body or {}).get("gracePeriodSeconds") for request in api.requests_for("delete")] == [None, 0]
+        assert all(
+            (request.body or {})["preconditions"]["uid"] == environment.uid for request in api.requests_for("delete")
+        )
         assert api.pods == {}
 
 

@@ -57,7 +57,11 @@ async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     async with api.serving() as client:
         found = await failure_report.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert "Output of the clone:\n  Cloning https://example.org/r\n  fatal: � not found\n" in found.log
-    assert api.asked("get", "/log")[0].query == {"container": "repository", "limitBytes": "65536", "tailLines": "200"}
+    assert api.requests_for("get", "/log")[0].query == {
+        "container": "repository",
+        "limitBytes": "65536",
+        "tailLines": "200",
+    }
 
 
 async def test_events_that_cannot_be_read_are_said_to_be_so_and_output_is_left_out(api: FakeApi) -> None:
@@ -123,11 +127,11 @@ async def test_a_slow_start_is_explained_by_the_events_and_a_quick_one_costs_not
         assert slow.recheck(0.0) is None
         assert await slow.told(pod(), starting, 100.0) == starting
         assert slow.recheck(100.0) == failure_report.EVENTS_AFTER
-        assert api.asked("list") == []
+        assert api.requests_for("list") == []
         said = Waiting(f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized")
         assert await slow.told(pod(), starting, 100.0 + failure_report.EVENTS_AFTER) == said
         assert await slow.told(pod(), starting, 101.0 + failure_report.EVENTS_AFTER) == said
-        assert len(api.asked("list")) == 1
+        assert len(api.requests_for("list")) == 1
         assert await slow.told(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
         assert slow.recheck(120.0) is None
 

@@ -96,7 +96,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
             lifetimes = iter([-29.9])  # the first watch gives up after 0.1 s: the reflector adds 30 s
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 async def refused_once(api: FakeApi, status: int) -> None:
@@ -111,7 +111,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
     api.answer("watch", "pods", 200, body=error)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 @pytest.mark.parametrize("body", ["{", "garbage\n", '{"type": "MODIFIED"}\n', '{"type": "MODIFIED", "object": {}}\n'])
@@ -145,9 +145,9 @@ async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
         await api.put(pod_of("a", phase="Running"), "ADDED")
         await told(watch.watch("a"), "Running")
         await api.cut()
-        await api.until("the watch is requested a second time", lambda: len(api.asked("watch")) == 2)
-    assert len(api.asked("list")) == 1
-    assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
+        await api.until("the watch is requested a second time", lambda: len(api.requests_for("watch")) == 2)
+    assert len(api.requests_for("list")) == 1
+    assert api.requests_for("watch")[1].query["resourceVersion"] == str(api.version)
 
 
 async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert [each.query["resourceVersion"] for each in api.asked("watch")] == ["100", "777"]
+    assert [each.query["resourceVersion"] for each in api.requests_for("watch")] == ["100", "777"]
 
 
 async def test_lines_longer_than_any_buffer_arrive(api: FakeApi) -> None:

@@ -101,7 +101,7 @@ async def test_a_claim_raises_the_number_and_says_whose_it_is(
     assert taken.plan.action.key == Key("build", 1, 2)
     assert (taken.uid, taken.plan.nonce) == (dead.uid, dead.plan.nonce)
     assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
-    (patch,) = api.asked("patch")
+    (patch,) = api.requests_for("patch")
     assert patch.body is not None
     assert patch.body["metadata"]["resourceVersion"] == version
     await heir.adoption.once()
@@ -130,7 +130,7 @@ async def test_of_two_agents_that_claim_one_wins(api: SharedApi, client: Client,
     await two.adoption.once()
     assert (len(one.taken), len(two.taken)) == (1, 0)
     assert labels(api, dead.plan.name) == ("uid-one.1", "2")
-    assert len(api.asked("patch")) == 2, "the second has tried, and was refused for its version"
+    assert len(api.requests_for("patch")) == 2, "the second has tried, and was refused for its version"
     await two.look()
     await two.adoption.once()
     assert two.taken == []
@@ -142,7 +142,7 @@ async def test_who_leaves_or_is_full_claims_nothing(api: SharedApi, client: Clie
     heir.open = False
     await heir.look()
     await heir.adoption.once()
-    assert (heir.taken, api.asked("patch")) == ([], [])
+    assert (heir.taken, api.requests_for("patch")) == ([], [])
 
 
 async def test_what_lives_is_not_claimed(api: SharedApi, client: Client) -> None:
@@ -150,7 +150,7 @@ async def test_what_lives_is_not_claimed(api: SharedApi, client: Client) -> None
     heir = Heir(client)
     await heir.look()
     await heir.adoption.once()
-    assert (heir.taken, api.asked("patch")) == ([], [])
+    assert (heir.taken, api.requests_for("patch")) == ([], [])
 
 
 async def test_a_claim_that_was_made_although_its_answer_got_lost_is_taken(
@@ -167,7 +167,7 @@ async def test_a_claim_that_was_made_although_its_answer_got_lost_is_taken(
     assert dead.plan.name in api.pods, "the sweep takes what was claimed for remains"
     await heir.adoption.once()
     assert [each.plan.action.key.claim for each in heir.taken] == [2]
-    assert len(api.asked("patch")) == 1
+    assert len(api.requests_for("patch")) == 1
     assert heir.pods.claimed == set()
 
 
@@ -186,7 +186,7 @@ async def test_what_cannot_be_taken_yet_stays_claimed_is_no_remains_and_is_offer
     heir.busy = False
     await heir.adoption.once()
     assert [each.plan.action.key.claim for each in heir.taken] == [2]
-    assert len(api.asked("patch")) == 1
+    assert len(api.requests_for("patch")) == 1
 
 
 async def test_a_claim_that_failed_is_made_again(api: SharedApi, client: Client, dead: PodEnvironment) -> None:

@@ -95,7 +95,7 @@ async def test_what_is_still_there_the_next_time_is_forced(api: SharedApi) -> No
         pods = await here(api, client)
         sweep = Sweep(pods, 60.0)
         seen = [await again(sweep) for _ in range(3)]
-        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, 0]
         assert api.pods == {}
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
 
@@ -108,7 +108,7 @@ async def test_what_changed_since_it_was_judged_is_judged_anew_and_is_no_failure
         api.answer("delete", "pods", 409, "the precondition does not match")
         sweep = Sweep(pods, 60.0)
         seen = [await again(sweep) for _ in range(2)]
-        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, None]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, None]
         assert seen == [(0, 0, 0), (0, 0, 0)]
 
 
@@ -129,7 +129,7 @@ async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(ap
         await pods.watch.list()
         await sweep.once()
         assert list(api.pods) == [left.plan.name]
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_another_pod_of_the_name_is_not_touched(api: SharedApi) -> None:
@@ -159,7 +159,7 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
         pods = Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
         task = asyncio.create_task(Sweep(pods, 60.0).run(), name="sweep")
         await watch.list()
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
         watch.synced.set()
         await api.until("every pod is deleted", lambda: not api.pods)
         task.cancel()
@@ -197,7 +197,7 @@ async def test_cleanup_takes_the_whole_pool(api: SharedApi, dry_run: bool) -> No
     async with api.serving() as client:
         assert await cleanup(client, "ci", "default", dry_run=dry_run) == Cleaned(("a", "b"), (), {})
     assert list(api.pods) == (["a", "b"] if dry_run else [])
-    assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
+    assert api.requests_for("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
 
 
 async def test_sessions_of_the_dead_that_nobody_can_adopt_are_remains(api: SharedApi) -> None:
