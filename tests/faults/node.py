@@ -59,9 +59,9 @@ class Cluster(SharedApi):
         self.pace: Callable[[int], Awaitable[None]] | None = None
         self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
 
-    def more(self, router: web.UrlDispatcher) -> None:
+    def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add exec."""
-        super().more(router)
+        super().add_routes(router)
         router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from agent.cluster.ownership.orphans import Sweep
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, Key
 from agent.settings import Settings
-from tests.fakes.api import written
+from tests.fakes.api import encode_event
 from tests.fakes.shared_api import SharedApi
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def test_a_pod_of_which_only_the_head_was_read_is_adopted(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
     heir = Heir(client)
-    event = heir.watch.event(written({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    event = heir.watch.event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
     heir.watch.take(event["type"], event["object"])
     assert UNREAD in heir.watch.objects[dead.plan.name]
     await heir.adoption.once()
