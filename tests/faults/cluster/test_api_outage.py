@@ -52,7 +52,7 @@ def check_first(lab: Lab, report: Report) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_minute_without_the_api_server_loses_nothing_and_nobody_adopts(own_lab: Lab) -> None:
+def test_a_minute_without_the_api_server_loses_no_log_and_causes_no_adoption(own_lab: Lab) -> None:
     agents = [own_lab.agent(**QUICK) for _ in range(3)]
     submission = own_lab.start({name: {"image": BUSYBOX, "commands": [COUNT]} for name in ACTIONS})
     for name in ACTIONS:
@@ -91,7 +91,7 @@ MAKE = "dd if=/dev/urandom of=big bs=1M count=200 2>/dev/null; sha256sum big"
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("moment", ["set-up", "copy", "delete"])
-def test_an_api_server_that_is_restarted_in_the_middle_breaks_nothing(own_lab: Lab, moment: str) -> None:
+def test_an_action_succeeds_when_the_api_server_restarts_meanwhile(own_lab: Lab, moment: str) -> None:
     agent = own_lab.agent(**QUICK)
     event = {"set-up": ("stage", "setup"), "copy": ("stage", "artifacts"), "delete": ("finished", "artifacts")}[moment]
     submission = own_lab.start({"make": {"image": BUSYBOX, "commands": [MAKE]}})

@@ -159,7 +159,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("count", "every"), [(60, 2), pytest.param(1000, 4, marks=pytest.mark.soak)])
-async def test_nothing_is_lost_and_nothing_remains(
+async def test_random_faults_lose_no_action_and_leave_no_pod(
     count: int, every: int, tmp_path: Path, processes: AgentProcesses, namespace: str
 ) -> None:
     secret = f"churn-{secrets.token_hex(8)}-"

@@ -28,7 +28,7 @@ def copying(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("tenth", [2, 5, 9])
-def test_a_copy_from_a_real_pod_that_is_cut_is_whole_in_the_end(
+def test_an_interrupted_copy_from_a_real_pod_is_complete_after_a_retry(
     copying: tuple[Lab, Agent, Threaded], tenth: int
 ) -> None:
     lab, agent, proxy = copying

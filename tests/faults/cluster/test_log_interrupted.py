@@ -103,7 +103,7 @@ def hard(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
 
 
 @pytest.mark.timeout(180)
-def test_nothing_is_lost_of_a_paced_log_over_rotations_cuts_a_stall_and_a_kubelet(hard: Hard) -> None:
+def test_a_paced_log_is_complete_over_rotations_and_broken_connections(hard: Hard) -> None:
     """The stream breaks while less than the node's limit is unread, never while a full file waits for its rotation."""
     steps, lines = [], 0
     for turn in range(4):
@@ -134,7 +134,7 @@ def test_nothing_is_lost_of_a_paced_log_over_rotations_cuts_a_stall_and_a_kubele
 
 
 @pytest.mark.timeout(180)
-def test_a_fast_writer_whose_follower_is_cut_every_two_seconds_is_whole_or_marked(hard: Hard) -> None:
+def test_every_gap_of_a_fast_log_is_marked_when_connections_break_often(hard: Hard) -> None:
     """What a cut and a rotation at one time take is marked exactly."""
     lines = 60_000
     writing = hard.start(f"write:{lines}:{RATE}")
@@ -154,7 +154,7 @@ def test_a_fast_writer_whose_follower_is_cut_every_two_seconds_is_whole_or_marke
 
 
 @pytest.mark.timeout(180)
-def test_writers_side_by_side_on_one_pipe_lose_nothing(hard: Hard) -> None:
+def test_several_writers_on_one_pipe_lose_no_line(hard: Hard) -> None:
     one = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo {name} $i; done"
     names = "abcd"
     command = " & ".join(f"sh -c {shlex.quote(one.format(name=name))}" for name in names) + " & wait"
@@ -167,7 +167,7 @@ def test_writers_side_by_side_on_one_pipe_lose_nothing(hard: Hard) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(hard: Hard) -> None:
+def test_a_gap_while_the_agent_cannot_reach_the_api_is_marked_and_counted(hard: Hard) -> None:
     before, lost, after = 3000, 60_000, 1000
     counted = hard.gaps("certain")
     writing = hard.start(
@@ -189,7 +189,7 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 
 
 @pytest.mark.timeout(180)
-def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
+def test_a_gap_while_the_scheduler_reads_nothing_is_marked(hard: Hard) -> None:
     """The scheduler stands still, so nothing is read while the node begins file after file, all windows full."""
     lines, more = 700_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
@@ -207,5 +207,5 @@ def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: H
     assert hard.gaps("possible") + hard.gaps("certain") == counted + len(account.marks)
 
 
-def test_sizes() -> None:
+def test_a_numbered_line_has_the_expected_size() -> None:
     assert len(b"00000001 1795000000000000000 " + b"x" * 70 + b"\n") == SIZE

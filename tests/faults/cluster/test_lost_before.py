@@ -24,7 +24,7 @@ QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 HELLO = {"image": BUSYBOX, "commands": ["echo hello; echo made > file"]}
 
 
-def test_deleted_before_it_had_a_node(lab: Lab) -> None:
+def test_a_pod_deleted_before_it_had_a_node_is_recreated(lab: Lab) -> None:
     with lost_pods.cordoned():
         submission = lab.start({"a": HELLO}, secret_values={})
         until_told(submission, "a", "waiting for a node: ")
@@ -35,7 +35,7 @@ def test_deleted_before_it_had_a_node(lab: Lab) -> None:
     assert report.files["file"].read_text() == "made\n"
 
 
-def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
+def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
     """Its agent is killed while no node is found; what the heir knows of image and commands stands in the pod."""
     with lost_pods.lab_of(tmp_path) as lab, lost_pods.cordoned():
         first = lab.agent(**QUICK)
@@ -55,7 +55,7 @@ def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
-def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
+def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: Any) -> None:
     """Made again once; the second time it is lost, and not for anything that the action did."""
     name = how.__name__
     with gate() as registry:
@@ -74,7 +74,7 @@ def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     assert len(lost_pods.uids(lab, name)) == 2
 
 
-def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
+def test_a_pod_deleted_by_force_is_not_recreated(lab: Lab) -> None:
     with gate() as registry:
         submission = lab.start({"forced": {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
         registry.until_somebody_waits()
@@ -85,7 +85,7 @@ def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
     assert len(lost_pods.uids(lab, "forced")) == 1
 
 
-def test_refused_by_its_kubelet(tmp_path: Path) -> None:
+def test_a_pod_that_the_kubelet_refuses_is_recreated_once(tmp_path: Path) -> None:
     """A pod that comes past the scheduler is admitted by the kubelet alone, and there is not so much cpu."""
     template = {"spec": {"nodeName": lost_pods.node_name()}}
     with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as lab:
@@ -97,7 +97,7 @@ def test_refused_by_its_kubelet(tmp_path: Path) -> None:
         assert len(lost_pods.uids(lab, "action")) == 2
 
 
-def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
+def test_a_node_that_creates_no_sandbox_is_reported(tmp_path: Path) -> None:
     """The status says only that containers start; the events say why they do not, and so does the agent."""
     template = {"spec": {"runtimeClassName": "sealci-none"}}
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "none"}

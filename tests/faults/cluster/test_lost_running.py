@@ -50,13 +50,13 @@ def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
 # ---- what the node does
 
 
-def test_evicted_for_its_ephemeral_storage(lab: Lab) -> None:
+def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
     fill = "echo begun; head -c 60000000 /dev/zero > /big; exec sleep 1000"
     submission = begun(lab, "fills", fill, resources={"ephemeral_storage": "20Mi"})
     check_lost(submission.wait(90)["fills"], "EVICTED", "ephemeral local storage usage exceeds")
 
 
-def test_evicted_for_memory(lab: Lab) -> None:
+def test_eviction_for_memory(lab: Lab) -> None:
     """A server that leaves with 0 when it is told to go has not succeeded, and none that leaves with 9 failed."""
     actions = {"server": PATIENT, "strict": TRAP}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
@@ -68,7 +68,7 @@ def test_evicted_for_memory(lab: Lab) -> None:
         check_lost(report, "EVICTED", "The node was low on resource: memory")
 
 
-def test_drained(lab: Lab) -> None:
+def test_kubectl_drain(lab: Lab) -> None:
     """The real `kubectl drain`: the commands are told, the infrastructure is to blame whatever they answer."""
     actions = {"traps": TRAP, "leaves": PATIENT}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
@@ -86,7 +86,7 @@ def test_drained(lab: Lab) -> None:
     assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "files")} == {"ready"}
 
 
-def test_preempted_by_a_higher_priority(lab: Lab) -> None:
+def test_preemption_by_a_higher_priority(lab: Lab) -> None:
     submission = begun(lab, "low", TRAP, resources={"cpu": "1500m"})
     name = f"{lab.namespace}-high"
     priority = {
@@ -107,7 +107,7 @@ def test_preempted_by_a_higher_priority(lab: Lab) -> None:
     check_lost(report, "PREEMPTED", "PreemptionByScheduler")
 
 
-def test_the_node_is_lost(lab: Lab) -> None:
+def test_a_lost_node(lab: Lab) -> None:
     """The node controller finds the node silent, and nobody carries the deletion out."""
     submission = begun(lab, "a", PLAIN)
     with lost_pods.stopped("kubelet"), lost_pods.started_with("controller-manager", *NODE_CONTROLLER):
@@ -116,7 +116,7 @@ def test_the_node_is_lost(lab: Lab) -> None:
     check_lost(report, "NODE_LOST", "does not carry that out")
 
 
-def test_a_container_runtime_that_restarts(lab: Lab) -> None:
+def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
     """What runs over the outage is whole; of what ended within it nobody knows the exit code: no verdict is made up."""
     count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; done"
     with gate() as within, gate() as holder, gate() as across:
@@ -176,7 +176,7 @@ def sidecar(name: str, **more: Any) -> Object:
 
 
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
-def test_a_sidecar_of_the_template_that_never_ends(lab: Lab, kind: str, tmp_path: Any) -> None:
+def test_an_endless_sidecar_of_the_pod_template(lab: Lab, kind: str, tmp_path: Any) -> None:
     more = {"restartPolicy": "Always"} if kind == "initContainers" else {}
     template = {"spec": {kind: [sidecar("mesh", **more)]}}
     with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as own:
@@ -184,7 +184,7 @@ def test_a_sidecar_of_the_template_that_never_ends(lab: Lab, kind: str, tmp_path
         ended_beside(own, "mesh")
 
 
-def test_a_sidecar_that_admission_injects_and_that_never_ends(lab: Lab) -> None:
+def test_an_endless_sidecar_injected_by_admission(lab: Lab) -> None:
     """What a mutating webhook does, by the API server's own mutating policy."""
     name = f"{lab.namespace}-inject"
     security = "Object.spec.containers.securityContext{allowPrivilegeEscalation: false}"

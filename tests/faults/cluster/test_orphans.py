@@ -61,7 +61,7 @@ def agent_id(lab: Lab) -> str:
     return str(leases[0]["spec"]["holderIdentity"])
 
 
-def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(own_lab: Lab) -> None:
+def test_an_orphan_is_swept_and_a_foreign_finalizer_is_logged(own_lab: Lab) -> None:
     agent = own_lab.agent(**SWEEPING)
     submission = own_lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
     lost_pods.until_begun(submission, "lives")
@@ -78,7 +78,7 @@ def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(own_lab: 
     assert submission.wait(60)["lives"].outcome[0] == "cancelled"
 
 
-def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(own_lab: Lab, tmp_path: Path) -> None:
+def test_an_agent_without_the_right_to_delete_reports_it_and_sweeps_later(own_lab: Lab, tmp_path: Path) -> None:
     rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "agent", "namespace": own_lab.namespace}}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": rbac["metadata"]}
     subject = {"kind": "ServiceAccount", "name": "agent", "namespace": own_lab.namespace}
@@ -102,7 +102,7 @@ def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(own_lab: La
     until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "it is not counted", 30)
 
 
-def test_cleanup_when_no_agent_lives_any_more(own_lab: Lab) -> None:
+def test_the_cleanup_command_when_no_agent_runs(own_lab: Lab) -> None:
     agent = own_lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
     secret = {"TOKEN": "s3cret-of-cleanup"}
     submission = own_lab.start(

@@ -23,7 +23,7 @@ def lab_settings() -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
-def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(own_lab: Lab) -> None:
+def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
     submission.cancelled = True  # it says that the scheduler has lost its memory
