@@ -102,10 +102,8 @@ class Copy(CrashCase):
     def settings(self, address: str, pod: str) -> Object:
         """Return the settings of the agent, with longer limits than in other cases."""
         settings = super().settings(address, pod)
-        settings["scheduler"] |= {
-            "keepalive": "20s",
-            "register_timeout": "20s",
-        }  # a busy machine must not break the stream
+        # A busy machine must not break the stream.
+        settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}
         settings["cluster"] |= {"lease_duration": "20s", "lease_renew": "2s"}
         return settings
 

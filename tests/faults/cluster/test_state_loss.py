@@ -1,4 +1,4 @@
-"""The scheduler dies and its folder is lost while an action runs on the real cluster: it is told all of it again."""
+"""The scheduler loses its state while an action runs on a real cluster: the agent sends all events again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lab_settings() -> dict[str, Any]:
 def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
-    submission.cancelled = True  # it says that the scheduler has lost its memory
+    submission.cancelled = True  # the client reports that the scheduler has lost its memory
     submission.until_running("count", "line 5\n")
     own_lab.scheduler.kill()
     own_lab.scheduler.wait(10)
