@@ -60,7 +60,7 @@ def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: 
     name = how.__name__
     with gate() as registry:
         submission = lab.start({name: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
-        registry.until_somebody_waits()
+        registry.until_connected()
         how(lab, name)
     # A kubelet ends a pod only after the pull. The registry refuses from here on.
     until_recreated(lab, name)
@@ -77,7 +77,7 @@ def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: 
 def test_a_pod_deleted_by_force_is_not_recreated(lab: Lab) -> None:
     with gate() as registry:
         submission = lab.start({"forced": {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
-        registry.until_somebody_waits()
+        registry.until_connected()
         lost_pods.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report

@@ -129,7 +129,7 @@ def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
         }
         submission = lab.start({name: {"image": BUSYBOX, "commands": each} for name, each in commands.items()})
         for each in (within, holder, across):
-            each.until_somebody_waits()
+            each.until_connected()
         until_begun(submission, *commands)
         with lost_pods.stopped("containerd"):
             within.open()
