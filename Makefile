@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) -m deploy.dev.cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart pictures clean
+.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,11 +66,14 @@ bench: setup cluster-up images ## how fast it is, against bare kubectl and a scr
 demo: setup cluster-up images ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
 	$(BIN)/python -m deploy.demo
 
-pictures: setup cluster-up images ## take the README's pictures from real runs
+pictures: setup cluster-up images ## take the pictures of README and docs from real runs
 	$(BIN)/python -m deploy.dev.pictures
 
 chart: setup ## write the chart's files that are generated from the settings and the comments in values.yaml
 	$(BIN)/python -m deploy.dev.chart
+
+docs: setup ## write docs/settings.md and docs/metrics.md from the code
+	$(BIN)/python -m deploy.dev.docs
 
 cluster-up: ## start a real cluster; CLUSTER selects the kind of cluster (the first build takes about 10 minutes)
 	$(CLUSTER_VERB) up

@@ -1,4 +1,4 @@
-"""Small pieces of asyncio that several packages need: cancel a task and wait for its end, wait for the first of several.
+"""Pieces of asyncio that several packages need.
 
 Nothing here keeps state.
 """

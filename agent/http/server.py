@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from agent.settings import HttpSettings
     from agent.telemetry.metrics import Metrics
@@ -47,7 +47,7 @@ class Http:
         Raises:
             OSError: the port cannot be had.
         """
-        application = web.Application()
+        application = web.Application(middlewares=[self.count_errors])
         application.router.add_get("/metrics", self.on_metrics)
         application.router.add_get("/livez", self.on_livez)
         application.router.add_get("/readyz", self.on_readyz)
@@ -66,6 +66,19 @@ class Http:
                 self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT))
         finally:
             await runner.cleanup()
+
+    @web.middleware
+    async def count_errors(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Count an unexpected error of a handler. aiohttp then logs the error and answers with 500."""
+        try:
+            return await handler(request)
+        except web.HTTPException:
+            raise
+        except Exception:
+            self.metrics.internal_errors.labels("http").inc()
+            raise
 
     async def on_page(self, request: web.Request) -> web.Response:
         """Show how the agent is."""

@@ -1,9 +1,9 @@
-"""Every series of the agent, in one object that is handed to who counts.
+"""Define every metric of the agent.
 
-One `Metrics` lives as long as the process (tests make their own, with a registry of its own). Label sets are bounded by
-enums, never by ids; every combination exists from the first scrape, so that `rate()` and alerts work at once. Failures
-of users are told from failures of the infrastructure by the label `fault`. The README's table holds the same names,
-labels and texts; a test keeps them equal.
+One `Metrics` lives as long as the process and is passed to every component that counts. A test creates a `Metrics` with
+a registry of its own. Label values come from enums and constants, never from ids. Every label combination exists from
+the first scrape, because `rate()` and alerts miss the first increase of a series that appears later. The label `fault`
+separates failures of users from failures of the infrastructure. `docs/metrics.md` is generated from this module.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ DROPS = ("line_limit", "total_limit")
 LIVES = ("setup", "commands", "artifacts", "cleanup")
 FILE_FAILURES = ("lost", "timeout", "broken", "refused")
 FAULTS = ("user", "infrastructure")
+# Components that survive an unexpected error. An unexpected error of any other component ends the process.
+COMPONENTS = ("session", "stream", "watch", "http")
 
 
 class Metrics:
-    """The series, by what they answer: is there room, what flows, where does time go, is it healthy, is it clean."""
+    """All metrics of one agent, with their registry. The wiring creates the only instance of a process."""
 
     def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULTS) -> None:
         self.registry = CollectorRegistry()
@@ -79,109 +81,133 @@ class Metrics:
         self.zero()
 
     def count_capacity(self, version: str) -> None:
-        """Is there room?"""
+        """Create the metrics of slots."""
         labels = ("version", "commit", "python")
-        self.build_info = self.gauge("build_info", "Always 1; the labels say what runs", *labels)
+        self.build_info = self.gauge("build_info", "Always 1. The labels hold the version of the agent.", *labels)
         self.build_info.labels(version, os.environ.get("SEALCI_COMMIT", ""), platform.python_version()).set(1)
-        self.slots = self.gauge("slots", "Sessions that this agent runs at once")
-        self.slots_used = self.gauge("slots_used", "Slots in use, environments that are being cleaned included")
-        self.slots_available = self.gauge("slots_available", "Slots that an action could have now; 0 while draining")
-        self.draining = self.gauge("draining", "1 while the agent takes nothing new because it leaves")
+        self.slots = self.gauge("slots", "Number of slots, as configured.")
+        self.slots_used = self.gauge("slots_used", "Slots in use. A session keeps its slot until its pod is gone.")
+        self.slots_available = self.gauge("slots_available", "Free slots. 0 while the agent drains.")
+        self.draining = self.gauge("draining", "1 while the agent accepts no actions because it shuts down.")
 
     def count_flow(self) -> None:
-        """What comes, what goes, how long does it take, and whose fault is it?"""
-        self.actions_received = self.counter("actions_received", "Actions that arrived, repeats excluded")
-        self.actions_rejected = self.counter("actions_rejected", "Actions not taken here", "reason")
-        self.actions_running = self.gauge("actions_running", "Sessions by what they are doing now", "stage")
+        """Create the metrics of actions and sessions."""
+        self.actions_received = self.counter("actions_received", "Actions received, repeated deliveries excluded.")
+        self.actions_rejected = self.counter("actions_rejected", "Actions that the agent rejected.", "reason")
+        self.actions_running = self.gauge("actions_running", "Running sessions by stage.", "stage")
         self.actions_completed = self.counter(
             "actions_completed",
-            "Outcomes; `fault` says whose a failure is: user or infrastructure",
+            "Actions with an outcome. `fault` is user or infrastructure, or empty.",
             *("result", "stage", "reason", "fault"),
         )
         buckets = self.settings
         self.action_duration = self.histogram(
-            "action_duration_seconds", "From the arrival of an action to its outcome", buckets.action_buckets, "result"
+            "action_duration_seconds",
+            "Time from the receipt of an action to its outcome.",
+            buckets.action_buckets,
+            "result",
         )
         self.phase_duration = self.histogram(
-            "phase_duration_seconds", "Where the time of an action goes", buckets.phase_buckets, "phase"
+            "phase_duration_seconds", "Time that an action spends in each phase.", buckets.phase_buckets, "phase"
         )
         self.command_duration = self.histogram(
-            "command_duration_seconds", "One command, as its markers in the log tell", buckets.phase_buckets
+            "command_duration_seconds",
+            "Time between the start marker and the end marker of a command.",
+            buckets.phase_buckets,
         )
-        self.adopted = self.counter("sessions_adopted", "Sessions taken over from agents that died or left")
-        self.handed_over = self.counter("sessions_handed_over", "Sessions left for another agent to adopt")
-        self.superseded = self.counter("sessions_superseded", "Sessions that another agent adopted from this one")
-        self.unreadable = self.gauge("sessions_unreadable", "Pods without an agent that tell no session, left alone")
+        self.adopted = self.counter("sessions_adopted", "Sessions that this agent adopted from other agents.")
+        self.handed_over = self.counter(
+            "sessions_handed_over", "Sessions released at shutdown, for another agent to adopt."
+        )
+        self.superseded = self.counter("sessions_superseded", "Sessions of this agent that another agent adopted.")
+        self.unreadable = self.gauge(
+            "sessions_unreadable", "Orphaned pods with an unreadable session annotation. They are not adopted."
+        )
 
     def count_stream(self) -> None:
-        """Is the scheduler there?"""
-        self.stream_connected = self.gauge("stream_connected", "1 while registered with the scheduler")
-        self.stream_reconnects = self.counter("stream_reconnects", "Streams that ended or never began", "reason")
-        self.stream_messages = self.counter("stream_messages", "Messages of the stream", "direction", "type")
-        self.events_unacknowledged = self.gauge("events_unacknowledged", "Events kept until they are acknowledged")
-        self.calls_waiting = self.gauge("calls_waiting", "Actions of a classic scheduler that wait for a slot")
-        self.health_sent = self.gauge("health_last_sent_timestamp_seconds", "When health was last sent; 0: never")
+        """Create the metrics of the connection to the scheduler."""
+        self.stream_connected = self.gauge("stream_connected", "1 while the agent is registered with the scheduler.")
+        self.stream_reconnects = self.counter(
+            "stream_reconnects", "Streams that ended, and failed attempts to connect.", "reason"
+        )
+        self.stream_messages = self.counter(
+            "stream_messages", "Messages on the stream to the scheduler.", "direction", "type"
+        )
+        self.events_unacknowledged = self.gauge(
+            "events_unacknowledged", "Events that wait for an acknowledgement of the scheduler."
+        )
+        self.calls_waiting = self.gauge("calls_waiting", "Actions of a classic scheduler that wait for a slot.")
+        self.health_sent = self.gauge(
+            "health_last_sent_timestamp_seconds", "Unix time of the last health message to the scheduler. 0 if none."
+        )
         self.health_answered = self.gauge(
-            "health_last_answered_timestamp_seconds", "When the scheduler last answered one; 0: never"
+            "health_last_answered_timestamp_seconds",
+            "Unix time of the scheduler's last answer to a health message. 0 if none.",
         )
 
     def count_bytes(self) -> None:
-        """What is carried: logs and files."""
-        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, as masked; repeats excluded")
-        self.log_gaps = self.counter("log_gaps", "Gaps where the node has, or may have, thrown log away", "kind")
-        self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes of log over a limit", "reason")
-        self.log_reopened = self.counter("log_reopened", "Followers of a log that were opened again after a cut")
-        self.artifact_files = self.counter("artifact_files", "Files that the scheduler has stored")
-        self.artifact_bytes = self.counter("artifact_bytes", "Bytes of files that the scheduler has stored")
-        self.artifact_retries = self.counter("artifact_retries", "Copies of files that broke and were made again")
-        self.artifact_failures = self.counter("artifact_failures", "Sessions whose files could not be had", "reason")
+        """Create the metrics of logs and artifacts."""
+        self.log_bytes = self.counter("log_bytes", "Bytes of log sent, after masking and without repeated deliveries.")
+        self.log_gaps = self.counter(
+            "log_gaps", "Log gaps. The node has rotated lines away before the agent read them, or may have.", "kind"
+        )
+        self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes of log dropped because of a limit.", "reason")
+        self.log_reopened = self.counter("log_reopened", "Log streams re-opened after an interruption.")
+        self.artifact_files = self.counter("artifact_files", "Artifact files that the scheduler stored.")
+        self.artifact_bytes = self.counter("artifact_bytes", "Bytes of artifact files that the scheduler stored.")
+        self.artifact_retries = self.counter("artifact_retries", "Repeated attempts to copy the files of a session.")
+        self.artifact_failures = self.counter(
+            "artifact_failures", "Sessions whose files could not be copied.", "reason"
+        )
 
     def count_cluster(self) -> None:
-        """Does Kubernetes answer, and is it left clean?"""
-        self.degraded = self.gauge("degraded", "1 while the agent takes nothing new because of the cluster")
-        self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers")
-        self.requests = self.counter("k8s_requests", "Requests to the Kubernetes API", "verb", "resource", "code")
+        """Create the metrics of the Kubernetes API and of clean-up."""
+        self.degraded = self.gauge("degraded", "1 while the agent accepts no actions because of the cluster.")
+        self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers requests.")
+        self.requests = self.counter("k8s_requests", "Requests to the Kubernetes API.", "verb", "resource", "code")
         self.request_duration = self.histogram(
             "k8s_request_duration_seconds",
-            "From a request to the head of its answer",
+            "Time from a request to the headers of the response.",
             self.settings.request_buckets,
             *("verb", "resource"),
         )
         self.request_wait = self.histogram(
             "k8s_request_wait_seconds",
-            "How long a request was held back by the agent's own limit",
+            "Time that a request waited for the client-side rate limit.",
             self.settings.request_buckets,
             "rank",
         )
-        self.watch_restarts = self.counter("watch_restarts", "Watches that ended and were opened again")
-        self.environments = self.gauge("environments", "Environments of this agent that exist")
-        self.swept = self.counter("swept", "Orphans that a sweep removed", "kind")
-        self.cleanup_failures = self.counter("cleanup_failures", "Removals that did not succeed in time")
-        self.remains = self.gauge("remains", "Objects that could not be removed so far")
+        self.watch_restarts = self.counter("watch_restarts", "Watches re-opened after they ended.")
+        self.environments = self.gauge("environments", "Environments that this agent owns.")
+        self.swept = self.counter("swept", "Orphans that a sweep deleted.", "kind")
+        self.cleanup_failures = self.counter("cleanup_failures", "Deletions that failed or did not finish in time.")
+        self.remains = self.gauge("remains", "Orphaned pods that the agent has failed to delete so far.")
 
     def count_itself(self) -> None:
-        """Is the agent well?"""
-        self.internal_errors = self.counter("internal_errors", "Errors that should not happen", "where")
-        self.loop_lag = self.histogram(
-            "event_loop_lag_seconds", "How late the event loop ran what was due, once a second", LAG_BUCKETS
+        """Create the metrics of the agent's own process."""
+        self.internal_errors = self.counter(
+            "internal_errors", "Unexpected errors. Each points to a defect of the agent or of its peer.", "where"
         )
-        self.tasks = self.gauge("asyncio_tasks", "Tasks of the event loop")
+        self.loop_lag = self.histogram(
+            "event_loop_lag_seconds", "Delay of a timer of the event loop, measured once a second.", LAG_BUCKETS
+        )
+        self.tasks = self.gauge("asyncio_tasks", "Number of tasks of the event loop.")
         ProcessCollector(registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """Make a gauge of this agent."""
+        """Return a new gauge with the prefix `sealci_agent_`."""
         return Gauge(f"sealci_agent_{name}", text, labels, registry=self.registry)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
-        """Make a counter of this agent; its name gets `_total`."""
+        """Return a new counter with the prefix `sealci_agent_`. The exposition adds the suffix `_total`."""
         return Counter(f"sealci_agent_{name}", text, labels, registry=self.registry)
 
     def histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        """Make a histogram of this agent."""
+        """Return a new histogram with the prefix `sealci_agent_`."""
         return Histogram(f"sealci_agent_{name}", text, labels, registry=self.registry, buckets=tuple(buckets))
 
     def zero(self) -> None:
-        """Make every label combination exist."""
+        """Create every label combination with the value 0."""
         touch(self.actions_rejected, (each.value for each in Rejection))
         for stage in Stage:
             self.actions_completed.labels(Result.SUCCEEDED.value, stage.value, "", "")
@@ -197,7 +223,7 @@ class Metrics:
         touch(self.artifact_failures, FILE_FAILURES)
         touch(self.request_wait, RANKS)
         touch(self.swept, ("pod", "lease"))
-        touch(self.internal_errors, ("session", "stream", "watch", "sweep", "http"))
+        touch(self.internal_errors, COMPONENTS)
         for direction, kinds in MESSAGES.items():
             for kind in kinds:
                 self.stream_messages.labels(direction, kind)
@@ -207,7 +233,7 @@ class Metrics:
                 self.requests.labels(verb, resource, code)
 
     def text(self) -> bytes:
-        """Render all series in the Prometheus text format."""
+        """Return all series in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -218,13 +244,13 @@ MESSAGES = {
 
 
 def fault(reason: Reason | None) -> str:
-    """Say whose fault an outcome is; "" for a success and for what was asked for."""
+    """Return the label `fault` of an outcome. Success and cancellation have the value ""."""
     if reason is None or reason is Reason.CANCELLED:
         return ""
     return FAULTS[reason.infrastructure]
 
 
 def touch(metric: MetricWrapperBase, values: Iterable[str]) -> None:
-    """Make the series of a metric with one label exist."""
+    """Create the series of a metric with one label, one for each value."""
     for value in values:
         metric.labels(value)

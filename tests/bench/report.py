@@ -1,4 +1,7 @@
-"""The results of a run: a table on the terminal, a file for programs, a table and a picture for the README."""
+"""Print the results of a benchmark run and write them into files.
+
+`bench.json` is for programs. `bench.md` and `bench.svg` are the table and the picture of `docs/performance.md`.
+"""
 
 from __future__ import annotations
 
@@ -85,5 +88,5 @@ def picture(rows: Sequence[Row]) -> str:
         plot.add_row(each.what, each.target, f"{each.ratio:.2f}", bar)
     console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor")
     console.print(plot)
-    # What shows the README loads nothing from elsewhere.
+    # A viewer of the page must not load fonts from another host.
     return FONTS.sub("", console.export_svg(title="make bench"))

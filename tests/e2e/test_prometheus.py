@@ -123,7 +123,7 @@ def test_promtool_accepts_the_alerts() -> None:
 
 
 def test_alerts_and_dashboard_use_existing_metrics() -> None:
-    table = (ROOT / "README.md").read_text()
+    table = (ROOT / "docs" / "metrics.md").read_text()
     known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     used = {each for _, query in dashboard() for each in re.findall(r"\b(?:sealci_agent|process)_\w+", query)}
     used |= set(re.findall(r"\bsealci_agent_\w+", (FILES / "alerts.yaml").read_text()))

@@ -96,7 +96,8 @@ def misused(words: list[str]) -> str:
     if len(words) == 2:
         return ""  # its name, not a call
     try:
-        context = command.make_context(words[1], words[2:])
+        # With the parent, because click caches the help option that a command's first context makes.
+        context = command.make_context(words[1], words[2:], parent=click.Context(cli, **cli.context_settings))
     except click.exceptions.Exit:
         return ""  # --help
     except click.ClickException as error:

@@ -139,8 +139,13 @@ class Reflector:
             if error.status == 410:
                 return ""
             raise
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             log.info("a watch was cut", resource=self.resource, error=repr(error))
+            return ""
+        except (ValueError, KeyError):
+            # Neither an API server nor a cut connection produces an unreadable event: a defect here or in a proxy does.
+            self.metrics.internal_errors.labels("watch").inc()
+            log.exception("an event of a watch could not be read", resource=self.resource)
             return ""
         return version
 

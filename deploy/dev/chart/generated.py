@@ -47,9 +47,9 @@ SET_BY_CHART = frozenset(
 # Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
-    "cluster.namespace": "the release's",
-    "environment.image": "the agents' own",
-    "scheduler.address": "the demo scheduler, if that is enabled",
+    "cluster.namespace": "the namespace of the release",
+    "environment.image": "the image of the agent",
+    "scheduler.address": "the demo scheduler, if `demoScheduler.enabled` is set",
 }
 SWITCH = {"type": ["boolean", "string"], "enum": [True, False, "auto"]}
 STRINGS = {"items": {"type": "string"}}
@@ -188,7 +188,7 @@ def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) ->
         schema |= {"type": ["integer", "string"], "pattern": SIZE}
         default = quantity(default)
     if key in EMPTY_MEANS:
-        default, comment = "", f"{comment}; empty: {EMPTY_MEANS[key]}"
+        default, comment = "", f"{comment} If empty, {EMPTY_MEANS[key]}."
         schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
     if isinstance(default, float) and default == int(default):
         default = int(default)

@@ -1,4 +1,4 @@
-"""Take the pictures of the README from real runs (`make pictures`), on a cluster that is up.
+"""Make the pictures of README and docs from real runs: `make pictures`, on a running cluster.
 
 `sealci-agent run` runs on a pseudo-terminal, a terminal emulator renders its output, and the screen becomes an SVG. A
 browser takes the pictures of the status page of a real agent. No picture is drawn by hand, so that none shows a feature
@@ -70,7 +70,7 @@ def save(screen: Screen, name: str, title: str) -> None:
     for each in lines:
         console.print(each)
     picture = console.export_svg(title=title)
-    # Without web fonts, so that a reader of the README loads nothing from another site.
+    # A viewer of the page must not load fonts from another host.
     (FOLDER / f"{name}.svg").write_text(FONTS.sub("", picture), encoding="utf-8")
 
 

@@ -114,11 +114,21 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
     assert len(api.requests_for("list")) == 2
 
 
-@pytest.mark.parametrize("body", ["{", "garbage\n", '{"type": "MODIFIED"}\n', '{"type": "MODIFIED", "object": {}}\n'])
-async def test_a_watch_that_speaks_nonsense_is_opened_again(api: FakeApi, body: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ("{", 0),  # a cut within an event: no line ends
+        ("garbage\n", 1),
+        ('{"type": "MODIFIED"}\n', 1),
+        ('{"type": "MODIFIED", "object": {}}\n', 1),
+    ],
+)
+async def test_a_watch_with_an_unreadable_event_is_opened_again(api: FakeApi, body: str, errors: int) -> None:
     api.answer("watch", "pods", 200, body=body)
-    async with watching(api):
+    async with watching(api) as watch:
         await api.until("the watch is open", lambda: api.watches == 1)
+        counted = watch.metrics.registry.get_sample_value("sealci_agent_internal_errors_total", {"where": "watch"})
+    assert counted == errors
 
 
 async def test_a_cluster_that_is_away_is_asked_ever_less_often(api: FakeApi, at_once: list[float]) -> None:

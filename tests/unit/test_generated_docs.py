@@ -1,0 +1,35 @@
+"""The generated pages of the documentation are current."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.settings import Settings
+from deploy.dev.docs.__main__ import DOCS, pages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+def test_the_committed_page_is_what_make_docs_writes(path: Path) -> None:
+    assert path.read_text("utf-8") == pages()[path], f"{path.name} is not current: make docs"
+
+
+def keys(values: dict[str, object], prefix: str = "") -> set[str]:
+    found = set()
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= keys(value, f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
+    return found
+
+
+def test_the_settings_page_has_a_row_with_a_description_for_every_setting() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `SEALCI_[A-Z_]+` \| .+ \| `.+` \| \S.* \|$", text, re.MULTILINE)
+    assert sorted(rows) == sorted(keys(Settings().model_dump(mode="json")))
