@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from tests.e2e.lab import BUSYBOX, until
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Agent, Lab, Submission
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Submission
 
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 LINES = 40

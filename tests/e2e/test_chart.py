@@ -11,9 +11,10 @@ import pytest
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import Gate, gate
-from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, open_lab, until
+from tests.e2e.lab import BUSYBOX, Lab, open_lab, until
 from tests.e2e.observer import Observer
 from tests.e2e.release import Release, helm
+from tests.e2e.submission import Report, Submission
 from tests.e2e.test_agent import metric
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def test_an_installed_release_registers_its_replicas_and_runs_an_action(lab: Lab
     assert pod["spec"]["serviceAccountName"] == f"{release.namespace}-{release.deployment}-actions"
 
 
-def test_helm_test_succeeds(lab: Lab, release: Release) -> None:
+def test_helm_test_succeeds(release: Release) -> None:
     told = release.helm("test", release.name, "--logs", "--timeout", "180s")
     for check in ("right: create pods", "probe: pod runs", "probe: log", "probe: exec", "probe: pod deleted"):
         assert check in told, told

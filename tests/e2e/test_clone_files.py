@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.e2e.lab import Report
+    from tests.e2e.submission import Report
 
 CHANGES = """
 echo more >> changed

@@ -143,7 +143,7 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
     assert lines[-1] == {"event": "finished", "well": False, "ok": 0, "warning": 0, "failed": 1, "skipped": 3}
 
 
-async def test_a_full_quota_is_reported(namespace: str, tmp_path: Path) -> None:
+async def test_a_full_quota_is_reported(namespace: str) -> None:
     hard = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace}}
     kube.apply(hard | {"spec": {"hard": {"pods": "0"}}})
     try:

@@ -14,7 +14,7 @@ from tests.e2e.observer import remains, session_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.e2e.lab import Report, Submission
+    from tests.e2e.submission import Report, Submission
 
 EAT = 'python3 -c "x = []\nwhile True: x.append(bytes(1 << 20))"'
 SMALL = {"resources": {"memory": "48Mi"}, "artifacts": "none"}

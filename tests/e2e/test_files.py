@@ -15,7 +15,8 @@ from tests.e2e.lab import BUSYBOX, DEBIAN
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 NOTAR, NONROOT = (f"localhost/sealci-test/{name}:1" for name in ("notar", "nonroot"))
 BIG = 50 << 20

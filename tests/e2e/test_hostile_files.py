@@ -12,7 +12,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Report
+    from tests.e2e.submission import Report
 
 SUCCEEDED = ("succeeded", None, 0)
 LIMITS = {"max_files": 10, "max_file_size": "64Ki", "max_total_size": "128Ki"}

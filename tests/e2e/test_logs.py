@@ -12,7 +12,8 @@ from tests.e2e import kube
 from tests.e2e.lab import BASH, BUSYBOX, DEBIAN
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 LONG = 5 << 20
 LINES = 100_000

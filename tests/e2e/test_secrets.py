@@ -15,7 +15,8 @@ from tests.e2e import kube
 from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, until
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 TOKEN = 'tök"en/+?&=$(HOME)$$ \\n%<end>' + "0123456789abcdef" * 2
 KEY = "-----BEGIN KEY-----\n" + "".join(

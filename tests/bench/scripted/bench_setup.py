@@ -105,13 +105,7 @@ class Costs:
     @classmethod
     def of(cls, pid: int) -> Costs:
         """Read the resources of a process from /proc."""
-        sockets = 0
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                sockets += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
-            except FileNotFoundError:
-                continue  # the process has closed it
-        return cls(machine.cpu_of(pid), machine.memory_of(pid), sockets)
+        return cls(machine.cpu_of(pid), machine.memory_of(pid), machine.sockets_of(pid))
 
 
 @dataclass

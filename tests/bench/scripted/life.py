@@ -108,7 +108,7 @@ class PodLife:
     def bind(self) -> None:
         """Set the node."""
         self.bound = b',"nodeName":"node-1"'
-        self.status = self.phase("Pending", scheduled=True)
+        self.status = self.phase("Pending")
 
     def creating(self) -> None:
         """Set the state to creating."""
@@ -134,7 +134,7 @@ class PodLife:
         """Mark the pod as deleted, with a grace period."""
         self.deleted = f',"deletionTimestamp":"{stamp()}","deletionGracePeriodSeconds":10'.encode()
 
-    def phase(self, phase: str, states: dict[str, str] | None = None, *, scheduled: bool = True) -> bytes:
+    def phase(self, phase: str, states: dict[str, str] | None = None) -> bytes:
         """Return a status in the kubelet's format."""
         kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
         conditions = ",".join(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.e2e.lab import Report, Submission
+    from tests.e2e.submission import Report, Submission
 
 
 # Commands that write "begun" and then wait: exit 9 on SIGTERM, exit 0 on SIGTERM, no trap.

@@ -14,7 +14,7 @@ import random
 import re
 import signal
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import yaml
 
+from tests.bench import machine
 from tests.e2e import kube
 from tests.faults.proxy import Proxy
 
@@ -132,7 +133,7 @@ class Replica:
         text = (await self.get("/metrics"))[1]
         values = dict(re.findall(r"^(\w+) ([0-9.e+]+)$", text, re.MULTILINE))
         memory, tasks = values["process_resident_memory_bytes"], values["sealci_agent_asyncio_tasks"]
-        return Measure(int(float(memory)), int(float(tasks)), sockets_of(self.child.pid))
+        return Measure(int(float(memory)), int(float(tasks)), machine.sockets_of(self.child.pid))
 
 
 class RandomFaults:
@@ -342,11 +343,3 @@ async def until(condition: Callable[[], Awaitable[Any]], message: str, timeout: 
 
 def cluster_of_tests() -> Any:
     return yaml.safe_load(Path(kube.kubeconfig()).read_text())
-
-
-def sockets_of(pid: int) -> int:
-    count = 0
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # the process has closed it
-            count += os.readlink(link).startswith("socket:")
-    return count

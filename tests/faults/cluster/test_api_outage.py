@@ -16,7 +16,8 @@ from tests.e2e.lab import BUSYBOX, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Agent, Lab, Report
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Report
 
 pytestmark = pytest.mark.alone
 OUTAGE = 60.0

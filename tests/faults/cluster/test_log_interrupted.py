@@ -18,7 +18,8 @@ from tests.faults.cluster.proxied_agent import proxied_agent
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Agent, Lab, Submission
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Submission
     from tests.faults.proxy import Threaded
 
 pytestmark = pytest.mark.alone
