@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 # One watch shows when there is a log to follow, and the exit code, so that the script never polls.
 WATCH = """
-mkfifo "$FOLDER/$1.told"
+mkfifo "$FOLDER/$1.state"
 path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "files"
-"$KUBECTL" get pod "$1" --namespace "$NAMESPACE" --watch -o jsonpath="$path" > "$FOLDER/$1.told" &
-exec 3< "$FOLDER/$1.told"
+"$KUBECTL" get pod "$1" --namespace "$NAMESPACE" --watch -o jsonpath="$path" > "$FOLDER/$1.state" &
+exec 3< "$FOLDER/$1.state"
 until case $state in *running*|*terminated*) true;; *) false;; esac; do read -r state <&3; done
 """
 CODE = """
@@ -79,9 +79,9 @@ async def script(namespace: str, folder: Path, number: int, image: str, command:
     began = time.time()
     done = await sh(namespace, text, name, FOLDER=str(folder))
     ended = time.time()
-    told = next(line.split() for line in done.splitlines() if line.startswith("read "))
-    assert told[2] == "0", done
-    return Bare(float(told[1]) - began, ended - began)
+    words = next(line.split() for line in done.splitlines() if line.startswith("read "))
+    assert words[2] == "0", done
+    return Bare(float(words[1]) - began, ended - began)
 
 
 async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env: str) -> str:

@@ -39,8 +39,8 @@ mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); 
 READ_LOG = """
 kubectl create -f "$FILE" >/dev/null
 follow() { kubectl logs -f bulk 2>/dev/null | (dd bs=1 count=1 2>/dev/null; date +%s.%N; cat >/dev/null; date +%s.%N); }
-until follow > "$FILE.told"; grep -q ^x "$FILE.told"; do :; done
-cat "$FILE.told"
+until follow > "$FILE.times"; grep -q ^x "$FILE.times"; do :; done
+cat "$FILE.times"
 kubectl delete pod bulk --grace-period=2 --wait >/dev/null
 """
 READ_FILES = """
@@ -91,8 +91,8 @@ async def raw_log(scheduler: MinimalScheduler) -> float:
     """Follow the log of a plain pod. Return the seconds from its first byte to its last."""
     file = scheduler.folder / "bulk.json"
     file.write_text(json.dumps(bare.pod("bulk", BUSYBOX, LOG)))
-    told = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
-    first, last = told.split()
+    output = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
+    first, last = output.split()
     return float(last) - float(first.removeprefix("x"))
 
 
@@ -113,11 +113,11 @@ async def files(
         await given.until(lambda each: b"made" in each.tail)
         name = seen.names[given.action.action_id]
         idle, used = machine.busy(), agent.cpu
-        told = await bare.sh(scheduler.namespace, READ_FILES, name)
+        output = await bare.sh(scheduler.namespace, READ_FILES, name)
         between, used_raw, own_server = machine.busy(), agent.cpu, time.process_time()
         await bare.sh(scheduler.namespace, GO, name)
         await given.finished()
-        began, ended = map(float, told.split())
+        began, ended = map(float, output.split())
         raw.append(count / (ended - began))
         own.append(count / (given.finished_at - given.stages[wire.STAGE_ARTIFACTS]))
         spent = (machine.busy() - between, agent.cpu - used_raw, time.process_time() - own_server)

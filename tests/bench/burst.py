@@ -76,5 +76,5 @@ async def pods(scheduler: MinimalScheduler) -> tuple[float, float, float]:
     items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]
     file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     busy, began = machine.busy(), time.time()
-    told = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
-    return float(told) - began, time.time() - began, (machine.busy() - busy) / COUNT
+    output = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
+    return float(output) - began, time.time() - began, (machine.busy() - busy) / COUNT

@@ -40,10 +40,10 @@ async def measure(namespace: str = "") -> list[Row]:
         for _ in range(ROUNDS):
             alone.append([])
             for kind, order in KINDS.items():
-                alone[-1].append(await late(setup))
+                alone[-1].append(await quiet_delay(setup))
                 load = Load()
                 before = await setup.scheduler.ask(name=kind, **order)
-                beside[kind].append(await late(setup))
+                beside[kind].append(await quiet_delay(setup))
                 after = await setup.scheduler.ask()
                 busy.append(load.share())
                 speed[kind].append(sum(after[key] - before[key] for key in ("log_bytes", "file_bytes")) / SECONDS / MB)
@@ -63,7 +63,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-async def late(setup: BenchSetup) -> float:
+async def quiet_delay(setup: BenchSetup) -> float:
     """Measure for SECONDS. Return the 99th percentile of the delay of quiet lines in ms."""
     await asyncio.sleep(0.7)
     await setup.scheduler.ask(forget=True)

@@ -11,7 +11,7 @@ import re
 import sys
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bench_setup import ended
+from tests.bench.scripted.bench_setup import end_process
 
 TESTS = ("tests/faults/cluster/test_long_log.py", "tests/faults/cluster/test_churn.py")
 LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")
@@ -39,7 +39,7 @@ async def tests(marker: str) -> str:
         async with asyncio.timeout(HOUR):
             output, _ = await process.communicate()
     finally:
-        await ended(process)
+        await end_process(process)
     assert process.returncode == 0, output.decode()
     return output.decode()
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from agent.domain.json import Object
-from tests.bench.rate import SCALE, Pace, filled, scaled, watched
+from tests.bench.rate import SCALE, Pace, fill_slots, measure_windows, scaling_rows
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bench_setup import ended, free_port, setup_on_cluster
+from tests.bench.scripted.bench_setup import end_process, free_port, setup_on_cluster
 from tests.e2e import kube
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def measure(namespace: str) -> list[Row]:
     one = paces[1]
     rows = [row(f"actions/s, real API server with kwok, one replica, {SLOTS} slots", "/s", one.rates, note=one.note)]
     for replicas in SCALE:
-        rows += scaled(replicas, paces[replicas], one, "kwok")
+        rows += scaling_rows(replicas, paces[replicas], one, "kwok")
     return rows
 
 
@@ -100,7 +100,7 @@ async def pace(namespace: str, replicas: int) -> Pace:
     async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
             await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
-        found = await watched(setup, await filled(setup), WINDOWS, WINDOW)
+        found = await measure_windows(setup, await fill_slots(setup), WINDOWS, WINDOW)
         await setup.scheduler.ask(stop=True)
         await setup.until(lambda seen: not any(seen["running"]))
         return found
@@ -141,7 +141,7 @@ async def node() -> AsyncIterator[None]:
             yield
         finally:
             await asyncio.to_thread(kube.kubectl, "delete", "node", NODE, "--ignore-not-found")
-            await ended(process)
+            await end_process(process)
             log.close()
 
 

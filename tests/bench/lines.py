@@ -128,7 +128,7 @@ async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> T
         for each in given:
             await each.until(lambda this: this.stages.get(wire.STAGE_COMMANDS), 200)
         for each, lines in zip(given, raw, strict=False):
-            await stack.enter_async_context(followed(client, seen, each, lines))
+            await stack.enter_async_context(raw_follower(client, seen, each, lines))
         if time.time() > start:
             raise AssertionError(f"{sessions} sessions took longer to start than {patience} s")
         await asyncio.sleep(start - time.time())
@@ -154,7 +154,7 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
 
 
 @asynccontextmanager
-async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
+async def raw_follower(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
     """Follow the log of an action's container as the agent does, and only record the lines."""
 
     async def follow() -> None:

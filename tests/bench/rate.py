@@ -77,15 +77,15 @@ async def pace(replicas: int, slots: int, windows: int, cluster: Object | None =
     async with bench_setup() as setup:
         for _ in range(replicas):
             await setup.begin(slots=slots, cluster=cluster or {})
-        before = await filled(setup, **order)
+        before = await fill_slots(setup, **order)
         first = await setup.api.ask()
-        found = await watched(setup, before, windows)
+        found = await measure_windows(setup, before, windows)
         last = await setup.api.ask()
         found.api_cpu = (last["cpu"] - first["cpu"]) / max(1, last["gone"] - first["gone"])
         return found
 
 
-async def filled(setup: BenchSetup, **order: Any) -> Object:
+async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
     """Fill the slots of all agents and wait WARM seconds. Return the state of the scheduler."""
     await setup.until(lambda seen: seen["ready"] == len(setup.agents))
     await setup.scheduler.ask(give=LIFE, count=-1, **order)
@@ -93,7 +93,7 @@ async def filled(setup: BenchSetup, **order: Any) -> Object:
     return await setup.scheduler.ask()
 
 
-async def watched(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
+async def measure_windows(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
     """Measure some windows."""
     found, load = Pace(), Load()
     cpu, began = setup.cpu, time.monotonic()
@@ -136,13 +136,13 @@ async def measure(namespace: str = "") -> list[Row]:
     # One replica is measured before and after the others, because other load of the machine changes slowly.
     one = one.joined(await pace(1, SLOTS, 2))
     for replicas, many in paces.items():
-        rows += scaled(replicas, many, one)
+        rows += scaling_rows(replicas, many, one)
     for kind, limit, order in KINDS:
-        rows.append(per_action(kind, limit, await counted(**order)))
+        rows.append(per_action(kind, limit, await requests_per_action(**order)))
     return rows
 
 
-def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
+def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
     """Return the rows that compare several replicas with one: by rate, and per CPU second."""
     # The target is for two replicas on the scripted API. Other API servers use more CPU than the agents.
     target = f">= {WANTED}" if replicas == WANTED_OF and not where else ""
@@ -164,7 +164,7 @@ def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Ro
     ]
 
 
-async def counted(**order: Any) -> dict[str, float]:
+async def requests_per_action(**order: Any) -> dict[str, float]:
     """Run COUNTED actions to their end.
 
     Return the requests per action, by verb and resource, as the API counted them.

@@ -105,10 +105,10 @@ def test_an_installed_release_registers_its_replicas_and_runs_an_action(lab: Lab
 
 
 def test_helm_test_succeeds(release: Release) -> None:
-    told = release.helm("test", release.name, "--logs", "--timeout", "180s")
+    output = release.helm("test", release.name, "--logs", "--timeout", "180s")
     for check in ("right: create pods", "probe: pod runs", "probe: log", "probe: exec", "probe: pod deleted"):
-        assert check in told, told
-    assert "FAILED" not in told
+        assert check in output, output
+    assert "FAILED" not in output
 
 
 def test_agents_run_restricted_and_without_variables_of_services(release: Release) -> None:

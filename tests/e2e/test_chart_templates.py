@@ -84,8 +84,8 @@ def test_the_api_server_accepts_the_objects_of_the_chart(file: Path, namespace: 
     # The pod of `helm test` needs the ServiceAccount, which a dry run does not create. test_chart.py runs that pod.
     objects = template(values, "--no-hooks", "--namespace", namespace if not apart else "default")
     words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
-    told = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
-    assert len(told.splitlines()) == len(objects)
+    output = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
+    assert len(output.splitlines()) == len(objects)
     settings = settings_of(objects, tmp_path)
     assert settings.cluster.namespace == namespace
     assert not of_kind(objects, "Secret")

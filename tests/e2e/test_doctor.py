@@ -161,9 +161,9 @@ async def test_a_full_quota_is_reported(namespace: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "said"), [("localhost/nobody/has:1", "cannot be pulled"), ("localhost/sealci-test/nosh:1", "/bin/sh")]
+    ("image", "message"), [("localhost/nobody/has:1", "cannot be pulled"), ("localhost/sealci-test/nosh:1", "/bin/sh")]
 )
-async def test_a_pod_that_cannot_run_is_explained_and_deleted(namespace: str, image: str, said: str) -> None:
+async def test_a_pod_that_cannot_run_is_explained_and_deleted(namespace: str, image: str, message: str) -> None:
     at = load(
         None,
         {
@@ -174,7 +174,7 @@ async def test_a_pod_that_cannot_run_is_explained_and_deleted(namespace: str, im
     )
     found = {each.check: each async for each in examine(at, parts=("cluster",), image=image, seconds=60)}
     assert found[probe_pod.CREATED].verdict is Verdict.FAILED
-    assert said in found[probe_pod.CREATED].detail
+    assert message in found[probe_pod.CREATED].detail
     assert found[probe_pod.LOGGED].verdict is Verdict.SKIPPED
     assert found[probe_pod.DELETED].verdict is Verdict.OK
     assert not remains(namespace)

@@ -143,9 +143,9 @@ def reports(lab: Lab) -> dict[str, Report]:
 
 def printed_and_stored(report: Report) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """Return sha256 and mode of each file, as the action printed them and as the scheduler has stored them."""
-    told = json.loads(report.text.splitlines()[-1])
+    printed = json.loads(report.text.splitlines()[-1])
     stored = {path: [digest(file), file.stat().st_mode & 0o777] for path, file in report.files.items()}
-    return told, stored
+    return printed, stored
 
 
 def digest(file: Path) -> str:
@@ -167,9 +167,9 @@ def test_success_without_files(reports: dict[str, Report]) -> None:
 def test_files_arrive_unchanged(reports: dict[str, Report], name: str, count: int) -> None:
     report = reports[name]
     assert report.outcome == SUCCEEDED, report
-    told, stored = printed_and_stored(report)
-    assert len(told) == count
-    assert stored == told
+    printed, stored = printed_and_stored(report)
+    assert len(printed) == count
+    assert stored == printed
 
 
 def test_the_big_file_is_reported_with_its_sha256(reports: dict[str, Report]) -> None:

@@ -140,7 +140,7 @@ def test_files_are_sent_after_the_workspace_was_emptied(free: dict[str, Report])
 
 
 @pytest.mark.parametrize(
-    ("name", "sent", "said"),
+    ("name", "sent", "message"),
     [
         ("many", 10, "over the limit of 10 files"),
         ("large", 2, "f1-65: 66560 bytes, over the limit of 65536 for a file"),
@@ -149,28 +149,28 @@ def test_files_are_sent_after_the_workspace_was_emptied(free: dict[str, Report])
     ],
 )
 def test_limits_cut_the_default_files_with_a_message_and_keep_the_outcome(
-    limited: dict[str, Report], name: str, sent: int, said: str
+    limited: dict[str, Report], name: str, sent: int, message: str
 ) -> None:
     report = limited[name]
     assert report.outcome == SUCCEEDED, report
     assert len(report.files) == sent
     assert "left out" in report.text.splitlines()[0]
-    assert said in report.text
+    assert message in report.text
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("declared-many", "over the limit of 10 files"),
         ("declared-large", "66560 bytes, over the limit of 65536 for a file"),
         ("declared-total", "over the limit of 131072 bytes in all"),
     ],
 )
-def test_declared_files_over_a_limit_fail_the_action(limited: dict[str, Report], name: str, said: str) -> None:
+def test_declared_files_over_a_limit_fail_the_action(limited: dict[str, Report], name: str, message: str) -> None:
     report = limited[name]
     assert report.outcome == ("failed", "ARTIFACTS_FAILED", 0), report
-    assert said in report.finished["message"]
-    assert said in report.text
+    assert message in report.finished["message"]
+    assert message in report.text
 
 
 def test_limits_count_only_declared_files(limited: dict[str, Report]) -> None:

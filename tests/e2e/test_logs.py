@@ -115,8 +115,8 @@ def test_log(reports: dict[str, Report], name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_printed_text_is_the_stored_log(reports: dict[str, Report], name: str) -> None:
-    told = "".join(event["text"] for event in reports[name].events if event["event"] == "log")
-    assert told == reports[name].text
+    printed = "".join(event["text"] for event in reports[name].events if event["event"] == "log")
+    assert printed == reports[name].text
 
 
 @pytest.mark.parametrize(

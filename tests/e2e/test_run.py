@@ -96,7 +96,7 @@ def test_a_missing_image_fails_within_its_time_limit(terminal: Terminal) -> None
     actions = {"bad": {"image": "localhost/sealci-test/not-there:1", "commands": ["echo never"]}}
     began = time.monotonic()
     code, out, _ = finish(terminal.start(actions, "--output", "json"), timeout=90)
-    print(f"\n  a missing image was told after {time.monotonic() - began:.0f} s")
+    print(f"\n  a missing image was reported after {time.monotonic() - began:.0f} s")
     assert code == 1
     events = lines(out)
     assert (events[-1]["outcome"], events[-1]["reason"]) == ("failed", "IMAGE_PULL_FAILED")
@@ -110,9 +110,9 @@ def test_files_are_printed_with_their_sha256(terminal: Terminal, tmp_path: Path)
     actions = {"one": {"image": BUSYBOX, "commands": ["mkdir d; echo made > d/f; : > empty"]}}
     code, text, _ = finish(terminal.start(actions, "--artifacts", str(out), "--output", "json"))
     assert code == 0, text
-    told = {each["path"]: (each["size"], each["sha256"]) for each in lines(text) if each["event"] == "artifact"}
+    printed = {each["path"]: (each["size"], each["sha256"]) for each in lines(text) if each["event"] == "artifact"}
     content = {path: (out / "one" / path).read_bytes() for path in ("d/f", "empty")}
-    assert told == {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()}
+    assert printed == {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()}
 
 
 def test_several_actions_are_prefixed_and_needs_are_kept(terminal: Terminal) -> None:

@@ -82,11 +82,11 @@ def test_a_live_tree_ends_in_a_table(terminals: TerminalRuns, tmp_path: Path) ->
     assert "the build speaks" not in shown, "what has ended is collapsed"
     lines = shown.splitlines()
     block = lines.index("✘ bad: command 2 failed with exit code 127 (not found)")
-    said = "\n".join(lines[block:])
+    report = "\n".join(lines[block:])
     for part in ("│ $ for i in", "exit code 127", "last 20 lines", "│ word 30", "nosuchprogram: not found", "its pod"):
-        assert part in said
-    assert "word 5\n" not in said
-    assert "try: The program is not found" in said
+        assert part in report
+    assert "word 5\n" not in report
+    assert "try: The program is not found" in report
     heads = next(line.split() for line in lines if line.startswith("action"))
     assert heads == ["action", "outcome", "reason", "set-up", "commands", "copying", "time", "files"]
     assert next(line.split()[1:2] for line in lines if line.startswith("build ")) == ["succeeded"]
@@ -201,10 +201,10 @@ def test_the_working_tree_is_the_workspace(terminals: TerminalRuns, tmp_path: Pa
 def test_keep_leaves_the_pod_and_prints_how_to_inspect_it(terminals: TerminalRuns) -> None:
     code, shown = terminals.run({"a": {"commands": ["echo kept > file; exit 4"]}}, "--keep").finish()
     assert code == 1, shown
-    told = " ".join(shown.split())
+    text = " ".join(shown.split())
     pod = kube.get("pods", "-n", terminals.namespace)[0]["metadata"]["name"]
     for verb in ("logs", "describe pod", "exec -it", "delete pod"):
-        assert f"kubectl -n {terminals.namespace} {verb} {pod}" in told
+        assert f"kubectl -n {terminals.namespace} {verb} {pod}" in text
     kept = kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "files", "--", "cat", "/workspace/file")
     assert kept == "kept\n"
     kube.kubectl("delete", "pod", "-n", terminals.namespace, pod, "--grace-period=1")

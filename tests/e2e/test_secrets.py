@@ -108,10 +108,10 @@ def test_outcome(reports: dict[str, Report], name: str) -> None:
 @pytest.mark.parametrize("name", ACTIONS)
 def test_no_trace_in_the_stored_and_printed_data(reports: dict[str, Report], name: str) -> None:
     report = reports[name]
-    told = json.dumps(report.events, ensure_ascii=False).encode()
+    printed = json.dumps(report.events, ensure_ascii=False).encode()
     for trace in traces():
         assert trace not in report.log
-        assert trace not in told
+        assert trace not in printed
 
 
 def test_the_values_arrive_unchanged(reports: dict[str, Report]) -> None:

@@ -57,7 +57,7 @@ class Verb:
     scene: str = ""
 
     @property
-    def counted(self) -> str:
+    def metrics_verb(self) -> str:
         """Return the verb in the metrics."""
         return "create" if self.resource == "pods/exec" else self.verb
 
@@ -240,10 +240,10 @@ class ApiCase(World):
     async def until_counted(self, app: App, code: str) -> None:
         """Wait until the metrics count each request that met the fault. The last answer may still be on its way."""
         async with asyncio.timeout(10):
-            while self.counted(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
+            while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
                 await asyncio.sleep(0.01)
 
-    def counted(self, app: App, code: str) -> float:
+    def count_of(self, app: App, code: str) -> float:
         """Return how often the request ended in a class of codes, by the metrics."""
-        labels = {"verb": self.verb.counted, "resource": self.verb.resource, "code": code}
+        labels = {"verb": self.verb.metrics_verb, "resource": self.verb.resource, "code": code}
         return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

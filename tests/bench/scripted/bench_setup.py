@@ -79,10 +79,10 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
             port = int(await process.stdout.readline())
         yield Child(process, port)
     finally:
-        await ended(process)
+        await end_process(process)
 
 
-async def ended(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+async def end_process(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
     """Send a signal to a process and wait for its end. Kill it after some seconds."""
     if process.returncode is None:
         process.send_signal(number)
@@ -148,7 +148,7 @@ class BenchSetup:
 
     async def end(self, agent: Agent) -> None:
         """Stop a replica and wait until the scheduler has noticed."""
-        await ended(agent.process)
+        await end_process(agent.process)
         self.agents.remove(agent)
         await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
 
@@ -172,7 +172,7 @@ class BenchSetup:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "agent", "serve", "--config", str(file)), stderr=log, stdout=log
         )
-        self.stack.push_async_callback(ended, process)
+        self.stack.push_async_callback(end_process, process)
         self.agents.append(Agent(process, asked, port))
         return self.agents[-1]
 
@@ -189,7 +189,7 @@ class BenchSetup:
         """Return the CPU seconds that all agents have used."""
         return sum(agent.costs.cpu for agent in self.agents)
 
-    def said(self) -> str:
+    def agent_logs(self) -> str:
         return "".join(file.read_text() for file in sorted(self.folder.glob("agent-*.log")))
 
 

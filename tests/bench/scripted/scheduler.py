@@ -75,7 +75,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         self.events = self.log_bytes = self.lines = self.file_bytes = 0
         self.ends: Counter[str] = Counter()
         self.latencies: list[float] = []
-        self.said = ""
+        self.last_failure = ""
 
     # ---- the contract
 
@@ -145,7 +145,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                 peer.finished += 1
                 if event.finished.result != wire.SUCCEEDED:
                     self.ends["failed"] += 1
-                    self.said = event.finished.message
+                    self.last_failure = event.finished.message
 
     def log(self, event: wire.Event) -> None:
         """Count a piece of log. The lines of quiet actions contain the time at which they were written."""
@@ -210,7 +210,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             "file_bytes": self.file_bytes,
             "lines": self.lines,
             "ends": dict(self.ends),
-            "said": self.said,
+            "last_failure": self.last_failure,
             "registered": [peer.registered for peer in self.peers],
             "ready": sum(peer.ready for peer in self.peers),
             "running": [peer.running for peer in self.peers],
