@@ -30,11 +30,12 @@ proto: setup ## generate the code of the contracts
 	$(PROTOC) -Iagent/scheduler/classic/wire=proto/sealci/classic $(addprefix agent/scheduler/classic/wire/,scheduler.proto actions.proto)
 	$(PROTOC) -Iagent/pipeline/wire=proto/sealci/local/v1 agent/pipeline/wire/local.proto
 
-lint: setup ## ruff, mypy and the import contracts
+lint: setup ## ruff, mypy, the import contracts and shellcheck
 	$(BIN)/ruff check agent tests deploy
 	$(BIN)/ruff format --check agent tests deploy
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck agent/cluster/supervisor/*.sh
 
 format: setup ## let ruff format and mend
 	$(BIN)/ruff format agent tests deploy

@@ -1,7 +1,7 @@
 """Run the clone program under its old name.
 
-Pods name `python3 -m agent.cluster.clone`. An agent and the image on its nodes may differ by one release, so this name
-stays for one release after the move to `agent.cluster.in_pod`.
+Pods run `python3 -m agent.cluster.clone`. The agent and the image on a node may differ by one release, so this module
+stays for one release after the program moved to `agent.cluster.in_pod.clone`.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class LogStream:
                 self.text(text)
         else:
             self.slices(raw)
-        held = self.markers.held
+        held = self.markers.buffered
         self.tail = raw[len(raw) - held :] if held else b""
         return self.taken()
 
@@ -145,7 +145,7 @@ class LogStream:
             for index, item in enumerate(items):
                 if isinstance(item, Marker):
                     after = sum(len(text) for text in items[index + 1 :] if not isinstance(text, Marker))
-                    end = start + len(piece) - self.markers.held - after
+                    end = start + len(piece) - self.markers.buffered - after
                     self.marker(item, raw[done:end])
                     done = end
                 else:

@@ -24,7 +24,7 @@ class MarkerReader(Protocol):
     """Takes the supervisor's markers out of a log, byte by byte exact."""
 
     @property
-    def held(self) -> int:
+    def buffered(self) -> int:
         """How many bytes at the end of what was fed are kept back: they may begin a marker."""
 
     def feed(self, data: bytes) -> list[bytes | Marker]:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
 from agent.domain.errors import AgentError
+from agent.domain.paths import safe_components, write_all
 from agent.pipeline.events import FileStored, Transfer
 from agent.protocol.translate import UploadEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MAX_PATH = 4096
 MAX_FILES = 100_000
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,10 +40,10 @@ def checked_path(path: bytes) -> tuple[bytes, ...]:
     Raises:
         UploadRefused: it does not.
     """
-    parts = tuple(path.split(b"/"))
-    if not 0 < len(path) <= MAX_PATH or b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
-        raise UploadRefused(f"{path[:200]!r} is not a path within the folder of the action")
-    return parts
+    try:
+        return safe_components(path)
+    except ValueError as error:
+        raise UploadRefused(f"{path[:200]!r} is not a path within the folder of the action") from error
 
 
 class Place:
@@ -183,9 +183,7 @@ class Upload:
         if self.written > self.start.size:
             raise UploadRefused(f"{self.start.path!r} is longer than its {self.start.size} bytes")
         self.digest.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.handle, view) :]
+        write_all(self.handle, data)
 
     def complete(self, sha256: bytes) -> None:
         """Close the open file if it is whole."""

@@ -179,7 +179,7 @@ def test_metrics() -> None:
 
 def without_program(pod: Object) -> Object:
     """Replace the packed program: its bytes depend on the versions of Python and zlib."""
-    program = manifest.literal(packaging.holder()[-1])
+    program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]
     return pod

@@ -1,10 +1,11 @@
-"""Reads the archive that the collector sends, and believes none of it.
+"""Read the collector's archive without `tarfile`, which blocks on a file object and accepts more than regular files.
 
-Pure: bytes go in by `feed`, parts of files come out; nothing touches a disk, and no file is ever held whole. The stream
-is a tar of regular files in the dialect that `collector` writes, its manifest, and the end of the archive; anything
-else in it (links, devices, strange extensions, paths that leave the workspace, more than the limits allow) is refused,
-whoever wrote it. The reader hashes what it sees and writes the file lines of the manifest itself: they must be the very
-bytes that the collector sent. A reader lives for one collection; after an error it is of no use.
+Pure: `feed` takes bytes and returns parts of files. Nothing is written to a disk, and no file is buffered as a whole.
+The stream is a tar of regular files in the form that `collect_files` writes, then its manifest, then the end marker.
+Anything else (links, devices, other extensions, paths that leave the workspace, files over a limit) is refused.
+
+The reader hashes the files and builds the file lines of the manifest itself. They must equal the lines that the
+collector sent. A reader lives for one collection and must not be used after an error.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> 
     """Return what is run in container `files` to stream its files out."""
     seconds = math.ceil(limits.seconds - min(MARGIN_SECONDS, MARGIN * limits.seconds))
     numbers = [limits.files, limits.file_bytes, limits.total_bytes, seconds, len(rules.paths)]
-    return [*packaging.collect(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]
+    return [*packaging.collect_files_program(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]
 
 
 async def collect(

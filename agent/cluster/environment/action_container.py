@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.follower import ContainerState
-from agent.cluster.pod.fields import container
+from agent.cluster.pod.fields import container_status
 from agent.cluster.pod.manifest import ACTION
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class ActionContainer:
         """What is known now."""
         if self.watched.pod is None:
             return ContainerState.GONE
-        state = (container(self.watched.pod["status"], ACTION) or {}).get("state", {})
+        state = (container_status(self.watched.pod["status"], ACTION) or {}).get("state", {})
         if "terminated" in state:
             return ContainerState.TERMINATED
         return ContainerState.RUNNING if "running" in state else ContainerState.WAITING

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.pod import manifest, recreate, session_annotation
 from agent.cluster.pod.labels import pod_name
-from agent.cluster.pod.setup_status import Limits
+from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Pods:
         self.left: dict[str, float] = {}  # given away and perhaps not seen to be claimed yet: nonce, and since when
         self.copies = asyncio.Semaphore(settings.artifacts.parallel)
         policy = settings.policy
-        self.limits = Limits(
+        self.limits = SetupLimits(
             pending=policy.pending_timeout,
             pull_grace=policy.pull_grace,
             registry_grace=policy.registry_grace,
@@ -78,7 +78,7 @@ class Pods:
         environment = PodEnvironment(self, self.plan(*session_annotation.read(pod)))
         environment.uid = pod["metadata"]["uid"]
         environment.asked = True
-        environment.model = recreate.model(pod, self.settings)
+        environment.model = recreate.recreation_manifest(pod, self.settings)
         self.left.pop(environment.plan.nonce, None)
         self.watch.take("MODIFIED", pod)
         return environment
@@ -95,8 +95,8 @@ class Pods:
             timeout=action.timeout or settings.policy.default_timeout,
             user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
             owner=self.owner,
-            held=self.workbench is not None and self.workbench.holds,
-            filled=self.workbench is not None and self.workbench.tree is not None,
+            keep_files=self.workbench is not None and self.workbench.holds,
+            upload_tree=self.workbench is not None and self.workbench.tree is not None,
         )
 
     def superseded(self, pod: Object) -> PodEnvironment | None:

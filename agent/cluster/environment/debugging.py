@@ -14,7 +14,7 @@ from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment import failure_report
 from agent.cluster.environment import shell as shell_module
 from agent.cluster.in_pod import packaging
-from agent.cluster.pod.fields import container, runs
+from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import READY
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
@@ -61,7 +61,7 @@ class Workbench:
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
-        argv = [*packaging.fill(), workspace, packaging.SNAPSHOT, READY, str(size)]
+        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, READY, str(size)]
         stream = ExecStream(client, target, argv, seconds=FILL_SECONDS, stdin=True)
         try:
             async with stream:
@@ -88,7 +88,7 @@ class Workbench:
         if outcome.result is not Result.FAILED or outcome.stage is Stage.SETUP:
             return ""
         said = await failure_report.described(client, path, pod)
-        if self.shell and runs(container(pod.get("status", {}), target.container)):
+        if self.shell and is_running(container_status(pod.get("status", {}), target.container)):
             async with self.screen():
                 print(opening(outcome, target, workspace), flush=True)  # noqa: T201 - this is the terminal's
                 try:

@@ -23,11 +23,11 @@ from agent.cluster.environment.creation import create_pod, create_secret
 from agent.cluster.environment.deletion import UNBEGUN, delete_pod, own_uid
 from agent.cluster.logs import follower, request
 from agent.cluster.pod import manifest
-from agent.cluster.pod.fields import container
-from agent.cluster.pod.setup_status import History, Intent
-from agent.cluster.pod.setup_timing import Timeline
+from agent.cluster.pod.fields import container_status
+from agent.cluster.pod.setup_status import Expectations, FirstSeen
+from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Stage
@@ -62,7 +62,7 @@ class PodEnvironment:
         self.left = False
         self.model: Object | None = None  # of an adopted pod, from which it can be made again
         self.hold()
-        self.intent = Intent(
+        self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
             secret=plan.name,
@@ -72,8 +72,8 @@ class PodEnvironment:
     def hold(self) -> None:
         """Begin to follow the pod, and keep the sweep off it; again when it is made again after `remove`."""
         self.watched = self.pods.watch.watch(self.plan.name)
-        self.history = History()
-        self.timeline: Timeline | None = None
+        self.first_seen = FirstSeen()
+        self.timeline: SetupTiming | None = None
         self.container = ActionContainer(self.watched)
         self.slow_start = failure_report.SlowStart(self.client, self.path)
         self.pods.held[self.plan.name] = self
@@ -101,7 +101,7 @@ class PodEnvironment:
 
         if self.plan.name not in self.pods.held:
             self.hold()
-        self.asked, self.uid, self.timeline = True, "", Timeline(time.monotonic())
+        self.asked, self.uid, self.timeline = True, "", SetupTiming(time.monotonic())
         try:
             made = await self.client.patiently(
                 "create pod",
@@ -137,8 +137,8 @@ class PodEnvironment:
     @property
     def running_for(self) -> float:
         """How many seconds the container of the commands has been running, by the cluster's clock; 0 before."""
-        status = container((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
-        started = moment(status.get("state", {}).get("running", {}).get("startedAt"))
+        status = container_status((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
+        started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
     # ---- what happens
@@ -149,18 +149,18 @@ class PodEnvironment:
         while True:
             version = self.watched.version
             pod, now = self.watched.pod, time.monotonic()
-            sight = classify(
-                pod, self.intent, self.pods.limits, self.history, now, self.client.now(), self.watched.last
+            judgement = classify(
+                pod, self.expectations, self.pods.limits, self.first_seen, now, self.client.now(), self.watched.last
             )
             if self.timeline:
-                self.timeline.count(self.pods.metrics, pod, sight.observation, now)
-            seen = await self.slow_start.told(pod, sight.observation, now)
+                self.timeline.record(self.pods.metrics, pod, judgement.observation, now)
+            seen = await self.slow_start.told(pod, judgement.observation, now)
             if seen != previous:
                 previous = seen
                 yield await self.explained(previous)
                 if isinstance(previous, FINAL):
                     return
-            rechecks = (sight.recheck, self.slow_start.recheck(now))
+            rechecks = (judgement.recheck, self.slow_start.recheck(now))
             await self.watched.change(version, min((each for each in rechecks if each is not None), default=None))
 
     async def explained(self, seen: Observation) -> Observation:
@@ -191,7 +191,7 @@ class PodEnvironment:
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
         target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
-        self.intent = replace(self.intent, interrupted=True)
+        self.expectations = replace(self.expectations, interrupted=True)
         try:
             await execs.run(self.client, target, command.interrupt(grace), seconds=grace + 10)
         except ClusterError as error:

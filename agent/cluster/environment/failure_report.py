@@ -13,7 +13,7 @@ import aiohttp
 import structlog
 
 from agent.cluster.pod.setup_status import STARTING
-from agent.cluster.supervisor.command import RECORD
+from agent.cluster.supervisor.termination import RECORD
 from agent.domain.errors import ClusterError, Reason
 from agent.domain.json import Object
 from agent.domain.observations import Lost, SetupFailed, Waiting

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.cluster.api.exec import ExecStream
+from agent.domain.paths import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ async def shell(client: Client, target: Target, folder: str) -> int:
             sender = asyncio.create_task(send(stream, typed), name="keys of the shell")
             try:
                 async for chunk in stream:
-                    await asyncio.to_thread(write, sys.stdout.fileno(), bytes(chunk))
+                    await asyncio.to_thread(write_all, sys.stdout.fileno(), bytes(chunk))
             finally:
                 sender.cancel()
                 await asyncio.wait({sender})
@@ -90,9 +91,3 @@ def listening(typed: asyncio.Queue[tuple[int, bytes]]) -> Iterator[None]:
     finally:
         loop.remove_reader(fd)
         loop.remove_signal_handler(signal.SIGWINCH)
-
-
-def write(fd: int, data: bytes) -> None:
-    """Write all of it."""
-    while data:
-        data = data[os.write(fd, data) :]

@@ -1,4 +1,5 @@
-"""Programs that the agent runs inside a pod.
+"""Programs that the agent runs inside a pod. They import the standard library only.
 
-They use the standard library only, because no other package is installed there.
+`workspace`, `glob`, `collect_files` and `receive_tree` run in container `files`. `packaging` sends their source with
+the command, so they stay within Python 3.9. `clone` runs in the init container `repository`, from the agent's image.
 """

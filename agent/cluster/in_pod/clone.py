@@ -1,8 +1,8 @@
-"""The program of the `repository` init container: clone one repository into the workspace and say why when it fails.
+"""Clone one repository into the workspace: the program of the init container `repository`.
 
-Runs as `python3 -m agent.cluster.clone ORDER` in the agent's image, standard library only; lives as long as the clone.
-Its output is the set-up log, its last words are the termination message. Files are made with umask 0, so that whatever
-user the action's image has can write them. Credentials come from files, never from the URL, and never appear.
+The program runs as `python3 -m agent.cluster.clone ORDER` in the agent's image and uses the standard library only. Its
+output is the set-up log. If the clone fails, the reason is the termination message. Files are created with umask 0, so
+that any user of the action's image can write them. Credentials come from files, not from the URL, and are never shown.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ case "$1" in
 esac
 """
 SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# A plus or a colon would make a refspec of it.
+# A plus or a colon would make git read the ref as a refspec. The other signs make it an expression.
 NO_REF = re.compile(r"^\+|[ ~^:?*\[\\]")
 
 
 class CloneFailed(Exception):
-    """The repository cannot be had; the message is for people."""
+    """The repository cannot be cloned. The message is a sentence for people."""
 
 
 def main() -> int:
-    """Clone as the order in the first argument says; 1 when it cannot be done."""
+    """Clone by the order (JSON) in the first argument. Return the exit code."""
     order = json.loads(sys.argv[1])
     os.umask(0)
-    # PID 1 would not take the signal otherwise, and a cancelled clone would last for the whole grace.
+    # The kernel gives PID 1 no default action for TERM. Without it a cancelled clone would last the whole grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -54,10 +54,10 @@ def main() -> int:
 
 
 def clone(order: dict[str, Any], env: dict[str, str]) -> None:
-    """Fetch what was asked and check it out."""
+    """Fetch the ref of the order, or the default branch, and check it out."""
     url, ref, workspace = order["url"], order["ref"], order["workspace"]
     check(url, ref, order["schemes"])
-    print(f"Cloning {shown(url)}{f' at {ref}' if ref else ''}", flush=True)  # noqa: T201 - this is the set-up log
+    print(f"Cloning {without_credentials(url)}{f' at {ref}' if ref else ''}", flush=True)  # noqa: T201 - this is the set-up log
     depth = [f"--depth={order['depth']}"] if order["depth"] else []
 
     def git(*arguments: str) -> str:
@@ -71,7 +71,7 @@ def clone(order: dict[str, Any], env: dict[str, str]) -> None:
     except CloneFailed:
         if not SHA.fullmatch(ref):
             raise
-        # Servers may refuse to serve a bare commit: fetch everything and look for it.
+        # A server may refuse to serve a commit that no ref names. Fetch all branches and tags, then look for it.
         git("fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
         git("checkout", "--quiet", "--detach", ref)
     else:
@@ -82,10 +82,14 @@ def clone(order: dict[str, Any], env: dict[str, str]) -> None:
 
 
 def check(url: str, ref: str, schemes: list[str]) -> None:
-    """Refuse what could be read as an option or as another transport."""
+    """Check that git cannot read the URL or the ref as an option, another transport or a refspec.
+
+    Raises:
+        CloneFailed: the URL or the ref is refused.
+    """
     scheme = scheme_of(url)
     if scheme not in schemes:
-        raise CloneFailed(f"the scheme of {shown(url)} is not allowed; allowed: {', '.join(schemes)}")
+        raise CloneFailed(f"the scheme of {without_credentials(url)} is not allowed; allowed: {', '.join(schemes)}")
     if url.startswith("-") or ref.startswith("-") or any(ord(letter) < 32 for letter in url + ref):
         raise CloneFailed("url and ref must not start with a dash nor hold control characters")
     if NO_REF.search(ref):
@@ -93,20 +97,24 @@ def check(url: str, ref: str, schemes: list[str]) -> None:
 
 
 def scheme_of(url: str) -> str:
-    """Return the transport of a URL, "ssh" also for the short form user@host:path."""
+    """Return the scheme of a URL in lower case, "ssh" for the form user@host:path, "" if there is none."""
     if "://" not in url:
         return "ssh" if re.fullmatch(r"[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^:].*", url) else ""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     return match[1].lower() if match else ""
 
 
-def shown(text: str) -> str:
-    """Strip credentials from every URL in a text."""
+def without_credentials(text: str) -> str:
+    """Return a text with the credentials removed from all URLs."""
     return re.sub(r"(\w+://)[^/\s]*@", r"\1", text)
 
 
 def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
-    """Return the environment of git: no prompts, only the allowed transports, credentials from files."""
+    """Return the environment variables for git: no prompts, only the allowed transports, credentials from files.
+
+    Raises:
+        CloneFailed: the Secret with the credentials is missing or empty.
+    """
     env = dict(os.environ)
     env |= {
         "GIT_TERMINAL_PROMPT": "0",
@@ -129,6 +137,7 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
             raise CloneFailed(f"the Secret {order['secret']} is missing, or has neither password nor ssh-privatekey")
         key = given / "ssh-privatekey"
         if key.exists():
+            # ssh refuses a key file that others can read, and the mounted file is readable by the group.
             private = folder / "key"
             private.touch(mode=0o600)
             private.write_bytes(key.read_bytes())
@@ -136,15 +145,15 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
         if (given / "known_hosts").exists():
             ssh = ssh.replace("accept-new", f"yes -o UserKnownHostsFile={given / 'known_hosts'}")
         if (given / "password").exists():
-            env["GIT_ASKPASS"] = str(askpass(given, folder, urlsplit(order["url"]).netloc))
+            env["GIT_ASKPASS"] = str(write_askpass(given, folder, urlsplit(order["url"]).netloc))
     env["GIT_SSH_COMMAND"] = ssh
     return env
 
 
-def askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Path:
-    """Write the program that answers git's questions from the mounted Secret, about this host alone.
+def write_askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Path:
+    """Write the program that answers git's credential prompts for one host, from the mounted Secret. Return its path.
 
-    A redirection or a submodule may lead git to another host, which must not get what is meant for this one.
+    A redirection or a submodule may lead git to another host, which must not receive the credentials.
     """
     program = folder / "askpass"
     program.write_text(ASKPASS)
@@ -154,30 +163,32 @@ def askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Pat
     return program
 
 
-def reason(said: str) -> str:
-    """Return the lines that tell why; git's advice follows them."""
-    lines = said.splitlines()
-    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
-    return " ".join((telling or lines)[:4])
+def failure_reason(output: str) -> str:
+    """Return the lines of git's output that give the reason, without the advice that follows them."""
+    lines = output.splitlines()
+    reasons = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
+    return " ".join((reasons or lines)[:4])
 
 
 def run(command: list[str], env: dict[str, str], timeout: float, url: str) -> str:
-    """Run git and return what it prints.
+    """Run git, copy its messages to the set-up log, and return its standard output. `timeout` is in seconds.
 
     Raises:
-        CloneFailed: with the last lines that git said, credentials stripped.
+        CloneFailed: git failed or took too long. The message has git's own reason, without credentials.
     """
     try:
         done = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise CloneFailed(f"{shown(url)}: not done within {timeout:g} s") from error
-    said = shown(done.stderr.decode("utf-8", "replace")).strip()
-    if said:
-        print(said, flush=True)  # noqa: T201 - this is the set-up log
+        raise CloneFailed(f"{without_credentials(url)}: not done within {timeout:g} s") from error
+    messages = without_credentials(done.stderr.decode("utf-8", "replace")).strip()
+    if messages:
+        print(messages, flush=True)  # noqa: T201 - this is the set-up log
     if done.returncode:
-        raise CloneFailed(f"{shown(url)}: {reason(said) or f'git ended with {done.returncode}'}")
+        raise CloneFailed(
+            f"{without_credentials(url)}: {failure_reason(messages) or f'git ended with {done.returncode}'}"
+        )
     return done.stdout.decode("utf-8", "replace")
 
 

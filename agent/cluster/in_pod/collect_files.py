@@ -1,9 +1,11 @@
-"""The program that streams files out of container `files`: walk the workspace, hash, write a tar to stdout.
+"""Write a tar of the wanted files to stdout, without `tarfile`, whose import costs 8 ms.
 
-Like `workspace` it runs inside the container; its source is the argument of the exec that runs it, and it lives for
-that exec. After the files, which are regular ones only, comes a manifest (JSON lines) as a last member of a type of its
-own, then the end of the archive: what lacks either was cut. A hard link is sent as a file of its own; one to the
-outside cannot exist, for links do not cross mounts. Empty folders and links are not sent.
+This program runs inside container `files`, as the command of one exec. Its source is an argument of the exec, as for
+`workspace`. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then
+the end marker. An archive without manifest or end marker was cut off.
+
+A hard link is sent as a separate file. No hard link can lead out of the workspace, because links do not cross mounts.
+Empty folders and symbolic links are not sent.
 """
 
 from __future__ import annotations
@@ -14,25 +16,27 @@ import stat
 import time
 from hashlib import sha256
 
-from agent.cluster.in_pod.glob import compiled, first_folders
-from agent.cluster.in_pod.workspace import FOLDER, trace, walk
+from agent.cluster.in_pod.glob import compile_folders, compile_globs
+from agent.cluster.in_pod.workspace import FOLDER, fingerprint, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     LeftOut = list[tuple[str, str]]
 
-MANIFEST_TYPE = b"Z"  # a type the commands cannot give to a file, whatever they call it
+MANIFEST_TYPE = b"Z"  # no file of the workspace gets this type, whatever its name
 DEFAULT_EXCLUDES = frozenset(
     {
         *(".git", ".hg", ".svn", ".cache", ".npm", ".yarn", ".pnpm-store", "node_modules", ".gradle", ".m2", ".cargo"),
         *(".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".tox", ".nox"),
     }
 )
+# O_NONBLOCK: a file that has become a named pipe must not block the open.
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-BATCH = 256 * 1024
-NAMED = 100  # so many left-out files are named, the others counted
-MAX_NAME = 4096
-PATIENCE = 60  # seconds beyond the limit, until a collector that nobody reads ends itself
+BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
+MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
+MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
+MAX_OCTAL = 0o77777777777  # the largest number of a ustar header
+ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
@@ -43,19 +47,19 @@ KINDS = {
 
 
 class DeclaredFileMissing(Exception):
-    """A declared file is over a limit or cannot be read: nothing more is worth sending."""
+    """A declared file is over a limit or cannot be read. The collection ends, because it has failed as a whole."""
 
 
 def header(name: bytes, mode: int, size: int, mtime: int, kind: bytes = b"0") -> bytes:
-    """Return the 512 bytes of a ustar header; what does not fit is cut, and said by a pax header before it."""
-    numbers = b"%07o\0" % mode + b"0000000\0" * 2 + b"%011o\0%011o\0" % (size & 0o77777777777, mtime)
+    """Return the 512 bytes of a ustar header. A name or size that is too long is cut."""
+    numbers = b"%07o\0" % mode + b"0000000\0" * 2 + b"%011o\0%011o\0" % (size & MAX_OCTAL, mtime)
     start = name[:100].ljust(100, b"\0") + numbers
     rest = kind + bytes(100) + b"ustar\x0000" + bytes(247)
     return start + b"%06o\0 " % (sum(start) + sum(rest) + 8 * 32) + rest
 
 
-def pax(key: bytes, value: bytes) -> bytes:
-    """Return one record of an extended header: its length, which counts itself, the key and the value."""
+def pax_record(key: bytes, value: bytes) -> bytes:
+    """Return one record of a pax header: its length (which includes the digits of the length), key and value."""
     body = b" " + key + b"=" + value + b"\n"
     length = len(body) + 1
     while length != len(body) + len(str(length)):
@@ -63,13 +67,13 @@ def pax(key: bytes, value: bytes) -> bytes:
     return b"%d" % length + body
 
 
-def padded(data: bytes) -> bytes:
-    """Fill DATA up to whole blocks of the archive."""
+def pad_to_block(data: bytes) -> bytes:
+    """Return DATA with zeros up to a multiple of the tar block size."""
     return data + bytes(-len(data) % 512)
 
 
-def quoted(text: str) -> str:
-    """Return TEXT as JSON, byte for byte as `json.dumps` does, whose import costs 6 ms that are seldom needed."""
+def to_json(text: str) -> str:
+    """Return the same text as `json.dumps`. Importing `json` costs 6 ms, and most paths do not need it."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return '"' + text + '"'
     import json
@@ -77,152 +81,160 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def line(*values: str | int) -> str:
-    """Return one line of the manifest."""
-    return "[" + ", ".join([quoted(value) if isinstance(value, str) else str(value) for value in values]) + "]\n"
+def manifest_line(*values: str | int) -> str:
+    """Return one line of the manifest: a JSON array with a final newline."""
+    return "[" + ", ".join([to_json(value) if isinstance(value, str) else str(value) for value in values]) + "]\n"
 
 
 class Output:
-    """Standard output in large writes: each one costs a frame of the exec's stream."""
+    """Buffers standard output, because each write costs a frame of the exec's stream. The collector owns it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.waiting: list[bytes] = []
+        self.pieces: list[bytes] = []
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Send DATA, now or with what follows."""
+        """Write DATA now if it is large, otherwise together with later data."""
         if len(data) > BATCH // 8:
             self.flush()
-            self.push(data)
+            self.write_all(data)
             return
-        self.waiting.append(data)
+        self.pieces.append(data)
         self.size += len(data)
         if self.size >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Send all that waits."""
-        self.push(b"".join(self.waiting))
-        self.waiting, self.size = [], 0
+        """Write all buffered data."""
+        self.write_all(b"".join(self.pieces))
+        self.pieces, self.size = [], 0
 
-    def push(self, data: bytes) -> None:
-        """Send DATA before this returns."""
+    def write_all(self, data: bytes) -> None:
+        """Write DATA to the descriptor. `agent.domain.paths` has the same function for the agent."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self.fd, rest) :]
 
 
-class Collection:
-    """One walk over the workspace. A file is sent when `wanted` says so and no limit stands against it."""
+class Collector:
+    """Sends the wanted files of one walk over the workspace, as far as the limits allow. `main` creates one.
+
+    LIMITS are the number of files, the bytes of one file, the bytes of all files, and the seconds. Without PATHS the
+    default set is collected: files that are not in OLD, the fingerprints of the snapshot. With PATHS the files are
+    "declared", and a file over a limit ends the collection.
+    """
 
     def __init__(self, out: Output, limits: list[int], paths: list[str], exclude: list[str], old: set[bytes]) -> None:
         self.out = out
         self.max_files, self.max_file_bytes, self.max_bytes, self.seconds = limits
         self.end = time.monotonic() + self.seconds
-        self.paths, self.ways = paths, [first_folders(path) for path in paths]
-        self.patterns, self.exclude = compiled(paths), compiled(exclude)
+        self.paths, self.folders = paths, [compile_folders(path) for path in paths]
+        self.patterns, self.exclude = compile_globs(paths), compile_globs(exclude)
         self.old = old
         self.unmatched = set(range(len(paths)))
-        self.files = self.bytes = self.missed = 0
+        self.files = self.bytes = self.left_out_count = 0
         self.sent: list[str] = []
         self.changed: list[str] = []
-        self.left: LeftOut = []
-        self.left_by_default: LeftOut = []
+        self.left_out: LeftOut = []
+        self.left_out_by_default: LeftOut = []
 
     def run(self, workspace: str) -> None:
-        """Send the files, the manifest and the end of the archive."""
+        """Write the files, the manifest and the end marker of the archive."""
         root = os.open(workspace, FOLDER)
         exceeded = None
         try:
-            for path, name, folder, facts in walk(root, self.enter, self.miss):
-                if self.late(path):
+            for path, name, folder, facts in walk(root, self.enter, self.leave_out):
+                if self.is_late(path):
                     break
-                if self.wanted(path, facts):
-                    self.consider(path, name, folder, facts)
+                if self.is_wanted(path, facts):
+                    self.send_or_leave_out(path, name, folder, facts)
         except DeclaredFileMissing as error:
             exceeded = error.args
-        self.manifest(exceeded)
+        self.send_manifest(exceeded)
         self.out.write(bytes(1024))
         self.out.flush()
 
     def enter(self, path: str, name: str) -> bool:
-        """Say if anything in the folder PATH can be wanted."""
-        if self.late(path) or any(pattern.fullmatch(path) for pattern in self.exclude):
+        """Return whether the folder PATH can hold a wanted file."""
+        if self.is_late(path) or any(pattern.fullmatch(path) for pattern in self.exclude):
             return False
         if self.paths:
             parts = path.split("/")
             return any(
-                all(one.fullmatch(parts[depth]) for depth, one in enumerate(way[: len(parts)])) for way in self.ways
+                all(each.fullmatch(parts[depth]) for depth, each in enumerate(patterns[: len(parts)]))
+                for patterns in self.folders
             )
         if name in DEFAULT_EXCLUDES:
-            self.miss(path, "excluded by default", self.left_by_default)
+            self.leave_out(path, "excluded by default", self.left_out_by_default)
             return False
         return True
 
-    def late(self, path: str) -> bool:
-        """Say if the time is over, which leaves out PATH and all that follows."""
+    def is_late(self, path: str) -> bool:
+        """Return whether the time limit has passed. If so, PATH and all later files are left out."""
         if time.monotonic() <= self.end:
             return False
-        self.over(path, f"not reached within the limit of {self.seconds} s")
+        self.exceed(path, f"not reached within the limit of {self.seconds} s")
         return True
 
-    def wanted(self, path: str, facts: os.stat_result) -> bool:
-        """Say if PATH belongs to the files that were asked for."""
+    def is_wanted(self, path: str, facts: os.stat_result) -> bool:
+        """Return whether PATH belongs to the declared files or to the default set."""
         if any(pattern.fullmatch(path) for pattern in self.exclude):
             return False
         if not self.paths:
-            return trace(path, facts) not in self.old
+            return fingerprint(path, facts) not in self.old
         hits = [index for index, pattern in enumerate(self.patterns) if pattern.fullmatch(path)]
         if stat.S_ISREG(facts.st_mode):
             self.unmatched.difference_update(hits)
         return bool(hits)
 
-    def miss(self, path: str, why: str, where: LeftOut | None = None) -> None:
-        """Note that PATH is not sent."""
-        where = self.left if where is None else where
-        self.missed += 1
-        if len(where) < NAMED:
+    def leave_out(self, path: str, why: str, where: LeftOut | None = None) -> None:
+        """Record that PATH is not sent, for the reason WHY."""
+        where = self.left_out if where is None else where
+        self.left_out_count += 1
+        if len(where) < MAX_LISTED:
             where.append((path, why))
 
-    def over(self, path: str, why: str) -> None:
-        """Leave PATH out of the default set, or end a declared one."""
+    def exceed(self, path: str, why: str) -> None:
+        """Leave PATH out of the default set, or fail if it is declared."""
         if self.paths:
             raise DeclaredFileMissing(path, why)
-        self.miss(path, why)
+        self.leave_out(path, why)
 
-    def consider(self, path: str, name: str, folder: int, facts: os.stat_result) -> None:
-        """Send PATH, or say why not."""
+    def send_or_leave_out(self, path: str, name: str, folder: int, facts: os.stat_result) -> None:
+        """Send PATH if it is a regular file within the limits, otherwise leave it out."""
         if not stat.S_ISREG(facts.st_mode):
-            return self.miss(path, KINDS.get(stat.S_IFMT(facts.st_mode), "not a regular file"))
+            return self.leave_out(path, KINDS.get(stat.S_IFMT(facts.st_mode), "not a regular file"))
         if len(os.fsencode(path)) > MAX_NAME:
-            return self.miss(path[:200] + "...", f"a path longer than {MAX_NAME} bytes")
+            return self.leave_out(path[:200] + "...", f"a path longer than {MAX_NAME} bytes")
         try:
             file = os.open(name, FILE, dir_fd=folder)
         except OSError as error:
-            return self.over(path, "unreadable: " + os.strerror(error.errno or 0))
+            return self.exceed(path, "unreadable: " + os.strerror(error.errno or 0))
         try:
+            # The commands may have replaced the file after the walk looked at it.
             facts = os.fstat(file)
             if not stat.S_ISREG(facts.st_mode):
-                self.miss(path, "replaced while it was opened")
+                self.leave_out(path, "replaced while it was opened")
             elif self.files >= self.max_files:
-                self.over(path, f"over the limit of {self.max_files} files")
+                self.exceed(path, f"over the limit of {self.max_files} files")
             elif facts.st_size > self.max_file_bytes:
-                self.over(path, f"{facts.st_size} bytes, over the limit of {self.max_file_bytes} for a file")
+                self.exceed(path, f"{facts.st_size} bytes, over the limit of {self.max_file_bytes} for a file")
             elif self.bytes + facts.st_size > self.max_bytes:
-                self.over(path, f"over the limit of {self.max_bytes} bytes in all")
+                self.exceed(path, f"over the limit of {self.max_bytes} bytes in all")
             else:
-                self.send(path, file, facts)
+                self.send_file(path, file, facts)
         finally:
             os.close(file)
 
-    def send(self, path: str, file: int, facts: os.stat_result) -> None:
-        """Send exactly as many bytes as FACTS promise; a file that moves meanwhile is named in the manifest."""
+    def send_file(self, path: str, file: int, facts: os.stat_result) -> None:
+        """Send as many bytes as the size in FACTS. The manifest names the file if it has changed meanwhile."""
         mode, size = facts.st_mode & 0o777, facts.st_size
-        self.head(os.fsencode(path), mode, size, int(facts.st_mtime))
+        self.send_header(os.fsencode(path), mode, size, int(facts.st_mtime))
         digest = sha256()
         left = size
         while left:
+            # A file that has become shorter is filled up with zeros, because its header is already sent.
             data = os.read(file, min(left, BATCH)) or bytes(min(left, BATCH))
             digest.update(data)
             self.out.write(data)
@@ -233,38 +245,38 @@ class Collection:
             self.changed.append(path)
         self.files += 1
         self.bytes += size
-        self.sent.append(line("file", path, size, mode, digest.hexdigest()))
+        self.sent.append(manifest_line("file", path, size, mode, digest.hexdigest()))
 
-    def head(self, name: bytes, mode: int, size: int, mtime: int) -> None:
-        """Send the header of a file, with a pax header before it where name or size do not fit."""
-        more = pax(b"path", name) if len(name) > 100 else b""
-        more += pax(b"size", b"%d" % size) if size > 0o77777777777 else b""
+    def send_header(self, name: bytes, mode: int, size: int, mtime: int) -> None:
+        """Send the header of a file, and before it a pax header if name or size do not fit."""
+        more = pax_record(b"path", name) if len(name) > 100 else b""
+        more += pax_record(b"size", b"%d" % size) if size > MAX_OCTAL else b""
         if more:
-            self.out.write(header(b"pax", 0o644, len(more), 0, b"x") + padded(more))
-        self.out.write(header(name, mode, size, min(max(mtime, 0), 0o77777777777)))
+            self.out.write(header(b"pax", 0o644, len(more), 0, b"x") + pad_to_block(more))
+        self.out.write(header(name, mode, size, min(max(mtime, 0), MAX_OCTAL)))
 
-    def manifest(self, exceeded: tuple[str, str] | None) -> None:
-        """Send what was sent, what was not, and the sums of both."""
+    def send_manifest(self, exceeded: tuple[str, str] | None) -> None:
+        """Send the manifest: the sent files, the left-out files, and the totals."""
         lines = self.sent
-        lines += [line("changed", path) for path in self.changed[:NAMED]]
-        lines += [line("left", *one) for one in (self.left + self.left_by_default)[:NAMED]]
-        lines += [line("unmatched", self.paths[index]) for index in sorted(self.unmatched)]
+        lines += [manifest_line("changed", path) for path in self.changed[:MAX_LISTED]]
+        lines += [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:MAX_LISTED]]
+        lines += [manifest_line("unmatched", self.paths[index]) for index in sorted(self.unmatched)]
         if exceeded:
-            lines.append(line("exceeded", *exceeded))
-        lines.append(line("end", self.files, self.bytes, self.missed))
+            lines.append(manifest_line("exceeded", *exceeded))
+        lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))
         text = "".join(lines).encode("ascii")
-        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + padded(text))
+        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text))
 
 
 def main(arguments: list[str]) -> None:
-    """Take WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
+    """Take the arguments WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
-    # Nobody ends the command of an exec whose client hung up: it would wait for ever to write.
-    signal.alarm(limits[3] + PATIENCE)
+    # If the client of an exec disconnects, the command is not ended and its next write blocks for ever.
+    signal.alarm(limits[3] + ALARM_SECONDS)
     paths, exclude = arguments[7 : 7 + number], arguments[7 + number :]
     old: set[bytes] = set()
     if not paths:
         with open(snapshot, "rb") as file:
             old.update(file.read().split(b"\0"))
-    Collection(Output(1), limits, paths, exclude, old).run(workspace)
+    Collector(Output(1), limits, paths, exclude, old).run(workspace)

@@ -1,6 +1,6 @@
-"""Which paths a glob names. All globs are relative to the workspace, as in GitLab's `artifacts:paths`.
+"""Match paths against globs. Globs are relative to the workspace, as in GitLab's `artifacts:paths`.
 
-Runs inside container `files` (see `workspace`), on Python 3.9 and its standard library.
+This module runs inside container `files` (see `workspace`), on Python 3.9 and the standard library only.
 """
 
 from __future__ import annotations
@@ -10,60 +10,60 @@ if TYPE_CHECKING:
     import re
 
 
-def components(glob: str) -> list[str]:
-    """Return what stands between the slashes of GLOB."""
+def split_glob(glob: str) -> list[str]:
+    """Return the components of GLOB, without empty components and "."."""
     return [part for part in glob.split("/") if part not in ("", ".")]
 
 
 def translate(glob: str) -> str:
-    """Turn a glob into a regular expression for whole paths relative to the workspace.
+    """Return a regular expression that matches whole paths relative to the workspace.
 
-    `*` and `?` stop at a slash, `**` does not, `[...]` is a set; what names a folder stands for all in it.
+    `*` and `?` do not match a slash, `**` does, `[...]` is a set. A glob that matches a folder matches all files in it.
     """
-    parts = components(glob)
-    made = ""
+    parts = split_glob(glob)
+    regex = ""
     for index, part in enumerate(parts, 1):
         if part != "**":
-            made += translate_component(part) + ("/" if index < len(parts) else "")
+            regex += translate_component(part) + ("/" if index < len(parts) else "")
         else:
-            made += "(?:.+/)?" if index < len(parts) else ".+"
-    return (made or ".+") + ("/.+" if parts and glob.endswith("/") else "(?:/.+)?")
+            regex += "(?:.+/)?" if index < len(parts) else ".+"
+    return (regex or ".+") + ("/.+" if parts and glob.endswith("/") else "(?:/.+)?")
 
 
 def translate_component(part: str) -> str:
-    """Translate what stands between two slashes."""
+    """Return a regular expression for one component of a glob."""
     import re
 
-    made, at = "", 0
+    regex, at = "", 0
     while at < len(part):
         sign = part[at]
         at += 1
-        # A set holds at least one character, which may be the closing bracket itself.
+        # A set has at least one character, which may be the closing bracket itself.
         close = part.find("]", at + (2 if part[at : at + 1] in ("!", "^") else 1)) if sign == "[" else -1
         if sign == "*":
-            made += "[^/]*"
+            regex += "[^/]*"
         elif sign == "?":
-            made += "[^/]"
+            regex += "[^/]"
         elif close > 0:
             negated = part[at] in "!^"
             inner = part[at + negated : close].replace("\\", "\\\\")
             for special in "[]^&~|":
                 inner = inner.replace(special, "\\" + special)
-            made += "(?!/)[" + "^" * negated + inner + "]"
+            regex += "(?!/)[" + "^" * negated + inner + "]"
             at = close + 1
         else:
             if sign == "\\" and at < len(part):
                 sign = part[at]
                 at += 1
-            made += re.escape(sign)
-    return made
+            regex += re.escape(sign)
+    return regex
 
 
-def compiled(globs: list[str]) -> list[re.Pattern[str]]:
-    """Compile GLOBS, in their order; what makes no sense as a glob is taken by the letter."""
+def compile_globs(globs: list[str]) -> list[re.Pattern[str]]:
+    """Return a pattern for each glob, in order. An invalid glob matches its own text literally."""
     if not globs:
         return []
-    import re  # as slow to import as Python is to start, and the default set needs no globs
+    import re  # importing `re` takes as long as Python's start, and the default set has no globs
 
     patterns = []
     for glob in globs:
@@ -74,7 +74,7 @@ def compiled(globs: list[str]) -> list[re.Pattern[str]]:
     return patterns
 
 
-def first_folders(glob: str) -> list[re.Pattern[str]]:
-    """Return what the folders on the way to a match look like, as far as GLOB says it one by one."""
-    parts = components(glob)
-    return compiled(parts[: parts.index("**")] if "**" in parts else parts)
+def compile_folders(glob: str) -> list[re.Pattern[str]]:
+    """Return a pattern for each folder on the way to a match of GLOB, up to the first `**`."""
+    parts = split_glob(glob)
+    return compile_globs(parts[: parts.index("**")] if "**" in parts else parts)

@@ -1,8 +1,7 @@
-"""The program that puts a tree of another machine into the workspace: a tar from stdin, as it comes.
+"""Unpack a tar from stdin into the workspace, then let the commands begin. Runs inside container `files`.
 
-Like `workspace` it runs inside container `files`; its source is the argument of the exec that runs it. The archive was
-made by whoever runs the action, on a machine of theirs. What it leaves is what a clone would have left: the snapshot
-is taken after it, and only then may the commands begin.
+An exec runs this program once per environment. Its source is an argument of the exec, as for `workspace`. The tar is
+the working tree of the person who runs the action. As after a clone, the snapshot is taken when the tree is complete.
 """
 
 from __future__ import annotations
@@ -11,36 +10,38 @@ import os
 import sys
 import tarfile
 
-from agent.cluster.in_pod.workspace import let_begin
+from agent.cluster.in_pod.workspace import start_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
 
 
-class Exactly:
-    """So many bytes of a stream and no more: the end of an exec's stdin is never told."""
+class LimitedReader:
+    """Reads a given number of bytes from a stream. An exec's stdin has no end, so the size marks the end."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream = stream
         self.left = size
 
     def read(self, size: int) -> bytes:
-        """Return up to SIZE bytes, none at the end."""
+        """Return at most SIZE bytes; b"" at the end."""
         data = self.stream.read(min(size, self.left))
         self.left -= len(data)
         return data
 
 
 def main(arguments: list[str]) -> None:
-    """Take WORKSPACE SNAPSHOT READY SIZE."""
+    """Take the arguments WORKSPACE SNAPSHOT READY SIZE, where SIZE is the number of bytes of the tar."""
     workspace, snapshot, ready, size = arguments
+    # The image of the action may run as any user, and that user must be able to write all files.
     os.umask(0)
-    source = Exactly(sys.stdin.buffer, int(size))
+    source = LimitedReader(sys.stdin.buffer, int(size))
     with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]
-        # Pythons that know filters would refuse links that lead out of the tree: they are kept as they are.
+        # The default filter of newer Pythons refuses links that leave the tree. The tree is the person's own.
         archive.extraction_filter = lambda member, _: member
         archive.extractall(workspace)  # noqa: S202 - it is the person's own tree
+    # `tarfile` stops at the end marker. The sender still writes the padding after it.
     while source.read(1 << 16):
         pass
-    let_begin(workspace, snapshot, ready)
+    start_commands(workspace, snapshot, ready)

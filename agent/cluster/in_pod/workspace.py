@@ -1,12 +1,11 @@
-"""What lies in a workspace, seen from inside container `files`.
+"""Walk a workspace, take its snapshot and keep it readable: PID 1 of container `files`.
 
-Not part of the agent's own process: `payload` sends the source of this module, of `globs` and of `collector` to the
-container, where nothing is needed but Python 3.9 and its standard library; so the agent's version and the image's never
-have to agree. `main` is PID 1 of the container and lives as long as files may be wanted: it notes what the clone left,
-says that it is ready, and waits.
+This module does not run in the agent's process. `packaging` sends its source to the container, together with that of
+`glob` and `collect_files`. It needs Python 3.9 and the standard library only. `main` lives as long as files may be
+wanted: it takes a snapshot after the clone, creates the ready file, and waits.
 
-Whoever filled the workspace is not trusted: folders are entered one component at a time and never through a link, and
-nothing is entered that lies on another file system.
+The content of the workspace is not trusted. Folders are opened one component at a time and never through a link, and
+other file systems are not entered.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import signal
 import stat
 import time
 
-TYPE_CHECKING = False  # typing costs more than all that runs here
+TYPE_CHECKING = False  # importing `typing` takes longer than the rest of the program
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 READY = "ready"
 TERMINATION = "/dev/termination-log"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-CLOCK_REALTIME_COARSE = 5
+CLOCK_REALTIME_COARSE = 5  # the clock of the kernel's file times; `time` has no name for it
 
 
 def open_folder(root: int, path: str) -> int:
-    """Open PATH below ROOT component by component, so that no link on the way is followed."""
+    """Open PATH below ROOT component by component, so that no link is followed. Return the descriptor."""
     fd = os.dup(root)
     for name in path.split("/") if path else ():
         try:
@@ -41,9 +40,10 @@ def open_folder(root: int, path: str) -> int:
 
 
 def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str], None]) -> Iterator[Entry]:
-    """Yield (path, name, descriptor of its folder, lstat) of all but folders, in the order of names.
+    """Yield (path, name, descriptor of the folder, lstat) of everything but folders, sorted by name.
 
-    The descriptor is open until the next step. `miss` is told what could not be seen.
+    The descriptor stays open until the next step. `enter` decides whether to enter a folder, by its path and name.
+    `miss` receives the path of each unreadable entry and the reason.
     """
     device = os.fstat(root).st_dev
     folders = [""]
@@ -76,27 +76,30 @@ def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str]
         folders.extend(reversed(inner))
 
 
-def trace(path: str, facts: os.stat_result) -> bytes:
-    """Return what tells a file that was touched: `tar x` and `cp -p` set the mtime back, nothing sets the ctime."""
+def fingerprint(path: str, facts: os.stat_result) -> bytes:
+    """Return a value that differs after any write to the file.
+
+    It holds the ctime, because `tar x` and `cp -p` set the mtime back, and no program can set the ctime.
+    """
     return b"%d %d %d " % (facts.st_ctime_ns, facts.st_size, facts.st_ino) + os.fsencode(path)
 
 
-def hold(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
-    """Write SNAPSHOT of WORKSPACE, create READY, and wait for TERM, at most SECONDS; READY "" is left to `filler`."""
+def keep_workspace(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
+    """Start the commands and wait for TERM, at most SECONDS. With READY "", `receive_tree` starts the commands."""
     end = time.monotonic() + seconds
-    # PID 1 has no default action for TERM, and inherits orphans that nobody else would reap.
+    # The kernel gives PID 1 no default action for TERM. PID 1 also inherits orphans and has to reap them.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if ready:
-        let_begin(workspace, snapshot, ready)
+        start_commands(workspace, snapshot, ready)
     time.sleep(max(0.0, end - time.monotonic()))
 
 
-def let_begin(workspace: str, snapshot: str, ready: str) -> None:
-    """Write SNAPSHOT of WORKSPACE, then create READY, for which the commands wait."""
+def start_commands(workspace: str, snapshot: str, ready: str) -> None:
+    """Write the snapshot of WORKSPACE to SNAPSHOT, then create READY, for which the supervisor waits."""
     take_snapshot(workspace, snapshot)
-    # Whoever reads of our end knows by this whether the commands can have begun.
+    # If this container is killed, the agent sees by this message that the commands may have begun.
     try:
         with open(TERMINATION, "r+") as termination:
             termination.write(READY)
@@ -106,16 +109,16 @@ def let_begin(workspace: str, snapshot: str, ready: str) -> None:
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:
-    """Write the traces of all files of WORKSPACE to SNAPSHOT, separated by NUL."""
+    """Write the fingerprints of all files of WORKSPACE to SNAPSHOT, each with a final NUL."""
     newest = 0
     root = os.open(workspace, FOLDER)
     with open(snapshot + ".part", "wb") as out:
         for path, _, _, facts in walk(root, lambda *_: True, lambda *_: None):
             newest = max(newest, facts.st_ctime_ns)
-            out.write(trace(path, facts) + b"\0")
+            out.write(fingerprint(path, facts) + b"\0")
     os.close(root)
     os.rename(snapshot + ".part", snapshot)
-    # A change within the same tick of the file system's clock would leave the same ctime: let the tick pass.
+    # A later change within the same tick of the file system's clock would have the same ctime. Wait for the next tick.
     for _ in range(10):
         if time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > newest:
             break
@@ -123,6 +126,6 @@ def take_snapshot(workspace: str, snapshot: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Take WORKSPACE SNAPSHOT READY SECONDS."""
+    """Take the arguments WORKSPACE SNAPSHOT READY SECONDS."""
     workspace, snapshot, ready, seconds = arguments
-    hold(workspace, snapshot, ready, float(seconds))
+    keep_workspace(workspace, snapshot, ready, float(seconds))

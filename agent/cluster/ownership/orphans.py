@@ -17,7 +17,7 @@ import structlog
 
 from agent.cluster.environment.deletion import delete_pod
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -117,8 +117,8 @@ class Sweep:
 def ended_at(pod: Object) -> datetime:
     """Return when the last container of a pod ended; when it was created, if none was started."""
     states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses", ())]
-    finished = [moment(state.get("terminated", {}).get("finishedAt")) for state in states]
-    known = [at for at in (*finished, moment(pod["metadata"]["creationTimestamp"])) if at is not None]
+    finished = [parse_timestamp(state.get("terminated", {}).get("finishedAt")) for state in states]
+    known = [at for at in (*finished, parse_timestamp(pod["metadata"]["creationTimestamp"])) if at is not None]
     return max(known)
 
 
@@ -167,5 +167,5 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
 def overdue(lease: Object, now: datetime) -> bool:
     """Whether a Lease should long have been renewed, by the cluster's clock."""
     spec = lease.get("spec", {})
-    renewed = moment(spec.get("renewTime"))
+    renewed = parse_timestamp(spec.get("renewTime"))
     return renewed is None or now - renewed > timedelta(seconds=2 * float(spec.get("leaseDurationSeconds") or 15))

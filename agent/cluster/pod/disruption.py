@@ -1,11 +1,11 @@
-"""What from outside ends a pod: a drain, a preemption, a full node, a deletion. Pure, from the pod's own status."""
+"""Find what ended a pod from outside: a drain, a preemption, a full node, a deletion. Pure, from the pod's status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 
@@ -14,13 +14,14 @@ NODE_GONE = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
 
 @dataclass(frozen=True, slots=True)
 class Disruption:
-    """Something from outside that ends a pod, and since when."""
+    """An event from outside that ends a pod. `since` is its time by the cluster's clock, None if it is unknown."""
 
     reason: Reason
     message: str
     since: datetime | None
 
 
+# Reasons of the pod condition DisruptionTarget.
 DISRUPTIONS = {
     "PreemptionByScheduler": Reason.PREEMPTED,
     "DeletionByTaintManager": Reason.NODE_LOST,
@@ -30,25 +31,29 @@ DISRUPTIONS = {
 }
 
 
-def disruption(pod: Object) -> Disruption | None:
-    """Find what from outside ends this pod: DisruptionTarget, a final reason of the kubelet, or a deletion."""
+def find_disruption(pod: Object) -> Disruption | None:
+    """Return the disruption of a pod; None if there is none.
+
+    The condition DisruptionTarget is the most precise source. `status.reason` comes second, a deletion last.
+    """
     status = pod.get("status", {})
     for condition in status.get("conditions", ()):
         if condition["type"] == "DisruptionTarget" and condition.get("status") == "True":
             reason = DISRUPTIONS.get(condition.get("reason", ""), Reason.EVICTED)
             message = f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
-            return Disruption(reason, message, moment(condition.get("lastTransitionTime")))
-    if found := final_reason(status):
+            return Disruption(reason, message, parse_timestamp(condition.get("lastTransitionTime")))
+    if found := from_status_reason(status):
         return found
     deleted = pod["metadata"].get("deletionTimestamp")
     if deleted:
+        # The API server sets deletionTimestamp to the end of the grace period.
         grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
-        at = moment(deleted)
+        at = parse_timestamp(deleted)
         return Disruption(Reason.POD_DELETED, "the pod was deleted while the action ran", at - grace if at else None)
     return None
 
 
-def final_reason(status: Object) -> Disruption | None:
+def from_status_reason(status: Object) -> Disruption | None:
     """Read `status.reason`, which the kubelet or the node controller writes when it ends a pod."""
     reason = status.get("reason", "")
     message = f"{reason}: {status.get('message', '')}".rstrip(": ")
@@ -57,13 +62,13 @@ def final_reason(status: Object) -> Disruption | None:
     if reason in ("Preempting", "Preempted"):
         return Disruption(Reason.PREEMPTED, message, None)
     if reason == "DeadlineExceeded":
-        return Disruption(Reason.DEADLINE_EXCEEDED, "the pod met its own deadline", None)
+        return Disruption(Reason.DEADLINE_EXCEEDED, "the pod reached its activeDeadlineSeconds", None)
     if reason in NODE_GONE:
         return Disruption(Reason.NODE_LOST, message, None)
     return None
 
 
 def finished_before(terminated: Object, since: datetime | None) -> bool:
-    """Whether a container ended by itself before something from outside could have ended it."""
-    finished = moment(terminated.get("finishedAt"))
+    """Whether a container finished before `since`; False if either time is unknown."""
+    finished = parse_timestamp(terminated.get("finishedAt"))
     return finished is not None and since is not None and finished < since

@@ -10,17 +10,22 @@ if TYPE_CHECKING:
     from agent.domain.json import Object
 
 
-def container(status: Object, name: str) -> Object | None:
-    """Return the status of a container by its name."""
+def container_status(status: Object, name: str) -> Object | None:
+    """Return the status of a container that is not an init container; None if the kubelet has not reported it."""
     return next((each for each in status.get("containerStatuses", ()) if each["name"] == name), None)
 
 
-def runs(status: Object | None) -> bool:
-    """Whether a container runs, as far as the API knows."""
+def is_running(status: Object | None) -> bool:
     return "running" in (status or {}).get("state", {})
 
 
+def terminated_state(status: Object | None) -> Object | None:
+    """Return `state.terminated` of a container status; None if the container has not terminated."""
+    found: Object | None = (status or {}).get("state", {}).get("terminated")
+    return found
+
+
 def setup_statuses(status: Object) -> list[Object]:
-    """Return the statuses that set-up depends on: init containers, then `files`."""
-    files = container(status, FILES)
+    """Return the statuses of the containers that set-up depends on: init containers, then `files`."""
+    files = container_status(status, FILES)
     return [*status.get("initContainerStatuses", ()), *([files] if files else [])]

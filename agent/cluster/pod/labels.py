@@ -1,7 +1,7 @@
-"""What environments are called and labelled: the words by which this pool finds its own and nothing else.
+"""Names, labels and annotation keys of the objects that agents create, and the selector that finds them. Pure.
 
-Pure. Names are deterministic, so that a create whose answer got lost can be repeated, and a hash, so that any action id
-is legal. Selectors always name the pool: two releases and a `run` in one namespace never touch each other.
+Object names are deterministic, so an agent can repeat a create request whose answer was lost. Names contain a hash, so
+any action id is legal. Selectors always name the pool, so two releases and a `run` in one namespace stay apart.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ OWNER = "sealci-agent"
 
 
 def action_hash(action_id: str) -> str:
-    """Return a label value for any action id."""
+    """Return a legal label value for any action id."""
     return hashlib.sha256(action_id.encode()).hexdigest()[:32]
 
 
 def pod_name(pool: str, action_id: str, attempt: int) -> str:
-    """Return the name of the pod and its Secret: readable in front, unique behind."""
+    """Return the name of the pod and of its Secret: a readable part, then a hash that makes the name unique."""
     slug = re.sub(r"[^a-z0-9]+", "-", action_id.lower()).strip("-")[-24:].strip("-")
     digest = hashlib.sha256(f"{pool}\0{action_id}\0{attempt}".encode()).hexdigest()[:12]
     return "-".join(part for part in ("sealci", slug, digest) if part)
 
 
 def pool_selector(pool: str) -> str:
-    """Return the label selector of everything that belongs to a pool."""
+    """Return the label selector for all objects of a pool."""
     return f"{MANAGED_BY}={OWNER},{POOL}={pool}"

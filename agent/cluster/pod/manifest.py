@@ -1,8 +1,10 @@
-"""An action and the policy become a pod and a Secret: pure functions, tested by tables.
+"""Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
-The shape is DESIGN section 5: container `files` holds the workspace, container `action` is the user's image under the
-supervisor, init container `repository` clones. The wire never sets a field of the pod; the installer's template is
-merged over the result. What adoption needs is in labels and one annotation.
+Container `action` runs the user's image under the supervisor. Container `files` keeps the workspace readable after the
+commands have ended. Init container `repository` clones. `docs/architecture.md` explains this shape.
+
+A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
+Labels and one annotation hold what another agent needs for adoption.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.packaging import holder_command
+from agent.cluster.in_pod.packaging import workspace_command
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.template_merge import merged
+from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
 from agent.domain.json import Object
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 
 ACTION, FILES, REPOSITORY = "action", "files", "repository"
-ADOPTION_LIMIT = 300.0
+# Seconds that the deadlines inside the pod allow for adoption by another agent.
+ADOPTION_SECONDS = 300.0
 READY_FOLDER = "/.sealci"
 READY = f"{READY_FOLDER}/ready"
 CREDENTIALS = "/etc/sealci/credentials"
@@ -34,9 +37,11 @@ HOME = "/home/action"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the agent knows of an environment that it makes: enough to make it and to judge it.
+    """The agent's description of one environment: enough to create the pod and to judge its status.
 
-    `held`: the workspace is within reach whatever files are wanted; `filled`: somebody else lets the commands begin.
+    It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
+    `keep_files`: the pod has container `files` although the action may want no files.
+    `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
     """
 
     action: Action
@@ -47,17 +52,17 @@ class Plan:
     timeout: float
     user_namespace: bool = False
     owner: Object | None = None
-    held: bool = False
-    filled: bool = False
+    keep_files: bool = False
+    upload_tree: bool = False
 
     @property
     def wants_files(self) -> bool:
-        """Whether a files container is part of the environment."""
-        return self.held or self.action.artifacts.when is not When.NEVER
+        """Whether the pod has container `files`."""
+        return self.keep_files or self.action.artifacts.when is not When.NEVER
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
-    """Return the pod of an attempt."""
+    """Return the manifest of the pod of an attempt."""
     environment = settings.environment
     manifest: Object = {
         "apiVersion": "v1",
@@ -66,24 +71,28 @@ def pod(plan: Plan, settings: Settings) -> Object:
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
+            # Service links would add environment variables for every Service of the namespace.
             "enableServiceLinks": False,
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
-            "securityContext": pod_security(settings),
-            "containers": [*([files(plan, settings)] if plan.wants_files else []), action(plan, settings)],
+            "securityContext": pod_security_context(settings),
+            "containers": [
+                *([files_container(plan, settings)] if plan.wants_files else []),
+                action_container(plan, settings),
+            ],
             "volumes": volumes(plan, settings),
         },
     }
     if plan.action.repository:
-        manifest["spec"]["initContainers"] = [repository(plan, settings)]
+        manifest["spec"]["initContainers"] = [clone_container(plan, settings)]
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
-    result: Object = merged(manifest, environment.pod_template)
+    result: Object = merge(manifest, environment.pod_template)
     return result
 
 
 def metadata(plan: Plan, settings: Settings) -> Object:
-    """Return name, labels and the annotation that adoption reads."""
+    """Return name, labels, annotations and owner of the pod. Adoption reads the session annotation."""
     action = plan.action
     result: Object = {
         "name": plan.name,
@@ -100,6 +109,7 @@ def metadata(plan: Plan, settings: Settings) -> Object:
         },
         "annotations": {
             labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout),
+            # Autoscalers must not move a pod whose commands cannot be resumed on another node.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
         },
@@ -110,7 +120,10 @@ def metadata(plan: Plan, settings: Settings) -> Object:
 
 
 def deadline(plan: Plan, settings: Settings) -> int:
-    """Return the dead man's switch: longer than everything the agent itself would wait for."""
+    """Return `activeDeadlineSeconds`, which ends the pod if no agent is left to delete it.
+
+    The value is longer than all waits of the agent together, so that a live agent always ends the pod first.
+    """
     policy = settings.policy
     return math.ceil(
         policy.pull_timeout
@@ -118,12 +131,11 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + plan.timeout
         + settings.environment.grace
         + (settings.artifacts.timeout if plan.wants_files else 0)
-        + ADOPTION_LIMIT
+        + ADOPTION_SECONDS
     )
 
 
-def pod_security(settings: Settings) -> Object:
-    """Return the security context of the pod."""
+def pod_security_context(settings: Settings) -> Object:
     security: Object = {"seccompProfile": {"type": "RuntimeDefault"}}
     if settings.environment.profile == "restricted":
         user = settings.environment.user
@@ -131,15 +143,15 @@ def pod_security(settings: Settings) -> Object:
     return security
 
 
-def container_security(settings: Settings, *, user: int | None = None) -> Object:
-    """Return the security context of a container; `user` counts only in the baseline profile."""
+def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
+    """Return the security context of a container. Only the baseline profile uses `user`."""
     if settings.environment.profile == "restricted":
         return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     return {"allowPrivilegeEscalation": False} | ({} if user is None else {"runAsUser": user, "runAsGroup": user})
 
 
-def action(plan: Plan, settings: Settings) -> Object:
-    """Return the container of the user's image."""
+def action_container(plan: Plan, settings: Settings) -> Object:
+    """Return the container that runs the user's image."""
     environment = settings.environment
     workspace = environment.workspace
     mounts: list[Object] = [{"name": "workspace", "mountPath": workspace}]
@@ -151,7 +163,7 @@ def action(plan: Plan, settings: Settings) -> Object:
         "name": ACTION,
         "image": plan.action.image,
         "imagePullPolicy": environment.image_pull_policy,
-        "command": literally(
+        "command": escape_command(
             command_module.entrypoint(
                 plan.action.commands,
                 nonce=plan.nonce,
@@ -161,17 +173,20 @@ def action(plan: Plan, settings: Settings) -> Object:
             )
         ),
         "workingDir": workspace,
-        "env": variables(plan, settings),
+        "env": environment_variables(plan, settings),
         "resources": resources(plan, settings),
-        "securityContext": container_security(settings),
+        "securityContext": container_security_context(settings),
         "lifecycle": {"preStop": {"exec": {"command": command_module.pre_stop()}}},
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
 
 
-def variables(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the environment variables: what CI tools look for, the user's, and references to secrets."""
+def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the environment variables: those that CI tools look for, the user's, and references to secrets.
+
+    A variable of the user replaces one of the agent. A secret replaces both.
+    """
     action = plan.action
     values = {
         "CI": "true",
@@ -183,7 +198,7 @@ def variables(plan: Plan, settings: Settings) -> list[Object]:
     if settings.environment.profile == "restricted":
         values["HOME"] = HOME
     if action.repository:
-        # Command scope, so that git trusts a clone which another user made, without a file in the user's image.
+        # Git refuses a clone that belongs to another user. These variables need no file in the user's image.
         values |= {
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "safe.directory",
@@ -192,31 +207,34 @@ def variables(plan: Plan, settings: Settings) -> list[Object]:
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
-    plain = [{"name": name, "value": literal(value)} for name, value in values.items() if name not in action.secrets]
+    plain = [
+        {"name": name, "value": escape_variables(value)} for name, value in values.items() if name not in action.secrets
+    ]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}} for name in action.secrets
     ]
     return plain + secret
 
 
-def literal(text: str) -> str:
-    """Escape what the kubelet would expand in a command or a value: `$(VAR)`, and `$$` becoming `$`."""
+def escape_variables(text: str) -> str:
+    """Escape a text against the kubelet, which expands `$(VAR)` and replaces `$$` by `$`."""
     return text.replace("$", "$$")
 
 
-def literally(command: list[str]) -> list[str]:
-    """Return a command that reaches the container as it is."""
-    return [literal(argument) for argument in command]
+def escape_command(command: list[str]) -> list[str]:
+    """Return a command that the kubelet passes to the container unchanged."""
+    return [escape_variables(argument) for argument in command]
 
 
 def resources(plan: Plan, settings: Settings) -> Object:
-    """Return requests and limits: what was asked, else the policy's defaults."""
+    """Return requests and limits: the action's values, else the defaults of the policy."""
     asked, policy = plan.action.resources, settings.policy
     requests = {
         "cpu": asked.cpu or policy.default_cpu,
         "memory": asked.memory or policy.default_memory,
         "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
     }
+    # The default of the policy is an estimate, so only a memory request of the action becomes a limit.
     limits = {"ephemeral-storage": requests["ephemeral-storage"]}
     if asked.memory and policy.limit_memory:
         limits["memory"] = asked.memory
@@ -224,22 +242,23 @@ def resources(plan: Plan, settings: Settings) -> Object:
     return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
 
 
-def files(plan: Plan, settings: Settings) -> Object:
-    """Return the container that holds the workspace after the commands have ended."""
-    seconds = settings.artifacts.timeout + ADOPTION_LIMIT
+def files_container(plan: Plan, settings: Settings) -> Object:
+    """Return the container that keeps the workspace readable after the commands have ended."""
+    seconds = settings.artifacts.timeout + ADOPTION_SECONDS
     return {
         "name": FILES,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": literally(
-            holder_command(
+        "command": escape_command(
+            workspace_command(
                 workspace=settings.environment.workspace,
-                ready_path="" if plan.filled else READY,
+                ready_path="" if plan.upload_tree else READY,
                 seconds=plan.timeout + settings.policy.pull_timeout + seconds,
             )
         ),
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
-        "securityContext": container_security(settings, user=0),
+        # Root, because the image of the action may create files that belong to any user.
+        "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
             {"name": "workspace", "mountPath": settings.environment.workspace},
             {"name": "sealci", "mountPath": READY_FOLDER},
@@ -247,8 +266,8 @@ def files(plan: Plan, settings: Settings) -> Object:
     }
 
 
-def repository(plan: Plan, settings: Settings) -> Object:
-    """Return the init container that clones."""
+def clone_container(plan: Plan, settings: Settings) -> Object:
+    """Return the init container that clones the repository."""
     asked = plan.action.repository
     if asked is None:
         raise AssertionError("an action without a repository has no repository container")
@@ -270,16 +289,17 @@ def repository(plan: Plan, settings: Settings) -> Object:
         "name": REPOSITORY,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": literally(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
+        # The old name of the module, because the image on a node may be one release older than the agent.
+        "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": container_security(settings, user=0),
+        "securityContext": container_security_context(settings, user=0),
         "volumeMounts": mounts,
     }
 
 
 def volumes(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the volumes: the workspace, the ready file, credentials and a home where they are needed."""
+    """Return the volumes: the workspace and, where the pod needs them, the ready file, a home and the credentials."""
     found: list[Object] = [
         {"name": "workspace", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}},
     ]
@@ -291,7 +311,7 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         found.append(
             {
                 "name": "credentials",
-                # Optional, so that the clone can say at once that it is missing: the kubelet would wait for ever.
+                # Optional: the kubelet would wait for a missing Secret for ever, while the clone fails at once.
                 "secret": {
                     "secretName": plan.action.repository.credentials,
                     "defaultMode": 0o440,
@@ -303,7 +323,10 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
 
 
 def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
-    """Return the Secret of an attempt, owned by its pod alone, so that it goes with it."""
+    """Return the manifest of the Secret of an attempt.
+
+    The pod is its only owner, so the garbage collector deletes the Secret with the pod.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -1,32 +1,33 @@
-"""A pod that is lost before it started can be made again by an heir too: from the pod itself, as it was when claimed.
+"""Build the manifest that re-creates an adopted pod which was lost before it started. Pure.
 
-Pure. What adoption writes down says nothing of the image and the commands; they stand in the pod. An agent that made
-the pod itself makes it again from its plan and needs nothing of this.
+The session annotation holds neither image nor commands, so the source is the pod as it was at adoption. An agent that
+created the pod itself re-creates it from its plan and does not need this module.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.fields import container, runs
+from agent.cluster.pod.fields import container_status, is_running, terminated_state
 from agent.cluster.pod.manifest import ACTION
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.settings import Settings
 
-KEPT = ("name", "namespace", "labels", "annotations", "ownerReferences")
+COPIED_METADATA = ("name", "namespace", "labels", "annotations", "ownerReferences")
 
 
-def model(pod: Object, settings: Settings) -> Object | None:
-    """Return what makes the same pod once more; None when it has begun, or is not known whole."""
-    action = container(pod.get("status", {}), ACTION)
-    if "containers" not in pod.get("spec", {}) or runs(action) or "terminated" in (action or {}).get("state", {}):
+def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
+    """Return the manifest of the same pod; None if the commands have begun, or if the pod was read without its spec."""
+    action = container_status(pod.get("status", {}), ACTION)
+    if "containers" not in pod.get("spec", {}) or is_running(action) or terminated_state(action) is not None:
         return None
-    metadata = {key: pod["metadata"][key] for key in KEPT if key in pod["metadata"]}
+    metadata = {key: pod["metadata"][key] for key in COPIED_METADATA if key in pod["metadata"]}
     spec = dict(pod["spec"])
-    # A node that the cluster chose is chosen anew; what admission derived, it derives again.
+    # The cluster chose this node, and it may be the reason for the loss. A node of the installer's template stays.
     if "nodeName" not in settings.environment.pod_template.get("spec", {}):
         spec.pop("nodeName", None)
+    # Admission derives the priority from priorityClassName and refuses a different value.
     spec.pop("priority", None)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

@@ -1,6 +1,7 @@
-"""What a pod tells of its session, so that another agent can go on with it: one annotation, written and read here.
+"""Write and read the annotation by which another agent can adopt a pod's session. Pure.
 
-Pure. Commands and secret values are not in it: the commands run already, and the values come from the scheduler.
+The annotation holds neither commands nor secret values. The pod holds the commands, and the scheduler sends the values
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from agent.domain.json import Object
 
 
 def write(action: Action, nonce: str, timeout: float) -> str:
-    """Return the annotation of a session; `timeout` is the one in force, in seconds."""
+    """Return the annotation of a session. `timeout` is the effective timeout of the commands, in seconds."""
     rules = action.artifacts
     session = {
         "action_id": action.key.action_id,
@@ -30,13 +31,13 @@ def write(action: Action, nonce: str, timeout: float) -> str:
 
 
 def claim_of(pod: Object) -> int:
-    """Return the claim that a pod is labelled with; 0 for one that tells none."""
-    told = str(pod["metadata"].get("labels", {}).get(labels.CLAIM, ""))
-    return int(told) if told.isascii() and told.isdigit() else 0
+    """Return the claim in the labels of a pod; 0 if there is no valid claim."""
+    text = str(pod["metadata"].get("labels", {}).get(labels.CLAIM, ""))
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def nonce_of(pod: Object) -> str:
-    """Return the nonce of a pod's session; "" for one that tells none."""
+    """Return the nonce of a pod's session; "" if the annotation is missing or unreadable."""
     try:
         return str(json.loads(pod["metadata"]["annotations"][labels.SESSION])["nonce"])
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -44,12 +45,12 @@ def nonce_of(pod: Object) -> str:
 
 
 def read(pod: Object) -> tuple[Action, str]:
-    """Return the action of a pod that another agent made, as far as it tells, and its nonce.
+    """Return the action of a pod that another agent created, and the nonce of its session.
 
-    The commands are unknown and their number is not; secrets have names and no values.
+    The action has as many empty commands as the original has commands. Its secrets have names and empty values.
 
     Raises:
-        ValueError: it is no pod of an action, or of a version that is not understood.
+        ValueError: the annotation or the claim is missing or unreadable, for example of a newer version.
     """
     meta = pod["metadata"]
     try:
@@ -69,4 +70,4 @@ def read(pod: Object) -> tuple[Action, str]:
         )
         return action, str(session["nonce"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"the pod {meta.get('name')} tells no session: {error!r}") from error
+        raise ValueError(f"the pod {meta.get('name')} has no readable session annotation: {error!r}") from error

@@ -1,6 +1,6 @@
-"""A pod that is still being set up: for what it waits, for how long it may, and when that has become a failure.
+"""Judge a pod that is still being set up: what it waits for, and when the wait has become a failure. Pure.
 
-Pure. Every wait has its limit; what cannot pass by itself fails at once, with a sentence for people.
+Every wait has a limit. A state that cannot pass by itself fails at once, with a sentence for people.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.fields import container, runs, setup_statuses
+from agent.cluster.pod.fields import container_status, is_running, setup_statuses
 from agent.cluster.pod.manifest import ACTION, REPOSITORY
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Observation, SetupFailed, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
+# Reasons of containers that the container runtime could not start.
 NEVER_RAN = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
-AT_ONCE = {
+# Waiting reasons that do not pass by themselves.
+FAILED_AT_ONCE = {
     "InvalidImageName": Reason.IMAGE_PULL_FAILED,
     "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
     "ImageInspectError": Reason.IMAGE_PULL_FAILED,
@@ -28,6 +30,7 @@ AT_ONCE = {
     "CrashLoopBackOff": Reason.INTERNAL,
 }
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
+# Pull errors of the network or of an overloaded registry. They get the longer limit `registry_grace`.
 NETWORK = re.compile(
     r"i/o timeout|connection re(fused|set)|no such host|temporary failure|TLS handshake timeout|"
     r"\b(502|503|504|429) |toomanyrequests|network is unreachable|\bEOF\b",
@@ -35,17 +38,20 @@ NETWORK = re.compile(
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
-SECRET_WAIT = 30.0
+# Pull errors that do not pass by themselves.
+INVALID_REFERENCE = "invalid reference format"
+# Seconds until a missing Secret of the action is a failure. The agent creates the Secret right after the pod.
+SECRET_WAIT_SECONDS = 30.0
 STARTING = "starting containers"
-# Errors of the container runtime that pass by themselves; the limit of the start bounds them.
+# Errors of the container runtime that pass by themselves. Only the limit of the whole start applies to them.
 TRANSIENT = re.compile(
     r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable|failed to sync \w+ cache"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long each part of a set-up may take, in seconds."""
+class SetupLimits:
+    """How long each part of a set-up may take, in seconds. The limits come from the policy of the agent."""
 
     pending: float
     pull_grace: float
@@ -55,8 +61,12 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
-    """What the agent itself knows of the environment: how to read the supervisor's words, its own Secret and orders."""
+class Expectations:
+    """What the agent knows of an environment besides the pod's status. The environment owns it.
+
+    `commands` is the number of commands. `secret` is the name of the action's Secret. `interrupted` is True after the
+    agent itself has sent TERM to the commands.
+    """
 
     nonce: str
     commands: int
@@ -66,111 +76,163 @@ class Intent:
 
 
 @dataclass(slots=True)
-class History:
-    """Since when a state has been seen, by a key; the API does not tell it for waiting reasons. Monotonic seconds."""
+class FirstSeen:
+    """When each state of one pod was seen for the first time, in monotonic seconds. The environment owns it.
 
-    first: dict[str, float] = field(default_factory=dict)
+    The API has no such times for waiting reasons.
+    """
+
+    times: dict[str, float] = field(default_factory=dict)
 
     def age(self, key: str, now: float) -> float:
-        """Return how long `key` has been the case, counting from its first sight."""
-        return now - self.first.setdefault(key, now)
+        """Return the seconds since `key` was seen first. The first call for a key returns 0."""
+        return now - self.times.setdefault(key, now)
 
-    def keep(self, keys: Iterable[str]) -> None:
-        """Forget what is no longer the case."""
-        alive = set(keys)
-        self.first = {key: at for key, at in self.first.items() if key in alive}
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Drop all other keys, so that their age starts at 0 when they are seen again."""
+        kept = set(keys)
+        self.times = {key: at for key, at in self.times.items() if key in kept}
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """An observation, and after how many seconds to look again although nothing may have changed."""
+class Judgement:
+    """An observation, and the seconds until the pod must be judged again even without a new event."""
 
     observation: Observation
     recheck: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingReason:
+    """Why one container waits, as the kubelet reports it."""
+
+    container: str
+    reason: str
+    message: str
+
+
 def cannot_run(message: str) -> SetupFailed:
-    """Say why a container could not be started at all."""
+    """Return the failure of a container that the container runtime could not start."""
     if NO_SHELL.search(message):
         text = "the image has no /bin/sh, which the commands need"
     elif "exec format error" in message:
         text = "the image is not made for this machine's processor (exec format error)"
-    elif "non-root" in message or "runAsNonRoot" in message:
+    elif forbids_root(message):
         text = "the image runs as root, which the restricted profile forbids"
     else:
         text = f"the container cannot be started: {message}"
     return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
 
 
-def waiting(pod: Object, intent: Intent, limits: Limits, history: History, now: float) -> Sight:
-    """Judge a pod that is still being set up: every wait has its limit."""
-    status = pod.get("status", {})
-    if not pod.get("spec", {}).get("nodeName"):
-        return unscheduled(status, limits, history, now)
-    statuses = [*setup_statuses(status), *([found] if (found := container(status, ACTION)) else [])]
-    reasons = {each["name"]: each["state"]["waiting"] for each in statuses if each.get("state", {}).get("waiting")}
-    cloning = any(each["name"] == REPOSITORY and runs(each) for each in statuses)
-    key, limit = ("clone", limits.clone) if cloning else ("start", limits.start)
-    history.keep({key, *(f"{name}/pull" for name in reasons), "secret"})
-    rechecks = []
-    for name, why in reasons.items():
-        sight = stuck(name, why, intent, limits, history, now)
-        if isinstance(sight, SetupFailed):
-            return Sight(sight)
-        rechecks.append(sight)
-    age = history.age(key, now)
-    detail = "cloning the repository" if cloning else started_detail(reasons)
-    if age >= limit:
-        reason = Reason.REPOSITORY_FAILED if cloning else Reason.IMAGE_PULL_FAILED
-        return Sight(SetupFailed(reason, f"{detail}: not done within {limit:g} s"))
-    return Sight(Waiting(detail), min([*(each for each in rechecks if each), limit - age]))
+def forbids_root(message: str) -> bool:
+    return "non-root" in message or "runAsNonRoot" in message
 
 
-def started_detail(reasons: dict[str, Object]) -> str:
-    """Say what containers wait for."""
-    for name, why in reasons.items():
-        if why.get("reason") in PULLING:
-            return f"pulling the image of {name}: {BACK_OFF.sub('', why.get('message', ''))[:300]}"
+def setup_containers(status: Object) -> list[Object]:
+    """Return the statuses of all containers that have to start."""
+    action = container_status(status, ACTION)
+    return [*setup_statuses(status), *([action] if action else [])]
+
+
+def waiting_reasons(statuses: Iterable[Object]) -> list[WaitingReason]:
+    """Return why each waiting container waits, in the order of the statuses."""
+    return [
+        WaitingReason(each["name"], waiting.get("reason", ""), waiting.get("message", ""))
+        for each in statuses
+        if (waiting := each.get("state", {}).get("waiting"))
+    ]
+
+
+def start_detail(reasons: Iterable[WaitingReason]) -> str:
+    """Return what the containers wait for, in words for people."""
+    for each in reasons:
+        if each.reason in PULLING:
+            return f"pulling the image of {each.container}: {BACK_OFF.sub('', each.message)[:300]}"
     return STARTING
 
 
-def stuck(
-    name: str, why: Object, intent: Intent, limits: Limits, history: History, now: float
-) -> SetupFailed | float | None:
-    """Judge one waiting reason: failed, or in how many seconds it will be."""
-    reason, message = why.get("reason", ""), why.get("message", "")
-    if reason == "CreateContainerConfigError" and f'secret "{intent.secret}" not found' in message:
-        age = history.age("secret", now)
-        if age < SECRET_WAIT:
-            return SECRET_WAIT - age
-        return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT:g} s")
-    if reason in PULLING:
-        limit = limits.registry_grace if NETWORK.search(message) else limits.pull_grace
-        age = history.age(f"{name}/pull", now)
-        if age < limit and not hopeless(message):
+@dataclass(frozen=True, slots=True)
+class SetupJudge:
+    """Judges one state of a pod that is being set up. It lives for one call of `classify`.
+
+    `now` is in monotonic seconds.
+    """
+
+    expectations: Expectations
+    limits: SetupLimits
+    first_seen: FirstSeen
+    now: float
+
+    def judge(self, pod: Object) -> Judgement:
+        """Return `SetupFailed` if a wait has failed or has exceeded its limit, otherwise `Waiting`."""
+        status = pod.get("status", {})
+        if not pod.get("spec", {}).get("nodeName"):
+            return self.judge_unscheduled(status)
+        containers = setup_containers(status)
+        reasons = waiting_reasons(containers)
+        cloning = any(each["name"] == REPOSITORY and is_running(each) for each in containers)
+        phase = "clone" if cloning else "start"
+        self.first_seen.keep_only({phase, *(f"{each.container}/pull" for each in reasons), "secret"})
+        rechecks = []
+        for each in reasons:
+            result = self.judge_waiting_reason(each)
+            if isinstance(result, SetupFailed):
+                return Judgement(result)
+            if result:
+                rechecks.append(result)
+        limit = self.limits.clone if cloning else self.limits.start
+        age = self.first_seen.age(phase, self.now)
+        detail = "cloning the repository" if cloning else start_detail(reasons)
+        if age >= limit:
+            reason = Reason.REPOSITORY_FAILED if cloning else Reason.IMAGE_PULL_FAILED
+            return Judgement(SetupFailed(reason, f"{detail}: not done within {limit:g} s"))
+        return Judgement(Waiting(detail), min([*rechecks, limit - age]))
+
+    def judge_unscheduled(self, status: Object) -> Judgement:
+        """Judge a pod that has no node yet."""
+        conditions = status.get("conditions", ())
+        message = next((each.get("message", "") for each in conditions if each["type"] == "PodScheduled"), "")
+        limit = self.limits.pending
+        age = self.first_seen.age("pending", self.now)
+        if age >= limit:
+            why = message or "the cluster's scheduler gave no reason"
+            return Judgement(SetupFailed(Reason.UNSCHEDULABLE, f"no node was found within {limit:g} s: {why}"))
+        return Judgement(Waiting(f"waiting for a node: {message}" if message else "waiting for a node"), limit - age)
+
+    def judge_waiting_reason(self, waiting: WaitingReason) -> SetupFailed | float | None:
+        """Return a failure, the seconds until the wait becomes a failure, or None if only the start's limit applies."""
+        return JUDGES.get(waiting.reason, SetupJudge.judge_message)(self, waiting)
+
+    def judge_pull(self, waiting: WaitingReason) -> SetupFailed | float | None:
+        limit = self.limits.registry_grace if NETWORK.search(waiting.message) else self.limits.pull_grace
+        age = self.first_seen.age(f"{waiting.container}/pull", self.now)
+        if age < limit and INVALID_REFERENCE not in waiting.message:
             return limit - age
-        return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {name} cannot be pulled: {message or reason}")
-    if TRANSIENT.search(message):
+        why = waiting.message or waiting.reason
+        return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {waiting.container} cannot be pulled: {why}")
+
+    def judge_config_error(self, waiting: WaitingReason) -> SetupFailed | float | None:
+        """Judge a container whose configuration is incomplete. The action's Secret may only be late."""
+        if f'secret "{self.expectations.secret}" not found' not in waiting.message:
+            return self.judge_message(waiting)
+        age = self.first_seen.age("secret", self.now)
+        if age < SECRET_WAIT_SECONDS:
+            return SECRET_WAIT_SECONDS - age
+        return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT_SECONDS:g} s")
+
+    def judge_message(self, waiting: WaitingReason) -> SetupFailed | None:
+        """Judge by the message first, because the reason alone does not show whether an error can pass."""
+        if TRANSIENT.search(waiting.message):
+            return None
+        if waiting.reason in NEVER_RAN or forbids_root(waiting.message):
+            return cannot_run(waiting.message or waiting.reason)
+        if reason := FAILED_AT_ONCE.get(waiting.reason):
+            return SetupFailed(reason, f"container {waiting.container}: {waiting.reason}: {waiting.message}")
         return None
-    if reason in NEVER_RAN or "non-root" in message or "runAsNonRoot" in message:
-        return cannot_run(message or reason)
-    if reason in AT_ONCE:
-        return SetupFailed(AT_ONCE[reason], f"container {name}: {reason}: {message}")
-    return None
 
 
-def hopeless(message: str) -> bool:
-    """Whether a pull error cannot pass by itself."""
-    return "invalid reference format" in message
-
-
-def unscheduled(status: Object, limits: Limits, history: History, now: float) -> Sight:
-    """Judge a pod that has no node yet."""
-    message = next(
-        (each.get("message", "") for each in status.get("conditions", ()) if each["type"] == "PodScheduled"), ""
-    )
-    age = history.age("pending", now)
-    if age >= limits.pending:
-        why = message or "the scheduler of the cluster said nothing"
-        return Sight(SetupFailed(Reason.UNSCHEDULABLE, f"no node was found within {limits.pending:g} s: {why}"))
-    return Sight(Waiting(f"waiting for a node: {message}" if message else "waiting for a node"), limits.pending - age)
+# Waiting reasons with a judge of their own. `judge_message` judges all others.
+JUDGES: dict[str, Callable[[SetupJudge, WaitingReason], SetupFailed | float | None]] = {
+    **dict.fromkeys(PULLING, SetupJudge.judge_pull),
+    "CreateContainerConfigError": SetupJudge.judge_config_error,
+}

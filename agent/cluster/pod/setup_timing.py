@@ -1,8 +1,7 @@
-"""Where the time of a set-up goes: how long an environment waited for a node, for images and containers, for its clone.
+"""Measure where the time of a set-up goes: the wait for a node, image pulls and container starts, the clone.
 
-A timeline lives as long as its set-up and is shown every state of the pod that was seen. It goes by the
-agent's own clock and the moments at which it saw things, because the times in a pod's status are whole seconds; only a
-clone that began and ended between two looks is timed by them.
+Times come from the agent's own clock at each watch event, because the times in a pod's status are whole seconds. Only a
+clone that began and ended between two events is measured by the times in the status.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.manifest import REPOSITORY
-from agent.cluster.pod.timestamps import moment
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.json import Object
 from agent.domain.observations import Waiting
 
@@ -21,54 +20,57 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 
-class Timeline:
-    """The set-up of one pod, from the moment at which it was asked for. All times are monotonic seconds."""
+class SetupTiming:
+    """The phases of the set-up of one pod, since the agent's create request. It lives as long as the set-up.
+
+    All times are monotonic seconds.
+    """
 
     def __init__(self, began: float) -> None:
         self.began = began
-        self.scheduled: float | None = None
-        self.cloning: float | None = None
-        self.cloned: float | None = None
-        self.counted = False
+        self.scheduled_at: float | None = None
+        self.clone_started_at: float | None = None
+        self.clone_seconds: float | None = None
+        self.recorded = False
 
-    def count(self, metrics: Metrics, pod: Object | None, seen: Observation, now: float) -> None:
-        """Take a look at the pod, and count the phases once the set-up has ended, whatever its end is."""
-        self.see(pod, now)
-        if not self.counted and not isinstance(seen, Waiting):
-            self.counted = True
+    def record(self, metrics: Metrics, pod: Object | None, seen: Observation, now: float) -> None:
+        """Apply a state of the pod. Record the phases once, when the set-up has ended with success or failure."""
+        self.update(pod, now)
+        if not self.recorded and not isinstance(seen, Waiting):
+            self.recorded = True
             for phase, seconds in self.phases(now).items():
                 metrics.phase_duration.labels(phase).observe(seconds)
 
-    def see(self, pod: Object | None, now: float) -> None:
-        """Note what a state of the pod tells for the first time."""
+    def update(self, pod: Object | None, now: float) -> None:
+        """Store the time of each step that the pod shows for the first time."""
         if pod is None:
             return
-        if self.scheduled is None and pod.get("spec", {}).get("nodeName"):
-            self.scheduled = now
+        if self.scheduled_at is None and pod.get("spec", {}).get("nodeName"):
+            self.scheduled_at = now
         statuses = pod.get("status", {}).get("initContainerStatuses", ())
         state: Object = next((each.get("state", {}) for each in statuses if each["name"] == REPOSITORY), {})
-        if self.cloning is None and "running" in state:
-            self.cloning = now
-        ended = state.get("terminated")
-        if self.cloned is None and ended:
-            took = now - self.cloning if self.cloning is not None else lasted(ended)
-            self.cloned = took
+        if self.clone_started_at is None and "running" in state:
+            self.clone_started_at = now
+        terminated = state.get("terminated")
+        if self.clone_seconds is None and terminated:
+            started = self.clone_started_at
+            self.clone_seconds = now - started if started is not None else duration(terminated)
 
     def phases(self, now: float) -> Mapping[str, float]:
-        """Return the seconds of each phase that was begun, for a set-up that ends now."""
-        if self.scheduled is None:
+        """Return the seconds of each phase that has begun, for a set-up that ends now."""
+        if self.scheduled_at is None:
             return {"schedule": now - self.began}
-        result = {"schedule": self.scheduled - self.began}
-        clone = self.cloned
-        if clone is None and self.cloning is not None:
-            clone = now - self.cloning
+        result = {"schedule": self.scheduled_at - self.began}
+        clone = self.clone_seconds
+        if clone is None and self.clone_started_at is not None:
+            clone = now - self.clone_started_at
         if clone is not None:
             result["clone"] = clone
-        result["pull"] = max(0.0, now - self.scheduled - (clone or 0.0))
+        result["pull"] = max(0.0, now - self.scheduled_at - (clone or 0.0))
         return result
 
 
-def lasted(terminated: Object) -> float:
-    """Return the seconds between the times of a container that has ended, 0 when they are not told."""
-    began, ended = moment(terminated.get("startedAt")), moment(terminated.get("finishedAt"))
+def duration(terminated: Object) -> float:
+    """Return the seconds between start and finish of a terminated container; 0 if the status lacks a time."""
+    began, ended = parse_timestamp(terminated.get("startedAt")), parse_timestamp(terminated.get("finishedAt"))
     return max(0.0, (ended - began).total_seconds()) if began and ended else 0.0

@@ -1,7 +1,7 @@
-"""What happened to an environment: pure functions from a pod's status to an observation.
+"""Turn a pod's status into an observation: what happened to the environment. Pure.
 
-The order is DESIGN section 6. The action container's own termination comes first: it ended, and whatever befell the pod
-later only decides whether its files could be had. A missing pod is never success, a missing exit code never 0.
+A missing pod is never success, and a missing exit code is never 0. `classify` documents the order of the questions.
+`docs/architecture.md` gives the reasons for it.
 """
 
 from __future__ import annotations
@@ -10,101 +10,124 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.workspace import READY as FILES_READY
-from agent.cluster.pod.disruption import disruption, finished_before
-from agent.cluster.pod.fields import container, runs, setup_statuses
+from agent.cluster.pod.disruption import find_disruption, finished_before
+from agent.cluster.pod.fields import container_status, is_running, setup_statuses, terminated_state
 from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
-from agent.cluster.pod.setup_status import NEVER_RAN, History, Intent, Limits, Sight, cannot_run, waiting
-from agent.cluster.pod.timestamps import moment
-from agent.cluster.supervisor import command as command_module
+from agent.cluster.pod.setup_status import (
+    NEVER_RAN,
+    Expectations,
+    FirstSeen,
+    Judgement,
+    SetupJudge,
+    SetupLimits,
+    cannot_run,
+)
+from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.supervisor import termination
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed
 
 if TYPE_CHECKING:
     from agent.cluster.pod.disruption import Disruption
-    from agent.cluster.supervisor.command import Ending, Verdict
+    from agent.cluster.supervisor.termination import Ending, Verdict
 
 
-# The kubelet's word, and containerd's for what ended while it was away (measured: with exit code 255).
+# Reasons of a container whose real end is unknown: the kubelet's, and containerd's for a container that ended while
+# containerd was down (measured: with exit code 255).
 UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
 REJECTED = "Pod was rejected"
 OUT_OF_MEMORY = "OOMKilled"
 FINAL_PHASES = ("Failed", "Succeeded")
-# So long the kubelet's word about a pod may come after that about its containers, seconds; a second is usual.
-LAST_WORD = 10.0
+# Exit codes of a process that KILL or TERM has ended.
+KILLED = (137, 143)
+# Seconds to wait for the pod's own status after its containers ended. Usually 1.
+POD_STATUS_WAIT_SECONDS = 10.0
+# Time after which a deletion that the node has not carried out makes the pod lost.
+OVERDUE = timedelta(seconds=30)
+# The same on a node that the cluster already reports as lost.
+OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 
 
 def classify(
     pod: Object | None,
-    intent: Intent,
-    limits: Limits,
-    history: History,
+    expectations: Expectations,
+    limits: SetupLimits,
+    first_seen: FirstSeen,
     now: float,
     wall: datetime,
     last: Object | None = None,
-) -> Sight:
-    """Say what a pod's status means.
+) -> Judgement:
+    """Judge the state of a pod. The first question with an answer decides:
+
+    1. Is the pod missing? Its last known state decides.
+    2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide
+       whether the files can still be copied. If the kubelet may be evicting the pod, the pod's status is awaited first.
+    3. Can the action container no longer terminate by itself (final pod phase, overdue deletion)? The pod is lost.
+    4. Has a container of the set-up failed? The set-up has failed.
+    5. Does the action container run, and may the commands begin? The commands run.
+    6. Otherwise the pod is being set up, within the limits.
 
     Args:
-        pod: as the API last said; None when the API says it is gone.
-        last: the state in which a pod went that is gone; None when nobody saw it go.
-        now: monotonic seconds, for `history`.
-        wall: the cluster's time as far as known, only held against deletion timestamps.
+        pod: the pod in the latest event; None if the API reports it deleted.
+        last: the last known state of a deleted pod; None if the agent missed the deletion event.
+        now: monotonic seconds, for `first_seen`.
+        wall: the cluster's time as far as known. It is only compared with deletion timestamps.
     """
     if pod is None:
-        return Sight(departed(last, intent))
+        return Judgement(judge_deleted(last, expectations))
     status = pod.get("status", {})
-    action = container(status, ACTION)
-    if terminated := (action or {}).get("state", {}).get("terminated"):
-        if unexplained(pod, terminated, intent) and history.age("ended", now) < LAST_WORD:
-            return Sight(Running("the node has yet to say why the pod ends"), recheck=LAST_WORD)
-        return Sight(ended(pod, terminated, intent))
-    lost = gone(pod, action, wall)
-    if lost:
-        return Sight(lost)
+    action = container_status(status, ACTION)
+    if terminated := terminated_state(action):
+        waits = awaits_pod_status(pod, terminated, expectations)
+        if waits and first_seen.age("ended", now) < POD_STATUS_WAIT_SECONDS:
+            detail = "the node has not yet reported why the pod ends"
+            return Judgement(Running(detail), recheck=POD_STATUS_WAIT_SECONDS)
+        return Judgement(judge_terminated(pod, terminated, expectations))
+    if lost := judge_lost(pod, action, wall):
+        return Judgement(lost)
     for each in setup_statuses(status):
-        if failed := set_up_ended(each, pod):
-            return Sight(failed)
-    if runs(action) and not files_missing(status, intent):
-        return Sight(Running(), recheck=deletion_recheck(pod, wall))
-    sight = waiting(pod, intent, limits, history, now)
-    rechecks = [each for each in (sight.recheck, deletion_recheck(pod, wall)) if each is not None]
-    return Sight(sight.observation, min(rechecks, default=None))
+        if failed := judge_setup_container(each, pod):
+            return Judgement(failed)
+    if is_running(action) and not waits_for_files(status, expectations):
+        return Judgement(Running(), recheck=deletion_recheck(pod, wall))
+    judgement = SetupJudge(expectations, limits, first_seen, now).judge(pod)
+    rechecks = [each for each in (judgement.recheck, deletion_recheck(pod, wall)) if each is not None]
+    return Judgement(judgement.observation, min(rechecks, default=None))
 
 
-def departed(last: Object | None, intent: Intent) -> Observation:
-    """Judge a pod that is gone by the state in which it went, if that was seen."""
+def judge_deleted(last: Object | None, expectations: Expectations) -> Observation:
+    """Judge a deleted pod by its last known state."""
     if last is None:
         return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
+    outside = find_disruption(last)
     if not last["spec"].get("nodeName"):
-        why = disruption(last)
-        reason = why.reason if why else Reason.POD_DELETED
+        reason = outside.reason if outside else Reason.POD_DELETED
         return Lost(reason, "the pod was deleted before it had a node", unstarted=True)
-    action = container(last.get("status", {}), ACTION)
-    if terminated := (action or {}).get("state", {}).get("terminated"):
-        return ended(last, terminated, intent)
-    why = disruption(last)
-    if why is None:
+    action = container_status(last.get("status", {}), ACTION)
+    if terminated := terminated_state(action):
+        return judge_terminated(last, terminated, expectations)
+    if outside is None:
         return Lost(Reason.POD_DELETED, "the pod was deleted while the action ran")
-    return Lost(why.reason, why.message, final(last) and unstarted(action, why.reason))
+    return Lost(outside.reason, outside.message, is_final(last) and never_started(action, outside.reason))
 
 
-def final(pod: Object) -> bool:
-    """Whether the kubelet has said its last word about a pod."""
+def is_final(pod: Object) -> bool:
+    """Whether the pod's phase is final, after which the kubelet no longer changes its status."""
     return pod.get("status", {}).get("phase") in FINAL_PHASES
 
 
-def unstarted(action: Object | None, reason: Reason) -> bool:
-    """Whether the final status of the action container proves that it never started.
+def never_started(action: Object | None, reason: Reason) -> bool:
+    """Whether the final status of the action container proves that the container never started.
 
-    The kubelet writes an end of unknown kind, without a container, over a container that it never made. A lost node
-    may have started what it could no longer report: no proof.
+    The kubelet writes an end of unknown kind, without a container id, for a container that it never created. A lost
+    node proves nothing: it may have started a container that it could no longer report.
     """
     if reason is Reason.NODE_LOST:
         return False
     status = action or {}
-    if runs(status) or status.get("started") or status.get("containerID") or status.get("lastState"):
+    if is_running(status) or status.get("started") or status.get("containerID") or status.get("lastState"):
         return False
     terminated = status.get("state", {}).get("terminated", {})
     return not terminated or (
@@ -114,161 +137,170 @@ def unstarted(action: Object | None, reason: Reason) -> bool:
     )
 
 
-def ended(pod: Object, terminated: Object, intent: Intent) -> Observation:
-    """Judge an action container that has terminated."""
+# ---- the action container has terminated
+
+
+def judge_terminated(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
+    """Judge an action container that has terminated, first by the kubelet's report, then by the supervisor's record."""
+    return judge_kubelet_report(pod, terminated) or judge_record(pod, terminated, expectations)
+
+
+def judge_kubelet_report(pod: Object, terminated: Object) -> Observation | None:
+    """Return what the kubelet's report decides; None if the container ran and ended with a real exit code."""
     reason, message = terminated.get("reason", ""), terminated.get("message", "")
-    outside = disruption(pod)
     if "exitCode" not in terminated or reason in UNKNOWN_END:
-        if outside:
-            never = final(pod) and unstarted(container(pod["status"], ACTION), outside.reason)
-            return Lost(outside.reason, outside.message, never)
+        if outside := find_disruption(pod):
+            unstarted = is_final(pod) and never_started(container_status(pod["status"], ACTION), outside.reason)
+            return Lost(outside.reason, outside.message, unstarted)
         return Lost(Reason.NODE_LOST, f"the node lost sight of the container: {reason} {message}".strip())
     if reason in NEVER_RAN:
         return cannot_run(message or reason)
-    code = terminated["exitCode"]
-    files, lost = files_state(pod, intent)
-    ending = command_module.read_termination(message, intent.nonce)
-    verdict = command_module.judge(code, ending, intent.commands)
-    if outside and cut_short(terminated, ending, verdict, outside):
+    return None
+
+
+def judge_record(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
+    """Return the result of a container that ran, from its exit code and the supervisor's record."""
+    code, message = terminated["exitCode"], terminated.get("message", "")
+    ending = termination.read_termination(message, expectations.nonce)
+    verdict = termination.judge(code, ending, expectations.commands)
+    outside = find_disruption(pod)
+    if outside and was_cut_short(terminated, ending, verdict, outside):
         return Lost(outside.reason, outside.message)
+    files, lost = files_availability(pod, expectations)
     if verdict.succeeded:
         return Exited(code, verdict.command, None, verdict.message, files, lost)
-    if reason == OUT_OF_MEMORY and code != 0:
-        text = f"killed for memory{in_command(verdict.command)} (exit code {code}): the limit is too low for it"
+    if terminated.get("reason") == OUT_OF_MEMORY and code != 0:
+        command = f" in command {verdict.command}" if verdict.command else ""
+        text = f"killed for memory{command} (exit code {code}): the limit is too low for it"
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
     if ending is None:
         text = f"the image's /bin/sh ended with exit code {code} before the first command"
-        if code == command_module.WORKSPACE_FAILED and message:
+        if code == termination.WORKSPACE_FAILED and message:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)
 
 
-def unexplained(pod: Object, terminated: Object, intent: Intent) -> bool:
-    """Whether the kubelet may be ending the pod and has not said so yet.
+def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectations) -> bool:
+    """Whether the kubelet may be evicting the pod and has not reported that yet.
 
-    It tells that containers have ended, one after the other, before it tells that it evicts their pod. The supervisor's
-    record tells whether it was told to end, or killed; the container `files` ends by itself only with its pod.
+    The kubelet reports the end of each container before it reports that it evicts the pod. The supervisor's record
+    shows whether PID 1 received TERM or was killed. Container `files` ends only with its pod.
     """
-    if intent.interrupted or final(pod) or disruption(pod):
+    if expectations.interrupted or is_final(pod) or find_disruption(pod):
         return False
-    ending = command_module.read_termination(terminated.get("message", ""), intent.nonce)
+    ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    if intent.wants_files and "terminated" in (container(pod["status"], FILES) or {}).get("state", {}):
+    if expectations.wants_files and terminated_state(container_status(pod["status"], FILES)) is not None:
         return True
-    return from_outside(terminated, ending)
+    return was_signalled(terminated, ending)
 
 
-def from_outside(terminated: Object, ending: Ending | None) -> bool:
-    """Whether PID 1 was told to end, or killed for something else than its memory: no command does that by its end."""
-    if ending and ending.told:
+def was_signalled(terminated: Object, ending: Ending | None) -> bool:
+    """Whether PID 1 received TERM, or was killed for another reason than memory. A command cannot cause either."""
+    if ending and ending.received_term:
         return True
     killed = ending.exit_code is None if ending else terminated.get("exitCode") in KILLED
     return killed and terminated.get("reason") != OUT_OF_MEMORY
 
 
-def cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
-    """Whether something from outside may have ended the commands, whatever code their answer to TERM was."""
-    # An evicting kubelet dates its word when it writes it, which is after the end that it brought about.
-    if finished_before(terminated, outside.since) and not from_outside(terminated, ending):
+def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
+    """Whether the disruption may have ended the commands, whatever exit code they answered TERM with."""
+    # An evicting kubelet dates the disruption when it writes the condition, after the containers have ended.
+    if finished_before(terminated, outside.since) and not was_signalled(terminated, ending):
         return False
     if not verdict.succeeded:
         return True
-    # A server leaves with 0 when it is told to.
+    # A server exits with 0 on TERM, so exit code 0 proves success only if all commands ran.
     return not (ending is not None and ending.completed)
 
 
-def in_command(command: int) -> str:
-    """Name a command, if one is known."""
-    return f" in command {command}" if command else ""
-
-
-def files_state(pod: Object, intent: Intent) -> tuple[bool, str]:
-    """Say whether files can be copied now, and why not."""
-    if not intent.wants_files:
+def files_availability(pod: Object, expectations: Expectations) -> tuple[bool, str]:
+    """Return whether files can be copied now, and if not, why. The reason is "" if no files are wanted."""
+    if not expectations.wants_files:
         return False, ""
     if pod["metadata"].get("deletionTimestamp"):
         return False, "the pod is being deleted"
-    files = container(pod.get("status", {}), FILES)
-    if files and files.get("state", {}).get("running"):
+    if is_running(container_status(pod.get("status", {}), FILES)):
         return True, ""
     return False, pod.get("status", {}).get("reason") or "the files container has ended"
 
 
-def files_missing(status: Object, intent: Intent) -> bool:
-    """Whether the supervisor still waits for the files container: no command has run then."""
-    files = container(status, FILES)
-    return intent.wants_files and (files is None or "waiting" in files.get("state", {}))
+# ---- the action container has not terminated
 
 
-def gone(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
-    """Say whether a pod whose action container has not terminated will never come to an end of its own."""
-    status = pod.get("status", {})
-    reason = status.get("reason", "")
-    if final(pod):
-        outside = disruption(pod)
-        if reason.startswith(REFUSED_BY_KUBELET) or status.get("message", "").startswith(REJECTED):
-            text = f"the node refused the pod: {reason}: {status.get('message', '')}"
-            return Lost(outside.reason if outside else Reason.UNSCHEDULABLE, text, unstarted=True)
-        if outside:
-            return Lost(outside.reason, outside.message, unstarted(action, outside.reason))
-        if setup_problem(pod):
-            return None
-        return Lost(Reason.INTERNAL, f"the pod ended without an exit code: {reason or status.get('phase')}")
-    if overdue(pod, wall):
-        outside = disruption(pod)
+def waits_for_files(status: Object, expectations: Expectations) -> bool:
+    """Whether the supervisor still waits for container `files`, so that no command has run."""
+    files = container_status(status, FILES)
+    return expectations.wants_files and (files is None or "waiting" in files.get("state", {}))
+
+
+def judge_lost(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
+    """Return the loss of a pod whose action container has not terminated and never will; None if it still may."""
+    if is_final(pod):
+        return judge_final_phase(pod, action)
+    if is_overdue(pod, wall):
+        outside = find_disruption(pod)
         reason = outside.reason if outside else Reason.POD_DELETED
         return Lost(reason, "the pod was deleted, and its node does not carry that out")
     return None
 
 
-def setup_problem(pod: Object) -> bool:
-    """Whether a container of the set-up ended with a failure, which explains a failed pod."""
-    return any(set_up_ended(each, pod) for each in setup_statuses(pod["status"]))
-
-
-OVERDUE = timedelta(seconds=30)
-# The cluster knows already that the node does not answer.
-OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
-KILLED = (137, 143)
-
-
-def due(pod: Object) -> datetime | None:
-    """Return when a deletion should long have been carried out; None when there is none."""
-    at = moment(pod["metadata"].get("deletionTimestamp"))
-    if at is None:
+def judge_final_phase(pod: Object, action: Object | None) -> Lost | None:
+    """Return why a pod in a final phase is lost; None if a failed container of the set-up explains it."""
+    status = pod.get("status", {})
+    reason, message = status.get("reason", ""), status.get("message", "")
+    outside = find_disruption(pod)
+    if reason.startswith(REFUSED_BY_KUBELET) or message.startswith(REJECTED):
+        text = f"the node refused the pod: {reason}: {message}"
+        return Lost(outside.reason if outside else Reason.UNSCHEDULABLE, text, unstarted=True)
+    if outside:
+        return Lost(outside.reason, outside.message, never_started(action, outside.reason))
+    if any(judge_setup_container(each, pod) for each in setup_statuses(status)):
         return None
-    outside = disruption(pod)
-    lost = outside is not None and outside.reason is Reason.NODE_LOST
-    return at + (OVERDUE_ON_LOST_NODE if lost else OVERDUE)
+    return Lost(Reason.INTERNAL, f"the pod ended without an exit code: {reason or status.get('phase')}")
 
 
-def overdue(pod: Object, wall: datetime) -> bool:
-    """Whether a deletion should long have been carried out."""
-    at = due(pod)
-    return at is not None and wall > at
-
-
-def deletion_recheck(pod: Object, wall: datetime) -> float | None:
-    """Return when to look again at a pod that is being deleted."""
-    at = due(pod)
-    return None if at is None else max(1.0, (at - wall).total_seconds() + 1)
-
-
-def set_up_ended(status: Object, pod: Object) -> Observation | None:
-    """Judge a container of the set-up that has terminated."""
-    terminated = status.get("state", {}).get("terminated")
+def judge_setup_container(status: Object, pod: Object) -> Observation | None:
+    """Return the failure of a container of the set-up; None if the container has not failed."""
+    terminated = terminated_state(status)
     if not terminated or terminated.get("exitCode") == 0:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        if name == FILES and FILES_READY in terminated.get("message", "") and runs(container(pod["status"], ACTION)):
-            return None  # the commands go on; that their files are lost is said when they have ended
-        if outside := disruption(pod):
+        ready = name == FILES and FILES_READY in terminated.get("message", "")
+        if ready and is_running(container_status(pod["status"], ACTION)):
+            # The commands continue. The loss of their files is reported after their end.
+            return None
+        if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)
     message = terminated.get("message", "").strip()
     text = message or f"{terminated.get('reason', 'ended')} with exit code {terminated.get('exitCode')}"
     if name == REPOSITORY:
         return SetupFailed(Reason.REPOSITORY_FAILED, text)
     return SetupFailed(Reason.INTERNAL, f"container {name}: {text}")
+
+
+# ---- a deletion that is not carried out
+
+
+def deletion_deadline(pod: Object) -> datetime | None:
+    """Return the time after which a deletion counts as not carried out; None if the pod is not being deleted."""
+    at = parse_timestamp(pod["metadata"].get("deletionTimestamp"))
+    if at is None:
+        return None
+    outside = find_disruption(pod)
+    node_lost = outside is not None and outside.reason is Reason.NODE_LOST
+    return at + (OVERDUE_ON_LOST_NODE if node_lost else OVERDUE)
+
+
+def is_overdue(pod: Object, wall: datetime) -> bool:
+    at = deletion_deadline(pod)
+    return at is not None and wall > at
+
+
+def deletion_recheck(pod: Object, wall: datetime) -> float | None:
+    """Return the seconds until a deletion is overdue, at least 1; None if the pod is not being deleted."""
+    at = deletion_deadline(pod)
+    return None if at is None else max(1.0, (at - wall).total_seconds() + 1)

@@ -1,35 +1,35 @@
-"""The installer's pod template over the agent's pod: the few rules of a strategic merge that a pod needs.
+"""Merge the installer's pod template over the agent's pod, by the rules of a strategic merge that a pod needs. Pure.
 
-Pure. Mappings merge by key; lists of mounts merge by their path and other lists whose items carry a name (containers,
-volumes, env ...) by name, as Kubernetes merges them; others are joined; null removes a key; anything else replaces.
+Mappings merge by key. Lists of mounts merge by path, and other lists whose items have a name (containers, volumes, env)
+merge by name, as Kubernetes merges them. Other lists are concatenated. null removes a key. Any other value replaces.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# One volume can be mounted at several paths, so its name tells mounts not apart.
+# The paths come before the name, because one volume can be mounted at several paths.
 KEYS = ("mountPath", "devicePath", "name")
 
 
-def merged(base: Any, over: Any) -> Any:
-    """Return `over` laid upon `base`; neither is changed."""
+def merge(base: Any, over: Any) -> Any:
+    """Return `over` merged onto `base`. Neither argument is changed."""
     if isinstance(base, dict) and isinstance(over, dict):
         result = {key: value for key, value in base.items() if not (key in over and over[key] is None)}
         for key, value in over.items():
             if value is not None:
-                result[key] = merged(base[key], value) if key in base else value
+                result[key] = merge(base[key], value) if key in base else value
         return result
     if isinstance(base, list) and isinstance(over, list):
-        return merged_lists(base, over)
+        return merge_lists(base, over)
     return over
 
 
-def merged_lists(base: list[Any], over: list[Any]) -> list[Any]:
-    """Merge items of the same key, keep the order of `base`, and append what is new."""
+def merge_lists(base: list[Any], over: list[Any]) -> list[Any]:
+    """Merge items of the same key, keep the order of `base`, and append the other items of `over`."""
     key = next((key for key in KEYS if all(isinstance(item, dict) and key in item for item in base + over)), None)
     if key is None:
         return base + over
-    theirs = {item[key]: item for item in over}
-    kept = [merged(item, theirs.pop(item[key])) if item[key] in theirs else item for item in base]
-    return kept + list(theirs.values())
+    added = {item[key]: item for item in over}
+    result = [merge(item, added.pop(item[key])) if item[key] in added else item for item in base]
+    return result + list(added.values())

@@ -1,13 +1,12 @@
-"""The supervisor's announcements, taken out of the log they travel in.
+"""Read the supervisor's markers out of the log of the commands.
 
-The supervisor prints a marker into the same pipe as the commands' output at the start and the end of each command, and
-one when everything has ended: so an announcement stands exactly where it belongs between the bytes of the log. A marker
-carries the session's random nonce, so no output of a user is taken for one, and ends with a newline of its own that
-goes with it, so output without a final newline stays as it was. A reader lives as long as one log is read; it keeps
-back only what may still become a marker, and never more than one marker's length.
+The supervisor prints a marker into the same pipe as the commands' output, at the start and the end of each command and
+at the end of the log. So a marker's position between the bytes of the log is exact. Each marker carries the session's
+random nonce, so user output cannot be mistaken for a marker. The newline after a marker belongs to the marker, so
+output without a final newline stays as it was.
 
-On the wire: 0x1e `sealci:NONCE:s:COMMAND` newline, `...:f:COMMAND:CODE`, `...:l:0:CODE`. Markers decide nothing: the
-verdict comes from the container's status and its termination message.
+On the wire: 0x1e `sealci:NONCE:s:COMMAND` newline, `...:f:COMMAND:CODE`, `...:l:0:CODE`. Markers do not decide the
+verdict. The container's status and its termination message do.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ __all__ = ["LEAD", "NONCE", "Marker", "MarkerKind", "MarkerReader"]
 
 
 class MarkerReader:
-    """Splits a log into the user's bytes and markers; the same for every way in which the log is cut into pieces.
+    """Splits a log into user output and markers. The result does not depend on how the log is cut into pieces.
+
+    A reader lives as long as one reading of the log. It buffers at most the length of one marker.
 
     Args:
-        nonce: the session's, 8 to 64 letters and digits.
+        nonce: the session's nonce, 8 to 64 letters and digits.
     """
 
     def __init__(self, nonce: str) -> None:
@@ -38,12 +39,12 @@ class MarkerReader:
         self.tail = b""
 
     @property
-    def held(self) -> int:
-        """How many bytes at the end of what was fed are kept back: they may begin a marker."""
+    def buffered(self) -> int:
+        """Number of bytes at the end of the input that are not returned yet, because they may begin a marker."""
         return len(self.tail)
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
-        """Return text (never empty) and markers in order, as far as they are certain."""
+        """Return user output (never empty) and markers in order, without the bytes that may begin a marker."""
         if self.tail:
             data, self.tail = self.tail + data, b""
         items: list[bytes | Marker] = []
@@ -53,35 +54,36 @@ class MarkerReader:
             if match := BODY.match(data, body):
                 if found > begin:
                     items.append(data[begin:found])
-                items.append(marker(match))
+                items.append(parse_marker(match))
                 begin = search = match.end()
-            elif self.may_end_later(data, body):
+            elif self.is_cut_off(data, body):
                 break
             else:
                 search = body
-        keep = found if found >= 0 else self.beginning(data, search)
+        keep = found if found >= 0 else self.find_partial_prefix(data, search)
         if keep > begin:
+            # A slice of the whole would copy the data. Most pieces of a log hold no marker.
             items.append(data[begin:keep] if begin or keep < len(data) else data)
         self.tail = data[keep:]
         return items
 
     def flush(self) -> bytes:
-        """Return what was kept back, at the end of the log."""
+        """Return the buffered bytes at the end of the log."""
         rest, self.tail = self.tail, b""
         return rest
 
-    def beginning(self, data: bytes, since: int) -> int:
-        """Return where a marker begins whose prefix is not whole yet; the end of the data if there is none."""
+    def find_partial_prefix(self, data: bytes, since: int) -> int:
+        """Return where an incomplete marker prefix begins at the end of the data; the length of the data if none."""
         at = data.rfind(LEAD, max(since, len(data) - len(self.prefix) + 1))
         return at if at >= 0 and self.prefix.startswith(data[at:]) else len(data)
 
-    def may_end_later(self, data: bytes, body: int) -> bool:
-        """Whether what follows a whole prefix is the beginning of a body, cut off by the end of the data."""
+    def is_cut_off(self, data: bytes, body: int) -> bool:
+        """Whether the bytes after a complete prefix begin a marker body that the end of the data cuts off."""
         return UNFINISHED.fullmatch(data, body) is not None
 
 
-def marker(match: re.Match[bytes]) -> Marker:
-    """Return the marker that a body announces."""
+def parse_marker(match: re.Match[bytes]) -> Marker:
+    """Return the marker of a match of `BODY`."""
     started, command, kind, finished, code = match.groups()
     if started:
         return Marker(MarkerKind.STARTED, int(command))

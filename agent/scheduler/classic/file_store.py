@@ -20,6 +20,7 @@ import structlog
 
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, Reason, Stage
+from agent.domain.paths import safe_components, write_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,9 +113,7 @@ class Copy:
                 self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 self.mode = part.mode & 0o777
             case FileData():
-                view = memoryview(part.data)
-                while view:
-                    view = view[os.write(self.handle, view) :]
+                write_all(self.handle, part.data)
                 self.bytes += len(part.data)
             case FileEnd():
                 os.fchmod(self.handle, self.mode)
@@ -146,8 +145,10 @@ def checked(path: bytes) -> bytes:
     Raises:
         OSError: it does not.
     """
-    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
-        raise OSError(None, f"{path[:200]!r} is not a path within the folder of the action")
+    try:
+        safe_components(path)
+    except ValueError as error:
+        raise OSError(None, f"{path[:200]!r} is not a path within the folder of the action") from error
     return path
 
 

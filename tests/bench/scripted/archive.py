@@ -6,7 +6,7 @@ from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, line, padded
+from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, manifest_line, pad_to_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,6 @@ def archive(size: int) -> Iterator[bytes]:
     block = bytes(BLOCK)
     for at in range(0, size, BLOCK):
         yield block[: min(BLOCK, size - at)]
-    text = (line("file", NAME, size, MODE, digest(size)) + line("end", 1, size, 0)).encode("ascii")
-    tail = header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + padded(text)
+    text = (manifest_line("file", NAME, size, MODE, digest(size)) + manifest_line("end", 1, size, 0)).encode("ascii")
+    tail = header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text)
     yield bytes(-size % 512) + tail + bytes(1024)

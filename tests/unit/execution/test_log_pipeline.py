@@ -27,7 +27,7 @@ class Markers:
         self.kept = b""
 
     @property
-    def held(self) -> int:
+    def buffered(self) -> int:
         return len(self.kept)
 
     def feed(self, data: bytes) -> list[bytes | Marker]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agent.cluster.artifacts.archive_manifest import Manifest
 from agent.cluster.artifacts.archive_reader import ArchiveReader, End, Item, Limits
 from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
-from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, padded, pax
+from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, pad_to_block, pax_record
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import LeftOut
 
@@ -27,9 +27,9 @@ FILES = {b"a": b"data", b"empty": b"", "sub/ü\n".encode(): b"x" * 1300, b"n" * 
 def member(name: bytes, data: bytes, *, kind: bytes = b"0") -> bytes:
     before = b""
     if len(name) > 100:
-        more = pax(b"path", name)
-        before = header(b"pax", 0o644, len(more), 0, b"x") + padded(more)
-    return before + header(name, 0o644, len(data), 0, kind) + padded(data)
+        more = pax_record(b"path", name)
+        before = header(b"pax", 0o644, len(more), 0, b"x") + pad_to_block(more)
+    return before + header(name, 0o644, len(data), 0, kind) + pad_to_block(data)
 
 
 def file_line(name: bytes, data: bytes) -> bytes:
@@ -134,8 +134,8 @@ def test_bytes_are_handed_on_as_they_come() -> None:
     limits = Limits(1, 1 << 40, 1 << 40, 1)
     reader = ArchiveReader(limits)
     size = 1 << 36
-    more = pax(b"size", b"%d" % size)
-    reader.feed(header(b"pax", 0o644, len(more), 0, b"x") + padded(more) + header(b"large", 0o644, size, 0))
+    more = pax_record(b"size", b"%d" % size)
+    reader.feed(header(b"pax", 0o644, len(more), 0, b"x") + pad_to_block(more) + header(b"large", 0o644, size, 0))
     chunk = bytes(1 << 15)
     for _ in range(10):
         assert reader.feed(chunk) == [FileData(chunk)]
@@ -167,7 +167,7 @@ def named(name: str, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def extended(body: bytes, after: bytes = b"") -> bytes:
-    return header(b"pax", 0o644, len(body), 0, b"x") + padded(body) + (after or member(b"a", b"1"))
+    return header(b"pax", 0o644, len(body), 0, b"x") + pad_to_block(body) + (after or member(b"a", b"1"))
 
 
 def resummed(block: bytes, at: int, data: bytes) -> bytes:
@@ -185,10 +185,10 @@ HOSTILE = {
     "folder": with_type(tarfile.DIRTYPE),
     "contiguous file": with_type(tarfile.CONTTYPE),
     "sparse file": with_type(tarfile.GNUTYPE_SPARSE),
-    "old type": resummed(HEADER, 156, b"\0") + padded(b"1"),
+    "old type": resummed(HEADER, 156, b"\0") + pad_to_block(b"1"),
     "gnu long name": named("n" * 200, tarfile.GNU_FORMAT),
     "prefix of a name": named("d" * 100 + "/" + "n" * 60, tarfile.USTAR_FORMAT),
-    "global header": header(b"pax", 0o644, 12, 0, b"g") + padded(b"12 path=abc\n"),
+    "global header": header(b"pax", 0o644, 12, 0, b"g") + pad_to_block(b"12 path=abc\n"),
     "absolute path": named("/etc/passwd"),
     "path upwards": named("../x"),
     "path upwards inside": named("a/../../x"),
@@ -197,26 +197,26 @@ HOSTILE = {
     "slash at the end": member(b"a/", b"1"),
     "no name": member(b"", b"1"),
     "dots": member(b"..", b"1"),
-    "nul in a name": extended(pax(b"path", b"a\0b")),
+    "nul in a name": extended(pax_record(b"path", b"a\0b")),
     "nul in a short name": member(b"a\0b", b"1"),
-    "long path upwards": extended(pax(b"path", b"../" + b"n" * 200)),
-    "absolute long path": extended(pax(b"path", b"/" + b"n" * 200)),
-    "name too long": extended(pax(b"path", b"n" * 4097)),
-    "unknown record": extended(pax(b"linkpath", b"/etc/passwd")),
-    "sparse record": extended(pax(b"GNU.sparse.major", b"1")),
+    "long path upwards": extended(pax_record(b"path", b"../" + b"n" * 200)),
+    "absolute long path": extended(pax_record(b"path", b"/" + b"n" * 200)),
+    "name too long": extended(pax_record(b"path", b"n" * 4097)),
+    "unknown record": extended(pax_record(b"linkpath", b"/etc/passwd")),
+    "sparse record": extended(pax_record(b"GNU.sparse.major", b"1")),
     "record without an end": extended(b"9 path=ab"),
     "record too long": extended(b"99 path=a\n"),
     "record of length nothing": extended(b"0 path=a\n"),
     "record without a length": extended(b"path=a\n"),
     "record with a sign": extended(b"-1 path=a\n"),
-    "record twice": extended(pax(b"path", b"a") * 2),
+    "record twice": extended(pax_record(b"path", b"a") * 2),
     "no record": extended(b""),
-    "size that is no number": extended(pax(b"size", b"-5")),
-    "size with a sign": extended(pax(b"size", b"+5")),
-    "size without end": extended(pax(b"size", b"9" * 100)),
-    "two extended headers": extended(pax(b"path", b"a"), extended(pax(b"path", b"b"))),
+    "size that is no number": extended(pax_record(b"size", b"-5")),
+    "size with a sign": extended(pax_record(b"size", b"+5")),
+    "size without end": extended(pax_record(b"size", b"9" * 100)),
+    "two extended headers": extended(pax_record(b"path", b"a"), extended(pax_record(b"path", b"b"))),
     "extended header too long": header(b"pax", 0o644, 1 << 20, 0, b"x"),
-    "extended header at the end": extended(pax(b"path", b"a"), bytes(1024)),
+    "extended header at the end": extended(pax_record(b"path", b"a"), bytes(1024)),
     "wrong checksum": HEADER[:120] + b"1" + HEADER[121:],
     "other magic": resummed(HEADER, 257, b"ustar  \0"),
     "no magic": resummed(HEADER, 257, bytes(8)),

@@ -137,8 +137,8 @@ async def test_what_took_too_long_is_not_tried_again(pod: Pod) -> None:
 
 async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     (pod.workspace / "log").write_bytes(b"x")
-    program = CHANGES + packaging.collect()[-1]
-    monkeypatch.setattr(packaging, "collect", lambda: (*packaging.PYTHON, program))
+    program = CHANGES + packaging.collect_files_program()[-1]
+    monkeypatch.setattr(packaging, "collect_files_program", lambda: (*packaging.PYTHON, program))
     with pytest.raises(collect_module.CollectionBroken, match="changed while they were copied: log"):
         await pod.collect()
 
@@ -209,7 +209,7 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
 
 
 def test_commands_fit_into_an_address() -> None:
-    holder = packaging.holder_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
+    holder = packaging.workspace_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
     assert holder[:3] == ["python3", "-I", "-S"]
     assert holder[-4:] == ["/workspace", packaging.SNAPSHOT, "/.sealci/ready", "3600"]
     collect = collect_module.collect_command(ArtifactRules(("a", "b"), ("c",)), LIMITS, workspace="/workspace")
@@ -220,7 +220,9 @@ def test_commands_fit_into_an_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [packaging.holder(), packaging.collect(), packaging.fill()], ids=["holder", "collect", "fill"]
+    "command",
+    [packaging.workspace_program(), packaging.collect_files_program(), packaging.receive_tree_program()],
+    ids=["holder", "collect", "fill"],
 )
 def test_programs_are_for_the_oldest_python_that_is_promised(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")

@@ -1,4 +1,4 @@
-"""The clone of the set-up, with real repositories: refs, depths, transports, and credentials that never show."""
+"""The clone program with real repositories: refs, depths, transports, and credentials that are never shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster.in_pod import clone as clones
-from agent.cluster.in_pod.clone import CloneFailed, check, shown
+from agent.cluster.in_pod.clone import CloneFailed, check, without_credentials
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ZERO = "0" * 40
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git as somebody."""
+    """Run git with an identity and without the settings of this machine."""
     me = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "file"}
     done = subprocess.run(["git", "-C", str(folder), *me, *arguments], capture_output=True, check=True, env=env)
@@ -66,7 +66,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
-    """Run the program as the container does; return its code, its output and its last words."""
+    """Run the program as the container does. Return its exit code, its output and its termination message."""
     whole = {
         "url": url,
         "ref": ref,
@@ -77,21 +77,21 @@ def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, st
         "credentials": "",
         "timeout": 30.0,
     }
-    words = workspace.parent / "words"
+    message = workspace.parent / "message"
     program = (
         "import pathlib, sys; from agent.cluster.in_pod import clone; "
         "clone.TERMINATION_LOG = pathlib.Path(sys.argv.pop()); sys.exit(clone.main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(whole | order), str(words)],
+        [sys.executable, "-c", program, json.dumps(whole | order), str(message)],
         capture_output=True,
         timeout=50,
         check=False,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "*"},
     )
-    said = done.stdout.decode() + done.stderr.decode()
-    assert "Traceback" not in said, said
-    return done.returncode, said, words.read_text() if words.exists() else ""
+    output = done.stdout.decode() + done.stderr.decode()
+    assert "Traceback" not in output, output
+    return done.returncode, output, message.read_text() if message.exists() else ""
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, st
 )
 @pytest.mark.parametrize("depth", [0, 1])
 def test_branches_and_tags(origin: Path, workspace: Path, ref: str, content: str, depth: int) -> None:
-    code, said, words = run(f"file://{origin}", workspace, ref, depth=depth)
-    assert (code, words) == (0, ""), said
+    code, output, message = run(f"file://{origin}", workspace, ref, depth=depth)
+    assert (code, message) == (0, ""), output
     assert (workspace / "file").read_text() == content
-    assert "Checked out " in said
+    assert "Checked out " in output
     commits = git(workspace, "rev-list", "--count", "HEAD")
     assert commits == ("1" if depth or content == "one\n" else "2")
 
@@ -111,8 +111,8 @@ def test_branches_and_tags(origin: Path, workspace: Path, ref: str, content: str
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_full_sha_that_no_ref_names(origin: Path, workspace: Path, depth: int) -> None:
     first = git(origin, "rev-parse", "main~1")
-    code, said, _ = run(f"file://{origin}", workspace, first, depth=depth)
-    assert code == 0, said
+    code, output, _ = run(f"file://{origin}", workspace, first, depth=depth)
+    assert code == 0, output
     assert git(workspace, "rev-parse", "HEAD") == first
 
 
@@ -137,39 +137,39 @@ def test_a_sha_from_a_server_that_serves_only_refs(
 
 
 @pytest.mark.parametrize("ref", ["no-such-branch", ZERO, "refs/heads/none"])
-def test_a_missing_ref_fails_with_a_sentence(origin: Path, workspace: Path, ref: str) -> None:
-    code, said, words = run(f"file://{origin}", workspace, ref)
+def test_a_missing_ref_is_a_sentence_for_people(origin: Path, workspace: Path, ref: str) -> None:
+    code, output, message = run(f"file://{origin}", workspace, ref)
     assert code == 1
-    assert words
-    assert words.startswith(f"file://{origin}: ")
-    assert words in said
+    assert message
+    assert message.startswith(f"file://{origin}: ")
+    assert message in output
 
 
-def test_a_missing_repository_fails_with_a_sentence(tmp_path: Path, workspace: Path) -> None:
-    code, _, words = run(f"file://{tmp_path}/none", workspace)
+def test_a_missing_repository_is_a_sentence_for_people(tmp_path: Path, workspace: Path) -> None:
+    code, _, message = run(f"file://{tmp_path}/none", workspace)
     assert code == 1
-    assert "does not appear to be a git repository" in words
+    assert "does not appear to be a git repository" in message
 
 
 @pytest.mark.parametrize("submodules", [False, True])
 def test_submodules_only_when_asked_for(origin: Path, workspace: Path, submodules: bool) -> None:
-    code, said, _ = run(f"file://{origin}", workspace, submodules=submodules)
-    assert code == 0, said
+    code, output, _ = run(f"file://{origin}", workspace, submodules=submodules)
+    assert code == 0, output
     assert (workspace / "inner" / "file").exists() == submodules
 
 
-def test_whatever_user_the_image_has_can_write(origin: Path, workspace: Path) -> None:
+def test_any_user_of_the_image_can_write(origin: Path, workspace: Path) -> None:
     assert run(f"file://{origin}", workspace)[0] == 0
     modes = {path.name: path.stat().st_mode & 0o777 for path in (workspace / "file", workspace / ".git")}
     assert modes == {"file": 0o666, ".git": 0o777}
 
 
-def test_it_takes_no_longer_than_it_may(origin: Path, workspace: Path) -> None:
-    code, _, words = run(f"file://{origin}", workspace, timeout=0.0001)
-    assert (code, words) == (1, f"file://{origin}: not done within 0.0001 s")
+def test_a_clone_has_a_time_limit(origin: Path, workspace: Path) -> None:
+    code, _, message = run(f"file://{origin}", workspace, timeout=0.0001)
+    assert (code, message) == (1, f"file://{origin}: not done within 0.0001 s")
 
 
-# ---- what is refused before git sees it
+# ---- what the program refuses before it runs git
 
 
 @pytest.mark.parametrize(
@@ -190,19 +190,19 @@ def test_it_takes_no_longer_than_it_may(origin: Path, workspace: Path) -> None:
         "https://example.org/r\n--upload-pack=date",
     ],
 )
-def test_hostile_urls(url: str) -> None:
+def test_a_hostile_url_is_refused(url: str) -> None:
     with pytest.raises(CloneFailed):
         check(url, "", ["https", "ssh"])
 
 
 @pytest.mark.parametrize("ref", ["--upload-pack=date", "-x", "a\nb", "a\0b"])
-def test_hostile_refs(ref: str) -> None:
+def test_a_hostile_ref_is_refused(ref: str) -> None:
     with pytest.raises(CloneFailed, match="must not start with a dash"):
         check("https://example.org/r", ref, ["https", "ssh"])
 
 
 @pytest.mark.parametrize("ref", ["main:evil", "+main", "+refs/*:refs/*", "HEAD~1", "a b", "a^{}"])
-def test_what_is_no_ref_but_a_refspec_or_an_expression(ref: str) -> None:
+def test_a_refspec_or_an_expression_is_refused(ref: str) -> None:
     with pytest.raises(CloneFailed, match="is not the name of a branch, a tag or a commit"):
         check("https://example.org/r", ref, ["https", "ssh"])
 
@@ -210,12 +210,12 @@ def test_what_is_no_ref_but_a_refspec_or_an_expression(ref: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://example.org/r", "HTTPS://example.org/r", "ssh://git@example.org:22/r", "git@example.org:g/r.git"]
 )
-def test_what_is_allowed(url: str) -> None:
+def test_common_urls_are_allowed(url: str) -> None:
     check(url, "main", ["https", "ssh"])
 
 
-def test_git_itself_refuses_what_the_order_does_not_allow(origin: Path, workspace: Path) -> None:
-    """A submodule or a redirection is not checked by us."""
+def test_git_refuses_a_scheme_that_the_order_does_not_allow(origin: Path, workspace: Path) -> None:
+    """The program does not check the URL of a submodule or a redirection, so git has to."""
     order = {"schemes": ["https"], "credentials": "", "url": ""}
     env = clones.environment(order, workspace.parent)
     with pytest.raises(CloneFailed, match="not allowed"):
@@ -232,15 +232,15 @@ def test_git_itself_refuses_what_the_order_does_not_allow(origin: Path, workspac
         ("git@example.org:r", "git@example.org:r"),
     ],
 )
-def test_credentials_are_stripped_from_what_is_shown(text: str, clean: str) -> None:
-    assert shown(text) == clean
+def test_credentials_are_removed_from_messages(text: str, clean: str) -> None:
+    assert without_credentials(text) == clean
 
 
 # ---- credentials over http
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a repository to who has the password, and may send elsewhere."""
+    """Serves the files of a repository to clients with the password, or redirects them. It lives for one test."""
 
     daemon_threads = True
 
@@ -282,7 +282,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
                 self.send_error(403)
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -312,11 +312,11 @@ HTTP: Object = {"schemes": ["http"]}
 
 def test_the_password_of_the_secret_opens_the_repository(origin: Path, workspace: Path, secret: Path) -> None:
     with serving(origin / ".git") as server:
-        code, said, _ = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
-    assert code == 0, said
+        code, output, _ = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
+    assert code == 0, output
     assert (workspace / "file").read_text() == "two\n"
     assert server.given[0] == f"me:{PASSWORD}"
-    assert PASSWORD not in said
+    assert PASSWORD not in output
     assert PASSWORD not in (workspace / ".git" / "config").read_text()
 
 
@@ -330,25 +330,25 @@ def test_a_secret_without_a_name_logs_in_as_git(origin: Path, workspace: Path, s
 def test_a_wrong_password_fails_and_does_not_show(origin: Path, workspace: Path, secret: Path) -> None:
     (secret / "password").write_text("wrong-" + PASSWORD[::-1])
     with serving(origin / ".git") as server:
-        code, said, words = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
+        code, output, message = run(f"{server.url}/", workspace, credentials=str(secret), **HTTP)
     assert code == 1
-    assert words
-    assert PASSWORD[::-1] not in said + words
+    assert message
+    assert PASSWORD[::-1] not in output + message
 
 
-def test_without_credentials_nobody_is_asked(origin: Path, workspace: Path) -> None:
+def test_without_credentials_git_does_not_prompt(origin: Path, workspace: Path) -> None:
     with serving(origin / ".git") as server:
-        code, _, words = run(f"{server.url}/", workspace, **HTTP)
+        code, _, message = run(f"{server.url}/", workspace, **HTTP)
     assert (code, server.given) == (1, [])
-    assert "terminal prompts disabled" in words
+    assert "terminal prompts disabled" in message
 
 
 def test_another_host_does_not_get_the_password(origin: Path, workspace: Path, secret: Path) -> None:
     with serving(origin / ".git") as good, serving(origin / ".git") as evil:
         good.redirect = evil.url
-        code, said, _ = run(f"{good.url}/", workspace, credentials=str(secret), **HTTP)
+        code, output, _ = run(f"{good.url}/", workspace, credentials=str(secret), **HTTP)
     assert (code, evil.given) == (1, [])
-    assert PASSWORD not in said
+    assert PASSWORD not in output
 
 
 def test_a_key_is_used_from_a_private_copy(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A tree that comes over stdin becomes the workspace, as the program in the container does it."""
+"""The program in container `files` unpacks a tree from stdin into the workspace. It runs here as a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.cli.working_tree import pack
 from agent.cluster.in_pod import packaging
 
 
-def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_path: Path) -> None:
+def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: Path) -> None:
     tree, workspace, ready = tmp_path / "tree", tmp_path / "workspace", tmp_path / "ready"
     (tree / "d").mkdir(parents=True)
     workspace.mkdir()
@@ -21,7 +21,13 @@ def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_p
     (tree / "big").write_bytes(bytes(range(256)) * 5000)
     archive = tmp_path / "t.tar"
     pack(tree, archive)
-    command = [sys.executable, *packaging.fill()[1:], str(workspace), str(tmp_path / "snapshot"), str(ready)]
+    command = [
+        sys.executable,
+        *packaging.receive_tree_program()[1:],
+        str(workspace),
+        str(tmp_path / "snapshot"),
+        str(ready),
+    ]
     size = archive.stat().st_size
     with subprocess.Popen([*command, str(size)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -30,7 +36,7 @@ def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_p
         process.stdin.flush()
         assert process.poll() is None
         assert not ready.exists()
-        # The end of stdin is never told: the size says it.
+        # An exec's stdin has no end, so only the size marks the end of the tree.
         process.stdin.write(data[-1:])
         process.stdin.flush()
         assert process.wait(30) == 0, process.stderr and process.stderr.read()
@@ -42,8 +48,15 @@ def test_a_tree_becomes_the_workspace_and_only_then_may_the_commands_begin(tmp_p
     assert b"big" in (tmp_path / "snapshot").read_bytes()
 
 
-def test_what_is_no_archive_is_said_and_nothing_begins(tmp_path: Path) -> None:
-    command = [sys.executable, *packaging.fill()[1:], str(tmp_path), str(tmp_path / "s"), str(tmp_path / "ready"), "4"]
+def test_an_invalid_archive_is_an_error_and_the_commands_do_not_begin(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        *packaging.receive_tree_program()[1:],
+        str(tmp_path),
+        str(tmp_path / "s"),
+        str(tmp_path / "ready"),
+        "4",
+    ]
     done = subprocess.run(command, input=b"nope", capture_output=True, check=False)
     assert done.returncode != 0
     assert b"Error" in done.stderr.splitlines()[-1]

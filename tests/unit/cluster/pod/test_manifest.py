@@ -1,4 +1,4 @@
-"""The pod and the Secret of an attempt, property by property as DESIGN section 5 lists them."""
+"""The manifests of the pod and the Secret of an attempt, property by property."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def environment(container: Object) -> dict[str, Any]:
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
 
 
-def expanded(text: str) -> str:
-    """Return what the kubelet makes of a text when no variable is defined."""
+def expand(text: str) -> str:
+    """Return a text after the kubelet has expanded it without any variable."""
     return text.replace("$$", "\0").replace("\0", "$")
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, RESTRICTED], ids=["baseline", "restricted"])
 @pytest.mark.parametrize("plan", [PLAN, CLONING, WITHOUT_FILES], ids=["plain", "cloning", "without files"])
-def test_what_holds_for_every_pod(settings: Settings, plan: Plan) -> None:
+def test_properties_of_every_pod(settings: Settings, plan: Plan) -> None:
     pod = manifest.pod(plan, settings)
     spec = pod["spec"]
     json.dumps(pod)
@@ -63,7 +63,7 @@ def test_what_holds_for_every_pod(settings: Settings, plan: Plan) -> None:
     assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
 
 
-def test_files_comes_first_and_only_where_files_are_wanted() -> None:
+def test_container_files_comes_first_and_only_if_files_are_wanted() -> None:
     assert [each["name"] for each in manifest.pod(PLAN, SETTINGS)["spec"]["containers"]] == ["files", "action"]
     pod = manifest.pod(WITHOUT_FILES, SETTINGS)
     assert list(containers(pod)) == ["action"]
@@ -71,7 +71,7 @@ def test_files_comes_first_and_only_where_files_are_wanted() -> None:
     assert WITHOUT_FILES.wants_files is False
 
 
-def test_labels_find_our_own_and_annotations_hold_what_adoption_needs() -> None:
+def test_labels_match_the_selector_and_annotations_hold_the_session() -> None:
     settings = Settings.model_validate({"environment": {"labels": {"team": "a", labels.POOL: "stolen"}}})
     metadata = manifest.pod(replace(PLAN, owner={"kind": "ConfigMap", "name": "anchor"}), settings)["metadata"]
     assert metadata["labels"] == {
@@ -95,17 +95,17 @@ def test_labels_find_our_own_and_annotations_hold_what_adoption_needs() -> None:
     assert "ownerReferences" not in manifest.pod(PLAN, SETTINGS)["metadata"]
 
 
-def test_commands_and_values_reach_the_container_as_they_are() -> None:
+def test_commands_and_values_reach_the_container_unchanged() -> None:
     action = containers(manifest.pod(PLAN, SETTINGS))["action"]
-    assert [expanded(argument) for argument in action["command"]][-2:] == ["echo $HOME", "true"]
+    assert [expand(argument) for argument in action["command"]][-2:] == ["echo $HOME", "true"]
     assert "$(" not in "".join(action["command"]).replace("$$", "")
     found = environment(action)
-    assert expanded(found["A"]) == "$(B) $$ $"
+    assert expand(found["A"]) == "$(B) $$ $"
     assert found["TOKEN"] == {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}
     assert (found["CI"], found["SEALCI_WORKSPACE"], found["SEALCI_ATTEMPT"]) == ("true", "/workspace", "2")
 
 
-def test_a_secret_wins_over_a_variable_of_its_name_and_the_user_over_ours() -> None:
+def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> None:
     action = replace(ACTION, env={"TOKEN": "plain", "CI": "no"})
     found = containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"]["env"]
     assert [each for each in found if each["name"] == "TOKEN"] == [
@@ -114,10 +114,10 @@ def test_a_secret_wins_over_a_variable_of_its_name_and_the_user_over_ours() -> N
     assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
 
 
-def test_the_clone_gets_its_order_its_credentials_as_files_and_trust() -> None:
+def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
     pod = manifest.pod(CLONING, SETTINGS)
     clone = pod["spec"]["initContainers"][0]
-    assert json.loads(expanded(clone["command"][-1])) == {
+    assert json.loads(expand(clone["command"][-1])) == {
         "url": "https://example.org/r",
         "ref": "main",
         "depth": 1,
@@ -135,7 +135,7 @@ def test_the_clone_gets_its_order_its_credentials_as_files_and_trust() -> None:
     assert "initContainers" not in manifest.pod(PLAN, SETTINGS)["spec"]
 
 
-def test_the_deadline_outlasts_everything_that_the_agent_waits_for() -> None:
+def test_the_deadline_is_longer_than_all_waits_of_the_agent() -> None:
     def deadline(plan: Plan) -> int:
         return int(manifest.pod(plan, SETTINGS)["spec"]["activeDeadlineSeconds"])
 
@@ -161,7 +161,7 @@ def test_the_profiles() -> None:
     assert home in {mount["mountPath"] for mount in containers(restricted)["action"]["volumeMounts"]}
 
 
-def test_user_namespaces_only_where_they_were_found() -> None:
+def test_a_user_namespace_only_if_the_plan_has_one() -> None:
     assert manifest.pod(replace(PLAN, user_namespace=True), SETTINGS)["spec"]["hostUsers"] is False
     assert "hostUsers" not in manifest.pod(PLAN, SETTINGS)["spec"]
 
@@ -188,7 +188,7 @@ def test_resources(asked: Resources, policy: Object, expected: Object) -> None:
     assert containers(manifest.pod(plan, settings))["action"]["resources"] == expected
 
 
-def test_the_installers_template_is_merged_over_it() -> None:
+def test_the_installers_template_is_merged_over_the_pod() -> None:
     template = {
         "metadata": {"annotations": {"a": "b"}},
         "spec": {
@@ -207,7 +207,7 @@ def test_the_installers_template_is_merged_over_it() -> None:
     assert mounts == ["/workspace", "/.sealci", "/cache"]
 
 
-def test_the_secret_belongs_to_its_pod_alone() -> None:
+def test_the_pod_is_the_only_owner_of_the_secret() -> None:
     secret = manifest.secret(PLAN, SETTINGS, "uid-1")
     assert secret["metadata"]["name"] == PLAN.name
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
@@ -216,7 +216,7 @@ def test_the_secret_belongs_to_its_pod_alone() -> None:
 
 
 @pytest.mark.parametrize("action_id", ["a", "Build/1", "ü" * 100, "x" * 256, "--", "a\nb", "A.b_c-" * 9])
-def test_names_are_legal_and_their_own(action_id: str) -> None:
+def test_names_are_legal_and_unique(action_id: str) -> None:
     name = labels.pod_name("pool", action_id, 1)
     assert len(name) <= 63
     assert all(part.isascii() and (part.isalnum() and part == part.lower()) for part in name.split("-"))

@@ -1,4 +1,4 @@
-"""What a pod tells of its session is what was written, and nonsense is no session."""
+"""The session annotation reads as it was written, and an unreadable annotation is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pod(text: str, claim: str = "3") -> dict[str, Any]:
     return {"metadata": {"name": "p", "annotations": {labels.SESSION: text}, "labels": {labels.CLAIM: claim}}}
 
 
-def test_an_heir_knows_what_it_needs() -> None:
+def test_an_adopting_agent_reads_what_the_first_agent_wrote() -> None:
     text = session_annotation.write(ACTION, "nonce1234", 90.0)
     assert "value-of-the-secret" not in text
     action, nonce = session_annotation.read(pod(text))
@@ -35,11 +35,11 @@ def test_an_heir_knows_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"action_id": "a"}', "null"])
-def test_what_tells_no_session_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="tells no session"):
+def test_an_unreadable_annotation_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no readable session annotation"):
         session_annotation.read(pod(text))
 
 
 def test_a_pod_without_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="tells no session"):
+    with pytest.raises(ValueError, match="no readable session annotation"):
         session_annotation.read({"metadata": {"name": "p"}})

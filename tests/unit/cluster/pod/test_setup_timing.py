@@ -1,11 +1,11 @@
-"""Where the time of a set-up goes, told by tables of what was seen of a pod and when."""
+"""The phases of a set-up, from states of the pod and the times at which the agent saw them."""
 
 from __future__ import annotations
 
 import pytest
 
 from agent.cluster.pod.manifest import REPOSITORY
-from agent.cluster.pod.setup_timing import Timeline
+from agent.cluster.pod.setup_timing import SetupTiming
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Running, SetupFailed, Waiting
@@ -37,22 +37,22 @@ def cloning(state: Object) -> Object:
 def test_each_second_belongs_to_one_phase(
     seen: list[tuple[float, Object | None]], end: float, phases: dict[str, float]
 ) -> None:
-    timeline = Timeline(0)
+    timeline = SetupTiming(0)
     for at, pod in seen:
-        timeline.see(pod, at)
+        timeline.update(pod, at)
     assert timeline.phases(end) == phases
 
 
 @pytest.mark.parametrize("end", [Running(), SetupFailed(Reason.IMAGE_PULL_FAILED, "no")])
-def test_it_is_counted_once_at_the_end_of_the_set_up(end: Running | SetupFailed) -> None:
-    metrics, timeline = Metrics(), Timeline(0)
+def test_phases_are_recorded_once_at_the_end_of_the_set_up(end: Running | SetupFailed) -> None:
+    metrics, timeline = Metrics(), SetupTiming(0)
 
-    def counted(phase: str, what: str = "count") -> float | None:
+    def metric(phase: str, what: str = "count") -> float | None:
         return metrics.registry.get_sample_value(f"sealci_agent_phase_duration_seconds_{what}", {"phase": phase})
 
-    timeline.count(metrics, BOUND, Waiting("x"), 2)
-    assert counted("schedule") == 0
+    timeline.record(metrics, BOUND, Waiting("x"), 2)
+    assert metric("schedule") == 0
     for now in (5, 50):
-        timeline.count(metrics, BOUND, end, now)
-    assert (counted("schedule"), counted("pull"), counted("clone")) == (1, 1, 0)
-    assert (counted("schedule", "sum"), counted("pull", "sum")) == (2, 3)
+        timeline.record(metrics, BOUND, end, now)
+    assert (metric("schedule"), metric("pull"), metric("clone")) == (1, 1, 0)
+    assert (metric("schedule", "sum"), metric("pull", "sum")) == (2, 3)

@@ -1,4 +1,4 @@
-"""The installer's pod template over the agent's pod."""
+"""The merge of the installer's pod template over the agent's pod."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.pod.template_merge import merged
+from agent.cluster.pod.template_merge import merge
 
 MOUNT = {"name": "workspace", "mountPath": "/workspace"}
 
@@ -27,13 +27,13 @@ MOUNT = {"name": "workspace", "mountPath": "/workspace"}
     ],
 )
 def test_mappings_and_plain_lists(base: Any, over: Any, expected: Any) -> None:
-    assert merged(base, over) == expected
+    assert merge(base, over) == expected
 
 
 def test_containers_merge_by_name_and_keep_their_order() -> None:
     base = [{"name": "files"}, {"name": "action", "image": "x", "env": [{"name": "CI", "value": "true"}]}]
     over = [{"name": "proxy"}, {"name": "action", "env": [{"name": "CI", "value": "no"}, {"name": "A", "value": "1"}]}]
-    assert merged(base, over) == [
+    assert merge(base, over) == [
         {"name": "files"},
         {"name": "action", "image": "x", "env": [{"name": "CI", "value": "no"}, {"name": "A", "value": "1"}]},
         {"name": "proxy"},
@@ -46,12 +46,12 @@ def test_one_volume_can_be_mounted_at_several_paths() -> None:
         {"name": "workspace", "mountPath": "/opt", "subPath": "o"},
         {"name": "workspace", "mountPath": "/workspace", "readOnly": True},
     ]
-    assert merged([MOUNT], over) == [MOUNT | {"readOnly": True}, *over[:2]]
+    assert merge([MOUNT], over) == [MOUNT | {"readOnly": True}, *over[:2]]
 
 
 def test_neither_side_is_changed() -> None:
     base: Any = {"a": [{"name": "x", "b": {"c": 1}}], "d": {"e": 1}}
     over: Any = {"a": [{"name": "x", "b": {"c": None}}], "d": {"f": 2}}
     kept = copy.deepcopy((base, over))
-    merged(base, over)
+    merge(base, over)
     assert (base, over) == kept

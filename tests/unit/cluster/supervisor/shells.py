@@ -1,6 +1,6 @@
-"""Runs the real supervisor as PID 1 of a PID namespace under each shell that images bring as /bin/sh.
+"""Run the real supervisor as PID 1 of a PID namespace, under each shell that images use as /bin/sh.
 
-A `Container` lives for one test: its namespace dies with it, whatever the commands have started.
+A `Container` lives for one test. When its PID 1 ends, the kernel kills all processes of the namespace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agent.cluster.supervisor import command
+from agent.cluster.supervisor import command, termination
 from agent.cluster.supervisor.markers import Marker, MarkerReader
 
 NONCE = "5ea1c15ea1c15ea1"
@@ -25,7 +25,7 @@ DEADLINE = 30.0
 
 
 def tool(name: str) -> str:
-    """Return the path of a program: what runs inside may have no PATH."""
+    """Return the path of a program, because a process in the namespace may have no PATH."""
     path = shutil.which(name)
     assert path, f"{name} is not installed: apt-get install dash bash busybox-static util-linux"
     return path
@@ -33,7 +33,7 @@ def tool(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What differs from a plain container. `own_pipe`: the log's pipe belongs to `uid`, as runc arranges it."""
+    """Options of a container. `own_pipe`: the pipe of the log belongs to `uid`, as with runc. A test owns them."""
 
     uid: int | None = None
     own_pipe: bool = False
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one container: its code, raw log, and the record of the supervisor."""
+    """The exit code, the raw log and the termination message of one container that has ended."""
 
     code: int
     raw: bytes
@@ -53,7 +53,7 @@ class Result:
 
     @cached_property
     def items(self) -> list[bytes | Marker]:
-        """The log, taken apart."""
+        """The log, split into output and markers."""
         reader = MarkerReader(NONCE)
         return [*reader.feed(self.raw), reader.flush()]
 
@@ -63,38 +63,38 @@ class Result:
         return b"".join(item for item in self.items if isinstance(item, bytes)).decode(errors="surrogateescape")
 
     @property
-    def announced(self) -> str:
-        """The markers in short: "s1 f1:0 l:0"."""
-        return " ".join(announcement(item) for item in self.items if isinstance(item, Marker))
+    def markers(self) -> str:
+        """The short forms of all markers: "s1 f1:0 l:0"."""
+        return " ".join(abbreviation(item) for item in self.items if isinstance(item, Marker))
 
     @property
-    def ending(self) -> command.Ending | None:
-        """The record, read back."""
-        return command.read_termination(self.message, NONCE)
+    def ending(self) -> termination.Ending | None:
+        """The supervisor's record, as the agent reads it."""
+        return termination.read_termination(self.message, NONCE)
 
     @property
-    def verdict(self) -> command.Verdict:
-        """The verdict as the agent makes it."""
-        return command.judge(self.code, self.ending, self.commands)
+    def verdict(self) -> termination.Verdict:
+        """The verdict, as the agent decides it."""
+        return termination.judge(self.code, self.ending, self.commands)
 
 
-def announcement(marker: Marker) -> str:
-    """Return a marker in short."""
+def abbreviation(marker: Marker) -> str:
+    """Return the short form of a marker, such as "f1:0"."""
     number = str(marker.command) if marker.command else ""
     code = "" if marker.exit_code is None else f":{marker.exit_code}"
     return f"{marker.kind.value}{number}{code}"
 
 
 class Container:
-    """The supervisor as PID 1, with a pipe as its log that is read as it comes."""
+    """The supervisor as PID 1, with a pipe as its log. A thread reads the pipe. It lives for one test."""
 
     def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
         self.folder = folder
         self.commands = commands
         self.options = options
-        self.shell = self.furnish(shell)
+        self.shell = self.create_files(shell)
         self.raw = bytearray()
-        self.news = threading.Condition()
+        self.changed = threading.Condition()
         reading, writing = os.pipe()
         if options.own_pipe:
             os.fchown(writing, options.uid or 0, options.uid or 0)
@@ -106,14 +106,14 @@ class Container:
             env={"PATH": os.environ["PATH"], **options.env},
         )
         os.close(writing)
-        # A stdin that stays open and silent: commands that read it must not see it.
+        # This stdin stays open and empty. Commands that read their stdin must not wait for it.
         assert self.process.stdin
         self.stdin = self.process.stdin
         self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
         self.reader.start()
 
-    def furnish(self, shell: str) -> str:
-        """Make what the kubelet makes, and a shell that is called `sh`, as images do; returns its path."""
+    def create_files(self, shell: str) -> str:
+        """Create the files that the kubelet creates, and a shell that is called `sh`. Return the path of the shell."""
         (self.folder / "workspace").mkdir()
         (self.folder / "termination-log").touch()
         link = self.folder / "sh"
@@ -142,21 +142,21 @@ class Container:
     def read(self, reading: int) -> None:
         with open(reading, "rb", buffering=0) as pipe:
             while data := pipe.read(1 << 16):
-                with self.news:
+                with self.changed:
                     self.raw += data
-                    self.news.notify_all()
+                    self.changed.notify_all()
 
     def prints(self, text: bytes, within: float = DEADLINE) -> bool:
-        """Whether the log holds a text, at the latest after some seconds."""
-        with self.news:
-            return self.news.wait_for(lambda: text in self.raw, within)
+        """Return whether the log contains a text, at the latest after `within` seconds."""
+        with self.changed:
+            return self.changed.wait_for(lambda: text in self.raw, within)
 
-    def let_go(self) -> None:
-        """Do what the files container does when it is up."""
+    def create_ready_file(self) -> None:
+        """Create the ready file, as container `files` does when the workspace is complete."""
         (self.folder / "ready").touch()
 
     def exec(self, argv: Sequence[str], **env: str) -> int:
-        """Run a shell's script inside, as the kubelet does for exec and hooks; returns its exit code."""
+        """Run a command inside, as the kubelet does for exec and hooks. Return its exit code."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         entered = [tool("nsenter"), "--target", children[0], "--pid", "--mount", self.shell, *argv[1:]]
         done = subprocess.run(
@@ -165,15 +165,15 @@ class Container:
         return done.returncode
 
     def wait(self) -> Result:
-        """Wait for the end of PID 1 and of its log."""
+        """Wait until PID 1 and the log have ended. Return the result."""
         code = self.process.wait(DEADLINE)
         self.reader.join(DEADLINE)
-        assert not self.reader.is_alive(), "somebody still holds the log"
+        assert not self.reader.is_alive(), "a process still has the log open"
         message = (self.folder / "termination-log").read_bytes()[-4096:].decode(errors="replace")
         return Result(code, bytes(self.raw), message, len(self.commands))
 
     def kill(self) -> None:
-        """End the namespace, if it still lives."""
+        """Kill all processes of the namespace, if PID 1 still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
@@ -183,7 +183,7 @@ class Container:
 
 @contextmanager
 def container(shell: str, *commands: str, options: Options | None = None) -> Iterator[Container]:
-    """Start a container; it is gone at the end of the block."""
+    """Start a container. It is killed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="supervisor-") as folder:
         running = Container(Path(folder), shell, commands, options or Options())
         try:
@@ -193,6 +193,6 @@ def container(shell: str, *commands: str, options: Options | None = None) -> Ite
 
 
 def run(shell: str, *commands: str, options: Options | None = None) -> Result:
-    """Run commands to their end."""
+    """Run commands until the container has ended."""
     with container(shell, *commands, options=options) as running:
         return running.wait()

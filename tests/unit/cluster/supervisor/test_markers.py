@@ -1,4 +1,4 @@
-"""The marker reader: exact at any byte offset, and over any split of the log."""
+"""The marker reader returns the same items for every way to cut the log."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LOOKALIKES = [
 ]
 
 
-def joined(items: list[bytes | Marker]) -> list[bytes | Marker]:
-    """Return items with neighbouring texts put together."""
+def join_texts(items: list[bytes | Marker]) -> list[bytes | Marker]:
+    """Return the items with adjacent texts joined."""
     result: list[bytes | Marker] = []
     for item in items:
         if isinstance(item, bytes) and result and isinstance(result[-1], bytes):
@@ -42,7 +42,7 @@ def joined(items: list[bytes | Marker]) -> list[bytes | Marker]:
 
 
 def read(pieces: list[bytes]) -> list[bytes | Marker]:
-    """Read a log that comes in pieces, and check what the reader says of itself on the way."""
+    """Read a log in pieces, and check the number of buffered bytes after each piece."""
     reader = MarkerReader(NONCE)
     items: list[bytes | Marker] = []
     fed = b""
@@ -51,12 +51,12 @@ def read(pieces: list[bytes]) -> list[bytes | Marker]:
         new = reader.feed(piece)
         assert b"" not in new
         items += new
-        assert reader.held <= len(PREFIX) + 15
-    held = reader.held
+        assert reader.buffered <= len(PREFIX) + 15
+    buffered = reader.buffered
     rest = reader.flush()
-    assert rest == fed[len(fed) - held :]
-    assert reader.held == 0
-    return joined([*items, rest])
+    assert rest == fed[len(fed) - buffered :]
+    assert reader.buffered == 0
+    return join_texts([*items, rest])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def read(pieces: list[bytes]) -> list[bytes | Marker]:
         *((look + PREFIX + b"s:1\n", [look, STARTED]) for look in LOOKALIKES),
     ],
 )
-def test_a_log_is_taken_apart_however_it_is_cut(log: bytes, items: list[bytes | Marker]) -> None:
+def test_a_log_cut_anywhere_gives_the_same_items(log: bytes, items: list[bytes | Marker]) -> None:
     assert read([log]) == items
     assert read([log[at : at + 1] for at in range(len(log))]) == items
     for at in range(len(log)):
@@ -88,7 +88,7 @@ part = st.one_of(
 
 
 @given(st.lists(part, max_size=8), st.data())
-def test_every_split_reads_the_same(parts: list[bytes], data: st.DataObject) -> None:
+def test_every_cut_gives_the_same_items(parts: list[bytes], data: st.DataObject) -> None:
     log = b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=10)))
     pieces = [log[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(log)], strict=True)]
@@ -100,24 +100,24 @@ def test_every_split_reads_the_same(parts: list[bytes], data: st.DataObject) -> 
         assert b"".join(item if isinstance(item, bytes) else written[item] for item in whole) == log
 
 
-def test_only_what_may_become_a_marker_is_held() -> None:
+def test_only_a_possible_marker_is_buffered() -> None:
     reader = MarkerReader(NONCE)
     assert reader.feed(b"text\x1esea") == [b"text"]
-    assert reader.held == 4
+    assert reader.buffered == 4
     assert reader.feed(b"l\n") == [b"\x1eseal\n"]
-    assert reader.held == 0
+    assert reader.buffered == 0
     assert reader.feed(PREFIX + b"f:1") == []
-    assert reader.held == len(PREFIX) + 3
+    assert reader.buffered == len(PREFIX) + 3
     assert reader.feed(b":7\n.") == [Marker(MarkerKind.FINISHED, 1, 7), b"."]
 
 
-def test_text_without_markers_is_passed_on_uncopied() -> None:
+def test_text_without_markers_is_not_copied() -> None:
     data = bytes(1 << 20)
     (same,) = MarkerReader(NONCE).feed(data)
     assert same is data
 
 
 @pytest.mark.parametrize("nonce", ["", "short", "with space 0123456", "a" * 65, "regex.*regex.*"])
-def test_a_nonce_that_could_not_be_told_apart_is_refused(nonce: str) -> None:
+def test_a_malformed_nonce_is_refused(nonce: str) -> None:
     with pytest.raises(ValueError, match="nonce"):
         MarkerReader(nonce)

@@ -1,4 +1,4 @@
-"""The real supervisor as PID 1, under dash, bash and busybox, against what users do to a shell."""
+"""The real supervisor as PID 1, under dash, bash and busybox, with commands that change or leave the shell."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from agent.cluster.supervisor.command import MAX_COMMAND_BYTES, WORKSPACE_FAILED
+from agent.cluster.supervisor.command import MAX_COMMAND_BYTES
 from agent.cluster.supervisor.markers import MarkerKind
+from agent.cluster.supervisor.termination import WORKSPACE_FAILED
 from tests.unit.cluster.supervisor.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"
@@ -16,23 +17,22 @@ REPLACED = "the shell was replaced"
 
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> str:
-    """Each shell in turn."""
     return str(request.param)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Commands and what must come of them.
+    """Commands and their expected result. The lists below own the cases.
 
-    `code` the container's; `command` the one that the verdict names, 0 for the last; `text` the exact log, None when it
-    does not matter (a shell's own message); `says` what the verdict's message begins with.
+    `code` is the container's exit code. `command` is the command that the verdict names, 0 for the last. `text` is the
+    exact log, None for any (a shell's own message). `message` is how the message of the verdict begins.
     """
 
     commands: tuple[str, ...]
     text: str | None = ""
     code: int = 0
     command: int = 0
-    says: str = ""
+    message: str = ""
 
 
 def ok(*commands: str, text: str | None = "", command: int = 0) -> Case:
@@ -173,17 +173,17 @@ TRAPS = [
     [*ENDS, *EXITS, *REPLACEMENTS, *STATE, *OVERRIDES, *TEXTS, *TRAPS],
     ids=lambda case: repr(case.commands)[:60],
 )
-def test_every_way_to_end_is_told_apart(shell: str, case: Case) -> None:
+def test_each_way_to_end_has_its_own_verdict(shell: str, case: Case) -> None:
     result = run(shell, *case.commands)
     assert result.code == case.code, result.text
-    assert result.verdict.succeeded == (not case.says)
-    assert result.verdict.message.startswith(case.says)
+    assert result.verdict.succeeded == (not case.message)
+    assert result.verdict.message.startswith(case.message)
     last = case.command or len(case.commands)
     assert result.verdict.command == last
     if case.text is not None:
         assert result.text == case.text
     between = " ".join(f"s{number} f{number}:0" for number in range(1, last))
-    rest = result.announced.removeprefix(between).split()
+    rest = result.markers.removeprefix(between).split()
     assert rest[0] == f"s{last}"
     assert rest[1:] in (
         [f"l:{case.code}"],
@@ -199,12 +199,12 @@ def test_exit_codes_are_kept(shell: str, code: int) -> None:
     assert run(shell, f"exec sh -c 'exit {code}'", NO).code == code
 
 
-def test_a_pipeline_fails_as_a_whole_where_the_shell_can_tell(shell: str) -> None:
+def test_a_pipeline_fails_as_a_whole_if_the_shell_has_pipefail(shell: str) -> None:
     result = run(shell, "false | true", "echo a")
     assert result.verdict.succeeded == (shell == "dash")
 
 
-def test_return_outside_a_function_never_passes_for_success(shell: str) -> None:
+def test_return_outside_a_function_is_not_a_success(shell: str) -> None:
     result = run(shell, "return 0", NO)
     assert not result.verdict.succeeded
     assert result.verdict.command == 1
@@ -219,13 +219,13 @@ def test_a_trace_shows_the_user_s_lines_only(shell: str) -> None:
     assert result.text == "".join(line.replace("@", PLUS[shell]) + "\n" for line in lines)
 
 
-def test_a_trace_goes_on_into_the_trap_of_the_end(shell: str) -> None:
+def test_a_trace_continues_in_an_exit_trap(shell: str) -> None:
     result = run(shell, "set -x; trap 'echo bye' EXIT", "echo a")
     assert result.text.splitlines()[-4:] == [f"{PLUS[shell]} echo a", "a", "+ echo bye", "bye"]
 
 
 @pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("true && exit 3", 3), ("(exit 3)", 3)])
-def test_a_trace_of_the_end_shows_the_user_s_lines_only(shell: str, end: str, code: int) -> None:
+def test_a_trace_of_exit_shows_the_user_s_lines_only(shell: str, end: str, code: int) -> None:
     result = run(shell, "set -x", f"trap 'echo bye' EXIT\n{end}", NO)
     assert result.code == code
     assert "sealci" not in result.text
@@ -245,7 +245,7 @@ def test_a_verbose_trace_shows_the_user_s_lines_only(shell: str) -> None:
     assert result.text.split() == "\n".join((verbose[0], traced[0], verbose[1], traced[1])).split()
 
 
-def test_traps_that_only_bash_has_do_not_see_our_workings() -> None:
+def test_bash_traps_do_not_see_the_supervisor_s_commands() -> None:
     result = run("bash", "set -E; trap 'echo failed' ERR; trap 'echo returned' RETURN", "false || true", "false", NO)
     assert result.text == "failed\n"
     assert result.code == 1
@@ -253,7 +253,7 @@ def test_traps_that_only_bash_has_do_not_see_our_workings() -> None:
     assert "__sealci 2" not in debug
 
 
-def test_signals_have_their_default_in_commands(shell: str) -> None:
+def test_commands_have_default_signal_actions(shell: str) -> None:
     script = "import signal as s; print(*(s.getsignal(n) == s.SIG_DFL for n in (s.SIGTERM, s.SIGQUIT, s.SIGHUP)))"
     interrupts = "import signal as s; print(s.getsignal(s.SIGINT) is s.default_int_handler)"
     result = run(shell, f"'{sys.executable}' -c '{script}'", f"'{sys.executable}' -c '{interrupts}'")
@@ -271,23 +271,23 @@ def test_the_environment_reaches_the_commands_unchanged(shell: str) -> None:
 
 
 @pytest.mark.parametrize("own_pipe", [True, False])
-def test_an_image_s_user_without_rights_is_served_as_well(shell: str, own_pipe: bool) -> None:
+def test_the_supervisor_works_for_an_unprivileged_user(shell: str, own_pipe: bool) -> None:
     options = Options(uid=1234, own_pipe=own_pipe)
     result = run(shell, "id -u; exec >file", NO, "exit 0", NO, options=options)
     assert result.verdict.succeeded
     assert result.text == "1234\n"
-    assert result.announced == "s1 f1:0 s2 f2:0 s3 l:0"
+    assert result.markers == "s1 f1:0 s2 f2:0 s3 l:0"
 
 
-def test_a_file_of_the_user_never_gets_a_marker(shell: str) -> None:
-    """Where the log cannot be opened anew, a user who takes its descriptor loses markers, and nothing else."""
+def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
+    """If the log cannot be reopened, commands that redirect its descriptor lose markers and nothing else."""
     options = Options(uid=1234)
     result = run(shell, "exec 8>file", "true", "test ! -s file", options=options)
     assert result.verdict.succeeded
-    assert result.announced == "s1 l:0"
+    assert result.markers == "s1 l:0"
 
 
-def test_a_record_that_the_user_wrote_over_is_written_anew_with_the_next_command(shell: str) -> None:
+def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) -> None:
     over = "echo mine >../termination-log"
     result = run(shell, over, "exit 0", NO)
     assert result.verdict.succeeded
@@ -297,7 +297,7 @@ def test_a_record_that_the_user_wrote_over_is_written_anew_with_the_next_command
     assert not run(shell, f"{over}; exec true", NO).verdict.succeeded
 
 
-def test_the_last_marker_is_last_whoever_still_prints(shell: str) -> None:
+def test_the_last_marker_follows_all_output_of_background_processes(shell: str) -> None:
     result = run(shell, "yes & yes >&2 &", "sleep 0.05; trap '' TERM; sh -c 'while :; do echo n; done' &")
     assert result.verdict.succeeded
     last = result.items[-2] if result.items[-1] == b"" else result.items[-1]
@@ -305,10 +305,10 @@ def test_the_last_marker_is_last_whoever_still_prints(shell: str) -> None:
     assert last.kind is MarkerKind.LAST
 
 
-def test_a_workspace_that_cannot_be_entered_is_said(shell: str) -> None:
+def test_the_termination_message_names_a_workspace_that_cannot_be_entered(shell: str) -> None:
     result = run(shell, NO, options=Options(workspace="/nonexistent/there"))
     assert result.code == WORKSPACE_FAILED
     assert result.ending is None
     assert result.message == "the workspace /nonexistent/there cannot be entered"
     assert result.text == "sealci: the workspace /nonexistent/there cannot be entered\n"
-    assert result.announced == "l:125"
+    assert result.markers == "l:125"

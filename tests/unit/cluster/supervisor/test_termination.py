@@ -1,11 +1,11 @@
-"""What the supervisor says and what is made of it: argv, record and verdict. `test_supervised.py` runs it for real."""
+"""The supervisor's command, its record, and the verdict. `test_supervised.py` runs the real supervisor."""
 
 from __future__ import annotations
 
 import pytest
 
 from agent.cluster.supervisor import command as command_module
-from agent.cluster.supervisor.command import Ending, Verdict, judge, read_termination
+from agent.cluster.supervisor.termination import Ending, Verdict, judge, read_termination
 from tests.unit.cluster.supervisor.shells import NONCE
 
 OTHER = "0ther0ther0ther0"
@@ -15,33 +15,33 @@ def entrypoint(*commands: str, nonce: str = NONCE, wait_for_files: bool = False)
     return command_module.entrypoint(commands, nonce=nonce, workspace="/workspace", wait_for_files=wait_for_files)
 
 
-def test_commands_travel_untouched_as_arguments_of_their_own() -> None:
+def test_each_command_is_an_unchanged_argument() -> None:
     argv = entrypoint("echo 'a' \"$b\"", "", "-x")
     assert argv[:2] == ["/bin/sh", "-c"]
     assert argv[-3:] == ["echo 'a' \"$b\"", "", "-x"]
 
 
-def test_no_argument_of_ours_is_longer_than_the_kernel_takes() -> None:
-    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMANDS))
+def test_no_argument_is_longer_than_the_kernel_accepts() -> None:
+    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMAND_COUNT))
     assert longest < 128 * 1024
 
 
-def test_the_files_container_is_waited_for_only_on_demand() -> None:
+def test_the_supervisor_waits_for_container_files_only_on_request() -> None:
     assert "/.sealci/ready" in entrypoint("true", wait_for_files=True)
     assert "/.sealci/ready" not in entrypoint("true")
 
 
 @pytest.mark.parametrize(
-    ("commands", "nonce", "says"),
+    ("commands", "nonce", "message"),
     [
         ([], NONCE, "0 commands"),
-        (["true"] * (command_module.MAX_COMMANDS + 1), NONCE, "1001 commands"),
+        (["true"] * (command_module.MAX_COMMAND_COUNT + 1), NONCE, "1001 commands"),
         (["a\0b"], NONCE, "NUL"),
         (["true"], "$(reboot) $(reboot)", "nonce"),
     ],
 )
-def test_what_cannot_be_run_is_refused(commands: list[str], nonce: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_commands_and_nonces_are_refused(commands: list[str], nonce: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         entrypoint(*commands, nonce=nonce)
 
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_run_is_refused(commands: list[str], nonce: str, says: st
         (f"sealci {OTHER} completed 2\nsealci {OTHER} end 0\n", None),
         (f"sealci {NONCE} started 2\n", Ending(2)),
         (f"sealci {NONCE} started 2\nsealci {NONCE} end 137\n", Ending(2, exit_code=137)),
-        (f"sealci {NONCE} started 2\nsealci {NONCE} told_to_end 9\n", Ending(2, exit_code=9, told=True)),
+        (f"sealci {NONCE} started 2\nsealci {NONCE} told_to_end 9\n", Ending(2, exit_code=9, received_term=True)),
         (f"sealci {NONCE} exit 1\nsealci {NONCE} end 0\n", Ending(1, left_by_exit=True, exit_code=0)),
         (f"sealci {NONCE} completed 3\nsealci {NONCE} end 0\n", Ending(3, completed=True, exit_code=0)),
         (
@@ -66,7 +66,7 @@ def test_what_cannot_be_run_is_refused(commands: list[str], nonce: str, says: st
         (f"{'x' * 4000}sealci {NONCE} started 12", Ending(12)),
     ],
 )
-def test_the_record_is_found_among_what_the_user_wrote(message: str, ending: Ending | None) -> None:
+def test_the_record_is_found_among_the_user_s_own_text(message: str, ending: Ending | None) -> None:
     assert read_termination(message, NONCE) == ending
 
 
@@ -97,7 +97,7 @@ def test_the_record_is_found_among_what_the_user_wrote(message: str, ending: End
         ),
     ],
 )
-def test_the_verdict(code: int, ending: Ending | None, verdict: Verdict) -> None:
+def test_the_verdict_of_an_exit_code_and_a_record(code: int, ending: Ending | None, verdict: Verdict) -> None:
     assert judge(code, ending, 3) == verdict
 
 
@@ -111,11 +111,9 @@ def test_code_0_before_the_last_command_is_no_success(command: int, rest: str) -
 
 
 @pytest.mark.parametrize(("grace", "exact", "whole"), [(0, "0.000", "0"), (2.5, "2.500", "3"), (30, "30.000", "30")])
-def test_the_grace_is_given_exactly_and_for_sleeps_that_take_whole_seconds(
-    grace: float, exact: str, whole: str
-) -> None:
+def test_the_grace_period_is_passed_exactly_and_in_whole_seconds(grace: float, exact: str, whole: str) -> None:
     assert command_module.interrupt(grace)[-2:] == [exact, whole]
 
 
-def test_the_hook_of_a_deletion_leaves_with_success() -> None:
+def test_the_pre_stop_hook_always_succeeds() -> None:
     assert command_module.pre_stop()[-1].endswith("exit 0")

@@ -1,0 +1,24 @@
+# shellcheck shell=sh
+# The agent runs this script by exec in container `action` to end the commands: TERM first, KILL after the grace period.
+# `command.py` reads this file, drops whole-line comments and passes the rest to `sh -c`.
+# Arguments: the grace period in seconds with a fraction, and the same rounded up.
+
+exec >/dev/null 2>&1
+# PID 1 gets TERM by a call of its own, because `kill -1` leaves PID 1 out. It comes first, so that PID 1 knows of the
+# TERM before the commands end. While PID 1 waits for container `files`, it reacts after its current nap.
+kill -TERM 1
+kill -TERM -1
+# A stopped process receives TERM only after CONT.
+kill -CONT -1
+# __sealci_left: whether time of the grace period is left, by the system's uptime.
+__sealci_left() {
+  read -r __sealci_up __sealci_rest </proc/uptime && [ "${__sealci_up%.*}" -lt "$__sealci_end" ]
+}
+# Some `sleep` commands accept whole seconds only, and some images have no `sleep`.
+if ! sleep "$1" && ! sleep "$2"; then
+  __sealci_end=0
+  read -r __sealci_up __sealci_rest </proc/uptime && __sealci_end=$((${__sealci_up%.*} + $2 + 1))
+  # shellcheck disable=SC3045 # a shell without `read -t` loops here without a wait until the grace period is over
+  while __sealci_left; do read -t 0.1 -r __sealci_x <>/dev/ptmx; done
+fi
+kill -KILL -1

@@ -1,0 +1,33 @@
+"""Paths and descriptors of files that come from an action: check a path, write all bytes.
+
+The commands of an action choose the paths of their files, so no path is trusted. Nothing here keeps state.
+`agent.cluster.in_pod` has copies of its own, because its programs cannot import this module.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Number of bytes of a path, as PATH_MAX of Linux.
+MAX_PATH_BYTES = 4096
+
+
+def safe_components(path: bytes) -> tuple[bytes, ...]:
+    """Return the components of a relative path that stays inside the folder to which it is relative.
+
+    The check does not look at the disk. The caller must not follow symbolic links.
+
+    Raises:
+        ValueError: the path is empty, absolute or too long, or has a component that is empty, "." or "..", or a NUL.
+    """
+    components = tuple(path.split(b"/"))
+    if len(path) > MAX_PATH_BYTES or b"\0" in path or any(each in (b"", b".", b"..") for each in components):
+        raise ValueError(f"{path[:200]!r} is not a path within its folder")
+    return components
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all bytes of `data` to a descriptor. `os.write` alone may write fewer."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

@@ -1,0 +1,86 @@
+"""The programs of a pod can run there: standard library only, old Python, one namespace per packed command."""
+
+from __future__ import annotations
+
+import ast
+import binascii
+import importlib
+import pkgutil
+import sys
+import zlib
+from types import ModuleType
+
+import pytest
+
+from agent.cluster import in_pod
+from agent.cluster.in_pod import collect_files, glob, packaging, receive_tree, workspace
+from agent.domain.paths import MAX_PATH_BYTES
+
+MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
+# The programs that run in container `files`, with the modules that share a namespace.
+PACKED = {
+    "workspace": [workspace],
+    "collect_files": [workspace, glob, collect_files],
+    "receive_tree": [workspace, receive_tree],
+}
+OLDEST_PYTHON = (3, 9)
+
+
+def source(module: ModuleType) -> str:
+    assert module.__file__
+    with open(module.__file__, encoding="utf-8") as file:
+        return file.read()
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import cannot be packed"
+            names.add(node.module or "")
+    return names
+
+
+def defined_names(tree: ast.Module) -> list[str]:
+    """Return the names that the top level of a module defines, without imports."""
+    names = []
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return names
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_program_imports_the_standard_library_and_its_own_package_only(name: str) -> None:
+    imported = imported_modules(ast.parse(source(importlib.import_module(name))))
+    own = {each for each in imported if each == in_pod.__name__ or each.startswith(in_pod.__name__ + ".")}
+    assert {each.partition(".")[0] for each in imported - own} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [workspace, glob, collect_files, receive_tree], ids=lambda each: each.__name__)
+def test_a_packed_module_keeps_to_the_grammar_of_the_oldest_python(module: ModuleType) -> None:
+    ast.parse(source(module), feature_version=OLDEST_PYTHON)
+
+
+@pytest.mark.parametrize("modules", PACKED.values(), ids=PACKED)
+def test_modules_of_one_command_define_different_names(modules: list[ModuleType]) -> None:
+    defined = [name for module in modules for name in defined_names(ast.parse(source(module)))]
+    # The last module's `main` is the program. TYPE_CHECKING has the same value in all modules.
+    repeated = {name for name in defined if defined.count(name) > 1} - {"main", "TYPE_CHECKING"}
+    assert repeated == set()
+
+
+def test_a_command_has_no_docstrings_and_no_comments() -> None:
+    encoded = packaging.one_liner(workspace, glob, collect_files).split("'")[1]
+    text = zlib.decompress(binascii.a2b_base64(encoded)).decode()
+    assert '"""' not in text
+    assert "\n    #" not in text
+    assert "agent.cluster" not in text
+
+
+def test_the_collector_and_the_agent_accept_paths_of_the_same_length() -> None:
+    assert collect_files.MAX_NAME == MAX_PATH_BYTES

@@ -1,0 +1,293 @@
+"""Pods whose action container has not terminated: running, lost, or deleted."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.cluster.pod.setup_status import Judgement
+from agent.domain.errors import Reason
+from agent.domain.json import Object
+from agent.domain.observations import Exited, Lost, Running, Waiting
+from tests.unit.cluster.pod.pods import (
+    CLONED,
+    CREATING,
+    DONE,
+    EVICTION,
+    FAILED,
+    FILES,
+    FILES_ENDED,
+    KILLED,
+    NO_FILES,
+    PodJudge,
+    disruption_condition,
+    never_made,
+    observe,
+    observe_deleted,
+    pod,
+    record,
+    running,
+    terminated,
+    waiting,
+)
+
+# ---- the commands run
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pod(FILES, running("action")),
+        pod(FILES, running("action"), init=(CLONED,)),
+        pod(FILES, running("action"), deleted=50),
+        pod(FILES, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),), deleted=50),
+        pod(FILES, running("action"), conditions=(disruption_condition("PreemptionByScheduler"),)),
+        pod(terminated("files", 0), running("action")),
+        pod(terminated("files", 137, "OOMKilled", "ready"), running("action")),
+        pod(terminated("files", 143, message="ready"), running("action"), deleted=50),
+    ],
+    ids=[
+        "runs",
+        "after a clone",
+        "being deleted",
+        "drained",
+        "about to be preempted",
+        "files left",
+        "files killed for memory",
+        "files ended by the deletion",
+    ],
+)
+def test_a_running_container_is_running_during_later_events(seen: Object) -> None:
+    assert observe(seen) == Running()
+
+
+def test_without_container_files_the_commands_run_at_once() -> None:
+    lone = pod(running("action"))
+    assert isinstance(observe(lone), Waiting)
+    assert observe(lone, expectations=NO_FILES) == Running()
+    over = observe(pod(DONE, phase="Succeeded"), expectations=NO_FILES)
+    assert over == Exited(0, 3, None, "", False, "")
+
+
+def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
+    seen = pod(FILES, running("action"), deleted=0, grace=30)
+    judgement = PodJudge()(seen, wall=40)
+    assert judgement == Judgement(Running(), recheck=21.0)
+    overdue = observe(seen, wall=61)
+    assert isinstance(overdue, Lost)
+    assert (overdue.reason, overdue.unstarted) == (Reason.POD_DELETED, False)
+    tainted = pod(FILES, running("action"), deleted=0, conditions=(disruption_condition("DeletionByTaintManager", 0),))
+    assert isinstance(lost := observe(tainted, wall=61), Lost)
+    assert lost.reason is Reason.NODE_LOST
+
+
+# ---- the pod is lost
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "unstarted"),
+    [
+        pytest.param(None, Reason.POD_DELETED, False, id="missing"),
+        pytest.param(
+            pod(phase="Failed", reason="OutOfcpu", message="Node didn't have enough resource"),
+            Reason.UNSCHEDULABLE,
+            True,
+            id="OutOfcpu",
+        ),
+        pytest.param(pod(phase="Failed", reason="OutOfpods"), Reason.UNSCHEDULABLE, True, id="OutOfpods"),
+        pytest.param(pod(phase="Failed", reason="NodeAffinity"), Reason.UNSCHEDULABLE, True, id="NodeAffinity"),
+        pytest.param(
+            pod(phase="Failed", reason="UnexpectedAdmissionError"), Reason.UNSCHEDULABLE, True, id="admission"
+        ),
+        pytest.param(
+            pod(phase="Failed", reason="Evicted", message="disk"), Reason.EVICTED, True, id="evicted before start"
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Failed", reason="Evicted"), Reason.EVICTED, True, id="evicted while pulling"
+        ),
+        pytest.param(
+            pod(FILES, running("action"), phase="Failed", reason="Evicted"),
+            Reason.EVICTED,
+            False,
+            id="evicted while running",
+        ),
+        pytest.param(
+            pod(FILES, FAILED, deleted=50), Reason.POD_DELETED, False, id="a trap's own code after a deletion"
+        ),
+        pytest.param(
+            pod(FILES, terminated("action", 0, message=record("exit", 3, 0)), deleted=50),
+            Reason.POD_DELETED,
+            False,
+            id="a trap's exit 0 after a deletion",
+        ),
+        pytest.param(
+            pod(
+                FILES,
+                terminated("action", 0, message=record("started", 3)),
+                conditions=(disruption_condition("EvictionByEvictionAPI", 50),),
+            ),
+            Reason.EVICTED,
+            False,
+            id="a last command that leaves with 0 when its node is drained",
+        ),
+        pytest.param(
+            pod(FILES_ENDED, FAILED, phase="Failed", reason="Evicted"), Reason.EVICTED, False, id="a code, then evicted"
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Failed", reason="Preempting"), Reason.PREEMPTED, True, id="preempted before start"
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Failed", conditions=(disruption_condition("DeletionByPodGC"),)),
+            Reason.NODE_LOST,
+            False,
+            id="node lost: no proof",
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Failed", reason="NodeLost"), Reason.NODE_LOST, False, id="NodeLost: no proof"
+        ),
+        pytest.param(
+            pod(FILES, running("action"), phase="Failed", conditions=(disruption_condition("DeletionByPodGC"),)),
+            Reason.NODE_LOST,
+            False,
+            id="pod GC",
+        ),
+        pytest.param(
+            pod(FILES_ENDED, running("action"), phase="Failed"), Reason.INTERNAL, False, id="failed without a reason"
+        ),
+        pytest.param(pod(phase="Succeeded"), Reason.INTERNAL, False, id="Succeeded without an exit code is no success"),
+        pytest.param(
+            pod(
+                waiting("action", "PodInitializing"),
+                init=(terminated("repository", 143),),
+                phase="Failed",
+                reason="Evicted",
+            ),
+            Reason.EVICTED,
+            True,
+            id="evicted while cloning",
+        ),
+        pytest.param(
+            pod(
+                waiting("action", "PodInitializing"),
+                init=(terminated("repository", 143),),
+                conditions=(disruption_condition("EvictionByEvictionAPI"),),
+                deleted=50,
+            ),
+            Reason.EVICTED,
+            True,
+            id="drained while cloning",
+        ),
+        pytest.param(
+            pod(waiting("action", "PodInitializing"), init=(terminated("repository", 137),), deleted=50),
+            Reason.POD_DELETED,
+            True,
+            id="deleted while cloning",
+        ),
+        pytest.param(
+            pod(terminated("files", 143), waiting("action"), deleted=50),
+            Reason.POD_DELETED,
+            False,
+            id="deleted while pulling, files up",
+        ),
+    ],
+)
+def test_a_loss_has_a_reason_and_shows_whether_commands_had_started(
+    seen: Object | None, reason: Reason, unstarted: bool
+) -> None:
+    found = observe(seen)
+    assert isinstance(found, Lost)
+    assert (found.reason, found.unstarted) == (reason, unstarted)
+    assert found.message
+
+
+# ---- the pod was deleted, or a container was never created
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "unstarted"),
+    [
+        pytest.param(None, Reason.POD_DELETED, False, id="deletion event missed"),
+        pytest.param(pod(phase="Pending", node=None, deleted=50, grace=0), Reason.POD_DELETED, True, id="never bound"),
+        pytest.param(
+            pod(phase="Pending", node=None, deleted=50, grace=0, conditions=(EVICTION,)),
+            Reason.EVICTED,
+            True,
+            id="evicted, never bound",
+        ),
+        pytest.param(
+            pod(*CREATING, phase="Pending", deleted=50, grace=0),
+            Reason.POD_DELETED,
+            False,
+            id="deleted by force while pulling",
+        ),
+        pytest.param(
+            pod(FILES, never_made(), phase="Failed", deleted=50), Reason.POD_DELETED, True, id="deleted while pulling"
+        ),
+        pytest.param(pod(FILES, running("action"), deleted=50, grace=0), Reason.POD_DELETED, False, id="while it ran"),
+        pytest.param(pod(FILES_ENDED, KILLED, phase="Failed", deleted=50), Reason.POD_DELETED, False, id="killed"),
+        pytest.param(
+            pod(waiting("action"), phase="Failed", deleted=50, conditions=(disruption_condition("DeletionByPodGC"),)),
+            Reason.NODE_LOST,
+            False,
+            id="a lost node proves nothing",
+        ),
+    ],
+)
+def test_a_deleted_pod_is_judged_by_its_last_state(last: Object | None, reason: Reason, unstarted: bool) -> None:
+    found = observe_deleted(last)
+    assert isinstance(found, Lost)
+    assert (found.reason, found.unstarted) == (reason, unstarted)
+
+
+def test_commands_that_ended_before_the_deletion_keep_their_result() -> None:
+    found = observe_deleted(
+        pod(FILES_ENDED, terminated("action", 0, message=record("completed", 3, 0), finished=20), deleted=50)
+    )
+    assert isinstance(found, Exited)
+    assert (found.reason, found.files) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("action", "phase", "condition", "unstarted"),
+    [
+        pytest.param(never_made(), "Failed", EVICTION, True, id="never made"),
+        pytest.param(never_made(), "Running", EVICTION, False, id="the phase is not final"),
+        pytest.param(
+            never_made(), "Failed", disruption_condition("DeletionByTaintManager"), False, id="its node was lost"
+        ),
+        pytest.param(
+            never_made() | {"containerID": "containerd://1"}, "Failed", EVICTION, False, id="there was a container"
+        ),
+        pytest.param(
+            never_made() | {"lastState": {"terminated": {"exitCode": 1}}}, "Failed", EVICTION, False, id="it had run"
+        ),
+    ],
+)
+def test_when_an_end_of_unknown_kind_proves_that_no_command_ran(
+    action: Object, phase: str, condition: Object, unstarted: bool
+) -> None:
+    found = observe(pod(FILES, action, phase=phase, conditions=(condition,)))
+    assert isinstance(found, Lost)
+    assert found.unstarted is unstarted
+
+
+@pytest.mark.parametrize("reason", ["OutOfcpu", "NodeShutdown", "Evicted"])
+def test_a_pod_that_the_kubelet_rejects_never_started(reason: str) -> None:
+    found = observe(pod(phase="Failed", reason=reason, message="Pod was rejected: no room"))
+    assert isinstance(found, Lost)
+    assert found.unstarted
+    assert "no room" in found.message
+
+
+def test_an_overdue_deletion_is_rechecked_in_time() -> None:
+    """Also while the image is pulled, and sooner if the cluster reports the node as lost."""
+    deleted = pod(*CREATING, deleted=50, grace=2)
+    judgement = PodJudge()(deleted, wall=60)
+    assert (judgement.observation, judgement.recheck) == (Waiting("starting containers"), 23.0)
+    assert isinstance(observe(deleted, wall=83), Lost)
+    lost = pod(
+        FILES, running("action"), deleted=50, grace=2, conditions=(disruption_condition("DeletionByTaintManager"),)
+    )
+    assert observe(lost, wall=61) == Running()
+    found = observe(lost, wall=63)
+    assert isinstance(found, Lost)
+    assert (found.reason, found.unstarted) == (Reason.NODE_LOST, False)
