@@ -77,7 +77,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """Draw the rows that have a floor. The bar is the ratio; the floor is 1."""
+    """Draw the rows that have a floor. The length of a bar is the ratio, and a ratio of 1 is the floor."""
     top = max((each.ratio or 0.0 for each in rows), default=1.0)
     plot = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("against the floor", "target", "ratio", f"0 to {top:.1f}"):

@@ -266,7 +266,7 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 @contextmanager
 def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
-    """Yield a lab without agents; `settings` are the defaults of its agents. Close the lab at the end."""
+    """Yield a lab without agents. `settings` are the defaults of its agents. Close the lab at the end."""
     lab = Lab(namespace, folder, listen=listen, **settings)
     try:
         yield lab

@@ -2,7 +2,7 @@
 
 The agent runs with the token of a ServiceAccount that is bound to the Role as helm renders it. A test removes rights of
 the running agent by changing the Role. Rights that an agent needs to start are missing from the beginning. The agent
-needs `get pods` and `delete secrets` only after a lost answer of the API server; the tests of the doctor cover them.
+needs `get pods` and `delete secrets` only after a lost answer of the API server. test_doctor.py covers these two.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ WITHOUT = {
     "get configmaps": "get configmaps: configmaps",
     "delete leases": "the agent's Lease could not be given back",
 }
-# An agent is ready without these rights. It cannot adopt sessions, or other agents adopt from it late.
+# An agent without one of these rights is ready. It cannot adopt, or its own sessions are adopted only after a delay.
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 

@@ -1,4 +1,4 @@
-"""The log of a container as a kubelet serves it; the expected result in every test of the log path.
+"""The log of a container as a kubelet serves it. Tests of the log path use it for the expected result.
 
 The model is the kubelet's `ReadLogs` over containerd's CRI log files. A line of a file is a piece of at most 16 KiB
 with its own timestamp. The kubelet joins the pieces of a line, and only the first piece gets the prefix. The kubelet

@@ -1,8 +1,8 @@
 """One case of the crash matrix: an agent is killed at one step of an action, and another agent follows.
 
 A CrashCase lives for one action. The local scheduler runs in this process, so that a test can delay its steps. The
-agents are real processes and the cluster is scripted. The checks use nothing that an agent reports: the stored outcome,
-log and files, and the pods and Secrets that are left.
+agents are real processes and the cluster is scripted. The checks read the stored outcome, log and files, and the pods
+and Secrets that are left. They use no report of an agent.
 """
 
 from __future__ import annotations

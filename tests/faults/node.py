@@ -32,7 +32,7 @@ SLOW = 0.02
 
 
 class Points:
-    """Named points of a run. One point is held; no other one waits."""
+    """Named points of a run. `at` waits only at the point that is held."""
 
     def __init__(self, held: str = "") -> None:
         self.held = held

@@ -5,7 +5,7 @@ A Proxy lives as long as its `async with`. Its faults:
 - `latency`: the most seconds of delay before each piece of data.
 - `pieces`: the most bytes of a piece.
 - `rate`: bytes per second towards the target.
-- `swallow`: a black hole; no data passes and no connection closes.
+- `swallow`: a black hole, in which no data passes and no connection closes.
 - `fin`, `reset`: all connections end, by FIN or by RST.
 - `half_open`: the target's side of all connections ends, and the client gets no FIN.
 - `stall`: no more data passes to the client that has received most.

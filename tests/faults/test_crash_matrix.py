@@ -1,4 +1,4 @@
-"""The agent is killed with -9 after each step of an action; whichever agent follows, nothing is lost or doubled.
+"""The agent is killed with -9 after each step of an action. No line, file or outcome is lost or doubled.
 
 The table of all cases is printed after the tests.
 """

@@ -35,7 +35,7 @@ PAUSE = 0.02
 
 
 class Child:
-    """A process that answers lines of JSON; the first line that it prints is its port."""
+    """A process that answers lines of JSON. The first line of its output is its port."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process

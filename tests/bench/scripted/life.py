@@ -74,7 +74,7 @@ CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
 
 
 class PodLife:
-    """One pod. `body` is the request that created it; `status` is its current status as JSON."""
+    """One pod. `body` is the request that created the pod. `status` is its current status as JSON."""
 
     def __init__(self, body: bytes, uid: str, address: int) -> None:
         pod = json.loads(body)

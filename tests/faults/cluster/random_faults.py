@@ -69,7 +69,7 @@ class Measure:
 
 
 class Replica:
-    """One replica of a Deployment. Faults replace its process; its proxies stay."""
+    """One replica of a Deployment. Faults replace its process. Its proxies live as long as the test."""
 
     def __init__(self, faults: RandomFaults, number: int) -> None:
         self.faults = faults

@@ -1,6 +1,6 @@
 """Many short actions on three replicas of a real cluster, while random faults hit agents, scheduler and API server.
 
-One seed determines every choice; it is printed, and `CHURN_SEED` sets another. The checks use no report of an agent.
+One seed determines every choice. The test prints the seed. `CHURN_SEED` sets another. No check uses an agent's report.
 Outcomes and logs come from the scheduler's events and disk, exit codes from the cluster, and resources from /proc.
 """
 

@@ -1,4 +1,4 @@
-"""The exec of a copy of 100 MiB from a real pod is interrupted; the stored file is complete after a retry."""
+"""The exec of a copy of 100 MiB from a real pod is interrupted. The stored file is complete after a retry."""
 
 from __future__ import annotations
 
