@@ -1,11 +1,30 @@
-"""The SealCI agent: actions from a scheduler's stream, each run in a Kubernetes pod of its own.
+"""The SealCI agent: takes actions from a scheduler's stream and runs each in a Kubernetes pod of its own.
 
-1. `cli` reads the settings, `app` starts every task and ends with the last of them.
-2. `scheduler.connection` registers over one stream; `scheduler.translate` turns messages into `actions`.
-3. `execution.sessions` admits an action by policy and gives it a slot and a `execution.session`.
-4. `execution.run` is the whole life of a session: create, follow, collect, report, clean.
-5. `cluster.manifest` makes the pod and its Secret, `cluster.environment` creates, follows and deletes them.
-6. `cluster.status` says what happened to a pod; the verdict comes from there alone.
-7. `cluster.logs` and `cluster.files` bring bytes out; `scheduler.outbox` keeps them until acknowledged.
-8. `cluster.sweep` removes what no living session owns.
+The flow of one action:
+
+1. `cli` reads the settings. `app.wiring` builds the agent, and `app.agent` runs it until a stop request.
+2. `scheduler.stream` registers with the scheduler. `protocol.translate` turns its messages into `domain.actions`.
+3. `execution.registry` admits an action by policy, gives it a slot and starts an `execution.session`.
+4. `execution.lifecycle` is the whole life of a session: create, follow, collect, report, clean up.
+5. `cluster.pod.manifest` builds the pod and its Secret. `cluster.environment` creates, watches and deletes them.
+6. `cluster.pod.status` judges what happened to the pod. The verdict of an action comes only from there.
+7. `cluster.logs` and `cluster.artifacts` read bytes out of the pod. `scheduler.stream.outbox` keeps them until stored.
+8. `cluster.ownership` adopts the sessions of dead agents, and deletes the pods that no living agent owns.
+
+The packages, from the top layer to the bottom:
+
+- `cli`: the command line.
+- `app`: builds, runs and ends one agent, and checks its preconditions (`doctor`).
+- `http`: metrics, probes and the status page.
+- `local_scheduler`: a small scheduler for one machine, used by `run` and `scheduler`.
+- `console`: shows a running pipeline on a terminal or as JSON.
+- `scheduler`: the connections to a scheduler, by the stream protocol or the classic protocol.
+- `execution`: sessions, the life of an action. Declares the ports that `cluster` and `scheduler` implement.
+- `cluster`: everything about Kubernetes.
+- `pipeline`: the pipeline file and its events.
+- `protocol`: the wire format of the stream protocol.
+- `telemetry`: metrics, traces and logging.
+- `settings`: all settings, from file, environment and command line.
+- `aio`: shared pieces of asyncio.
+- `domain`: the vocabulary that all packages share.
 """

@@ -1,6 +1,72 @@
-"""Pieces of asyncio that several packages need.
+"""Shared pieces of asyncio: wait for the first of several, cancel tasks and wait for their end.
 
-Nothing here keeps state.
+`task.cancel()` only asks a task to end. A caller that continues before the task has ended leaks the task, or races with
+the clean-up of the task. Every part of the agent therefore ends its tasks through this module. Nothing here keeps
+state, and nothing here knows the agent.
 """
 
 from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+async def cancel_and_wait(*tasks: asyncio.Task[Any], ignore_errors: bool = False) -> None:
+    """Cancel the tasks that still run and wait until all of them have ended.
+
+    Never raises the error of a task. An error that a task raises while it is being cancelled is logged. With
+    `ignore_errors` the errors of all tasks are dropped, also those from before the call.
+    """
+    running = {task for task in tasks if not task.done()}
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+    for task in tasks if ignore_errors else running:
+        # Reading the exception keeps asyncio from reporting "Task exception was never retrieved".
+        if not task.cancelled() and (error := task.exception()) and not ignore_errors:
+            log.warning("a task failed while it was cancelled", task=task.get_name(), error=repr(error))
+
+
+async def first_of(*awaited: asyncio.Future[Any] | asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until a future is done, an event is set, or `timeout` seconds are over.
+
+    Futures and tasks are not cancelled and their errors are not raised: ask `done()` or `is_set()` afterwards.
+    """
+    futures = [each for each in awaited if not isinstance(each, asyncio.Event)]
+    events = [each for each in awaited if isinstance(each, asyncio.Event)]
+    waiters = [asyncio.create_task(event.wait(), name="wait for an event") for event in events]
+    try:
+        await asyncio.wait({*futures, *waiters}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel_and_wait(*waiters)
+
+
+async def run_until_set(work: Coroutine[Any, Any, T], event: asyncio.Event, *, name: str) -> asyncio.Task[T] | None:
+    """Run `work` in a task called `name` until the work ends or `event` is set.
+
+    Returns the ended task, or None if the event was set first. The task has then been cancelled and has ended.
+    """
+    task = asyncio.create_task(work, name=name)
+    async with cancelled_on_exit(task):
+        await first_of(task, event)
+        return task if task.done() else None
+
+
+@asynccontextmanager
+async def cancelled_on_exit(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
+    """Cancel the tasks when the block ends, however it ends, and wait until they have ended."""
+    try:
+        yield
+    finally:
+        await cancel_and_wait(*tasks)

@@ -63,13 +63,6 @@ def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str,
     return add
 
 
-@pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten two waits of the agent: until it sees an outage, and for the end of commands that were killed."""
-    monkeypatch.setattr("agent.app.agent.NOTICE", 0.01)
-    monkeypatch.setattr("agent.execution.commands.KILL_MARGIN", 0.05)
-
-
 @pytest.fixture(autouse=True)
 def no_task_is_left(request: pytest.FixtureRequest) -> None:
     """Fail an asynchronous test that leaves tasks behind."""

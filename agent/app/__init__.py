@@ -1,1 +1,1 @@
-"""The running agent: its parts joined, its tasks started, its shutdown in order."""
+"""The running agent: `wiring` builds its parts, `agent` runs them, `shutdown` ends them in order."""

@@ -1,7 +1,7 @@
-"""Why does nothing work? Every precondition of the agent, tried one after the other, a line each.
+"""Checks every precondition of the agent, one after the other, and reports each in one line.
 
-Lives for one run of `sealci-agent doctor`, by a person or as the chart's `helm test`. It uses the settings and the
-rights of the agent, so that what it finds holds for the agent too.
+Lives for one run of `sealci-agent doctor`, by a person or as the chart's `helm test`. The doctor uses the settings and
+the permissions of the agent, so its findings hold for the agent too.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ PARTS = ("cluster", "scheduler")
 async def examine(
     settings: Settings, *, parts: tuple[str, ...] = PARTS, image: str = "", seconds: float
 ) -> AsyncGenerator[Finding]:
-    """Yield what is found, as it is found. The probe runs `image` (none: the agent's) and may take `seconds`."""
+    """Yield each finding as soon as it is known.
+
+    The probe pod runs `image`, or the image in the settings if it is "", for at most `seconds`.
+    """
     metrics = Metrics()
     if "scheduler" in parts:
-        async with aclosing(scheduler.examine(settings, version("sealci-agent"), metrics)) as findings:
+        async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
             async for finding in findings:
                 yield finding
     if "cluster" in parts:
@@ -52,24 +55,23 @@ async def examine(
             await client.close()
 
 
-async def report(findings: AsyncGenerator[Finding], *, say: Callable[[str], None], as_json: bool) -> bool:
-    """Say each finding in a line as it comes, and a sum at the end; returns whether none failed."""
+async def report(findings: AsyncGenerator[Finding], *, write: Callable[[str], None], as_json: bool) -> bool:
+    """Write a line for each finding and a summary at the end. Returns True if no check failed."""
     counts: Counter[Verdict] = Counter()
     async with aclosing(findings):
         async for finding in findings:
             counts[finding.verdict] += 1
-            say(json.dumps(spelled(finding)) if as_json else line(finding))
+            write(json.dumps(json_object(finding)) if as_json else text_line(finding))
     well = not counts[Verdict.FAILED]
     total = {each.value: counts[each] for each in Verdict}
     if as_json:
-        say(json.dumps({"event": "finished", "well": well, **total}))
+        write(json.dumps({"event": "finished", "well": well, **total}))
     else:
-        say(", ".join(f"{number} {name}" for name, number in total.items() if number))
+        write(", ".join(f"{number} {name}" for name, number in total.items() if number))
     return well
 
 
-def spelled(finding: Finding) -> dict[str, str]:
-    """Return a finding as the object that stands in one line of JSON."""
+def json_object(finding: Finding) -> dict[str, str]:
     return {
         "event": "check",
         "check": finding.check,
@@ -79,8 +81,8 @@ def spelled(finding: Finding) -> dict[str, str]:
     }
 
 
-def line(finding: Finding) -> str:
-    """Return a finding as one line of text."""
+def text_line(finding: Finding) -> str:
+    # Upper case, because a failure must be visible in a long list.
     verdict = finding.verdict.value if finding.verdict is not Verdict.FAILED else "FAILED"
     detail = " ".join(finding.detail.split())
     return f"{verdict:<8} {finding.check:<25} {detail}{f' -> {finding.advice}' if finding.advice else ''}"

@@ -24,7 +24,7 @@ from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
     from agent.app.agent import App
-    from agent.cluster.ownership.orphans import Cleaned
+    from agent.cluster.ownership.orphans import CleanupResult
 
 USAGE, INFRASTRUCTURE = 2, 3
 NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
@@ -68,8 +68,8 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 
 async def until_stopped(settings: Settings) -> int:
     """Serve; the first signal drains, the second cancels."""
-    from agent.app.agent import serve as serve_agent
-    from agent.app.agent import stop_when_made
+    from agent.app.serve import serve as serve_agent
+    from agent.app.serve import stop_when_built
 
     # All that is loaded now lives as long as the process: a collection of garbage that looked at it again would hold
     # every session for as long (50 ms against 1).
@@ -78,7 +78,7 @@ async def until_stopped(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     made: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_when_made, made, signal.Signals(number).name)
+        loop.add_signal_handler(number, stop_when_built, made, signal.Signals(number).name)
     return await serve_agent(settings, made)
 
 
@@ -165,7 +165,7 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
         sys.exit(INFRASTRUCTURE)
 
 
-async def cleaned(settings: Settings, *, dry_run: bool) -> Cleaned:
+async def cleaned(settings: Settings, *, dry_run: bool) -> CleanupResult:
     """Clean up and return what was found."""
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean
@@ -198,7 +198,7 @@ def doctor(
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
-    sys.exit(0 if asyncio.run(report(findings, say=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.command()

@@ -26,7 +26,7 @@ from agent.telemetry import log_setup
 if TYPE_CHECKING:
     from agent.app.agent import App
     from agent.cli.run_pipeline import Endpoint, Wishes
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.console.run_report import ExitCode
     from agent.pipeline.parser import Pipeline
 
@@ -265,13 +265,13 @@ async def piped(
 ) -> ExitCode:
     """Run the pipeline with an agent of its own."""
     from agent.cli.run_pipeline import Patience, run_pipeline
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.debugging import DebugOptions
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         scheduler = {"address": endpoint.address, "token_file": endpoint.token_file, "protocol": "stream"}
         tls = settings.scheduler.tls.model_copy(update=PLAIN)
         own = settings.scheduler.model_copy(update={**scheduler, "tls": tls})
-        bench = Workbench(endpoint.screen, tree=packed, keep=choices.keep, shell=choices.shell)
+        bench = DebugOptions(endpoint.screen, tree=packed, keep=choices.keep, shell=choices.shell)
         await until_set(settings.model_copy(update={"scheduler": own}), stop, bench)
 
     patience = Patience(timeout=duration("--timeout", choices.timeout) if choices.timeout else None)
@@ -310,13 +310,13 @@ def wishes(choices: Choices, settings: Settings) -> Wishes:
     )
 
 
-async def until_set(settings: Settings, stop: asyncio.Event, bench: Workbench) -> None:
+async def until_set(settings: Settings, stop: asyncio.Event, bench: DebugOptions) -> None:
     """Serve beside something else, until `stop` is set and nothing of any session remains.
 
     Raises:
         AgentError: it could not begin, or ended by itself.
     """
-    from agent.app.agent import serve, stop_when_made
+    from agent.app.serve import serve, stop_when_built
 
     made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(settings, made, bench), name="agent")
@@ -324,7 +324,7 @@ async def until_set(settings: Settings, stop: asyncio.Event, bench: Workbench) -
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
-            stop_when_made(made, "the pipeline has ended")
+            stop_when_built(made, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()
     finally:

@@ -21,6 +21,7 @@ from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError
 from agent.pipeline.wire import local_pb2 as wire
 from agent.pipeline.wire import local_pb2_grpc
+from agent.protocol.grpc_transport import TokenInvalid, keepalive_options, open_channel, token_metadata
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
     from agent.console.view import View
     from agent.pipeline.parser import Pipeline
 
-OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 4 << 20),
-)
+OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
 AGAIN = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
@@ -58,30 +53,18 @@ class Target:
         """Open a channel.
 
         Raises:
-            OSError: a file of it cannot be read.
+            FileUnreadable: a file of it cannot be read.
         """
-        if not self.tls:
-            return grpc.aio.insecure_channel(self.address, options=OPTIONS)
-        credentials = grpc.ssl_channel_credentials(
-            *(read(each) for each in (self.ca_file, self.key_file, self.cert_file))
-        )
-        name = (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
-        return grpc.aio.secure_channel(self.address, credentials, options=(*OPTIONS, *name))
+        return open_channel(self.address, OPTIONS, self if self.tls else None, server_name=self.server_name)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what every call carries.
 
         Raises:
-            OSError: the token cannot be read.
+            FileUnreadable: the token cannot be read.
+            TokenInvalid: the file holds no token.
         """
-        if self.token_file is None:
-            return ()
-        return (("authorization", f"Bearer {self.token_file.read_text(encoding='utf-8').strip()}"),)
-
-
-def read(path: Path | None) -> bytes | None:
-    """Return the content of a file, if there is one."""
-    return path.read_bytes() if path else None
+        return token_metadata(self.token_file)
 
 
 class Unreachable(AgentError):
@@ -112,6 +95,9 @@ async def submit(
             return ExitCode.INTERRUPTED
         except OSError as error:
             say(f"{error.filename}: {error.strerror}")
+            return ExitCode.USAGE
+        except TokenInvalid as error:
+            say(str(error))
             return ExitCode.USAGE
         except Unreachable as error:
             say(str(error))

@@ -1,1 +1,4 @@
-"""Sessions: the life of an action, from its arrival to a clean cluster. Knows neither gRPC nor Kubernetes."""
+"""Sessions: the life of an action from its arrival until its environment is gone. Knows neither gRPC nor Kubernetes.
+
+`registry` owns the sessions and `lifecycle` drives each one. `ports` declares what other packages implement.
+"""

@@ -1,6 +1,6 @@
-"""An action held against the policy, before anything is started: the earliest place for a clear error.
+"""Checks an action against the policy before anything is created, which is the earliest place for a clear error.
 
-Pure. Each problem names the field, what it was and what is allowed; all problems of an action are told at once.
+Pure. Each problem names the field, its value and what is allowed. All problems of an action are reported at once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from agent.domain.quantities import quantity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.domain.actions import Action, Resources
+    from agent.domain.actions import Action, Repository, Resources
     from agent.settings import PolicySettings
 
-MAX_COMMAND = 128 * 1024 - 1
-MAX_COMMANDS = 512 * 1024
-MAX_VARIABLES = 512 * 1024
+# Number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
+MAX_COMMAND_BYTES = 128 * 1024 - 1
+# Number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into 1.5 MiB of etcd.
+MAX_COMMANDS_BYTES = 512 * 1024
+MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def admit(action: Action, policy: PolicySettings) -> float:
-    """Check everything that the wire may ask for; returns the timeout of the commands in seconds.
+    """Check everything that a scheduler may ask for. Returns the seconds that the commands may run.
 
     Raises:
-        ActionFailed: with INVALID_CONFIGURATION and every problem that was found.
+        ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
     """
     problems = [
         *identity(action),
@@ -48,13 +50,12 @@ def admit(action: Action, policy: PolicySettings) -> float:
 
 
 def identity(action: Action) -> Iterator[str]:
-    """Check the id."""
     if not action.key.action_id or len(action.key.action_id.encode()) > 256:
         yield "action_id: must have 1 to 256 bytes"
 
 
 def image(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check the image against the allow list."""
+    """Check the image against the allow list, and for a digest if the policy requires one."""
     if not action.image:
         yield "image: is missing"
     elif len(action.image) > 512 or re.search(r"\s", action.image):
@@ -66,23 +67,22 @@ def image(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def commands(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check number and size of the commands."""
     if not action.commands:
         yield "commands: at least one is needed"
     if len(action.commands) > policy.max_commands:
         yield f"commands: {len(action.commands)} are too many; at most {policy.max_commands}"
     sizes = [len(command.encode()) for command in action.commands]
     for index, (command, size) in enumerate(zip(action.commands, sizes, strict=True), 1):
-        if size > MAX_COMMAND:
-            yield f"commands[{index}]: {size} bytes are too many; at most {MAX_COMMAND}"
+        if size > MAX_COMMAND_BYTES:
+            yield f"commands[{index}]: {size} bytes are too many; at most {MAX_COMMAND_BYTES}"
         if "\0" in command:
             yield f"commands[{index}]: a NUL byte cannot be part of a command"
-    if sum(sizes) > MAX_COMMANDS:
-        yield f"commands: {sum(sizes)} bytes in all are too many; at most {MAX_COMMANDS}"
+    if sum(sizes) > MAX_COMMANDS_BYTES:
+        yield f"commands: {sum(sizes)} bytes in all are too many; at most {MAX_COMMANDS_BYTES}"
 
 
 def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check names, number and size of env and secrets. Values of secrets never appear."""
+    """Check names, number and size of env and secrets. Values of secrets never appear in a problem."""
     both = {**action.env, **action.secrets}
     for kind, values in (("env", action.env), ("secrets", action.secrets)):
         for name, value in values.items():
@@ -93,30 +93,40 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
     if len(both) > policy.max_variables:
         yield f"env and secrets: {len(both)} are too many; at most {policy.max_variables}"
     size = sum(len(name) + len(value.encode()) for name, value in both.items())
-    if size > MAX_VARIABLES:
-        yield f"env and secrets: {size} bytes are too many; at most {MAX_VARIABLES}"
+    if size > MAX_VARIABLES_BYTES:
+        yield f"env and secrets: {size} bytes are too many; at most {MAX_VARIABLES_BYTES}"
 
 
 def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check how the repository would be cloned."""
-    asked = action.repository
-    if asked is None:
+    if action.repository is None:
         return
+    yield from repository_url(action.repository, policy)
+    yield from repository_credentials(action.repository)
+
+
+def repository_url(asked: Repository, policy: PolicySettings) -> Iterator[str]:
     match = SCHEME.match(asked.url)
+    # Git takes user@host:path for SSH, without a scheme.
     scheme = match[1].lower() if match else ("ssh" if re.match(r"[\w.-]+@[\w.-]+:[^:]", asked.url) else "")
     allowed = ", ".join(policy.repository_schemes)
     if scheme not in policy.repository_schemes:
         yield f"repository.url: the scheme {scheme or 'of a path'!r} is not allowed; allowed: {allowed}"
+    # Git would take them for options.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
-    if match and scheme in ("http", "https") and "@" in asked.url[match.end() :].split("/")[0]:
+
+
+def repository_credentials(asked: Repository) -> Iterator[str]:
+    """Check that the credentials are the name of a Secret, and that none stand in the URL, which the log shows."""
+    match = SCHEME.match(asked.url)
+    if match and match[1].lower() in ("http", "https") and "@" in asked.url[match.end() :].split("/")[0]:
         yield "repository.url: must not hold credentials; name a Secret in repository.credentials"
     if asked.credentials and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", asked.credentials):
         yield f"repository.credentials: {asked.credentials[:100]!r} is not the name of a Secret"
 
 
 def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
-    """Check quantities against the maxima."""
+    """Check the requested quantities against the maxima of the policy."""
     pairs = (
         ("cpu", asked.cpu, policy.max_cpu),
         ("memory", asked.memory, policy.max_memory),
@@ -135,6 +145,5 @@ def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
 
 
 def timeout(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check the timeout against the maximum."""
     if action.timeout is not None and not 0 < action.timeout <= policy.max_timeout:
         yield f"timeout: {action.timeout:g} s is not allowed; more than 0, at most {policy.max_timeout:g} s"

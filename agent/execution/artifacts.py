@@ -1,7 +1,7 @@
-"""Files from the environment to the scheduler: one collection is one upload, made again from its start when it broke.
+"""Files from the environment to the scheduler. One copy is one upload. A broken copy starts again from its first file.
 
-Lives as long as the artifacts stage of a session. Nothing is kept in between, so memory is bounded whatever the size;
-what an earlier try has sent is replaced by the scheduler.
+Lives as long as stage ARTIFACTS of a session. Nothing is stored in the agent, so the memory is bounded whatever the
+size of the files. The scheduler replaces what an earlier attempt has sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from agent.domain.actions import When
 from agent.domain.artifacts import FileData, FileEnd
@@ -28,81 +28,101 @@ if TYPE_CHECKING:
     from agent.domain.events import ArtifactSummary
     from agent.domain.outcome import Outcome
     from agent.execution.ports import Environment
-    from agent.execution.session import End, Session
+    from agent.execution.progress import CommandsEnd
+    from agent.execution.session import Session
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-TRIES = 8
-backoff = wait_random_exponential(multiplier=0.2, max=5)
+# Number of left-out files that are named in the log. The summary names more.
+MAX_NAMED = 20
 
 
 def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
-    """Whether files are collected after commands that ended like this; never when nobody wants the action any more."""
+    """Return whether files are copied after commands with this outcome. Never after a cancel."""
     if outcome.result is Result.CANCELLED or rules.when is When.NEVER:
         return False
     return rules.when in (When.ALWAYS, When.SUCCESS if outcome.result is Result.SUCCEEDED else When.FAILURE)
 
 
-async def collect(session: Session, environment: Environment, end: End, settings: Settings) -> Outcome:
-    """Send the files that the action wants after this ending; returns the outcome.
+async def collect(session: Session, environment: Environment, end: CommandsEnd, settings: Settings) -> Outcome:
+    """Send the files that the action wants after this end of its commands. Returns the outcome of the action.
 
     Raises:
-        Interrupted: the session shall end while files are copied.
+        Interrupted: a stop request came while files were copied.
     """
     outcome, rules = end.outcome, session.action.artifacts
     succeeded = outcome.result is Result.SUCCEEDED
     if not wanted(rules, outcome):
         return outcome
-    # A wish that ended the commands has done its work; one that comes now ends the copy.
-    session.serve_wish()
-    await session.enter(Stage.ARTIFACTS)
+    # A stop request that ended the commands has done its work. Only a new one ends the copy.
+    session.clear_stop_request()
+    await session.reporter.enter(Stage.ARTIFACTS)
     try:
         if not end.files:
-            raise failed(session, "lost", f"the files are lost: {end.files_lost}")
-        await session.guarded(send_files(session, environment, settings.artifacts.timeout))
+            raise files_failed(session, "lost", f"the files are lost: {end.files_lost}")
+        await session.run_until_stopped(send_files(session, environment, settings.artifacts.timeout))
     except ActionFailed as failure:
-        await session.say(f"[{failure.message}]")
+        await session.reporter.write_log(f"[{failure.message}]")
+        # A success stays one if the pod was lost with its files and the action had named no files.
         if succeeded and (rules.declared or end.files):
-            return replace(session.failed(failure), exit_code=outcome.exit_code)
+            return replace(session.failure_outcome(failure), exit_code=outcome.exit_code)
     return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
 
 
 async def send_files(session: Session, environment: Environment, seconds: float) -> None:
-    """Copy all files of the session out, within `seconds` for all tries, and tell what was left out.
+    """Copy all files of the session out, within `seconds` for all attempts, and report which files were left out.
 
     Raises:
-        ActionFailed: with ARTIFACTS_FAILED; what could be had has been stored.
+        ActionFailed: with ARTIFACTS_FAILED. Files of a copy that was refused in part are stored.
     """
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(may_pass),
-        stop=stop_after_attempt(TRIES),
-        wait=wait_as_told,
-        before_sleep=lambda state: note(session, state),
-        reraise=True,
-    )
+    rules = session.action.artifacts
     end = asyncio.get_running_loop().time() + seconds
-    one = Collection(environment, session.action.artifacts, end)
+    attempt = CopyAttempt(environment, rules, end)
     try:
         async with asyncio.timeout_at(end):
-            async for turn in retrying:
+            async for turn in retrying(session):
                 with turn:
-                    one = Collection(environment, session.action.artifacts, end)
-                    await session.outlet.upload(one.parts())
+                    attempt = CopyAttempt(environment, rules, end)
+                    await session.reporter.upload(attempt.parts())
     except TimeoutError as error:
-        late = f"the files could not be copied within {seconds:g} s; {one.arrived}"
-        raise failed(session, "timeout", late) from error
+        late = f"the files could not be copied within {seconds:g} s; {attempt.progress}"
+        raise files_failed(session, "timeout", late) from error
     except (ClusterError, SchedulerError) as error:
-        raise failed(session, "broken", f"the files could not be copied: {error}; {one.arrived}") from error
-    if one.collected is None:
-        raise failed(session, "broken", "the files were not collected to their end")
-    await tell(session, one.collected.summary)
-    if one.collected.refused:
-        raise failed(session, "refused", one.collected.refused)
+        raise files_failed(session, "broken", f"the files could not be copied: {error}; {attempt.progress}") from error
+    if attempt.collected is None:
+        raise files_failed(session, "broken", "the files were not collected to their end")
+    await report_left_out(session, attempt.collected.summary)
+    if attempt.collected.refused:
+        raise files_failed(session, "refused", attempt.collected.refused)
 
 
-class Collection:
-    """One try until `end` (the loop's time): passes the parts on and keeps what is said at their end."""
+def retrying(session: Session) -> AsyncRetrying:
+    """Return the attempts to copy the files of a session."""
+    backoff = session.timings.upload_backoff
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        # The API server may ask for a long wait. The time limit for all attempts bounds the wait.
+        asked = error.retry_after if isinstance(error, ClusterError) else None
+        return backoff(state) if asked is None else asked
+
+    def count(state: RetryCallState) -> None:
+        session.stats.upload_retried()
+        error = session.reporter.mask_text(str(state.outcome.exception() if state.outcome else None))
+        log.warning("copying files broke and starts again", action=session.key.action_id, error=error)
+
+    return AsyncRetrying(
+        retry=retry_if_exception(may_pass),
+        stop=stop_after_attempt(session.timings.upload_attempts),
+        wait=wait,
+        before_sleep=count,
+        reraise=True,
+    )
+
+
+class CopyAttempt:
+    """One attempt, until `end` (the loop's time): passes the parts on and keeps the result of the copy."""
 
     def __init__(self, environment: Environment, rules: ArtifactRules, end: float) -> None:
         self.environment = environment
@@ -113,12 +133,12 @@ class Collection:
         self.bytes = 0
 
     @property
-    def arrived(self) -> str:
-        """How far this try came, for people."""
-        return f"the last try brought {self.files} files whole, {self.bytes} bytes in all, and they are not kept"
+    def progress(self) -> str:
+        """Return how far this attempt came, for people."""
+        return f"the last attempt copied {self.files} whole files, {self.bytes} bytes in all, which are not kept"
 
     async def parts(self) -> AsyncIterator[FilePart]:
-        """Yield the parts."""
+        """Yield the parts of all files."""
         seconds = self.end - asyncio.get_running_loop().time()
         async with aclosing(self.environment.files(self.rules, seconds)) as items:
             async for item in items:
@@ -132,38 +152,29 @@ class Collection:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a new try can help."""
+    """Return whether a new attempt can succeed after this error."""
     return isinstance(error, SchedulerError) or (isinstance(error, ClusterError) and error.retryable)
 
 
-def wait_as_told(state: RetryCallState) -> float:
-    """Wait as long as the cluster asked for (the stage has its limit), else with full jitter."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, ClusterError) else None
-    return backoff(state) if asked is None else asked
-
-
-def note(session: Session, state: RetryCallState) -> None:
-    """Log and count a copy that is made again."""
-    session.retries += 1
-    error = str(state.outcome.exception() if state.outcome else None)
-    said = session.hidden(error.encode("utf-8", "replace")).decode("utf-8", "replace")
-    log.warning("copying files broke and is begun again", action=session.key.action_id, error=said)
-
-
-def failed(session: Session, why: str, message: str) -> ActionFailed:
-    """Return the failure of this stage; `why` is its word in the metrics."""
-    session.files_failed = why
+def files_failed(session: Session, why: str, message: str) -> ActionFailed:
+    """Count and return the failure of this stage. `why` is its label in the metrics."""
+    session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
 
 
-async def tell(session: Session, summary: ArtifactSummary) -> None:
-    """Say in the log what was left out, and send the summary."""
+async def report_left_out(session: Session, summary: ArtifactSummary) -> None:
+    """Write into the log which files were left out, and send the summary."""
     if summary.left_out_files:
-        lines = [f"  {item.path.decode('utf-8', 'backslashreplace')}: {item.why}" for item in summary.left_out[:20]]
-        more = summary.left_out_files - len(lines)
-        lines += [f"  and {more} more"] if more > 0 else []
-        text = f"[left out of the files:{lines[0][1:]}]" if summary.left_out_files == 1 and summary.left_out else ""
-        await session.say(text or "\n".join([f"[{summary.left_out_files} files were left out]", *lines]))
-    named = tuple(replace(item, path=session.hidden(item.path)) for item in summary.left_out)
-    await session.send(replace(summary, left_out=named))
+        await session.reporter.write_log(left_out_text(summary))
+    masked = tuple(replace(item, path=session.reporter.mask(item.path)) for item in summary.left_out)
+    await session.reporter.send(replace(summary, left_out=masked))
+
+
+def left_out_text(summary: ArtifactSummary) -> str:
+    """Return the text about left-out files: one line for one file, else a list."""
+    named = [f"{item.path.decode('utf-8', 'backslashreplace')}: {item.why}" for item in summary.left_out[:MAX_NAMED]]
+    if summary.left_out_files == 1 and named:
+        return f"[left out of the files: {named[0]}]"
+    more = summary.left_out_files - len(named)
+    lines = [*named, *([f"and {more} more"] if more > 0 else [])]
+    return "\n".join([f"[{summary.left_out_files} files were left out]", *(f"  {line}" for line in lines)])

@@ -1,7 +1,7 @@
-"""The commands of a session: followed to their end, with their log to its last byte, or brought to an end.
+"""The commands of a session: followed to their end, with their log to its last byte, or stopped.
 
-Lives as long as the commands run. How they ended is the cluster's word; that they were told to end (cancel, timeout) is
-the session's, and comes first in the outcome.
+Lives as long as the commands run. The last observation of the pod decides the outcome. If the session stopped the
+commands (cancel, timeout), the stop request decides it instead.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.aio import cancel_and_wait, cancelled_on_exit, first_of
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.observations import FINAL, Exited, Lost, SetupFailed
 from agent.domain.outcome import Outcome, Result
-from agent.execution.log_forwarder import send_log
-from agent.execution.session import End, Wish, ended, first_of
+from agent.execution.logs.forwarder import send_log
+from agent.execution.progress import CommandsEnd
+from agent.execution.session import StopRequest
 
 if TYPE_CHECKING:
     from agent.domain.observations import Observation
@@ -26,63 +28,56 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-KILL_MARGIN = 20.0
-# So long an environment that was lost may still give its log, seconds: a node that went away would be asked for ever.
-UNREACHABLE_MARGIN, UNWANTED_MARGIN = 5.0, 1.0
 
-
-async def run_commands(session: Session, environment: Environment, settings: Settings) -> End:
+async def run_commands(session: Session, environment: Environment, settings: Settings) -> CommandsEnd:
     """Follow the commands to their end, and their log to its last byte.
 
     Raises:
         ActionFailed: the environment was lost, or never ran a command.
     """
-    await session.enter(Stage.COMMANDS)
-    logs = asyncio.create_task(
-        send_log(session, environment, settings, session.start), name=f"log of {session.key.action_id}"
-    )
-    end = asyncio.create_task(final(environment), name=f"end of {session.key.action_id}")
-    try:
-        seen = await ending(session, environment, end, settings)
-        await drained(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
-    finally:
-        await ended(logs)
-        await ended(end)
-    session.end = session.end or verdict(session, seen)
-    return session.end
+    await session.reporter.enter(Stage.COMMANDS)
+    action_id = session.key.action_id
+    logs = asyncio.create_task(send_log(session, environment, settings), name=f"log of {action_id}")
+    end = asyncio.create_task(last_observation(environment), name=f"end of {action_id}")
+    async with cancelled_on_exit(logs, end):
+        seen = await wait_or_stop(session, environment, end, settings)
+        await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
+    # The session may report again after a state loss of the scheduler. Then the end that was seen first counts.
+    progress = session.progress
+    return progress.commands_end or progress.commands_ended(judge_end(session, seen))
 
 
-def verdict(session: Session, seen: Observation | None) -> End:
-    """Join what was seen with what was wished.
+def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
+    """Return how the commands ended. If there is a stop request, it decides the outcome.
 
     Raises:
         ActionFailed: the environment was lost, or never ran a command.
     """
     exited = seen if isinstance(seen, Exited) else None
-    if session.wish is not None:
-        outcome = session.interrupted(session.wish, exited.exit_code if exited else None)
-        return (
-            End(outcome, exited.files, exited.files_lost) if exited else End(outcome, False, "the pod was not reached")
-        )
+    if session.stop_request is not None:
+        outcome = session.stopped_outcome(session.stop_request, exited.exit_code if exited else None)
+        if exited is None:
+            return CommandsEnd(outcome, files=False, files_lost="the pod was not reached")
+        return CommandsEnd(outcome, exited.files, exited.files_lost)
     if isinstance(seen, SetupFailed):
         raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
     if exited is None:
-        raise lost(Stage.COMMANDS, seen)
+        raise environment_lost(Stage.COMMANDS, seen)
     result = Result.SUCCEEDED if exited.reason is None else Result.FAILED
-    command = exited.command or session.command
+    command = exited.command or session.progress.command
     outcome = Outcome(result, Stage.COMMANDS, exited.reason, exited.exit_code, command, exited.message)
-    return End(outcome, exited.files, exited.files_lost)
+    return CommandsEnd(outcome, exited.files, exited.files_lost)
 
 
-def lost(stage: Stage, seen: Observation | None) -> ActionFailed:
+def environment_lost(stage: Stage, seen: Observation | None) -> ActionFailed:
     """Return the failure of an environment that went away."""
     if isinstance(seen, Lost):
         return ActionFailed(stage, seen.reason, seen.message, log=seen.log)
     return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")
 
 
-async def final(environment: Environment) -> Observation | None:
-    """Return the last observation of an environment."""
+async def last_observation(environment: Environment) -> Observation | None:
+    """Wait for the final observation of an environment. Returns None if the observations end without one."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, FINAL):
@@ -90,38 +85,45 @@ async def final(environment: Environment) -> Observation | None:
     return None
 
 
-async def ending(
+async def wait_or_stop(
     session: Session, environment: Environment, end: asyncio.Task[Observation | None], settings: Settings
 ) -> Observation | None:
-    """Wait for the end of the commands, and bring it about at the timeout or when the session shall end.
+    """Wait until the commands end. Stop them at their timeout, or on a stop request.
 
-    Returns None when even that did not end them: the environment is to be removed under them.
+    Returns None if they could not be stopped. The removal of the environment then ends them.
     """
-    await first_of(end, session.wished, timeout=max(0.0, session.timeout - session.spent))
+    seconds = max(0.0, session.timeout - session.progress.seconds_already_run)
+    await first_of(end, session.stop_requested, timeout=seconds)
     if end.done():
         return end.result()
-    session.interrupt(Wish(Reason.DEADLINE_EXCEEDED, f"the commands did not end within {session.timeout:g} s"))
-    wish = session.wish
-    grace = wish.grace if wish is not None and wish.grace is not None else settings.environment.grace
+    message = f"the commands did not end within {session.timeout:g} s"
+    # Changes nothing if a stop request has ended the wait: the first request counts.
+    session.request_stop(StopRequest(Reason.DEADLINE_EXCEEDED, message))
+    request = session.stop_request
+    grace = request.grace if request is not None and request.grace is not None else settings.environment.grace
     reached = await environment.interrupt(grace)
-    await asyncio.wait({end}, timeout=grace + KILL_MARGIN if reached else 0)
+    await first_of(end, timeout=grace + session.timings.kill_margin if reached else 0)
     if end.done():
         return end.result()
     log.warning("the commands could not be stopped in their pod", action=session.key.action_id, reached=reached)
     return None
 
 
-async def drained(session: Session, logs: asyncio.Task[None], *, reachable: bool) -> None:
-    """Wait until the log is sent to its end; only for a while after a wish, and where the node may not answer."""
-    if reachable and session.wish is None:
-        await first_of(logs, session.wished)
-    margins = (None, KILL_MARGIN) if reachable else (UNREACHABLE_MARGIN, UNWANTED_MARGIN)
-    await asyncio.wait({logs}, timeout=margins[session.wish is not None])
-    if not reachable and not logs.done():
-        await ended(logs)
-        await session.say("[the log ends here: what was written since cannot be had from the node]")
+async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: bool) -> None:
+    """Wait until the whole log is sent. The wait is bounded after a stop request, and if the node may not answer."""
+    timings = session.timings
+    if reachable and session.stop_request is None:
+        await first_of(logs, session.stop_requested)
+    stopping = session.stop_request is not None
+    if reachable:
+        await first_of(logs, timeout=timings.kill_margin if stopping else None)
+    else:
+        await first_of(logs, timeout=timings.lost_log_margin_stopping if stopping else timings.lost_log_margin)
+        if not logs.done():
+            await cancel_and_wait(logs)
+            await session.reporter.write_log("[the log ends here: the rest cannot be read from the node]")
     if logs.done() and not logs.cancelled() and (error := logs.exception()):
-        # What happened to the log changes no verdict: it is counted, and said where the log ends.
-        session.errors += 1
+        # A fault in following the log does not change the outcome. The fault is counted, and noted in the log.
+        session.stats.internal_error()
         log.error("the log of a session could not be followed", action=session.key.action_id, exc_info=error)
-        await session.say("[the log ends here: the agent could not follow it]")
+        await session.reporter.write_log("[the log ends here: the agent could not follow it]")

@@ -1,7 +1,7 @@
-"""The whole life of an action on one screen: set up, run the commands, collect the files, report, clean.
+"""The whole life of a session on one screen: set up, run the commands, collect the files, report, clean up.
 
-`run_action` lives as long as its session. Whatever happens inside becomes one outcome; whatever the outcome, the
-environment is removed after the scheduler has stored everything, and the function returns when the API says it is gone.
+Everything that happens in a session becomes one outcome. The environment is removed after the scheduler has stored the
+outcome, whatever the outcome is. `run_action` returns when the API server reports that the environment is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from agent.domain.errors import ActionFailed, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
-from agent.execution.commands import lost, run_commands
+from agent.execution.commands import environment_lost, run_commands
 from agent.execution.session import Interrupted
 
 if TYPE_CHECKING:
@@ -27,128 +27,130 @@ if TYPE_CHECKING:
     from agent.execution.session import Session
     from agent.settings import Settings
 
-    Beginning = Callable[[Session, Environment], Awaitable[None]]
+    Start = Callable[[Session, Environment], Awaitable[None]]
 
 
 async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
-    """Run one session from its acceptance until nothing remains of it."""
-    await live(session, backend.environment(session.action), set_up, settings)
+    """Run a session from its acceptance until its environment is gone."""
+    await run_to_end(session, backend.environment(session.action), set_up, settings)
 
 
-async def go_on(session: Session, environment: Environment, resume: Resume, settings: Settings) -> None:
-    """Run an adopted session from where the scheduler says it stands, until nothing remains of it."""
-    session.resumed(resume)
-    await live(session, environment, partial(take_over, resume=resume), settings)
+async def run_adopted(session: Session, environment: Environment, resume: Resume, settings: Settings) -> None:
+    """Run an adopted session from where the scheduler says that it stands, until its environment is gone."""
+    session.resume(resume)
+    await run_to_end(session, environment, partial(take_over, resume=resume), settings)
 
 
-async def live(session: Session, environment: Environment, begin: Beginning, settings: Settings) -> None:
-    """Live and tell of it, again when the scheduler has lost what it was told; clean when it has everything."""
-    session.environment = environment
+async def run_to_end(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
+    """Run and report the session, again after each state loss of the scheduler. Then remove the environment."""
+    session.attach(environment)
     try:
-        while not await session.heard(tell(session, environment, begin, settings)):
-            session.begin_again()
-            begin = set_up if session.made else begin
+        while not await session.run_until_reset(run_once(session, environment, start, settings)):
+            session.restart_reporting()
+            # An environment that exists is not created again: the commands must not run twice.
+            start = set_up if session.progress.environment_exists else start
     finally:
         await environment.remove()
-    await session.repeat_outcome()
+    await session.resend_outcome()
 
 
-async def tell(session: Session, environment: Environment, begin: Beginning, settings: Settings) -> None:
-    """Accept, begin, run the commands, collect the files, report."""
+async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
+    """Accept, start, run the commands, collect the files, and report the outcome."""
     try:
-        if not session.known:
-            await session.accept(environment.name)
-        await begin(session, environment)
+        if not session.progress.stored_seq:
+            await session.reporter.accept(environment.name)
+        await start(session, environment)
         end = await run_commands(session, environment, settings)
         outcome = await collect(session, environment, end, settings)
     except ActionFailed as failure:
-        outcome = await explained(session, failure)
+        outcome = await log_failure(session, failure)
     except Interrupted as interrupted:
-        outcome = session.interrupted(interrupted.wish)
-    if environment.attended:
-        await lingered(session, environment, outcome)
+        outcome = session.stopped_outcome(interrupted.request)
+    if environment.interactive:
+        await hold_for_debugging(session, environment, outcome)
     await session.finish(outcome)
 
 
 async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
-    """Complete an adopted environment and wait until its commands run, or have run.
+    """Complete an adopted environment and wait until its commands run or have ended.
 
     Raises:
-        ActionFailed, Interrupted: it does not come to that.
+        ActionFailed, Interrupted: the commands do not start.
     """
-    await session.guarded(environment.take_over(resume.secrets))
-    session.made = True
+    await session.run_until_stopped(environment.take_over(resume.secrets))
+    session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
     if not environment.running_for:
-        await begun(session, environment)
-    session.spent = environment.running_for
+        await wait_until_running(session, environment)
+    session.progress.count_earlier_run(environment.running_for)
 
 
 async def set_up(session: Session, environment: Environment) -> None:
-    """Create the environment and wait until the commands may run; one that is told again has its own already.
+    """Create the environment, unless it exists, and wait until its commands run or have ended.
 
     Raises:
-        ActionFailed, Interrupted: it does not come to that.
+        ActionFailed, Interrupted: the commands do not start.
     """
-    if not session.known:
-        await session.enter(Stage.SETUP)
-    session.spent = environment.running_for
-    if not session.made:
-        await session.guarded(environment.create(partial(session.enter, Stage.SETUP)))
-        session.made = True
-    await begun(session, environment)
+    if not session.progress.stored_seq:
+        await session.reporter.enter(Stage.SETUP)
+    session.progress.count_earlier_run(environment.running_for)
+    if not session.progress.environment_exists:
+        await session.run_until_stopped(environment.create(partial(session.reporter.enter, Stage.SETUP)))
+        session.progress.environment_created()
+    await wait_until_running(session, environment)
 
 
-async def begun(session: Session, environment: Environment) -> None:
-    """Wait until the commands run, or have run; make an environment that is lost before again, once.
+async def wait_until_running(session: Session, environment: Environment) -> None:
+    """Wait until the commands run or have ended. Re-create, once, an environment that is lost before they started.
 
     Raises:
-        ActionFailed, Interrupted: it does not come to that.
+        ActionFailed, Interrupted: the commands do not start.
     """
     for last in (False, True):
-        seen = await session.guarded(waited(session, environment))
+        seen = await session.run_until_stopped(observe_setup(session, environment))
         if isinstance(seen, (Running, Exited)):
-            if environment.attended and isinstance(seen, Running):
-                await session.guarded(environment.fill())
+            if environment.interactive and isinstance(seen, Running):
+                await session.run_until_stopped(environment.upload_workspace())
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
-        if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.repeatable:
-            raise lost(session.stage, seen)
-        await session.say(f"{seen.message}; no command had run: made again", Source.SETUP)
-        await session.guarded(again(session, environment))
+        # Only a pod that certainly ran no command may be replaced: commands are never run twice.
+        if last or not isinstance(seen, Lost) or not seen.unstarted or not environment.recreatable:
+            raise environment_lost(session.reporter.stage, seen)
+        await session.reporter.write_log(f"{seen.message}; no command had run, so the pod is re-created", Source.SETUP)
+        await session.run_until_stopped(recreate(session, environment))
 
 
-async def again(session: Session, environment: Environment) -> None:
-    """Make an environment once more, when nothing is left of the one before."""
+async def recreate(session: Session, environment: Environment) -> None:
+    """Remove an environment completely, then create it again."""
     await environment.remove()
-    await environment.create(partial(session.enter, Stage.SETUP))
+    await environment.create(partial(session.reporter.enter, Stage.SETUP))
 
 
-async def waited(session: Session, environment: Environment) -> Observation | None:
-    """Wait for the commands to start, telling each thing that is waited for; returns what ended the wait."""
+async def observe_setup(session: Session, environment: Environment) -> Observation | None:
+    """Report what the set-up waits for, until it ends. Returns the observation that ended it."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, (Running, Exited, SetupFailed, Lost)):
                 return seen
-            await session.enter(Stage.SETUP, seen.detail)
+            await session.reporter.enter(Stage.SETUP, seen.detail)
     return None
 
 
-async def lingered(session: Session, environment: Environment, outcome: Outcome) -> None:
-    """Let who sits at the terminal look at the environment before it is removed; a wish that comes now ends that."""
-    session.serve_wish()
+async def hold_for_debugging(session: Session, environment: Environment, outcome: Outcome) -> None:
+    """Keep the environment while the person at the terminal looks at it. A new stop request ends this."""
+    session.clear_stop_request()
     try:
-        said = await session.guarded(environment.linger(outcome))
+        note = await session.run_until_stopped(environment.hold_for_debugging(outcome))
     except Interrupted:
         return
-    if said:
-        await session.say(said, Source.SETUP)
+    if note:
+        await session.reporter.write_log(note, Source.SETUP)
 
 
-async def explained(session: Session, failure: ActionFailed) -> Outcome:
-    """Write why the action failed into its log, for the person who reads it; returns the outcome."""
+async def log_failure(session: Session, failure: ActionFailed) -> Outcome:
+    """Write into the log of the action why it failed. Returns the outcome."""
     source = Source.SETUP if failure.stage in (Stage.ADMISSION, Stage.SETUP) else Source.AGENT
-    await session.say(failure.log or f"[{failure.message}]", source)
-    return session.failed(failure)
+    await session.reporter.write_log(failure.log or f"[{failure.message}]", source)
+    return session.failure_outcome(failure)

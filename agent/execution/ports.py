@@ -1,9 +1,11 @@
-"""The verbs with which a session drives its environment, and their contract.
+"""The two interfaces through which a session works: an environment to run in, and an outlet for its events.
 
-The order of a life: `environment` (no I/O) -> `create` -> `observations` and `log` side by side -> `files` -> `remove`.
-`remove` is always called, also when `create` failed half way. `cluster.environment` implements this on Kubernetes, the
-flow tests in memory. Every method may be cancelled at any await; none raises anything but `agent.domain.errors` and
-`CancelledError`.
+`execution` declares them, other packages implement them: `cluster.environment` makes environments of Kubernetes pods,
+`scheduler.stream.outbox` delivers events. The flow tests implement both in memory.
+
+A session calls its environment in this order: `Backend.environment` (no I/O), `create`, `observations` beside `log`,
+`files`, `remove`. `remove` is always called, also after a failed `create`. Every method may be cancelled at any await.
+Methods raise only the errors of `agent.domain.errors` and `CancelledError`.
 """
 
 from __future__ import annotations
@@ -11,117 +13,160 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
-    from agent.domain.actions import Action, ArtifactRules
+    from agent.domain.actions import Action, ArtifactRules, Key
     from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
     from agent.domain.outcome import Outcome
 
 
 class MarkerReader(Protocol):
-    """Takes the supervisor's markers out of a log, byte by byte exact."""
+    """Separates the supervisor's markers from the text of a log, exact to the byte. Belongs to one log stream."""
 
     @property
     def buffered(self) -> int:
-        """How many bytes at the end of what was fed are kept back: they may begin a marker."""
+        """Return the number of bytes at the end of the input that are kept back because they may begin a marker."""
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
-        """Return text and markers in order."""
+        """Return text and markers in the order of the log."""
 
     def flush(self) -> bytes:
-        """Return what was kept back, at the end of the log."""
+        """Return the bytes that were kept back. Call it at the end of the log."""
 
 
 class Environment(Protocol):
-    """One pod with its Secret, as a session sees it."""
+    """The pod of one action and the pod's Secret, as a session sees them. Lives as long as the session."""
 
     @property
     def name(self) -> str:
-        """Where it is, for people: "namespace/pod"."""
+        """Return "namespace/pod", for people."""
 
     async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Make the pod and its Secret; safe to repeat. `tell` hears, for people, what has to be waited for.
+        """Create the pod and its Secret. A repeated call is safe. `tell` gets texts on what is awaited, for people.
 
         Raises:
-            ActionFailed: the cluster refuses it for good, or could not be reached for too long.
+            ActionFailed: the API refused for good, or was unreachable for too long.
         """
 
     async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Complete an adopted environment whose former agent may have died half way through its set-up.
+        """Complete an adopted environment. The former agent may have died in the middle of `create`.
 
         Raises:
-            ActionFailed: it cannot be completed.
+            ActionFailed: the environment cannot be completed.
         """
 
     @property
-    def repeatable(self) -> bool:
-        """Whether `create` can make it again after `remove`: an adopted one may not tell enough of itself."""
+    def recreatable(self) -> bool:
+        """Return whether `create` works again after `remove`. An adopted pod may not hold all that is needed."""
 
     @property
     def running_for(self) -> float:
-        """How many seconds the commands have been running, by the cluster's clock; 0 before."""
+        """Return for how many seconds the commands have been running, by the cluster's clock. 0 before they start."""
 
-    def leave(self) -> None:
-        """Have nothing to do with the environment any more: `remove` does not touch it from now on."""
+    def disown(self) -> None:
+        """Give up ownership: another agent has adopted the pod or will. `remove` then does nothing."""
 
-    def let_go(self) -> None:
-        """Hold nothing of an environment that no session will drive; what `remove` does in the end."""
+    def release(self) -> None:
+        """Release local state (watch, registry). The cluster is not touched. `remove` calls this last."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield what is seen, on every change; ends after the first final observation."""
+        """Yield an observation of the pod on every change. Ends after the first final observation."""
 
     def markers(self) -> MarkerReader:
-        """Return a fresh reader for the markers of this environment's log."""
+        """Return a new reader for the markers in this environment's log."""
 
     def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log from the cursor to its end, over any number of broken connections.
 
-        Not reading stops the connection: the consumer's pace bounds the memory. `ended` tells it when the last
-        marker was seen.
+        The connection is read only as fast as the caller asks, which bounds the memory.
         """
 
     def log_ended(self) -> None:
-        """Tell the reader that the supervisor's last marker was seen: nothing follows."""
+        """Tell the log reader that the last marker was seen, so that no more log will come."""
 
     async def interrupt(self, grace: float) -> bool:
-        """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
+        """Send SIGTERM to the commands, and SIGKILL after `grace` seconds. Returns False if the pod is unreachable."""
 
     def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`, each verified; the last item is `Collected`.
+        """Copy files out of the pod within `seconds`, each with its checksum. The last item is `Collected`.
 
-        What is not begun when most of the time is over is left out, and said in `Collected`.
+        Files that are not begun when most of the time is over are left out and listed in `Collected`.
 
         Raises:
-            ClusterError: it broke; `retryable` when a new call may bring all of it.
+            ClusterError: the copy broke. `retryable` is set if a new call may succeed.
         """
 
     @property
-    def attended(self) -> bool:
-        """Whether somebody at a terminal has a hand in it: only then are `fill` and `linger` called."""
+    def interactive(self) -> bool:
+        """Return whether a person at a terminal takes part.
 
-    async def fill(self) -> None:
-        """Complete the workspace before the commands begin.
-
-        Raises:
-            ActionFailed: it cannot be completed.
+        `upload_workspace` and `hold_for_debugging` are called only then.
         """
 
-    async def linger(self, outcome: Outcome) -> str:
-        """Stay until nobody looks at it any more; returns what is to be said of a failure."""
+    async def upload_workspace(self) -> None:
+        """Copy the files of the person's working tree into the workspace. The commands start afterwards.
+
+        Raises:
+            ActionFailed: the files could not be copied.
+        """
+
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
+        """Wait while a person looks at the environment. Returns a note on the failure for the log, or ""."""
 
     async def remove(self) -> None:
-        """Delete what was created and return when the API says it is gone, by force after a while; never raises
-        for the cluster's errors: what could not be removed is counted and left to the sweep."""
+        """Delete the pod and its Secret, by force after a while. Returns when the API reports that they are gone.
+
+        Does not raise the cluster's errors. What could not be deleted is counted and left to the orphan sweep.
+        """
 
 
 class Backend(Protocol):
-    """Where environments come from."""
+    """Makes environments. One per agent."""
 
     @property
     def reachable(self) -> bool:
-        """Whether the cluster answered lately."""
+        """Return whether the cluster can run an action now."""
 
     def environment(self, action: Action) -> Environment:
-        """Return the environment of this attempt, not yet made."""
+        """Return the environment of an action. Nothing is created yet."""
+
+
+class SessionSink(Protocol):
+    """Delivers the events of one session to the scheduler. Lives as long as the session.
+
+    An outlet numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
+    reconnect. Its window bounds the memory: while the window is full, `send` waits, and so does the reader of the log.
+    """
+
+    async def send(self, event: Event) -> None:
+        """Put an event into the window. Waits while the window is full. The event is not yet delivered on return."""
+
+    async def wait_until_stored(self) -> None:
+        """Wait until the scheduler has acknowledged every event."""
+
+    async def upload(self, parts: AsyncIterator[FilePart]) -> None:
+        """Send files beside the stream of events. Returns when the scheduler has stored all of them.
+
+        Raises:
+            SchedulerError: the upload broke. The caller starts again from the first file.
+            Exception: any error that `parts` raises.
+        """
+
+    def restart(self, seq: int) -> None:
+        """Drop all events and continue the numbering at `seq` + 1, after the scheduler has lost its state."""
+
+    def close(self) -> None:
+        """Drop the session. No more of its events are sent."""
+
+
+class EventSink(Protocol):
+    """Opens an outlet for each session. One per agent."""
+
+    def open(self, key: Key, *, adopted: bool = False) -> SessionSink:
+        """Return the outlet of a new session.
+
+        The outlet of an adopted session sends nothing until the scheduler has answered where the session stands.
+        """

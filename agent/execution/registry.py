@@ -1,8 +1,8 @@
-"""The sessions of this agent: who is let in, who is asked to leave, and how much room there is.
+"""All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
 
-Lives as long as the agent. Handlers are synchronous and quick, because the reader of the stream calls them; each
-session runs in a task of its own inside the application's task group, and its worst failure is its own. The slots in
-use are counted from the sessions that exist, never by adding and subtracting.
+The registry lives as long as the agent. The reader of the scheduler's stream calls its handlers, so they are
+synchronous and quick. Each session runs in a task of its own in the application's task group, and a fault in one
+session ends no other. The slots in use are counted from the sessions that exist, never by adding and subtracting.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
-from agent.domain.events import Accepted, Finished, LogChunk, Rejected, Source
+from agent.domain.errors import ActionFailed, Reason, Rejection
+from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
 from agent.execution.admission import admit
-from agent.execution.lifecycle import go_on, run_action
-from agent.execution.session import Session, Wish
-from agent.telemetry.metrics import LIVES, fault
+from agent.execution.lifecycle import run_action, run_adopted
+from agent.execution.reporter import failed_admission, report_without_session
+from agent.execution.session import TIMINGS, Session, StopRequest
+from agent.execution.stats import count_outcome, count_stages
+from agent.telemetry.metrics import LIVES
 from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
@@ -30,152 +32,74 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Cancel, Key
     from agent.domain.events import Event
     from agent.domain.session_state import Resume
-    from agent.execution.event_sink import Sink
-    from agent.execution.ports import Backend, Environment
+    from agent.execution.ports import Backend, Environment, EventSink
+    from agent.execution.timings import SessionTimings
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 AttemptKey = tuple[str, int]
-SILENT = Traces()
+NO_TRACES = Traces()
 
 
-class Sessions:
-    """Admits actions and holds their sessions until nothing remains of them."""
+def ignore(*_: object) -> None:
+    """Do nothing when the sessions change."""
+
+
+class SessionRegistry:
+    """Accepts actions and owns their sessions until their environments are gone. One per agent.
+
+    `sessions` holds each session by its attempt. `attempt_tasks` holds also the tasks that only report an action
+    without a session. `on_change` is called when the number of sessions may have changed, `on_end` with each session
+    that ended with an outcome.
+    """
 
     def __init__(
         self,
         settings: Settings,
         backend: Backend,
-        sink: Sink,
+        sink: EventSink,
         metrics: Metrics,
-        tasks: asyncio.TaskGroup,
-        traces: Traces = SILENT,
+        task_group: asyncio.TaskGroup,
+        traces: Traces = NO_TRACES,
+        *,
+        on_change: Callable[[], None] = ignore,
+        on_end: Callable[[Session], None] = ignore,
+        timings: SessionTimings = TIMINGS,
     ) -> None:
         self.settings = settings
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
-        self.tasks = tasks
+        self.task_group = task_group
         self.traces = traces
-        self.living: dict[AttemptKey, Session] = {}
-        self.running: dict[AttemptKey, asyncio.Task[None]] = {}
+        self.on_change = on_change
+        self.on_end = on_end
+        self.timings = timings
+        self.sessions: dict[AttemptKey, Session] = {}
+        self.attempt_tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self.changed = asyncio.Event()
         self.draining = False
         self.finished = 0
-        self.on_change: Callable[[], None] = lambda: None
-        self.on_end: Callable[[Session], None] = lambda session: None
         metrics.slots.set(settings.agent.slots)
         metrics.slots_available.set(settings.agent.slots)
         for stage in LIVES:
-            metrics.actions_running.labels(stage).set_function(partial(self.doing, stage))
+            metrics.actions_running.labels(stage).set_function(partial(self.count_in, stage))
+
+    # ---- room
 
     @property
     def used(self) -> int:
-        """Slots in use, environments that are being cleaned included."""
-        return len(self.living)
+        """Return the number of slots in use, including sessions that are being cleaned up."""
+        return len(self.sessions)
 
-    def doing(self, stage: str) -> int:
-        """Return how many sessions are in a stage now; what comes after the outcome is cleaning."""
-        return sum(doing(session) == stage for session in self.living.values())
-
-    def action(self, action: Action) -> None:
-        """Take an action, or answer why not. A repeated one is answered by the session that exists."""
-        attempt = action.key.attempt_key
-        if attempt in self.running:
-            log.info("the action is known already", action=action.key.action_id, attempt=action.key.attempt)
-            return
-        self.metrics.actions_received.inc()
-        if why := self.refusal():
-            self.metrics.actions_rejected.labels(why.why.value).inc()
-            self.reply(action.key, why)
-            return
-        try:
-            timeout = admit(action, self.settings.policy)
-        except ActionFailed as failure:
-            self.action_failed(action.key, failure)
-            return
-        trace = self.traces.begin(action)
-        action = replace(action, traceparent=trace.traceparent)
-        session = Session(action, self.sink.open(action.key), timeout, trace)
-        self.living[attempt] = session
-        self.start(attempt, self.live(session, run_action(session, self.backend, self.settings)))
-
-    def adopt(self, action: Action, environment: Environment) -> bool:
-        """Go on with a session that was claimed, as soon as the scheduler says where; slots do not matter.
-
-        Returns False when the attempt is still being ended here: to be asked again.
-        """
-        attempt = action.key.attempt_key
-        if attempt in self.running:
-            log.info("the attempt of an adopted session is still being ended here", action=action.key.action_id)
-            environment.let_go()
-            return False
-        trace = self.traces.begin(action, adopted=True)
-        session = Session(action, self.sink.open(action.key, adopted=True), action.timeout or 0.0, trace)
-        session.environment = environment
-        session.where = asyncio.get_running_loop().create_future()
-        self.living[attempt] = session
-        self.start(attempt, self.live(session, self.go_on(session, environment, session.where)))
-        return True
-
-    async def go_on(self, session: Session, environment: Environment, where: asyncio.Future[Resume]) -> None:
-        """Wait for the scheduler's word, then run; a discard that comes instead cleans."""
-        try:
-            resume = await where
-        except asyncio.CancelledError:
-            await environment.remove()
-            raise
-        await go_on(session, environment, resume, self.settings)
-
-    def resume(self, resume: Resume) -> None:
-        """Take the scheduler's word on a session; for one that was not adopted only a pending cancel is new."""
-        session = self.living.get(resume.key.attempt_key)
-        if session is None:
-            return
-        if session.where is not None and not session.where.done():
-            session.where.set_result(resume)
-        elif resume.cancel is not None:
-            session.cancel(resume.cancel)
-
-    def forgotten(self, key: Key, resume: Resume) -> bool:
-        """Have a session told again to a scheduler that lost what it had stored; False when there is none to tell."""
-        session = self.living.get(key.attempt_key)
-        if session is None or session.key != key:
-            return False
-        session.forget(resume)
-        return True
-
-    def superseded(self, attempt: AttemptKey) -> None:
-        """Drop a session that another agent has adopted, without touching its environment."""
-        session = self.living.get(attempt)
-        if session is not None:
-            log.warning("another agent has adopted a session of this one", action=attempt[0], attempt=attempt[1])
-            self.metrics.superseded.inc()
-            self.drop(session)
-
-    def hand_over(self) -> int:
-        """Leave every session to the other agents of the pool, its environment running; returns how many."""
-        sessions = [session for session in self.living.values() if not session.over]
-        for session in sessions:
-            self.metrics.handed_over.inc()
-            self.drop(session)
-        return len(sessions)
-
-    def drop(self, session: Session) -> None:
-        """End a session here that goes on elsewhere."""
-        session.over = True
-        if session.environment is not None:
-            session.environment.leave()
-        self.end(session)
-
-    def end(self, session: Session) -> None:
-        """Cancel the task of a session, behind its first step: one that never began would not clean."""
-        asyncio.get_running_loop().call_soon(self.running[session.key.attempt_key].cancel)
+    def count_in(self, stage: str) -> int:
+        """Return the number of sessions in a stage, for the metrics."""
+        return sum(session.stage_label == stage for session in self.sessions.values())
 
     def refusal(self) -> Rejected | None:
-        """Say why nothing can be taken now."""
+        """Return why no action can be accepted now, None if one can."""
         if self.draining:
             return Rejected(Rejection.DRAINING, "the agent is leaving")
         if self.used >= self.settings.agent.slots:
@@ -184,173 +108,226 @@ class Sessions:
             return Rejected(Rejection.CLUSTER_UNAVAILABLE, "the cluster does not answer")
         return None
 
-    def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Answer an action that cannot be run as it is: accepted, and failed in admission."""
-        self.count(Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
-        outcome = Outcome(Result.FAILED, failure.stage, failure.reason, message=failure.message)
-        text = f"The action cannot be run:\n{failure.log or failure.message}\n"
-        self.reply(key, Accepted(""), LogChunk(text.encode()[: 64 * 1024], source=Source.SETUP), Finished(outcome))
-
-    def reply(self, key: Key, *events: Event) -> None:
-        """Send the only events of an attempt that gets no session."""
-        self.start(key.attempt_key, self.say(key, events))
-
-    async def say(self, key: Key, events: tuple[Event, ...]) -> None:
-        """Send events and wait until they are stored."""
-        outlet = self.sink.open(key)
-        try:
-            for event in events:
-                await outlet.send(event)
-            await outlet.settled()
-        finally:
-            outlet.close()
-
-    def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
-        """Run the task of an attempt; a repeated Action finds it until it ends."""
-        task = self.tasks.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
-        self.running[attempt] = task
-        self.notice()
-        task.add_done_callback(lambda _: self.gone(attempt))
-
-    def gone(self, attempt: AttemptKey) -> None:
-        """Forget an attempt whose task has ended."""
-        self.running.pop(attempt, None)
-        self.living.pop(attempt, None)
-        self.notice()
-
-    def notice(self) -> None:
-        """Tell who waits that the slots in use may have changed."""
+    def sessions_changed(self) -> None:
+        """Update the metrics and notify `on_change` and `idle`."""
         self.metrics.slots_used.set(self.used)
         free = 0 if self.draining else max(0, self.settings.agent.slots - self.used)
         self.metrics.slots_available.set(free)
         self.changed.set()
         self.on_change()
 
-    async def live(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
-        """Run a session; whatever goes wrong in it stays in it, and is told."""
+    # ---- sessions begin
+
+    def action(self, action: Action) -> None:
+        """Start a session for an action, or report why not. A repeated action changes nothing."""
+        attempt = action.key.attempt_key
+        if attempt in self.attempt_tasks:
+            log.info("the action is known already", action=action.key.action_id, attempt=action.key.attempt)
+            return
+        self.metrics.actions_received.inc()
+        if why := self.refusal():
+            self.metrics.actions_rejected.labels(why.why.value).inc()
+            self.report_only(action.key, why)
+            return
+        try:
+            timeout = admit(action, self.settings.policy)
+        except ActionFailed as failure:
+            self.action_failed(action.key, failure)
+            return
+        trace = self.traces.begin(action)
+        action = replace(action, traceparent=trace.traceparent)
+        session = Session(action, self.sink.open(action.key), timeout, trace, timings=self.timings)
+        self.start_session(session, run_action(session, self.backend, self.settings))
+
+    def action_failed(self, key: Key, failure: ActionFailed) -> None:
+        """Report an action that cannot be run: accepted, and failed in stage ADMISSION."""
+        count_outcome(self.metrics, Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
+        self.report_only(key, *failed_admission(failure))
+
+    def adopt(self, action: Action, environment: Environment) -> bool:
+        """Continue a claimed session as soon as the scheduler answers where it stands. Needs no free slot.
+
+        Returns False while an older session of the same attempt still ends here. The caller offers it again.
+        """
+        attempt = action.key.attempt_key
+        if attempt in self.attempt_tasks:
+            log.info("an older session of the adopted attempt still ends here", action=action.key.action_id)
+            environment.release()
+            return False
+        trace = self.traces.begin(action, adopted=True)
+        outlet = self.sink.open(action.key, adopted=True)
+        timeout = action.timeout or 0.0
+        session = Session(action, outlet, timeout, trace, environment=environment, timings=self.timings)
+        self.start_session(session, self.run_when_resumed(session, environment))
+        return True
+
+    async def run_when_resumed(self, session: Session, environment: Environment) -> None:
+        """Wait for the scheduler's answer, then run. Remove the environment if the session is discarded first."""
+        assert session.progress.resume_point is not None  # noqa: S101 - the session is adopted
+        try:
+            resume = await session.progress.resume_point
+        except asyncio.CancelledError:
+            await environment.remove()
+            raise
+        await run_adopted(session, environment, resume, self.settings)
+
+    # ---- requests of the scheduler
+
+    def resume(self, resume: Resume) -> None:
+        """Pass on where a session stands. For a session that was not adopted only a pending cancel is new."""
+        session = self.sessions.get(resume.key.attempt_key)
+        if session is not None and not session.progress.resume(resume) and resume.cancel is not None:
+            session.cancel(resume.cancel)
+
+    def reset(self, key: Key, resume: Resume) -> bool:
+        """Report a session again to a scheduler that lost its state. Returns False if there is no such session."""
+        session = self.sessions.get(key.attempt_key)
+        if session is None or session.key != key:
+            return False
+        session.progress.request_reset(resume)
+        return True
+
+    def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
+        """Stop a session. An unknown session has ended already."""
+        session = self.sessions.get(attempt)
+        if session is not None:
+            session.cancel(cancel)
+
+    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
+        """End a session that the scheduler has no use for. Its environment stays if another agent has claimed it."""
+        session = self.sessions.get(key.attempt_key)
+        # If the stream breaks during clean-up, the scheduler discards a finished session too. The clean-up goes on.
+        if session is None or session.key.claim > key.claim or session.progress.finished:
+            return
+        log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
+        if claimed_by_other:
+            self.disown(session)
+        else:
+            self.end(session)
+
+    # ---- sessions end
+
+    def superseded(self, attempt: AttemptKey) -> None:
+        """Drop a session that another agent has adopted. Its environment is not touched."""
+        session = self.sessions.get(attempt)
+        if session is not None:
+            log.warning("another agent has adopted a session of this agent", action=attempt[0], attempt=attempt[1])
+            self.metrics.superseded.inc()
+            self.disown(session)
+
+    def hand_over(self) -> int:
+        """Leave every session to the other agents of the pool, with its environment running. Returns the number."""
+        sessions = [session for session in self.sessions.values() if not session.progress.finished]
+        for session in sessions:
+            self.metrics.handed_over.inc()
+            self.disown(session)
+        return len(sessions)
+
+    def disown(self, session: Session) -> None:
+        """End a session here that another agent continues."""
+        if session.environment is not None:
+            session.environment.disown()
+        self.end(session)
+
+    def end(self, session: Session) -> None:
+        """Cancel the task of a session after the task's first step: a task that never began does not clean up."""
+        session.progress.finish()
+        asyncio.get_running_loop().call_soon(self.attempt_tasks[session.key.attempt_key].cancel)
+
+    def drain(self, message: str) -> None:
+        """Accept no more actions."""
+        if not self.draining:
+            log.info("draining", message=message, running=self.used)
+            self.draining = True
+            self.metrics.draining.set(1)
+            self.sessions_changed()
+
+    def cancel_all(self, message: str) -> None:
+        """Stop every session. Adopted sessions that still await the scheduler's answer are left to other agents."""
+        for session in list(self.sessions.values()):
+            if session.progress.awaits_resume and not session.progress.finished:
+                self.disown(session)
+            else:
+                session.request_stop(StopRequest(Reason.CANCELLED, message, None))
+
+    def disown_all(self) -> None:
+        """Leave every environment as it is, also those being removed, because the API refuses this agent."""
+        for session in self.sessions.values():
+            if session.environment is not None:
+                session.environment.disown()
+
+    def abandon(self) -> None:
+        """Cancel the tasks that have not ended by themselves."""
+        for task in self.attempt_tasks.values():
+            task.cancel()
+
+    async def idle(self) -> None:
+        """Wait until no session and no report is left."""
+        while self.attempt_tasks:
+            self.changed.clear()
+            await self.changed.wait()
+
+    # ---- tasks
+
+    def start_session(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
+        attempt = session.key.attempt_key
+        self.sessions[attempt] = session
+        self.start(attempt, self.run_session(session, work))
+
+    def report_only(self, key: Key, *events: Event) -> None:
+        """Report the only events of an attempt that gets no session."""
+        self.start(key.attempt_key, self.open_and_report(key, events))
+
+    async def open_and_report(self, key: Key, events: tuple[Event, ...]) -> None:
+        await report_without_session(self.sink.open(key), events)
+
+    def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
+        """Run the task of an attempt. Until the task ends, a repeated action is recognised by it."""
+        task = self.task_group.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
+        self.attempt_tasks[attempt] = task
+        self.sessions_changed()
+        task.add_done_callback(lambda _: self.forget(attempt))
+
+    def forget(self, attempt: AttemptKey) -> None:
+        """Free the slot of an attempt whose task has ended."""
+        self.attempt_tasks.pop(attempt, None)
+        self.sessions.pop(attempt, None)
+        self.sessions_changed()
+
+    async def run_session(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
+        """Run a session to its end. An unexpected error is reported as its outcome and ends no other session."""
         ids: dict[str, Any] = {"action": session.key.action_id, "attempt": session.key.attempt}
-        if session.trace.trace_id:
-            ids["trace_id"] = session.trace.trace_id
+        if session.reporter.trace.trace_id:
+            ids["trace_id"] = session.reporter.trace.trace_id
         with structlog.contextvars.bound_contextvars(**ids):
             log.info("session began", image=session.action.image, commands=len(session.action.commands))
             try:
-                await life
+                await work
             except Exception as error:
                 self.metrics.internal_errors.labels("session").inc()
-                log.exception("a session failed in a way that should not happen")
-                await self.give_up(session, error)
+                log.exception("a session failed because of a fault in the agent")
+                await session.report_fault(error)
             finally:
-                session.outlet.close()
-                session.trace.end()
-                self.account(session)
+                session.reporter.close()
+                self.count(session)
 
-    async def give_up(self, session: Session, error: Exception) -> None:
-        """Tell the scheduler of a session that failed inside the agent, unless its outcome was told already."""
-        if session.outcome is not None:
-            return
-        try:
-            await session.finish(Outcome(Result.FAILED, session.stage, Reason.INTERNAL, message=f"{error!r}"[:1000]))
-        except Exception:
-            log.exception("the failure of a session could not be told")
-
-    def account(self, session: Session) -> None:
-        """Count a session that has ended."""
-        if session.outcome is None:
-            log.info("session left without an outcome", stage=session.stage.value)
+    def count(self, session: Session) -> None:
+        """Count and log a session that has ended. A session without an outcome goes on elsewhere, or is not wanted."""
+        outcome = session.progress.outcome
+        if outcome is None:
+            log.info("session left without an outcome", stage=session.reporter.stage.value)
             return
         self.finished += 1
         self.on_end(session)
-        self.count(session.outcome, time.monotonic() - session.began)
-        for stage, phase in PHASES.items():
-            if stage in session.stage_seconds:
-                self.metrics.phase_duration.labels(phase).observe(session.stage_seconds[stage])
-        of_lines, of_total, gaps = session.log_left_out
-        self.metrics.log_dropped_bytes.labels("line_limit").inc(of_lines)
-        self.metrics.log_dropped_bytes.labels("total_limit").inc(of_total)
-        for certain, number in gaps.items():
-            self.metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
-        self.metrics.artifact_retries.inc(session.retries)
-        if session.files_failed:
-            self.metrics.artifact_failures.labels(session.files_failed).inc()
-        for seconds in session.command_seconds:
-            self.metrics.command_duration.observe(seconds)
-        self.metrics.internal_errors.labels("session").inc(session.errors)
-        outcome = session.outcome
+        seconds = time.monotonic() - session.began
+        count_outcome(self.metrics, outcome, seconds)
+        count_stages(self.metrics, session.reporter.stage_seconds)
+        session.stats.add_to(self.metrics)
         log.info(
             "session ended",
             outcome=outcome.result.value,
             stage=outcome.stage.value,
             reason=outcome.reason.value if outcome.reason else None,
             exit_code=outcome.exit_code,
-            seconds=round(time.monotonic() - session.began, 3),
+            seconds=round(seconds, 3),
         )
-
-    def count(self, outcome: Outcome, seconds: float) -> None:
-        """Count an outcome."""
-        reason = outcome.reason.value if outcome.reason else ""
-        labels = (outcome.result.value, outcome.stage.value, reason, fault(outcome.reason))
-        self.metrics.actions_completed.labels(*labels).inc()
-        self.metrics.action_duration.labels(outcome.result.value).observe(seconds)
-
-    def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
-        """End a session; an unknown one has ended already."""
-        session = self.living.get(attempt)
-        if session is not None:
-            session.cancel(cancel)
-
-    def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
-        """Drop a session that the scheduler wants nothing of any more."""
-        session = self.living.get(key.attempt_key)
-        # One that is over is answered so too, when the stream breaks while it cleans; its cleaning goes on.
-        if session is None or session.key.claim > key.claim or session.over:
-            return
-        log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
-        if claimed_by_other:
-            self.drop(session)
-        else:
-            session.over = True
-            self.end(session)
-
-    def drain(self, message: str) -> None:
-        """Take nothing new from now on."""
-        if not self.draining:
-            log.info("draining", message=message, running=self.used)
-            self.draining = True
-            self.metrics.draining.set(1)
-            self.notice()
-
-    def cancel_all(self, message: str) -> None:
-        """End every session; one whose place the scheduler has not told yet is left to the others."""
-        for session in list(self.living.values()):
-            if session.where is not None and not session.where.done() and not session.over:
-                self.drop(session)
-            else:
-                session.interrupt(Wish(Reason.CANCELLED, message, None))
-
-    def forsake(self) -> None:
-        """Leave every environment as it is, also those that are being removed: the cluster takes no word from here."""
-        for session in self.living.values():
-            if session.environment is not None:
-                session.environment.leave()
-
-    def abandon(self) -> None:
-        """End the tasks of sessions that did not end by themselves."""
-        for task in self.running.values():
-            task.cancel()
-
-    async def idle(self) -> None:
-        """Wait until no session and no reply is left."""
-        while self.running:
-            self.changed.clear()
-            await self.changed.wait()
-
-
-def doing(session: Session) -> str:
-    """Return the word in the metrics for what a session is doing."""
-    if session.outcome is not None or session.over:
-        return "cleanup"
-    return "setup" if session.stage is Stage.ADMISSION else session.stage.value
-
-
-# Set-up is split finer, and cleaning told, by the cluster's side, which sees them.
-PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}

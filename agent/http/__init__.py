@@ -1,1 +1,1 @@
-"""The agent's HTTP server: metrics, probes and the status page."""
+"""The HTTP port of the agent: metrics, probes and the status page."""

@@ -1,7 +1,7 @@
-"""One port for people and machines that watch the agent: `/`, `/metrics`, `/livez`, `/readyz`.
+"""The HTTP port of the agent: status page (`/`), metrics (`/metrics`) and probes (`/livez`, `/readyz`).
 
-Lives as long as the agent. Liveness is the event loop's own beat and depends on nothing outside: a scheduler or a
-cluster that is away must not restart an agent that has sessions.
+Lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the cluster is
+away, the kubelet must not restart an agent that has sessions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from agent.settings import HttpSettings
     from agent.telemetry.metrics import Metrics
 
-BEAT = 1.0
-STALLED = 15.0
-POLICY = {
+# Seconds between two signs of life of the event loop.
+BEAT_SECONDS = 1.0
+# Seconds without a sign of life until the liveness probe fails.
+STALLED_SECONDS = 15.0
+# The page shows names and messages that other people wrote. A browser must run nothing and load nothing for it.
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -29,23 +32,23 @@ POLICY = {
 
 
 class Http:
-    """Serves the port; `ready` returns "" or why the agent is not ready, `page` the status page."""
+    """Serves the port. `not_ready` returns why the agent accepts no action, or "". `page` returns the status page."""
 
     def __init__(
-        self, settings: HttpSettings, metrics: Metrics, ready: Callable[[], str], page: Callable[[], str]
+        self, settings: HttpSettings, metrics: Metrics, not_ready: Callable[[], str], page: Callable[[], str]
     ) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.ready = ready
+        self.not_ready = not_ready
         self.page = page
         self.beat = time.monotonic()
         self.port = 0
 
     async def run(self, started: asyncio.Event) -> None:
-        """Listen until cancelled; sets `started` when the port is open.
+        """Listen until cancelled. Sets `started` when the port is open.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: the port cannot be opened.
         """
         application = web.Application(middlewares=[self.count_errors])
         application.router.add_get("/metrics", self.on_metrics)
@@ -62,8 +65,8 @@ class Http:
             started.set()
             while True:
                 self.beat = time.monotonic()
-                await asyncio.sleep(BEAT)
-                self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT))
+                await asyncio.sleep(BEAT_SECONDS)
+                self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT_SECONDS))
         finally:
             await runner.cleanup()
 
@@ -80,23 +83,23 @@ class Http:
             self.metrics.internal_errors.labels("http").inc()
             raise
 
-    async def on_page(self, request: web.Request) -> web.Response:
-        """Show how the agent is."""
-        return web.Response(text=self.page(), content_type="text/html", charset="utf-8", headers=POLICY)
+    async def on_page(self, _: web.Request) -> web.Response:
+        """Return the status page."""
+        return web.Response(text=self.page(), content_type="text/html", charset="utf-8", headers=PAGE_HEADERS)
 
-    async def on_metrics(self, request: web.Request) -> web.Response:
-        """Answer a scrape."""
+    async def on_metrics(self, _: web.Request) -> web.Response:
+        """Return the metrics in the text format of Prometheus."""
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         return web.Response(body=self.metrics.text(), content_type="text/plain", charset="utf-8")
 
-    async def on_livez(self, request: web.Request) -> web.Response:
-        """Say whether the loop turns."""
+    async def on_livez(self, _: web.Request) -> web.Response:
+        """Return 200 if the event loop runs, 503 if it has stalled."""
         behind = time.monotonic() - self.beat
-        if behind > STALLED:
+        if behind > STALLED_SECONDS:
             return web.Response(status=503, text=f"the event loop has not turned for {behind:.0f} s\n")
         return web.Response(text="ok\n")
 
-    async def on_readyz(self, request: web.Request) -> web.Response:
-        """Say whether actions are taken."""
-        why = self.ready()
+    async def on_readyz(self, _: web.Request) -> web.Response:
+        """Return 200 if the agent accepts actions, else 503 and why not."""
+        why = self.not_ready()
         return web.Response(status=503 if why else 200, text=f"{why or 'ok'}\n")

@@ -25,6 +25,7 @@ from agent.pipeline import parser
 from agent.pipeline.wire import local_pb2, local_pb2_grpc
 from agent.pipeline.yaml_document import FileWrong
 from agent.protocol import translate
+from agent.protocol.grpc_transport import bearer, server_credentials, server_options
 from agent.protocol.wire import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:
@@ -37,16 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.so_reuseport", 0),
-)
+OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 STOP_GRACE = 2.0
 
 
@@ -66,37 +58,8 @@ class Access:
         token = (await asyncio.to_thread(self.token_file.read_text, encoding="utf-8")).strip()
         sent = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = sent if isinstance(sent, str) else ""
-        if not token or not hmac.compare_digest(text.encode(), f"Bearer {token}".encode()):
+        if not token or not hmac.compare_digest(text.encode(), bearer(token).encode()):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Return what TLS needs, None for plaintext; with a CA, callers must bring a certificate.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
-        if self.cert_file is None or self.key_file is None:
-            return None
-        last = self.certificates()
-
-        def now() -> grpc.ServerCertificateConfiguration:
-            """Read the files for one handshake."""
-            nonlocal last
-            try:
-                last = self.certificates()
-            except OSError as error:
-                log.error("a certificate cannot be read, the last one is used", why=str(error))
-            return last
-
-        return grpc.dynamic_ssl_server_credentials(last, now, require_client_authentication=self.ca_file is not None)
-
-    def certificates(self) -> grpc.ServerCertificateConfiguration:
-        """Read the files."""
-        if self.cert_file is None or self.key_file is None:
-            raise AssertionError("asked only with both")
-        pair = (self.key_file.read_bytes(), self.cert_file.read_bytes())
-        ca = self.ca_file.read_bytes() if self.ca_file else None
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
 
 
 class AgentService(agent_pb2_grpc.SchedulerServicer):
@@ -324,7 +287,7 @@ async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[g
     agent_pb2_grpc.add_SchedulerServicer_to_server(AgentService(dispatcher, access), server)
     local_pb2_grpc.add_LocalServicer_to_server(PeopleService(dispatcher, access), server)
     try:
-        credentials = access.credentials()
+        credentials = server_credentials(access)
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except (RuntimeError, OSError) as error:
         raise CannotListen(f"cannot listen on {address}: {error}") from error

@@ -1,1 +1,4 @@
-"""The wire contract between agent and scheduler: generated code, and its translation to and from the domain."""
+"""The contract between agent and scheduler: the generated code, its translation to the domain, and gRPC set-up.
+
+The agent, the local scheduler and `sealci-agent submit` share this package. Nothing in it keeps state.
+"""

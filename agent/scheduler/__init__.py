@@ -1,1 +1,1 @@
-"""The stream to the scheduler: registration, health, events out, actions in."""
+"""Connections to a scheduler: `stream` is SealCI's own protocol, `classic` is the protocol of SealCI 0.2."""

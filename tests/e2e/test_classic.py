@@ -191,9 +191,7 @@ async def test_the_next_agent_sweeps_the_orphans_of_a_killed_agent(lab: ClassicL
     lab.agents.remove(first)
     assert await asyncio.to_thread(remains, lab.namespace)
     second = await lab.agent(sweep_interval="1s", lease_duration="3s", lease_renew="1s")
-    await asyncio.to_thread(
-        until, lambda: "sweeping a pod that nobody owns" in second.log, "the second agent did not sweep"
-    )
+    await asyncio.to_thread(until, lambda: "deleting an orphaned pod" in second.log, "the second agent did not sweep")
     await lab.clean()
     assert "adopted" not in second.log
 

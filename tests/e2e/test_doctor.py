@@ -29,11 +29,11 @@ ALL = RIGHTS + LEASE_RIGHTS
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
 # The check of the probe pod that fails without a right. The other checks go on.
 SHOWS = {
-    "get pods/log": {probe_pod.LOGGED},
-    "get pods/exec": {probe_pod.COPIED},
-    "create pods/exec": {probe_pod.COPIED},
-    "create secrets": {probe_pod.CREATED},
-    "get pods": {probe_pod.DELETED},
+    "get pods/log": {probe_pod.LOG},
+    "get pods/exec": {probe_pod.EXEC},
+    "create pods/exec": {probe_pod.EXEC},
+    "create secrets": {probe_pod.POD_RUNS},
+    "get pods": {probe_pod.POD_DELETED},
 }
 
 
@@ -127,7 +127,8 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
         print(well.stdout)
         assert (well.returncode, well.stderr) == (0, "")
         assert "FAILED" not in well.stdout
-        for check in (probe_pod.CREATED, probe_pod.LOGGED, probe_pod.COPIED, probe_pod.NAMESPACED, probe_pod.DELETED):
+        probe = (probe_pod.POD_RUNS, probe_pod.LOG, probe_pod.EXEC, probe_pod.USER_NAMESPACE, probe_pod.POD_DELETED)
+        for check in probe:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
         assert (
             len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
@@ -155,9 +156,9 @@ async def test_a_full_quota_is_reported(namespace: str) -> None:
         kube.kubectl("delete", "resourcequota", "none", "-n", namespace)
     assert found["quota"].verdict is Verdict.WARNING
     assert "pods leaves room for 0 more default actions" in found["quota"].detail
-    assert found[probe_pod.CREATED].verdict is Verdict.FAILED
-    assert "exceeded quota" in found[probe_pod.CREATED].detail
-    assert "raise the ResourceQuota" in found[probe_pod.CREATED].advice
+    assert found[probe_pod.POD_RUNS].verdict is Verdict.FAILED
+    assert "exceeded quota" in found[probe_pod.POD_RUNS].detail
+    assert "raise the ResourceQuota" in found[probe_pod.POD_RUNS].advice
 
 
 @pytest.mark.parametrize(
@@ -173,8 +174,8 @@ async def test_a_pod_that_cannot_run_is_explained_and_deleted(namespace: str, im
         {},
     )
     found = {each.check: each async for each in examine(at, parts=("cluster",), image=image, seconds=60)}
-    assert found[probe_pod.CREATED].verdict is Verdict.FAILED
-    assert message in found[probe_pod.CREATED].detail
-    assert found[probe_pod.LOGGED].verdict is Verdict.SKIPPED
-    assert found[probe_pod.DELETED].verdict is Verdict.OK
+    assert found[probe_pod.POD_RUNS].verdict is Verdict.FAILED
+    assert message in found[probe_pod.POD_RUNS].detail
+    assert found[probe_pod.LOG].verdict is Verdict.SKIPPED
+    assert found[probe_pod.POD_DELETED].verdict is Verdict.OK
     assert not remains(namespace)

@@ -30,7 +30,7 @@ def test_the_page_shows_running_and_ended_sessions(lab: Lab, tmp_path: Path) -> 
     running = lab.start({"long": {"image": BUSYBOX, "commands": ["echo runs; sleep 1000"]}})
     running.until_running("long", "runs")
     page = browser.document(tmp_path / "profile", url)
-    above, below = page.split("Lately")
+    above, below = page.split("Recently ended")
     for part in ("/long", "commands", "1 of 20", "ready", "reachable", lab.pool):
         assert part in above
     for part in ("/fine", "succeeded", "/broken", "COMMAND_FAILED (exit code 7)", "command 1 failed with exit code 7"):

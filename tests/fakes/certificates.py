@@ -1,4 +1,4 @@
-"""Certificates for tests, made by openssl as an installer would make them."""
+"""Certificates for tests, created by openssl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Pair:
     key: Path
 
     def credentials(self, clients: Pair | None = None) -> grpc.ServerCredentials:
-        """Return what a server needs; with `clients`, callers must show a certificate of that authority."""
+        """Return the credentials of a server. With `clients`, callers must show a certificate of that CA."""
         return grpc.ssl_server_credentials(
             [(self.key.read_bytes(), self.cert.read_bytes())],
             root_certificates=clients.cert.read_bytes() if clients is not None else None,
@@ -26,12 +26,11 @@ class Pair:
 
 
 def openssl(*arguments: str | Path) -> None:
-    """Run openssl."""
     subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
 
 
 def authority(folder: Path, name: str) -> Pair:
-    """Make a certificate authority."""
+    """Create a CA."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
     new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
     openssl(*new, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", pair.cert)
@@ -39,7 +38,7 @@ def authority(folder: Path, name: str) -> Pair:
 
 
 def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1, address: str = "") -> Pair:
-    """Make a certificate for a host, and for an IP address if one is given, signed by an authority."""
+    """Create a certificate for a host, and for an IP address if given, signed by a CA."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
     request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
     new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -52,7 +51,7 @@ def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1, addre
 
 @dataclass(frozen=True)
 class Certificates:
-    """Everything that the tests need, made once."""
+    """All certificates of the tests."""
 
     ca: Pair
     other_ca: Pair
@@ -62,7 +61,6 @@ class Certificates:
 
 
 def made(folder: Path) -> Certificates:
-    """Make all of them."""
     ca = authority(folder, "ca")
     return Certificates(
         ca,

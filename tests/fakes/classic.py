@@ -1,8 +1,8 @@
-"""A scheduler as it stands in the field (SealCI 0.2), written to its wire: real gRPC both ways, no state, no queue.
+"""A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
-Agents register with it and tell their health; `run` picks the one with the most free percent and dials it back, as that
-scheduler does: it joins host and port, reads that as a URI, and drops responses without a result. It lives from `start`
-to `stop` and may be started again on the same port, having forgotten everything.
+Agents register with it and report their health. `run` dials the agent with the most free percent, as the real scheduler
+does. It joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
+to `stop` and may be started again on the same port, without its state.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Entry:
 
     @property
     def free(self) -> int:
-        """What it said last."""
+        """The free percent of its last health."""
         return self.health[-1].cpu_avail
 
 
 @dataclass
 class Answer:
-    """What a call brought. `exit_code` and `code` are None until they come."""
+    """The responses of a call. `exit_code` and `code` are None until they arrive."""
 
     text: str = ""
     statuses: list[int] = field(default_factory=list)
@@ -73,18 +73,17 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
 
     @property
     def address(self) -> str:
-        """Where it listens."""
         return f"{self.host}:{self.port}"
 
     async def start(self) -> None:
-        """Listen, on the port of before after a stop."""
+        """Listen. After a stop, listen on the same port again."""
         self.server = aio.server(options=OPTIONS)
         scheduler_pb2_grpc.add_AgentServicer_to_server(self, self.server)
         self.port = self.server.add_insecure_port(self.address)
         await self.server.start()
 
     async def stop(self) -> None:
-        """End at once, with all streams and calls, and forget everything."""
+        """End all streams and calls, and lose the pool."""
         channels, self.channels = self.channels, []
         for channel in channels:
             await channel.close()
@@ -98,13 +97,8 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         pool = [f"{each.host}:{each.port}: free {each.free}, gone {each.gone}" for each in self.pool.values()]
         return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
-    async def note(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
-
     async def registered(self) -> Entry:
-        """Wait until an agent is there that has told its health; return the best one."""
+        """Wait until an agent has registered and reported its health. Return the agent for the next action."""
         await self.until(
             "an agent has registered and reported its health",
             lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()),
@@ -112,45 +106,45 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return self.best()
 
     def best(self) -> Entry:
-        """Return the agent that the next action goes to; that scheduler never looks whether it is still there."""
+        """Return the agent for the next action. The real scheduler does not check whether the agent is still alive."""
         return max(self.pool.values(), key=lambda each: each.free)
 
-    # ---- what agents call
+    # ---- calls of agents
 
     async def RegisterAgent(  # noqa: N802 - the contract's name
         self, request: scheduler_pb2.RegisterAgentRequest, context: Context
     ) -> scheduler_pb2.RegisterAgentResponse:
-        """Take an agent into the pool."""
+        """Add an agent to the pool."""
         if self.refuses:
             self.refusals += 1
-            await self.note()
+            await self.notify()
             await context.abort(grpc.StatusCode.INTERNAL, "no")
         number = len(self.pool)
         self.pool[number] = Entry(request.hostname.host, request.hostname.port, [request.health])
         self.registrations += 1
-        await self.note()
+        await self.notify()
         return scheduler_pb2.RegisterAgentResponse(id=number)
 
     async def ReportHealthStatus(  # noqa: N802 - the contract's name
         self, request_iterator: AsyncIterator[scheduler_pb2.HealthStatus], context: Context
     ) -> scheduler_pb2.Empty:
-        """Take note of an agent's health until its stream ends."""
+        """Record the health of an agent until its stream ends."""
         entry: Entry | None = None
         try:
             async for status in request_iterator:
                 entry = self.pool[status.agent_id]
                 entry.health.append(status.health)
-                await self.note()
+                await self.notify()
         finally:
             if entry is not None:
                 entry.gone = True
-                await self.note()
+                await self.notify()
         return scheduler_pb2.Empty()
 
-    # ---- what it calls
+    # ---- calls to agents
 
     def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
-        """Dial an agent back for an action."""
+        """Dial an agent for an action."""
         entry = entry or self.best()
         uri = urlsplit(f"{entry.host}:{entry.port}")
         assert uri.scheme in ("http", "https")
@@ -164,7 +158,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return call
 
     async def run(self, image: str, *commands: str, number: int = 7, repo_url: str = "") -> Answer:
-        """Have an action run and read its call to the end."""
+        """Run an action and read its call to the end."""
         call = self.dial(asked(image, *commands, number=number, repo_url=repo_url))
         answer = Answer()
         await read(call, answer)
@@ -172,7 +166,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
 
 
 def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> actions_pb2.ActionRequest:
-    """Return a request as that scheduler writes it."""
+    """Return a request as the real scheduler sends it."""
     context = actions_pb2.ExecutionContext(type=actions_pb2.RUNNER_TYPE_DOCKER, container_image=image)
     return actions_pb2.ActionRequest(action_id=number, context=context, commands=commands, repo_url=repo_url)
 
@@ -188,12 +182,12 @@ async def read(call: DialedCall, answer: Answer) -> None:
 
 
 def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
-    """Take one response; one without a result is dropped."""
+    """Add one response to the answer. A response without a result is dropped."""
     answer.responses += 1
     if not response.HasField("result"):
         answer.dropped += 1
         return
-    assert answer.exit_code is None, "something came after the exit code"
+    assert answer.exit_code is None, "a response came after the exit code"
     answer.text += response.log
     if not answer.statuses or answer.statuses[-1] != response.result.completion:
         answer.statuses.append(response.result.completion)
@@ -202,7 +196,7 @@ def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
 
 
 async def until_text(call: DialedCall, answer: Answer, text: str) -> None:
-    """Read a call until its log has a text; the rest is still to be read."""
+    """Read a call until its log contains a text. The rest of the call stays unread."""
     while text not in answer.text:
         response = await call.read()
         assert isinstance(response, actions_pb2.ActionResponseStream), answer

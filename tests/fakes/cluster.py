@@ -52,7 +52,7 @@ class Script:
         end: the last observation, in place of the one that follows from the codes.
         holds: the steps that wait for the test: "create", "setup", "commands", "files", "remove".
         collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
-        attended: somebody sits at a terminal.
+        interactive: somebody sits at a terminal.
         deaf: the commands cannot be interrupted.
         remove_error: an error that `remove` raises, which a real one must not do.
     """
@@ -67,7 +67,7 @@ class Script:
     collections: list[Collected | BaseException] = field(default_factory=list)
     content: bytes = b"artifact"
     deaf: bool = False
-    attended: bool = False
+    interactive: bool = False
     remove_error: BaseException | None = None
 
 
@@ -107,7 +107,7 @@ class FakeEnvironment:
         self.action = action
         self.script = script
         self.steps: list[str] = []
-        self.released: set[str] = set()
+        self.unblocked: set[str] = set()
         self.seen: list[Observation] = []
         self.written: list[LogPiece | LogGap | LogLost] = []
         self.total = 0
@@ -116,7 +116,7 @@ class FakeEnvironment:
         self.removals = 0
         self.interrupts: list[float] = []
         self.playing = False
-        self.left = False
+        self.disowned = False
 
     @property
     def name(self) -> str:
@@ -132,17 +132,17 @@ class FakeEnvironment:
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
     @property
-    def repeatable(self) -> bool:
+    def recreatable(self) -> bool:
         """It always can be made again."""
         return True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Note that nobody drives it."""
-        self.steps.append("let go")
+        self.steps.append("release")
 
-    def leave(self) -> None:
+    def disown(self) -> None:
         """Note that the environment is another agent's now."""
-        self.left = True
+        self.disowned = True
 
     # ---- methods for the test
 
@@ -151,11 +151,11 @@ class FakeEnvironment:
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
-            await self.backend.wait_for(lambda: step in self.released)
+            await self.backend.wait_for(lambda: step in self.unblocked)
 
-    async def release(self, step: str) -> None:
+    async def unblock(self, step: str) -> None:
         """Let a step that is held go on."""
-        self.released.add(step)
+        self.unblocked.add(step)
         await self.backend.notify()
 
     async def show(self, *observations: Observation) -> None:
@@ -249,7 +249,7 @@ class FakeEnvironment:
         if self.script.deaf:
             return False
         await self.end(143, 1)
-        await self.release("commands")
+        await self.unblock("commands")
         return True
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
@@ -265,23 +265,23 @@ class FakeEnvironment:
         yield end
 
     @property
-    def attended(self) -> bool:
+    def interactive(self) -> bool:
         """Say whether the script has somebody sit at a terminal."""
-        return self.script.attended
+        return self.script.interactive
 
-    async def fill(self) -> None:
+    async def upload_workspace(self) -> None:
         """Note that the workspace is being completed."""
-        await self.note("fill")
+        await self.note("upload_workspace")
 
-    async def linger(self, outcome: Outcome) -> str:
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Note that somebody looks."""
-        await self.note("linger")
+        await self.note("hold_for_debugging")
         return "the pod says so" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
         """Remove the pod, unless it is another agent's."""
         self.removals += 1
-        if self.left:
+        if self.disowned:
             return
         await self.note("remove")
         self.backend.alive.discard(self.name)

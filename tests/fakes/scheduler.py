@@ -1,8 +1,8 @@
-"""A scheduler for tests: a real grpc.aio server on loopback whose behaviour is a script of attributes.
+"""A scheduler for tests: a real grpc.aio server on loopback. A test scripts its behaviour by attributes.
 
-It keeps what it stored per attempt, as a real one would, over streams and (unless `forget` is called) over its own
-restarts, and notes every breach of the contract in `breaches`: a gap in the numbers, a number that stands for two
-different events, an event before the registration. Tests wait with `until`, never by sleeping.
+It keeps the stored events of each attempt over reconnects and over its own restarts, until `forget`. It records every
+breach of the contract in `breaches`: a gap in the numbers, one number for two different events, an event before the
+registration. Tests wait with `until` and never sleep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONS = (
 
 @dataclass(eq=False)
 class Peer:
-    """One stream of an agent, as the scheduler sees it."""
+    """One stream of an agent, at the scheduler's end."""
 
     authorization: str
     outgoing: asyncio.Queue[wire.SchedulerMessage | None] = field(default_factory=asyncio.Queue)
@@ -53,16 +53,16 @@ class Peer:
         self.outgoing.put_nowait(wire.SchedulerMessage(**message))
 
     def end(self, status: grpc.StatusCode | None = None, details: str = "") -> None:
-        """End the stream, with a status that is not OK or cleanly."""
+        """End the stream with a status, or cleanly without one."""
         self.status = (status, details) if status is not None else None
         self.outgoing.put_nowait(None)
 
 
 class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
-    """The server and its script."""
+    """The server. The attributes under "script" set its behaviour, the others record what it received."""
 
     def __init__(self) -> None:
-        # The script.
+        # Script.
         self.interval = 60.0
         self.grace = 60.0
         self.refusal: wire.Refused | None = None
@@ -70,7 +70,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.answers_registration = True
         self.answers_health = True
         self.acknowledges = True
-        self.acknowledges_every = 1  # and forgets, over a stream's end, what it has not acknowledged
+        self.acknowledges_every = 1  # events; at a new stream the scheduler resumes after the last acknowledged event
         self.answers_sessions = True
         self.ends_with_agent = True
         self.ends_after_events: int | None = None
@@ -79,7 +79,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.breaks_upload_after: int | None = None
         self.receipt: wire.UploadReceipt | None = None
         self.credentials: grpc.ServerCredentials | None = None
-        # What was seen.
+        # Record.
         self.peers: list[Peer] = []
         self.stored: dict[tuple[str, int], list[wire.Event]] = {}
         self.acknowledged: dict[tuple[str, int], int] = {}
@@ -93,7 +93,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     # ---- the server
 
     async def start(self) -> None:
-        """Listen, on the port of before after a stop."""
+        """Listen. After a stop, listen on the same port again."""
         self.server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, self.server)
         address = f"localhost:{self.port}"
@@ -104,23 +104,22 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """Stop, and break every stream."""
+        """Stop and break every stream."""
         if self.server is not None:
             await self.server.stop(None)
             self.server = None
 
     @property
     def address(self) -> str:
-        """Where it listens."""
         return f"localhost:{self.port}"
 
     @property
     def peer(self) -> Peer:
-        """The stream that was registered last."""
+        """The last registered stream."""
         return [peer for peer in self.peers if peer.register is not None][-1]
 
     def forget(self) -> None:
-        """Lose all memory."""
+        """Lose the stored events, as after a state loss."""
         self.stored.clear()
 
     def describe(self) -> str:
@@ -134,35 +133,29 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         return "\n".join([*peers, f"stored: {stored}", f"breaches: {self.breaches}"])
 
     async def connected(self, count: int = 1) -> Peer:
-        """Wait until so many streams were registered; return the last."""
+        """Wait until that many streams were registered. Return the last one."""
         await self.until(
             f"{count} streams are registered", lambda: sum(peer.register is not None for peer in self.peers) >= count
         )
         return self.peer
 
     def last_seq(self, key: Key) -> int:
-        """Return how much of an attempt is stored."""
+        """Return the number of the last stored event of an attempt."""
         return len(self.stored.get(key.attempt_key, ()))
 
     def log_of(self, key: Key) -> bytes:
-        """Return the log that is stored."""
+        """Return the stored log of an attempt."""
         return b"".join(event.log.data for event in self.stored.get(key.attempt_key, ()))
-
-    async def note(self) -> None:
-        """Let who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
 
     # ---- Connect
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[wire.SchedulerMessage]:
-        """Serve one stream."""
         peer = Peer(dict(context.invocation_metadata()).get("authorization", ""))
         self.peers.append(peer)
         if self.denial is not None:
-            await self.note()
+            await self.notify()
             await context.abort(*self.denial)
         reader = asyncio.create_task(self.read(peer, request_iterator), name="fake scheduler reader")
         try:
@@ -174,10 +167,9 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             peer.ended = True
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-            await self.note()
+            await self.notify()
 
     async def read(self, peer: Peer, messages: AsyncIterator[wire.AgentMessage]) -> None:
-        """Read what the agent says."""
         async for message in messages:
             await self.reads.wait()
             peer.order.append(message.WhichOneof("message"))
@@ -193,14 +185,13 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
                 case "adopted":
                     peer.adopted.append(message.adopted)
                     self.answer(peer, message.adopted)
-            await self.note()
+            await self.notify()
         peer.clean_end = True
         if self.ends_with_agent:
             peer.end()
-        await self.note()
+        await self.notify()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
-        """Answer a registration."""
         if self.refusal is not None:
             peer.send(refused=self.refusal)
             peer.end()
@@ -216,7 +207,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             self.answer(peer, state)
 
     def answer(self, peer: Peer, state: wire.SessionState) -> None:
-        """Say where a session goes on."""
+        """Send the resume point of a session."""
         if self.answers_sessions:
             place = (state.action_id, state.attempt)
             seq = len(self.stored.get(place, ()))
@@ -225,7 +216,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             peer.send(resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=seq))
 
     def event(self, peer: Peer, event: wire.Event) -> None:
-        """Store an event, or see that it is the one that is stored."""
+        """Store an event. If its number is stored already, check that it is the same event."""
         if peer.register is None:
             self.breaches.append("an event before the registration")
         self.arrivals.append(event)
@@ -251,14 +242,13 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> wire.UploadReceipt:
-        """Take one upload."""
         chunks: list[wire.ArtifactChunk] = []
         self.uploads.append(chunks)
-        await self.note()
+        await self.notify()
         async for chunk in request_iterator:
             await self.reads.wait()
             chunks.append(chunk)
-            await self.note()
+            await self.notify()
             if self.breaks_upload_after is not None and len(chunks) >= self.breaks_upload_after:
                 await context.abort(grpc.StatusCode.INTERNAL, "scripted")
         if self.receipt is not None:
@@ -268,7 +258,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
 
 
 async def main() -> None:
-    """Serve until the standard input ends, in a process that can be frozen; say the port."""
+    """Serve until the standard input ends, and print the port. A test can freeze this process."""
     scheduler = FakeScheduler()
     await scheduler.start()
     print(scheduler.port, flush=True)

@@ -1,4 +1,4 @@
-"""A sink that records what every session sends, and acknowledges it when the test wants."""
+"""A sink that records the events of every session. A test decides when the events are acknowledged."""
 
 from __future__ import annotations
 
@@ -17,52 +17,53 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-class RecordingSink:
-    """Gives every session an outlet that keeps its events; `acknowledges` cleared holds `settled` back."""
+class RecordingEventSink:
+    """Opens a recording outlet for every session. While a test has cleared `acknowledges`, `wait_until_stored` waits.
+
+    The outlets of the actions in `poisoned` raise on every event.
+    """
 
     def __init__(self) -> None:
-        self.outlets: dict[tuple[str, int], RecordingOutlet] = {}
+        self.outlets: dict[tuple[str, int], RecordingSessionSink] = {}
         self.acknowledges = asyncio.Event()
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
 
-    def open(self, key: Key, *, adopted: bool = False) -> RecordingOutlet:
-        """Return the outlet of a session."""
-        outlet = RecordingOutlet(self, key)
+    def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
+        outlet = RecordingSessionSink(self, key, adopted=adopted)
         self.outlets[key.attempt_key] = outlet
         return outlet
 
-    def __getitem__(self, action_id: str) -> RecordingOutlet:
+    def __getitem__(self, action_id: str) -> RecordingSessionSink:
         return self.outlets[action_id, 1]
 
 
-class RecordingOutlet:
-    """What one session has sent."""
+class RecordingSessionSink:
+    """Records the events and uploads of one session."""
 
-    def __init__(self, sink: RecordingSink, key: Key) -> None:
+    def __init__(self, sink: RecordingEventSink, key: Key, *, adopted: bool) -> None:
         self.sink = sink
         self.key = key
+        self.adopted = adopted
         self.events: list[Event] = []
         self.uploads: list[list[FilePart]] = []
         self.settling = asyncio.Event()
         self.closed = 0
 
     async def send(self, event: Event) -> None:
-        """Record an event."""
         if self.key.action_id in self.sink.poisoned:
             raise RuntimeError("poisoned")
         assert not self.closed, event
         assert not any(isinstance(each, Finished) for each in self.events), "finished is the last event"
         self.events.append(event)
 
-    async def settled(self) -> None:
-        """Wait for the acknowledgement."""
+    async def wait_until_stored(self) -> None:
         self.settling.set()
         await self.sink.acknowledges.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Record an upload, or break it."""
+        """Record an upload, and raise the next of the sink's `upload_errors` at its end."""
         self.uploads.append([])
         async for part in parts:
             self.uploads[-1].append(part)
@@ -70,38 +71,36 @@ class RecordingOutlet:
             raise self.sink.upload_errors.pop(0)
 
     def restart(self, seq: int) -> None:
-        """Forget what a scheduler has forgotten."""
+        """Drop the events after `seq`, as a scheduler does that has lost them."""
         del self.events[seq:]
 
     def close(self) -> None:
-        """Note the end."""
         self.closed += 1
 
-    # ---- what a test asks
+    # ---- for assertions
 
     @property
     def outcome(self) -> Outcome:
-        """The one outcome."""
+        """Return the outcome. Fails unless it was sent exactly once."""
         (finished,) = [event for event in self.events if isinstance(event, Finished)]
         return finished.outcome
 
     @property
     def log(self) -> bytes:
-        """All log, in order."""
+        """Return the whole log."""
         return b"".join(event.data for event in self.events if isinstance(event, LogChunk))
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages, each once."""
+        """Return the stages in order, each once."""
         stages = [event.stage for event in self.events if isinstance(event, StageChanged)]
         return [stage for number, stage in enumerate(stages) if number == 0 or stages[number - 1] is not stage]
 
     @property
     def started(self) -> list[int]:
-        """The commands that were started."""
+        """Return the numbers of the commands that started."""
         return [event.index for event in self.events if isinstance(event, CommandStarted)]
 
     @property
     def summaries(self) -> list[ArtifactSummary]:
-        """The summaries of artifacts."""
         return [event for event in self.events if isinstance(event, ArtifactSummary)]

@@ -1,4 +1,4 @@
-"""The agent's side of the stream, put together for a test, with handlers that note what they are told."""
+"""The agent's end of the stream for tests: a real connection, and handlers that record their calls."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
 from agent.settings import AgentSection, SchedulerSettings, Tls
 from agent.telemetry.metrics import Metrics
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from agent.domain.errors import ActionFailed
-    from agent.protocol.wire import agent_pb2 as wire
     from tests.fakes.scheduler import FakeScheduler
 
 DEADLINE = 20.0
 
 
 class Recorder:
-    """Handlers that note what they are told."""
+    """Handlers that record their calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.changed = asyncio.Event()
-        self.on_action: Callable[[Action], None] = lambda action: None
+        self.on_action: Callable[[Action], None] = lambda _: None
 
     def note(self, name: str, *arguments: Any) -> None:
         self.calls.append((name, arguments))
         self.changed.set()
 
     async def got(self, name: str, count: int = 1) -> tuple[Any, ...]:
+        """Wait until a handler was called that many times. Returns the arguments of the last call."""
         while len(calls := [arguments for kind, arguments in self.calls if kind == name]) < count:
             self.changed.clear()
             await self.changed.wait()
@@ -66,7 +67,7 @@ class Recorder:
 
 
 class Rig:
-    """An agent's side of the stream, and the scheduler that it talks to."""
+    """The agent's end of the stream, connected to a fake scheduler."""
 
     def __init__(self, scheduler: FakeScheduler, **settings: Any) -> None:
         self.scheduler = scheduler
@@ -94,44 +95,28 @@ class Rig:
             self.health,
         )
         self.running: asyncio.Task[None] | None = None
-        self.pauses = 0
-        self.paused = asyncio.Event()
-        self.count_pauses()
-        self.kinds: list[str | None] = []
-        self.hearing = asyncio.Event()
-        self.note_messages()
 
-    def note_messages(self) -> None:
-        receive = self.connection.receiver.receive
+    @property
+    def failures(self) -> int:
+        """Number of streams that have ended or never began."""
+        samples = (
+            sample
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "sealci_agent_stream_reconnects_total"
+        )
+        return int(sum(sample.value for sample in samples))
 
-        def noted(message: wire.SchedulerMessage) -> None:
-            receive(message)
-            self.kinds.append(message.WhichOneof("message"))
-            self.hearing.set()
+    async def until_handled(self, kind: str, count: int = 1) -> None:
+        """Wait until the agent has handled that many messages of a kind."""
+        await poll_until(
+            f"{count} messages of the kind {kind}",
+            lambda: self.sample("stream_messages_total", direction="received", type=kind) >= count,
+        )
 
-        self.connection.receiver.receive = noted  # type: ignore[method-assign]
-
-    async def heard(self, kind: str, count: int = 1) -> None:
-        """Wait until the agent has dealt with so many messages of a kind."""
-        while self.kinds.count(kind) < count:
-            self.hearing.clear()
-            await self.hearing.wait()
-
-    def count_pauses(self) -> None:
-        pause = self.connection.pause
-
-        async def counted(delay: float) -> None:
-            self.pauses += 1
-            self.paused.set()
-            await pause(delay)
-
-        self.connection.pause = counted  # type: ignore[method-assign]
-
-    async def tried(self, count: int) -> None:
-        """Wait until so many streams have ended."""
-        while self.pauses < count:
-            self.paused.clear()
-            await self.paused.wait()
+    async def until_failed(self, count: int) -> None:
+        """Wait until that many streams have ended. The agent then pauses before the next one."""
+        await poll_until(f"{count} streams have ended", lambda: self.failures >= count)
 
     def start(self) -> None:
         self.running = asyncio.create_task(self.connection.run(), name="connection")

@@ -98,7 +98,7 @@ class AgentProcesses:
 
 def main() -> None:
     """Fork for each line of input and report the end of each child, until the input ends."""
-    for module in ("agent.app.agent", "agent.cli.main", "agent.local_scheduler.server"):
+    for module in ("agent.app.serve", "agent.cli.main", "agent.local_scheduler.server"):
         importlib.import_module(module)
 
     def reap(*_: object) -> None:

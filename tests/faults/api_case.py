@@ -1,6 +1,6 @@
 """One case of the matrix of API faults: one request, one fault, one action, with the whole agent in this process.
 
-An ApiCase lives for one action. The agent is `agent.app.agent.serve` with all its parts. It runs between a scripted API
+An ApiCase lives for one action. The agent is `agent.app.serve.serve` with all its parts. It runs between a scripted API
 with a node and a scheduler that records every breach of the protocol. The checks use what the scheduler and the API
 received, the metrics, and the agent's log.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from structlog.testing import capture_logs
+from tenacity import wait_random_exponential
 
 from agent.cluster.api.client import Client
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership.adoption import AdoptionTimings
 from agent.cluster.pod.labels import pod_name
 from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.domain.json import Object
@@ -27,7 +30,7 @@ from agent.telemetry.metrics import Metrics
 from tests.fakes.faults import Faults
 from tests.fakes.waiting import LONG
 from tests.faults.node import Cluster, Points, waiting
-from tests.flow.test_app import World
+from tests.flow.test_app import TIMINGS, World
 
 if TYPE_CHECKING:
     import ssl
@@ -61,6 +64,8 @@ class Verb:
         """Return the verb in the metrics."""
         return "create" if self.resource == "pods/exec" else self.verb
 
+
+QUICK = wait_random_exponential(multiplier=0.01, max=0.1)
 
 VERBS = {
     "create pod": Verb("create", "/pods", "pods"),
@@ -104,6 +109,9 @@ class ApiCase(World):
 
     api: Node
     deadline = 50.0
+    timings = replace(
+        TIMINGS, session=replace(TIMINGS.session, upload_backoff=QUICK), adoption=AdoptionTimings(poll_seconds=0.05)
+    )
 
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(folder)
@@ -157,7 +165,7 @@ class ApiCase(World):
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
-            pods = Pods(app.settings, client, watch, client.metrics, FORMER)
+            pods = PodBackend(app.settings, client, watch, FORMER, ClusterFacts())
             await pods.environment(self.action).create()
             await client.close()
             await self.ready()
@@ -196,7 +204,7 @@ class ApiCase(World):
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
-        assert (self.api.pods, self.api.secrets, app.pods.held) == ({}, {}, {})
+        assert (self.api.pods, self.api.secrets, app.pods.registry.owned_names) == ({}, {}, ())
         if outcome.result == wire.SUCCEEDED:
             assert self.log == b"".join(LINES), "success without the whole log"
             assert outcome.exit_code == 0

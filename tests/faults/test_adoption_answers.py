@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from agent.app.agent import App
 
-pytestmark = pytest.mark.usefixtures("short_waits")
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 FORMER = "pod-a.0"
 ADOPTING: Object = {
@@ -52,7 +52,7 @@ class Estate(World):
         """Create the pod of an action as the dead agent did. That agent died before it could create the Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
-        environment = Pods(self.settings(**ADOPTING), client, watch, client.metrics, FORMER).environment(action)
+        environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
         if action.secrets:
             self.api.answer("create", "secrets", 403, "the agent is dead")
             with pytest.raises(ActionFailed, match="the agent is dead"):
@@ -116,7 +116,7 @@ async def test_an_adopted_session_resumes_where_the_scheduler_says(estate: Estat
         assert [event.seq for event in estate.events()] == list(range(1, len(estate.events()) + 1))
         await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert (app.pods.held, app.pods.claimed) == ({}, set())
+        assert (app.pods.registry.owned_names, app.pods.registry.claimed_names) == ((), frozenset())
     assert estate.api.leases == {}, "the Lease was not given back"
     assert estate.scheduler.breaches == []
 
@@ -127,7 +127,7 @@ async def test_the_pod_of_a_discarded_session_is_deleted(estate: Estate) -> None
         estate.discard(message="ended")
         await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
     assert estate.events() == []
 
 
@@ -136,8 +136,8 @@ async def test_a_session_that_another_agent_claimed_is_released_on_discard(estat
         await estate.adopted()
         estate.discard(claimed_by_other=True, message="claim 3")
         await app.sessions.idle()
-        await app.sweep.once()
-        assert (app.pods.held, estate.api.requests_for("delete", "pods")) == ({}, [])
+        await app.sweep.run_once()
+        assert (app.pods.registry.owned_names, estate.api.requests_for("delete", "pods")) == ((), [])
         assert estate.name in estate.api.pods
 
 
@@ -152,7 +152,7 @@ async def test_a_higher_claim_on_the_pod_ends_the_session_and_keeps_the_pod(esta
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
-        assert (app.pods.held, estate.api.requests_for("delete", "pods")) == ({}, [])
+        assert (app.pods.registry.owned_names, estate.api.requests_for("delete", "pods")) == ((), [])
         assert estate.label() == ("pod-b.1", "3")
         assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
     assert [event for event in estate.events() if event.HasField("finished")] == []
@@ -174,7 +174,7 @@ async def test_an_agent_that_stops_before_the_schedulers_answer_keeps_the_pod(es
 
 async def test_a_session_handed_over_right_after_its_adoption_leaves_no_state(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        adopt, dropped = app.adoption.adopt, asyncio.Event()
+        adopt, dropped = app.adoption.start_session, asyncio.Event()
 
         def adopt_and_drop(environment: Any) -> bool:
             taken = adopt(environment)
@@ -182,13 +182,13 @@ async def test_a_session_handed_over_right_after_its_adoption_leaves_no_state(es
             dropped.set()
             return taken
 
-        app.adoption.adopt = adopt_and_drop
+        app.adoption.start_session = adopt_and_drop
         await estate.ready()
         await estate.orphan()
         await dropped.wait()
         await app.sessions.idle()
-        assert (app.pods.held, app.outbox.outlets) == ({}, {})
-        await app.sweep.once()
+        assert (app.pods.registry.owned_names, app.outbox.session_outboxes) == ((), {})
+        await app.sweep.run_once()
         assert estate.name in estate.api.pods
 
 
@@ -228,10 +228,10 @@ async def test_a_draining_agent_adopts_nothing(estate: Estate) -> None:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
-        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.told(wire.Health.DRAINING))
+        await estate.scheduler.until("the agent reports DRAINING", lambda: estate.reports(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
         await until_watched(app, estate.name)
-        await app.adoption.once()
+        await app.adoption.run_once()
         assert estate.api.requests_for("patch", "pods") == []
         await estate.end(name)
         assert await estate.left() == 0
@@ -242,5 +242,5 @@ async def until_watched(app: App, name: str) -> None:
     """Wait until the agent's watch has received a pod."""
     watched = app.watch.watch(name)
     while watched.pod is None:
-        await watched.change(watched.version)
+        await watched.wait_for_change(watched.version)
     app.watch.forget(name)

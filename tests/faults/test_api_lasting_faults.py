@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment import creation, failure_report
+from agent.cluster.environment.context import EnvironmentTimings
 from agent.cluster.logs import follower
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -45,11 +46,11 @@ def case_of(folder: Path, verb: str, fault: str) -> ApiCase:
     ],
 )
 async def test_a_request_that_always_fails_ends_the_action_with_its_reason(
-    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(creation, "SECRET_PATIENCE", 1.0)
-    monkeypatch.setattr(failure_report, "PATIENCE", 0.5)
     case = case_of(tmp_path, verb, fault)
+    short = EnvironmentTimings(secret_retry_seconds=1.0, events_retry_seconds=0.5)
+    case.timings = replace(case.timings, environment=short)
     case.more["policy"]["pending_timeout"] = 1.0
     async with case.living() as app:
         await case.begin_action(app)
@@ -94,9 +95,9 @@ async def test_a_pod_that_may_not_be_deleted_is_counted_and_swept_later(tmp_path
 @pytest.mark.parametrize(
     ("verb", "fault", "why"),
     [
-        ("list pods", "403 right", "the cluster does not tell of pods: list pods: is forbidden"),
-        ("watch pods", "403 right", "the cluster does not tell of pods: watch pods: is forbidden"),
-        ("list pods", "503", "the cluster does not tell of pods: list pods: apiserver is shutting down"),
+        ("list pods", "403 right", "the watch of pods fails: list pods: is forbidden"),
+        ("watch pods", "403 right", "the watch of pods fails: watch pods: is forbidden"),
+        ("list pods", "503", "the watch of pods fails: list pods: apiserver is shutting down"),
         ("patch lease", "403 right", "the agent's Lease could not be renewed"),
         ("patch lease", "slow", "the cluster does not answer"),
         ("version", "503", "the cluster has not answered yet"),

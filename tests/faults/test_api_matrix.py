@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_random_exponential
 
-from agent.app import agent as apps
 from agent.cluster.api import client, reflector
 from agent.cluster.logs import follower
-from agent.cluster.ownership import adoption
-from agent.execution import artifacts, commands
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
@@ -81,12 +78,8 @@ CASES = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (apps, "NOTICE", 0.01),
-        (commands, "KILL_MARGIN", 0.05),
         (client, "backoff", quick),
-        (artifacts, "backoff", quick),
-        (reflector, "BACKOFF", 0.01),
-        (adoption, "LOOK", 0.05),
+        (reflector, "FIRST_PAUSE", 0.02),
         (follower, "Patience", partial(follower.Patience, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)

@@ -193,7 +193,7 @@ async def always_cut(how: str, tmp_path: Path) -> None:
                 assert outcome.reason is not None
                 assert outcome.reason.value == "ARTIFACTS_FAILED"
                 assert outcome.exit_code == 0
-                assert "the last try brought 0 files whole, " in outcome.message
+                assert "the last attempt copied 0 whole files, " in outcome.message
                 assert copy.stored("pipeline1") is None
                 assert copy.pods.execs > 1
             finally:

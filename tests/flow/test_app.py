@@ -1,4 +1,4 @@
-"""The agent as a whole, between a scripted API and a real grpc server: it starts, runs, and leaves in order."""
+"""The whole agent between a scripted API server and a real gRPC server: its start, its work and its shutdown."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from agent.app import agent as apps
-from agent.app.agent import App, serve
+from agent.app.agent import App
+from agent.app.serve import REFUSED, serve
+from agent.app.timings import AppTimings
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.json import Object
+from agent.execution.timings import SessionTimings
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import Settings
@@ -27,17 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("short_waits")
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
 DEADLINE = 10.0
 REQUESTS = "sealci_agent_k8s_requests_total"
 AT = "2026-11-24T08:00:00.000000001Z"
+TIMINGS = AppTimings(cluster_poll=0.01, last_events=0.05, session=SessionTimings(kill_margin=0.05))
 
 
 class World:
-    """An agent with all that is around it."""
+    """One agent, with the API server and the scheduler that it uses."""
 
     deadline = DEADLINE
+    timings = TIMINGS
 
     def __init__(self, folder: Path) -> None:
         self.api = FakeApi()
@@ -47,7 +50,7 @@ class World:
         self.task: asyncio.Task[int]
 
     def settings(self, **more: Any) -> Settings:
-        """Return settings for this world."""
+        """Return settings for this world. `more` overrides fields, by section."""
         file = self.folder / "config"
         cluster = [{"name": "k", "cluster": {"server": self.api.host}}]
         contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
@@ -66,12 +69,14 @@ class World:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
-        """Run an agent; it must have left in the end, or is asked to."""
+        """Run an agent. At the end of the block the agent is stopped, unless it has left by itself."""
         await self.scheduler.start()
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
                 made: asyncio.Future[App] = asyncio.get_running_loop().create_future()
-                self.task = asyncio.create_task(serve(self.settings(**settings), made), name="agent")
+                self.task = asyncio.create_task(
+                    serve(self.settings(**settings), made, timings=self.timings), name="agent"
+                )
                 self.app = await made
                 yield self.app
                 if not self.task.done():
@@ -84,33 +89,33 @@ class World:
                 await self.scheduler.stop()
 
     async def ready(self) -> None:
-        """Wait until the agent takes actions."""
+        """Wait until the agent accepts actions."""
         await self.scheduler.connected()
-        await self.scheduler.until("the agent reports READY", lambda: self.told(wire.Health.READY))
+        await self.scheduler.until("the agent reports READY", lambda: self.reports(wire.Health.READY))
 
-    def told(self, status: wire.Health.Status.ValueType) -> bool:
-        """Whether the scheduler was last told this."""
+    def reports(self, status: wire.Health.Status.ValueType) -> bool:
+        """Return whether this is the last health that the scheduler got."""
         health = self.scheduler.peer.health if self.scheduler.peers else []
         return bool(health) and health[-1].status == status
 
     async def left(self, seconds: float = 5.0) -> int:
-        """Wait until the agent has left; return its exit code."""
+        """Wait until the agent has left. Returns its exit code."""
         async with asyncio.timeout(seconds):
             return await self.task
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask the agent's port."""
+        """Return the status and the text of a path on the agent's HTTP port."""
         url = f"http://127.0.0.1:{self.app.http.port}{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
     async def made(self) -> str:
-        """Wait until a pod was made; return its name."""
+        """Wait until a pod exists. Returns its name."""
         await self.api.until("a pod is created", lambda: bool(self.api.pods))
         return next(iter(self.api.pods))
 
     async def begin(self, action: Action = ACTION) -> str:
-        """Send an action and let its commands run; return the name of its pod."""
+        """Send an action and let its commands run. Returns the name of its pod."""
         self.scheduler.peer.send(action=translate.action_message(action))
         name = await self.made()
         self.api.logs[name, "action"] = b""
@@ -137,11 +142,10 @@ class World:
         )
 
     def events(self) -> list[wire.Event]:
-        """Return what is stored of the action."""
+        """Return the events of the action that the scheduler has stored."""
         return self.scheduler.stored.get(("build", 1), [])
 
     async def outcome(self) -> wire.Outcome:
-        """Wait for the outcome of the action."""
         await self.scheduler.until(
             'the event "finished" is stored', lambda: any(event.HasField("finished") for event in self.events())
         )
@@ -153,7 +157,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:
+async def test_the_agent_registers_becomes_ready_and_serves_its_port(world: World) -> None:
     async with world.agent():
         await world.ready()
         assert await world.get("/livez") == (200, "ok\n")
@@ -167,16 +171,16 @@ async def test_it_registers_is_ready_and_shows_itself(world: World) -> None:
         assert register.slots == 3
 
 
-async def test_an_idle_agent_leaves_at_once_and_says_so(world: World) -> None:
+async def test_an_idle_agent_leaves_at_once_and_reports_draining(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
         app.stop("SIGTERM")
         assert await world.left(2.0) == 0
     assert world.scheduler.peer.clean_end
-    assert world.told(wire.Health.DRAINING)
+    assert world.reports(wire.Health.DRAINING)
 
 
-async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
+async def test_an_action_runs_and_leaves_nothing_behind(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
         name = await world.begin()
@@ -186,18 +190,18 @@ async def test_an_action_from_its_arrival_to_nothing_left(world: World) -> None:
         assert world.scheduler.log_of(ACTION.key) == b"hello\n"
         await world.api.until("every pod is deleted", lambda: not world.api.pods)
         await app.sessions.idle()
-        assert app.pods.held == {}
+        assert app.pods.registry.owned_names == ()
         made = [each.verb for each in world.api.requests if name in each.path or each.verb == "create"]
         assert made == ["create", "get", "delete"], "three requests are enough: create, log, delete"
     assert world.scheduler.breaches == []
 
 
-async def test_a_stop_lets_what_runs_end_and_takes_nothing_new(world: World) -> None:
+async def test_a_stop_request_drains_the_agent(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
         name = await world.begin()
         app.stop("SIGTERM")
-        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.reports(wire.Health.DRAINING))
         assert (await world.get("/readyz"))[1] == "draining\n"
         assert (await world.get("/livez"))[0] == 200
         assert not world.task.done()
@@ -207,7 +211,7 @@ async def test_a_stop_lets_what_runs_end_and_takes_nothing_new(world: World) -> 
     assert world.api.pods == {}
 
 
-async def test_a_second_stop_cancels_what_runs(world: World) -> None:
+async def test_a_second_stop_request_cancels_the_sessions(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
         await world.begin()
@@ -219,7 +223,7 @@ async def test_a_second_stop_cancels_what_runs(world: World) -> None:
     assert world.api.pods == {}
 
 
-async def test_a_drain_that_takes_too_long_cancels_what_runs(world: World) -> None:
+async def test_the_drain_timeout_cancels_the_sessions(world: World) -> None:
     async with world.agent(agent={"drain_timeout": 0.05}) as app:
         await world.ready()
         await world.begin()
@@ -229,7 +233,7 @@ async def test_a_drain_that_takes_too_long_cancels_what_runs(world: World) -> No
     assert world.api.pods == {}
 
 
-async def test_the_scheduler_may_ask_it_to_leave(world: World) -> None:
+async def test_the_scheduler_can_drain_the_agent(world: World) -> None:
     async with world.agent():
         await world.ready()
         world.scheduler.peer.send(drain=wire.Drain(message="an update"))
@@ -246,7 +250,7 @@ async def test_a_cancel_over_the_stream(world: World) -> None:
         await world.api.until("every pod is deleted", lambda: not world.api.pods)
 
 
-async def test_it_is_not_ready_before_the_scheduler_knows_it(world: World) -> None:
+async def test_the_agent_is_not_ready_before_it_is_registered(world: World) -> None:
     world.scheduler.answers_registration = False
     async with world.agent() as app:
         await world.scheduler.connected()
@@ -257,7 +261,7 @@ async def test_it_is_not_ready_before_the_scheduler_knows_it(world: World) -> No
         assert await world.left(2.0) == 0
 
 
-async def test_it_leaves_although_the_scheduler_is_away(world: World) -> None:
+async def test_the_agent_leaves_while_the_scheduler_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
         await world.scheduler.stop()
@@ -265,13 +269,13 @@ async def test_it_leaves_although_the_scheduler_is_away(world: World) -> None:
         assert await world.left(2.0) == 0
 
 
-async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: World) -> None:
+async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
-        # Only an answer makes it reachable: let all come that are on their way.
+        # Each answer makes the client reachable again, so the answers on their way must arrive first.
         for verb, resource in (("watch", "pods"), ("get", "version")):
             labels = {"verb": verb, "resource": resource, "code": "2xx"}
-            while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter wakes nobody
+            while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter has no event
                 await asyncio.sleep(0)
         world.api.answer("get", "version", HANG)
         app.client.reachable = False
@@ -287,16 +291,16 @@ async def test_a_cluster_that_is_away_degrades_it_until_it_answers_again(world: 
             "the version is requested a second time", lambda: len(world.api.requests_for("get", "version")) == 2
         )
         await world.api.release()
-        await world.scheduler.until("the agent reports READY", lambda: world.told(wire.Health.READY))
+        await world.scheduler.until("the agent reports READY", lambda: world.reports(wire.Health.READY))
 
 
-async def test_a_version_that_is_refused_ends_with_its_own_code(world: World) -> None:
+async def test_a_refused_version_has_its_own_exit_code(world: World) -> None:
     world.scheduler.refusal = wire.Refused(message="too old", why=wire.Refused.PROTOCOL_VERSION)
     async with world.agent():
-        assert await world.left() == apps.REFUSED
+        assert await world.left() == REFUSED
 
 
-async def test_a_port_that_is_taken_is_told_as_such(world: World) -> None:
+async def test_a_port_in_use_is_reported_as_such(world: World) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -306,7 +310,7 @@ async def test_a_port_that_is_taken_is_told_as_such(world: World) -> None:
             world.task = asyncio.create_task(asyncio.sleep(0, 0))
 
 
-async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> None:
+async def test_orphans_of_the_agent_itself_are_swept(world: World) -> None:
     async with world.agent():
         await world.ready()
         await world.begin()
@@ -316,16 +320,16 @@ async def test_what_its_last_life_left_is_swept_at_the_start(world: World) -> No
         remains["metadata"] |= {"name": "remains", "uid": "uid-remains"}
         assert remains["metadata"]["labels"]["sealci.dev/agent"] == agent_id
         await world.api.put(remains, "ADDED")
-        await world.app.sweep.once()
-        assert "remains" in world.api.pods, "the watch has not told of it yet"
+        await world.app.sweep.run_once()
+        assert "remains" in world.api.pods, "the watch has not reported it yet"
         watched = world.app.watch.watch("remains")
         while watched.pod is None:
-            await watched.change(watched.version)
-        await world.app.sweep.once()
+            await watched.wait_for_change(watched.version)
+        await world.app.sweep.run_once()
         assert list(world.api.pods) == [pod["metadata"]["name"]]
 
 
-async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_it(world: World) -> None:
+async def test_every_object_names_the_owner_that_the_agent_finds_first(world: World) -> None:
     body = json.dumps({"metadata": {"name": "anchor", "uid": "uid-of-the-anchor"}})
     world.api.answer("get", "configmaps", 403, "forbidden")
     world.api.answer("get", "configmaps", 200, body=body)
@@ -340,7 +344,7 @@ async def test_nothing_is_begun_before_the_anchor_is_known_and_everything_names_
         await world.outcome()
 
 
-async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(world: World) -> None:
+async def test_an_agent_without_its_owner_runs_nothing_and_can_be_stopped(world: World) -> None:
     async with world.agent(agent={"anchor": "anchor"}) as app:
         await world.api.until(
             "the ConfigMap is requested a second time", lambda: len(world.api.requests_for("get", "configmaps")) > 1
@@ -352,16 +356,13 @@ async def test_an_agent_that_finds_no_anchor_runs_nothing_and_leaves_when_asked(
         assert await world.left() == 0
 
 
-async def test_a_cluster_that_refuses_a_leaving_agent_ends_its_drain(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(apps, "LAST_WORDS", 0.05)
+async def test_a_cluster_that_denies_access_ends_the_drain(world: World) -> None:
     async with world.agent(agent={"drain_timeout": 600}, cluster={"delete_timeout": 600}) as app:
         await world.ready()
         name = await world.begin()
         world.api.answer("delete", "pods", 401, "Unauthorized", times=1000)
         app.stop("SIGTERM")
-        await world.scheduler.until("the agent reports DRAINING", lambda: world.told(wire.Health.DRAINING))
-        app.leases.refused.set()
+        await world.scheduler.until("the agent reports DRAINING", lambda: world.reports(wire.Health.DRAINING))
+        app.leases.access_denied.set()
         assert await world.left() == 0
-        assert name in world.api.pods, "who refuses the agent collects what it made"
+        assert name in world.api.pods, "the cluster deletes the pods with their owner"

@@ -1,4 +1,4 @@
-"""The classic wire over real gRPC: the engine and a cluster in memory behind it, a scheduler of the field before it."""
+"""The classic protocol over real gRPC, between a fake SealCI 0.2 scheduler and sessions on a cluster in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from agent.domain.errors import Reason
 from agent.domain.observations import SetupFailed
 from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.scheduler.classic.call import Call
-from agent.scheduler.classic.connection import Classic
+from agent.scheduler.classic.connection import ClassicConnection
 from agent.scheduler.classic.wire import actions_pb2
 from agent.scheduler.stream.health import HealthReporter
 from agent.settings import Settings
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
-SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # windows that do not grow
+SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # gRPC windows that do not grow
 FLOOD = (b"x" * 65535 + b"\n") * 100
-NOT_KEPT = "[this agent keeps no files: what the commands made is gone (scheduler.classic.files)]\n"
+NOT_KEPT = "[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
 
 
 class World:
-    """An agent without the rest of the application, its scheduler and its cluster."""
+    """The classic connection and the sessions of an agent, with a fake scheduler and a fake cluster."""
 
     def __init__(self, tasks: asyncio.TaskGroup, classic: dict[str, Any], agent: dict[str, Any]) -> None:
         self.scheduler = ClassicScheduler()
@@ -46,12 +46,12 @@ class World:
         self.classic_settings = classic
         self.agent_settings = agent
         self.tasks = tasks
-        self.link: Classic
-        self.sessions: Sessions
+        self.connection: ClassicConnection
+        self.sessions: SessionRegistry
         self.running: asyncio.Task[None]
 
     async def start(self) -> None:
-        """Start all of it and wait for the registration."""
+        """Start the scheduler and the agent, and wait for the registration."""
         await self.scheduler.start()
         settings = Settings.model_validate(
             {
@@ -66,41 +66,39 @@ class World:
             }
         )
         health = HealthReporter(self.health, asyncio.Event())
-        self.link = Classic(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
-        self.sessions = Sessions(settings, self.backend, self.link, self.metrics, self.tasks)
-        self.sessions.on_change = health.changed
-        self.running = self.tasks.create_task(self.link.run(), name="classic")
+        self.connection = ClassicConnection(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
+        self.sessions = SessionRegistry(
+            settings, self.backend, self.connection, self.metrics, self.tasks, on_change=health.notify
+        )
+        self.running = self.tasks.create_task(self.connection.run(), name="classic")
         await self.scheduler.registered()
 
     def health(self) -> Health:
-        """Return the health of now."""
         draining, reachable = self.sessions.draining, self.backend.reachable
         status = Readiness.DRAINING if draining else Readiness.READY if reachable else Readiness.DEGRADED
         why = "" if reachable else "the cluster does not answer"
         return Health(status, self.sessions.settings.agent.slots, self.sessions.used, message=why)
 
     def action(self, action: Action) -> None:
-        """Run an action."""
         self.sessions.action(action)
 
     def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
-        """End a session."""
         self.sessions.cancel(attempt_key, cancel)
 
     async def stop(self) -> None:
-        """Leave as the application does."""
-        self.sessions.drain("the test is over")
+        """Drain and close, in the order of the application."""
+        self.sessions.drain("the test has ended")
         await self.sessions.idle()
-        await self.link.close()
+        await self.connection.close()
         await self.running
         await self.scheduler.stop()
 
     def clean(self) -> bool:
-        """Whether nothing is left of any action."""
-        return not self.backend.alive and not self.sessions.living and not self.link.service.calls
+        """Whether no environment, session or call is left."""
+        return not self.backend.alive and not self.sessions.sessions and not self.connection.service.calls
 
     async def until_clean(self) -> None:
-        """Wait for that."""
+        """Wait until no environment, session or call is left."""
         await self.sessions.idle()
         await self.backend.until("every environment is removed", lambda: not self.backend.alive)
         assert self.clean()
@@ -108,7 +106,7 @@ class World:
 
 @asynccontextmanager
 async def worlds(*, agent: dict[str, Any] | None = None, **classic: Any) -> AsyncIterator[World]:
-    """Run a world; in its end nothing may be left."""
+    """Run a world. At the end no environment, session or call may be left."""
     async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
         world = World(tasks, classic, agent or {})
         try:
@@ -133,22 +131,22 @@ async def test_an_action_runs_to_its_end(world: World) -> None:
     assert answer.statuses == [PENDING, RUNNING, COMPLETED]
 
 
-async def test_the_exit_code_of_a_failing_command_arrives_with_a_sentence(world: World) -> None:
-    world.backend.script = lambda action: Script(codes=(0, 7))
+async def test_the_exit_code_of_a_failed_command_comes_with_a_sentence(world: World) -> None:
+    world.backend.script = lambda _: Script(codes=(0, 7))
     answer = await world.scheduler.run("alpine", "a", "b", "c")
     assert answer.exit_code == 7
     assert answer.text == "hello\nhello\n[command 2 failed with exit code 7]\n"
 
 
-async def test_a_failed_set_up_is_log_and_an_exit_code(world: World) -> None:
+async def test_a_failed_set_up_becomes_log_and_an_exit_code(world: World) -> None:
     failed = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image cannot be pulled", "the image cannot be pulled\nevents\n")
-    world.backend.script = lambda action: Script(setups=[[failed]])
+    world.backend.script = lambda _: Script(setups=[[failed]])
     answer = await world.scheduler.run("nowhere/none", "a")
     assert (answer.code, answer.exit_code) == (grpc.StatusCode.OK, 125)
     assert answer.text == "the image cannot be pulled\nevents\n"
 
 
-async def test_what_the_policy_forbids_is_log_and_an_exit_code(world: World) -> None:
+async def test_a_forbidden_action_becomes_log_and_an_exit_code(world: World) -> None:
     answer = await world.scheduler.run("alpine", "a", repo_url="file:///etc")
     assert answer.exit_code == 125
     assert "the scheme 'file' is not allowed" in answer.text
@@ -156,7 +154,7 @@ async def test_what_the_policy_forbids_is_log_and_an_exit_code(world: World) -> 
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "details"),
     [
         (actions_pb2.ActionRequest(action_id=1, commands=["a"]), "context is missing"),
         (
@@ -170,34 +168,34 @@ async def test_what_the_policy_forbids_is_log_and_an_exit_code(world: World) -> 
         ),
     ],
 )
-async def test_a_request_without_its_parts_is_invalid(
-    world: World, request_: actions_pb2.ActionRequest, says: str
+async def test_a_request_with_missing_fields_is_invalid(
+    world: World, request_: actions_pb2.ActionRequest, details: str
 ) -> None:
     answer = Answer()
     await read(world.scheduler.dial(request_), answer)
     assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert says in answer.details
+    assert details in answer.details
     assert world.backend.environments == {}
 
 
-async def test_log_that_is_no_utf8_is_replaced_and_characters_over_chunks_are_not(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_invalid_utf8_is_replaced_and_a_character_split_over_chunks_is_not(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
     reading = asyncio.create_task(read(call, answer))
-    environment = await begun(world)
+    environment = await running_environment(world)
     await environment.mark("s:1")
     for piece in (b"caf\xc3", b"\xa9 \xe2\x82", b"\xac \xff\xfe\0 end \xf0\x9f\n"):
         await environment.write(piece)
     await environment.mark("f:1:0")
     await environment.end(0, 1)
-    await environment.release("commands")
+    await environment.unblock("commands")
     await reading
     assert answer.text == "café € \ufffd\ufffd\0 end \ufffd\n" + NOT_KEPT
     assert answer.exit_code == 0
 
 
-async def begun(world: World) -> Any:
-    """Wait until an environment exists whose log is read; return it."""
+async def running_environment(world: World) -> Any:
+    """Wait until the log of an environment is read. Return the environment."""
     await world.backend.until(
         "the log of an environment is read",
         lambda: any("log" in each.steps for each in world.backend.environments.values()),
@@ -205,18 +203,18 @@ async def begun(world: World) -> Any:
     return next(each for each in world.backend.environments.values() if "log" in each.steps)
 
 
-async def test_a_client_that_goes_away_cancels_its_action(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_the_action_of_a_client_that_goes_away_is_cancelled(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call = world.scheduler.dial(asked("alpine", "a"))
-    environment = await begun(world)
+    environment = await running_environment(world)
     call.cancel()
     await world.until_clean()
     assert environment.interrupts == [10.0]
     assert environment.steps[-1] == "removed"
 
 
-async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_the_actions_of_a_dead_scheduler_are_cancelled_and_the_agent_registers_again(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     calls = [world.scheduler.dial(asked("alpine", "a", number=number)) for number in (1, 1)]
     await world.backend.until(
         "the logs of 2 environments are read",
@@ -226,26 +224,26 @@ async def test_a_scheduler_that_dies_cancels_all_and_finds_the_agent_again(world
     assert all(call.done() for call in calls)
     await world.until_clean()
     await world.scheduler.start()
-    world.backend.script = lambda action: Script()
+    world.backend.script = lambda _: Script()
     entry = await world.scheduler.registered()
     assert entry.free == 100
     assert (await world.scheduler.run("alpine", "a", number=1)).exit_code == 0
     assert world.scheduler.registrations == 2
 
 
-async def test_a_stream_of_health_that_ends_is_begun_again(world: World) -> None:
+async def test_after_the_end_of_the_health_stream_the_agent_registers_again(world: World) -> None:
     world.scheduler.refuses = True
     assert world.scheduler.server is not None
     await world.scheduler.server.stop(None)
     await world.scheduler.start()
     await world.scheduler.until("the scheduler has refused the agent twice", lambda: world.scheduler.refusals > 1)
-    assert not world.link.registered
+    assert not world.connection.registered
     world.scheduler.refuses = False
     await world.scheduler.until("the agent has registered a second time", lambda: world.scheduler.registrations == 2)
 
 
-async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_the_health_reports_free_slots_and_their_memory(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     entry = await world.scheduler.registered()
     assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (100, 2 * (256 << 20))
     assert entry.host == "http://127.0.0.1"
@@ -256,9 +254,9 @@ async def test_health_tells_free_slots_and_the_memory_that_the_policy_leaves(wor
     await world.scheduler.until("the agent reports 100 % free", lambda: entry.free == 100)
 
 
-async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() -> None:
+async def test_actions_over_the_slots_wait_and_actions_over_the_queue_are_refused() -> None:
     async with worlds(queue=1) as world:
-        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         first = [world.scheduler.dial(asked("alpine", "a")) for _ in range(2)]
         await world.backend.until("there are 2 environments", lambda: len(world.backend.environments) == 2)
         entry = world.scheduler.best()
@@ -272,21 +270,21 @@ async def test_more_than_the_slots_wait_and_more_than_the_queue_are_refused() ->
         assert "1 actions wait already" in refused.details
         first[0].cancel()
         await world.backend.until("there are 3 environments", lambda: len(world.backend.environments) == 3)
-        world.backend.script = lambda action: Script()
+        world.backend.script = lambda _: Script()
         first[1].cancel()
         last = [each for each in world.backend.environments.values() if not each.interrupts][-1]
         await world.backend.until("the log of the last environment is read", lambda: "log" in last.steps)
         await last.run_commands()
-        await last.release("commands")
+        await last.unblock("commands")
         await read(waiting, answer)
         assert answer.exit_code == 0
 
 
-async def test_one_that_waits_and_goes_away_leaves_the_queue_and_one_too_long_is_told() -> None:
+async def test_a_waiting_call_leaves_the_queue_when_its_client_goes_or_its_time_is_over() -> None:
     async with worlds(agent={"slots": 1}, queue=2, queue_timeout=0.3) as world:
-        world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         running = world.scheduler.dial(asked("alpine", "a"))
-        await begun(world)
+        await running_environment(world)
         entry = world.scheduler.best()
         gone, late = Answer(), Answer()
         call = world.scheduler.dial(asked("alpine", "a"), entry)
@@ -297,23 +295,23 @@ async def test_one_that_waits_and_goes_away_leaves_the_queue_and_one_too_long_is
         assert late.exit_code == 125
         assert "behind 1 others]" in late.text or "slots]" in late.text
         assert "no slot became free within 0.3 s" in late.text
-        assert not world.link.service.waiting
+        assert not world.connection.service.waiting
         running.cancel()
 
 
-async def test_while_the_cluster_is_away_actions_wait(world: World) -> None:
+async def test_actions_wait_while_the_cluster_does_not_answer(world: World) -> None:
     world.backend.reachable = False
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
     await until_text(call, answer, "]\n")
     assert answer.text == "[the action waits because the cluster does not answer]\n"
     world.backend.reachable = True
-    world.link.health.changed()
+    world.connection.health.notify()
     await read(call, answer)
     assert answer.exit_code == 0
 
 
-async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_a_draining_agent_answers_unavailable_and_lets_running_actions_end(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     answers = [Answer(), Answer()]
     calls = [world.scheduler.dial(asked("alpine", "a")) for _ in answers]
     await world.backend.until(
@@ -321,11 +319,11 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
         lambda: sum("log" in each.steps for each in world.backend.environments.values()) == 2,
     )
     entry = world.scheduler.best()
-    waiting, told = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
-    await until_text(waiting, told, "waits")
+    waiting, drained = world.scheduler.dial(asked("alpine", "a"), entry), Answer()
+    await until_text(waiting, drained, "waits")
     world.sessions.drain("leaving")
-    await read(waiting, told)
-    assert told.code is grpc.StatusCode.UNAVAILABLE
+    await read(waiting, drained)
+    assert drained.code is grpc.StatusCode.UNAVAILABLE
     refused = Answer()
     await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
     assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
@@ -334,29 +332,29 @@ async def test_drain_answers_unavailable_and_lets_run_what_runs(world: World) ->
     )
     for environment in list(world.backend.environments.values()):
         await environment.run_commands()
-        await environment.release("commands")
+        await environment.unblock("commands")
     await asyncio.gather(*(read(call, answer) for call, answer in zip(calls, answers, strict=True)))
     assert [answer.exit_code for answer in answers] == [0, 0]
 
 
-async def test_what_is_cancelled_by_the_agent_has_an_exit_code(world: World) -> None:
-    world.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_an_action_cancelled_by_the_agent_has_an_exit_code(world: World) -> None:
+    world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
     reading = asyncio.create_task(read(call, answer))
-    await begun(world)
+    await running_environment(world)
     world.sessions.cancel_all("the agent was stopped")
     await reading
     assert answer.exit_code == 143
     assert answer.text.endswith("[the agent was stopped]\n")
 
 
-async def test_an_agent_that_leaves_says_that_nothing_is_free() -> None:
+async def test_a_leaving_agent_reports_that_nothing_is_free() -> None:
     async with worlds() as world:
         entry = await world.scheduler.registered()
     assert (entry.free, entry.health[-1].memory_avail, entry.gone) == (0, 0, True)
 
 
-async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_slows_the_reading_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     full = asyncio.Event()
 
     class Room(asyncio.Event):
@@ -373,10 +371,10 @@ async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Call, "__init__", made)
     async with worlds() as world:
         world.scheduler.options = SMALL
-        world.backend.script = lambda action: Script(output=FLOOD)
+        world.backend.script = lambda _: Script(output=FLOOD)
         call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
         await full.wait()
-        (service_call,) = world.link.service.calls.values()
+        (service_call,) = world.connection.service.calls.values()
         window = world.sessions.settings.scheduler.window
         print(f"\n  {service_call.size} bytes wait in a window of {window}, {len(FLOOD)} are written")
         assert 0 < service_call.size <= window
@@ -384,19 +382,19 @@ async def test_a_slow_client_holds_the_log_back(monkeypatch: pytest.MonkeyPatch)
         assert answer.text == FLOOD.decode() + NOT_KEPT
 
 
-async def test_a_client_that_never_reads_is_gone_after_a_while() -> None:
+async def test_a_client_that_never_reads_counts_as_gone() -> None:
     async with worlds(write_timeout=0.5) as world:
         world.scheduler.options = SMALL
-        world.backend.script = lambda action: Script(output=FLOOD)
+        world.backend.script = lambda _: Script(output=FLOOD)
         call = world.scheduler.dial(asked("alpine", "a"))
         await world.backend.until("there is an environment", lambda: bool(world.backend.environments))
         await world.until_clean()
-        completed = world.metrics.actions_completed
-        assert completed.labels("cancelled", "commands", "CANCELLED", "")._value.get() == 1
+        labels = {"result": "cancelled", "stage": "commands", "reason": "CANCELLED", "fault": ""}
+        assert world.metrics.registry.get_sample_value("sealci_agent_actions_completed_total", labels) == 1
         call.cancel()
 
 
-async def test_files_are_kept_in_a_folder_and_the_log_says_where(tmp_path: Path) -> None:
+async def test_files_are_kept_in_a_folder_that_the_log_names(tmp_path: Path) -> None:
     async with worlds(files=str(tmp_path / "files")) as world:
         answer = await world.scheduler.run("alpine", "a")
         (folder,) = (tmp_path / "files").iterdir()
@@ -406,7 +404,7 @@ async def test_files_are_kept_in_a_folder_and_the_log_says_where(tmp_path: Path)
         assert (folder / "out.txt").stat().st_mode & 0o777 == 0o644
 
 
-async def test_files_that_cannot_be_kept_fail_the_action_with_a_code_that_is_not_0(tmp_path: Path) -> None:
+async def test_files_that_cannot_be_kept_fail_the_action(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     async with worlds(files=str(folder)) as world:
         folder.rmdir()
@@ -416,11 +414,11 @@ async def test_files_that_cannot_be_kept_fail_the_action_with_a_code_that_is_not
         assert f"the files cannot be kept in {folder}" in answer.text
 
 
-async def test_a_port_that_is_taken_is_said(world: World) -> None:
-    own = world.link.settings.classic.model_copy(update={"port": world.link.port})
+async def test_a_port_in_use_is_an_error(world: World) -> None:
+    own = world.connection.settings.classic.model_copy(update={"port": world.connection.port})
     settings = world.sessions.settings
     scheduler = settings.scheduler.model_copy(update={"classic": own})
-    other = Classic(
+    other = ClassicConnection(
         settings.model_copy(update={"scheduler": scheduler}),
         world,  # type: ignore[arg-type]  # what it calls is here
         Metrics(),
@@ -432,7 +430,7 @@ async def test_a_port_that_is_taken_is_said(world: World) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Make a key and a certificate that signs itself."""
+    """Create a self-signed certificate and its key."""
     key, cert = tmp_path / "key", tmp_path / "cert"
     made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     named = ["-subj", "/CN=agent", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
@@ -440,15 +438,15 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return key, cert
 
 
-async def test_both_sides_can_show_certificates(pair: tuple[Path, Path]) -> None:
+async def test_the_agent_and_the_scheduler_can_show_certificates(pair: tuple[Path, Path]) -> None:
     key, cert = pair
     async with worlds(cert_file=str(cert), key_file=str(key), ca_file=str(cert)) as world:
         entry = await world.scheduler.registered()
         assert entry.host == "https://127.0.0.1"
-        stranger = Answer()
+        untrusted = Answer()
         world.scheduler.credentials = grpc.ssl_channel_credentials(cert.read_bytes())
-        await read(world.scheduler.dial(asked("alpine", "a")), stranger)
-        assert stranger.code is grpc.StatusCode.UNAVAILABLE
+        await read(world.scheduler.dial(asked("alpine", "a")), untrusted)
+        assert untrusted.code is grpc.StatusCode.UNAVAILABLE
         assert world.backend.environments == {}
         world.scheduler.credentials = grpc.ssl_channel_credentials(*(each.read_bytes() for each in (cert, key, cert)))
         assert (await world.scheduler.run("alpine", "a")).exit_code == 0

@@ -1,4 +1,4 @@
-"""Registration, health, what the scheduler asks, and every way in which a stream can end: on a real server."""
+"""The stream to a real gRPC server: registration, health, the scheduler's messages, and every end of a stream."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # the one that lists
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return count
 
@@ -49,7 +49,7 @@ def sockets() -> int:
 # ---- registration
 
 
-async def test_registers_first_and_only_then_talks(scheduler: FakeScheduler) -> None:
+async def test_the_agent_registers_before_it_sends_anything_else(scheduler: FakeScheduler) -> None:
     scheduler.answers_registration = False
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
@@ -75,7 +75,7 @@ async def test_registers_first_and_only_then_talks(scheduler: FakeScheduler) -> 
         assert agent.sample("stream_connected") == 1
 
 
-async def test_an_action_instead_of_an_acknowledgement_is_not_taken(scheduler: FakeScheduler) -> None:
+async def test_an_action_before_registered_ends_the_stream(scheduler: FakeScheduler) -> None:
     scheduler.answers_registration = False
     async with rig(scheduler) as agent:
         (await scheduler.connected()).send(action=translate.action_message(ACTION))
@@ -84,14 +84,14 @@ async def test_an_action_instead_of_an_acknowledgement_is_not_taken(scheduler: F
         assert agent.sample("stream_reconnects_total", reason="error") == 1
 
 
-async def test_a_registration_that_is_never_answered_is_made_again(scheduler: FakeScheduler) -> None:
+async def test_an_unanswered_registration_is_repeated(scheduler: FakeScheduler) -> None:
     scheduler.answers_registration = False
     async with rig(scheduler, register_timeout=0.05) as agent:
         await scheduler.connected(2)
         assert agent.sample("stream_reconnects_total", reason="silent") >= 1
 
 
-async def test_the_scheduler_names_the_interval_and_the_grace(scheduler: FakeScheduler) -> None:
+async def test_the_scheduler_sets_the_interval_and_the_grace(scheduler: FakeScheduler) -> None:
     scheduler.interval, scheduler.grace = 7.5, 90.0
     async with rig(scheduler) as agent:
         assert await agent.handlers.got("registered") == (7.5, 90.0)
@@ -109,17 +109,17 @@ async def test_health_is_sent_at_the_interval(scheduler: FakeScheduler) -> None:
         assert agent.sample("health_last_sent_timestamp_seconds") > 0
 
 
-async def test_health_is_sent_at_once_on_change_and_only_then(scheduler: FakeScheduler) -> None:
+async def test_health_is_sent_at_once_after_a_change_only(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.changed()  # it has not
+        agent.health.notify()  # without a change
         agent.now = dataclasses.replace(agent.now, running=2)
-        agent.health.changed()
+        agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
-        agent.health.changed()
+        agent.health.notify()
         agent.now = dataclasses.replace(agent.now, status=Readiness.DRAINING)
-        agent.health.changed()
+        agent.health.notify()
         await scheduler.until("the agent reports DRAINING", lambda: peer.health[-1].status == wire.Health.DRAINING)
         assert [health.running for health in peer.health] == [0, 2, 2]
 
@@ -128,14 +128,14 @@ async def test_health_goes_before_events(scheduler: FakeScheduler) -> None:
     scheduler.answers_registration = False
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        outlet = agent.outbox.open(ACTION.key)
-        await outlet.send(LogChunk(b"x"))
+        session = agent.outbox.open(ACTION.key)
+        await session.send(LogChunk(b"x"))
         peer.send(registered=wire.Registered())
         await scheduler.until("an event has arrived", lambda: bool(scheduler.arrivals))
         assert peer.order == ["register", "health", "event"]
 
 
-# ---- what the scheduler asks
+# ---- messages of the scheduler
 
 
 async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> None:
@@ -152,10 +152,10 @@ async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> No
         assert await agent.handlers.got("action", 2) == (ACTION,)
 
 
-async def test_what_cannot_be_used_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
+async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))  # field 31, of a later version
+        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))  # field 31, of a newer version
         peer.outgoing.put_nowait(wire.SchedulerMessage())
         peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))
         peer.send(resume=wire.Resume(action_id="nobody", attempt=0))
@@ -165,7 +165,7 @@ async def test_what_cannot_be_used_does_not_end_the_stream(scheduler: FakeSchedu
         assert "attempt" in failure.message
 
         def broken(action: Action) -> None:
-            raise RuntimeError("a fault of ours")
+            raise RuntimeError("an error of the handler")
 
         agent.handlers.on_action = broken
         peer.send(action=translate.action_message(ACTION))
@@ -180,7 +180,7 @@ async def test_what_cannot_be_used_does_not_end_the_stream(scheduler: FakeSchedu
 
 
 @pytest.mark.parametrize("denial", [None, (grpc.StatusCode.UNIMPLEMENTED, "no such method")])
-async def test_a_refusal_for_good_ends_the_agent(
+async def test_a_permanent_refusal_ends_the_agent(
     scheduler: FakeScheduler, denial: tuple[grpc.StatusCode, str] | None
 ) -> None:
     scheduler.denial = denial
@@ -195,10 +195,12 @@ async def test_a_refusal_for_good_ends_the_agent(
     await scheduler.stop()
 
 
-async def test_a_refusal_for_now_is_waited_out_as_long_as_was_said(scheduler: FakeScheduler) -> None:
+async def test_after_a_temporary_refusal_the_agent_waits_for_retry_after(
+    scheduler: FakeScheduler,
+) -> None:
     scheduler.refusal = wire.Refused(why=wire.Refused.TRY_LATER, retry_after=translate.duration(0.001))
     async with rig(scheduler, reconnect_max=60.0) as agent:
-        await agent.tried(3)
+        await agent.until_failed(3)
         scheduler.refusal = None
         await scheduler.connected()
         assert agent.sample("stream_reconnects_total", reason="refused") >= 3
@@ -207,13 +209,13 @@ async def test_a_refusal_for_now_is_waited_out_as_long_as_was_said(scheduler: Fa
 # ---- outages
 
 
-async def test_an_outage_is_said_once_and_its_end_once(scheduler: FakeScheduler) -> None:
+async def test_an_outage_is_logged_once_and_its_end_once(scheduler: FakeScheduler) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         scheduler.port = free.getsockname()[1]
     with capture_logs() as logs:
         async with rig(scheduler) as agent:
-            await agent.tried(5)
+            await agent.until_failed(5)
             assert not agent.connection.registered
             await scheduler.start()
             await scheduler.connected()
@@ -236,65 +238,65 @@ async def test_an_outage_is_said_once_and_its_end_once(scheduler: FakeScheduler)
         (grpc.StatusCode.PERMISSION_DENIED, "unauthenticated"),
     ],
 )
-async def test_a_stream_that_ends_is_opened_again(
+async def test_after_the_end_of_a_stream_the_agent_opens_another(
     scheduler: FakeScheduler, status: grpc.StatusCode | None, reason: str
 ) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("the agent has reported its health", lambda: bool(peer.health))
         peer.end(status, "scripted")
-        again = await scheduler.connected(2)
-        await scheduler.until("the agent has reported its health on the new stream", lambda: bool(again.health))
+        second = await scheduler.connected(2)
+        await scheduler.until("the agent has reported its health on the new stream", lambda: bool(second.health))
         assert agent.sample("stream_reconnects_total", reason=reason) == 1
         assert (await agent.handlers.got("registered", 2)) == (60.0, 60.0)
 
 
-async def test_a_token_that_expires_in_mid_life_is_read_anew_and_the_sessions_go_on(
+async def test_an_expired_token_is_read_again_and_the_sessions_continue(
     scheduler: FakeScheduler, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
     token.write_text("first")
     async with rig(scheduler, token_file=token) as agent:
         peer = await scheduler.connected()
-        outlet = agent.outbox.open(ACTION.key)
-        await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        session = agent.outbox.open(ACTION.key)
+        await session.send(LogChunk(b"one\n"))
+        await session.wait_until_stored()
         scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
         peer.end(grpc.StatusCode.UNAUTHENTICATED, "expired")
-        await outlet.send(LogChunk(b"two\n"))
-        await agent.tried(3)
-        assert len(scheduler.peers) in (3, 4), "it spins: a try without a wait before it"
+        await session.send(LogChunk(b"two\n"))
+        await agent.until_failed(3)
+        assert len(scheduler.peers) in (3, 4), "the agent reconnected without a pause"
         token.write_text("second")
         scheduler.denial = None
         await scheduler.connected(2)
-        await outlet.settled()
+        await session.wait_until_stored()
         assert [each.authorization for each in scheduler.peers][:: len(scheduler.peers) - 1] == [
             "Bearer first",
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # A write into the stream that ends may hide the first status.
-        assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.pauses - 1
+        # If a write fails before the end of the stream is read, the first status is lost.
+        assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
-async def test_a_message_that_is_too_large_ends_its_stream_and_no_session(scheduler: FakeScheduler) -> None:
+async def test_a_message_over_the_size_limit_ends_its_stream_and_no_session(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        outlet = agent.outbox.open(ACTION.key)
-        await outlet.send(LogChunk(b"one\n"))
-        await outlet.settled()
+        session = agent.outbox.open(ACTION.key)
+        await session.send(LogChunk(b"one\n"))
+        await session.wait_until_stored()
         peer.send(drain=wire.Drain(message="x" * (5 << 20)))
         await scheduler.connected(2)
-        await outlet.send(LogChunk(b"two\n"))
-        await outlet.settled()
+        await session.send(LogChunk(b"two\n"))
+        await session.wait_until_stored()
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
         assert agent.sample("stream_reconnects_total", reason="error") == 1
         assert "drain" not in [name for name, _ in agent.handlers.calls]
 
 
-async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler) -> None:
+async def test_no_message_of_an_agent_exceeds_the_size_limit(scheduler: FakeScheduler) -> None:
     endless = "\N{SNOWMAN}" * (2 << 20)
-    said: list[Event] = [
+    events: list[Event] = [
         Accepted(endless),
         StageChanged(Stage.SETUP, endless),
         LogChunk(bytes(64 << 10)),
@@ -303,35 +305,35 @@ async def test_nothing_that_an_agent_says_is_too_large(scheduler: FakeScheduler)
     ]
     async with rig(scheduler) as agent:
         await scheduler.connected()
-        outlet = agent.outbox.open(ACTION.key)
-        for event in said:
-            await outlet.send(event)
-        await outlet.settled()
+        session = agent.outbox.open(ACTION.key)
+        for event in events:
+            await session.send(event)
+        await session.wait_until_stored()
         assert [event.seq for event in scheduler.stored[ACTION.key.attempt_key]] == [1, 2, 3, 4, 5]
-        assert agent.pauses == 0, "the scheduler's gRPC refused a message, and ended the stream"
+        assert agent.failures == 0, "gRPC refused a message and ended the stream"
 
 
-async def test_a_scheduler_that_lives_but_does_not_answer_is_left(scheduler: FakeScheduler) -> None:
+async def test_the_agent_leaves_a_scheduler_that_answers_no_health(scheduler: FakeScheduler) -> None:
     scheduler.answers_health = False
     async with rig(scheduler, keepalive=0.05) as agent:
         await scheduler.connected(2)
         assert agent.sample("stream_reconnects_total", reason="silent") >= 1
 
 
-async def test_a_scheduler_that_owes_nothing_is_not_left(scheduler: FakeScheduler) -> None:
+async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everything(scheduler: FakeScheduler) -> None:
     async with rig(scheduler, keepalive=0.05) as agent:
         peer = await scheduler.connected()
         watched = asyncio.Event()
-        unanswered = agent.outbox.unanswered
-        looks: list[float] = []
+        unanswered = agent.outbox.resume_unanswered
+        calls: list[float] = []
 
-        def look(before: float) -> tuple[Key, ...]:
-            looks.append(before)
-            if len(looks) == 12:  # twice the silence that would be too long
+        def counted(before: float) -> tuple[Key, ...]:
+            calls.append(before)
+            if len(calls) == 12:  # twice the longest silence
                 watched.set()
             return unanswered(before)
 
-        agent.outbox.unanswered = look  # type: ignore[method-assign]
+        agent.outbox.resume_unanswered = counted  # type: ignore[method-assign]
         await watched.wait()
         assert scheduler.peers == [peer]
 
@@ -350,9 +352,9 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         scheduler = FakeScheduler()
         scheduler.port = int(await frozen.stdout.readline())
         async with rig(scheduler, keepalive=0.25) as agent:
-            await agent.heard("ack")
+            await agent.until_handled("ack")
             frozen.send_signal(signal.SIGSTOP)
-            await agent.tried(1)
+            await agent.until_failed(1)
             assert agent.sample("stream_reconnects_total", reason="unavailable") == 1
             assert agent.sample("stream_connected") == 0
     finally:
@@ -362,16 +364,16 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         frozen._transport.close()  # type: ignore[attr-defined]
 
 
-# ---- the end
+# ---- leaving
 
 
-async def test_leaving_sends_what_is_ready_and_ends_cleanly(scheduler: FakeScheduler) -> None:
+async def test_a_leaving_agent_sends_its_events_and_ends_the_stream_cleanly(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await agent.handlers.got("registered")
-        outlet = agent.outbox.open(ACTION.key)
+        session = agent.outbox.open(ACTION.key)
         for _ in range(20):
-            await outlet.send(LogChunk(b"last words\n"))
+            await session.send(LogChunk(b"last words\n"))
         with capture_logs() as logs:
             await agent.connection.close()
             assert agent.running is not None
@@ -382,7 +384,7 @@ async def test_leaving_sends_what_is_ready_and_ends_cleanly(scheduler: FakeSched
         assert len(scheduler.peers) == 1
 
 
-async def test_leaving_does_not_wait_for_a_scheduler_that_does_not(scheduler: FakeScheduler) -> None:
+async def test_a_leaving_agent_does_not_wait_long_for_the_scheduler_to_end_the_stream(scheduler: FakeScheduler) -> None:
     scheduler.ends_with_agent = False
     async with rig(scheduler) as agent:
         await agent.handlers.got("registered")
@@ -392,13 +394,13 @@ async def test_leaving_does_not_wait_for_a_scheduler_that_does_not(scheduler: Fa
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_leaving_while_there_is_no_stream(scheduler: FakeScheduler, answers: bool) -> None:
+async def test_an_agent_without_a_stream_leaves_at_once(scheduler: FakeScheduler, answers: bool) -> None:
     scheduler.answers_registration = False
     if answers:
         scheduler.denial = (grpc.StatusCode.UNAVAILABLE, "no")
     async with rig(scheduler, reconnect_max=60.0) as agent:
         if answers:
-            await agent.tried(1)
+            await agent.until_failed(1)
         else:
             await scheduler.connected()
         await agent.connection.close()
@@ -407,8 +409,8 @@ async def test_leaving_while_there_is_no_stream(scheduler: FakeScheduler, answer
         await agent.connection.close()
 
 
-async def test_nothing_leaks_over_a_hundred_redials(scheduler: FakeScheduler) -> None:
-    # grpc closes in threads of its own, a few redials late; a leak would be one for each.
+async def test_a_hundred_reconnects_leak_no_socket_and_no_task(scheduler: FakeScheduler) -> None:
+    # gRPC closes sockets in its own threads, a few reconnects late. A leak would add one socket for each reconnect.
     late = 45
     before = sockets()
     async with rig(scheduler) as agent:

@@ -1,4 +1,4 @@
-"""Events, resumption and files over a real server: nothing is lost, doubled, unbounded or in another's way."""
+"""Events, resume points and files over a real gRPC server: nothing is lost or repeated, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ def event(number: int) -> Event:
     return CommandStarted(number, Cursor(total=number))
 
 
-async def test_events_arrive_in_order_and_are_forgotten_when_acknowledged(scheduler: FakeScheduler) -> None:
+async def test_events_arrive_in_order_and_are_dropped_after_their_acknowledgement(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         sent: list[Event] = [Accepted("ns/pod"), LogChunk(b"one\n", Cursor("t", 1, 4, 4, 1)), event(1), FINISHED]
         for each in sent:
-            await outlet.send(each)
-        await outlet.settled()
+            await session.send(each)
+        await session.wait_until_stored()
         stored = [translate.event(message) for message in scheduler.stored[KEY.attempt_key]]
         assert [(each.seq, each.event) for each in stored] == list(enumerate(sent, 1))
         assert agent.sample("events_unacknowledged") == 0
         assert agent.sample("log_bytes_total") == 4
-        outlet.close()
-        assert agent.outbox.sessions() == ()
+        session.close()
+        assert agent.outbox.session_states() == ()
 
 
-async def test_every_event_exactly_once_over_fifty_reconnects(scheduler: FakeScheduler) -> None:
+async def test_every_event_is_stored_exactly_once_over_fifty_reconnects(scheduler: FakeScheduler) -> None:
     scheduler.ends_after_events = 7
     scheduler.acknowledges_every = 4
     async with rig(scheduler, reconnect_max=0.005) as agent:
 
         async def session(key: Key) -> bytes:
-            outlet = agent.outbox.open(key)
+            session = agent.outbox.open(key)
             log = b""
             number = 0
             while len(scheduler.peers) <= 50:
                 number += 1
                 line = f"line {number}\n".encode()
                 log += line
-                await outlet.send(LogChunk(line))
-                await outlet.send(event(number))
+                await session.send(LogChunk(line))
+                await session.send(event(number))
                 if number % 20 == 0:
-                    await outlet.settled()
-            await outlet.send(FINISHED)
-            await outlet.settled()
+                    await session.wait_until_stored()
+            await session.send(FINISHED)
+            await session.wait_until_stored()
             return log
 
         keys = [Key(f"action {number}") for number in range(3)]
@@ -86,14 +86,14 @@ async def test_every_event_exactly_once_over_fifty_reconnects(scheduler: FakeSch
         assert agent.sample("internal_errors_total", where="stream") == 0
 
 
-async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: FakeScheduler) -> None:
+async def test_a_full_window_stops_its_session_only(scheduler: FakeScheduler) -> None:
     scheduler.acknowledges = False
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
 
         async def flood() -> None:
             for number in range(20):
-                await outlet.send(LogChunk(bytes(CHUNK), source=list(Source)[number % 2]))
+                await session.send(LogChunk(bytes(CHUNK), source=list(Source)[number % 2]))
 
         flooding = asyncio.create_task(flood(), name="flood")
         await scheduler.until("3 events of KEY are stored", lambda: scheduler.last_seq(KEY) == 3)
@@ -101,135 +101,137 @@ async def test_a_window_that_is_full_stops_its_session_and_no_other(scheduler: F
         await other.send(event(1))
         await scheduler.until("1 event of OTHER is stored", lambda: scheduler.last_seq(OTHER) == 1)
         assert not flooding.done()
-        assert outlet.used <= 1 << 17
+        assert session.used <= 1 << 17
         assert agent.sample("events_unacknowledged") == 4
 
         scheduler.acknowledges = True
         scheduler.peer.send(ack=wire.Ack(action_id=KEY.action_id, attempt=1, claim=1, seq=3))
         await flooding
-        await outlet.settled()
+        await session.wait_until_stored()
         assert len(scheduler.log_of(KEY)) == 20 * CHUNK
 
 
-async def test_a_scheduler_that_reads_slowly_bounds_the_agent(scheduler: FakeScheduler) -> None:
+async def test_a_slow_scheduler_does_not_fill_the_memory_of_the_agent(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
-        await agent.heard("ack")
+        await agent.until_handled("ack")
         scheduler.reads.clear()
-        outlets = [agent.outbox.open(Key(f"action {number}")) for number in range(4)]
+        sessions = [agent.outbox.open(Key(f"action {number}")) for number in range(4)]
 
         async def flood(number: int) -> None:
             for _ in range(50):
-                await outlets[number].send(LogChunk(bytes(CHUNK)))
-            await outlets[number].settled()
+                await sessions[number].send(LogChunk(bytes(CHUNK)))
+            await sessions[number].wait_until_stored()
 
         async with asyncio.TaskGroup() as group:
             for number in range(4):
                 group.create_task(flood(number), name=f"flood {number}")
-            while not all(outlet.queue.locked() for outlet in outlets):
+            while not all(session.send_lock.locked() for session in sessions):
                 agent.outbox.wake.clear()
                 await agent.outbox.wake.wait()
-            assert sum(outlet.used for outlet in outlets) <= 4 << 17
+            assert sum(session.used for session in sessions) <= 4 << 17
             scheduler.reads.set()
         assert sum(len(event.log.data) for event in scheduler.arrivals) == 4 * 50 * CHUNK
 
 
-# ---- resumption
+# ---- resume points
 
 
-async def test_a_scheduler_that_restarts_with_its_memory_gets_the_rest(scheduler: FakeScheduler) -> None:
+async def test_a_restarted_scheduler_with_its_state_gets_the_remaining_events(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
-        await outlet.send(event(1))
-        await outlet.settled()
+        session = agent.outbox.open(KEY)
+        await session.send(event(1))
+        await session.wait_until_stored()
         await scheduler.stop()
-        await outlet.send(event(2))
-        await agent.tried(2)
+        await session.send(event(2))
+        await agent.until_failed(2)
         await scheduler.start()
-        await outlet.settled()
+        await session.wait_until_stored()
         assert [message.seq for message in scheduler.arrivals] == [1, 2]
         resume = (await agent.handlers.got("resume"))[0]
         assert resume == Resume(KEY, seq=1)
 
 
-async def test_a_scheduler_without_memory_is_told_the_story_again(scheduler: FakeScheduler) -> None:
-    forgotten: asyncio.Queue[tuple[Key, Resume]] = asyncio.Queue()
+async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: FakeScheduler) -> None:
+    losses: asyncio.Queue[tuple[Key, Resume]] = asyncio.Queue()
     async with rig(scheduler) as agent:
 
-        def forget(key: Key, resume: Resume) -> bool:
-            forgotten.put_nowait((key, resume))
+        def on_state_loss(key: Key, resume: Resume) -> bool:
+            losses.put_nowait((key, resume))
             return True
 
-        agent.outbox.on_forgotten = forget
+        agent.outbox.on_state_loss = on_state_loss
         await agent.handlers.got("registered")  # so that this registration names no session
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         for number in (1, 2):
-            await outlet.send(event(number))
-        await outlet.settled()
+            await session.send(event(number))
+        await session.wait_until_stored()
         await scheduler.stop()
-        await outlet.send(event(3))
+        await session.send(event(3))
         scheduler.forget()
         await scheduler.start()
-        assert await forgotten.get() == (KEY, Resume(KEY, seq=0))
+        assert await losses.get() == (KEY, Resume(KEY, seq=0))
 
-        # Nothing that makes no sense to it is sent meanwhile, also when the stream breaks again.
+        # Until the restart the session sends no event, also when the stream breaks again.
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
-        assert await forgotten.get() == (KEY, Resume(KEY, seq=0))
+        assert await losses.get() == (KEY, Resume(KEY, seq=0))
         assert scheduler.stored == {}
-        outlet.restart(0)
+        session.restart(0)
         for number in (1, 2, 3):
-            await outlet.send(event(number))
-        await outlet.settled()
+            await session.send(event(number))
+        await session.wait_until_stored()
         assert [message.seq for message in scheduler.stored[KEY.attempt_key]] == [1, 2, 3]
-        assert "resume" not in [name for name, _ in agent.handlers.calls], "there was nothing to resume"
+        assert "resume" not in [name for name, _ in agent.handlers.calls], "the session was restarted, not resumed"
 
 
-async def test_a_scheduler_that_says_nothing_about_a_session_gets_the_rest(scheduler: FakeScheduler) -> None:
+async def test_a_scheduler_that_sends_no_resume_point_gets_the_remaining_events(
+    scheduler: FakeScheduler,
+) -> None:
     scheduler.answers_sessions = False
     async with rig(scheduler, keepalive=0.2, register_timeout=0.2) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         scheduler.acknowledges = False
-        await outlet.send(event(1))
+        await session.send(event(1))
         await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         await scheduler.connected(2)
         scheduler.acknowledges = True
-        await outlet.send(event(2))
-        await outlet.settled()
+        await session.send(event(2))
+        await session.wait_until_stored()
         assert [message.seq for message in scheduler.arrivals] == [1, 1, 2]
 
 
-async def test_an_adopted_session_goes_on_where_the_scheduler_says(scheduler: FakeScheduler) -> None:
-    heir = Key("build", 1, 2)
+async def test_an_adopted_session_continues_at_the_resume_point(scheduler: FakeScheduler) -> None:
+    adopted = Key("build", 1, 2)
     scheduler.stored[KEY.attempt_key] = [translate.event_message(KEY, number, event(number)) for number in range(1, 8)]
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await agent.handlers.got("registered")
-        outlet = agent.outbox.open(heir, adopted=True)
-        assert (await agent.handlers.got("resume"))[0] == Resume(heir, seq=7)
-        await outlet.send(event(8))
-        await outlet.settled()
-        assert [translate.session_state(state).key for state in peer.adopted] == [heir]
-        assert scheduler.last_seq(heir) == 8
+        session = agent.outbox.open(adopted, adopted=True)
+        assert (await agent.handlers.got("resume"))[0] == Resume(adopted, seq=7)
+        await session.send(event(8))
+        await session.wait_until_stored()
+        assert [translate.session_state(state).key for state in peer.adopted] == [adopted]
+        assert scheduler.last_seq(adopted) == 8
 
-        # After that it is a session like others.
+        # After the resume point, an adopted session is registered as any other session.
         peer.end(grpc.StatusCode.UNAVAILABLE)
-        again = await scheduler.connected(2)
-        assert again.register is not None
-        [state] = again.register.sessions
+        second = await scheduler.connected(2)
+        assert second.register is not None
+        [state] = second.register.sessions
         assert (state.claim, state.last_seq, state.adopted) == (2, 8, False)
 
 
-async def test_a_discarded_session_keeps_nobody_waiting(scheduler: FakeScheduler) -> None:
+async def test_a_discarded_session_ends_all_waits(scheduler: FakeScheduler) -> None:
     scheduler.acknowledges = False
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
-        await outlet.send(event(1))
+        session = agent.outbox.open(KEY)
+        await session.send(event(1))
         await scheduler.until("1 event of KEY is stored", lambda: scheduler.last_seq(KEY) == 1)
-        waiting = asyncio.create_task(outlet.settled(), name="waiting")
+        waiting = asyncio.create_task(session.wait_until_stored(), name="waiting")
         scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=1, message="superseded"))
         await waiting
-        await outlet.send(event(2))
-        assert agent.outbox.sessions() == ()
+        await session.send(event(2))
+        assert agent.outbox.session_states() == ()
         assert agent.sample("events_unacknowledged") == 0
 
 
@@ -245,8 +247,8 @@ async def files(*sizes: int) -> AsyncIterator[FilePart]:
 
 async def test_files_are_packed_and_stored(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
-        await outlet.upload(files(*[100] * 1000, 1_000_000))
+        session = agent.outbox.open(KEY)
+        await session.upload(files(*[100] * 1000, 1_000_000))
         [chunks] = scheduler.uploads
         header = chunks[0].header
         assert (header.action_id, header.attempt, header.claim) == ("build", 1, 1)
@@ -261,24 +263,24 @@ async def test_files_are_packed_and_stored(scheduler: FakeScheduler) -> None:
         assert agent.sample("artifact_bytes_total") == 1_100_000
 
 
-async def test_an_upload_that_breaks_in_the_middle_says_so(scheduler: FakeScheduler) -> None:
+async def test_an_upload_that_breaks_is_an_error(scheduler: FakeScheduler) -> None:
     scheduler.breaks_upload_after = 2
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         with pytest.raises(SchedulerError, match="INTERNAL: scripted"):
-            await outlet.upload(files(*[1_000_000] * 50))
+            await session.upload(files(*[1_000_000] * 50))
         scheduler.breaks_upload_after = None
-        await outlet.upload(files(10))
+        await session.upload(files(10))
         assert agent.sample("artifact_files_total") == 1
         assert len(scheduler.peers) == 1
 
 
-@pytest.mark.parametrize("begun", [True, False])
-async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellation(
-    scheduler: FakeScheduler, begun: bool
+@pytest.mark.parametrize("started", [True, False])
+async def test_an_upload_over_an_ended_connection_is_an_error_and_no_cancellation(
+    scheduler: FakeScheduler, started: bool
 ) -> None:
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         reached = asyncio.Event()
 
         async def endless() -> AsyncIterator[FilePart]:
@@ -287,11 +289,11 @@ async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellati
             while True:
                 yield FileData(bytes(1 << 20))
 
-        await agent.heard("ack")
-        scheduler.reads.clear()  # so that the upload stands in a write
-        uploading = asyncio.create_task(outlet.upload(endless()), name="upload")
+        await agent.until_handled("ack")
+        scheduler.reads.clear()  # so that the upload waits in a write
+        uploading = asyncio.create_task(session.upload(endless()), name="upload")
         await reached.wait()
-        if begun:
+        if started:
             await scheduler.until("an upload has begun", lambda: bool(scheduler.uploads))
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         with pytest.raises(SchedulerError, match="the connection to the scheduler ended"):
@@ -299,22 +301,22 @@ async def test_an_upload_on_a_connection_that_ends_is_an_error_and_no_cancellati
         scheduler.reads.set()
 
 
-async def test_a_receipt_that_does_not_agree_is_an_error(scheduler: FakeScheduler) -> None:
+async def test_a_receipt_with_other_numbers_is_an_error(scheduler: FakeScheduler) -> None:
     scheduler.receipt = wire.UploadReceipt(files=1, bytes=9)
     async with rig(scheduler) as agent:
         with pytest.raises(SchedulerError, match="stored 1 files of 9 bytes; 1 files of 10 bytes"):
             await agent.outbox.open(KEY).upload(files(10))
 
 
-async def test_an_upload_waits_for_a_connection_as_long_as_its_caller_wants(scheduler: FakeScheduler) -> None:
+async def test_an_upload_waits_for_a_connection_until_its_caller_stops_it(scheduler: FakeScheduler) -> None:
     scheduler.denial = (grpc.StatusCode.UNAVAILABLE, "not yet")
     async with rig(scheduler) as agent:
-        outlet = agent.outbox.open(KEY)
+        session = agent.outbox.open(KEY)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
-                await outlet.upload(files(10))
-        uploading = asyncio.create_task(outlet.upload(files(10)), name="upload")
-        await agent.tried(2)
+                await session.upload(files(10))
+        uploading = asyncio.create_task(session.upload(files(10)), name="upload")
+        await agent.until_failed(2)
         scheduler.denial = None
         await uploading
         assert len(scheduler.uploads) == 1

@@ -49,7 +49,7 @@ async def examined(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str
         agent=AgentSection(pool="checked", slots=7),
     )
     async with asyncio.timeout(20):
-        found = {each.check: each async for each in checks.examine(settings, "1", Metrics())}
+        found = {each.check: each async for each in checks.check_scheduler(settings, "1", Metrics())}
     assert list(found) == [ADDRESS, TLS, TOKEN, REGISTRATION]
     return found
 
@@ -87,11 +87,11 @@ async def test_an_address_that_only_grpc_reads_is_left_to_the_registration() -> 
 @pytest.mark.parametrize(
     ("case", "verdict", "said"),
     [
-        ("good", Verdict.OK, "TLSv1.3, the certificate of localhost is good until"),
+        ("good", Verdict.OK, "TLSv1.3, the certificate of localhost is valid until"),
         ("soon over", Verdict.WARNING, ", 1 days"),
         ("other authority", Verdict.FAILED, "localhost is not trusted: unable to get local issuer certificate"),
         ("other name", Verdict.FAILED, "Hostname mismatch"),
-        ("set name", Verdict.WARNING, "scheduler.example is good until"),
+        ("set name", Verdict.WARNING, "scheduler.example is valid until"),
         ("not spoken", Verdict.FAILED, "no handshake"),
         ("no such file", Verdict.FAILED, "No such file"),
     ],
@@ -163,12 +163,12 @@ async def test_a_report_is_a_line_each_and_a_sum() -> None:
             yield each
 
     lines: list[str] = []
-    assert not await report(findings(), say=lines.append, as_json=False)
+    assert not await report(findings(), write=lines.append, as_json=False)
     assert [line.split()[0] for line in lines[:4]] == ["ok", "warning", "FAILED", "skipped"]
     assert lines[2].endswith("two lines -> do")
     assert lines[4] == "1 ok, 1 warning, 1 failed, 1 skipped"
     objects: list[str] = []
-    await report(findings(), say=objects.append, as_json=True)
+    await report(findings(), write=objects.append, as_json=True)
     read = [json.loads(each) for each in objects]
     assert [each.get("verdict") for each in read] == ["ok", "warning", "failed", "skipped", None]
     assert (read[-1]["event"], read[-1]["well"], read[-1]["failed"]) == ("finished", False, 1)

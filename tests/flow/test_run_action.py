@@ -1,4 +1,4 @@
-"""Whole lives of actions: every way in which one can end, with its log, its outcome and nothing left behind."""
+"""Whole lives of actions: each way in which an action can end, with its log and outcome, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, S
 from agent.domain.events import Accepted, LogChunk, Rejected, Source
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.domain.outcome import Result
-from agent.execution import artifacts, commands
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
+from agent.execution.timings import SessionTimings
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.cluster import FakeBackend, Script, collected
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,41 +28,46 @@ ADMISSION, SETUP, COMMANDS, ARTIFACTS = Stage
 ALWAYS = ArtifactRules(when=When.ALWAYS)
 DECLARED = ArtifactRules(paths=("out/**",))
 NONE = ArtifactRules(when=When.NEVER)
+TIMINGS = SessionTimings(kill_margin=0.05, upload_backoff=wait_none())
+# Seconds of virtual time. The clock moves only when every task waits, so all pending work is done afterwards.
+SETTLE = 0.01
 
 
 class Rig:
-    """Sessions between a cluster in memory and a recording sink."""
+    """A session registry between a cluster in memory and a recording sink."""
 
     def __init__(self, **settings: Any) -> None:
         agent = {"slots": 3} | settings.pop("agent", {})
         self.settings = Settings.model_validate({"agent": agent, **settings})
         self.backend = FakeBackend()
-        self.sink = RecordingSink()
+        self.sink = RecordingEventSink()
         self.metrics = Metrics()
-        self.sessions: Sessions
+        self.sessions: SessionRegistry
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Sessions]:
-        """Hold the sessions open; at the end all must have ended by themselves, and nothing may be left."""
+    async def open(self) -> AsyncIterator[SessionRegistry]:
+        """Run sessions. At the end of the block all sessions must end by themselves and leave nothing behind."""
         async with asyncio.TaskGroup() as tasks:
-            self.sessions = Sessions(self.settings, self.backend, self.sink, self.metrics, tasks)
+            self.sessions = SessionRegistry(
+                self.settings, self.backend, self.sink, self.metrics, tasks, timings=TIMINGS
+            )
             yield self.sessions
             async with asyncio.timeout(10):
                 await self.sessions.idle()
         self.clean()
 
     def clean(self) -> None:
-        """Check that every environment that was asked for is gone, and every slot free."""
+        """Check that every environment is gone and every slot is free."""
         assert self.backend.alive == set()
         for environment in self.backend.environments.values():
             assert environment.removals == max(1, environment.creations), environment.steps
             assert environment.steps[-1] == "removed", environment.steps
         assert all(outlet.closed == 1 for outlet in self.sink.outlets.values())
-        assert (self.sessions.used, self.sessions.running) == (0, {})
+        assert (self.sessions.used, self.sessions.attempt_tasks) == (0, {})
         assert self.sample("slots_used") == 0
 
     def sample(self, name: str, **labels: str) -> float:
-        """Return the value of a series."""
+        """Return the value of a metric."""
         return self.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
 
 
@@ -71,25 +76,19 @@ def rig() -> Rig:
     return Rig()
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "KILL_MARGIN", 0.05)
-    monkeypatch.setattr(artifacts, "wait_random_exponential", lambda **_: wait_none())
-
-
 def action(name: str = "a", **fields: Any) -> Action:
     return Action(Key(name), "alpine", ("one", "two"), **fields)
 
 
 async def life(rig: Rig, script: Script, **fields: Any) -> Any:
-    """Run one action to its end; return what was sent of it."""
-    rig.backend.script = lambda action: script
+    """Run one action to its end. Returns the events that were sent."""
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action(**fields))
     return rig.sink["a"]
 
 
-# ---- well, and not so well
+# ---- success and failure
 
 
 async def test_success_from_acceptance_to_files(rig: Rig) -> None:
@@ -113,7 +112,7 @@ async def test_success_from_acceptance_to_files(rig: Rig) -> None:
     assert rig.sample("phase_duration_seconds_count", phase="commands") == 1
 
 
-async def test_the_k_th_command_fails(rig: Rig) -> None:
+async def test_a_later_command_fails(rig: Rig) -> None:
     sent = await life(rig, Script(codes=(0, 7), output=b"no newline"))
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, COMMANDS, Reason.COMMAND_FAILED)
@@ -141,7 +140,7 @@ async def test_when_files_are_copied(rig: Rig, rules: ArtifactRules, code: int, 
     assert sent.outcome.result is (Result.FAILED if code else Result.SUCCEEDED)
 
 
-async def test_secrets_do_not_show(rig: Rig) -> None:
+async def test_secrets_are_masked_in_the_log(rig: Rig) -> None:
     sent = await life(rig, Script(output=b"my hunter2-hunter2!\n"), secrets={"TOKEN": "hunter2-hunter2"})
     assert sent.log == b"my ***!\n" * 2
 
@@ -153,24 +152,22 @@ async def test_secrets_do_not_show(rig: Rig) -> None:
         (LogGap("2026-11-24T08:00:00Z", "2026-11-24T08:00:09Z"), b"2026-11-24T08:00:09Z"),
     ],
 )
-async def test_what_is_missing_in_the_log_is_said_and_changes_no_verdict(
-    rig: Rig, piece: LogLost | LogGap, says: bytes
-) -> None:
+async def test_missing_log_has_a_notice_and_changes_no_verdict(rig: Rig, piece: LogLost | LogGap, says: bytes) -> None:
     sent = await life(rig, Script(tail=(piece,)))
     assert says in sent.log
     assert sent.outcome.result is Result.SUCCEEDED
 
 
-async def test_the_log_is_sent_to_its_end_although_the_commands_have_ended(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+@pytest.mark.looptime
+async def test_the_log_is_sent_to_its_end_after_the_commands_have_ended(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
         await environment.show(Exited(0, 2, None))
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await asyncio.sleep(SETTLE)
         assert "files" not in environment.steps
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert rig.sink["a"].log == b"hello\nhello\n"
 
 
@@ -188,7 +185,7 @@ async def test_a_failed_set_up_has_its_log_and_stage(rig: Rig) -> None:
     assert (sent.uploads, sent.stages) == ([], [SETUP])
 
 
-async def test_a_create_that_is_refused_fails_the_set_up(rig: Rig) -> None:
+async def test_a_refused_create_fails_the_set_up(rig: Rig) -> None:
     refused = ActionFailed(SETUP, Reason.QUOTA_EXCEEDED, "no quota", log="the words of the API")
     sent = await life(rig, Script(creates=[refused]))
     assert (sent.outcome.stage, sent.outcome.reason, sent.log) == (
@@ -198,7 +195,7 @@ async def test_a_create_that_is_refused_fails_the_set_up(rig: Rig) -> None:
     )
 
 
-async def test_what_is_waited_for_is_told(rig: Rig) -> None:
+async def test_the_reasons_for_waiting_are_reported(rig: Rig) -> None:
     sent = await life(rig, Script(setups=[(Waiting("for a node"), Waiting("pulling"), Running())]))
     details = [event.detail for event in sent.events if getattr(event, "stage", None) is SETUP]
     assert details == ["", "for a node", "pulling"]
@@ -206,7 +203,7 @@ async def test_what_is_waited_for_is_told(rig: Rig) -> None:
 
 async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> None:
     script = Script(setups=[(Exited(0, 2, None),)])
-    rig.backend.script = lambda action: script
+    rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "create")
@@ -217,16 +214,16 @@ async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> Non
     assert (sent.outcome.result, sent.log) == (Result.SUCCEEDED, b"quick\n")
 
 
-async def test_a_pod_that_never_ran_a_command_is_made_again_once(rig: Rig) -> None:
+async def test_a_pod_that_never_ran_a_command_is_re_created(rig: Rig) -> None:
     lost = Lost(Reason.UNSCHEDULABLE, "the node refused the pod", unstarted=True)
     sent = await life(rig, Script(setups=[(lost,), (Waiting("pulling"), Running())]))
     assert sent.outcome.result is Result.SUCCEEDED
-    assert b"the node refused the pod; no command had run: made again\n" in sent.log
+    assert b"the node refused the pod; no command had run, so the pod is re-created\n" in sent.log
     environment = rig.backend.environments["a"]
     assert (environment.creations, environment.removals) == (2, 2)
 
 
-async def test_but_only_once(rig: Rig) -> None:
+async def test_a_pod_is_re_created_only_once(rig: Rig) -> None:
     lost = Lost(Reason.UNSCHEDULABLE, "the node refused the pod", unstarted=True, log="why")
     sent = await life(rig, Script(setups=[(lost,)]))
     assert (sent.outcome.stage, sent.outcome.reason) == (SETUP, Reason.UNSCHEDULABLE)
@@ -234,7 +231,7 @@ async def test_but_only_once(rig: Rig) -> None:
     assert rig.backend.environments["a"].creations == 2
 
 
-async def test_a_pod_that_may_have_run_a_command_is_not_made_again(rig: Rig) -> None:
+async def test_a_pod_that_may_have_run_a_command_is_not_re_created(rig: Rig) -> None:
     sent = await life(rig, Script(setups=[(Lost(Reason.NODE_LOST, "the node is away"),)]))
     assert (sent.outcome.result, sent.outcome.stage, sent.outcome.reason) == (Result.FAILED, SETUP, Reason.NODE_LOST)
     assert rig.backend.environments["a"].creations == 1
@@ -258,7 +255,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
     [("create", SETUP, None), ("setup", SETUP, None), ("commands", COMMANDS, 143), ("files", ARTIFACTS, None)],
 )
 async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: int | None) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         environment = await rig.backend.at("a", step)
@@ -272,23 +269,23 @@ async def test_a_cancel_in_every_stage(rig: Rig, step: str, stage: Stage, code: 
 
 
 async def test_a_cancel_while_the_pod_is_removed_changes_nothing(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
         sessions.cancel(("a", 1), Cancel())
         assert sessions.used == 1
-        await environment.release("remove")
+        await environment.unblock("remove")
     assert rig.sink["a"].outcome.result is Result.SUCCEEDED
 
 
-async def test_a_cancel_of_what_is_not_known_is_nothing(rig: Rig) -> None:
+async def test_a_cancel_of_an_unknown_session_is_ignored(rig: Rig) -> None:
     async with rig.open() as sessions:
         sessions.cancel(("a", 1), Cancel())
 
 
-async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}), deaf=True)
+async def test_commands_that_cannot_be_stopped_end_with_their_environment(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}), deaf=True)
     async with rig.open() as sessions:
         sessions.action(action(artifacts=ALWAYS))
         await rig.backend.at("a", "commands")
@@ -298,18 +295,18 @@ async def test_commands_that_cannot_be_reached_are_removed_under_them(rig: Rig) 
     assert rig.sink["a"].uploads == []
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize(("rules", "copied"), [(ArtifactRules(), False), (ALWAYS, True), (NONE, False)])
 async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     rig: Rig, rules: ArtifactRules, copied: bool
 ) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "files"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "files"}))
     async with rig.open() as sessions:
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            for _ in range(50):
-                await asyncio.sleep(0)
-            await environment.release("files")
+            await asyncio.sleep(SETTLE)  # the stop request that ended the commands must not end the copy
+            await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, COMMANDS, Reason.DEADLINE_EXCEEDED)
@@ -318,13 +315,14 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
     assert len(sent.summaries) == copied
 
 
+@pytest.mark.looptime
 async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"setup"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"setup"}))
     async with rig.open() as sessions:
-        sessions.action(action(timeout=0.02))
+        sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(0.04)  # longer than the commands may take
-        await environment.release("setup")
+        await asyncio.sleep(2.0)  # longer than the commands may take
+        await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]
 
@@ -333,7 +331,7 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("error", [ClusterError("cut", retryable=True), SchedulerError("broke")])
-async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> None:
+async def test_a_broken_copy_starts_again(rig: Rig, error: Exception) -> None:
     script = Script()
     if isinstance(error, SchedulerError):
         rig.sink.upload_errors = [error]
@@ -349,19 +347,17 @@ async def test_a_copy_that_broke_is_begun_again(rig: Rig, error: Exception) -> N
     ("collection", "rules", "tries", "says"),
     [
         (ClusterError("no such container"), ArtifactRules(), 1, "no such container"),
-        (ClusterError("cut", retryable=True), ArtifactRules(), artifacts.TRIES, "cut"),
+        (ClusterError("cut", retryable=True), ArtifactRules(), TIMINGS.upload_attempts, "cut"),
         (collected(refused="out/x is over the limit"), DECLARED, 1, "out/x is over the limit"),
     ],
 )
-async def test_files_that_cannot_be_had_fail_a_success(
+async def test_files_that_cannot_be_copied_fail_a_success(
     rig: Rig,
     collection: Collected | Exception,
     rules: ArtifactRules,
     tries: int,
     says: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(artifacts, "backoff", lambda state: 0.01)
     sent = await life(rig, Script(collections=[collection]), artifacts=rules)
     outcome = sent.outcome
     assert (outcome.result, outcome.stage, outcome.reason) == (Result.FAILED, ARTIFACTS, Reason.ARTIFACTS_FAILED)
@@ -370,7 +366,7 @@ async def test_files_that_cannot_be_had_fail_a_success(
     assert says.encode() in sent.log
 
 
-async def test_files_that_cannot_be_had_do_not_hide_a_failure(rig: Rig) -> None:
+async def test_files_that_cannot_be_copied_do_not_hide_a_failure(rig: Rig) -> None:
     sent = await life(rig, Script(codes=(3,), collections=[ClusterError("gone")]), artifacts=ALWAYS)
     assert (sent.outcome.reason, sent.outcome.exit_code) == (Reason.COMMAND_FAILED, 3)
     assert b"gone" in sent.log
@@ -379,7 +375,9 @@ async def test_files_that_cannot_be_had_do_not_hide_a_failure(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("rules", "result"), [(ArtifactRules(), Result.SUCCEEDED), (DECLARED, Result.FAILED), (NONE, Result.SUCCEEDED)]
 )
-async def test_files_lost_with_the_pod_fail_only_who_named_them(rig: Rig, rules: ArtifactRules, result: Result) -> None:
+async def test_files_lost_with_the_pod_fail_only_actions_that_named_them(
+    rig: Rig, rules: ArtifactRules, result: Result
+) -> None:
     end = Exited(0, 2, None, "", files=False, files_lost="DeadlineExceeded")
     sent = await life(rig, Script(end=end), artifacts=rules)
     assert sent.outcome.result is result
@@ -387,7 +385,7 @@ async def test_files_lost_with_the_pod_fail_only_who_named_them(rig: Rig, rules:
     assert sent.uploads == []
 
 
-async def test_what_was_left_out_is_said(rig: Rig) -> None:
+async def test_left_out_files_are_reported(rig: Rig) -> None:
     sent = await life(rig, Script(collections=[collected(left_out=3)]))
     assert sent.outcome.result is Result.SUCCEEDED
     assert b"[3 files were left out]\n  and 3 more\n" in sent.log
@@ -416,7 +414,7 @@ async def test_the_environment_is_kept_until_the_scheduler_has_everything(rig: R
 
 @pytest.mark.parametrize("step", ["create", "setup", "commands", "files"])
 async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({step}))
+    rig.backend.script = lambda _: Script(holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)
@@ -426,51 +424,51 @@ async def test_a_discard_ends_a_session_without_an_outcome(rig: Rig, step: str) 
 
 
 async def test_a_discard_of_a_finished_session_does_not_stop_its_cleaning(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"remove"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "remove")
         sessions.discard(Key("a"), claimed_by_other=False, message="it is finished")
-        await environment.release("remove")
+        await environment.unblock("remove")
     assert rig.sample("actions_completed_total", result="succeeded", stage="artifacts", reason="", fault="") == 1
 
 
-async def test_a_discard_of_an_older_claim_is_not_ours(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_a_discard_of_an_older_claim_is_ignored(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(Action(Key("a", 1, 2), "alpine", ("one",)))
         environment = await rig.backend.at("a", "commands")
         sessions.discard(Key("a", 1, 1), claimed_by_other=True, message="older")
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert rig.sink["a"].outcome.result is Result.SUCCEEDED
 
 
-# ---- who is let in
+# ---- admission
 
 
 async def test_a_repeated_action_is_the_session_that_exists(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         environment = await rig.backend.at("a", "commands")
         sessions.action(action())
         assert sessions.used == 1
-        await environment.release("commands")
+        await environment.unblock("commands")
     assert environment.creations == 1
     assert rig.sample("actions_received_total") == 1
 
 
-async def test_no_slot() -> None:
+async def test_actions_beyond_the_slots_are_rejected() -> None:
     rig = Rig(agent={"slots": 1})
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands", "remove"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands", "remove"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
         sessions.action(action("b"))
-        await environment.release("commands")
+        await environment.unblock("commands")
         await rig.backend.at("a", "remove")
         sessions.action(action("c"))
-        await environment.release("remove")
+        await environment.unblock("remove")
     for name in ("b", "c"):
         (event,) = rig.sink[name].events
         assert isinstance(event, Rejected)
@@ -479,14 +477,14 @@ async def test_no_slot() -> None:
     assert rig.sample("actions_rejected_total", reason="no_slot") == 2
 
 
-async def test_draining_takes_nothing_new_and_ends_what_runs(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_a_draining_agent_rejects_actions_and_finishes_its_sessions(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action("a"))
         environment = await rig.backend.at("a", "commands")
         sessions.drain("SIGTERM")
         sessions.action(action("b"))
-        await environment.release("commands")
+        await environment.unblock("commands")
     (event,) = rig.sink["b"].events
     assert isinstance(event, Rejected)
     assert event.why is Rejection.DRAINING
@@ -494,7 +492,7 @@ async def test_draining_takes_nothing_new_and_ends_what_runs(rig: Rig) -> None:
     assert rig.sample("draining") == 1
 
 
-async def test_a_cluster_that_is_away_takes_nothing(rig: Rig) -> None:
+async def test_actions_are_rejected_while_the_cluster_is_away(rig: Rig) -> None:
     rig.backend.reachable = False
     async with rig.open() as sessions:
         sessions.action(action())
@@ -504,7 +502,7 @@ async def test_a_cluster_that_is_away_takes_nothing(rig: Rig) -> None:
     assert rig.backend.environments == {}
 
 
-async def test_an_action_that_may_not_run_fails_with_its_log(rig: Rig) -> None:
+async def test_an_action_against_the_policy_fails_with_a_log(rig: Rig) -> None:
     sent = await life(rig, Script(), timeout=-1.0)
     assert [type(event).__name__ for event in sent.events] == ["Accepted", "LogChunk", "Finished"]
     assert (sent.outcome.stage, sent.outcome.reason) == (ADMISSION, Reason.INVALID_CONFIGURATION)
@@ -518,11 +516,11 @@ async def test_an_action_that_may_not_run_fails_with_its_log(rig: Rig) -> None:
     )
 
 
-# ---- many, and what should not happen
+# ---- many sessions, and faults
 
 
 @pytest.mark.parametrize("where", ["create", "files", "remove", "sink"])
-async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> None:
+async def test_a_fault_in_one_of_twenty_sessions_harms_no_other(where: str) -> None:
     rig = Rig(agent={"slots": 20})
     poison = RuntimeError("poison")
     scripts = {
@@ -548,8 +546,8 @@ async def test_twenty_at_once_and_a_poisoned_one_harms_no_other(where: str) -> N
         assert rig.sink["7"].outcome.result is Result.SUCCEEDED
 
 
-async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -> None:
-    def broken(action: Action) -> Script:
+async def test_a_backend_without_an_environment_fails_the_session(rig: Rig) -> None:
+    def broken(_: Action) -> Script:
         raise RuntimeError("no")
 
     rig.backend.script = broken
@@ -558,8 +556,8 @@ async def test_a_backend_that_gives_no_environment_fails_the_session(rig: Rig) -
     assert rig.sink["a"].outcome.reason is Reason.INTERNAL
 
 
-async def test_cancelling_all_ends_all(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+async def test_cancel_all_ends_every_session(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         for name in ("a", "b", "c"):
             sessions.action(action(name))
@@ -569,7 +567,7 @@ async def test_cancelling_all_ends_all(rig: Rig) -> None:
 
 
 async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> None:
-    rig.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+    rig.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", "commands")
@@ -577,7 +575,10 @@ async def test_abandoned_sessions_still_remove_their_environments(rig: Rig) -> N
 
 
 async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> None:
+    blocked: list[object] = []
+
     async def full(event: object) -> None:
+        blocked.append(event)
         await asyncio.Event().wait()
 
     async with rig.open() as sessions:
@@ -585,37 +586,40 @@ async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> N
         rig.sink["a"].send = full  # type: ignore[method-assign]
         await asyncio.sleep(0)
         sessions.discard(Key("a"), claimed_by_other=False, message="superseded")
+    assert len(blocked) == 1
     assert rig.backend.environments["a"].removals == 1
 
 
-# ---- with somebody at a terminal
+# ---- interactive environments
 
 
-async def test_the_workspace_is_completed_before_the_commands_and_looked_at_before_it_goes(rig: Rig) -> None:
-    sent = await life(rig, Script(attended=True, codes=(3,)))
+async def test_the_workspace_is_uploaded_before_the_commands_and_held_after_a_failure(rig: Rig) -> None:
+    sent = await life(rig, Script(interactive=True, codes=(3,)))
     steps = rig.backend.environments["a"].steps
-    assert [step for step in steps if step in ("create", "fill", "log", "linger", "remove")] == [
+    assert [
+        step for step in steps if step in ("create", "upload_workspace", "log", "hold_for_debugging", "remove")
+    ] == [
         "create",
-        "fill",
+        "upload_workspace",
         "log",
-        "linger",
+        "hold_for_debugging",
         "remove",
     ]
     assert sent.log.endswith(b"the pod says so\n"), "what the cluster says of a failure stands in its log"
     assert sent.outcome.reason is Reason.COMMAND_FAILED
 
 
-async def test_nobody_at_a_terminal_costs_nothing(rig: Rig) -> None:
+async def test_without_a_terminal_nothing_is_uploaded_or_held(rig: Rig) -> None:
     await life(rig, Script(codes=(3,)))
-    assert not {"fill", "linger"} & set(rig.backend.environments["a"].steps)
+    assert not {"upload_workspace", "hold_for_debugging"} & set(rig.backend.environments["a"].steps)
 
 
-@pytest.mark.parametrize("step", ["fill", "linger"])
-async def test_a_cancel_ends_what_the_terminal_holds(rig: Rig, step: str) -> None:
-    rig.backend.script = lambda action: Script(attended=True, codes=(3,), holds=frozenset({step}))
+@pytest.mark.parametrize("step", ["upload_workspace", "hold_for_debugging"])
+async def test_a_cancel_ends_the_upload_and_the_hold(rig: Rig, step: str) -> None:
+    rig.backend.script = lambda _: Script(interactive=True, codes=(3,), holds=frozenset({step}))
     async with rig.open() as sessions:
         sessions.action(action())
         await rig.backend.at("a", step)
         sessions.cancel(("a", 1), Cancel())
     outcome = rig.sink["a"].outcome
-    assert outcome.result is (Result.CANCELLED if step == "fill" else Result.FAILED)
+    assert outcome.result is (Result.CANCELLED if step == "upload_workspace" else Result.FAILED)

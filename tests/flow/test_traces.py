@@ -1,4 +1,4 @@
-"""Traces: a span per action and a child per stage, received by a real collector; silence without one."""
+"""Traces: one span per action and one child span per stage, received by a real collector."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic import ValidationError
 
-from agent.app.agent import tracing
+from agent.app.serve import open_traces
 from agent.domain.actions import Action, Key
 from agent.domain.errors import Reason, SettingsError
 from agent.domain.observations import Exited, SetupFailed
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.settings import AgentSection, Settings, TracesSettings
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.otel import OpenTelemetry
 from agent.telemetry.traces import Traces
 from tests.fakes.cluster import FakeBackend, Script
 from tests.fakes.collector import Collector, attributes, collecting
-from tests.fakes.sink import RecordingSink
+from tests.fakes.sink import RecordingEventSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +39,9 @@ def collector() -> Iterator[Collector]:
 async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     """Run one action to its end."""
     backend = FakeBackend()
-    backend.script = lambda action: script
+    backend.script = lambda _: script
     async with asyncio.TaskGroup() as tasks:
-        sessions = Sessions(Settings(), backend, RecordingSink(), Metrics(), tasks, traces)
+        sessions = SessionRegistry(Settings(), backend, RecordingEventSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
         async with asyncio.timeout(10):
             await sessions.idle()
@@ -53,7 +53,7 @@ def exporting(collector: Collector) -> OpenTelemetry:
     return OpenTelemetry(TracesSettings(endpoint=collector.url), AgentSection(id="uid", pool="p"), "1.2.3")
 
 
-async def test_an_action_is_a_span_of_the_scheduler_s_trace_and_each_stage_a_child(collector: Collector) -> None:
+async def test_an_action_is_a_span_and_each_stage_a_child_span(collector: Collector) -> None:
     backend = await life(exporting(collector), Script(), traceparent=PARENT)
     action = collector.named("action")
     assert (action.trace_id.hex(), action.parent_span_id.hex()) == tuple(PARENT.split("-")[1:3])
@@ -62,14 +62,14 @@ async def test_an_action_is_a_span_of_the_scheduler_s_trace_and_each_stage_a_chi
         assert before.end_time_unix_nano <= after.start_time_unix_nano
         assert action.start_time_unix_nano <= before.start_time_unix_nano
         assert after.end_time_unix_nano <= action.end_time_unix_nano
-    told = attributes(action)
-    assert told["cicd.pipeline.task.run.id"] == "run/build"
-    assert (told["cicd.pipeline.task.name"], told["container.image.name"]) == ("build", "alpine")
-    assert (told["sealci.outcome"], told["process.exit.code"], told["sealci.adopted"]) == ("succeeded", 0, False)
+    found = attributes(action)
+    assert found["cicd.pipeline.task.run.id"] == "run/build"
+    assert (found["cicd.pipeline.task.name"], found["container.image.name"]) == ("build", "alpine")
+    assert (found["sealci.outcome"], found["process.exit.code"], found["sealci.adopted"]) == ("succeeded", 0, False)
     assert collector.resources[0]["service.name"] == "sealci-agent"
     assert (collector.resources[0]["service.version"], collector.resources[0]["sealci.pool"]) == ("1.2.3", "p")
     assert collector.paths == {"/v1/traces"}
-    # What the commands get makes their spans children of the action's.
+    # The trace context of the commands makes their spans children of the action's span.
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == f"00-{action.trace_id.hex()}-{action.span_id.hex()}-01"
 
@@ -87,21 +87,21 @@ async def test_a_failure_is_on_the_span_and_on_its_stage(
     script = Script(end=end) if isinstance(end, Exited) else Script(setups=[(end,)])
     await life(exporting(collector), script)
     action = collector.named("action")
-    told = attributes(action)
-    assert (told["error.type"], told["sealci.fault"], told["sealci.stage"]) == (kind, fault, stage)
+    found = attributes(action)
+    assert (found["error.type"], found["sealci.fault"], found["sealci.stage"]) == (kind, fault, stage)
     assert action.status.code == collector.named(stage).status.code == Status.STATUS_CODE_ERROR
     assert collector.named("cleanup").status.code == Status.STATUS_CODE_UNSET
     assert not action.parent_span_id
 
 
-async def test_without_an_endpoint_the_scheduler_s_context_is_passed_on_and_nothing_else_happens() -> None:
-    assert type(tracing(Settings())) is Traces
-    backend = await life(tracing(Settings()), Script(), traceparent=PARENT)
+async def test_without_an_endpoint_the_trace_context_is_only_passed_on() -> None:
+    assert type(open_traces(Settings())) is Traces
+    backend = await life(open_traces(Settings()), Script(), traceparent=PARENT)
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == PARENT
 
 
-async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
+async def test_an_unreachable_collector_delays_no_action() -> None:
     with collecting() as gone:
         pass
     began = time.monotonic()
@@ -111,9 +111,9 @@ async def test_a_collector_that_is_away_costs_an_action_nothing() -> None:
     assert environment.steps[-1] == "removed"
 
 
-def test_what_is_missing_or_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_or_a_wrong_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "agent.telemetry.otel", None)
     with pytest.raises(SettingsError, match=r"traces.endpoint: the extra `otel` is not installed"):
-        tracing(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
+        open_traces(Settings(traces=TracesSettings(endpoint="http://127.0.0.1:4318")))
     with pytest.raises(ValidationError):
         TracesSettings(endpoint="collector:4318")

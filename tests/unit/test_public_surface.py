@@ -22,7 +22,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent import settings
-from agent.app import agent
+from agent.app import serve
 from agent.cli import main
 from agent.cluster.in_pod import packaging
 from agent.cluster.pod import labels as labels_module
@@ -240,7 +240,7 @@ def test_words(monkeypatch: pytest.MonkeyPatch) -> None:
         "markers in the log": values(observations.MarkerKind),
         "verdicts of the doctor": values(check_result.Verdict),
         "exit codes of the process": {name: exit_code(error, monkeypatch) for name, error in raised.items()}
-        | {"refused by the scheduler": agent.REFUSED},
+        | {"refused by the scheduler": serve.REFUSED},
         "exit codes of run and submit": values(run_report.ExitCode),
         "exit codes for a classic scheduler": {
             f"{result.value} {reason.value if reason else ''}".strip(): call.exit_code(

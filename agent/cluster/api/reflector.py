@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import structlog
 
+from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -33,7 +34,8 @@ SILENCE = 100.0
 STEADY = 1.0
 # No server is believed to tell everything for longer than this: then all is listed again.
 RELIST = 240.0
-BACKOFF = 0.2
+FIRST_PAUSE = 0.4
+LONGEST_BACKOFF = 10.0
 LONGEST_PAUSE = 60.0
 # So many objects that a watch has told as deleted are remembered: what comes late of them is no news.
 GONE = 1000
@@ -51,7 +53,8 @@ class Reflector:
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
         self.gone: dict[str, None] = {}
-        self.failures = 0
+        # Full jitter, so that replicas do not list in step after an outage.
+        self.backoff = Backoff(FIRST_PAUSE, LONGEST_BACKOFF)
         self.trouble = ""
         self.silence = SILENCE
 
@@ -85,20 +88,16 @@ class Reflector:
                     self.metrics.watch_restarts.inc()
                     if time.monotonic() - began < STEADY:
                         break
-                    self.failures = 0
+                    self.backoff.reset()
                     if time.monotonic() - listed > RELIST:
                         break
-                # Whoever ends watches as soon as they are opened is not asked in a tight loop.
-                self.failures += 1
             except ClusterError as error:
-                if self.failures == 0:
+                if self.backoff.failures == 0:
                     log.warning("a watch broke and is opened again", resource=self.resource, error=error.message)
-                self.trouble = error.message if self.failures else ""
-                self.failures += 1
+                self.trouble = error.message if self.backoff.failures else ""
                 asked = min(error.retry_after or 0.0, LONGEST_PAUSE)
-            # Full jitter, so that replicas do not list in step after an outage.
-            jitter = random.uniform(0, min(10.0, BACKOFF * 2 ** min(self.failures, 10)))  # noqa: S311
-            await asyncio.sleep(asked + jitter)
+            # Also after a watch that the server ended at once, so that the server is not asked in a tight loop.
+            await asyncio.sleep(asked + self.backoff.next())
 
     async def list(self) -> str:
         """Read all objects, tell what changed and what is gone; returns the version to watch from."""

@@ -1,7 +1,8 @@
-"""What the agent may have to do in the namespace of actions, right by right: the reason of each line of its Role.
+"""The permissions that the agent needs in the namespace of actions, and the purpose of each.
 
-The table is the one place where they are written down; the doctor asks the API about each, and a test holds the chart's
-Role equal to it. Nothing outside that namespace is needed, and Secrets are only made and removed, never read.
+This table is the only list. The doctor asks the API server about each permission, and a test compares the table with
+the chart's Role. The agent needs no permission outside the namespace. The agent creates and deletes Secrets and never
+reads them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ COORDINATION = "coordination.k8s.io"
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """One verb on one resource of the namespace, and what it is for. `resource` may have a subresource behind `/`."""
+    """One verb on one resource of the namespace, with its purpose. `resource` may name a subresource after a `/`."""
 
     group: str
     resource: str
@@ -37,43 +38,45 @@ class Right:
 
 
 RIGHTS = (
-    Right("", "pods", "create", "an environment is a pod"),
-    Right("", "pods", "get", "a create whose answer was lost is looked up"),
-    Right("", "pods", "list", "the watch begins with a list"),
-    Right("", "pods", "watch", "what happens to environments is seen by one watch"),
-    Right("", "pods", "patch", "a session of a dead agent is claimed by a patch of its pod"),
-    Right("", "pods", "delete", "environments are removed"),
-    Right("", "pods/log", "get", "logs are read"),
-    Right("", "pods/exec", "get", "files are copied out and commands stopped by exec"),
-    Right("", "pods/exec", "create", "Kubernetes 1.35 and newer asks for it too when an exec is opened"),
-    Right("", "secrets", "create", "the secrets of an action travel in a Secret of its own"),
-    Right("", "secrets", "delete", "one that an earlier try left is made anew"),
-    Right("", "events", "list", "the log of a failed set-up tells the pod's events"),
+    Right("", "pods", "create", "create the pod of an environment"),
+    Right("", "pods", "get", "look up a pod after the answer to its creation was lost"),
+    Right("", "pods", "list", "list all pods at the start of the watch"),
+    Right("", "pods", "watch", "follow all environments by one watch"),
+    Right("", "pods", "patch", "claim the session of a dead agent by a patch of its pod"),
+    Right("", "pods", "delete", "delete the pod of an environment"),
+    Right("", "pods/log", "get", "read logs"),
+    Right("", "pods/exec", "get", "copy files out and stop commands by exec"),
+    Right("", "pods/exec", "create", "open an exec on Kubernetes 1.35 and newer, which requires create and get"),
+    Right("", "secrets", "create", "pass the secrets of an action to its pod in a Secret"),
+    Right("", "secrets", "delete", "replace the Secret of an earlier attempt to create the environment"),
+    Right("", "events", "list", "show the pod's events in the log of a failed set-up"),
 )
 LEASE_RIGHTS = tuple(
     Right(COORDINATION, "leases", verb, purpose)
     for verb, purpose in (
-        ("create", "the agent says that it lives"),
-        ("list", "the agents of the pool know each other"),
-        ("watch", "a death is noticed"),
-        ("patch", "the agent goes on living"),
-        ("delete", "an agent that leaves gives its Lease back"),
+        ("create", "create the Lease that shows the agent is alive"),
+        ("list", "list the Leases of the other agents of the pool"),
+        ("watch", "notice the death of another agent"),
+        ("patch", "renew the agent's Lease"),
+        ("delete", "delete the agent's Lease when the agent exits"),
     )
 )
 
 
-def needed(settings: Settings) -> tuple[Right, ...]:
-    """Return the rights that these settings ask for."""
+def required_rights(settings: Settings) -> tuple[Right, ...]:
+    """Return the permissions that the agent needs with these settings."""
     anchor = settings.agent.anchor
-    found = RIGHTS + (LEASE_RIGHTS if settings.agent.adoption else ())
-    return (*found, Right("", "configmaps", "get", "the anchor owns all pods", anchor)) if anchor else found
+    rights = RIGHTS + (LEASE_RIGHTS if settings.agent.adoption else ())
+    return (
+        (*rights, Right("", "configmaps", "get", "read the ConfigMap that owns all pods", anchor)) if anchor else rights
+    )
 
 
-async def allowed(client: Client, namespace: str, right: Right) -> tuple[bool, str]:
-    """Ask the API whether the agent has a right; returns its reason too.
+async def is_allowed(client: Client, namespace: str, right: Right) -> tuple[bool, str]:
+    """Return whether the API server grants a permission to the agent, and the reason that the API server gives.
 
     Raises:
-        ClusterError: it does not say.
+        ClusterError: the API server does not answer the question.
     """
     resource, _, subresource = right.resource.partition("/")
     attributes: dict[str, Any] = {
@@ -95,19 +98,21 @@ async def allowed(client: Client, namespace: str, right: Right) -> tuple[bool, s
 
 
 async def examine(client: Client, settings: Settings) -> AsyncIterator[tuple[Right, Finding]]:
-    """Yield each right that is needed, and whether the agent has it."""
+    """Yield each required permission, and whether the agent has it."""
     namespace = settings.cluster.namespace
-    for right in needed(settings):
+    for right in required_rights(settings):
         check = f"right: {right}"
         try:
-            granted, reason = await allowed(client, namespace, right)
+            granted, reason = await is_allowed(client, namespace, right)
         except ClusterError as error:
             yield right, failed(check, error.message, "the API must answer SelfSubjectAccessReviews")
             continue
         if granted:
             yield right, ok(check, right.purpose)
         else:
-            why = f"not allowed in namespace {namespace}, but {right.purpose}{f' ({reason})' if reason else ''}"
+            why = (
+                f"not allowed in namespace {namespace}, but needed to {right.purpose}{f' ({reason})' if reason else ''}"
+            )
             group = f' of apiGroup "{right.group}"' if right.group else ""
             advice = f'add the verb "{right.verb}" on "{right.resource}"{group} to the agent\'s Role in {namespace}'
             yield right, failed(check, why, advice)

@@ -1,8 +1,8 @@
-"""A real environment, made as for an action and taken through its whole life: the only proof that one can be had.
+"""The probe of the doctor: a real environment that is created, run, read and deleted as for an action.
 
-A probe lives for seconds. It is made by the code that makes every environment, in a pool of its own, so that no agent
-sees it; its pod has the shape that these settings give all pods, with the agent's image in the place of the user's.
-Whatever fails, the pod is removed.
+Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment. It
+has a pool of its own, so that no agent sees its pod. The pod has the shape that the settings give to all pods, with the
+agent's image in place of the user's. The pod is deleted also if a check fails.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from agent.cluster.environment.backend import Pods
-from agent.cluster.environment.capabilities import user_namespaces
+from agent.aio import cancel_and_wait
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts, user_namespaces
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
@@ -30,33 +31,35 @@ if TYPE_CHECKING:
     from agent.domain.observations import Observation
     from agent.settings import Settings
 
-CREATED, LOGGED, COPIED, NAMESPACED, DELETED = (
+POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
     "probe: pod runs",
     "probe: log",
     "probe: exec",
     "probe: user namespace",
     "probe: pod deleted",
 )
+# Seconds until the listing of pods, the read of the log, and the copy of the file fail.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
-# The map of user ids is the proof of a user namespace: "<first id inside> <first id on the node> <how many>".
+# The second command prints the map of user ids, the proof of a user namespace. The map has three numbers: the first id
+# inside, the first id on the node, and how many ids are mapped.
 COMMANDS = ('test -n "$PROBE"', "echo uid_map $(cat /proc/self/uid_map)", "echo works > probe")
 RULES = ArtifactRules(paths=("probe",), when=When.ALWAYS)
 
 ADVICE = {
-    Reason.IMAGE_PULL_FAILED: "make environment.image reachable for the nodes (pull secrets: environment.pod_template)",
-    Reason.UNSCHEDULABLE: "give the cluster room, or let pods go where there is some (environment.pod_template)",
+    Reason.IMAGE_PULL_FAILED: "make environment.image available to the nodes (pull secrets: environment.pod_template)",
+    Reason.UNSCHEDULABLE: "add nodes to the cluster, or let pods run on other nodes (environment.pod_template)",
     Reason.QUOTA_EXCEEDED: "raise the ResourceQuota of the namespace, or lower policy.default_*",
-    Reason.INVALID_CONFIGURATION: "what refuses the pod is named: change environment.profile or pod_template, or it",
+    Reason.INVALID_CONFIGURATION: "change environment.profile or pod_template, or the policy that the message names",
 }
-OTHERWISE = "see the message; `kubectl describe` on a pod of the namespace tells more"
+OTHER_ADVICE = "see the message; `kubectl describe` on a pod of the namespace shows more"
 
 
 async def examine(client: Client, settings: Settings, image: str, seconds: float) -> AsyncGenerator[Finding]:
-    """Make an environment and yield what became of each part of its life; it may take `seconds` to come up."""
+    """Create an environment and yield a finding for each part of its life. The pod must run to its end in `seconds`."""
     pool = f"doctor-{secrets.token_hex(4)}"
-    # Waits that an action may well afford are too long for who looks on.
+    # An action may wait for a long time, but a person is waiting for the doctor.
     pending = min(settings.policy.pending_timeout, seconds / 4)
     policy = settings.policy.model_copy(update={"pending_timeout": pending})
     own = {"agent": settings.agent.model_copy(update={"pool": pool}), "policy": policy}
@@ -66,26 +69,29 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
     try:
         async with asyncio.timeout(WATCH_SECONDS):
             await watch.synced.wait()
-        pods = Pods(settings, client, watch, client.metrics, pool)
-        pods.user_namespaces = await user_namespaces(client, settings)
-        environment = pods.environment(action(pool, image))
+        facts = ClusterFacts()
+        facts.set_user_namespaces(await user_namespaces(client, settings))
+        environment = PodBackend(settings, client, watch, pool, facts).environment(probe_action(pool, image))
         try:
-            async with aclosing(lived(environment, settings, seconds)) as findings:
+            async with aclosing(check_run(environment, settings, seconds)) as findings:
                 async for finding in findings:
                     yield finding
         finally:
             began = time.monotonic()
             await environment.remove()
-        yield await deleted(environment, client, time.monotonic() - began)
+        yield await check_deletion(environment, client, time.monotonic() - began)
     except TimeoutError:
-        yield failed(CREATED, f"pods could not be listed in {WATCH_SECONDS:g} s", "mend the rights and the API first")
+        yield failed(
+            POD_RUNS,
+            f"pods could not be listed in {WATCH_SECONDS:g} s",
+            "repair the permissions and the API server first",
+        )
     finally:
-        watching.cancel()
-        await asyncio.wait({watching})
+        await cancel_and_wait(watching)
 
 
-def action(pool: str, image: str) -> Action:
-    """Return what the probe runs."""
+def probe_action(pool: str, image: str) -> Action:
+    """Return the action of the probe."""
     return Action(
         key=Key(pool),
         image=image,
@@ -98,37 +104,37 @@ def action(pool: str, image: str) -> Action:
     )
 
 
-async def lived(environment: PodEnvironment, settings: Settings, seconds: float) -> AsyncGenerator[Finding]:
-    """Take the environment from its creation to its files."""
+async def check_run(environment: PodEnvironment, settings: Settings, seconds: float) -> AsyncGenerator[Finding]:
+    """Run the environment from its creation to the copy of its files, and yield a finding for each part."""
     began = time.monotonic()
-    seen: Observation | None = None
+    end: Observation | None = None
     try:
         async with asyncio.timeout(seconds):
             await environment.create()
-            seen = await final(environment)
+            end = await final_observation(environment)
     except ActionFailed as error:
-        yield failed(CREATED, error.message, ADVICE.get(error.reason, OTHERWISE))
+        yield failed(POD_RUNS, error.message, ADVICE.get(error.reason, OTHER_ADVICE))
     except TimeoutError:
-        yield failed(CREATED, f"the pod had not run to its end after {seconds:g} s", OTHERWISE)
-    if not isinstance(seen, Exited):
-        if isinstance(seen, (SetupFailed, Lost)):
-            yield failed(CREATED, seen.message, ADVICE.get(seen.reason, OTHERWISE))
-        for check in (LOGGED, COPIED, NAMESPACED):
+        yield failed(POD_RUNS, f"the pod had not run to its end after {seconds:g} s", OTHER_ADVICE)
+    if not isinstance(end, Exited):
+        if isinstance(end, (SetupFailed, Lost)):
+            yield failed(POD_RUNS, end.message, ADVICE.get(end.reason, OTHER_ADVICE))
+        for check in (LOG, EXEC, USER_NAMESPACE):
             yield skipped(check, "the pod did not run")
         return
-    if seen.reason is None:
+    if end.reason is None:
         took = time.monotonic() - began
-        yield ok(CREATED, f"{environment.name}, with its Secret, made and run in {took:.1f} s")
+        yield ok(POD_RUNS, f"{environment.name} was created with its Secret and run in {took:.1f} s")
     else:
-        yield failed(CREATED, f"its commands failed: {seen.message}", OTHERWISE)
-    text, finding = await logged(environment)
+        yield failed(POD_RUNS, f"its commands failed: {end.message}", OTHER_ADVICE)
+    log_text, finding = await check_log(environment)
     yield finding
-    yield await copied(environment)
-    yield namespaced(environment, settings, text)
+    yield await check_copy(environment)
+    yield check_user_namespace(environment, settings, log_text)
 
 
-async def final(environment: PodEnvironment) -> Observation | None:
-    """Wait for the end of the commands."""
+async def final_observation(environment: PodEnvironment) -> Observation | None:
+    """Wait for the end of the commands. Return the last observation."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, FINAL):
@@ -136,8 +142,8 @@ async def final(environment: PodEnvironment) -> Observation | None:
     return None
 
 
-async def logged(environment: PodEnvironment) -> tuple[str, Finding]:
-    """Read the log of the commands."""
+async def check_log(environment: PodEnvironment) -> tuple[str, Finding]:
+    """Read the log of the commands. Return its text and the finding."""
     data, why = bytearray(), ""
     reader = environment.markers()
     try:
@@ -149,54 +155,64 @@ async def logged(environment: PodEnvironment) -> tuple[str, Finding]:
                 elif isinstance(item, LogLost):
                     why = item.why
     except TimeoutError:
-        why = f"it could not be read in {LOG_SECONDS:g} s"
+        why = f"the log could not be read in {LOG_SECONDS:g} s"
     text = bytes(data).decode("utf-8", "replace")
     if "uid_map" in text:
-        return text, ok(LOGGED, f"{len(data)} bytes read")
+        return text, ok(LOG, f"{len(data)} bytes read")
     return text, failed(
-        LOGGED, why or f"not what was written: {text[:100]!r}", "logs come from the node's kubelet (port 10250)"
+        LOG,
+        why or f"the log differs from the output of the commands: {text[:100]!r}",
+        "the API server must reach the kubelet of the node (port 10250)",
     )
 
 
-async def copied(environment: PodEnvironment) -> Finding:
-    """Copy the file that the commands wrote."""
-    advice = "exec goes over a websocket from the API server to the kubelet: no proxy between may refuse upgrades"
+async def check_copy(environment: PodEnvironment) -> Finding:
+    """Copy the file that the commands wrote out of the pod."""
+    advice = "exec needs a websocket to the API server and on to the kubelet; a proxy between must allow upgrades"
     try:
         async with asyncio.timeout(COPY_SECONDS), aclosing(environment.files(RULES, COPY_SECONDS)) as parts:
             async for part in parts:
                 if isinstance(part, Collected) and part.summary.files == 1:
-                    return ok(COPIED, f"a file of {part.summary.bytes} bytes copied out of the pod, hash checked")
+                    return ok(
+                        EXEC, f"a file of {part.summary.bytes} bytes was copied out of the pod with the right hash"
+                    )
     except ClusterError as error:
-        return failed(COPIED, error.message, advice)
+        return failed(EXEC, error.message, advice)
     except TimeoutError:
-        return failed(COPIED, f"nothing came in {COPY_SECONDS:g} s", advice)
-    return failed(COPIED, "the file that was written did not come", advice)
+        return failed(EXEC, f"no file arrived in {COPY_SECONDS:g} s", advice)
+    return failed(EXEC, "the file that the commands wrote did not arrive", advice)
 
 
-def namespaced(environment: PodEnvironment, settings: Settings, text: str) -> Finding:
-    """Say whether root in an action is root on its node."""
+def check_user_namespace(environment: PodEnvironment, settings: Settings, log_text: str) -> Finding:
+    """Check whether root in an action is root on its node."""
     if settings.environment.profile == "restricted":
-        return ok(NAMESPACED, f"not needed: the restricted profile runs everything as user {settings.environment.user}")
-    words = text.partition("uid_map")[2].split()[:3]
-    if len(words) < 3 or not all(word.isdigit() for word in words):
-        return skipped(NAMESPACED, "the log does not tell the user ids")
-    if words[1] != "0":
-        return ok(NAMESPACED, f"root in an action is user {words[1]} on its node")
+        return ok(
+            USER_NAMESPACE, f"not needed; the restricted profile runs everything as user {settings.environment.user}"
+        )
+    numbers = log_text.partition("uid_map")[2].split()[:3]
+    if len(numbers) < 3 or not all(number.isdigit() for number in numbers):
+        return skipped(USER_NAMESPACE, "the log does not contain the map of user ids")
+    if numbers[1] != "0":
+        return ok(USER_NAMESPACE, f"root in an action is user {numbers[1]} on its node")
     advice = "Kubernetes 1.33 or newer with a runtime that has user namespaces; or environment.profile: restricted"
     if environment.plan.user_namespace:
-        return failed(NAMESPACED, "asked for, but the runtime did not make one: root in an action is root", advice)
-    return warning(NAMESPACED, "not used: root in an action is root on its node, inside its container", advice)
+        return failed(
+            USER_NAMESPACE,
+            "requested, but the container runtime did not create one; root in an action is root on its node",
+            advice,
+        )
+    return warning(USER_NAMESPACE, "not used; root in an action is root on its node, inside its container", advice)
 
 
-async def deleted(environment: PodEnvironment, client: Client, took: float) -> Finding:
-    """Say whether the pod is gone."""
+async def check_deletion(environment: PodEnvironment, client: Client, took: float) -> Finding:
+    """Check whether the pod is gone."""
     advice = f"delete it: kubectl delete pod -n {environment.plan.namespace} {environment.plan.name}"
     if not environment.uid:
-        return skipped(DELETED, "none was made")
+        return skipped(POD_DELETED, "no pod was created")
     try:
         await client.request("get", "pods", f"{environment.path}/{environment.plan.name}")
     except ClusterError as error:
         if error.status == 404:
-            return ok(DELETED, f"gone after {took:.1f} s")
-        return failed(DELETED, error.message, advice)
-    return failed(DELETED, f"{environment.name} is still there after {took:.1f} s", advice)
+            return ok(POD_DELETED, f"gone after {took:.1f} s")
+        return failed(POD_DELETED, error.message, advice)
+    return failed(POD_DELETED, f"{environment.name} is still there after {took:.1f} s", advice)

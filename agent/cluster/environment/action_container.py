@@ -1,4 +1,4 @@
-"""The container of the commands, as the reader of its log sees it. Lives as long as its environment."""
+"""The state of container `action`, for the log follower. Lives as long as its environment."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from agent.cluster.pod.fields import container_status
 from agent.cluster.pod.manifest import ACTION
 
 if TYPE_CHECKING:
-    from agent.cluster.environment.watch import Watched
+    from agent.cluster.environment.watch import PodState
 
 
 class ActionContainer:
-    """The container of the commands, as the reader of its log sees it."""
+    """Container `action` of one environment, as the watch shows it. Owned by that environment.
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
+    `log_ended` is True once the log has contained the supervisor's last marker.
+    """
+
+    def __init__(self, pod_state: PodState) -> None:
+        self.pod_state = pod_state
         self.log_ended = False
 
     @property
     def state(self) -> ContainerState:
-        """What is known now."""
-        if self.watched.pod is None:
+        if self.pod_state.pod is None:
             return ContainerState.GONE
-        state = (container_status(self.watched.pod["status"], ACTION) or {}).get("state", {})
+        state = (container_status(self.pod_state.pod["status"], ACTION) or {}).get("state", {})
         if "terminated" in state:
             return ContainerState.TERMINATED
         return ContainerState.RUNNING if "running" in state else ContainerState.WAITING
 
     @property
-    def begun(self) -> bool:
-        """Whether commands may have begun."""
+    def may_have_run(self) -> bool:
+        """Return whether a command may have started. True also if the pod is gone."""
         return self.state is not ContainerState.WAITING
 
     async def left(self, state: ContainerState) -> None:
-        """Wait until the state is another one."""
+        """Wait until the container is in another state."""
         while self.state is state:
-            await self.watched.change(self.watched.version)
+            await self.pod_state.wait_for_change(self.pod_state.version)

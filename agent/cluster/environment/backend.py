@@ -1,7 +1,7 @@
-"""Where environments come from, on Kubernetes: the cluster's side of `execution.backend`.
+"""The Kubernetes side of `execution.ports.Backend`: makes an environment for an action, or for a pod of a dead agent.
 
-`Pods` lives as long as the agent and holds what all environments share: the client, the watch, the settings, and which
-of them are here.
+One `PodBackend` lives as long as the agent. What all its environments share is in their `Context`. Which environments
+the agent owns is in the `EnvironmentRegistry`.
 """
 
 from __future__ import annotations
@@ -10,81 +10,98 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
+from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
-from agent.cluster.pod import manifest, recreate, session_annotation
+from agent.cluster.environment.registry import EnvironmentRegistry
+from agent.cluster.pod import manifest, session_annotation
 from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.debugging import Workbench
+    from agent.cluster.environment.capabilities import ClusterFacts
+    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action
     from agent.settings import Settings
-    from agent.telemetry.metrics import Metrics
+
+TIMINGS = EnvironmentTimings()
 
 
-class Pods:
-    """Where environments come from, on Kubernetes."""
+class PodBackend:
+    """Makes environments as pods. Owned by the application, lives as long as the agent."""
 
-    def __init__(self, settings: Settings, client: Client, watch: PodWatch, metrics: Metrics, agent_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        watch: PodWatch,
+        agent_id: str,
+        facts: ClusterFacts,
+        *,
+        debug: DebugOptions | None = None,
+        timings: EnvironmentTimings = TIMINGS,
+    ) -> None:
         self.settings = settings
         self.client = client
         self.watch = watch
-        self.metrics = metrics
+        self.metrics = client.metrics
         self.agent_id = agent_id
-        self.user_namespaces = False
-        self.known = False  # whether it is settled what the cluster can do
-        self.workbench: Workbench | None = None
-        self.owner: Object | None = None
-        self.held: dict[str, PodEnvironment] = {}
-        self.claimed: set[str] = set()  # asked for, and not held yet: no remains
-        self.left: dict[str, float] = {}  # given away and perhaps not seen to be claimed yet: nonce, and since when
-        self.copies = asyncio.Semaphore(settings.artifacts.parallel)
+        self.facts = facts
+        self.debug = debug
+        self.registry = EnvironmentRegistry(self.metrics)
         policy = settings.policy
-        self.limits = SetupLimits(
-            pending=policy.pending_timeout,
-            pull_grace=policy.pull_grace,
-            registry_grace=policy.registry_grace,
-            start=policy.pull_timeout,
-            clone=policy.clone_timeout,
+        self.context = Context(
+            settings=settings,
+            client=client,
+            watch=watch,
+            limits=SetupLimits(
+                pending=policy.pending_timeout,
+                pull_grace=policy.pull_grace,
+                registry_grace=policy.registry_grace,
+                start=policy.pull_timeout,
+                clone=policy.clone_timeout,
+            ),
+            copies=asyncio.Semaphore(settings.artifacts.parallel),
+            debug=debug,
+            timings=timings,
         )
 
     @property
     def reachable(self) -> bool:
-        """Whether the cluster answers, and tells what becomes of pods."""
+        """Return whether the agent can run an action in the cluster now."""
         return not self.trouble
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be made of an action now, for people; "" when it can."""
+        """Return why the agent cannot run an action in the cluster now, for people. "" if it can."""
         if not self.client.reachable:
             return "the cluster does not answer"
         if self.watch.trouble:
-            return f"the cluster does not tell of pods: {self.watch.trouble}"
-        return "" if self.watch.synced.is_set() and self.known else "the cluster has not answered yet"
+            return f"the watch of pods fails: {self.watch.trouble}"
+        return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
 
     def environment(self, action: Action) -> PodEnvironment:
-        """Return the environment of this attempt, not yet made."""
-        return PodEnvironment(self, self.plan(action, secrets.token_hex(16)))
+        """Return a new environment for this attempt. Its pod does not exist yet."""
+        return PodEnvironment(self.context, self.registry, self.plan(action, secrets.token_hex(16)))
 
-    def adopted(self, pod: Object) -> PodEnvironment:
+    def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
 
         Raises:
-            ValueError: the pod does not tell what it is.
+            ValueError: the session annotation of the pod cannot be read.
         """
-        environment = PodEnvironment(self, self.plan(*session_annotation.read(pod)))
-        environment.uid = pod["metadata"]["uid"]
-        environment.asked = True
-        environment.model = recreate.recreation_manifest(pod, self.settings)
-        self.left.pop(environment.plan.nonce, None)
+        action, nonce = session_annotation.read(pod)
+        environment = PodEnvironment(self.context, self.registry, self.plan(action, nonce), adopted=pod)
+        self.registry.take_back(nonce)
+        # The answer to the claim is newer than the watch.
         self.watch.take("MODIFIED", pod)
         return environment
 
     def plan(self, action: Action, nonce: str) -> manifest.Plan:
-        """Return what is known of the environment of an attempt."""
+        """Return the plan for the environment of an attempt."""
         settings = self.settings
         return manifest.Plan(
             action=action,
@@ -93,15 +110,17 @@ class Pods:
             agent_id=self.agent_id,
             nonce=nonce,
             timeout=action.timeout or settings.policy.default_timeout,
-            user_namespace=self.user_namespaces and settings.environment.profile == "baseline",
-            owner=self.owner,
-            keep_files=self.workbench is not None and self.workbench.holds,
-            upload_tree=self.workbench is not None and self.workbench.tree is not None,
+            user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
+            owner=self.facts.owner,
+            keep_files=self.debug is not None and self.debug.needs_workspace,
+            upload_tree=self.debug is not None and self.debug.tree is not None,
         )
 
-    def superseded(self, pod: Object) -> PodEnvironment | None:
-        """Return the environment that another agent has claimed, if the pod is one of this agent's."""
-        held = self.held.get(pod["metadata"]["name"])
-        if held is None or not held.uid or held.uid != pod["metadata"]["uid"] or held.left:
+    def find_superseded(self, pod: Object) -> OwnedEnvironment | None:
+        """Return the owned environment of this pod if another agent has claimed the pod, else None."""
+        environment = self.registry.find_owned(pod["metadata"]["name"])
+        if environment is None or environment.disowned:
             return None
-        return held if session_annotation.claim_of(pod) > held.plan.action.key.claim else None
+        if not environment.uid or environment.uid != pod["metadata"]["uid"]:
+            return None  # an earlier pod of the same name
+        return environment if session_annotation.claim_of(pod) > environment.plan.action.key.claim else None

@@ -1,4 +1,7 @@
-"""What the cluster can do, asked once at the start."""
+"""What the agent finds out about its cluster once, at its start.
+
+One `ClusterFacts` lives as long as the agent. The backend and the Leases read it; the application fills it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.domain.errors import ClusterError
+from agent.domain.json import Object
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
@@ -16,27 +20,57 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# On by default from here on, and refused by no API server that is newer.
+# The first Kubernetes version that enables user namespaces by default.
 USER_NAMESPACES_SINCE = (1, 33)
 
 
-async def user_namespaces(client: Client, settings: Settings) -> bool:
-    """Whether actions run in user namespaces: as the settings say, or as the cluster's version promises.
+class ClusterFacts:
+    """What the agent knows about its cluster. Owned by the application, lives as long as the agent.
 
-    Asks for as long as the cluster does not answer: what is decided here holds for the agent's whole life.
+    Each fact has one method that sets it, and is set once before the agent creates its first pod.
     """
-    wish = settings.environment.user_namespaces
-    if wish != "auto":
-        return wish == "always"
+
+    def __init__(self) -> None:
+        self._owner: Object | None = None
+        self._user_namespaces: bool | None = None
+
+    @property
+    def owner(self) -> Object | None:
+        """Return the owner reference for every pod and Lease of the agent. None: the settings name no owner."""
+        return self._owner
+
+    def set_owner(self, owner: Object | None) -> None:
+        self._owner = owner
+
+    @property
+    def user_namespaces(self) -> bool:
+        """Return whether actions run in user namespaces. False while the answer of the cluster is missing."""
+        return bool(self._user_namespaces)
+
+    def set_user_namespaces(self, enabled: bool) -> None:
+        self._user_namespaces = enabled
+
+    @property
+    def complete(self) -> bool:
+        """Return whether the agent knows enough to create pods."""
+        return self._user_namespaces is not None
+
+
+async def user_namespaces(client: Client, settings: Settings) -> bool:
+    """Decide whether actions run in user namespaces, by the settings or by the version of the cluster.
+
+    The decision holds for the agent's whole life, so this function retries until the cluster answers.
+    """
+    setting = settings.environment.user_namespaces
+    if setting != "auto":
+        return setting == "always"
     try:
         answer = await client.patiently(
             "get version", lambda: client.request("get", "version", "/version"), seconds=math.inf
         )
     except ClusterError as error:
-        log.warning(
-            "the version of the cluster cannot be read: actions run without user namespaces", error=error.message
-        )
+        log.warning("cannot read the version of the cluster; actions run without user namespaces", error=error.message)
         return False
-    found = tuple(int(re.sub(r"\D", "", answer.get(part, "")) or 0) for part in ("major", "minor"))
-    log.info("cluster", version=answer.get("gitVersion"), user_namespaces=found >= USER_NAMESPACES_SINCE)
-    return found >= USER_NAMESPACES_SINCE
+    version = tuple(int(re.sub(r"\D", "", answer.get(part, "")) or 0) for part in ("major", "minor"))
+    log.info("cluster", version=answer.get("gitVersion"), user_namespaces=version >= USER_NAMESPACES_SINCE)
+    return version >= USER_NAMESPACES_SINCE

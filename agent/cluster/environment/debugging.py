@@ -1,7 +1,7 @@
-"""What a person at a terminal does with the environments of their own `run`: bring a tree, look inside, keep them.
+"""What a person at a terminal asked of their own `run`: upload a working tree, open a shell after a failure, keep pods.
 
-The wire knows nothing of it: a `Workbench` comes from the command line of the process that is the agent, and lives as
-long as that. An agent that serves a scheduler has none.
+`DebugOptions` comes from the command line of the process that also is the agent, and lives as long as the process. The
+scheduler protocol knows nothing of it. An agent that serves a scheduler has no `DebugOptions`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.aio import cancelled_on_exit
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.environment import failure_report
 from agent.cluster.environment import shell as shell_module
 from agent.cluster.in_pod import packaging
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import READY
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
-from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,16 +29,18 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-PIECE = 64 << 10
-FILL_SECONDS = 1800.0
+# Bytes that are read from the tar file at once.
+CHUNK_BYTES = 64 << 10
+# Seconds until an upload of the working tree fails.
+UPLOAD_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Workbench:
-    """What is wanted of every environment.
+class DebugOptions:
+    """The person's options for all environments of a `run`. Owned by the command line, lives as long as the process.
 
-    `tree` is a tar that becomes the workspace, `shell` opens one in the workspace of an action that failed, `keep`
-    leaves every environment where it is. `screen` gives the terminal to the shell.
+    `tree` is a tar file with the content of the workspace. `shell` opens a shell in the workspace of a failed action.
+    `keep` leaves every pod in the cluster. `screen` hands the terminal to the shell.
     """
 
     screen: Callable[[], AbstractAsyncContextManager[None]]
@@ -48,71 +49,61 @@ class Workbench:
     shell: bool = False
 
     @property
-    def holds(self) -> bool:
-        """Whether the workspace must be within reach, whatever files the action wants."""
+    def needs_workspace(self) -> bool:
+        """Return whether every pod needs container `files`, even if its action declares no artifacts."""
         return self.tree is not None or self.keep or self.shell
 
-    async def fill(self, client: Client, target: Target, workspace: str) -> None:
-        """Put the tree into the workspace, if there is one; the commands begin after it.
+    async def upload_tree(self, client: Client, target: Target, workspace: str) -> None:
+        """Extract `tree` into the workspace. The supervisor starts the commands when the upload is complete.
 
         Raises:
-            ActionFailed: it did not get there.
+            ActionFailed: the upload failed.
         """
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
         argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, READY, str(size)]
-        stream = ExecStream(client, target, argv, seconds=FILL_SECONDS, stdin=True)
+        stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:
-                sender = asyncio.create_task(send(stream, tree), name=f"tree for {target.pod}")
-                try:
+                sender = asyncio.create_task(send_file(stream, tree), name=f"tree for {target.pod}")
+                async with cancelled_on_exit(sender):
                     async for _ in stream:
                         pass
-                finally:
-                    sender.cancel()
-                    await asyncio.wait({sender})
             if stream.exit_code:
-                said = bytes(stream.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2]
-                raise failed(said or f"exit code {stream.exit_code}")
+                last_line = bytes(stream.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2]
+                raise upload_failure(last_line or f"exit code {stream.exit_code}")
         except ClusterError as error:
-            raise failed(error.message) from error
+            raise upload_failure(error.message) from error
 
-    async def look(
-        self, client: Client, path: str, pod: Object, outcome: Outcome, target: Target, workspace: str
-    ) -> str:
-        """Open a shell in the workspace of an action that failed, if one is wanted, until it is left.
+    async def open_shell(self, client: Client, pod: Object, outcome: Outcome, target: Target, workspace: str) -> None:
+        """Give the terminal to a shell in the workspace of a failed action until the person leaves the shell.
 
-        Returns what the cluster says of a pod whose commands failed, "" of any other.
+        Without option `shell`, or if the target container does not run, do nothing.
         """
-        if outcome.result is not Result.FAILED or outcome.stage is Stage.SETUP:
-            return ""
-        said = await failure_report.described(client, path, pod)
-        if self.shell and is_running(container_status(pod.get("status", {}), target.container)):
-            async with self.screen():
-                print(opening(outcome, target, workspace), flush=True)  # noqa: T201 - this is the terminal's
-                try:
-                    await shell_module.shell(client, target, workspace)
-                except ClusterError as error:
-                    print(f"the shell ended: {error.message}", flush=True)  # noqa: T201
-        return said
+        if not self.shell or not is_running(container_status(pod.get("status", {}), target.container)):
+            return
+        async with self.screen():
+            print(greeting(outcome, target, workspace), flush=True)  # noqa: T201 - the shell owns the terminal
+            try:
+                await shell_module.run_shell(client, target, workspace)
+            except ClusterError as error:
+                print(f"the shell ended: {error.message}", flush=True)  # noqa: T201 - as above
 
 
-def opening(outcome: Outcome, target: Target, workspace: str) -> str:
-    """Say where the shell is, and why."""
-    where = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
-    return f"✘ {outcome.message}\n  A shell in {workspace} of {where}; `exit` goes on and cleans up."
+def greeting(outcome: Outcome, target: Target, workspace: str) -> str:
+    """Return the lines above the first prompt: why the action failed, and where the shell runs."""
+    place = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
+    return f"✘ {outcome.message}\n  A shell in {workspace} of {place}. After `exit` the agent cleans up."
 
 
-async def send(stream: ExecStream, tree: Path) -> None:
-    """Send a file to the command."""
-    with tree.open("rb") as file:
-        while data := await asyncio.to_thread(file.read, PIECE):
+async def send_file(stream: ExecStream, file: Path) -> None:
+    with file.open("rb") as opened:
+        while data := await asyncio.to_thread(opened.read, CHUNK_BYTES):
             await stream.send(data)
 
 
-def failed(why: str) -> ActionFailed:
-    """Return the failure of a workspace that could not be filled."""
+def upload_failure(why: str) -> ActionFailed:
     return ActionFailed(
         Stage.SETUP, Reason.REPOSITORY_FAILED, f"the tree could not be copied into the workspace: {why}"
     )

@@ -1,7 +1,8 @@
-"""One environment: a pod with its Secret. Creates, follows, interrupts and removes it, and brings its bytes out.
+"""One environment, as a pod with its Secret: create, follow, interrupt and delete it, and read its log and its files.
 
-The cluster's side of `execution.backend.Environment`. A `PodEnvironment` lives as long as its session. It costs three
-requests to the API (create, log, delete), one more for files and one for secrets; the rest comes from the shared watch.
+The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
+three requests to the API server (create, log, delete), one more for files and one for secrets. Everything else comes
+from the shared watch.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import Limits as ArchiveLimits
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.action_container import ActionContainer
-from agent.cluster.environment.creation import create_pod, create_secret
-from agent.cluster.environment.deletion import UNBEGUN, delete_pod, own_uid
+from agent.cluster.environment.requests import create_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower, request
-from agent.cluster.pod import manifest
+from agent.cluster.pod import manifest, recreate
 from agent.cluster.pod.fields import container_status
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
@@ -38,7 +38,8 @@ from agent.domain.outcome import Result
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.context import Context
+    from agent.cluster.environment.registry import EnvironmentRegistry
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
@@ -49,19 +50,27 @@ log = structlog.get_logger(__name__)
 
 
 class PodEnvironment:
-    """One pod with its Secret."""
+    """One pod with its Secret. Owned by one session and lives as long as that session.
 
-    def __init__(self, pods: Pods, plan: manifest.Plan) -> None:
-        self.pods = pods
+    `adopted` is a pod that this agent has just claimed. Without it the environment begins without a pod.
+    """
+
+    def __init__(
+        self, context: Context, registry: EnvironmentRegistry, plan: manifest.Plan, *, adopted: Object | None = None
+    ) -> None:
+        self.context = context
+        self.registry = registry
         self.plan = plan
-        self.client = pods.client
+        self.client = context.client
+        self.metrics = context.client.metrics
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
-        self.uid = ""
-        self.filled = ""  # the uid of the pod whose workspace is complete
-        self.asked = False
-        self.left = False
-        self.model: Object | None = None  # of an adopted pod, from which it can be made again
-        self.hold()
+        self.uid = adopted["metadata"]["uid"] if adopted else ""
+        self.uploaded_uid = ""  # the pod that has received the working tree
+        self.creation_requested = adopted is not None
+        self.disowned = False
+        # Re-creates an adopted pod. None if this agent made the pod, or if the pod has started.
+        self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
+        self.own()
         self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
@@ -69,115 +78,123 @@ class PodEnvironment:
             wants_files=plan.wants_files,
         )
 
-    def hold(self) -> None:
-        """Begin to follow the pod, and keep the sweep off it; again when it is made again after `remove`."""
-        self.watched = self.pods.watch.watch(self.plan.name)
+    def own(self) -> None:
+        """Watch the pod and register the environment. `create` repeats this if `remove` has run before."""
+        self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
-        self.timeline: SetupTiming | None = None
-        self.container = ActionContainer(self.watched)
-        self.slow_start = failure_report.SlowStart(self.client, self.path)
-        self.pods.held[self.plan.name] = self
-        self.pods.metrics.environments.set(len(self.pods.held))
+        self.setup_timing: SetupTiming | None = None
+        self.container = ActionContainer(self.pod_state)
+        self.startup_events = failure_report.StartupEvents(self.client, self.path, self.context.timings)
+        self.registry.own(self)
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """Return "namespace/pod", for people."""
         return f"{self.plan.namespace}/{self.plan.name}"
 
     # ---- set-up
 
     async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Make the pod and, at once after it, its Secret with the pod as its only owner; `tell` hears what is awaited.
+        """Create the pod, and then its Secret, owned by the pod. `tell` gets each reason to wait, for people.
 
         Raises:
-            ActionFailed: the cluster refuses it for good, or could not be reached for too long.
+            ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
         """
-        settings = self.pods.settings
-        body = self.model or manifest.pod(self.plan, settings)
+        settings = self.context.settings
+        body = self.recreation_manifest or manifest.pod(self.plan, settings)
 
-        async def waits(why: str) -> None:
+        async def report_wait(why: str) -> None:
             if tell is not None:
                 await tell(f"waiting for the cluster: {why}")
 
-        if self.plan.name not in self.pods.held:
-            self.hold()
-        self.asked, self.uid, self.timeline = True, "", SetupTiming(time.monotonic())
+        if not self.registry.owns(self.plan.name):
+            self.own()
+        self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
         try:
-            made = await self.client.patiently(
+            pod = await self.client.patiently(
                 "create pod",
                 lambda: create_pod(self.client, self.path, body),
                 seconds=settings.policy.pending_timeout,
-                tell=waits,
+                tell=report_wait,
             )
-            self.uid = made["metadata"]["uid"]
-            self.pods.watch.take("ADDED", made)
+            self.uid = pod["metadata"]["uid"]
+            self.context.watch.take("ADDED", pod)
             if self.plan.action.secrets:
-                await create_secret(self.client, manifest.secret(self.plan, settings, self.uid), waits)
+                await self.create_secret(report_wait)
         except ClusterError as error:
             text = f"the environment cannot be created: {error.message}"
-            raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refused(error)) from error
+            raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refusal_text(error)) from error
+
+    async def create_secret(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+        body = manifest.secret(self.plan, self.context.settings, self.uid)
+        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, tell)
 
     async def take_over(self, values: Mapping[str, str]) -> None:
-        """Learn the secrets of an adopted session, and make its Secret if the pod still waits for it."""
+        """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
+
+        Raises:
+            ActionFailed: the Secret cannot be created.
+        """
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
         if values and self.container.state is follower.ContainerState.WAITING:
             try:
-                await create_secret(self.client, manifest.secret(self.plan, self.pods.settings, self.uid))
+                await self.create_secret()
             except ClusterError as error:
-                raise ActionFailed(
-                    Stage.SETUP, error.reason, error.message, log=failure_report.refused(error)
-                ) from error
+                text = failure_report.refusal_text(error)
+                raise ActionFailed(Stage.SETUP, error.reason, error.message, log=text) from error
 
     @property
-    def repeatable(self) -> bool:
-        """Whether `create` can make it again."""
-        return self.model is not None or bool(self.plan.action.image)
+    def recreatable(self) -> bool:
+        """Return whether `create` can re-create the environment after `remove`."""
+        return self.recreation_manifest is not None or bool(self.plan.action.image)
 
     @property
     def running_for(self) -> float:
-        """How many seconds the container of the commands has been running, by the cluster's clock; 0 before."""
-        status = container_status((self.watched.pod or {}).get("status", {}), manifest.ACTION) or {}
+        """Return how many seconds container `action` has been running, by the cluster's clock. 0: not yet."""
+        status = container_status((self.pod_state.pod or {}).get("status", {}), manifest.ACTION) or {}
         started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
-    # ---- what happens
+    # ---- status
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield what is seen, on every change; ends after the first final observation."""
+        """Yield each change of the environment's status. Ends after the first final observation."""
         previous: Observation | None = None
         while True:
-            version = self.watched.version
-            pod, now = self.watched.pod, time.monotonic()
-            judgement = classify(
-                pod, self.expectations, self.pods.limits, self.first_seen, now, self.client.now(), self.watched.last
-            )
-            if self.timeline:
-                self.timeline.record(self.pods.metrics, pod, judgement.observation, now)
-            seen = await self.slow_start.told(pod, judgement.observation, now)
-            if seen != previous:
-                previous = seen
-                yield await self.explained(previous)
-                if isinstance(previous, FINAL):
+            version = self.pod_state.version
+            pod, now = self.pod_state.pod, time.monotonic()
+            wall, last = self.client.now(), self.pod_state.last
+            judgement = classify(pod, self.expectations, self.context.limits, self.first_seen, now, wall, last)
+            if self.setup_timing:
+                self.setup_timing.record(self.metrics, pod, judgement.observation, now)
+            observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
+            if observation != previous:
+                previous = observation
+                yield await self.with_report(observation)
+                if isinstance(observation, FINAL):
                     return
-            rechecks = (judgement.recheck, self.slow_start.recheck(now))
-            await self.watched.change(version, min((each for each in rechecks if each is not None), default=None))
+            rechecks = (judgement.recheck, self.startup_events.recheck(now))
+            timeout = min((each for each in rechecks if each is not None), default=None)
+            await self.pod_state.wait_for_change(version, timeout)
 
-    async def explained(self, seen: Observation) -> Observation:
-        """Add the text for a person to an observation that nobody would understand without it."""
-        if isinstance(seen, (SetupFailed, Lost)):
-            return await failure_report.explained(self.client, self.path, self.watched.pod or self.watched.last, seen)
-        return seen
+    async def with_report(self, observation: Observation) -> Observation:
+        """Return the observation. A failure gets a report for the person who reads the set-up log."""
+        if not isinstance(observation, (SetupFailed, Lost)):
+            return observation
+        pod = self.pod_state.pod or self.pod_state.last
+        seconds = self.context.timings.events_retry_seconds
+        return await failure_report.add_report(self.client, self.path, pod, observation, seconds)
 
     def markers(self) -> MarkerReader:
-        """Return a fresh reader for the markers of this environment's log."""
+        """Return a new reader for the supervisor's markers in this environment's log."""
         return MarkerReader(self.plan.nonce)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log of the commands from the cursor to its end."""
+        """Yield the log of container `action` from the cursor to its end."""
         target = request.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.container.log_ended = False
-        settings = self.pods.settings.logs
+        settings = self.context.settings.logs
         patience = follower.Patience(probe=settings.probe_after)
         items = follower.follow(self.client, target, cursor, self.container, patience, settings.node_limit)
         async with aclosing(items):
@@ -185,17 +202,17 @@ class PodEnvironment:
                 yield item
 
     def log_ended(self) -> None:
-        """Take note that the supervisor's last marker was seen."""
+        """Record that the log contained the supervisor's last marker: no output follows."""
         self.container.log_ended = True
 
     async def interrupt(self, grace: float) -> bool:
-        """Send TERM to the commands and KILL after `grace` seconds; False when the pod cannot be reached."""
+        """Send TERM to the commands, and KILL after `grace` seconds. Return False if the pod cannot be reached."""
         target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.expectations = replace(self.expectations, interrupted=True)
         try:
             await execs.run(self.client, target, command.interrupt(grace), seconds=grace + 10)
         except ClusterError as error:
-            # The container may end, and its exec with it, before the exec can tell: the watch knows better.
+            # The container may end before the exec can report its exit code. The watch then shows the end.
             log.info("the exec that stops the commands did not end by itself", error=error.message)
             return error.status == 0 and not isinstance(error, execs.ExecDeadline)
         return True
@@ -203,104 +220,114 @@ class PodEnvironment:
     # ---- files
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`, the wait for a turn included; the last item is `Collected`."""
-        settings = self.pods.settings.artifacts
+        """Copy files out within `seconds`, including the wait for a free copy slot. The last item is `Collected`."""
+        settings = self.context.settings.artifacts
         end = time.monotonic() + seconds
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.holder, argv, seconds=seconds)
+            return execs.ExecStream(self.client, self.files_container, argv, seconds=seconds)
 
-        async with self.pods.copies:
+        async with self.context.copies:
             limits = ArchiveLimits(
                 files=settings.max_files,
                 file_bytes=settings.max_file_size,
                 total_bytes=settings.max_total_size,
                 seconds=max(0.0, end - time.monotonic()),
             )
-            workspace = self.pods.settings.environment.workspace
-            async with aclosing(collect.collect(open_exec, rules, limits, workspace=workspace)) as items:
+            items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
+            async with aclosing(items):
                 async for item in items:
                     yield item
 
-    # ---- somebody's own `run`
-
     @property
-    def attended(self) -> bool:
-        """Whether a person at a terminal has a hand in the environment."""
-        return self.pods.workbench is not None
-
-    async def fill(self) -> None:
-        """Bring the person's tree into the workspace."""
-        # A session that tells everything again comes here again, and its commands may run.
-        if self.pods.workbench is not None and self.filled != self.uid:
-            await self.pods.workbench.fill(self.client, self.holder, self.pods.settings.environment.workspace)
-            self.filled = self.uid
-
-    async def linger(self, outcome: Outcome) -> str:
-        """Let the person look inside before it is removed, or keep it; returns what the cluster says of a failure."""
-        bench, pod = self.pods.workbench, self.watched.pod
-        if bench is None or pod is None or outcome.result is Result.CANCELLED:
-            return ""
-        workspace = self.pods.settings.environment.workspace
-        said = await bench.look(self.client, self.path, pod, outcome, self.holder, workspace)
-        if bench.keep:
-            self.leave()
-        return said
-
-    @property
-    def holder(self) -> execs.Target:
-        """The container that holds the workspace."""
+    def files_container(self) -> execs.Target:
         return execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
 
-    # ---- remains
+    @property
+    def workspace(self) -> str:
+        return self.context.settings.environment.workspace
 
-    def leave(self) -> None:
-        """Have nothing to do with the pod any more: it is another agent's, or shall become one's."""
-        self.left = True
-        self.pods.left[self.plan.nonce] = time.monotonic()
+    # ---- debugging by the person at the terminal of `run`
 
-    def let_go(self) -> None:
-        """Hold it no longer: the sweep may look at it, and nobody follows it."""
-        if self.pods.held.get(self.plan.name) is self:
-            del self.pods.held[self.plan.name]
-            self.pods.watch.forget(self.plan.name)
-            self.pods.metrics.environments.set(len(self.pods.held))
+    @property
+    def interactive(self) -> bool:
+        """Return whether a person at a terminal uses the environment."""
+        return self.context.debug is not None
+
+    async def upload_workspace(self) -> None:
+        """Upload the person's working tree into the workspace, once per pod."""
+        # After a state loss of the scheduler the session calls this again, perhaps while the commands run.
+        if self.context.debug is not None and self.uploaded_uid != self.uid:
+            await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
+            self.uploaded_uid = self.uid
+
+    async def hold_for_debugging(self, outcome: Outcome) -> str:
+        """Open a shell after a failure, or keep the pod, as the person's options ask.
+
+        Return a description of the pod if its commands failed, else "".
+        """
+        debug, pod, report = self.context.debug, self.pod_state.pod, ""
+        if debug is None or pod is None or outcome.result is Result.CANCELLED:
+            return ""
+        if outcome.result is Result.FAILED and outcome.stage is not Stage.SETUP:
+            seconds = self.context.timings.events_retry_seconds
+            report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
+            await debug.open_shell(self.client, pod, outcome, self.files_container, self.workspace)
+        if debug.keep:
+            self.disown()
+        return report
+
+    # ---- end
+
+    def disown(self) -> None:
+        """Give up ownership: another agent has adopted the pod or will. `remove` then does nothing."""
+        self.disowned = True
+        self.registry.hand_over(self.plan.nonce)
+
+    def release(self) -> None:
+        """Release local state (watch, registry). The cluster is not touched. `remove` calls this last."""
+        if self.registry.release(self):
+            self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
-        """Delete the pod, its Secret with it, and return when the API says it is gone; by force after a while."""
-        try:
-            if self.asked and not self.left and not await self.removed():
-                self.pods.metrics.cleanup_failures.inc()
-                log.error("an environment could not be removed; the sweep goes on with it", pod=self.name)
-        finally:
-            self.let_go()
+        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion after a while.
 
-    async def removed(self) -> bool:
-        """Delete politely, then by force; whether the pod is gone."""
-        settings = self.pods.settings
+        A pod that cannot be deleted is counted and left to the sweep.
+        """
+        try:
+            if self.creation_requested and not self.disowned and not await self.delete():
+                self.metrics.cleanup_failures.inc()
+                log.error("an environment could not be deleted; the sweep will retry", pod=self.name)
+        finally:
+            self.release()
+
+    async def delete(self) -> bool:
+        """Delete the pod with its grace period, then by force. Return whether the pod is gone."""
+        settings = self.context.settings
         began = time.monotonic()
         limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
-        polite = limit if self.container.begun else min(limit, settings.environment.grace + UNBEGUN)
-        for grace, patience in ((None, polite), (0, limit)):
+        unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
+        first_limit = limit if self.container.may_have_run else min(limit, unstarted_limit)
+        for grace, seconds in ((None, first_limit), (0, limit)):
             try:
-                uid = self.uid or await own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
-                if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, patience):
+                uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
+                if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):
                     break
-                if await self.gone(uid, patience):
+                if await self.wait_until_gone(uid, seconds):
                     break
             except ClusterError as error:
-                log.warning("deleting a pod failed", pod=self.name, error=error.message)
+                log.warning("cannot delete a pod", pod=self.name, error=error.message)
         else:
             return False
-        self.pods.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
+        self.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
         return True
 
-    async def gone(self, uid: str, patience: float) -> bool:
-        """Wait until the watch says that the pod is gone."""
+    async def wait_until_gone(self, uid: str, seconds: float) -> bool:
+        """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
         try:
-            async with asyncio.timeout(patience):
-                while self.watched.pod is not None and self.watched.pod["metadata"]["uid"] == uid:
-                    await self.watched.change(self.watched.version)
+            async with asyncio.timeout(seconds):
+                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
+                    await self.pod_state.wait_for_change(self.pod_state.version)
         except TimeoutError:
             return False
         return True

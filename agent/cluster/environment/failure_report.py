@@ -1,7 +1,8 @@
-"""The log of a failed set-up, written for the person whose action it was: what, where, why, and what to do.
+"""The report of a failed set-up or a failed action, for the person who reads its log: what, where, why, what to do.
 
-Reads the pod's events and the output of the clone at that one moment; nothing is kept. A failure to read them never
-hides the failure that is being explained.
+A report reads the pod's events, and the output of a failed clone, at the moment of the failure. If the read fails, the
+report contains the error, and the original failure stays. Only `StartupEvents` keeps state. It lives as long as its
+environment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
+    from agent.cluster.environment.context import EnvironmentTimings
     from agent.domain.observations import Observation
 
 log = structlog.get_logger(__name__)
@@ -32,178 +34,186 @@ ADVICE = {
     Reason.UNSCHEDULABLE: "Ask for less cpu or memory, or for more room in the cluster.",
     Reason.REPOSITORY_FAILED: "Check url and ref of the repository, and the Secret named in its credentials.",
     Reason.INVALID_CONFIGURATION: "Change the action's configuration, or choose another image.",
-    Reason.QUOTA_EXCEEDED: "The namespace of actions has a quota: wait for other actions, or ask for less.",
-    Reason.EVICTED: "The node ran out of what the action used, or was drained; the action can be tried again.",
-    Reason.PREEMPTED: "A pod of higher priority took the place; the action can be tried again.",
-    Reason.NODE_LOST: "The node went away; the action can be tried again.",
-    Reason.POD_DELETED: "Somebody or something other than the agent deleted the pod.",
-    Reason.CLUSTER_UNAVAILABLE: "The agent may lack a right, or the cluster does not answer; ask who runs the agent.",
+    Reason.QUOTA_EXCEEDED: "The namespace of actions has a quota: wait for other actions to end, or ask for less.",
+    Reason.EVICTED: "The node ran out of a resource that the action used, or was drained. Run the action again.",
+    Reason.PREEMPTED: "The cluster gave the place to a pod of higher priority. Run the action again.",
+    Reason.NODE_LOST: "The node went away. Run the action again.",
+    Reason.POD_DELETED: "A person or a program other than the agent deleted the pod.",
+    Reason.CLUSTER_UNAVAILABLE: "The agent may lack a permission, or the cluster does not answer."
+    " Ask the operators of the agent.",
 }
+# Number of events in a report.
 MAX_EVENTS = 20
-# A start that takes this long is slow, seconds; its events are read then, and again at an interval.
-EVENTS_AFTER, EVENTS_EVERY = 6.0, 15.0
-# What every pod goes through says nothing of a delay, and an older trouble with finding a node is over.
+# Event reasons that explain no delay. Most occur in every pod. FailedScheduling is over once containers start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
-# Not the image's fault, whatever was waited for.
+# Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
-# For its events at the end a failed set-up waits so long, seconds.
-PATIENCE = 5.0
+# Bytes of a container's output in a report.
 MAX_OUTPUT = 64 * 1024
 
 
-def refused(error: ClusterError) -> str:
-    """Return the text for an environment that could not even be created."""
-    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice(error.reason)])
+def refusal_text(error: ClusterError) -> str:
+    """Return the report for an environment that the API server refused."""
+    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice_lines(error.reason)])
 
 
-async def explained(client: Client, path: str, pod: Object | None, seen: SetupFailed | Lost) -> SetupFailed | Lost:
-    """Return the observation with its text."""
+async def add_report(
+    client: Client, path: str, pod: Object | None, failure: SetupFailed | Lost, retry_seconds: float
+) -> SetupFailed | Lost:
+    """Return the failure with its report. If an event explains a slow start, add the event to the message."""
     events: list[Object] = []
     lines: list[str] = []
     output = ""
     if pod is not None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         try:
-            events = await events_of(client, path.rsplit("/", 1)[0], uid)
+            events = await list_events(client, path, uid, retry_seconds)
             lines = list(event_lines(events))
         except ClusterError as error:
             lines = [f"they cannot be read: {error.message}"]
-        if seen.reason is Reason.REPOSITORY_FAILED:
-            output = await output_of(client, f"{path}/{name}/log", "repository")
-        if isinstance(seen, SetupFailed) and seen.message.startswith(STARTING) and (event := telling(events)):
+        if failure.reason is Reason.REPOSITORY_FAILED:
+            output = await read_output(client, f"{path}/{name}/log", "repository")
+        slow_start = isinstance(failure, SetupFailed) and failure.message.startswith(STARTING)
+        if slow_start and (event := newest_cause(events)):
             by_node = event.get("reason", "") in BY_NODE
-            reason = Reason.CLUSTER_UNAVAILABLE if by_node else seen.reason
-            seen = replace(seen, reason=reason, message=f"{seen.message}: {said(event)}")
-    return replace(seen, log=text(pod, seen, lines, output))
+            reason = Reason.CLUSTER_UNAVAILABLE if by_node else failure.reason
+            failure = replace(failure, reason=reason, message=f"{failure.message}: {summary(event)}")
+    return replace(failure, log=report_text(pod, failure, lines, output))
 
 
-class SlowStart:
-    """What the events of a pod say whose status only says that it starts: no sandbox, no volume, a long pull.
+class StartupEvents:
+    """The newest event that explains a slow start, such as a missing sandbox or volume. Owned by one environment.
 
-    Lives as long as its environment, and asks for nothing while a start is as quick as it should be.
+    A pod's status does not show the cause. While a start is not slow, this class sends no request.
     """
 
-    def __init__(self, client: Client, path: str) -> None:
+    def __init__(self, client: Client, path: str, timings: EnvironmentTimings) -> None:
         self.client = client
         self.path = path
-        self.since: float | None = None
-        self.asked = 0.0
-        self.known = ""
+        self.slow_start_seconds = timings.slow_start_seconds
+        self.interval_seconds = timings.events_interval_seconds
+        self.retry_seconds = timings.events_retry_seconds
+        self.starting_since: float | None = None
+        self.last_read = 0.0
+        self.cause = ""
 
-    async def told(self, pod: Object | None, seen: Observation, now: float) -> Observation:
-        """Return the observation with what the events say; `now` is monotonic seconds."""
-        if pod is None or not isinstance(seen, Waiting) or seen.detail != STARTING:
-            self.since = None
-            return seen
-        if self.since is None:
-            self.since, self.asked, self.known = now, now - EVENTS_EVERY + EVENTS_AFTER, ""
-        if now - self.asked >= EVENTS_EVERY:
-            self.asked = now
-            try:
-                event = telling(await events_of(self.client, self.path.rsplit("/", 1)[0], pod["metadata"]["uid"]))
-            except ClusterError as error:
-                log.info("the events of a pod cannot be read", error=error.message)
-                event = None
-            self.known = said(event) if event else ""
-        return Waiting(f"{STARTING}: {self.known}") if self.known else seen
+    async def describe_wait(self, pod: Object | None, observation: Observation, now: float) -> Observation:
+        """Return the observation, with the event that explains a slow start, if any. `now` is monotonic seconds."""
+        if pod is None or not isinstance(observation, Waiting) or observation.detail != STARTING:
+            self.starting_since = None
+            return observation
+        if self.starting_since is None:
+            self.starting_since, self.cause = now, ""
+            self.last_read = now - self.interval_seconds + self.slow_start_seconds
+        if now - self.last_read >= self.interval_seconds:
+            self.last_read = now
+            self.cause = await self.read_cause(pod)
+        return Waiting(f"{STARTING}: {self.cause}") if self.cause else observation
+
+    async def read_cause(self, pod: Object) -> str:
+        try:
+            event = newest_cause(await list_events(self.client, self.path, pod["metadata"]["uid"], self.retry_seconds))
+        except ClusterError as error:
+            log.info("cannot read the events of a pod", error=error.message)
+            return ""
+        return summary(event) if event else ""
 
     def recheck(self, now: float) -> float | None:
-        """Return in how many seconds the events are to be read again."""
-        return None if self.since is None else max(0.1, self.asked + EVENTS_EVERY - now)
+        """Return the seconds until the next read of the events. None if the pod is not starting."""
+        return None if self.starting_since is None else max(0.1, self.last_read + self.interval_seconds - now)
 
 
-def telling(events: list[Object]) -> Object | None:
-    """Return the newest event that tells why a pod does not start."""
-    known = [event for event in by_time(events) if event.get("reason") not in ROUTINE]
-    return known[-1] if known else None
+def newest_cause(events: list[Object]) -> Object | None:
+    """Return the newest event that may explain why a pod does not start."""
+    causes = [event for event in sort_by_time(events) if event.get("reason") not in ROUTINE]
+    return causes[-1] if causes else None
 
 
-def said(event: Object) -> str:
-    """Return what an event says, for one line."""
+def summary(event: Object) -> str:
+    """Return reason and message of an event in one line."""
     return f"{event.get('reason', '')}: {' '.join(event.get('message', '').split())}"[:500]
 
 
-def by_time(events: list[Object]) -> list[Object]:
-    """Return events, oldest first."""
+def sort_by_time(events: list[Object]) -> list[Object]:
+    """Return the events, oldest first."""
     return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
-async def described(client: Client, path: str, pod: Object) -> str:
-    """Return what the cluster says of a pod whose commands failed: its containers, and what was warned of."""
+async def describe_failed_pod(client: Client, path: str, pod: Object, retry_seconds: float) -> str:
+    """Return the containers and the warning events of a pod whose commands failed."""
+    lines = ["Containers:", *container_lines(pod)]
     try:
-        events = await events_of(client, path.rsplit("/", 1)[0], pod["metadata"]["uid"])
+        events = await list_events(client, path, pod["metadata"]["uid"], retry_seconds)
     except ClusterError as error:
-        return "\n".join(["Containers:", *container_lines(pod), f"Its events cannot be read: {error.message}"])
+        return "\n".join([*lines, f"Its events cannot be read: {error.message}"])
     warnings = [event for event in events if event.get("type") != "Normal"]
-    told = ["Warnings among its events:", *event_lines(warnings)] if warnings else []
-    told = told or [f"Events: {len(events)}, none of them a warning"]
-    return "\n".join(["Containers:", *container_lines(pod), *told])
+    if warnings:
+        return "\n".join([*lines, "Warnings among its events:", *event_lines(warnings)])
+    return "\n".join([*lines, f"Events: {len(events)}, none of them a warning"])
 
 
-def text(pod: Object | None, seen: SetupFailed | Lost, events: list[str], output: str) -> str:
-    """Write the set-up log."""
-    failed = "The environment could not be set up" if isinstance(seen, SetupFailed) else "The environment was lost"
-    parts = [f"{failed}: {seen.message}"]
-    if seen.log and seen.log != seen.message:
-        parts += ["", seen.log]
+def report_text(pod: Object | None, failure: SetupFailed | Lost, events: list[str], output: str) -> str:
+    """Return the text of a report from its parts. `events` are lines; `output` is the output of the clone."""
+    what = "The environment could not be set up" if isinstance(failure, SetupFailed) else "The environment was lost"
+    parts = [f"{what}: {failure.message}"]
+    if failure.log and failure.log != failure.message:
+        parts += ["", failure.log]
     if output:
         parts += ["", "Output of the clone:", *(f"  {line}" for line in output.splitlines())]
     if pod is not None:
         parts += ["", "Containers:", *container_lines(pod)]
     if events:
         parts += ["", "Events of the pod:", *(f"  {each}" for each in events)]
-    return "\n".join([*parts, *advice(seen.reason)])
+    return "\n".join([*parts, *advice_lines(failure.reason)])
 
 
-def advice(reason: Reason) -> list[str]:
-    """Say what can be done."""
+def advice_lines(reason: Reason) -> list[str]:
     return ["", ADVICE[reason]] if reason in ADVICE else []
 
 
 def container_lines(pod: Object) -> Iterator[str]:
-    """Say of each container what it waits for or how it ended."""
+    """Yield a line for each container: what it waits for, or how it ended."""
     status = pod.get("status", {})
     for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
         for kind, state in each.get("state", {}).items():
-            # What the supervisor wrote down there is for the agent.
-            words = [state.get("reason", ""), RECORD.sub("", state.get("message", ""))]
+            # The supervisor's record in the termination message is meant for the agent, not for people.
+            details = [state.get("reason", ""), RECORD.sub("", state.get("message", ""))]
             if "exitCode" in state:
-                words.insert(0, f"exit code {state['exitCode']}")
-            said = ": ".join(word.strip() for word in words if word.strip())
-            yield f"  {each['name']} ({each.get('image', '')}): {kind}{f': {said}' if said else ''}"
+                details.insert(0, f"exit code {state['exitCode']}")
+            detail = ": ".join(part.strip() for part in details if part.strip())
+            yield f"  {each['name']} ({each.get('image', '')}): {kind}{f': {detail}' if detail else ''}"
     if not status.get("containerStatuses"):
         yield "  none was started" + (f": {status['message']}" if status.get("message") else "")
 
 
 def event_lines(events: list[Object]) -> Iterator[str]:
-    """Say each event once, oldest first."""
-    for event in by_time(events)[-MAX_EVENTS:]:
+    """Yield a line for each of the newest events, oldest first."""
+    for event in sort_by_time(events)[-MAX_EVENTS:]:
         times = f" (x{event['count']})" if event.get("count", 1) and event.get("count", 1) > 1 else ""
         yield f"{event.get('type', '')} {event.get('reason', '')}{times}: {event.get('message', '').strip()}"
 
 
-async def events_of(client: Client, namespace_path: str, uid: str) -> list[Object]:
-    """Read the events of a pod.
+async def list_events(client: Client, path: str, uid: str, retry_seconds: float) -> list[Object]:
+    """Read the events of a pod. `path` is the path of the pods of its namespace.
 
     Raises:
-        ClusterError: they cannot be read.
+        ClusterError: the events cannot be read, after retries for `retry_seconds`.
     """
     query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
+    events_path = f"{path.rsplit('/', 1)[0]}/events"
     answer = await client.patiently(
-        "list events",
-        lambda: client.request("list", "events", f"{namespace_path}/events", query=query),
-        seconds=PATIENCE,
+        "list events", lambda: client.request("list", "events", events_path, query=query), seconds=retry_seconds
     )
     return list(answer.get("items", ()))
 
 
-async def output_of(client: Client, path: str, container: str) -> str:
-    """Read the end of a container's output."""
+async def read_output(client: Client, path: str, container: str) -> str:
+    """Return the last lines of a container's output. "" if they cannot be read."""
     query = {"container": container, "limitBytes": str(MAX_OUTPUT), "tailLines": "200"}
     timeout = aiohttp.ClientTimeout(total=10)
     try:
         async with client.stream("get", "pods/log", path, query=query, timeout=timeout) as response:
             return (await response.read())[:MAX_OUTPUT].decode("utf-8", "replace")
     except (ClusterError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        log.info("the output of a container cannot be read", container=container, error=str(error))
+        log.info("cannot read the output of a container", container=container, error=str(error))
         return ""

@@ -1,6 +1,7 @@
 """An interactive shell in a container, on the terminal of this process.
 
-Lives as long as the person stays in it. The terminal is raw meanwhile: Ctrl-C belongs to the shell.
+A shell lives until the person leaves it. Meanwhile the terminal is in raw mode, so the shell receives Ctrl-C and not
+the agent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tty
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from agent.aio import cancelled_on_exit
 from agent.cluster.api.exec import ExecStream
 from agent.domain.paths import write_all
 
@@ -24,41 +26,39 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.exec import Target
 
-LONGEST = 24 * 3600.0
+# Seconds until a shell is closed.
+MAX_SECONDS = 24 * 3600.0
 SHELL = 'cd "$1"; export TERM="$2" PS1="\\w \\$ "; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
 
 
-async def shell(client: Client, target: Target, folder: str) -> int:
-    """Give the terminal to a shell in FOLDER of a container; returns its exit code.
+async def run_shell(client: Client, target: Target, folder: str) -> int:
+    """Run a shell in `folder` of a container on the terminal of this process. Return the exit code of the shell.
 
     Raises:
-        ExecError: it could not be begun, or broke.
+        ExecError: the shell could not be started, or its connection broke.
     """
     argv = ["/bin/sh", "-c", SHELL, "sh", folder, os.environ.get("TERM", "xterm")]
-    stream = ExecStream(client, target, argv, seconds=LONGEST, stdin=True, tty=True)
-    typed: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+    stream = ExecStream(client, target, argv, seconds=MAX_SECONDS, stdin=True, tty=True)
+    input_queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
     async with stream:
-        with raw(sys.stdin.fileno()), listening(typed):
-            sender = asyncio.create_task(send(stream, typed), name="keys of the shell")
-            try:
+        with raw_mode(sys.stdin.fileno()), terminal_input(input_queue):
+            sender = asyncio.create_task(send_input(stream, input_queue), name="keys of the shell")
+            async with cancelled_on_exit(sender):
                 async for chunk in stream:
                     await asyncio.to_thread(write_all, sys.stdout.fileno(), bytes(chunk))
-            finally:
-                sender.cancel()
-                await asyncio.wait({sender})
     return stream.exit_code
 
 
-async def send(stream: ExecStream, typed: asyncio.Queue[tuple[int, bytes]]) -> None:
-    """Send what is typed, and each size of the window, until cancelled."""
+async def send_input(stream: ExecStream, input_queue: asyncio.Queue[tuple[int, bytes]]) -> None:
+    """Send keys and window sizes to the shell until cancelled."""
     while True:
-        channel, data = await typed.get()
+        channel, data = await input_queue.get()
         await stream.send(data, channel=channel)
 
 
 @contextmanager
-def raw(fd: int) -> Iterator[None]:
-    """Hand every key through meanwhile."""
+def raw_mode(fd: int) -> Iterator[None]:
+    """Put the terminal into raw mode inside the block."""
     before = termios.tcgetattr(fd)
     tty.setraw(fd)
     try:
@@ -68,24 +68,25 @@ def raw(fd: int) -> Iterator[None]:
 
 
 @contextmanager
-def listening(typed: asyncio.Queue[tuple[int, bytes]]) -> Iterator[None]:
-    """Put what is typed, and the size of the window whenever it changes, into the queue."""
+def terminal_input(input_queue: asyncio.Queue[tuple[int, bytes]]) -> Iterator[None]:
+    """Queue keys and window sizes inside the block. The first item is the size of the window at the start."""
     loop, fd = asyncio.get_running_loop(), sys.stdin.fileno()
 
-    def resized() -> None:
+    def queue_size() -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
-        typed.put_nowait((ExecStream.RESIZE, json.dumps({"Width": size.columns, "Height": size.lines}).encode()))
+        data = json.dumps({"Width": size.columns, "Height": size.lines}).encode()
+        input_queue.put_nowait((ExecStream.RESIZE, data))
 
-    def read() -> None:
+    def queue_keys() -> None:
         data = os.read(fd, 4096)
         if data:
-            typed.put_nowait((ExecStream.STDIN, data))
+            input_queue.put_nowait((ExecStream.STDIN, data))
         else:
             loop.remove_reader(fd)
 
-    resized()
-    loop.add_signal_handler(signal.SIGWINCH, resized)
-    loop.add_reader(fd, read)
+    queue_size()
+    loop.add_signal_handler(signal.SIGWINCH, queue_size)
+    loop.add_reader(fd, queue_keys)
     try:
         yield
     finally:

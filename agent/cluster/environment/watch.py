@@ -1,8 +1,8 @@
-"""One shared watch over the pods of the pool.
+"""One shared watch over the pods of the pool. Lives as long as the agent.
 
-Lives as long as the agent. Sessions wait on their pod's `Watched` instead of asking the API, so a running action costs
-no request. Each agent is told of the pods of all: of another's no more is read than who it is and whose, until somebody
-asks, so that an agent does not become slower with each replica beside it.
+Each session waits on the `PodState` of its pod instead of polling the API server, so a running action costs no request.
+The watch also receives the pods of all other agents of the pool. Of those it decodes only the head of an event until a
+caller reads the pod, so that more replicas do not slow each agent down.
 """
 
 from __future__ import annotations
@@ -22,117 +22,16 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
 
-
-class Watched:
-    """What is known of one pod.
-
-    `pod` is None before it exists and after it is gone; `last` is then the state in which it went, None when nobody saw
-    it go. `version` counts what was told.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.pod: Object | None = None
-        self.last: Object | None = None
-        self.version = 0
-        self.told = asyncio.Event()
-
-    def tell(self, pod: Object | None, last: Object | None = None) -> None:
-        """Take the newest state and wake who waits."""
-        self.pod, self.last = pod, last
-        self.version += 1
-        told, self.told = self.told, asyncio.Event()
-        told.set()
-
-    async def change(self, seen: int, timeout: float | None = None) -> None:
-        """Wait until more was told than version `seen`, or the time is over."""
-        if self.version != seen:
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                await self.told.wait()
-        except TimeoutError:
-            return
-
-
-class PodWatch(Reflector):
-    """The pods of a pool as the API last told them. `on_change` is told of every pod that is not gone."""
-
-    def __init__(self, client: Client, namespace: str, pool: str, metrics: Metrics, agent_id: str = "") -> None:
-        path = f"/api/v1/namespaces/{namespace}/pods"
-        super().__init__(client, "pods", path, pool_selector(pool), metrics)
-        self.own = agent_id.encode()
-        self.watched: dict[str, Watched] = {}
-        self.on_change: Callable[[Object], None] = lambda pod: None
-
-    @property
-    def pods(self) -> dict[str, Object]:
-        """All pods that are known, by name."""
-        for name in self.objects:
-            self.read(name)
-        return self.objects
-
-    def read(self, name: str) -> Object | None:
-        """Return what is known of one pod."""
-        found = self.objects.get(name)
-        if found is not None and UNREAD in found:
-            found = self.objects[name] = self.slim(json.loads(found[UNREAD])["object"])
-        return found
-
-    def watch(self, name: str) -> Watched:
-        """Start to follow one pod by its name; end with `forget`."""
-        watched = self.watched.setdefault(name, Watched(name))
-        if (known := self.read(name)) is not None:
-            watched.tell(known)
-        return watched
-
-    def forget(self, name: str) -> None:
-        """Stop to follow one pod."""
-        self.watched.pop(name, None)
-
-    def event(self, line: bytes) -> Object:
-        """Read an event; of a pod that another agent drives only its head, as far as it is written as usual."""
-        if self.own and self.own not in line and (head := HEAD.match(line)) and (agent := DRIVER.search(line)):
-            kind, name, uid, version = (part.decode() for part in head.groups())
-            if name not in self.watched:
-                labels = {AGENT: agent[1].decode()}
-                metadata = {"name": name, "uid": uid, "resourceVersion": version, "labels": labels}
-                return {"type": kind, "object": {"metadata": metadata, UNREAD: line}}
-        return super().event(line)
-
-    def slim(self, found: Object) -> Object:
-        """Keep the fields that are read: a pod is 10 KiB, of which one is enough."""
-        if UNREAD in found:
-            return found
-        metadata = found["metadata"]
-        return {
-            "metadata": {key: metadata[key] for key in KEPT if metadata.get(key) is not None},
-            "spec": {"nodeName": found.get("spec", {}).get("nodeName")},
-            "status": found.get("status", {}),
-        }
-
-    def noted(self, name: str, found: Object | None) -> None:
-        """Tell who follows the pod."""
-        if name in self.watched:
-            self.watched[name].tell(found)
-        if found is not None:
-            self.on_change(found)
-
-    def removed(self, name: str, last: Object | None) -> None:
-        """Tell who follows the pod, with the state in which it went."""
-        if name in self.watched:
-            self.watched[name].tell(None, last)
-
-
-# The line of an event that was not read further than its head.
+# Key of the undecoded event line, in an object of which only the head was decoded.
 UNREAD = "unread"
-# As the API server writes it: fields in this order and nothing between them. What looks different is read as a whole.
+# The head of an event as the API server writes it: the fields in this order, without spaces.
 HEAD = re.compile(
     rb'\{"type":"(ADDED|MODIFIED|DELETED)","object":\{"kind":"Pod","apiVersion":"v1","metadata":\{'
     rb'"name":"([-.a-z0-9]+)","namespace":"[-a-z0-9]+","uid":"([-0-9A-Za-z]+)","resourceVersion":"(\d+)"'
 )
-# A quote within a text is escaped, so that no text can look like this.
-DRIVER = re.compile(rb'"%b":"([-.0-9A-Za-z_]+)"' % re.escape(AGENT.encode()))
+# The label with the id of the owning agent. JSON escapes quotes in strings, so no text of a user matches.
+OWNER_LABEL = re.compile(rb'"%b":"([-.0-9A-Za-z_]+)"' % re.escape(AGENT.encode()))
+# The fields of `metadata` that the agent reads.
 KEPT = (
     "name",
     "uid",
@@ -144,3 +43,126 @@ KEPT = (
     "deletionGracePeriodSeconds",
     "finalizers",
 )
+
+
+class PodState:
+    """The newest state of one pod. Owned by the watch, from `PodWatch.watch` to `PodWatch.forget`.
+
+    `pod` is None before the pod exists and after its end. `last` is then the state in which the pod ended, or None if
+    the watch missed the end. `version` counts the updates.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pod: Object | None = None
+        self.last: Object | None = None
+        self.version = 0
+        self.changed = asyncio.Event()
+
+    def update(self, pod: Object | None, last: Object | None = None) -> None:
+        """Store the newest state and wake all waiting tasks."""
+        self.pod, self.last = pod, last
+        self.version += 1
+        # Each update gets a new event, so that no task waits for an event that is already set.
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    async def wait_for_change(self, version: int, timeout: float | None = None) -> None:
+        """Wait until `self.version` differs from `version`, at most `timeout` seconds."""
+        if self.version != version:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self.changed.wait()
+        except TimeoutError:
+            return
+
+
+class PodWatch(Reflector):
+    """The pods of a pool as the API server last reported them. Owned by the application, lives as long as the agent.
+
+    `on_change` is called with each pod that was added or modified.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        namespace: str,
+        pool: str,
+        metrics: Metrics,
+        agent_id: str = "",
+        *,
+        on_change: Callable[[Object], None] = lambda _: None,
+    ) -> None:
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        super().__init__(client, "pods", path, pool_selector(pool), metrics)
+        self.own_id = agent_id.encode()
+        self.on_change = on_change
+        self._watched: dict[str, PodState] = {}
+
+    @property
+    def pods(self) -> dict[str, Object]:
+        """Return all pods by name, each fully decoded."""
+        for name in self.objects:
+            self.read(name)
+        return self.objects
+
+    def read(self, name: str) -> Object | None:
+        """Return one pod, fully decoded."""
+        found = self.objects.get(name)
+        if found is not None and UNREAD in found:
+            found = self.objects[name] = self.slim(json.loads(found[UNREAD])["object"])
+        return found
+
+    def watch(self, name: str) -> PodState:
+        """Return the state of the pod with this name, updated until `forget`."""
+        state = self._watched.setdefault(name, PodState(name))
+        if (pod := self.read(name)) is not None:
+            state.update(pod)
+        return state
+
+    def is_watched(self, name: str) -> bool:
+        return name in self._watched
+
+    def forget(self, name: str) -> None:
+        """Stop updating the state that `watch` returned."""
+        self._watched.pop(name, None)
+
+    def event(self, line: bytes) -> Object:
+        """Decode a watch event. Of a pod that another agent owns and no session watches, decode only the head.
+
+        An event that is not laid out as `HEAD` expects is decoded completely.
+        """
+        if (
+            self.own_id
+            and self.own_id not in line
+            and (head := HEAD.match(line))
+            and (agent := OWNER_LABEL.search(line))
+        ):
+            kind, name, uid, version = (part.decode() for part in head.groups())
+            if name not in self._watched:
+                labels = {AGENT: agent[1].decode()}
+                metadata = {"name": name, "uid": uid, "resourceVersion": version, "labels": labels}
+                return {"type": kind, "object": {"metadata": metadata, UNREAD: line}}
+        return super().event(line)
+
+    def slim(self, found: Object) -> Object:
+        """Keep only the fields that the agent reads: about 1 KiB of the 10 KiB of a pod."""
+        if UNREAD in found:
+            return found
+        metadata = found["metadata"]
+        return {
+            "metadata": {key: metadata[key] for key in KEPT if metadata.get(key) is not None},
+            "spec": {"nodeName": found.get("spec", {}).get("nodeName")},
+            "status": found.get("status", {}),
+        }
+
+    def noted(self, name: str, found: Object | None) -> None:
+        if name in self._watched:
+            self._watched[name].update(found)
+        if found is not None:
+            self.on_change(found)
+
+    def removed(self, name: str, last: Object | None) -> None:
+        if name in self._watched:
+            self._watched[name].update(None, last)

@@ -15,7 +15,6 @@ No error of the cluster leaves here: a log that cannot be had is said, and chang
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import structlog
 from agent.cluster.logs.line_reader import Hole, LineReader
 from agent.cluster.logs.request import Body, Target, stop
 from agent.cluster.logs.rotation import NODE_LIMIT, NodeFile
+from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogGap, LogLost, LogPiece
 
@@ -140,7 +140,8 @@ class Follower:
         self.patience = patience
         self.file = NodeFile(client, target, cursor, self.timeout(patience.read), node_limit)
         self.opened = 0
-        self.failures = 0
+        # Half of each pause is random, so that followers which were cut together do not come back together.
+        self.backoff = Backoff(patience.pause, patience.longest_pause, least_share=0.5)
         self.failing_since: float | None = None
         self.error: ClusterError | None = None
         self.missed: LogGap | None = None
@@ -297,7 +298,7 @@ class Follower:
 
     def recovered(self) -> None:
         """Begin anew with patience."""
-        self.failures = 0
+        self.backoff.reset()
         self.failing_since = None
 
     def lost(self, state: ContainerState) -> str:
@@ -316,16 +317,14 @@ class Follower:
 
     async def pause(self, state: ContainerState) -> None:
         """Wait before the next attempt: as long as the server asks for, else until the state changes or a backoff."""
-        if self.error and self.failures == 0:
+        if self.error and self.backoff.failures == 0:
             log.warning("the log cannot be read now", pod=self.target.pod, error=self.error.message)
-        delay = min(self.patience.longest_pause, self.patience.pause * 2 ** min(self.failures, 16))
-        self.failures += 1
+        delay = self.backoff.next()
         if self.error and self.error.retry_after is not None:
             await asyncio.sleep(min(self.error.retry_after, self.patience.longest_retry_after))
             return
         try:
-            # Half of it at random, so that followers which were cut at once do not come back at once.
-            async with asyncio.timeout(delay * random.uniform(0.5, 1)):  # noqa: S311 - spreads load, guards nothing
+            async with asyncio.timeout(delay):
                 await self.container.left(state)
         except TimeoutError:
             return

@@ -1,14 +1,15 @@
-"""Sessions of agents that are gone become this agent's: claimed by an optimistic lock, one winner each.
+"""Adoption: claim the sessions of dead agents, so that this agent goes on with them. Lives as long as the agent.
 
-Lives as long as the agent. A claim raises the number that fences the older owner and writes the new agent into the
-pod's labels, in one patch that names the version it saw: of two agents that try, one wins. What is claimed is handed to
-`adopt`; the scheduler then says where the session goes on, or that nobody wants it any more.
+A claim is one patch of the pod. It raises the claim number, which fences the former owner, and writes this agent's id
+into the pod's labels. The patch names the resource version that the agent saw, so one of several agents wins. The
+scheduler then sends the resume point of the session, or discards the session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,113 +21,138 @@ from agent.domain.json import Object
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
     from agent.cluster.environment.environment import PodEnvironment
     from agent.cluster.ownership.leases import Leases
 
 log = structlog.get_logger(__name__)
 
 CONFLICT = 409
-LOOK = 1.0
-LONGEST_PAUSE = 60.0
+# Seconds that the agent waits at most when the API server asks for a pause.
+MAX_RETRY_AFTER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionTimings:
+    """Fixed waits of the adoption, in seconds. The agent uses the defaults; tests pass shorter waits."""
+
+    # Seconds between two searches for orphans if no Lease changes.
+    poll_seconds: float = 1.0
+
+
+TIMINGS = AdoptionTimings()
 
 
 class Adoption:
-    """Looks for sessions without an agent and claims them.
+    """Searches for pods whose agent is gone, and claims them. Owned by the application, lives as long as the agent.
 
-    `open_for` says whether this agent may take any more; `adopt` whether it took one, which it may only later.
+    `open_for` returns whether this agent may adopt another session. `start_session` starts the session of a claimed
+    pod. It returns False if the session cannot start yet. The pod then stays claimed, and the next search offers it
+    again.
     """
 
     def __init__(
-        self, pods: Pods, leases: Leases, adopt: Callable[[PodEnvironment], bool], *, open_for: Callable[[], bool]
+        self,
+        backend: PodBackend,
+        leases: Leases,
+        start_session: Callable[[PodEnvironment], bool],
+        *,
+        open_for: Callable[[], bool],
+        timings: AdoptionTimings = TIMINGS,
     ) -> None:
-        self.pods = pods
+        self.backend = backend
+        self.registry = backend.registry
+        self.watch = backend.watch
+        self.metrics = backend.metrics
         self.leases = leases
-        self.adopt = adopt
+        self.start_session = start_session
         self.open_for = open_for
+        self.timings = timings
         self.wake = asyncio.Event()
-        self.unreadable: set[str] = set()
-        self.asked_to_wait = 0.0
+        self.unreadable_uids: set[str] = set()
+        self.paused_until = 0.0
         leases.on_change = self.wake.set
 
     async def run(self) -> None:
-        """Look whenever a Lease changed, and every second, until cancelled."""
-        await self.pods.watch.synced.wait()
+        """Search after each deletion of a Lease, and every `poll_seconds`, until cancelled."""
+        await self.watch.synced.wait()
         while True:
-            await self.once()
+            await self.run_once()
             self.wake.clear()
             try:
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(self.timings.poll_seconds):
                     await self.wake.wait()
             except TimeoutError:
                 continue
 
-    async def once(self) -> None:
-        """Claim every session whose agent has departed."""
-        pods = dict(self.pods.watch.objects)
-        self.unreadable &= {pod["metadata"]["uid"] for pod in pods.values()}
-        self.pods.claimed &= pods.keys()
+    async def run_once(self) -> None:
+        """Claim every pod whose agent is gone."""
+        pods = dict(self.watch.objects)
+        self.unreadable_uids &= {pod["metadata"]["uid"] for pod in pods.values()}
+        self.registry.retain_claims(pods)
         for pod in pods.values():
-            if self.open_for() and time.monotonic() >= self.asked_to_wait and self.orphaned(pod):
-                known = self.pods.watch.read(pod["metadata"]["name"])
-                if known is not None:
-                    await self.claim(known)
-        self.pods.metrics.unreadable.set(len(self.unreadable))
+            if self.open_for() and time.monotonic() >= self.paused_until and self.is_adoptable(pod):
+                whole_pod = self.watch.read(pod["metadata"]["name"])
+                if whole_pod is not None:
+                    await self.claim(whole_pod)
+        self.metrics.unreadable.set(len(self.unreadable_uids))
 
-    def orphaned(self, pod: Object) -> bool:
-        """Whether the pod's agent is gone and nobody else has claimed it."""
+    def is_adoptable(self, pod: Object) -> bool:
+        """Return whether the pod's agent is gone and no other agent has claimed the pod."""
         name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
-        if name in self.pods.held or pod["metadata"]["uid"] in self.unreadable:
+        if self.registry.owns(name) or pod["metadata"]["uid"] in self.unreadable_uids:
             return False
-        # A claim whose answer got lost was made all the same.
-        return name in self.pods.claimed if agent == self.pods.agent_id else self.leases.departed(agent)
+        # The API server may have applied a claim of this agent whose answer was lost.
+        return name in self.registry.claimed_names if agent == self.backend.agent_id else self.leases.is_gone(agent)
 
     async def claim(self, pod: Object) -> None:
-        """Try to become the owner of a session; another agent may be quicker.
+        """Try to claim a pod and to start its session. Another agent may be faster.
 
-        A pod that tells no session is left as it is: it may be a newer version's, and has its own deadline.
+        A pod whose session annotation cannot be read is left alone. It may belong to a newer version of the agent, and
+        its own deadline ends it.
         """
         meta = pod["metadata"]
         try:
             action, _ = session_annotation.read(pod)
         except ValueError as error:
             log.warning("a pod cannot be adopted and is left alone", pod=meta["name"], error=str(error))
-            self.unreadable.add(meta["uid"])
+            self.unreadable_uids.add(meta["uid"])
             return
-        before = meta["labels"].get(labels.AGENT)
-        if before != self.pods.agent_id:
-            claimed = await self.ask(pod, action.key.claim + 1)
+        former_agent = meta["labels"].get(labels.AGENT)
+        if former_agent != self.backend.agent_id:
+            claimed = await self.patch_claim(pod, action.key.claim + 1)
             if claimed is None:
                 return
             pod = claimed
         try:
-            taken = self.adopt(self.pods.adopted(pod))
+            started = self.start_session(self.backend.environment_of(pod))
         except ValueError as error:
-            log.error("a session was claimed and cannot be taken", pod=meta["name"], error=str(error))
+            log.error("the session of a claimed pod cannot be read", pod=meta["name"], error=str(error))
         else:
-            if not taken:
-                return  # it stays claimed, and is offered again at the next look
-            log.warning("adopted a session", pod=meta["name"], claim=session_annotation.claim_of(pod), before=before)
-            self.pods.metrics.adopted.inc()
-        self.pods.claimed.discard(meta["name"])
+            if not started:
+                return
+            claim = session_annotation.claim_of(pod)
+            log.warning("adopted a session", pod=meta["name"], claim=claim, before=former_agent)
+            self.metrics.adopted.inc()
+        self.registry.drop_claim(meta["name"])
 
-    async def ask(self, pod: Object, claim: int) -> Object | None:
-        """Write the claim into the pod as it was seen; returns the claimed pod, None when it is not ours."""
+    async def patch_claim(self, pod: Object, claim: int) -> Object | None:
+        """Write the claim into the pod. Return the claimed pod, or None if the API server did not confirm the claim."""
         meta = pod["metadata"]
         body: Object = {
             "metadata": {
                 "resourceVersion": meta["resourceVersion"],
-                "labels": {labels.AGENT: self.pods.agent_id, labels.CLAIM: str(claim)},
+                "labels": {labels.AGENT: self.backend.agent_id, labels.CLAIM: str(claim)},
             }
         }
-        self.pods.claimed.add(meta["name"])
+        self.registry.add_claim(meta["name"])
         try:
-            return await self.pods.client.request("patch", "pods", f"{self.pods.watch.path}/{meta['name']}", body=body)
+            return await self.backend.client.request("patch", "pods", f"{self.watch.path}/{meta['name']}", body=body)
         except ClusterError as error:
-            # That another agent was quicker is as it should be.
-            tell = log.info if error.status == CONFLICT else log.warning
-            tell("a session was not claimed", pod=meta["name"], error=error.message)
-            self.asked_to_wait = time.monotonic() + min(error.retry_after or 0.0, LONGEST_PAUSE)
+            # A conflict is normal: another agent was faster.
+            write = log.info if error.status == CONFLICT else log.warning
+            write("a session was not claimed", pod=meta["name"], error=error.message)
+            self.paused_until = time.monotonic() + min(error.retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
             if error.status and not error.retryable:
-                self.pods.claimed.discard(meta["name"])
+                self.registry.drop_claim(meta["name"])
             return None

@@ -1,9 +1,9 @@
-"""Who of the pool is alive: one Lease per agent, and the observer's own clock.
+"""Which agents of the pool are alive, by one Lease per agent. Lives as long as the agent.
 
-Lives as long as the agent. Each agent renews its Lease; as in client-go, a Lease is dead when its record has not
-changed for its duration on the *observer's* monotonic clock, counted only while the observer's own renewals succeed: an
-outage of the API, or clocks an hour apart, make nobody dead. A Lease that was given back makes its owner departed at
-once.
+Each agent renews its own Lease and watches the others. As in client-go, an agent is dead when its Lease has not changed
+for its duration on the observer's monotonic clock. The observer counts only the time in which its own renewals succeed.
+An outage of the API server, or a clock that is an hour off, therefore makes no agent dead. An agent that deletes its
+own Lease is gone at once.
 """
 
 from __future__ import annotations
@@ -26,93 +26,119 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.api.client import Client
+    from agent.cluster.environment.capabilities import ClusterFacts
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-FORGOTTEN = 600.0
-# A renewal that comes later than this many intervals was missed: what the others did meanwhile was not seen.
-MISSED = 1.6
-REFUSALS = frozenset({401, 403})
-REFUSED_AFTER = 2
+# Seconds until the Lease of a dead agent is deleted, and until a deleted Lease is forgotten.
+EXPIRED_AFTER_SECONDS = 600.0
+# Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the others, because
+# it may not have seen their renewals either.
+MISSED_INTERVALS = 1.6
+# Status codes that deny access.
+DENIED_CODES = frozenset({401, 403})
+# Number of denials in a row that set `access_denied`. A single one may be a hiccup of the API server.
+DENIED_AFTER = 2
+# Seconds of a Lease that states no duration.
+DEFAULT_DURATION = 15
 
 
 class Leases(Reflector):
-    """The Leases of a pool; `departed` says whose sessions may be adopted. `on_change` is told of every change."""
+    """The Leases of a pool, and the renewal of the agent's own. Owned by the application, lives as long as the agent.
 
-    def __init__(self, client: Client, settings: Settings, agent_id: str) -> None:
+    `is_gone` decides whose sessions may be adopted. `on_change` is called when a Lease is deleted. `acquired` is set
+    after the first renewal. `access_denied` is set while the API server denies access to the agent.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        agent_id: str,
+        facts: ClusterFacts,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         namespace = settings.cluster.namespace
         path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         super().__init__(client, "leases", path, labels.pool_selector(settings.agent.pool), client.metrics)
         self.settings = settings
         self.agent_id = agent_id
-        self.owner: Object | None = None
+        self.facts = facts
+        self.clock = clock
         self.name = f"sealci-{hashlib.sha256(f'{settings.agent.pool}/{agent_id}'.encode()).hexdigest()[:16]}"
-        self.seen: dict[str, tuple[str, float]] = {}
-        self.given_back: dict[str, float] = {}
-        self.absent: dict[str, float] = {}
-        self.known: dict[str, Object] = {}
-        self.renewed = 0.0
-        self.failing = False
-        self.healthy_since = 0.0
-        self.held = asyncio.Event()
-        self.refusals = 0
-        self.refused = asyncio.Event()
-        # The own renewals come back on the watch: one that tells nothing for this long is dead.
+        self.acquired = asyncio.Event()
+        self.access_denied = asyncio.Event()
+        # The own renewals come back on the watch, so a watch that is silent for this long is broken.
         self.silence = 2 * settings.cluster.lease_duration
         self.on_change: Callable[[], None] = lambda: None
+        # All times below are seconds of `clock`.
+        self._changed_at: dict[str, tuple[str, float]] = {}  # Lease name: resource version, and since when
+        self._newest: dict[str, Object] = {}
+        self._deleted_at: dict[str, float] = {}  # agent id of a deleted Lease
+        self._missing_since: dict[str, float] = {}  # agent id without a Lease
+        self._renewed_at = 0.0
+        self._healthy_since = 0.0
+        self._failing = False
+        self._denials = 0
 
-    # ---- one's own
+    # ---- the agent's own Lease
 
     async def keep(self) -> None:
-        """Renew the own Lease, and remove those that nobody will ask for, until cancelled."""
+        """Renew the agent's own Lease and delete expired Leases of others, until cancelled."""
         interval = self.settings.cluster.lease_renew
         while True:
-            began, asked = time.monotonic(), 0.0
+            began, pause = self.clock(), 0.0
             try:
-                # A request into a black hole must not hold back the next one: the others wait only for so long.
+                # A request without an answer must not delay the next one, because the Lease runs out meanwhile.
                 async with asyncio.timeout(interval):
                     await self.renew()
-                self.renewed_now()
-                await self.tidy()
+                self.record_renewal()
+                await self.delete_expired()
             except ClusterError as error:
-                self.note_refusal(error)
-                # Longer than the Lease allows no server's wish is granted: the others would take this agent for dead.
-                asked = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
-                self.failed(error.message)
+                self.count_denial(error)
+                # A longer pause, even if the API server asks for one, would let the others take this agent for dead.
+                pause = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
+                self.log_failure(error.message)
             except TimeoutError:
-                self.refusals = 0
+                self._denials = 0
                 self.client.unanswered()
-                self.failed("no answer in time")
-            took = time.monotonic() - began
-            await asyncio.sleep(max(asked, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
+                self.log_failure("no answer in time")
+            took = self.clock() - began
+            await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
-    def note_refusal(self, error: Exception) -> None:
-        """Take note that the cluster does not let this agent do anything; once may be a moment of the API's own."""
-        self.refusals = self.refusals + 1 if isinstance(error, ClusterError) and error.status in REFUSALS else 0
-        if self.refusals >= REFUSED_AFTER:
-            self.refused.set()
+    def count_denial(self, error: Exception) -> None:
+        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` in a row."""
+        denied = isinstance(error, ClusterError) and error.status in DENIED_CODES
+        self._denials = self._denials + 1 if denied else 0
+        if self._denials >= DENIED_AFTER:
+            self.access_denied.set()
 
-    def failed(self, why: str) -> None:
-        """Say that the own Lease was not renewed: aloud only the first time in an outage."""
-        first, self.failing = not self.failing, True
+    def log_failure(self, why: str) -> None:
+        """Log that the own Lease was not renewed, as a warning only for the first failure of an outage."""
+        first, self._failing = not self._failing, True
         (log.warning if first else log.debug)("the agent's Lease could not be renewed", error=why)
 
-    def renewed_now(self) -> None:
-        """Take note of a renewal; after one that was missed, judging others begins anew."""
-        self.refusals = 0
-        self.refused.clear()
-        now = time.monotonic()
-        if self.failing:
-            self.failing = False
+    def record_renewal(self) -> None:
+        """Record that the own Lease was renewed. After a missed renewal, start to judge the others anew."""
+        self._denials = 0
+        self.access_denied.clear()
+        now = self.clock()
+        if self._failing:
+            self._failing = False
             log.info("the agent's Lease is renewed again", alive=self.alive)
-        if now - self.renewed > MISSED * self.settings.cluster.lease_renew:
-            self.healthy_since = now
-        self.renewed = now
-        self.held.set()
+        if now - self._renewed_at > MISSED_INTERVALS * self.settings.cluster.lease_renew:
+            self._healthy_since = now
+        self._renewed_at = now
+        self.acquired.set()
 
     async def renew(self) -> None:
-        """Write the own Lease, making it where it is missing."""
+        """Write the own Lease. Create it if it is missing.
+
+        Raises:
+            ClusterError: the API server refuses or does not answer.
+        """
         body = self.body()
         try:
             await self.client.request("patch", "leases", f"{self.path}/{self.name}", body=body)
@@ -122,7 +148,7 @@ class Leases(Reflector):
             await self.client.request("create", "leases", self.path, body=body)
 
     def body(self) -> Object:
-        """Return the own Lease."""
+        """Return the own Lease as of now."""
         metadata: Object = {
             "name": self.name,
             "labels": {
@@ -131,8 +157,8 @@ class Leases(Reflector):
                 labels.AGENT: self.agent_id,
             },
         }
-        if self.owner:
-            metadata["ownerReferences"] = [self.owner]
+        if self.facts.owner:
+            metadata["ownerReferences"] = [self.facts.owner]
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -145,83 +171,86 @@ class Leases(Reflector):
         }
 
     async def release(self) -> None:
-        """Give the own Lease back, so that the heirs need not wait."""
+        """Delete the own Lease, so that other agents adopt the remaining sessions without a wait."""
         try:
             await self.client.request("delete", "leases", f"{self.path}/{self.name}")
         except ClusterError as error:
             if error.status != 404:
-                log.warning("the agent's Lease could not be given back", error=error.message)
+                log.warning("the agent's Lease could not be deleted", error=error.message)
 
-    # ---- the others'
+    # ---- the other agents' Leases
 
     def noted(self, name: str, found: Object | None) -> None:
-        """Note when a record changed, on this process's clock."""
-        now = time.monotonic()
+        now = self.clock()
         if found is None:
-            if lease := self.known.pop(name, None):
-                self.given_back[holder(lease)] = now
-            self.seen.pop(name, None)
+            if lease := self._newest.pop(name, None):
+                self._deleted_at[holder(lease)] = now
+            self._changed_at.pop(name, None)
         else:
-            self.known[name] = found
-            record = found["metadata"]["resourceVersion"]
-            if self.seen.get(name, ("", 0.0))[0] != record:
-                self.seen[name] = (record, now)
-        self.given_back = {agent: at for agent, at in self.given_back.items() if now - at < FORGOTTEN}
+            self._newest[name] = found
+            version = found["metadata"]["resourceVersion"]
+            if self._changed_at.get(name, ("", 0.0))[0] != version:
+                self._changed_at[name] = (version, now)
+        self._deleted_at = {agent: at for agent, at in self._deleted_at.items() if now - at < EXPIRED_AFTER_SECONDS}
         if found is None:
             self.on_change()
 
     @property
     def alive(self) -> bool:
-        """Whether the others see this agent alive: its Lease has not run out."""
-        return self.held.is_set() and time.monotonic() - self.renewed <= self.settings.cluster.lease_duration
+        """Return whether the other agents take this agent for alive: its own Lease has not run out."""
+        return self.acquired.is_set() and self.clock() - self._renewed_at <= self.settings.cluster.lease_duration
 
     @property
-    def steady(self) -> bool:
-        """Whether the own renewals succeed and are seen, so that a judgement of others means something.
+    def can_judge_others(self) -> bool:
+        """Return whether the own renewals succeed and come back on the watch.
 
-        A process that was frozen, or whose loop was held, has renewals of others still to read: not so then.
+        If this process was frozen or its event loop was blocked, it has renewals of others still to read.
         """
-        now, longest = time.monotonic(), MISSED * self.settings.cluster.lease_renew
-        seen = self.seen.get(self.name, ("", 0.0))[1]
-        return self.held.is_set() and now - self.renewed <= longest and now - seen <= longest
+        now, longest = self.clock(), MISSED_INTERVALS * self.settings.cluster.lease_renew
+        seen = self._changed_at.get(self.name, ("", 0.0))[1]
+        return self.acquired.is_set() and now - self._renewed_at <= longest and now - seen <= longest
 
-    def departed(self, agent_id: str) -> bool:
-        """Whether this agent is dead or has left, as far as can be told now."""
-        if agent_id == self.agent_id or not self.steady:
-            self.absent.pop(agent_id, None)
+    def is_gone(self, agent_id: str) -> bool:
+        """Return whether this agent is dead or has deleted its Lease. False while that cannot be judged."""
+        if agent_id == self.agent_id or not self.can_judge_others:
+            self._missing_since.pop(agent_id, None)
             return False
+        # An earlier start of this very pod is gone, because the pod runs one agent process at a time.
         if agent_id.partition(".")[0] == self.agent_id.partition(".")[0]:
-            return True  # an earlier start of this very pod: there is one process in it
+            return True
         name = next((each for each, lease in self.objects.items() if holder(lease) == agent_id), None)
         if name is not None:
-            self.absent.pop(agent_id, None)
-            return self.dead(name)
-        # The watch over pods may be ahead of this one: a Lease that was never seen may just not have come yet.
-        since = self.absent.setdefault(agent_id, time.monotonic())
-        patience = self.settings.cluster.lease_duration
-        return agent_id in self.given_back or time.monotonic() - max(since, self.healthy_since) > patience
+            self._missing_since.pop(agent_id, None)
+            return self.has_run_out(name)
+        # The watch over pods may be ahead of this watch: the Lease of a new agent may not have arrived yet.
+        since = self._missing_since.setdefault(agent_id, self.clock())
+        grace = self.settings.cluster.lease_duration
+        return agent_id in self._deleted_at or self.clock() - max(since, self._healthy_since) > grace
 
-    def dead(self, name: str) -> bool:
-        """Whether a Lease has not changed for its duration, while this agent could see it change."""
-        lease = self.objects[name]
-        duration = float(lease.get("spec", {}).get("leaseDurationSeconds") or 15)
-        changed = max(self.seen[name][1], self.healthy_since)
-        return time.monotonic() - changed > duration
+    def has_run_out(self, name: str) -> bool:
+        """Return whether a Lease has not changed for its duration, while this agent could see changes."""
+        duration = float(self.objects[name].get("spec", {}).get("leaseDurationSeconds") or DEFAULT_DURATION)
+        changed = max(self._changed_at[name][1], self._healthy_since)
+        return self.clock() - changed > duration
 
-    def forgotten(self) -> list[Object]:
-        """Return Leases of agents that are dead for so long that nobody will ask for them."""
-        now = time.monotonic()
-        if not self.steady:
+    def expired_leases(self) -> list[Object]:
+        """Return the Leases of agents that died long ago. Nothing needs them any more."""
+        now = self.clock()
+        if not self.can_judge_others:
             return []
         return [
             lease
             for name, lease in self.objects.items()
-            if name != self.name and self.dead(name) and now - self.seen[name][1] > FORGOTTEN
+            if name != self.name and self.has_run_out(name) and now - self._changed_at[name][1] > EXPIRED_AFTER_SECONDS
         ]
 
-    async def tidy(self) -> None:
-        """Remove the Leases of agents that died long ago, as they were seen; other agents do it too."""
-        for lease in self.forgotten():
+    async def delete_expired(self) -> None:
+        """Delete expired Leases, if they have not changed meanwhile. All agents of the pool do this.
+
+        Raises:
+            ClusterError: the API server refuses or does not answer.
+        """
+        for lease in self.expired_leases():
             meta = lease["metadata"]
             body: Object = {
                 "kind": "DeleteOptions",
@@ -238,5 +267,5 @@ class Leases(Reflector):
 
 
 def holder(lease: Object) -> str:
-    """Return the agent that a Lease speaks of."""
+    """Return the id of the agent that holds a Lease."""
     return str(lease.get("spec", {}).get("holderIdentity") or "")

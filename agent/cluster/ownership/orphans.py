@@ -1,21 +1,25 @@
-"""What nobody owns any more is deleted: at the start, every minute, and by `sealci-agent cleanup`.
+"""The deletion of orphans: pods without an agent. Done by the sweep of each agent, and by `sealci-agent cleanup`.
 
-Looks only at the shared watch, so a sweep that finds nothing costs no request. A pod of this pool is remains when it
-belongs to this agent and to no session that lives, or to a dead agent whose sessions nobody can adopt, or when it ended
-so long ago that no living agent can still be reading it. Secrets go with their pods.
+The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
+nothing costs no request. A pod of the pool is an orphan in three cases:
+
+- The pod is this agent's own, and no session drives it.
+- The pod's agent is gone, and its session cannot be adopted.
+- The pod ended so long ago that no living agent can still read it.
+
+The cluster deletes the Secret of a pod together with the pod.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.cluster.environment.deletion import delete_pod
+from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import ClusterError
@@ -25,116 +29,116 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.backend import Pods
+    from agent.cluster.environment.backend import PodBackend
 
 log = structlog.get_logger(__name__)
 
-# Another replica keeps the pod of an action that has ended until the scheduler has stored all of it, which takes as
-# long as an outage of the scheduler.
-ABANDONED = timedelta(hours=1)
-# So long after a create was given up its pod may still be made, seconds.
-LATE = 600.0
+# Time until an ended pod of another agent is an orphan. The other agent keeps the pod until the scheduler has stored
+# everything, which can take as long as an outage of the scheduler.
+ABANDONED_AFTER = timedelta(hours=1)
+# Seconds to retry the deletion of a pod in `cleanup`.
+CLEANUP_RETRY_SECONDS = 30.0
 
 
 class Sweep:
-    """Deletes remains, again and again. `departed` says whose sessions nobody can adopt any more, if that can be."""
+    """Deletes orphans at an interval. Owned by the application, lives as long as the agent.
 
-    def __init__(self, pods: Pods, interval: float, departed: Callable[[str], bool] | None = None) -> None:
-        self.pods = pods
-        self.departed = departed
+    `is_gone` is given if sessions cannot be adopted. It decides whether an agent, by its id, is gone.
+    """
+
+    def __init__(self, backend: PodBackend, interval: float, is_gone: Callable[[str], bool] | None = None) -> None:
+        self.backend = backend
+        self.registry = backend.registry
+        self.watch = backend.watch
+        self.metrics = backend.metrics
+        self.is_gone = is_gone
         self.interval = interval
-        self.asked: set[str] = set()  # UIDs whose deletion the API has taken on
-        self.stuck: set[str] = set()  # UIDs that were asked to go the last time
+        self.accepted_uids: set[str] = set()  # the API server has accepted the deletion
+        self.tried_uids: set[str] = set()  # in the last sweep
         self.remaining = 0
 
     async def run(self) -> None:
         """Sweep at once and then at the interval, until cancelled."""
-        await self.pods.watch.synced.wait()
+        await self.watch.synced.wait()
         while True:
-            await self.once()
+            await self.run_once()
             await asyncio.sleep(self.interval)
 
-    async def once(self) -> None:
-        """Delete what is remains now."""
-        watch, metrics = self.pods.watch, self.pods.metrics
-        there = {pod["metadata"]["uid"] for pod in watch.pods.values()}
-        metrics.swept.labels("pod").inc(len(self.asked - there))
-        self.asked &= there
-        self.forget_left()
-        found = [pod for pod in watch.pods.values() if self.remains(pod)]
-        tried = {pod["metadata"]["uid"] for pod in found if await self.sweep(pod)}
-        self.remaining = len(tried & self.stuck)
-        self.stuck = tried
-        metrics.remains.set(self.remaining)
+    async def run_once(self) -> None:
+        """Delete all orphans that the watch shows."""
+        pods = list(self.watch.pods.values())
+        uids = {pod["metadata"]["uid"] for pod in pods}
+        self.metrics.swept.labels("pod").inc(len(self.accepted_uids - uids))
+        self.accepted_uids &= uids
+        self.registry.expire_handed_over({session_annotation.nonce_of(pod) for pod in pods})
+        orphans = [pod for pod in pods if self.is_orphan(pod)]
+        tried = {pod["metadata"]["uid"] for pod in orphans if await self.sweep(pod)}
+        self.remaining = len(tried & self.tried_uids)
+        self.tried_uids = tried
+        self.metrics.remains.set(self.remaining)
 
     async def sweep(self, pod: Object) -> bool:
-        """Ask for the deletion of a pod; by force when it is still there since the last time.
+        """Request the deletion of a pod, by force if the last sweep did so too.
 
-        Returns False when it is no longer the pod that was judged: it is judged anew the next time.
+        Return False if the pod has changed since the watch showed it. The next sweep judges the pod anew.
         """
-        metadata, metrics = pod["metadata"], self.pods.metrics
+        metadata = pod["metadata"]
         name, uid, version = (metadata[key] for key in ("name", "uid", "resourceVersion"))
-        grace = 0 if uid in self.stuck else None
-        if uid in self.asked:
-            metrics.cleanup_failures.inc()
-            held_by = metadata.get("finalizers") or "its node"
-            log.warning("a pod that was swept is still there", pod=name, waits_for=held_by)
+        grace = 0 if uid in self.tried_uids else None
+        if uid in self.accepted_uids:
+            self.metrics.cleanup_failures.inc()
+            waits_for = metadata.get("finalizers") or "its node"
+            log.warning("an orphaned pod is still there after its deletion", pod=name, waits_for=waits_for)
         else:
-            log.warning("sweeping a pod that nobody owns", pod=name, forced=grace == 0)
+            log.warning("deleting an orphaned pod", pod=name, forced=grace == 0)
         try:
-            # Only as it was judged: what another agent has claimed meanwhile is its pod.
-            asked = await delete_pod(
-                self.pods.client, self.pods.watch.path, name, uid, grace, self.interval, version=version
+            # Only this version of the pod: a newer one may have been claimed by another agent.
+            accepted = await delete_pod(
+                self.backend.client, self.watch.path, name, uid, grace, self.interval, version=version
             )
         except ClusterError as error:
-            metrics.cleanup_failures.inc()
-            log.warning("a pod could not be swept", pod=name, error=error.message)
+            self.metrics.cleanup_failures.inc()
+            log.warning("an orphaned pod could not be deleted", pod=name, error=error.message)
             return True
-        if asked:
-            self.asked.add(uid)
-        return uid in self.asked
+        if accepted:
+            self.accepted_uids.add(uid)
+        return uid in self.accepted_uids
 
-    def forget_left(self) -> None:
-        """Forget what was given away and is gone; a pod whose creation was under way may come to light late."""
-        here = {session_annotation.nonce_of(pod) for pod in self.pods.watch.pods.values()}
-        old = time.monotonic() - LATE
-        self.pods.left = {nonce: at for nonce, at in self.pods.left.items() if nonce in here or at > old}
-
-    def remains(self, pod: Object) -> bool:
-        """Whether nobody will ever look after this pod."""
-        metadata = pod["metadata"]
-        if metadata["name"] in self.pods.held or metadata["name"] in self.pods.claimed:
+    def is_orphan(self, pod: Object) -> bool:
+        """Return whether no agent will ever drive or delete this pod."""
+        name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
+        if self.registry.owns(name) or name in self.registry.claimed_names:
             return False
-        if metadata.get("labels", {}).get(labels.AGENT) == self.pods.agent_id:
-            return session_annotation.nonce_of(pod) not in self.pods.left
-        if self.departed is not None and self.departed(metadata.get("labels", {}).get(labels.AGENT, "")):
+        if agent == self.backend.agent_id:
+            return not self.registry.is_handed_over(session_annotation.nonce_of(pod))
+        if self.is_gone is not None and self.is_gone(agent):
             return True
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False
-        return datetime.now(UTC) - ended_at(pod) > ABANDONED
+        return datetime.now(UTC) - end_of(pod) > ABANDONED_AFTER
 
 
-def ended_at(pod: Object) -> datetime:
-    """Return when the last container of a pod ended; when it was created, if none was started."""
+def end_of(pod: Object) -> datetime:
+    """Return when the last container of a pod ended. If no container started, return when the pod was created."""
     states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses", ())]
     finished = [parse_timestamp(state.get("terminated", {}).get("finishedAt")) for state in states]
-    known = [at for at in (*finished, parse_timestamp(pod["metadata"]["creationTimestamp"])) if at is not None]
-    return max(known)
+    times = [at for at in (*finished, parse_timestamp(pod["metadata"]["creationTimestamp"])) if at is not None]
+    return max(times)
 
 
 @dataclass(frozen=True, slots=True)
-class Cleaned:
-    """What a clean-up found: names of pods and stale Leases, and for what could not be deleted why."""
+class CleanupResult:
+    """What `cleanup` deleted, or would delete: names of pods and of stale Leases. `failed` maps a name to the error."""
 
     pods: tuple[str, ...]
     leases: tuple[str, ...]
     failed: dict[str, str]
 
 
-async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> Cleaned:
-    """Delete every pod of a pool, whoever owns it, and its stale Leases. For who knows that no agent of it lives.
+async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> CleanupResult:
+    """Delete every pod of a pool, whatever agent owns it, and the pool's stale Leases.
 
-    One that cannot be deleted stops nothing.
+    The caller must know that no agent of the pool is alive. A failed deletion does not stop the others.
 
     Raises:
         ClusterError: the pods or the Leases cannot be listed.
@@ -144,9 +148,9 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
         "pods": f"/api/v1/namespaces/{namespace}/pods",
         "leases": f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     }
-    listed = {kind: await client.request("list", kind, path, query=query) for kind, path in paths.items()}
-    found = {kind: list(answer.get("items", ())) for kind, answer in listed.items()}
-    found["leases"] = [lease for lease in found["leases"] if overdue(lease, client.now())]
+    answers = {kind: await client.request("list", kind, path, query=query) for kind, path in paths.items()}
+    found = {kind: list(answer.get("items", ())) for kind, answer in answers.items()}
+    found["leases"] = [lease for lease in found["leases"] if is_stale(lease, client.now())]
     deleted: dict[str, list[str]] = {"pods": [], "leases": []}
     failed = {}
     for kind, items in found.items():
@@ -154,18 +158,18 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
             name, uid = each["metadata"]["name"], each["metadata"]["uid"]
             try:
                 if not dry_run and kind == "pods":
-                    await delete_pod(client, paths[kind], name, uid, None, 30.0)
+                    await delete_pod(client, paths[kind], name, uid, None, CLEANUP_RETRY_SECONDS)
                 elif not dry_run:
                     await client.request("delete", kind, f"{paths[kind]}/{name}", body={"preconditions": {"uid": uid}})
             except ClusterError as error:
                 failed[name] = error.message
             else:
                 deleted[kind].append(name)
-    return Cleaned(tuple(deleted["pods"]), tuple(deleted["leases"]), failed)
+    return CleanupResult(tuple(deleted["pods"]), tuple(deleted["leases"]), failed)
 
 
-def overdue(lease: Object, now: datetime) -> bool:
-    """Whether a Lease should long have been renewed, by the cluster's clock."""
+def is_stale(lease: Object, now: datetime) -> bool:
+    """Return whether a Lease was not renewed for twice its duration, by the cluster's clock `now`."""
     spec = lease.get("spec", {})
     renewed = parse_timestamp(spec.get("renewTime"))
     return renewed is None or now - renewed > timedelta(seconds=2 * float(spec.get("leaseDurationSeconds") or 15))

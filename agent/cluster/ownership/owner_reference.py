@@ -1,18 +1,18 @@
-"""The one object that owns everything this release makes: a ConfigMap in the namespace of actions, made by the chart.
+"""The owner of all pods and Leases of a release: a ConfigMap that the chart creates in the namespace of actions.
 
-Read once, before the first pod and the first Lease, because both name it as their owner: when the release is
-uninstalled the ConfigMap goes with it, and the cluster's own garbage collection removes what is left of the agents,
-whoever is still alive to do so.
+The agent reads the ConfigMap once, before it creates the first pod and the first Lease, because both name it as their
+owner. When the release is uninstalled, the cluster's garbage collection deletes all pods and Leases of the ConfigMap.
+This works also if no agent is alive any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -22,26 +22,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LONGEST_WAIT = 10.0
+# Seconds of the bound of the first pause between two reads, and of the longest.
+FIRST_PAUSE = 0.4
+LONGEST_PAUSE = 10.0
 
 
 async def find(client: Client, settings: Settings) -> Object | None:
-    """Return the reference to the owner, or None when the settings name none; waits as long as it cannot be read.
+    """Return the owner reference, or None if the settings name no owner. Retry until the ConfigMap can be read.
 
-    Without it nothing may be made: what has no owner would outlive the release.
+    The agent must not create a pod before: a pod without an owner would outlive the release.
     """
     name = settings.agent.anchor
     if not name:
         return None
     path = f"/api/v1/namespaces/{settings.cluster.namespace}/configmaps/{name}"
-    wait, told = 0.2, ""
+    # At least half of each pause is fixed, so that an agent does not ask again at once.
+    backoff, last_error = Backoff(FIRST_PAUSE, LONGEST_PAUSE, least_share=0.5), ""
     while True:
         try:
             found = await client.request("get", "configmaps", path)
         except ClusterError as error:
-            if error.message != told:
-                log.warning("the anchor of the release cannot be read: nothing is run before", error=error.message)
-            told, wait = error.message, min(2 * wait, LONGEST_WAIT)
-            await asyncio.sleep(random.uniform(0.5, 1) * wait)  # noqa: S311 - jitter
+            # One line for each new reason, and not for each retry.
+            if error.message != last_error:
+                log.warning("cannot read the ConfigMap that owns all pods; no action runs before", error=error.message)
+            last_error = error.message
+            await asyncio.sleep(backoff.next())
         else:
             return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": found["metadata"]["uid"]}

@@ -55,22 +55,26 @@ class LocalServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Submit(self, request, context):
-        """Queues the pipeline and answers with its events from the first to `ended`. Repeated with the id of a pipeline that
-        exists, it only watches. INVALID_ARGUMENT: the file is wrong, the details say where.
+        """Queues a pipeline. Called by the client. The scheduler answers with all events of the pipeline, from `submitted` to
+        `ended`. If a pipeline with the same id exists, the call only watches that pipeline.
+        INVALID_ARGUMENT: the pipeline file is invalid; the details name the line.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """The events after a position, those to come included. NOT_FOUND: no such pipeline.
+        """Watches a pipeline. Called by the client after a lost connection. The scheduler answers with the events after a
+        position, up to `ended`.
+        NOT_FOUND: no pipeline has this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends every action of the pipeline. Idempotent.
+        """Cancels every action of a pipeline. Called by the client. The call may be repeated.
+        NOT_FOUND: no pipeline has this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,16 +1,16 @@
-"""The wire and the domain, both ways, and nothing else.
+"""Translation between protobuf messages and domain objects, in both directions.
 
-Pure functions without state. The agent reads actions and writes events; the scheduler for one machine (`agent.local`)
-uses the other direction. What arrives is checked here once, so that nothing behind this border meets a value that the
-domain cannot hold: the error names the field and what is allowed, and ends that action only, never the stream. What
-leaves can always be encoded: text for people is cut and made valid UTF-8.
+All functions are pure. The agent reads actions and writes events. The local scheduler (`agent.local_scheduler`) uses
+the other direction. Every incoming field is checked here, so that no other module receives a value that the domain
+cannot hold. The error names the field and the allowed values. It ends one action, never the stream. Every outgoing
+object can be encoded: text for people is truncated and made valid UTF-8.
 
-Functions that end in `_message` write to the wire, those of the same name without it read.
+A function with the suffix `_message` returns a protobuf message. The function of the same name without it reads one.
 """
 
 from agent.protocol.translate.agents import health, health_message, session_state, session_state_message
 from agent.protocol.translate.events import Numbered, event, event_message
-from agent.protocol.translate.fields import duration, key, seconds, words
+from agent.protocol.translate.fields import duration, human_text, key, seconds
 from agent.protocol.translate.files import UploadEnd, part, part_message, upload_header_message
 from agent.protocol.translate.requests import action, action_message, cancel, cancel_message, resume, resume_message
 
@@ -26,6 +26,7 @@ __all__ = [
     "event_message",
     "health",
     "health_message",
+    "human_text",
     "key",
     "part",
     "part_message",
@@ -35,5 +36,4 @@ __all__ = [
     "session_state",
     "session_state_message",
     "upload_header_message",
-    "words",
 ]

@@ -1,7 +1,7 @@
-"""What an agent tells of a session: its events, with their numbers.
+"""Translation of the events of a session.
 
-Pure functions without state. An event that was once accepted into the outbox must be encodable for ever (it is sent
-again after every reconnect), so that nothing here refuses what the domain can hold.
+The outbox sends an event again after every reconnect. An event that cannot be encoded would break every stream, so
+`event_message` accepts everything that the domain can hold.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from agent.protocol.translate.fields import (
     checked_key,
     cursor,
     duration,
+    human_text,
     member,
     seconds,
-    words,
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# Together with paths of 4 KiB a fifth of what gRPC lets through at the most; one byte more would end the stream.
+# Number of files in `left_out`, and of characters of each reason. With paths of 4 KiB this is a fifth of gRPC's limit.
+# A message over the limit would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """An event with its place in its session. `event` None: of a kind that this version does not know."""
+    """An event with its number in its session. `event` is None for an event of a newer version."""
 
     key: domain.Key
     seq: int
     event: events.Event | None
 
 
-# ---- written by the agent
+# ---- from the agent
 
 
 def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
-    """Write an event with its number."""
     message = wire.Event(action_id=key.action_id, attempt=key.attempt, claim=key.claim, seq=seq)
     match event:
         case events.LogChunk():
@@ -54,17 +54,17 @@ def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
                 message.log.cursor = event.cursor.encode()
         case events.StageChanged():
             message.stage.stage = STAGES[event.stage]
-            message.stage.detail = words(event.detail)
+            message.stage.detail = human_text(event.detail)
         case events.CommandStarted():
             message.command_started.index = event.index
             message.command_started.cursor = event.cursor.encode()
         case events.CommandFinished():
             message.command_finished.CopyFrom(command_finished_message(event))
         case events.Accepted():
-            message.accepted.environment = words(event.environment)
+            message.accepted.environment = human_text(event.environment)
         case events.Rejected():
             message.rejected.why = REJECTIONS[event.why]
-            message.rejected.message = words(event.message)
+            message.rejected.message = human_text(event.message)
         case events.ArtifactSummary():
             message.artifacts.CopyFrom(summary_message(event))
         case events.Finished():
@@ -73,7 +73,6 @@ def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
 
 
 def command_finished_message(event: events.CommandFinished) -> wire.CommandFinished:
-    """Write the end of a command."""
     return wire.CommandFinished(
         index=event.index,
         exit_code=event.exit_code,
@@ -83,43 +82,41 @@ def command_finished_message(event: events.CommandFinished) -> wire.CommandFinis
 
 
 def summary_message(summary: events.ArtifactSummary) -> wire.ArtifactSummary:
-    """Write what was uploaded."""
     return wire.ArtifactSummary(
         files=summary.files,
         bytes=summary.bytes,
         left_out=[
-            wire.LeftOut(path=each.path, why=words(each.why)[:MAX_WHY]) for each in summary.left_out[:MAX_LEFT_OUT]
+            wire.LeftOut(path=each.path, why=human_text(each.why)[:MAX_WHY]) for each in summary.left_out[:MAX_LEFT_OUT]
         ],
         left_out_files=summary.left_out_files,
     )
 
 
 def outcome_message(outcome: Outcome) -> wire.Outcome:
-    """Write how an attempt ended."""
     return wire.Outcome(
         result=RESULTS[outcome.result],
         stage=STAGES[outcome.stage],
         reason=REASONS[outcome.reason] if outcome.reason is not None else wire.REASON_UNSPECIFIED,
         exit_code=outcome.exit_code,
         command=outcome.command,
-        message=words(outcome.message),
+        message=human_text(outcome.message),
     )
 
 
-# ---- read by a scheduler
+# ---- to a scheduler
 
 
 def event(message: wire.Event) -> Numbered:
-    """Read an event with its number.
+    """Return an event with its number.
 
     Raises:
-        ActionFailed: a field cannot be used.
+        ActionFailed: a field is invalid.
     """
-    return Numbered(checked_key(message), message.seq, what_happened(message))
+    return Numbered(checked_key(message), message.seq, event_of(message))
 
 
-def what_happened(message: wire.Event) -> events.Event | None:
-    """Read the event itself."""
+def event_of(message: wire.Event) -> events.Event | None:
+    """Return the event without its number, or None for an event of a newer version."""
     match message.WhichOneof("event"):
         case "log":
             log = message.log
@@ -147,13 +144,11 @@ def what_happened(message: wire.Event) -> events.Event | None:
 
 
 def summary(message: wire.ArtifactSummary) -> events.ArtifactSummary:
-    """Read what was uploaded."""
     left_out = tuple(events.LeftOut(each.path, each.why) for each in message.left_out)
     return events.ArtifactSummary(message.files, message.bytes, left_out, message.left_out_files)
 
 
 def outcome(message: wire.Outcome) -> Outcome:
-    """Read how an attempt ended."""
     reason = None
     if message.reason != wire.REASON_UNSPECIFIED:
         reason = member("finished.reason", message.reason, REASONS)

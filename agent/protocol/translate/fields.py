@@ -1,6 +1,6 @@
-"""The single fields that both directions are made of: keys, durations, cursors, enums, text for people.
+"""Translation of single fields: keys, durations, cursors, enums, text for people.
 
-Pure functions without state. The tables of enums are complete in both directions (a test holds them so).
+The tables of enums are complete in both directions. A test checks that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 Member = TypeVar("Member", bound=Enum)
 
+# Number of bytes of an action's id, at most. The contract (Action.action_id) names the same limit.
 MAX_ACTION_ID = 256
-MAX_WORDS = 16 << 10
+# Number of characters of a text for people, at most.
+MAX_TEXT = 16 << 10
 
-# Names of the wire stand alone in a scope of enums, so that some carry a prefix or another name.
+# protobuf puts all enum values of a file into one scope. Therefore some values have a prefix or another name there.
 STAGES = {
     Stage.ADMISSION: wire.STAGE_ADMISSION,
     Stage.SETUP: wire.STAGE_SETUP,
@@ -42,14 +44,22 @@ STATUSES = {status: wire.Health.Status.Value(status.name) for status in session_
 
 
 def invalid(field: str, found: str, allowed: str) -> NoReturn:
-    """Say that a field cannot be used."""
+    """Raise the error for an invalid field.
+
+    Raises:
+        ActionFailed: always.
+    """
     raise ActionFailed(
         Stage.ADMISSION, Reason.INVALID_CONFIGURATION, f"field {field}: {found} is not allowed; allowed is {allowed}"
     )
 
 
 def member(field: str, value: int, table: Mapping[Member, int]) -> Member:
-    """Return the member that stands for a number of the wire."""
+    """Return the enum member for a number of the wire.
+
+    Raises:
+        ActionFailed: no member has this number.
+    """
     for candidate, number in table.items():
         if number == value:
             return candidate
@@ -58,15 +68,15 @@ def member(field: str, value: int, table: Mapping[Member, int]) -> Member:
 
 
 def key(message: wire.Action | wire.Ack | wire.Resume | wire.Discard | wire.Event | wire.SessionState) -> domain.Key:
-    """Return whose message this is, unchecked."""
+    """Return the session's key of a message, without a check."""
     return domain.Key(message.action_id, message.attempt, message.claim)
 
 
 def checked_key(message: wire.Action | wire.Resume | wire.Event | wire.SessionState) -> domain.Key:
-    """Return whose message this is.
+    """Return the session's key of a message.
 
     Raises:
-        ActionFailed: it is no key.
+        ActionFailed: the key is invalid.
     """
     size = len(message.action_id.encode())
     if not 0 < size <= MAX_ACTION_ID:
@@ -79,24 +89,27 @@ def checked_key(message: wire.Action | wire.Resume | wire.Event | wire.SessionSt
 
 
 def seconds(duration: Duration) -> float:
-    """Return a duration of the wire in seconds."""
     return duration.seconds + duration.nanos / 1e9
 
 
 def duration(value: float) -> Duration:
-    """Return seconds as a duration of the wire; negative is none."""
+    """Return seconds as a protobuf duration. Negative seconds become 0."""
     whole, nanos = divmod(round(max(value, 0.0) * 1e9), 10**9)
     return Duration(seconds=whole, nanos=nanos)
 
 
-def words(text: str) -> str:
-    """Return text for people as the wire can carry it: valid UTF-8 and not longer than anybody reads."""
+def human_text(text: str) -> str:
+    """Return text for people as valid UTF-8, truncated after `MAX_TEXT` characters."""
     valid = text.encode("utf-8", "replace").decode()
-    return valid if len(valid) <= MAX_WORDS else f"{valid[:MAX_WORDS]} ... ({len(valid) - MAX_WORDS} more characters)"
+    return valid if len(valid) <= MAX_TEXT else f"{valid[:MAX_TEXT]} ... ({len(valid) - MAX_TEXT} more characters)"
 
 
 def cursor(field: str, data: bytes) -> log_cursor.Cursor:
-    """Read a cursor; empty is the start of the log."""
+    """Return a cursor of the log. Empty data is the start of the log.
+
+    Raises:
+        ActionFailed: the data is not a cursor.
+    """
     try:
         return log_cursor.Cursor.decode(data)
     except ValueError as error:

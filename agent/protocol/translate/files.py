@@ -1,7 +1,4 @@
-"""The parts of an upload: files beside the stream.
-
-Pure functions without state.
-"""
+"""Translation of the parts of an upload (`UploadArtifacts`)."""
 
 from __future__ import annotations
 
@@ -14,19 +11,17 @@ from agent.protocol.wire import agent_pb2 as wire
 
 @dataclass(frozen=True, slots=True)
 class UploadEnd:
-    """The last part of an upload: how much was sent."""
+    """The last part of an upload, with the number of files and bytes in the upload."""
 
     files: int
     bytes: int
 
 
 def upload_header_message(key: domain.Key, agent_id: str) -> wire.UploadHeader:
-    """Write whose files follow."""
     return wire.UploadHeader(action_id=key.action_id, attempt=key.attempt, claim=key.claim, agent_id=agent_id)
 
 
 def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
-    """Write one part."""
     match part:
         case artifacts.FileStart():
             return wire.ArtifactPart(file=wire.FileStart(path=part.path, mode=part.mode, size=part.size))
@@ -39,7 +34,7 @@ def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
 
 
 def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
-    """Read one part; None: of a kind that this version does not know."""
+    """Return one part, or None for a part of a newer version."""
     match message.WhichOneof("part"):
         case "file":
             return artifacts.FileStart(message.file.path, message.file.mode, message.file.size)

@@ -1,7 +1,4 @@
-"""What a scheduler asks of an agent: actions, requests to end, where a session goes on.
-
-Pure functions without state.
-"""
+"""Translation of the scheduler's requests: actions, cancellations, resume points."""
 
 from __future__ import annotations
 
@@ -13,21 +10,21 @@ from agent.protocol.translate.fields import (
     checked_key,
     cursor,
     duration,
+    human_text,
     invalid,
     member,
     seconds,
-    words,
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# ---- read by the agent
+# ---- to the agent
 
 
 def action(message: wire.Action) -> domain.Action:
-    """Read an action.
+    """Return an action.
 
     Raises:
-        ActionFailed: a field cannot be used; the message names it and what is allowed.
+        ActionFailed: a field is invalid. The message names the field and the allowed values.
     """
     found = checked_key(message)
     if not message.image.strip():
@@ -55,14 +52,13 @@ def action(message: wire.Action) -> domain.Action:
 
 
 def repository(message: wire.Repository) -> domain.Repository:
-    """Read what is to be cloned."""
     if not message.url.strip():
         invalid("repository.url", "an empty text", "the URL of a repository")
     return domain.Repository(message.url, message.ref, message.depth, message.submodules, message.credentials)
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
-    """Read which files are wanted; unset is the default of the domain."""
+    """Return the rules for files. An unset condition is SUCCESS."""
     when = domain.When.SUCCESS
     if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:
         when = member("artifacts.when", message.when, WHENS)
@@ -70,16 +66,16 @@ def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
 
 
 def cancel(message: wire.Cancel) -> domain.Cancel:
-    """Read a request to end. It is obeyed in any case: a negative grace counts as unset."""
+    """Return a cancellation. A negative grace counts as unset, because a cancellation must always be obeyed."""
     grace = seconds(message.grace) if message.HasField("grace") else None
     return domain.Cancel(grace if grace is not None and grace >= 0 else None, message.message)
 
 
 def resume(message: wire.Resume) -> session_state.Resume:
-    """Read where a session goes on.
+    """Return a resume point.
 
     Raises:
-        ActionFailed: a field cannot be used.
+        ActionFailed: a field is invalid.
     """
     return session_state.Resume(
         key=checked_key(message),
@@ -92,11 +88,10 @@ def resume(message: wire.Resume) -> session_state.Resume:
     )
 
 
-# ---- written by a scheduler
+# ---- from a scheduler
 
 
 def action_message(value: domain.Action) -> wire.Action:
-    """Write an action."""
     message = wire.Action(
         action_id=value.key.action_id,
         attempt=value.key.attempt,
@@ -131,14 +126,12 @@ def action_message(value: domain.Action) -> wire.Action:
 
 
 def cancel_message(attempt_key: tuple[str, int], value: domain.Cancel) -> wire.Cancel:
-    """Write a request to end."""
     action_id, attempt = attempt_key
     grace = duration(value.grace) if value.grace is not None else None
-    return wire.Cancel(action_id=action_id, attempt=attempt, grace=grace, message=words(value.message))
+    return wire.Cancel(action_id=action_id, attempt=attempt, grace=grace, message=human_text(value.message))
 
 
 def resume_message(value: session_state.Resume) -> wire.Resume:
-    """Write where a session goes on."""
     return wire.Resume(
         action_id=value.key.action_id,
         attempt=value.key.attempt,

@@ -3,30 +3,44 @@
 isort:skip_file
 The contract between a SealCI scheduler and its agents.
 
-A scheduler hands out actions; an agent runs each in an environment of its own and sends back logs, files and
-one outcome. The agent dials; nothing ever dials the agent. One replica of an agent holds one Connect stream.
+A scheduler hands out actions. An agent runs each action in an environment of its own, a Kubernetes pod, and sends
+back the log, the files and one outcome. The agent always dials the scheduler. One agent process holds one Connect
+stream.
+
+Words
+  action       a unit of work: an image and a list of commands
+  attempt      one try of an action, numbered from 1 by the scheduler
+  session      the agent's record of one attempt that it runs
+  environment  the pod of one attempt
+  claim        the number of a session's owner, from 1. Each adoption raises the claim by one
+  adoption     an agent of the pool takes over a session of another agent that died or left
+  cursor       a position in the log of an environment
+  state loss   a scheduler restarted without its stored state
 
 Life of a stream
-  1. The agent sends Register, alone, and waits.
-  2. The scheduler answers Registered, or Refused and ends the stream. Only after Registered does the agent accept
-     actions.
-  3. For every session named in Register the scheduler sends Resume or Discard.
-  4. Both sides talk freely. The agent stays in the pool as long as the stream lives.
+  1. The agent sends Register and waits.
+  2. The scheduler answers Registered, or it answers Refused and ends the stream. The agent accepts no action before
+     Registered.
+  3. For every session in Register the scheduler sends Resume or Discard.
+  4. Both sides send messages freely. The agent is in the scheduler's pool as long as the stream lives.
 
 Delivery
-  Events are sent at least once and made exactly once by `seq`: contiguous from 1 within one attempt of an action,
-  the same number always for the same event. The scheduler acknowledges what it has *stored*, cumulatively. The agent
-  keeps what is not acknowledged and stops reading the log of the environment when its window is full.
+  Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
+  names the same event. The agent sends each event at least once. The scheduler applies each number once.
+  The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
+  until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
 
 Liveness
-  The scheduler answers every Health with an Ack whose action_id is empty, and acknowledges events as it stores them.
-  An agent that has sent something and hears nothing at all for 30 s (twice its setting `scheduler.keepalive`) takes
-  the stream for dead and dials again. Besides it sends an HTTP/2 ping every 15 s: a scheduler must allow that, also
-  without data (grpc: `http2.min_ping_interval_without_data_ms` below 15000), or it ends as "too many pings".
+  The scheduler answers every Health with an Ack whose action_id is empty. It acknowledges events as it stores them.
+  If the agent has sent a message and receives nothing for 30 s (twice its setting `scheduler.keepalive`), the agent
+  closes the stream and dials again.
+  The agent sends an HTTP/2 ping every 15 s, also when it sends no data. A scheduler must allow that. In gRPC the
+  option `http2.min_ping_interval_without_data_ms` must be below 15000. Otherwise gRPC ends the stream with "too many
+  pings".
 
 Compatibility
-  Unknown fields and unknown messages of a oneof are ignored by both sides. `protocol_version` is raised when that is
-  not enough.
+  Both sides ignore unknown fields and unknown messages of a oneof. `protocol_version` rises only when ignoring them
+  is not enough.
 """
 
 from collections import abc as _abc
@@ -54,23 +68,26 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     DESCRIPTOR: _descriptor.EnumDescriptor
     STAGE_UNSPECIFIED: _Stage.ValueType  # 0
     STAGE_ADMISSION: _Stage.ValueType  # 1
-    """the action is held against the agent's policy"""
+    """the agent checks the action against its policy"""
     STAGE_SETUP: _Stage.ValueType  # 2
-    """the environment is made: scheduled, pulled, cloned"""
+    """the cluster schedules the pod, pulls the image and clones the repository"""
     STAGE_COMMANDS: _Stage.ValueType  # 3
+    """the commands run"""
     STAGE_ARTIFACTS: _Stage.ValueType  # 4
-    """files are copied out"""
+    """the agent copies files out of the environment"""
 
-class Stage(_Stage, metaclass=_StageEnumTypeWrapper): ...
+class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
+    """Where an attempt is. The stages follow each other in this order. An attempt can skip stages."""
 
 STAGE_UNSPECIFIED: Stage.ValueType  # 0
 STAGE_ADMISSION: Stage.ValueType  # 1
-"""the action is held against the agent's policy"""
+"""the agent checks the action against its policy"""
 STAGE_SETUP: Stage.ValueType  # 2
-"""the environment is made: scheduled, pulled, cloned"""
+"""the cluster schedules the pod, pulls the image and clones the repository"""
 STAGE_COMMANDS: Stage.ValueType  # 3
+"""the commands run"""
 STAGE_ARTIFACTS: Stage.ValueType  # 4
-"""files are copied out"""
+"""the agent copies files out of the environment"""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 class _Result:
@@ -81,15 +98,16 @@ class _ResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Result.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     RESULT_UNSPECIFIED: _Result.ValueType  # 0
     SUCCEEDED: _Result.ValueType  # 1
-    """every command ended with 0, by the status of the container"""
+    """every command ended with exit code 0, by the container's status in Kubernetes"""
     FAILED: _Result.ValueType  # 2
     CANCELLED: _Result.ValueType  # 3
 
-class Result(_Result, metaclass=_ResultEnumTypeWrapper): ...
+class Result(_Result, metaclass=_ResultEnumTypeWrapper):
+    """How an attempt ended."""
 
 RESULT_UNSPECIFIED: Result.ValueType  # 0
 SUCCEEDED: Result.ValueType  # 1
-"""every command ended with 0, by the status of the container"""
+"""every command ended with exit code 0, by the container's status in Kubernetes"""
 FAILED: Result.ValueType  # 2
 CANCELLED: Result.ValueType  # 3
 Global___Result: _TypeAlias = Result  # noqa: Y015
@@ -101,52 +119,87 @@ class _Reason:
 class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
+    """the attempt succeeded"""
     COMMAND_FAILED: _Reason.ValueType  # 1
+    """a command ended with an exit code other than 0"""
     INVALID_CONFIGURATION: _Reason.ValueType  # 2
-    """the action cannot be run like this, or the policy forbids it"""
+    """the policy forbids the action, or the action cannot run as it is"""
     IMAGE_PULL_FAILED: _Reason.ValueType  # 3
+    """the image does not exist, may not be pulled, or was not pulled in time"""
     REPOSITORY_FAILED: _Reason.ValueType  # 4
+    """the repository could not be cloned"""
     OUT_OF_MEMORY: _Reason.ValueType  # 5
+    """the kernel killed the commands because of the memory limit"""
     DEADLINE_EXCEEDED: _Reason.ValueType  # 6
-    """the action's own time is over"""
+    """the commands did not end within the action's timeout"""
     CANCELLED_BY_REQUEST: _Reason.ValueType  # 7
+    """the scheduler or a person cancelled the action"""
     ARTIFACTS_FAILED: _Reason.ValueType  # 8
+    """the commands succeeded, but the files could not be collected"""
     UNSCHEDULABLE: _Reason.ValueType  # 32
+    """no node for the pod was found in time"""
     EVICTED: _Reason.ValueType  # 33
+    """the node evicted the pod"""
     PREEMPTED: _Reason.ValueType  # 34
+    """a pod of higher priority took its place"""
     NODE_LOST: _Reason.ValueType  # 35
+    """the node is gone, so the exit code is unknown"""
     POD_DELETED: _Reason.ValueType  # 36
+    """another client of Kubernetes deleted the pod"""
     QUOTA_EXCEEDED: _Reason.ValueType  # 37
+    """the namespace's quota had no room in time"""
     CLUSTER_UNAVAILABLE: _Reason.ValueType  # 38
+    """the API server did not answer in time or refused a request"""
     INTERNAL: _Reason.ValueType  # 39
+    """an error of the agent"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
-    """Why an attempt did not succeed. Users' reasons come first, the infrastructure's from 32 on."""
+    """Why an attempt did not succeed. Numbers below 32 are the user's reasons: the action must change. Numbers from 32 on
+    are the infrastructure's reasons: another attempt can succeed without a change.
+    """
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
+"""the attempt succeeded"""
 COMMAND_FAILED: Reason.ValueType  # 1
+"""a command ended with an exit code other than 0"""
 INVALID_CONFIGURATION: Reason.ValueType  # 2
-"""the action cannot be run like this, or the policy forbids it"""
+"""the policy forbids the action, or the action cannot run as it is"""
 IMAGE_PULL_FAILED: Reason.ValueType  # 3
+"""the image does not exist, may not be pulled, or was not pulled in time"""
 REPOSITORY_FAILED: Reason.ValueType  # 4
+"""the repository could not be cloned"""
 OUT_OF_MEMORY: Reason.ValueType  # 5
+"""the kernel killed the commands because of the memory limit"""
 DEADLINE_EXCEEDED: Reason.ValueType  # 6
-"""the action's own time is over"""
+"""the commands did not end within the action's timeout"""
 CANCELLED_BY_REQUEST: Reason.ValueType  # 7
+"""the scheduler or a person cancelled the action"""
 ARTIFACTS_FAILED: Reason.ValueType  # 8
+"""the commands succeeded, but the files could not be collected"""
 UNSCHEDULABLE: Reason.ValueType  # 32
+"""no node for the pod was found in time"""
 EVICTED: Reason.ValueType  # 33
+"""the node evicted the pod"""
 PREEMPTED: Reason.ValueType  # 34
+"""a pod of higher priority took its place"""
 NODE_LOST: Reason.ValueType  # 35
+"""the node is gone, so the exit code is unknown"""
 POD_DELETED: Reason.ValueType  # 36
+"""another client of Kubernetes deleted the pod"""
 QUOTA_EXCEEDED: Reason.ValueType  # 37
+"""the namespace's quota had no room in time"""
 CLUSTER_UNAVAILABLE: Reason.ValueType  # 38
+"""the API server did not answer in time or refused a request"""
 INTERNAL: Reason.ValueType  # 39
+"""an error of the agent"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
 class AgentMessage(_message.Message):
-    """---------------------------------------------------------------------------------------------- agent to scheduler"""
+    """---------------------------------------------------------------------------------------------- agent to scheduler
+
+    Every message of the agent on the stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -156,17 +209,19 @@ class AgentMessage(_message.Message):
     ADOPTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def register(self) -> Global___Register:
-        """first, and only first"""
+        """the first message of the stream, sent once"""
 
     @_builtins.property
     def health(self) -> Global___Health:
-        """at the interval that Registered named, and at once on change"""
+        """sent at the interval that Registered names, and at once after a change"""
 
     @_builtins.property
-    def event(self) -> Global___Event: ...
+    def event(self) -> Global___Event:
+        """sent when a session has something to report"""
+
     @_builtins.property
     def adopted(self) -> Global___SessionState:
-        """taken over since the registration; answered by Resume or Discard as if named there"""
+        """sent when the agent has adopted a session after its registration"""
 
     def __init__(
         self,
@@ -188,7 +243,10 @@ Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
 
 @_typing.final
 class Register(_message.Message):
-    """Who connects. A new Register of the same pod (the part of agent_id before the dot) closes the older stream."""
+    """Sent by the agent as the first message of each stream. The scheduler answers Registered or Refused.
+    A new Register of the same pod, the part of agent_id before the dot, replaces the older stream of that pod. The
+    scheduler then closes the older stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -220,20 +278,22 @@ class Register(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
-    """"<uid of the pod>.<nonce of this start>" """
+    """"<uid of the agent's pod>.<random part of this start>" """
     protocol_version: _builtins.int
     """1"""
     agent_version: _builtins.str
-    """of the program, for people"""
+    """version of the agent's program, for people"""
     pool: _builtins.str
-    """the agents of one release; attempts may move within it"""
+    """name of the agents that may adopt each other's sessions"""
     slots: _builtins.int
-    """how many sessions it runs at once"""
+    """number of sessions that the agent runs at once"""
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """set by the installer, for the scheduler"""
+
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionState]:
-        """what it holds now: its own after a reconnect, adopted ones after a death"""
+        """every session that the agent holds now, its own and adopted ones"""
 
     def __init__(
         self,
@@ -256,7 +316,9 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 
 @_typing.final
 class SessionState(_message.Message):
-    """A session that the agent holds when it registers."""
+    """A session that the agent holds. Sent by the agent in Register, and as `adopted` after an adoption. The scheduler
+    answers Resume, or Discard if the session must not continue. Until then the agent sends no event of the session.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,9 +331,9 @@ class SessionState(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     last_seq: _builtins.int
-    """highest number given so far; 0 when the session was adopted and nothing is known"""
+    """highest number given to an event so far; 0 for an adopted session"""
     adopted: _builtins.bool
-    """the agent took it over from a dead one: it needs all fields of Resume"""
+    """the agent adopted the session and knows none of its events, so it needs all fields of Resume"""
     def __init__(
         self,
         *,
@@ -291,6 +353,10 @@ Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
 @_typing.final
 class Health(_message.Message):
+    """The state of the agent. Sent by the agent at the interval that Registered names, and at once after a change. The
+    scheduler answers with an Ack whose action_id is empty.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Status:
@@ -301,20 +367,20 @@ class Health(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: Health._Status.ValueType  # 0
         READY: Health._Status.ValueType  # 1
-        """send actions while running < slots"""
+        """the scheduler may send actions while running < slots"""
         DRAINING: Health._Status.ValueType  # 2
-        """send none; the agent leaves when its sessions are done or handed over"""
+        """send no action; the agent leaves when its sessions have ended or were handed over"""
         DEGRADED: Health._Status.ValueType  # 3
-        """send none: the cluster cannot be reached; running sessions are not lost"""
+        """send no action; the agent cannot use its cluster; its running sessions continue"""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     STATUS_UNSPECIFIED: Health.Status.ValueType  # 0
     READY: Health.Status.ValueType  # 1
-    """send actions while running < slots"""
+    """the scheduler may send actions while running < slots"""
     DRAINING: Health.Status.ValueType  # 2
-    """send none; the agent leaves when its sessions are done or handed over"""
+    """send no action; the agent leaves when its sessions have ended or were handed over"""
     DEGRADED: Health.Status.ValueType  # 3
-    """send none: the cluster cannot be reached; running sessions are not lost"""
+    """send no action; the agent cannot use its cluster; its running sessions continue"""
 
     STATUS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
@@ -325,12 +391,12 @@ class Health(_message.Message):
     status: Global___Health.Status.ValueType
     slots: _builtins.int
     running: _builtins.int
-    """slots in use, environments that are still being cleaned included"""
+    """number of slots in use; a slot stays in use until its environment is deleted"""
     cluster_reachable: _builtins.bool
     message: _builtins.str
-    """why DEGRADED, for people"""
+    """the reason of DEGRADED, for people"""
     remains: _builtins.int
-    """objects that could not be removed so far"""
+    """number of objects in the cluster that the agent could not delete so far"""
     def __init__(
         self,
         *,
@@ -351,7 +417,10 @@ Global___Health: _TypeAlias = Health  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """Something that happened in a session. Starting with accepted or rejected, ending with finished."""
+    """Something that happened in a session. Sent by the agent. The scheduler stores the event and answers with an Ack, or
+    with Discard if the session must not continue.
+    The first event of an attempt is `accepted` or `rejected`. The last event is `finished` or `rejected`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -371,11 +440,12 @@ class Event(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     seq: _builtins.int
+    """number of the event within the attempt, from 1 without gaps"""
     @_builtins.property
     def accepted(self) -> Global___Accepted: ...
     @_builtins.property
     def rejected(self) -> Global___Rejected:
-        """the only event of its attempt; nothing was started"""
+        """the only event of its attempt; the agent started nothing"""
 
     @_builtins.property
     def stage(self) -> Global___StageChanged: ...
@@ -389,7 +459,7 @@ class Event(_message.Message):
     def artifacts(self) -> Global___ArtifactSummary: ...
     @_builtins.property
     def finished(self) -> Global___Outcome:
-        """always the last seq; clean-up follows its acknowledgement"""
+        """the last event; the agent deletes the environment only after its Ack"""
 
     def __init__(
         self,
@@ -419,11 +489,13 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
+    """The agent takes the action. If the action is invalid, the agent accepts it too, and the events of its failure follow."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
-    """"<namespace>/<pod>", for people"""
+    """"<namespace>/<pod>", for people; empty if the action gets no environment"""
     def __init__(
         self,
         *,
@@ -439,7 +511,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Rejected(_message.Message):
-    """Not run here. The scheduler may give the same attempt to another agent."""
+    """The agent does not run the action. The scheduler may give the same attempt to another agent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -451,19 +523,26 @@ class Rejected(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         WHY_UNSPECIFIED: Rejected._Why.ValueType  # 0
         NO_SLOT: Rejected._Why.ValueType  # 1
+        """all slots are in use"""
         DRAINING: Rejected._Why.ValueType  # 2
+        """the agent is leaving"""
         CLUSTER_UNAVAILABLE: Rejected._Why.ValueType  # 3
+        """the agent cannot use its cluster"""
 
     class Why(_Why, metaclass=_WhyEnumTypeWrapper): ...
     WHY_UNSPECIFIED: Rejected.Why.ValueType  # 0
     NO_SLOT: Rejected.Why.ValueType  # 1
+    """all slots are in use"""
     DRAINING: Rejected.Why.ValueType  # 2
+    """the agent is leaving"""
     CLUSTER_UNAVAILABLE: Rejected.Why.ValueType  # 3
+    """the agent cannot use its cluster"""
 
     WHY_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     why: Global___Rejected.Why.ValueType
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -480,7 +559,7 @@ Global___Rejected: _TypeAlias = Rejected  # noqa: Y015
 
 @_typing.final
 class StageChanged(_message.Message):
-    """A repeated stage is to be ignored."""
+    """The session entered a stage, or made progress within the set-up. The scheduler must accept the same stage twice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -488,7 +567,7 @@ class StageChanged(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     detail: _builtins.str
-    """progress within set-up, for people: "pulling image ..." """
+    """progress of the set-up, for people: "pulling image ..." """
     def __init__(
         self,
         *,
@@ -505,13 +584,16 @@ Global___StageChanged: _TypeAlias = StageChanged  # noqa: Y015
 
 @_typing.final
 class CommandStarted(_message.Message):
+    """A command started."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """from 1"""
+    """position in Action.commands, from 1"""
     cursor: _builtins.bytes
+    """position of the command's start in the environment's log"""
     def __init__(
         self,
         *,
@@ -528,6 +610,8 @@ Global___CommandStarted: _TypeAlias = CommandStarted  # noqa: Y015
 
 @_typing.final
 class CommandFinished(_message.Message):
+    """A command ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
@@ -535,8 +619,10 @@ class CommandFinished(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
+    """position in Action.commands, from 1"""
     exit_code: _builtins.int
     cursor: _builtins.bytes
+    """position of the command's end in the environment's log"""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -557,6 +643,8 @@ Global___CommandFinished: _TypeAlias = CommandFinished  # noqa: Y015
 
 @_typing.final
 class LogChunk(_message.Message):
+    """The next part of the session's log."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Source:
@@ -567,28 +655,28 @@ class LogChunk(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         SOURCE_UNSPECIFIED: LogChunk._Source.ValueType  # 0
         COMMANDS: LogChunk._Source.ValueType  # 1
-        """written by the commands"""
+        """output of the commands"""
         SETUP: LogChunk._Source.ValueType  # 2
-        """written by the agent or the clone about the set-up"""
+        """a report of the agent about the set-up, or output of the clone"""
         AGENT: LogChunk._Source.ValueType  # 3
-        """a notice of the agent: gaps, cuts, files left out"""
+        """a notice of the agent: a log gap, a truncated log, files that were left out"""
 
     class Source(_Source, metaclass=_SourceEnumTypeWrapper): ...
     SOURCE_UNSPECIFIED: LogChunk.Source.ValueType  # 0
     COMMANDS: LogChunk.Source.ValueType  # 1
-    """written by the commands"""
+    """output of the commands"""
     SETUP: LogChunk.Source.ValueType  # 2
-    """written by the agent or the clone about the set-up"""
+    """a report of the agent about the set-up, or output of the clone"""
     AGENT: LogChunk.Source.ValueType  # 3
-    """a notice of the agent: gaps, cuts, files left out"""
+    """a notice of the agent: a log gap, a truncated log, files that were left out"""
 
     DATA_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """up to 64 KiB as written, not necessarily whole lines nor UTF-8; secrets are masked"""
+    """up to 64 KiB as written; may end within a line or a character; secret values are masked"""
     cursor: _builtins.bytes
-    """opaque: where in the environment's log this chunk ends; handed back in Resume"""
+    """position of the chunk's end in the environment's log; opaque; the scheduler returns it in Resume"""
     source: Global___LogChunk.Source.ValueType
     def __init__(
         self,
@@ -607,7 +695,7 @@ Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
 
 @_typing.final
 class ArtifactSummary(_message.Message):
-    """What was sent by UploadArtifacts, or why it was not."""
+    """The result of the collection of files. Sent after a call of UploadArtifacts has succeeded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -616,12 +704,14 @@ class ArtifactSummary(_message.Message):
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FILES_FIELD_NUMBER: _builtins.int
     files: _builtins.int
+    """number of files that the scheduler has stored"""
     bytes: _builtins.int
+    """number of bytes of those files"""
     left_out_files: _builtins.int
-    """how many in all"""
+    """number of all files that were left out"""
     @_builtins.property
     def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftOut]:
-        """at most 100 are named"""
+        """at most 100 of the files that were left out"""
 
     def __init__(
         self,
@@ -641,13 +731,16 @@ Global___ArtifactSummary: _TypeAlias = ArtifactSummary  # noqa: Y015
 
 @_typing.final
 class LeftOut(_message.Message):
+    """A file that was not sent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
-    """relative to the workspace, as on the disk (not necessarily UTF-8)"""
+    """relative to the workspace, as on the disk, so not necessarily UTF-8"""
     why: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -664,6 +757,8 @@ Global___LeftOut: _TypeAlias = LeftOut  # noqa: Y015
 
 @_typing.final
 class Outcome(_message.Message):
+    """The outcome of an attempt, in the event `finished`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULT_FIELD_NUMBER: _builtins.int
@@ -674,12 +769,13 @@ class Outcome(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     result: Global___Result.ValueType
     stage: Global___Stage.ValueType
-    """the stage that it ended in"""
+    """the stage in which the attempt ended"""
     reason: Global___Reason.ValueType
+    """unset if the attempt succeeded"""
     exit_code: _builtins.int
-    """of the commands; absent when they did not end by themselves or never ran"""
+    """exit code of the commands; absent if they never ran or did not end by themselves"""
     command: _builtins.int
-    """the last command that was started, from 1; 0 when none was"""
+    """the last command that was started, from 1; 0 if none was started"""
     message: _builtins.str
     """one sentence for people"""
     def __init__(
@@ -704,7 +800,10 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class SchedulerMessage(_message.Message):
-    """---------------------------------------------------------------------------------------------- scheduler to agent"""
+    """---------------------------------------------------------------------------------------------- scheduler to agent
+
+    Every message of the scheduler on the stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -717,10 +816,12 @@ class SchedulerMessage(_message.Message):
     DISCARD_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def registered(self) -> Global___Registered: ...
+    def registered(self) -> Global___Registered:
+        """the first message of the stream, sent once"""
+
     @_builtins.property
     def refused(self) -> Global___Refused:
-        """instead of registered; the scheduler ends the stream after it"""
+        """the first message, in place of `registered`; the scheduler then ends the stream"""
 
     @_builtins.property
     def action(self) -> Global___Action: ...
@@ -758,6 +859,8 @@ Global___SchedulerMessage: _TypeAlias = SchedulerMessage  # noqa: Y015
 
 @_typing.final
 class Registered(_message.Message):
+    """Sent by the scheduler as the answer to Register. The agent is now in the pool and sends Health."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
@@ -767,11 +870,11 @@ class Registered(_message.Message):
     """name and version, for people"""
     @_builtins.property
     def health_interval(self) -> _duration_pb2.Duration:
-        """the agent is taken for dead after three of them"""
+        """Time between two Health messages. After three intervals without a message the scheduler may declare the agent lost."""
 
     @_builtins.property
     def resume_grace(self) -> _duration_pb2.Duration:
-        """how long sessions of a lost agent wait for it or its heirs"""
+        """How long the scheduler keeps the sessions of a lost agent for that agent or for an adopting agent."""
 
     def __init__(
         self,
@@ -790,6 +893,8 @@ Global___Registered: _TypeAlias = Registered  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
+    """Sent by the scheduler as the answer to Register if it does not take the agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Why:
@@ -800,26 +905,27 @@ class Refused(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         WHY_UNSPECIFIED: Refused._Why.ValueType  # 0
         PROTOCOL_VERSION: Refused._Why.ValueType  # 1
-        """the agent ends with exit code 4: only another version helps"""
+        """the agent's process ends with exit code 4, because only another version helps"""
         POOL_UNKNOWN: Refused._Why.ValueType  # 2
-        """the agent retries every minute"""
+        """the agent retries after retry_after, or every minute if retry_after is unset"""
         TRY_LATER: Refused._Why.ValueType  # 3
-        """the agent retries after retry_after"""
+        """the agent retries after retry_after, or with its usual pauses if retry_after is unset"""
 
     class Why(_Why, metaclass=_WhyEnumTypeWrapper): ...
     WHY_UNSPECIFIED: Refused.Why.ValueType  # 0
     PROTOCOL_VERSION: Refused.Why.ValueType  # 1
-    """the agent ends with exit code 4: only another version helps"""
+    """the agent's process ends with exit code 4, because only another version helps"""
     POOL_UNKNOWN: Refused.Why.ValueType  # 2
-    """the agent retries every minute"""
+    """the agent retries after retry_after, or every minute if retry_after is unset"""
     TRY_LATER: Refused.Why.ValueType  # 3
-    """the agent retries after retry_after"""
+    """the agent retries after retry_after, or with its usual pauses if retry_after is unset"""
 
     WHY_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     why: Global___Refused.Why.ValueType
     message: _builtins.str
+    """for people"""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -839,7 +945,10 @@ Global___Refused: _TypeAlias = Refused  # noqa: Y015
 
 @_typing.final
 class Action(_message.Message):
-    """Run this. A repeated Action of the same id and attempt is answered with the session that exists."""
+    """Run this action. Sent by the scheduler to an agent that is READY and has a free slot. The agent answers with the
+    event `accepted` or `rejected`.
+    The scheduler may repeat the same id and attempt. The agent then starts no second session.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -897,28 +1006,33 @@ class Action(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
-    """any text up to 256 bytes"""
+    """chosen by the scheduler, 1 to 256 bytes"""
     attempt: _builtins.int
-    """from 1: the scheduler's re-tries"""
+    """from 1; the scheduler raises it for each new try of the action"""
     claim: _builtins.int
-    """from 1"""
+    """1; only an adoption raises it"""
     name: _builtins.str
     """for people"""
     image: _builtins.str
+    """reference of the container image"""
     traceparent: _builtins.str
-    """W3C trace context"""
+    """W3C trace context; empty: no parent"""
     @_builtins.property
     def commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """run in order in one shell; the first that fails ends the action"""
+        """run in order in one shell; the first failure ends the action"""
 
     @_builtins.property
-    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """environment variables of the commands"""
+
     @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """as env, but kept in a Secret and masked in everything that is sent"""
+        """as env, but kept in a Kubernetes Secret and masked in everything that is sent"""
 
     @_builtins.property
-    def repository(self) -> Global___Repository: ...
+    def repository(self) -> Global___Repository:
+        """unset: no repository is cloned"""
+
     @_builtins.property
     def resources(self) -> Global___Resources: ...
     @_builtins.property
@@ -954,7 +1068,7 @@ Global___Action: _TypeAlias = Action  # noqa: Y015
 
 @_typing.final
 class Repository(_message.Message):
-    """Cloned into the workspace before the first command."""
+    """The repository that is cloned into the workspace before the first command. Part of Action."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -964,14 +1078,14 @@ class Repository(_message.Message):
     SUBMODULES_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """https or ssh; others where the policy says so"""
+    """https or ssh; the agent's policy may allow other schemes"""
     ref: _builtins.str
     """branch, tag or commit; empty: the default branch"""
     depth: _builtins.int
-    """0: whole history"""
+    """number of commits; 0: the whole history"""
     submodules: _builtins.bool
     credentials: _builtins.str
-    """name of a Secret in the namespace of actions"""
+    """name of a Kubernetes Secret in the namespace of the actions; empty: none"""
     def __init__(
         self,
         *,
@@ -991,7 +1105,9 @@ Global___Repository: _TypeAlias = Repository  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
-    """Kubernetes quantities ("500m", "1Gi"); empty: the policy's default."""
+    """Resources of the commands' container, as Kubernetes quantities ("500m", "1Gi"). Part of Action.
+    Empty: the policy's default.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1018,6 +1134,8 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class ArtifactRules(_message.Message):
+    """The files that the agent sends after the commands. Part of Action."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _When:
@@ -1027,21 +1145,27 @@ class ArtifactRules(_message.Message):
     class _WhenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ArtifactRules._When.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         WHEN_UNSPECIFIED: ArtifactRules._When.ValueType  # 0
-        """on success"""
+        """as SUCCESS"""
         SUCCESS: ArtifactRules._When.ValueType  # 1
+        """only if all commands succeeded"""
         FAILURE: ArtifactRules._When.ValueType  # 2
+        """only if the commands failed"""
         ALWAYS: ArtifactRules._When.ValueType  # 3
+        """in both cases, but not after a cancellation"""
         NEVER: ArtifactRules._When.ValueType  # 4
-        """no files at all"""
+        """send no files"""
 
     class When(_When, metaclass=_WhenEnumTypeWrapper): ...
     WHEN_UNSPECIFIED: ArtifactRules.When.ValueType  # 0
-    """on success"""
+    """as SUCCESS"""
     SUCCESS: ArtifactRules.When.ValueType  # 1
+    """only if all commands succeeded"""
     FAILURE: ArtifactRules.When.ValueType  # 2
+    """only if the commands failed"""
     ALWAYS: ArtifactRules.When.ValueType  # 3
+    """in both cases, but not after a cancellation"""
     NEVER: ArtifactRules.When.ValueType  # 4
-    """no files at all"""
+    """send no files"""
 
     PATHS_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
@@ -1049,10 +1173,12 @@ class ArtifactRules(_message.Message):
     when: Global___ArtifactRules.When.ValueType
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """globs in the workspace; none: what the commands created or changed"""
+        """globs in the workspace; empty: all files that the commands created or changed"""
 
     @_builtins.property
-    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """globs in the workspace"""
+
     def __init__(
         self,
         *,
@@ -1070,7 +1196,10 @@ Global___ArtifactRules: _TypeAlias = ArtifactRules  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
-    """Idempotent. Unknown ids are ignored: the attempt may have ended."""
+    """End a session. Sent by the scheduler. The agent sends TERM to the commands, and KILL after `grace`. It answers with
+    the event `finished`.
+    The scheduler may repeat the message. The agent ignores an unknown attempt, because the attempt may have ended.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1081,9 +1210,10 @@ class Cancel(_message.Message):
     action_id: _builtins.str
     attempt: _builtins.int
     message: _builtins.str
+    """becomes the message of the outcome"""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """between TERM and KILL; unset: the policy's"""
+        """time between TERM and KILL; unset: the policy's default"""
 
     def __init__(
         self,
@@ -1103,8 +1233,8 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Everything up to seq is stored. Acknowledging `finished` lets the agent remove the environment.
-    With an empty action_id it answers a Health.
+    """The scheduler has stored every event of the session up to `seq`. Sent by the scheduler after it has stored events.
+    After the Ack of `finished` the agent deletes the environment. An Ack with an empty action_id answers a Health.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1135,8 +1265,10 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
-    """Go on with a session named in Register: send from seq + 1. A scheduler that lost its memory asks for seq 0; where the
-    agent no longer holds what follows, it reads the log again from the cursor.
+    """The resume point of a session: the agent sends its events from seq + 1 on. Sent by the scheduler as the answer to a
+    SessionState.
+    A scheduler after a state loss sends seq 0. If the agent does not hold the events after seq any more, it reads the
+    environment's log again from `cursor`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1174,16 +1306,20 @@ class Resume(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     seq: _builtins.int
+    """number of the last stored event; 0: none"""
     cursor: _builtins.bytes
-    """of the last stored event that had one"""
+    """cursor of the last stored event with a cursor; empty: start of the log"""
     stage: Global___Stage.ValueType
+    """last stored stage; unset: none"""
     command: _builtins.int
-    """the last command whose start is stored"""
+    """last command whose start is stored, from 1; 0: none"""
     @_builtins.property
-    def pending_cancel(self) -> Global___Cancel: ...
+    def pending_cancel(self) -> Global___Cancel:
+        """a Cancel that the agent may not have received; the agent obeys it now"""
+
     @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """for an adopted session, whose agent cannot read Secrets"""
+        """values of the action's secrets; an adopting agent needs them to mask the log"""
 
     def __init__(
         self,
@@ -1208,8 +1344,8 @@ Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
 class Discard(_message.Message):
-    """Drop a session that the agent named or sends events of: its attempt is finished or superseded, or a higher claim
-    exists. The environment is removed only if no higher claim exists.
+    """Drop a session. Sent by the scheduler as the answer to a SessionState or to an Event. The reason is that the attempt
+    has ended, is superseded, or has a higher claim. The agent sends nothing more of the session.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1223,7 +1359,9 @@ class Discard(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     claimed_by_other: _builtins.bool
+    """another agent holds a higher claim, so this agent must not touch the environment"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -1243,12 +1381,15 @@ Global___Discard: _TypeAlias = Discard  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """Take nothing new and leave when the sessions are done."""
+    """Accept no new action, and leave when the sessions have ended. Sent by the scheduler. The agent answers with a Health
+    whose status is DRAINING.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -1266,8 +1407,8 @@ Global___Drain: _TypeAlias = Drain  # noqa: Y015
 class ArtifactChunk(_message.Message):
     """---------------------------------------------------------------------------------------------------------- files
 
-    The first chunk of a call carries `header`; then for each file `file`, its bytes in order, and `file_end`; last,
-    `end`. One chunk may hold many small files: parts are read in order.
+    Sent by the agent in a call of UploadArtifacts. The first chunk has the `header`. For each file follow a part `file`,
+    parts `data` in order, and a part `file_end`. The last part of the call is `end`. A chunk may hold many small files.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1278,7 +1419,7 @@ class ArtifactChunk(_message.Message):
     def header(self) -> Global___UploadHeader: ...
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactPart]:
-        """together up to 256 KiB of data"""
+        """in order; together up to 256 KiB of data"""
 
     def __init__(
         self,
@@ -1296,6 +1437,8 @@ Global___ArtifactChunk: _TypeAlias = ArtifactChunk  # noqa: Y015
 
 @_typing.final
 class UploadHeader(_message.Message):
+    """The session whose files follow. In the first chunk only."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ACTION_ID_FIELD_NUMBER: _builtins.int
@@ -1306,6 +1449,7 @@ class UploadHeader(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     agent_id: _builtins.str
+    """as in Register"""
     def __init__(
         self,
         *,
@@ -1324,6 +1468,8 @@ Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
 class ArtifactPart(_message.Message):
+    """One step of an upload."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FILE_FIELD_NUMBER: _builtins.int
@@ -1331,6 +1477,7 @@ class ArtifactPart(_message.Message):
     FILE_END_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    """the next bytes of the current file"""
     @_builtins.property
     def file(self) -> Global___FileStart: ...
     @_builtins.property
@@ -1357,16 +1504,19 @@ Global___ArtifactPart: _TypeAlias = ArtifactPart  # noqa: Y015
 
 @_typing.final
 class FileStart(_message.Message):
+    """A file starts."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
-    """relative, no "..", as on the disk (not necessarily UTF-8)"""
+    """relative to the workspace, without "..", as on the disk, so not necessarily UTF-8"""
     mode: _builtins.int
     """permission bits"""
     size: _builtins.int
+    """number of bytes"""
     def __init__(
         self,
         *,
@@ -1384,6 +1534,8 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
+    """The current file is complete. The scheduler discards the file if the hash differs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
@@ -1403,12 +1555,16 @@ Global___FileEnd: _TypeAlias = FileEnd  # noqa: Y015
 
 @_typing.final
 class UploadEnd(_message.Message):
+    """All files were sent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     files: _builtins.int
+    """number of files in this call"""
     bytes: _builtins.int
+    """number of bytes of those files"""
     def __init__(
         self,
         *,
@@ -1425,6 +1581,8 @@ Global___UploadEnd: _TypeAlias = UploadEnd  # noqa: Y015
 
 @_typing.final
 class UploadReceipt(_message.Message):
+    """Sent by the scheduler when all files are stored. The agent treats other numbers than in UploadEnd as a failed upload."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int

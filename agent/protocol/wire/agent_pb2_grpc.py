@@ -50,21 +50,25 @@ class SchedulerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Connect(self, request_iterator, context):
-        """The one stream of a replica.
+        """The one stream of an agent process. The agent opens it and keeps it open.
 
-        Status codes with which a scheduler may end it, and what the agent does:
-        UNAUTHENTICATED, PERMISSION_DENIED   reads its token again and retries with the longest delay
-        UNIMPLEMENTED                        as Refused{PROTOCOL_VERSION}
-        any other, or no status at all       reconnects with full jitter, running actions go on meanwhile
+        The scheduler may end the stream with a gRPC status. The agent's reaction:
+        UNAUTHENTICATED, PERMISSION_DENIED   the agent reads its token again and retries after the longest pause
+        UNIMPLEMENTED                        the agent ends, as after Refused with PROTOCOL_VERSION
+        any other status                     the agent reconnects after a pause with full jitter
+        Running actions continue in all cases but UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadArtifacts(self, request_iterator, context):
-        """Bulk bytes of one collection of files, beside the stream so that they never stand in front of a log line or a
-        heartbeat. A call that broke is made again from its beginning; the scheduler keeps a file only when its sha256 is
-        right and replaces what an earlier call of the same attempt and claim has left. Answered when all is stored.
+        """Sends the files of one session. The agent calls it when the commands have ended, beside the stream, so that files
+        never delay a log line or a health message.
+
+        The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
+        the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
+        claim.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,30 +3,44 @@
 isort:skip_file
 The contract between a SealCI scheduler and its agents.
 
-A scheduler hands out actions; an agent runs each in an environment of its own and sends back logs, files and
-one outcome. The agent dials; nothing ever dials the agent. One replica of an agent holds one Connect stream.
+A scheduler hands out actions. An agent runs each action in an environment of its own, a Kubernetes pod, and sends
+back the log, the files and one outcome. The agent always dials the scheduler. One agent process holds one Connect
+stream.
+
+Words
+  action       a unit of work: an image and a list of commands
+  attempt      one try of an action, numbered from 1 by the scheduler
+  session      the agent's record of one attempt that it runs
+  environment  the pod of one attempt
+  claim        the number of a session's owner, from 1. Each adoption raises the claim by one
+  adoption     an agent of the pool takes over a session of another agent that died or left
+  cursor       a position in the log of an environment
+  state loss   a scheduler restarted without its stored state
 
 Life of a stream
-  1. The agent sends Register, alone, and waits.
-  2. The scheduler answers Registered, or Refused and ends the stream. Only after Registered does the agent accept
-     actions.
-  3. For every session named in Register the scheduler sends Resume or Discard.
-  4. Both sides talk freely. The agent stays in the pool as long as the stream lives.
+  1. The agent sends Register and waits.
+  2. The scheduler answers Registered, or it answers Refused and ends the stream. The agent accepts no action before
+     Registered.
+  3. For every session in Register the scheduler sends Resume or Discard.
+  4. Both sides send messages freely. The agent is in the scheduler's pool as long as the stream lives.
 
 Delivery
-  Events are sent at least once and made exactly once by `seq`: contiguous from 1 within one attempt of an action,
-  the same number always for the same event. The scheduler acknowledges what it has *stored*, cumulatively. The agent
-  keeps what is not acknowledged and stops reading the log of the environment when its window is full.
+  Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
+  names the same event. The agent sends each event at least once. The scheduler applies each number once.
+  The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
+  until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
 
 Liveness
-  The scheduler answers every Health with an Ack whose action_id is empty, and acknowledges events as it stores them.
-  An agent that has sent something and hears nothing at all for 30 s (twice its setting `scheduler.keepalive`) takes
-  the stream for dead and dials again. Besides it sends an HTTP/2 ping every 15 s: a scheduler must allow that, also
-  without data (grpc: `http2.min_ping_interval_without_data_ms` below 15000), or it ends as "too many pings".
+  The scheduler answers every Health with an Ack whose action_id is empty. It acknowledges events as it stores them.
+  If the agent has sent a message and receives nothing for 30 s (twice its setting `scheduler.keepalive`), the agent
+  closes the stream and dials again.
+  The agent sends an HTTP/2 ping every 15 s, also when it sends no data. A scheduler must allow that. In gRPC the
+  option `http2.min_ping_interval_without_data_ms` must be below 15000. Otherwise gRPC ends the stream with "too many
+  pings".
 
 Compatibility
-  Unknown fields and unknown messages of a oneof are ignored by both sides. `protocol_version` is raised when that is
-  not enough.
+  Both sides ignore unknown fields and unknown messages of a oneof. `protocol_version` rises only when ignoring them
+  is not enough.
 """
 
 from agent.protocol.wire import agent_pb2 as _agent_pb2
@@ -58,34 +72,42 @@ class SchedulerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SchedulerAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_agent_pb2.AgentMessage, _agent_pb2.SchedulerMessage]
-    """The one stream of a replica.
+    """The one stream of an agent process. The agent opens it and keeps it open.
 
-    Status codes with which a scheduler may end it, and what the agent does:
-      UNAUTHENTICATED, PERMISSION_DENIED   reads its token again and retries with the longest delay
-      UNIMPLEMENTED                        as Refused{PROTOCOL_VERSION}
-      any other, or no status at all       reconnects with full jitter, running actions go on meanwhile
+    The scheduler may end the stream with a gRPC status. The agent's reaction:
+      UNAUTHENTICATED, PERMISSION_DENIED   the agent reads its token again and retries after the longest pause
+      UNIMPLEMENTED                        the agent ends, as after Refused with PROTOCOL_VERSION
+      any other status                     the agent reconnects after a pause with full jitter
+    Running actions continue in all cases but UNIMPLEMENTED.
     """
     UploadArtifacts: _grpc.StreamUnaryMultiCallable[_agent_pb2.ArtifactChunk, _agent_pb2.UploadReceipt]
-    """Bulk bytes of one collection of files, beside the stream so that they never stand in front of a log line or a
-    heartbeat. A call that broke is made again from its beginning; the scheduler keeps a file only when its sha256 is
-    right and replaces what an earlier call of the same attempt and claim has left. Answered when all is stored.
+    """Sends the files of one session. The agent calls it when the commands have ended, beside the stream, so that files
+    never delay a log line or a health message.
+
+    The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
+    the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
+    claim.
     """
 
 @_typing.type_check_only
 class SchedulerAsyncStub(SchedulerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_agent_pb2.AgentMessage, _agent_pb2.SchedulerMessage]  # type: ignore[assignment]
-    """The one stream of a replica.
+    """The one stream of an agent process. The agent opens it and keeps it open.
 
-    Status codes with which a scheduler may end it, and what the agent does:
-      UNAUTHENTICATED, PERMISSION_DENIED   reads its token again and retries with the longest delay
-      UNIMPLEMENTED                        as Refused{PROTOCOL_VERSION}
-      any other, or no status at all       reconnects with full jitter, running actions go on meanwhile
+    The scheduler may end the stream with a gRPC status. The agent's reaction:
+      UNAUTHENTICATED, PERMISSION_DENIED   the agent reads its token again and retries after the longest pause
+      UNIMPLEMENTED                        the agent ends, as after Refused with PROTOCOL_VERSION
+      any other status                     the agent reconnects after a pause with full jitter
+    Running actions continue in all cases but UNIMPLEMENTED.
     """
     UploadArtifacts: _aio.StreamUnaryMultiCallable[_agent_pb2.ArtifactChunk, _agent_pb2.UploadReceipt]  # type: ignore[assignment]
-    """Bulk bytes of one collection of files, beside the stream so that they never stand in front of a log line or a
-    heartbeat. A call that broke is made again from its beginning; the scheduler keeps a file only when its sha256 is
-    right and replaces what an earlier call of the same attempt and claim has left. Answered when all is stored.
+    """Sends the files of one session. The agent calls it when the commands have ended, beside the stream, so that files
+    never delay a log line or a health message.
+
+    The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
+    the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
+    claim.
     """
 
 class SchedulerServicer(metaclass=_abc_1.ABCMeta):
@@ -95,12 +117,13 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pb2.AgentMessage],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.SchedulerMessage], _abc.AsyncIterator[_agent_pb2.SchedulerMessage]]:
-        """The one stream of a replica.
+        """The one stream of an agent process. The agent opens it and keeps it open.
 
-        Status codes with which a scheduler may end it, and what the agent does:
-          UNAUTHENTICATED, PERMISSION_DENIED   reads its token again and retries with the longest delay
-          UNIMPLEMENTED                        as Refused{PROTOCOL_VERSION}
-          any other, or no status at all       reconnects with full jitter, running actions go on meanwhile
+        The scheduler may end the stream with a gRPC status. The agent's reaction:
+          UNAUTHENTICATED, PERMISSION_DENIED   the agent reads its token again and retries after the longest pause
+          UNIMPLEMENTED                        the agent ends, as after Refused with PROTOCOL_VERSION
+          any other status                     the agent reconnects after a pause with full jitter
+        Running actions continue in all cases but UNIMPLEMENTED.
         """
 
     @_abc_1.abstractmethod
@@ -109,9 +132,12 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pb2.ArtifactChunk],
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.UploadReceipt, _abc.Awaitable[_agent_pb2.UploadReceipt]]:
-        """Bulk bytes of one collection of files, beside the stream so that they never stand in front of a log line or a
-        heartbeat. A call that broke is made again from its beginning; the scheduler keeps a file only when its sha256 is
-        right and replaces what an earlier call of the same attempt and claim has left. Answered when all is stored.
+        """Sends the files of one session. The agent calls it when the commands have ended, beside the stream, so that files
+        never delay a log line or a health message.
+
+        The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
+        the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
+        claim.
         """
 
 def add_SchedulerServicer_to_server(servicer: SchedulerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,10 +1,10 @@
-"""The wire of the SealCI scheduler in the field (0.2): the agent registers, and is dialed back for each action.
+"""The protocol of SealCI 0.2: the agent registers, and the scheduler calls it for each action.
 
-1. `link` joins the parts; to the application it is what `scheduler.connection` is for the stream.
-2. `registration` enters the scheduler's pool and tells the health, again and again.
-3. `service` is what the scheduler dials: it lets calls in, one after another as slots become free.
-4. `call` is the way out of one session: bounded, decoded, and gone when its client is gone.
-5. `files` keeps what that wire cannot carry in a folder.
+1. `connection` joins the parts. The application uses it in place of `stream.connection`.
+2. `registration` registers with the scheduler, sends health, and reconnects.
+3. `service` is the agent's gRPC server. Calls wait in it for a free slot, first come, first served.
+4. `call` is one running call. It takes the session's events and decodes the log for the client.
+5. `file_store` keeps the files of actions in a folder, because the protocol cannot send files.
 
-Nobody can adopt a session here, because it ends with the call of its only client.
+A session cannot be adopted by another agent here, because it ends with the call of its only client.
 """

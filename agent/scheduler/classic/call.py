@@ -1,8 +1,9 @@
-"""One call of the scheduler: the way out of one session, and all that its client is ever told.
+"""One call of the scheduler. It takes the events of one session and turns them into responses for the client.
 
-Lives from the call's arrival to its end or the session's, whichever is later. Implements `execution.sink.Outlet`. What
-is not yet written is bounded by the window: `send` waits while the client is slow, so that the log is held back and
-not kept. When the client is gone, what is sent is dropped: nobody can ask for it again.
+A `Call` lives from the arrival of the gRPC call until the call and its session have both ended. It implements
+`execution.ports.SessionSink`. The window bounds the log that is not yet written. While the window is full, `send`
+waits, so that the log of the environment is read more slowly. When the client is gone, events are dropped, because no
+client can ask for them again.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
     from agent.domain.artifacts import FilePart
     from agent.domain.events import Event
     from agent.domain.outcome import Outcome
-    from agent.scheduler.classic.file_store import Folder
+    from agent.scheduler.classic.file_store import FileStore
 
+# Number of bytes of log in one response, at most.
 MAX_TEXT = 64 << 10
+# Exit codes for outcomes without an exit code of the commands. `actions.proto` documents them.
 TIMED_OUT, NOT_RUN, CANCELLED = 124, 125, 130
-NOT_KEPT = b"[this agent keeps no files: what the commands made is gone (scheduler.classic.files)]\n"
+NOT_KEPT = b"[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
 
 
 class CallRefused(AgentError):
-    """The call ends with a status, without a result."""
+    """The call ends with a gRPC status and without a result."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -44,155 +47,156 @@ class CallRefused(AgentError):
 
 
 class Call:
-    """The state of one call. `begun` is set when the action has got its session, or when `refused` says why not."""
+    """One call. `admitted` is set when the action has a session, or when `refusal` holds the reason for none."""
 
-    def __init__(self, number: int, action: Action, window: int, folder: Folder | None) -> None:
+    def __init__(self, number: int, action: Action, window: int, files: FileStore | None) -> None:
         self.number = number
         self.action = action
         self.window = window
-        self.folder = folder
-        self.begun = asyncio.Event()
-        self.refused: CallRefused | None = None
+        self.files = files
+        self.admitted = asyncio.Event()
+        self.refusal: CallRefused | None = None
         self.outcome: Outcome | None = None
         self.status = wire.ACTION_STATUS_PENDING
-        self.told: wire.ActionStatus.ValueType | None = None
-        self.explained = ""
+        self.last_status_sent: wire.ActionStatus.ValueType | None = None
+        self.last_notice = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.pieces: deque[bytes] = deque()
+        self.unwritten: deque[bytes] = deque()
         self.size = 0
         self.is_over = False
-        self.queue = asyncio.Lock()
+        self.send_lock = asyncio.Lock()
         self.room = asyncio.Event()
-        self.news = asyncio.Event()
+        self.wake = asyncio.Event()
         self.done = asyncio.Event()
 
     @property
     def key(self) -> Key:
-        """Whose call it is."""
+        """The key of the action."""
         return self.action.key
 
     # ---- for the session
 
     async def send(self, event: Event) -> None:
-        """Take what this wire can carry, waiting while the window is full; other events have no place in it."""
+        """Take the events that the protocol can carry, waiting while the window is full. Other events are dropped."""
         match event:
             case LogChunk():
-                await self.write(event.data)
-                # An explanation is the last that the session says before its outcome.
-                self.explained = "" if event.source is Source.COMMANDS else event.data.decode("utf-8", "replace")
+                await self.add_log(event.data)
+                # The session sends its explanation of a failure as the last notice before the outcome.
+                self.last_notice = "" if event.source is Source.COMMANDS else event.data.decode("utf-8", "replace")
             case StageChanged(stage=Stage.COMMANDS):
                 self.status = wire.ACTION_STATUS_RUNNING
-                self.news.set()
-            case ArtifactSummary() if event.files and self.folder is not None:
-                await self.write(self.folder.sentence(self.key, event).encode())
+                self.wake.set()
+            case ArtifactSummary() if event.files and self.files is not None:
+                await self.add_log(self.files.describe(self.key, event).encode())
             case Rejected():
-                self.refuse(refusal(event))
+                self.refuse(refusal_of(event))
             case Finished():
                 await self.finish(event.outcome)
 
-    async def settled(self) -> None:
-        """Wait until everything was written to the client, or nobody is there any more."""
+    async def wait_until_stored(self) -> None:
+        """Wait until everything is written to the client or the client is gone. Classic clients acknowledge nothing."""
         await self.done.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Keep files in the folder.
+        """Keep the files in the agent's folder.
 
         Raises:
-            SchedulerError: there is none.
-            Exception: whatever `parts` or `Folder.keep` raises.
+            SchedulerError: the agent has no folder for files.
+            Exception: whatever `parts` or `FileStore.keep` raises.
         """
-        if self.folder is None:
+        if self.files is None:
             raise SchedulerError("this agent keeps no files")
-        await self.folder.keep(self.key, parts)
+        await self.files.keep(self.key, parts)
 
     def restart(self, seq: int) -> None:
-        """Do nothing: over this wire nobody asks for anything again."""
+        """Do nothing, because a classic scheduler never asks for events again."""
 
     def close(self) -> None:
-        """End the call of a session that has no outcome: its agent was told to end at once."""
+        """End the call. A session without an outcome is closed when the agent must stop at once."""
         if not self.done.is_set():
-            self.refuse(CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent left before the action had ended"))
+            self.refuse(CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent stopped before the action had ended"))
 
     # ---- for the service
 
     async def next(self) -> wire.ActionResponseStream:
-        """Wait for what is to be written next.
+        """Wait for the next response to write. The last one has an exit code.
 
         Raises:
             CallRefused: the call has no result.
         """
         while True:
-            self.news.clear()
-            if self.pieces:
-                return self.response(self.decoder.decode(self.taken()))
+            self.wake.clear()
+            if self.unwritten:
+                return self.response(self.decoder.decode(self.take_bytes()))
             if self.outcome is not None:
-                return self.last(self.outcome)
-            if self.refused is not None:
-                raise self.refused
-            if self.told != self.status:
+                return self.last_response(self.outcome)
+            if self.refusal is not None:
+                raise self.refusal
+            if self.last_status_sent != self.status:
                 return self.response("")
-            await self.news.wait()
+            await self.wake.wait()
 
     def response(self, text: str) -> wire.ActionResponseStream:
-        """Return text with the status of now; there is always a result, because that scheduler drops what has none."""
-        self.told = self.status
+        """Return a response with the text and the current status."""
+        self.last_status_sent = self.status
+        # Every response has a result, because a classic scheduler drops a response without one, its log included.
         result = wire.ActionResult(completion=self.status)
         return wire.ActionResponseStream(action_id=self.number, log=text, result=result)
 
-    def last(self, outcome: Outcome) -> wire.ActionResponseStream:
-        """Return the last response: why the action did not succeed, unless the log has said it, and the exit code."""
+    def last_response(self, outcome: Outcome) -> wire.ActionResponseStream:
+        """Return the response with the exit code, and with the reason of a failure unless the log contains it."""
         text = self.decoder.decode(b"", True)
-        if outcome.message and outcome.message not in self.explained:
+        if outcome.message and outcome.message not in self.last_notice:
             text += f"[{outcome.message}]\n"
         result = wire.ActionResult(completion=wire.ACTION_STATUS_COMPLETED, exit_code=exit_code(outcome))
         return wire.ActionResponseStream(action_id=self.number, log=text, result=result)
 
     def refuse(self, why: CallRefused) -> None:
-        """End the call without a result; what is still to be written comes first."""
-        self.refused = why
-        self.begun.set()
-        self.gone()
+        """End the call without a result. Log that is not yet written is written first."""
+        self.refusal = why
+        self.admitted.set()
+        self.end_waits()
 
-    def gone(self) -> None:
-        """Hold nobody any longer: the call has ended, or will say nothing more."""
+    def end_waits(self) -> None:
+        """End every wait on this call, because the call has ended or will send nothing more."""
         self.is_over = True
-        for event in (self.room, self.news, self.done):
+        for event in (self.room, self.wake, self.done):
             event.set()
 
     # ---- inside
 
-    async def write(self, data: bytes) -> None:
-        """Take bytes into the window, waiting while it is full; dropped when nobody is there any more."""
-        async with self.queue:  # senders that wait keep their order
+    async def add_log(self, data: bytes) -> None:
+        """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over."""
+        # The lock keeps the order of tasks that wait.
+        async with self.send_lock:
             while not self.is_over and self.size and self.size + len(data) > self.window:
                 self.room.clear()
                 await self.room.wait()
             if not self.is_over:
-                self.pieces.append(data)
+                self.unwritten.append(data)
                 self.size += len(data)
-                self.news.set()
+                self.wake.set()
 
-    def taken(self) -> bytes:
-        """Return the next bytes, joined as far as one response goes."""
-        taken = [self.pieces.popleft()]
+    def take_bytes(self) -> bytes:
+        """Return the next bytes of the log, up to the limit of one response."""
+        taken = [self.unwritten.popleft()]
         size = len(taken[0])
-        while self.pieces and size + len(self.pieces[0]) <= MAX_TEXT:
-            taken.append(self.pieces.popleft())
+        while self.unwritten and size + len(self.unwritten[0]) <= MAX_TEXT:
+            taken.append(self.unwritten.popleft())
             size += len(taken[-1])
         self.size -= size
         self.room.set()
         return b"".join(taken)
 
     async def finish(self, outcome: Outcome) -> None:
-        """Take the outcome."""
         if outcome.result is Result.SUCCEEDED and self.action.artifacts.when is When.NEVER:
-            await self.write(NOT_KEPT)
+            await self.add_log(NOT_KEPT)
         self.outcome = outcome
-        self.news.set()
+        self.wake.set()
 
 
 def exit_code(outcome: Outcome) -> int:
-    """Return the one number that tells this client how an action ended; 0 is success and nothing else."""
+    """Return the exit code for the client. Only a success is 0."""
     if outcome.result is Result.SUCCEEDED:
         return 0
     if outcome.reason is Reason.DEADLINE_EXCEEDED:
@@ -200,7 +204,7 @@ def exit_code(outcome: Outcome) -> int:
     return outcome.exit_code or (CANCELLED if outcome.result is Result.CANCELLED else NOT_RUN)
 
 
-def refusal(rejected: Rejected) -> CallRefused:
-    """Return how a call ends whose action was not taken."""
+def refusal_of(rejected: Rejected) -> CallRefused:
+    """Return the status that ends the call of a rejected action."""
     full = rejected.why is Rejection.NO_SLOT
     return CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE, rejected.message)

@@ -1,7 +1,7 @@
-"""The classic wire as the application sees it: a sink for sessions, and something that runs until it is closed.
+"""The classic protocol as the application uses it, in place of `stream.connection` and the outbox.
 
-One `Classic` lives as long as the process. First the port is opened, then the agent registers with it; when it leaves,
-calls that are left get their last words before the port is closed.
+One `ClassicConnection` lives as long as the process. It opens the port first and registers then. When the agent leaves,
+running calls get their last responses before the port is closed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.aio import cancelled_on_exit, first_of
 from agent.domain.errors import SchedulerError
 from agent.scheduler.classic import service as services
-from agent.scheduler.classic.file_store import Folder
+from agent.scheduler.classic.file_store import FileStore
 from agent.scheduler.classic.registration import Registration
 from agent.scheduler.classic.wire import scheduler_pb2 as wire
 
@@ -27,44 +28,45 @@ if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
 
+# Seconds until `close` stops waiting, for the last health message and then for the port.
 CLOSE_TIMEOUT = 2.0
 ADDRESS = re.compile(r"(?:dns:/*)?\[?(?P<host>.*?)\]?(?::(?P<port>\d+))?")
 
 log = structlog.get_logger(__name__)
 
 
-class Classic:
-    """Implements `execution.sink.Sink`. The event on which `health` wakes is this object's alone."""
+class ClassicConnection:
+    """Implements `execution.ports.EventSink`. No other object waits on the event of `health`."""
 
     def __init__(self, settings: Settings, handlers: Handlers, metrics: Metrics, health: HealthReporter) -> None:
         self.settings = settings.scheduler
         self.health = health
         own = self.settings.classic
-        self.folder = Folder(own.files, own, metrics) if own.files is not None else None
-        self.service = services.Service(self.settings, handlers, metrics, health.current, self.folder)
+        self.files = FileStore(own.files, own, metrics) if own.files is not None else None
+        self.service = services.Service(self.settings, handlers, metrics, health.current, self.files)
         memory = settings.policy.default_memory
-        self.registration = Registration(self.settings, memory, metrics, health, self.where)
+        self.registration = Registration(self.settings, memory, metrics, health, self.own_address)
         self.registering: asyncio.Task[None] | None = None
         self.port = 0
-        self.ended = asyncio.Event()
+        self.finished = asyncio.Event()
 
     def open(self, key: Key, *, adopted: bool = False) -> Call:
-        """Return the call that asked for the action: nobody else is told anything of it."""
+        """Return the call that asked for the action. Its client is the only receiver of the session's events."""
         return self.service.calls[key.attempt_key]
 
     @property
     def registered(self) -> bool:
-        """Whether the scheduler has this agent in its pool."""
+        """Whether the scheduler has this agent in its pool now."""
         return self.registration.registered
 
     async def run(self) -> None:
-        """Serve, and stay registered; return after `close`.
+        """Serve calls and stay registered until `close`.
 
         Raises:
-            Refused: the other end is no classic scheduler.
-            CannotListen: the port cannot be had.
+            Refused: the server at the address is not a classic scheduler.
+            CannotListen: the port cannot be opened.
         """
-        self.ended.clear()
+        self.finished.clear()
         try:
             server, self.port = await services.start(self.service, self.settings.classic)
             try:
@@ -72,61 +74,57 @@ class Classic:
             finally:
                 await server.stop(services.STOP_GRACE)
         finally:
-            self.ended.set()
+            self.finished.set()
 
     async def serve(self) -> None:
-        """Stay registered, and give waiting calls their turns."""
-        if self.folder is not None:
-            await asyncio.to_thread(self.folder.prune)
+        """Stay registered, and start waiting calls when slots become free."""
+        if self.files is not None:
+            await asyncio.to_thread(self.files.prune)
         self.registering = asyncio.create_task(self.registration.run(), name="registration")
-        tasks = {self.registering, asyncio.create_task(self.turn(), name="turns")}
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():
+        admitting = asyncio.create_task(self.admit_on_change(), name="admission of calls")
+        async with cancelled_on_exit(self.registering, admitting):
+            await first_of(self.registering, admitting)
+            for task in (self.registering, admitting):
+                if task.done() and not task.cancelled():
                     task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
 
-    async def turn(self) -> None:
-        """Look who may begin, and tell the health, whenever the health may have changed."""
+    async def admit_on_change(self) -> None:
+        """Start waiting calls and send the health, whenever the health may have changed."""
         while True:
             self.health.wake.clear()
             self.service.admit()
-            self.registration.news.set()
+            self.registration.wake.set()
             await self.health.wake.wait()
 
     async def close(self) -> None:
-        """Say that nothing is free, end the stream of health, and close the port; takes a few seconds at most."""
+        """Report that no slot is free, end the stream of health, and close the port. Takes a few seconds at most."""
         if self.registering is None:
             return
-        self.health.changed()
+        self.health.notify()
         self.registration.close()
         await asyncio.wait({self.registering}, timeout=CLOSE_TIMEOUT)
         self.registering.cancel()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self.ended.wait()
+                await self.finished.wait()
         except TimeoutError:
             log.warning("the port for the scheduler could not be closed in time", port=self.port)
 
-    async def where(self) -> wire.Hostname:
-        """Return where the scheduler dials this agent.
+    async def own_address(self) -> wire.Hostname:
+        """Return the host and port that the scheduler calls.
 
         Raises:
-            SchedulerError: no way leads to the scheduler now.
+            SchedulerError: the scheduler's name cannot be looked up, or there is no route to it.
         """
         own = self.settings.classic
-        host = advertised(own.host or await route(self.settings.address), tls=own.cert_file is not None)
-        if self.folder is not None:
-            self.folder.host = host
+        host = with_scheme(own.host or await source_address(self.settings.address), tls=own.cert_file is not None)
+        if self.files is not None:
+            self.files.host = host
         return wire.Hostname(host=host, port=self.port)
 
 
-def advertised(host: str, *, tls: bool) -> str:
-    """Return a host with the scheme that the scheduler wants, and an IPv6 address in brackets."""
+def with_scheme(host: str, *, tls: bool) -> str:
+    """Return a host with the scheme that the scheduler expects, and an IPv6 address in brackets."""
     if "://" in host:
         return host
     bare = host.strip("[]")
@@ -134,11 +132,11 @@ def advertised(host: str, *, tls: bool) -> str:
     return f"{scheme}://[{bare}]" if ":" in bare else f"{scheme}://{bare}"
 
 
-async def route(address: str) -> str:
-    """Return the own address from which packets to the scheduler leave: in a pod, the pod's IP. Nothing is sent.
+async def source_address(address: str) -> str:
+    """Return this machine's IP address on the route to the scheduler. In a pod it is the pod's IP. Sends no packet.
 
     Raises:
-        SchedulerError: the scheduler's name cannot be looked up, or no way leads to it.
+        SchedulerError: the scheduler's name cannot be looked up, or there is no route to it.
     """
     match = ADDRESS.fullmatch(address)
     name = match["host"] if match is not None else address
@@ -146,8 +144,9 @@ async def route(address: str) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, target = found[0]
+        # Connecting a UDP socket selects the route and the source address, without sending a packet.
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(target)
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise SchedulerError(f"no way leads to {name}: {error}") from error
+        raise SchedulerError(f"there is no route to {name}: {error}") from error

@@ -1,8 +1,9 @@
-"""The files of actions in a folder of this agent: the classic wire has no way to send them.
+"""The files of actions in a folder of the agent. The classic protocol cannot send them to the scheduler.
 
-Each action has a folder of its own, written beside its place and moved into it when all files are whole. What is older
-than `max_age` is removed, then the oldest until the rest fits into `max_size`: at the start and after each action, so
-that the bound holds but for the copies that are under way.
+A `FileStore` lives as long as the process. Each action has a folder of its own. Its files are first copied into a
+staging folder, which is renamed when all files are complete. Folders older than `max_age` are removed. The oldest of
+the rest are removed until the others fit into `max_size`. Both happen at the start and after each action, so only
+copies in progress can exceed the limit.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-STAGING = ".copy-"
+STAGING_PREFIX = ".copy-"
 
 
-class Folder:
-    """Keeps the files of many actions. `host` is how the agent calls itself, for people."""
+class FileStore:
+    """Keeps the files of many actions. `host` is the agent's address, for texts."""
 
     def __init__(self, top: Path, settings: ClassicSettings, metrics: Metrics) -> None:
         self.top = top
@@ -46,23 +47,23 @@ class Folder:
         self.metrics = metrics
         self.host = ""
 
-    def sentence(self, key: Key, summary: ArtifactSummary) -> str:
-        """Say where the files of an action are."""
+    def describe(self, key: Key, summary: ArtifactSummary) -> str:
+        """Return a line of log that names the folder of an action's files."""
         files = "1 file" if summary.files == 1 else f"{summary.files} files"
         return f"[{files} ({summary.bytes} bytes) kept by the agent at {self.host} in {self.top / key.action_id}]\n"
 
     async def keep(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
-        """Write files, and put them into their place when all are whole.
+        """Write the files of an action. They appear in the action's folder when all of them are complete.
 
         Raises:
-            ActionFailed: they cannot be stored here; another try would not help.
+            ActionFailed: the folder cannot store the files. Another try would not help.
             Exception: whatever `parts` raises.
         """
         copy: Copy | None = None
         try:
             copy = await asyncio.to_thread(Copy, self.top)
             async for part in parts:
-                await asyncio.to_thread(copy.take, part)
+                await asyncio.to_thread(copy.write, part)
             await asyncio.to_thread(copy.finish, self.top / key.action_id)
             await asyncio.to_thread(self.prune, key.action_id)
         except OSError as error:
@@ -74,41 +75,47 @@ class Folder:
         self.metrics.artifact_files.inc(copy.files)
         self.metrics.artifact_bytes.inc(copy.bytes)
 
-    def prune(self, but: str = "") -> None:
-        """Remove what is too old, then the oldest of what is too much; never the action `but`, which has just come."""
+    def prune(self, newest: str = "") -> None:
+        """Remove folders that are too old, then the oldest until the rest fits. Never removes the action `newest`."""
         self.top.mkdir(parents=True, exist_ok=True)
         with os.scandir(self.top) as entries:
-            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != but]
+            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != newest]
         kept = [(entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in folders]
-        total = size_of(self.top / but) if but else 0
-        # From the newest on: what comes after the bound was reached is too much.
+        total = size_of(self.top / newest) if newest else 0
+        # The loop goes from the newest to the oldest. Once the limit is reached, every older folder is removed.
         for changed, name in sorted(kept, reverse=True):
             folder = self.top / name
-            if name.startswith(STAGING) and time.time() - changed < self.max_age:
+            # A young staging folder belongs to a copy in progress. An old one was left by an agent that died.
+            if name.startswith(STAGING_PREFIX) and time.time() - changed < self.max_age:
                 continue
             total += size_of(folder)
             if total > self.max_size or time.time() - changed > self.max_age:
-                log.info("removing files of an old action", folder=str(folder))
+                log.info("removing the files of an old action", folder=str(folder))
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 class Copy:
-    """One copy, part by part; all methods block and are called on a thread."""
+    """One copy in progress. Its methods block, so they run on a thread."""
 
     def __init__(self, top: Path) -> None:
         top.mkdir(parents=True, exist_ok=True)
-        self.staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=top))
+        self.staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=top))
         self.staging.chmod(0o755)
         self.handle = -1
         self.mode = 0
         self.files = 0
         self.bytes = 0
 
-    def take(self, part: FilePart) -> None:
-        """Write the next part. Only this copy writes into its folder, so that no link can be in the way."""
+    def write(self, part: FilePart) -> None:
+        """Write the next part into the staging folder.
+
+        Raises:
+            OSError: the part cannot be written, or its path leaves the folder.
+        """
         match part:
             case FileStart():
-                path = os.fsencode(self.staging) + b"/" + checked(part.path)
+                # No other process writes into the staging folder, so no parent of the path can be a symbolic link.
+                path = os.fsencode(self.staging) + b"/" + safe_path(part.path)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 self.mode = part.mode & 0o777
@@ -117,33 +124,32 @@ class Copy:
                 self.bytes += len(part.data)
             case FileEnd():
                 os.fchmod(self.handle, self.mode)
-                self.leave()
+                self.close_file()
                 self.files += 1
 
-    def finish(self, place: Path) -> None:
-        """Move the files into their place, in that of an earlier try; without any, there is no place."""
-        if place.exists():
-            shutil.rmtree(place)
+    def finish(self, folder: Path) -> None:
+        """Replace the folder of the action with the copy. Without any file, the action gets no folder."""
+        if folder.exists():
+            shutil.rmtree(folder)
         if self.files:
-            self.staging.rename(place)
+            self.staging.rename(folder)
 
     def abandon(self) -> None:
-        """Leave nothing of a copy that was not finished; safe after `finish`."""
-        self.leave()
+        """Remove the staging folder, if `finish` has not renamed it."""
+        self.close_file()
         shutil.rmtree(self.staging, ignore_errors=True)
 
-    def leave(self) -> None:
-        """Close the file that is open."""
+    def close_file(self) -> None:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
 
 
-def checked(path: bytes) -> bytes:
-    """Return a path that stays within its folder.
+def safe_path(path: bytes) -> bytes:
+    """Return the path if it stays within its folder.
 
     Raises:
-        OSError: it does not.
+        OSError: the path does not.
     """
     try:
         safe_components(path)
@@ -153,7 +159,7 @@ def checked(path: bytes) -> bytes:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes below a folder; what vanishes meanwhile has none."""
+    """Return the bytes of all files below a folder. Files that vanish meanwhile count as 0."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:

@@ -1,26 +1,27 @@
-"""The agent's place in the pool of a classic scheduler: registered, and its health told over one stream.
+"""The agent's place in the pool of a classic scheduler: one registration, and one stream that carries its health.
 
-`run` lives as long as the process. That scheduler keeps no state, so whenever the stream of health ends the agent
-registers again, for ever, with full jitter; calls that run do not notice. The last that is told is that nothing is
-free: an entry of that pool is never removed, and this makes it the one that is chosen last.
+`run` lives as long as the process. A classic scheduler keeps no state. Whenever the stream of health ends, the agent
+registers again. Running calls do not notice. A classic scheduler never removes an agent from its pool. The last health
+message therefore reports that nothing is free, so that the scheduler chooses this agent last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import structlog
 from grpc import aio
 
-from agent.domain.errors import Refused, SchedulerError
+from agent.aio import cancelled_on_exit, first_of
+from agent.domain.errors import SchedulerError
 from agent.domain.quantities import quantity
 from agent.domain.session_state import Readiness
+from agent.scheduler.call_status import ConnectionBroken, error_of_status
 from agent.scheduler.classic.wire import scheduler_pb2 as wire
 from agent.scheduler.classic.wire import scheduler_pb2_grpc
-from agent.scheduler.stream.channel import Broken, explain, metadata, open_channel
-from agent.scheduler.stream.connection import STABLE_AFTER, Backoff
+from agent.scheduler.reconnect import Reconnector
+from agent.scheduler.stream.channel import call_metadata, open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,165 +31,150 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-    Where = Callable[[], Awaitable[wire.Hostname]]
+    OwnAddress = Callable[[], Awaitable[wire.Hostname]]
     Call = aio.StreamUnaryCall[wire.HealthStatus, wire.Empty]
 
-CLOSE_TIMEOUT = 1.0
+# Seconds until the status of an ended stream of health must have arrived.
+STATUS_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
 
 
 def health_message(health: Health, memory: str) -> wire.Health:
-    """Write what is free: slots in percent, and the memory that the policy gives to actions in them.
+    """Return the free slots in percent, and the memory that the policy gives to the actions in them.
 
-    An action of this wire cannot ask for memory, so each gets `memory`, the policy's default. Nothing is free while the
-    agent leaves or does not reach its cluster.
+    An action of this protocol cannot ask for memory, so each gets `memory`, the policy's default. Nothing is free while
+    the agent drains or cannot reach its cluster.
     """
     free = max(0, health.slots - health.running) if health.status is Readiness.READY else 0
     return wire.Health(cpu_avail=100 * free // health.slots, memory_avail=int(quantity(memory or "0")) * free)
 
 
 class Registration:
-    """Keeps this agent registered. `registered` says whether it is now; `news` wakes who tells the health."""
+    """Keeps this agent registered. `ClassicConnection` owns one. It sets `wake` when the health may have changed."""
 
     def __init__(
-        self, settings: SchedulerSettings, memory: str, metrics: Metrics, health: HealthReporter, where: Where
+        self,
+        settings: SchedulerSettings,
+        memory: str,
+        metrics: Metrics,
+        health: HealthReporter,
+        own_address: OwnAddress,
     ) -> None:
         self.settings = settings
-        self.where = where
+        self.own_address = own_address
         self.memory = memory
         self.metrics = metrics
         self.health = health
-        self.backoff = Backoff(settings.reconnect_max)
-        self.registered = False
-        self.said = False
-        self.news = asyncio.Event()
-        self.closing = asyncio.Event()
+        self.reconnector = Reconnector(settings, metrics, self.connect)
+        self.wake = asyncio.Event()
+
+    @property
+    def registered(self) -> bool:
+        """Whether the scheduler has this agent in its pool now."""
+        return self.reconnector.connected.is_set()
 
     async def run(self) -> None:
-        """Stay registered; return after `close`.
+        """Stay registered until `close`.
 
         Raises:
-            Refused: the other end is no classic scheduler.
+            Refused: the server at the address is not a classic scheduler.
         """
-        while not self.closing.is_set():
-            try:
-                await self.once()
-            except SchedulerError as error:
-                kind = error.kind if isinstance(error, Broken) else "refused"
-                self.metrics.stream_reconnects.labels(kind).inc()
-                if isinstance(error, Refused) and error.permanent:
-                    raise
-                if not self.said and not self.closing.is_set():
-                    log.warning(f"cannot reach the scheduler at {self.settings.address}", reason=str(error), kind=kind)
-                self.said = True
-                await self.pause(self.backoff.after(error))
+        await self.reconnector.run()
 
     def close(self) -> None:
-        """End the stream, behind what is still to be told."""
-        self.closing.set()
-        self.news.set()
+        """Send the last health message, then end the stream."""
+        self.reconnector.close()
+        self.wake.set()
 
-    async def once(self) -> None:
-        """Register, and tell the health until that ends; returns only after `close`.
+    async def connect(self) -> None:
+        """Register and send health until the stream ends. Returns only after `close`.
 
         Raises:
-            SchedulerError: why it ended.
+            SchedulerError: the reason of the end.
         """
         channel = open_channel(self.settings)
         try:
             stub = scheduler_pb2_grpc.AgentStub(channel)
             agent_id = await self.register(stub)
-            since = time.monotonic()
-            try:
-                await self.report(stub.ReportHealthStatus(metadata=metadata(self.settings)), agent_id)
-            finally:
-                if time.monotonic() - since >= STABLE_AFTER:
-                    self.backoff.reset()
-                self.registered = False
-                self.metrics.stream_connected.set(0)
+            await self.report_health(stub.ReportHealthStatus(metadata=call_metadata(self.settings)), agent_id)
         finally:
+            self.reconnector.on_disconnected()
             await channel.close()
 
     async def register(self, stub: scheduler_pb2_grpc.AgentAsyncStub) -> int:
-        """Enter the pool; returns the id there.
+        """Register and return the id in the scheduler's pool.
 
         Raises:
             SchedulerError: the scheduler does not answer, or refuses.
         """
-        hostname = await self.where()
+        hostname = await self.own_address()
         health = health_message(self.health.current(), self.memory)
         request = wire.RegisterAgentRequest(health=health, hostname=hostname)
         self.metrics.stream_messages.labels("sent", "register").inc()
         try:
             answer = await stub.RegisterAgent(
-                request, timeout=self.settings.register_timeout, metadata=metadata(self.settings)
+                request, timeout=self.settings.register_timeout, metadata=call_metadata(self.settings)
             )
         except aio.AioRpcError as error:
-            raise explain(error.code(), error.details() or "") from error
+            raise error_of_status(error.code(), error.details() or "") from error
         self.metrics.stream_messages.labels("received", "registered").inc()
-        self.metrics.stream_connected.set(1)
-        self.registered = True
-        self.said = False
+        self.reconnector.on_connected()
         dialed = f"{hostname.host}:{hostname.port}"
         log.info("registered with the scheduler", address=self.settings.address, id=answer.id, dialed=dialed)
         return answer.id
 
-    async def report(self, call: Call, agent_id: int) -> None:
-        """Tell the health until the stream ends.
+    async def report_health(self, call: Call, agent_id: int) -> None:
+        """Send health until the stream ends.
 
         Raises:
-            Broken, Refused: it ended before `close`.
+            ConnectionBroken, Refused: the stream ended before `close`.
         """
-        self.health.forget()
-        self.news.set()
-        ending = asyncio.create_task(ended(call), name="end of health")
-        telling = asyncio.create_task(self.tell(call, agent_id), name="health")
-        beating = asyncio.create_task(self.health.tick(self.settings.classic.health_interval), name="health interval")
+        self.health.make_due()
+        self.wake.set()
+        interval = self.settings.classic.health_interval
+        ending = asyncio.create_task(end_reason(call), name="end of health")
+        writing = asyncio.create_task(self.write_health(call, agent_id), name="health")
+        ticking = asyncio.create_task(self.health.tick(interval), name="health interval")
         try:
-            await asyncio.wait({ending, telling}, return_when=asyncio.FIRST_COMPLETED)
-            # Why it broke is in the status of the call, whoever notices first.
-            await asyncio.wait({ending}, timeout=CLOSE_TIMEOUT)
-            if not self.closing.is_set():
-                if telling.done() and not telling.cancelled() and (error := telling.exception()) is not None:
-                    raise error
-                raise ending.result() if ending.done() else Broken("silent", "the stream of health cannot be written")
+            async with cancelled_on_exit(ending, writing, ticking):
+                await first_of(ending, writing)
+                # If the writer has noticed the end first, the reason is still in the status of the call.
+                await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
+                if not self.reconnector.closing.is_set():
+                    if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
+                        raise error
+                    raise (
+                        ending.result()
+                        if ending.done()
+                        else ConnectionBroken("silent", "the stream of health cannot be written")
+                    )
         finally:
-            for task in (ending, telling, beating):
-                task.cancel()
-            await asyncio.wait({ending, telling, beating})
             call.cancel()
 
-    async def tell(self, call: Call, agent_id: int) -> None:
-        """Write the health whenever it is due, and end the stream when this agent leaves."""
+    async def write_health(self, call: Call, agent_id: int) -> None:
+        """Send the health whenever it is due. Ends the stream after `close`, or returns when the stream has ended."""
         try:
             while True:
-                self.news.clear()
+                self.wake.clear()
                 if (health := self.health.take()) is not None:
                     await call.write(wire.HealthStatus(agent_id=agent_id, health=health_message(health, self.memory)))
                     self.metrics.stream_messages.labels("sent", "health").inc()
                     self.metrics.health_sent.set_to_current_time()
-                elif self.closing.is_set():
+                elif self.reconnector.closing.is_set():
                     await call.done_writing()
                     return
                 else:
-                    await self.news.wait()
+                    await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the status of the call says more
-
-    async def pause(self, delay: float) -> None:
-        """Wait before the next try, unless this agent leaves."""
-        try:
-            async with asyncio.timeout(delay):
-                await self.closing.wait()
-        except TimeoutError:
+            # `end_reason` gets the status of the call, which has more details than this error.
             return
 
 
-async def ended(call: Call) -> SchedulerError:
-    """Wait for the end of a stream and return why it ended."""
+async def end_reason(call: Call) -> SchedulerError:
+    """Wait for the end of a stream of health and return the reason."""
     try:
         await call
     except aio.AioRpcError as error:
-        return explain(error.code(), error.details() or "")
-    return Broken("closed", "the scheduler closed the stream of health")
+        return error_of_status(error.code(), error.details() or "")
+    return ConnectionBroken("closed", "the scheduler closed the stream of health")

@@ -1,7 +1,7 @@
-"""The scheduler's half of the doctor: is it there, is it who it says, does it take this agent.
+"""The scheduler's part of `sealci-agent doctor`: address, TLS, token and registration.
 
-Each check lives for a connection. The last one registers as the agent would, with an identity of its own and no slots,
-tells no health, and leaves: a scheduler sends actions only to agents that have said they are ready, so none comes.
+Each check opens a connection of its own and closes it. The last check registers with an identity of its own and no
+slots, sends no health, and leaves. A scheduler sends actions only to agents that have reported READY, so none arrives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, war
 from agent.domain.errors import Refused, SchedulerError
 from agent.domain.session_state import Health, Readiness
 from agent.protocol.wire import agent_pb2 as wire
-from agent.scheduler.stream.channel import Broken, Dialed, metadata
+from agent.scheduler.call_status import ConnectionBroken
+from agent.scheduler.stream.channel import StreamChannels, call_metadata
 from agent.scheduler.stream.connection import Identity
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
@@ -29,92 +30,93 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 ADDRESS, TLS, TOKEN, REGISTRATION = (f"scheduler: {what}" for what in ("address", "TLS", "token", "registration"))
-CONNECT_SECONDS = 10.0
-LEAVE_SECONDS = 2.0
-SOON_SECONDS = 14 * 86400.0
+# Seconds until a connection or a handshake counts as failed.
+CONNECT_TIMEOUT = 10.0
+# Seconds until the check stops waiting for the scheduler to end the stream of the registration.
+LEAVE_TIMEOUT = 2.0
 DAY = 86400.0
+# Seconds before the end of a certificate from which the check warns.
+EXPIRY_WARNING = 14 * DAY
+
+ADDRESS_ADVICE = "check scheduler.address, its DNS name, and the NetworkPolicies and firewalls on the way"
+TLS_ADVICE = (
+    "check that scheduler.tls.ca_file holds the CA of the scheduler, that server_name is a name in its certificate,"
+    " that cert_file and key_file belong together, and that the port speaks TLS"
+)
+UNTRUSTED_ADVICE = "renew the token in the Secret behind scheduler.token_file, or set a client certificate"
 
 
-async def examine(settings: Settings, version: str, metrics: Metrics) -> AsyncGenerator[Finding]:
-    """Yield one finding after another; what depends on one that failed is skipped."""
-    reached = await address(settings.scheduler)
-    yield reached
-    if reached.verdict is Verdict.FAILED:
-        for check in (TLS, TOKEN, REGISTRATION):
-            yield skipped(check, "the address is not reached")
+async def check_scheduler(settings: Settings, version: str, metrics: Metrics) -> AsyncGenerator[Finding]:
+    """Yield one finding after another. A check that depends on a failed check is skipped."""
+    address = await check_address(settings.scheduler)
+    yield address
+    if address.verdict is Verdict.FAILED:
+        for name in (TLS, TOKEN, REGISTRATION):
+            yield skipped(name, "the address cannot be reached")
         return
-    trust = await tls(settings.scheduler)
-    yield trust
-    held = token(settings.scheduler)
-    yield held
-    if Verdict.FAILED in (trust.verdict, held.verdict):
-        yield skipped(REGISTRATION, f"{trust.check if trust.verdict is Verdict.FAILED else held.check} failed")
+    tls = await check_tls(settings.scheduler)
+    yield tls
+    token = check_token(settings.scheduler)
+    yield token
+    if Verdict.FAILED in (tls.verdict, token.verdict):
+        yield skipped(REGISTRATION, f"{tls.check if tls.verdict is Verdict.FAILED else token.check} failed")
     elif settings.scheduler.protocol == "classic":
-        yield skipped(REGISTRATION, "the classic protocol has no registration that takes no action")
+        yield skipped(REGISTRATION, "a classic scheduler would send actions to this registration")
     else:
-        yield await registration(settings, version, metrics)
+        yield await check_registration(settings, version, metrics)
 
 
-def place(address: str) -> tuple[str, int] | None:
-    """Return host and port of an address, None for one that only gRPC can read."""
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Return host and port of an address, or None for an address that only gRPC can parse."""
     host, _, port = address.removeprefix("dns:///").rpartition(":")
     return (host.strip("[]"), int(port)) if host and "/" not in host and port.isdigit() else None
 
 
-async def address(settings: SchedulerSettings) -> Finding:
-    """Open a connection, and close it."""
-    target = place(settings.address)
+async def check_address(settings: SchedulerSettings) -> Finding:
+    """Open a TCP connection to the scheduler and close it."""
+    target = host_and_port(settings.address)
     if target is None:
-        return skipped(ADDRESS, f"{settings.address} is no host:port; the registration will tell")
+        return skipped(ADDRESS, f"{settings.address} is not host:port; the registration checks it")
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
+        async with asyncio.timeout(CONNECT_TIMEOUT):
             _, writer = await asyncio.open_connection(*target)
     except TimeoutError:
-        return failed(ADDRESS, f"{settings.address} did not answer in {CONNECT_SECONDS:g} s", WAY)
+        return failed(ADDRESS, f"{settings.address} did not answer in {CONNECT_TIMEOUT:g} s", ADDRESS_ADVICE)
     except OSError as error:
-        return failed(ADDRESS, f"{settings.address} cannot be reached: {error.strerror or error}", WAY)
+        return failed(ADDRESS, f"{settings.address} cannot be reached: {error.strerror or error}", ADDRESS_ADVICE)
     writer.close()
     return ok(ADDRESS, f"{settings.address} answers")
 
 
-WAY = "check scheduler.address, its DNS name, and the NetworkPolicies and firewalls on the way"
-
-
-async def tls(settings: SchedulerSettings) -> Finding:
-    """Shake hands as the agent would, and look at how long the scheduler's certificate is good."""
+async def check_tls(settings: SchedulerSettings) -> Finding:
+    """Make the TLS handshake of the agent, and check how long the scheduler's certificate is valid."""
     if not settings.tls.enabled:
-        advice = "set scheduler.tls.enabled: true: the token and everything else travels in the clear"
+        advice = "set scheduler.tls.enabled: true, or the token and all data travel unencrypted"
         return warning(TLS, "off (scheduler.tls.enabled: false)", advice)
-    target = place(settings.address)
+    target = host_and_port(settings.address)
     if target is None:
-        return skipped(TLS, "no host:port to try it with")
+        return skipped(TLS, f"{settings.address} is not host:port")
     name = settings.tls.server_name or target[0]
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            context = trusting(settings.tls)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            context = ssl_context(settings.tls)
             _, writer = await asyncio.open_connection(*target, ssl=context, server_hostname=name)
     except ssl.SSLCertVerificationError as error:
-        return failed(TLS, f"{name} is not trusted: {error.verify_message}", TRUST)
+        return failed(TLS, f"{name} is not trusted: {error.verify_message}", TLS_ADVICE)
     except ssl.SSLError as error:
-        return failed(TLS, f"no handshake: {error.reason or error}", TRUST)
+        return failed(TLS, f"no handshake: {error.reason or error}", TLS_ADVICE)
     except TimeoutError:
-        return failed(TLS, f"no handshake in {CONNECT_SECONDS:g} s", TRUST)
+        return failed(TLS, f"no handshake in {CONNECT_TIMEOUT:g} s", TLS_ADVICE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return failed(TLS, f"{where}{error.strerror or error}", TRUST)
+        return failed(TLS, f"{where}{error.strerror or error}", TLS_ADVICE)
     connection = writer.get_extra_info("ssl_object")
     writer.close()
-    return good_until(name, str(connection.version()), ssl.cert_time_to_seconds(connection.getpeercert()["notAfter"]))
+    return check_expiry(name, str(connection.version()), ssl.cert_time_to_seconds(connection.getpeercert()["notAfter"]))
 
 
-TRUST = (
-    "scheduler.tls.ca_file must hold the CA of the scheduler, server_name a name in its certificate, cert_file and"
-    " key_file a pair; is TLS spoken on that port?"
-)
-
-
-def trusting(tls: Tls) -> ssl.SSLContext:
-    """Return the trust of the settings."""
+def ssl_context(tls: Tls) -> ssl.SSLContext:
+    """Return a client context with the files of the settings."""
     context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
     context.set_alpn_protocols(["h2"])
     if tls.cert_file and tls.key_file:
@@ -122,27 +124,27 @@ def trusting(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def good_until(name: str, version: str, end: float) -> Finding:
-    """Say how long a certificate is good."""
+def check_expiry(name: str, version: str, end: float) -> Finding:
+    """Return a warning if the certificate is valid for less than two weeks. `end`: seconds since the epoch."""
     left = end - time.time()
-    detail = f"{version}, the certificate of {name} is good until {datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M}"
-    if left < SOON_SECONDS:
+    detail = f"{version}, the certificate of {name} is valid until {datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M}"
+    if left < EXPIRY_WARNING:
         return warning(TLS, f"{detail}, {left / DAY:.0f} days", "replace it; the agent reads it at each connect")
     return ok(TLS, detail)
 
 
-def token(settings: SchedulerSettings) -> Finding:
-    """Read the token as the agent would; its text is never said."""
+def check_token(settings: SchedulerSettings) -> Finding:
+    """Read the token as the agent does. The finding never contains the token."""
     if settings.token_file is None:
-        return ok(TOKEN, "none set (scheduler.token_file)")
+        return ok(TOKEN, "not set (scheduler.token_file)")
     try:
-        metadata(settings)
-    except Broken as error:
-        return failed(TOKEN, str(error), "mount the Secret that holds the token there: one word")
+        call_metadata(settings)
+    except ConnectionBroken as error:
+        return failed(TOKEN, str(error), "mount the Secret with the token there; the token is one word of ASCII")
     return ok(TOKEN, f"read from {settings.token_file}")
 
 
-async def registration(settings: Settings, version: str, metrics: Metrics) -> Finding:
+async def check_registration(settings: Settings, version: str, metrics: Metrics) -> Finding:
     """Register with no slots, and leave."""
     outbox = Outbox(settings.scheduler.window, metrics)
     health = HealthReporter(lambda: Health(Readiness.DRAINING, 0, 0, cluster_reachable=True), outbox.wake)
@@ -155,25 +157,24 @@ async def registration(settings: Settings, version: str, metrics: Metrics) -> Fi
         slots=0,
         labels=settings.agent.labels,
     )
-    dialed = Dialed(settings.scheduler)
+    channels = StreamChannels(settings.scheduler)
     try:
-        call = dialed.connect()
+        call = channels.connect()
         answer = await Stream(settings.scheduler, call, outbox, health, metrics).register(message)
         await call.done_writing()
-        async with asyncio.timeout(LEAVE_SECONDS):
+        async with asyncio.timeout(LEAVE_TIMEOUT):
             while isinstance(await call.read(), wire.SchedulerMessage):
                 pass
     except TimeoutError:
-        return ok(REGISTRATION, f"taken into pool {settings.agent.pool}, and left without a good-bye")
+        return ok(REGISTRATION, f"registered in pool {settings.agent.pool}; the scheduler did not end the stream")
     except Refused as error:
-        return failed(REGISTRATION, str(error), "the scheduler must know this pool and speak this agent's protocol")
+        return failed(REGISTRATION, str(error), "the scheduler must know this pool and this agent's protocol version")
     except SchedulerError as error:
-        unknown = isinstance(error, Broken) and error.kind == "unauthenticated"
-        return failed(REGISTRATION, str(error), RENEW if unknown else "see the scheduler's log at this time")
+        untrusted = isinstance(error, ConnectionBroken) and error.kind == "unauthenticated"
+        return failed(
+            REGISTRATION, str(error), UNTRUSTED_ADVICE if untrusted else "see the scheduler's log at this time"
+        )
     finally:
-        await dialed.close()
-    scheduler = f" by {answer.scheduler[:100]}" if answer.scheduler else ""
-    return ok(REGISTRATION, f"taken into pool {settings.agent.pool}{scheduler} with no slots, and left")
-
-
-RENEW = "renew the token in the Secret that scheduler.token_file comes from; or the scheduler wants a certificate"
+        await channels.close()
+    scheduler = f" of {answer.scheduler[:100]}" if answer.scheduler else ""
+    return ok(REGISTRATION, f"registered in pool {settings.agent.pool}{scheduler} with no slots, and left")

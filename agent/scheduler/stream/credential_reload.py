@@ -1,86 +1,96 @@
-"""Tokens and certificates that were replaced while a stream is open: noticed, tried, and taken into use.
+"""Reload of tokens and certificates that are replaced while a stream is open.
 
-A `Rotation` lives as long as its stream. Mounted Secrets change under a running agent, and what has expired must not be
-found out at the next reconnect, hours later. So the files are looked at every few seconds. When they have changed, a
-connection is opened with them first: only if that succeeds does the stream end, and the next one begins soon after,
-with its sessions where they were. If it does not, the old stream stays, and whoever replaced them is told.
+The kubelet updates mounted Secrets under a running agent. Without a reload, expired credentials would fail at the next
+reconnect, maybe hours later. A `CredentialReload` lives as long as its stream. It looks at the files every few seconds.
+After a change it first opens a test connection with the new files. If that succeeds, the stream ends and the next one
+opens at once, with the same sessions. If the test connection fails, the stream stays open and the agent logs a warning.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from agent.scheduler.stream.channel import Broken, metadata, open_channel
+from agent.scheduler.call_status import ROTATED, ConnectionBroken
+from agent.scheduler.stream.channel import call_metadata, open_channel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.settings import SchedulerSettings
 
-CHECK_SECONDS = 10.0
-TRY_SECONDS = 15.0
-ROTATED = "rotated"
-
 log = structlog.get_logger(__name__)
 
 
-class Rotation:
-    """Watches the files that a stream was opened with; made before it is, so that no change is missed."""
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of the reload."""
 
-    def __init__(self, settings: SchedulerSettings) -> None:
+    check_interval: float = 10.0
+    """Seconds between two looks at the files."""
+    connect_timeout: float = 15.0
+    """Seconds until a test connection counts as failed."""
+
+
+DEFAULT_TIMINGS = Timings()
+
+
+class CredentialReload:
+    """Watches the credential files of one stream. Create it before the stream reads the files, to miss no change."""
+
+    def __init__(self, settings: SchedulerSettings, timings: Timings = DEFAULT_TIMINGS) -> None:
         self.settings = settings
+        self.timings = timings
         self.used = fingerprint(settings)
 
     async def watch(self) -> NoReturn:
-        """Wait for a change that can be used.
+        """Wait until the files have changed and the new files give a connection.
 
         Raises:
-            Broken: with the kind `rotated`: the stream is to be opened anew.
+            ConnectionBroken: the stream must be opened again with the new files. The kind is `rotated`.
         """
-        tried = self.used
+        last_tried = self.used
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.sleep(self.timings.check_interval)
             found = fingerprint(self.settings)
-            if found in (self.used, tried):
+            if found in (self.used, last_tried):
                 continue
-            tried = found
-            why = await self.unusable()
-            if not why:
-                raise Broken(ROTATED, "the token or the certificates were replaced")
-            log.warning(
-                "the new token or certificates cannot be used; the stream goes on with the old ones", reason=why
-            )
+            last_tried = found
+            problem = await self.try_connection()
+            if not problem:
+                raise ConnectionBroken(ROTATED, "the token or the certificates were replaced")
+            log.warning("the new token or certificates do not work; keeping the open stream", reason=problem)
 
-    async def unusable(self) -> str:
-        """Try a connection with what the files hold now; returns why it cannot be had, "" when it can."""
+    async def try_connection(self) -> str:
+        """Open and close a connection with the current files. Returns the problem, or "" if there is none."""
         try:
-            metadata(self.settings)
+            call_metadata(self.settings)
             channel = open_channel(self.settings)
-        except Broken as error:
+        except ConnectionBroken as error:
             return str(error)
         try:
-            async with asyncio.timeout(TRY_SECONDS):
+            async with asyncio.timeout(self.timings.connect_timeout):
                 await channel.channel_ready()
         except TimeoutError:
-            return f"no connection in {TRY_SECONDS:g} s"
+            return f"no connection in {self.timings.connect_timeout:g} s"
         finally:
             await channel.close()
         return ""
 
 
 def fingerprint(settings: SchedulerSettings) -> bytes:
-    """Return what tells the contents of all files from others."""
+    """Return a hash of the contents of all credential files."""
     tls = settings.tls
     files = (settings.token_file, *((tls.ca_file, tls.cert_file, tls.key_file) if tls.enabled else ()))
-    return b"".join(hashlib.sha256(content(each)).digest() for each in files)
+    return b"".join(hashlib.sha256(contents_or_empty(each)).digest() for each in files)
 
 
-def content(file: Path | None) -> bytes:
-    """Read a file; one that cannot be read is as good as empty here: dialling says what is wrong."""
+def contents_or_empty(file: Path | None) -> bytes:
+    """Return the contents of a file, or b"" if the file cannot be read. The test connection reports that problem."""
     try:
         return file.read_bytes() if file is not None else b""
     except OSError:

@@ -1,7 +1,7 @@
-"""When the scheduler is told how the agent is: at the interval that it named, and at once on change.
+"""When the agent sends its health to the scheduler: at the interval that the scheduler named, and after each change.
 
-One reporter lives as long as the process. It keeps no health of its own: a callable gives the current one at the moment
-of sending, so that ten changes in a row are one message.
+One reporter lives as long as the process. It keeps no copy of the health's parts. A callable returns the health at the
+moment of sending, so that ten changes in a row become one message.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
 
 class HealthReporter:
-    """Decides when health is due. `wake` is the event on which the writer of the stream waits (`Outbox.wake`)."""
+    """Decides when the health is due. `wake` is set when the sender must call `take`."""
 
     def __init__(self, current: Callable[[], Health], wake: asyncio.Event) -> None:
         self.current = current
         self.wake = wake
-        self.last: Health | None = None
+        self.last_sent: Health | None = None
         self.due = False
 
-    def changed(self) -> None:
-        """Say that the health may have changed; it is sent at once if it has."""
+    def notify(self) -> None:
+        """Note that the health may have changed. It is sent at once if it differs from the last one sent."""
         self.due = True
         self.wake.set()
 
-    def forget(self) -> None:
-        """Make health due although nothing changed: its interval is over, or the stream is new."""
-        self.last = None
-        self.changed()
+    def make_due(self) -> None:
+        """Send the health next even if it has not changed, because the interval is over or the stream is new."""
+        self.last_sent = None
+        self.notify()
 
     def take(self) -> Health | None:
-        """Return the health that is to be sent now, None when none is due."""
+        """Return the health to send now, or None if none is due."""
         if not self.due:
             return None
         self.due = False
         health = self.current()
-        if health == self.last:
+        if health == self.last_sent:
             return None
-        self.last = health
+        self.last_sent = health
         return health
 
     async def tick(self, interval: float) -> NoReturn:
-        """Make health due every `interval` seconds."""
+        """Make the health due every `interval` seconds."""
         while True:
             await asyncio.sleep(interval)
-            self.forget()
+            self.make_due()

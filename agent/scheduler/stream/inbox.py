@@ -1,7 +1,7 @@
-"""What is done with each message of the scheduler.
+"""What the agent does with each message of the scheduler.
 
-One `Receiver` lives as long as one stream. It never waits: the reader that drives it must not, or both ends could stand
-in a write and nobody read. Whatever it is told, the stream goes on: what cannot be used is reported or counted.
+An `Inbox` never waits, because the reader of the stream calls it. If the reader waited, both ends could block in a
+write that the other end does not read. No message ends the stream. A message that cannot be used is logged and counted.
 """
 
 from __future__ import annotations
@@ -24,57 +24,56 @@ log = structlog.get_logger(__name__)
 
 
 class Handlers(Protocol):
-    """Who acts on what the scheduler says. Every method returns at once."""
+    """The application's answers to the scheduler's messages. Every method returns at once."""
 
     def registered(self, interval: float, grace: float) -> None:
-        """A stream was registered: health goes every `interval` seconds, a lost agent is waited for `grace` seconds."""
+        """Handle an acknowledged registration. `interval`: seconds between two health messages.
+
+        `grace`: seconds that the scheduler keeps the sessions of a lost agent.
+        """
 
     def action(self, action: Action) -> None:
-        """Run this. May be a repeat of what runs already; opens its outlet before it returns."""
+        """Run an action and open the outbox of its session before this method returns. The action may be a repeat."""
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """An action (or where to resume one) could not be read: answer with this as a finished outcome."""
+        """Send this failure as the outcome, because an Action or a Resume message could not be read."""
 
     def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
-        """End this session; it may be unknown."""
+        """Stop a session. The session may be unknown."""
 
     def resume(self, resume: Resume) -> None:
-        """Go on with this session; its outlet already stands at the right event."""
+        """Continue a session. Its outbox is already at the resume point."""
 
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
-        """Drop this session; its outlet is closed already."""
+        """Drop a session. Its outbox is already closed."""
 
     def drain(self, message: str) -> None:
-        """Take nothing new and leave when the sessions are done."""
+        """Accept no new action and leave when the sessions have ended."""
 
 
-class Receiver:
-    """Gives messages to the outbox and the handlers."""
+class Inbox:
+    """Hands the messages of the scheduler to the outbox and the handlers. It lives as long as the connection."""
 
     def __init__(self, outbox: Outbox, handlers: Handlers, metrics: Metrics) -> None:
         self.outbox = outbox
         self.handlers = handlers
         self.metrics = metrics
 
-    def receive(self, message: wire.SchedulerMessage) -> None:
-        """Act on one message; a fault of a handler concerns that message only."""
+    def handle(self, message: wire.SchedulerMessage) -> None:
+        """Act on one message. An error in a handler is logged and affects only this message."""
         kind = message.WhichOneof("message")
         self.metrics.stream_messages.labels("received", kind or "unknown").inc()
         try:
             self.dispatch(message)
         except Exception:
             self.metrics.internal_errors.labels("stream").inc()
-            log.exception("a message of the scheduler could not be dealt with", kind=kind)
+            log.exception("a message of the scheduler could not be handled", kind=kind)
 
     def dispatch(self, message: wire.SchedulerMessage) -> None:
-        """Call whom the message concerns; kinds of a newer version are ignored."""
+        """Call the handler of one message. Kinds of a newer version are ignored."""
         match message.WhichOneof("message"):
             case "ack":
-                # Without an action it answers a health message.
-                if message.ack.action_id:
-                    self.outbox.ack(translate.key(message.ack), message.ack.seq)
-                else:
-                    self.metrics.health_answered.set_to_current_time()
+                self.ack(message.ack)
             case "action":
                 self.action(message.action)
             case "cancel":
@@ -83,15 +82,20 @@ class Receiver:
             case "resume":
                 self.resume(message.resume)
             case "discard":
-                discard = message.discard
-                key = translate.key(discard)
+                key = translate.key(message.discard)
                 self.outbox.discard(key)
-                self.handlers.discard(key, discard.claimed_by_other, discard.message)
+                self.handlers.discard(key, message.discard.claimed_by_other, message.discard.message)
             case "drain":
                 self.handlers.drain(message.drain.message)
 
+    def ack(self, message: wire.Ack) -> None:
+        # An Ack without an action answers a Health message.
+        if message.action_id:
+            self.outbox.ack(translate.key(message), message.seq)
+        else:
+            self.metrics.health_answered.set_to_current_time()
+
     def action(self, message: wire.Action) -> None:
-        """Start what can be read, answer what cannot."""
         try:
             action = translate.action(message)
         except ActionFailed as failure:
@@ -101,11 +105,10 @@ class Receiver:
             self.handlers.action(action)
 
     def resume(self, message: wire.Resume) -> None:
-        """Let a session go on."""
         try:
             resume = translate.resume(message)
         except ActionFailed as failure:
-            log.warning("where to resume cannot be read", action=message.action_id[:256], reason=failure.message)
+            log.warning("a resume point cannot be read", action=message.action_id[:256], reason=failure.message)
             self.handlers.action_failed(translate.key(message), failure)
         else:
             if self.outbox.resume(resume):

@@ -1,13 +1,13 @@
-"""Events on their way to the scheduler: numbered, kept until acknowledged, sent again after a reconnect.
+"""Events on their way to the scheduler: numbered, kept until acknowledged, and sent again after a reconnect.
 
-One `Outbox` lives as long as the process; it outlives every stream. Each session has an outlet in it, from its first
-event to its `close`. An event is *unsent* until the writer of the stream takes it, then *unacknowledged* until the
-scheduler has stored it. Both together are bounded by the window of the session, and those of all sessions by the total:
-`send` waits while one is full, so that the log of an environment is read no faster than the scheduler stores it.
-Sessions take turns, one event each, so that a flood in one delays the others by no more than one event.
+One `Outbox` lives as long as the process, and outlives every stream. Each session has a `SessionOutbox` in it, from its
+first event until its `close`. An event is *unsent* until the writer of the stream takes it. Then it is *unacknowledged*
+until the scheduler has stored it. Both count against the window of the session and against the window of all sessions.
+While one of the windows is full, `send` waits, so that the agent reads no log faster than the scheduler stores it.
+Sessions take turns, one event each, so that a session with much output delays another by one event only.
 
-Nothing here knows gRPC: `take` gives the next thing to say, `wake` is set when there may be one. After each
-registration every session that was named is *held* until the scheduler has said where it goes on.
+This module does not use gRPC. The writer of the stream calls `take`, and `wake` is set when `take` may return an item.
+After each registration, every session in the registration is *paused* until the scheduler has sent its resume point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import structlog
 from agent.domain.errors import SchedulerError
 from agent.domain.events import LogChunk, Source
 from agent.domain.session_state import SessionState
-from agent.scheduler.stream.session_outbox import Outlet
+from agent.scheduler.stream.session_outbox import SessionOutbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """The next event to send."""
+    """One event to send, with its number in the session."""
 
     key: Key
     seq: int
@@ -48,96 +48,108 @@ class Outgoing:
 
 
 class Outbox:
-    """All outlets of this agent; implements `execution.sink.Sink`.
+    """The events of all sessions of this agent. Implements `execution.ports.EventSink`.
 
-    `on_forgotten(key, resume)` is called when the scheduler wants events again that it had acknowledged before: it has
-    lost its memory. The session then calls `outlet.restart(resume.seq)` and tells its story again; its events are held
-    until it does. When it returns False (a reply without a session) what is still kept is numbered anew, behind a
-    notice of the gap.
+    `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
+    it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
+    `restart`, the session stays paused. `on_state_loss` returns False when the key has no session, only an answer. Then
+    the kept events get new numbers, after a notice of the gap.
 
-    `ignored` counts, by kind, what the scheduler said that made no sense.
+    `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
 
-    def __init__(self, window: int, metrics: Metrics, total: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        window: int,
+        metrics: Metrics,
+        total: int = 64 << 20,
+        *,
+        on_state_loss: Callable[[Key, Resume], bool] = lambda _key, _resume: False,
+    ) -> None:
         self.window = window
         self.total = total
         self.used = 0
-        self.line: dict[Outlet, None] = {}
+        self.waiting_for_room: dict[SessionOutbox, None] = {}
         self.metrics = metrics
         self.wake = asyncio.Event()
         self.ignored: Counter[str] = Counter()
-        self.on_forgotten: Callable[[Key, Resume], bool] = lambda key, resume: False
+        self.on_state_loss = on_state_loss
         self.uploader: Uploader | None = None
-        self.outlets: dict[tuple[str, int], Outlet] = {}
-        self.turns: deque[Outlet] = deque()
+        self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
+        self.turns: deque[SessionOutbox] = deque()
 
     # ---- for sessions
 
-    def open(self, key: Key, *, adopted: bool = False) -> Outlet:
-        """Return the outlet of a new session, in place of one with the same or a lower claim.
+    def open(self, key: Key, *, adopted: bool = False) -> SessionOutbox:
+        """Return the outbox of a new session. It replaces one with the same or a lower claim.
 
-        An adopted session is named to the scheduler; its events wait for where to go on, and are numbered from there.
+        The scheduler is asked for the resume point of an adopted session. The events of that session wait for it.
 
         Raises:
-            ValueError: a session with a higher claim is here.
+            ValueError: a session with a higher claim has an outbox.
         """
-        older = self.outlets.get(key.attempt_key)
+        older = self.session_outboxes.get(key.attempt_key)
         if older is not None:
             if older.key.claim > key.claim:
                 raise ValueError(f"{key} is superseded by claim {older.key.claim}")
             older.close()
-        outlet = Outlet(key, self, adopted=adopted)
-        self.outlets[key.attempt_key] = outlet
+        session = SessionOutbox(key, self, adopted=adopted)
+        self.session_outboxes[key.attempt_key] = session
         if adopted:
-            self.ready(outlet)
-        return outlet
+            self.schedule(session)
+        return session
 
-    # ---- for outlets
+    # ---- for session outboxes
 
-    def ready(self, outlet: Outlet) -> None:
-        """Give an outlet that has something to say its place in the turns."""
-        if not outlet.in_turn and outlet.has_something:
-            outlet.in_turn = True
-            self.turns.append(outlet)
-        if outlet.in_turn:
+    def schedule(self, session: SessionOutbox) -> None:
+        """Give a session a turn if it has something to send."""
+        if not session.has_turn and session.has_something:
+            session.has_turn = True
+            self.turns.append(session)
+        if session.has_turn:
             self.wake.set()
 
-    def closed(self, outlet: Outlet) -> None:
-        """Forget an outlet."""
-        if self.outlets.get(outlet.key.attempt_key) is outlet:
-            del self.outlets[outlet.key.attempt_key]
+    def remove(self, session: SessionOutbox) -> None:
+        """Remove a session that was closed."""
+        if self.session_outboxes.get(session.key.attempt_key) is session:
+            del self.session_outboxes[session.key.attempt_key]
 
-    def kept(self, change: int) -> None:
-        """Count events that are kept."""
+    def count_events(self, change: int) -> None:
+        """Change the metric of kept events."""
         self.metrics.events_unacknowledged.inc(change)
 
-    def charge(self, change: int) -> None:
-        """Count what is kept of all sessions together."""
+    def count_bytes(self, change: int) -> None:
+        """Change the number of bytes that all sessions keep together."""
         self.used += change
         if change < 0:
-            self.call_next()
+            self.wake_next()
 
-    def is_full_for(self, cost: int) -> bool:
-        """Whether all sessions together keep too much for that much more."""
+    def would_exceed_total(self, cost: int) -> bool:
+        """Whether that many more bytes do not fit into the window of all sessions."""
         return self.used + cost > self.total
 
-    def wait_in_line(self, outlet: Outlet) -> None:
-        """Let the outlet be called in its turn."""
-        self.line.setdefault(outlet)
+    def wait_for_room(self, session: SessionOutbox) -> None:
+        """Put a session at the end of the line for the window of all sessions. `room` is set when it is first."""
+        self.waiting_for_room.setdefault(session)
 
-    def leave_line(self, outlet: Outlet) -> None:
-        """Let the next one look for room."""
-        if outlet in self.line:
-            del self.line[outlet]
-            self.call_next()
+    def stop_waiting_for_room(self, session: SessionOutbox) -> None:
+        """Take a session out of the line and wake the next one."""
+        if session in self.waiting_for_room:
+            del self.waiting_for_room[session]
+            self.wake_next()
 
-    def call_next(self) -> None:
-        """Wake the first in line; it calls the next when it has found its room, so that a crowd never wakes at once."""
-        if self.line and self.used < self.total:
-            next(iter(self.line)).room.set()
+    def wake_next(self) -> None:
+        """Wake the first session in line. It wakes the next when it has found room, so that never all wake at once."""
+        if self.waiting_for_room and self.used < self.total:
+            next(iter(self.waiting_for_room)).room.set()
 
     async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
-        """Send files beside the stream."""
+        """Send files beside the stream.
+
+        Raises:
+            SchedulerError: no connection exists, or the upload broke.
+            Exception: whatever `parts` raises.
+        """
         if self.uploader is None:
             raise SchedulerError("there is no connection to send files over")
         await self.uploader(key, parts)
@@ -145,114 +157,121 @@ class Outbox:
     # ---- for the writer of the stream
 
     def take(self) -> Outgoing | SessionState | None:
-        """Return what is to be said next, and take it for sent; None when there is nothing."""
+        """Return the next item and count it as sent. None if nothing is ready. A `SessionState` asks to resume."""
         while self.turns:
-            outlet = self.turns.popleft()
-            outlet.in_turn = False
-            if not outlet.has_something:
+            session = self.turns.popleft()
+            session.has_turn = False
+            if not session.has_something:
                 continue
-            if outlet.unnamed:
-                return outlet.name()
-            entry = outlet.take()
-            self.ready(outlet)
-            return Outgoing(outlet.key, entry.seq, entry.event)
+            if session.must_ask_to_resume:
+                return session.ask_to_resume()
+            kept = session.take()
+            self.schedule(session)
+            return Outgoing(session.key, kept.seq, kept.event)
         return None
 
     async def next(self) -> Outgoing | SessionState:
-        """Wait for what is to be said next."""
+        """Wait for the next item and take it."""
         while True:
             self.wake.clear()
             if (item := self.take()) is not None:
                 return item
             await self.wake.wait()
 
-    # ---- for the stream's beginning
+    # ---- for the start of a stream
 
     def reset(self) -> None:
-        """Put all that is unacknowledged back to unsent: the stream that carried it is gone."""
-        for outlet in self.outlets.values():
-            outlet.reset()
+        """Make every unacknowledged event unsent again, because the stream that carried it has ended."""
+        for session in self.session_outboxes.values():
+            session.reset()
 
-    def sessions(self) -> tuple[SessionState, ...]:
-        """Return every session for the registration; each is held until the scheduler has answered for it."""
-        return tuple(outlet.name() for outlet in self.outlets.values())
+    def session_states(self) -> tuple[SessionState, ...]:
+        """Return every session for the registration. Each session is paused until the scheduler has answered."""
+        return tuple(session.ask_to_resume() for session in self.session_outboxes.values())
 
-    def unanswered(self, before: float) -> tuple[Key, ...]:
-        """End the holding of sessions that were named before that `time.monotonic` and not answered for; return them.
+    def resume_unanswered(self, before: float) -> tuple[Key, ...]:
+        """Resume the sessions that wait for a resume point since a `time.monotonic` before `before`. Return their keys.
 
-        They go on behind what was acknowledged. An adopted one cannot, and is named again.
+        They continue after the last acknowledged event. An adopted session does not know its number, so the scheduler
+        is asked again.
         """
-        late = [outlet for outlet in self.outlets.values() if outlet.held_since is not None]
-        late = [outlet for outlet in late if outlet.held_since is not None and outlet.held_since < before]
-        for outlet in late:
-            outlet.unanswered()
-        return tuple(outlet.key for outlet in late)
+        late = [
+            session
+            for session in self.session_outboxes.values()
+            if session.asked_at is not None and session.asked_at < before
+        ]
+        for session in late:
+            session.resume_without_answer()
+        return tuple(session.key for session in late)
 
     # ---- for the reader of the stream
 
     def ack(self, key: Key, seq: int) -> None:
-        """Forget the events up to a number: the scheduler has stored them."""
-        outlet = self.mine(key)
-        if outlet is None:
+        """Drop the events up to a number, because the scheduler has stored them."""
+        session = self.find(key)
+        if session is None:
             return
-        if seq > outlet.handed:
-            self.nonsense("acknowledged ahead", key, seq)
-        elif seq <= outlet.acknowledged:
+        if seq > session.highest_sent:
+            self.count_violation("acknowledged ahead", key, seq)
+        elif seq <= session.acknowledged:
             self.ignored["acknowledged again"] += 1
         else:
-            outlet.acknowledge(seq)
+            session.acknowledge(seq)
 
     def resume(self, resume: Resume) -> bool:
-        """Send a named session from `resume.seq` + 1 on; False when it is unknown or was handed to `on_forgotten`."""
-        outlet = self.mine(resume.key)
-        if outlet is None:
+        """Send a paused session from `resume.seq` + 1.
+
+        Returns False if the session is unknown, or if `on_state_loss` has taken over.
+        """
+        session = self.find(resume.key)
+        if session is None:
             return False
-        if outlet.adopted:
-            outlet.restart(resume.seq, keep=True)
-        elif resume.seq > outlet.handed:
-            self.nonsense("resumed ahead", resume.key, resume.seq)
-            outlet.unanswered()
-        elif resume.seq >= outlet.acknowledged:
-            outlet.resume(resume.seq)
+        if session.adopted:
+            session.restart(resume.seq, keep=True)
+        elif resume.seq > session.highest_sent:
+            self.count_violation("resumed ahead", resume.key, resume.seq)
+            session.resume_without_answer()
+        elif resume.seq >= session.acknowledged:
+            session.resume(resume.seq)
         else:
-            return self.forgotten(outlet, resume)
+            return self.handle_state_loss(session, resume)
         return True
 
     def discard(self, key: Key) -> bool:
-        """Forget a session whose claim is not higher than that of the key; False when there is none."""
-        outlet = self.outlets.get(key.attempt_key)
-        if outlet is None or outlet.key.claim > key.claim:
+        """Close a session whose claim is not higher than the key's. Returns False if no such session exists."""
+        session = self.session_outboxes.get(key.attempt_key)
+        if session is None or session.key.claim > key.claim:
             self.ignored["unknown session"] += 1
             return False
-        outlet.close()
+        session.close()
         return True
 
-    def forgotten(self, outlet: Outlet, resume: Resume) -> bool:
-        """Deal with a scheduler that lost what it had acknowledged."""
+    def handle_state_loss(self, session: SessionOutbox, resume: Resume) -> bool:
+        """Answer a scheduler that asks for events it had acknowledged. Returns whether the session is resumed now."""
         log.warning(
-            "the scheduler has forgotten events",
-            action=outlet.key.action_id,
-            acknowledged=outlet.acknowledged,
+            "the scheduler lost acknowledged events",
+            action=session.key.action_id,
+            acknowledged=session.acknowledged,
             wanted=resume.seq + 1,
         )
-        outlet.hold()
-        if not self.on_forgotten(outlet.key, resume):
-            lost = outlet.acknowledged - resume.seq
-            notice = f"[sealci] {lost} events before this were lost by the scheduler and cannot be sent again\n"
-            outlet.restart(resume.seq, keep=True, notice=LogChunk(notice.encode(), None, Source.AGENT))
-            return True
-        return False
+        session.pause()
+        if self.on_state_loss(session.key, resume):
+            return False
+        lost = session.acknowledged - resume.seq
+        notice = f"[sealci] {lost} events before this were lost by the scheduler and cannot be sent again\n"
+        session.restart(resume.seq, keep=True, notice=LogChunk(notice.encode(), None, Source.AGENT))
+        return True
 
-    def mine(self, key: Key) -> Outlet | None:
-        """Return the outlet of exactly this claim."""
-        outlet = self.outlets.get(key.attempt_key)
-        if outlet is None or outlet.key != key:
+    def find(self, key: Key) -> SessionOutbox | None:
+        """Return the outbox of exactly this claim, or None."""
+        session = self.session_outboxes.get(key.attempt_key)
+        if session is None or session.key != key:
             self.ignored["unknown session"] += 1
             return None
-        return outlet
+        return session
 
-    def nonsense(self, kind: str, key: Key, seq: int) -> None:
-        """Count what only a faulty scheduler says."""
+    def count_violation(self, kind: str, key: Key, seq: int) -> None:
+        """Count and log a message that only a faulty scheduler sends."""
         self.ignored[kind] += 1
         self.metrics.internal_errors.labels("stream").inc()
         log.warning("the scheduler names an event that was never sent", action=key.action_id, seq=seq, kind=kind)

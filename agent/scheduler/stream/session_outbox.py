@@ -1,7 +1,7 @@
-"""The way out of one session: its numbers, its window and what is kept in it.
+"""The events of one session: their numbers, their window, and the events that the scheduler has not stored yet.
 
-Lives from the session's first event until `close`. Numbers are contiguous from 1; the same number is always the same
-event, so that pieces of log are joined only while no stream has ever seen them.
+A session outbox lives from the session's first event until `close`. Numbers are contiguous from 1. The same number
+always stands for the same event. Chunks of log are therefore joined only before any stream has sent them.
 """
 
 from __future__ import annotations
@@ -23,44 +23,38 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.telemetry.metrics import Metrics
 
+# Number of bytes of log in one event, at most. The contract (LogChunk.data) names the same limit.
 MAX_JOINED = 64 << 10
+# Number of bytes that an event counts for besides its log. This bounds the memory of many small events.
 OVERHEAD = 256
 
 
-class Owner(Protocol):
-    """What an outlet needs of its outbox."""
+class SharedOutbox(Protocol):
+    """The parts of `Outbox` that a session outbox uses. `Outbox` documents each method."""
 
     window: int
     metrics: Metrics
 
-    def ready(self, outlet: Outlet) -> None:
-        """Take note that the outlet may have something to say."""
+    def schedule(self, session: SessionOutbox) -> None: ...
 
-    def closed(self, outlet: Outlet) -> None:
-        """Forget the outlet."""
+    def remove(self, session: SessionOutbox) -> None: ...
 
-    def kept(self, change: int) -> None:
-        """Count events that are kept."""
+    def count_events(self, change: int) -> None: ...
 
-    def charge(self, change: int) -> None:
-        """Count what is kept of all sessions together."""
+    def count_bytes(self, change: int) -> None: ...
 
-    def is_full_for(self, cost: int) -> bool:
-        """Whether all sessions together keep too much for that much more."""
+    def would_exceed_total(self, cost: int) -> bool: ...
 
-    def wait_in_line(self, outlet: Outlet) -> None:
-        """Set the outlet's `room` when it is its turn to look for room in the whole."""
+    def wait_for_room(self, session: SessionOutbox) -> None: ...
 
-    def leave_line(self, outlet: Outlet) -> None:
-        """Let the next one look for room."""
+    def stop_waiting_for_room(self, session: SessionOutbox) -> None: ...
 
-    async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
-        """Send files beside the stream."""
+    async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None: ...
 
 
 @dataclass(slots=True)
-class Entry:
-    """A kept event. `more` is log that was joined to it; it is put together once, when the event is first sent."""
+class KeptEvent:
+    """An event until its acknowledgement. `more` holds chunks of log that were joined to it before it was sent."""
 
     seq: int
     event: Event
@@ -68,11 +62,11 @@ class Entry:
     more: list[bytes] = field(default_factory=list)
     size: int = 0
 
-    def joins(self, chunk: LogChunk) -> bool:
-        """Whether a chunk continues this one.
+    def can_join(self, chunk: LogChunk) -> bool:
+        """Whether a chunk of log may be appended to this event.
 
-        A chunk without a cursor is not joined to one that has one: the place where the log can be read again exactly
-        would be lost.
+        A chunk without a cursor is not joined to a chunk with a cursor. The joined event would have no cursor, and the
+        exact resume point would be lost.
         """
         last = self.event
         return (
@@ -83,203 +77,209 @@ class Entry:
         )
 
     def join(self, chunk: LogChunk) -> None:
-        """Append a chunk."""
-        assert isinstance(self.event, LogChunk)  # noqa: S101 - `joins` has seen it
+        """Append a chunk for which `can_join` is true."""
+        assert isinstance(self.event, LogChunk)  # noqa: S101 - `can_join` has checked the type
         self.event = replace(self.event, cursor=chunk.cursor)
         self.more.append(chunk.data)
         self.size += len(chunk.data)
         self.cost += len(chunk.data)
 
     def seal(self) -> None:
-        """Put the pieces together."""
+        """Make one event of the joined chunks. This is done once, before the first send, to copy the bytes once."""
         if self.more and isinstance(self.event, LogChunk):
             self.event = replace(self.event, data=b"".join((self.event.data, *self.more)))
             self.more.clear()
 
 
-def size_of(event: Event) -> int:
-    """Return the bytes of an event that are worth counting."""
+def log_size(event: Event) -> int:
+    """Return the bytes of log in an event. All other events are small and count as `OVERHEAD`."""
     return len(event.data) if isinstance(event, LogChunk) else 0
 
 
-class Outlet:
-    """Implements `execution.sink.Outlet`; several tasks of one session may send."""
+class SessionOutbox:
+    """Implements `execution.ports.SessionSink`. Several tasks of one session may call `send` at once.
 
-    def __init__(self, key: Key, owner: Owner, *, adopted: bool) -> None:
+    `asked_at` is the `time.monotonic` of the question for the resume point, None when no answer is due.
+    """
+
+    def __init__(self, key: Key, outbox: SharedOutbox, *, adopted: bool) -> None:
         self.key = key
-        self.owner = owner
+        self.outbox = outbox
         self.adopted = adopted
-        self.unnamed = adopted
-        self.held = adopted
-        self.held_since: float | None = None
-        self.in_turn = False
+        self.must_ask_to_resume = adopted
+        self.paused = adopted
+        self.asked_at: float | None = None
+        self.has_turn = False
         self.is_closed = False
-        self.last = 0  # highest number given
-        self.handed = 0  # highest number that any stream has seen
+        self.highest_seq = 0
+        self.highest_sent = 0  # by any stream so far
         self.acknowledged = 0
         self.used = 0
-        self.unsent: deque[Entry] = deque()
-        self.unacknowledged: deque[Entry] = deque()
-        self.queue = asyncio.Lock()
+        self.unsent: deque[KeptEvent] = deque()
+        self.unacknowledged: deque[KeptEvent] = deque()
+        self.send_lock = asyncio.Lock()
         self.room = asyncio.Event()
-        self.empty = asyncio.Event()
-        self.empty.set()
+        self.all_stored = asyncio.Event()
+        self.all_stored.set()
 
     # ---- for the session
 
     async def send(self, event: Event) -> None:
-        """Take the event into the window, waiting while it is full; dropped when the outlet is closed."""
-        size = size_of(event)
-        async with self.queue:  # senders that wait keep their order
+        """Add an event, waiting while a window is full. After `close` the event is dropped."""
+        size = log_size(event)
+        # The lock keeps the order of tasks that wait.
+        async with self.send_lock:
             try:
-                while self.is_crowded(size + OVERHEAD):
+                while self.must_wait(size + OVERHEAD):
                     self.room.clear()
                     await self.room.wait()
                 if not self.is_closed:
                     self.append(event, size)
             finally:
-                self.owner.leave_line(self)
+                self.outbox.stop_waiting_for_room(self)
 
-    async def settled(self) -> None:
-        """Wait until everything that was sent is acknowledged, or the outlet is closed."""
-        await self.empty.wait()
+    async def wait_until_stored(self) -> None:
+        """Wait until the scheduler has acknowledged every event, or until `close`."""
+        await self.all_stored.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Send files beside the stream; waits for a connection, so that the caller sets a deadline.
+        """Wait for a connection and send files over it. The caller sets a deadline.
 
         Raises:
-            SchedulerError: it broke; the caller starts again from the first file.
+            SchedulerError: the upload broke. The caller starts again from the first file.
             Exception: whatever `parts` raises.
         """
-        await self.owner.upload(self.key, parts)
+        await self.outbox.upload(self.key, parts)
 
     def restart(self, seq: int, *, keep: bool = False, notice: LogChunk | None = None) -> None:
-        """Number from `seq` + 1 on, for a scheduler that lost its memory or knows more than this agent.
+        """Drop the kept events and number the next event `seq` + 1.
 
-        What is kept is forgotten, or with `keep` numbered anew, behind the notice.
+        Used after a state loss of the scheduler, and at the adoption of a session. With `keep`, the kept events get new
+        numbers instead, after the notice.
         """
         kept = [*self.unacknowledged, *self.unsent] if keep else []
-        self.forget()
-        self.acknowledged = self.handed = self.last = seq
-        self.adopted = self.unnamed = self.held = False
-        self.held_since = None
+        self.drop_events()
+        self.acknowledged = self.highest_sent = self.highest_seq = seq
+        self.adopted = self.must_ask_to_resume = self.paused = False
+        self.asked_at = None
         if notice is not None:
-            self.append(notice, size_of(notice))
-        for entry in kept:
-            entry.seal()
-            self.append(entry.event, size_of(entry.event))
-        self.announce()
+            self.append(notice, log_size(notice))
+        for each in kept:
+            each.seal()
+            self.append(each.event, log_size(each.event))
+        self.wake_tasks()
 
     def close(self) -> None:
-        """Forget the session: nothing more will be sent of it, and nobody waits for it any longer."""
+        """Drop all events and end all waits. The session sends nothing more."""
         self.is_closed = True
-        self.forget()
-        self.empty.set()
-        self.owner.closed(self)
+        self.drop_events()
+        self.all_stored.set()
+        self.outbox.remove(self)
 
     # ---- for the outbox
 
     @property
     def has_something(self) -> bool:
-        """Whether there is something to say now."""
-        return not self.is_closed and (self.unnamed or (not self.held and bool(self.unsent)))
+        """Whether an event or a question can be sent now."""
+        return not self.is_closed and (self.must_ask_to_resume or (not self.paused and bool(self.unsent)))
 
-    def name(self) -> SessionState:
-        """Return what the scheduler is told of this session, and hold it until the scheduler has answered."""
-        self.unnamed = False
-        self.held = True
-        self.held_since = time.monotonic()
-        return SessionState(self.key, 0 if self.adopted else self.last, self.adopted)
+    def ask_to_resume(self) -> SessionState:
+        """Pause the session and return the message that asks the scheduler for the resume point."""
+        self.must_ask_to_resume = False
+        self.paused = True
+        self.asked_at = time.monotonic()
+        return SessionState(self.key, 0 if self.adopted else self.highest_seq, self.adopted)
 
-    def take(self) -> Entry:
-        """Return the first unsent event, sent from now on."""
-        entry = self.unsent.popleft()
-        entry.seal()
-        self.unacknowledged.append(entry)
-        if entry.seq > self.handed:
-            self.handed = entry.seq
-            if isinstance(entry.event, LogChunk):
-                self.owner.metrics.log_bytes.inc(len(entry.event.data))
-        return entry
+    def take(self) -> KeptEvent:
+        """Return the first unsent event and make it unacknowledged."""
+        kept = self.unsent.popleft()
+        kept.seal()
+        self.unacknowledged.append(kept)
+        if kept.seq > self.highest_sent:
+            self.highest_sent = kept.seq
+            if isinstance(kept.event, LogChunk):
+                self.outbox.metrics.log_bytes.inc(len(kept.event.data))
+        return kept
 
     def acknowledge(self, seq: int) -> None:
-        """Forget the events up to a number that was handed out."""
+        """Drop the events up to a number that was sent."""
         before = len(self.unacknowledged) + len(self.unsent)
-        for entries in (self.unacknowledged, self.unsent):
-            while entries and entries[0].seq <= seq:
-                self.charge(-entries.popleft().cost)
+        for events in (self.unacknowledged, self.unsent):
+            while events and events[0].seq <= seq:
+                self.count_bytes(-events.popleft().cost)
         self.acknowledged = seq
-        self.owner.kept(len(self.unacknowledged) + len(self.unsent) - before)
-        # Here and in `close` only: forgetting what was never acknowledged settles nothing.
+        self.outbox.count_events(len(self.unacknowledged) + len(self.unsent) - before)
+        # `drop_events` must not set `all_stored`, because the scheduler has not stored the events that it drops.
         if not self.unacknowledged and not self.unsent:
-            self.empty.set()
-        self.announce()
+            self.all_stored.set()
+        self.wake_tasks()
 
     def resume(self, seq: int) -> None:
-        """Go on behind a number that was handed out and is not below what is acknowledged."""
+        """Continue after a number between the last acknowledged and the highest sent one."""
         self.reset()
-        self.held = False
-        self.held_since = None
+        self.paused = False
+        self.asked_at = None
         self.acknowledge(seq)
 
-    def hold(self) -> None:
-        """Send nothing until `restart`, or until the next registration is answered."""
-        self.held = True
-        self.held_since = None
+    def pause(self) -> None:
+        """Send nothing until `restart` or until the answer to the next registration."""
+        self.paused = True
+        self.asked_at = None
 
-    def unanswered(self) -> None:
-        """Go on without an answer from the scheduler; what was adopted is named again."""
-        self.held_since = None
-        self.unnamed = self.held = self.adopted
-        self.announce()
+    def resume_without_answer(self) -> None:
+        """Continue although the scheduler did not answer. For an adopted session, ask again."""
+        self.asked_at = None
+        self.must_ask_to_resume = self.paused = self.adopted
+        self.wake_tasks()
 
     def reset(self) -> None:
-        """Put what is unacknowledged back to unsent."""
+        """Make every unacknowledged event unsent again."""
         self.unsent.extendleft(reversed(self.unacknowledged))
         self.unacknowledged.clear()
 
     # ---- inside
 
-    def is_crowded(self, cost: int) -> bool:
-        """Whether an event has to wait; the first of a session never does, so that each comes forward."""
+    def must_wait(self, cost: int) -> bool:
+        """Whether an event must wait for room. The first event of a session never waits, so every session advances."""
         if self.is_closed or self.used == 0:
             return False
-        if self.used + cost > self.owner.window:
-            self.owner.leave_line(self)  # whoever waits for its own room holds up nobody
+        if self.used + cost > self.outbox.window:
+            # This session waits for its own window, so it must not delay others in line for the common window.
+            self.outbox.stop_waiting_for_room(self)
             return True
-        if not self.owner.is_full_for(cost):
+        if not self.outbox.would_exceed_total(cost):
             return False
-        self.owner.wait_in_line(self)
+        self.outbox.wait_for_room(self)
         return True
 
-    def charge(self, change: int) -> None:
-        """Count bytes that are kept."""
+    def count_bytes(self, change: int) -> None:
+        """Change the number of kept bytes, here and of all sessions."""
         self.used += change
-        self.owner.charge(change)
+        self.outbox.count_bytes(change)
 
     def append(self, event: Event, size: int) -> None:
-        """Keep an event under the next number, or join it to the last one."""
-        last = self.unsent[-1] if self.unsent and self.unsent[-1].seq > self.handed else None
-        if last is not None and isinstance(event, LogChunk) and last.joins(event):
+        """Keep an event under the next number, or join it to the last event."""
+        last = self.unsent[-1] if self.unsent and self.unsent[-1].seq > self.highest_sent else None
+        if last is not None and isinstance(event, LogChunk) and last.can_join(event):
             last.join(event)
-            self.charge(size)
+            self.count_bytes(size)
         else:
-            self.last += 1
-            self.unsent.append(Entry(self.last, event, size + OVERHEAD, size=size))
-            self.charge(size + OVERHEAD)
-            self.owner.kept(1)
-        self.empty.clear()
-        self.owner.ready(self)
+            self.highest_seq += 1
+            self.unsent.append(KeptEvent(self.highest_seq, event, size + OVERHEAD, size=size))
+            self.count_bytes(size + OVERHEAD)
+            self.outbox.count_events(1)
+        self.all_stored.clear()
+        self.outbox.schedule(self)
 
-    def forget(self) -> None:
-        """Drop what is kept."""
-        self.owner.kept(-len(self.unacknowledged) - len(self.unsent))
+    def drop_events(self) -> None:
+        """Drop all kept events without waiting for acknowledgements."""
+        self.outbox.count_events(-len(self.unacknowledged) - len(self.unsent))
         self.unacknowledged.clear()
         self.unsent.clear()
-        self.charge(-self.used)
-        self.announce()
+        self.count_bytes(-self.used)
+        self.wake_tasks()
 
-    def announce(self) -> None:
-        """Tell everybody who may go on."""
+    def wake_tasks(self) -> None:
+        """Wake the tasks that wait in `send`, and the writer of the stream."""
         self.room.set()
-        self.owner.ready(self)
+        self.outbox.schedule(self)

@@ -1,8 +1,15 @@
 """One stream to the scheduler, from its registration to its end.
 
-Parts run side by side: a reader that never awaits a write, the only writer (health before events), a watchdog for a
-scheduler that lives but does not answer, and one for credentials that were replaced. The first that fails ends the
-others and the stream. Nothing is kept here: what was not acknowledged stays in the outbox, for the next stream.
+Five tasks share the stream:
+
+- The reader hands messages to the inbox. It never waits for a write.
+- The writer is the only task that writes. It sends health before events.
+- The health clock makes the health due.
+- The watchdog ends the stream when the scheduler no longer answers.
+- The credential reload ends the stream when the token or a certificate was replaced.
+
+The first task that fails ends the others and the stream. A `Stream` keeps no events. The outbox keeps unacknowledged
+events for the next stream.
 """
 
 from __future__ import annotations
@@ -18,12 +25,12 @@ from agent.domain.errors import Refused, SchedulerError
 from agent.domain.session_state import SessionState
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
-from agent.scheduler.stream.channel import Broken, explain
+from agent.scheduler.call_status import ConnectionBroken, error_of_status
 
 if TYPE_CHECKING:
-    from agent.scheduler.stream.credential_reload import Rotation
+    from agent.scheduler.stream.credential_reload import CredentialReload
     from agent.scheduler.stream.health import HealthReporter
-    from agent.scheduler.stream.inbox import Receiver
+    from agent.scheduler.stream.inbox import Inbox
     from agent.scheduler.stream.outbox import Outbox, Outgoing
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
@@ -31,15 +38,18 @@ if TYPE_CHECKING:
     Call = aio.StreamStreamCall[wire.AgentMessage, wire.SchedulerMessage]
 
 PROTOCOL_VERSION = 1
+# Seconds between two health messages when the scheduler names no interval.
 DEFAULT_INTERVAL = 10.0
+# Seconds that a lost agent's sessions are kept when the scheduler names no grace.
 DEFAULT_GRACE = 60.0
+# Seconds until the next registration after POOL_UNKNOWN without a `retry_after`. An installer has to create the pool.
 POOL_UNKNOWN_DELAY = 60.0
 
 log = structlog.get_logger(__name__)
 
 
 class Stream:
-    """A stream that is open: registered by `register`, alive during `run`."""
+    """One open stream. `register` comes first, then `run` until the stream ends."""
 
     def __init__(
         self, settings: SchedulerSettings, call: Call, outbox: Outbox, health: HealthReporter, metrics: Metrics
@@ -49,65 +59,65 @@ class Stream:
         self.health = health
         self.metrics = metrics
         self.register_timeout = settings.register_timeout
-        self.silence = 2 * settings.keepalive
-        self.owed_since: float | None = None
+        self.longest_silence = 2 * settings.keepalive
+        self.unanswered_since: float | None = None
         self.closing = asyncio.Event()
 
     async def register(self, register: wire.Register) -> wire.Registered:
-        """Register and wait for the acknowledgement.
+        """Register and return the acknowledgement.
 
         Raises:
-            Refused: the scheduler does not want this agent.
-            Broken: it cannot be reached, or says nothing in time.
+            Refused: the scheduler refuses this agent.
+            ConnectionBroken: the scheduler cannot be reached or does not answer in time.
         """
         try:
             async with asyncio.timeout(self.register_timeout):
                 await self.send("register", wire.AgentMessage(register=register))
                 message = await self.read()
         except TimeoutError as error:
-            raise Broken("silent", f"no answer to the registration in {self.register_timeout:g} s") from error
+            why = f"no answer to the registration in {self.register_timeout:g} s"
+            raise ConnectionBroken("silent", why) from error
         kind = message.WhichOneof("message")
         self.metrics.stream_messages.labels("received", kind or "unknown").inc()
         if kind == "registered":
             return message.registered
         if kind == "refused":
-            raise refusal(message.refused)
-        raise Broken("error", f"the registration was answered with {kind or 'an unknown message'}")
+            raise refused_error(message.refused)
+        raise ConnectionBroken("error", f"the registration was answered with {kind or 'an unknown message'}")
 
-    async def run(self, receiver: Receiver, interval: float, rotation: Rotation) -> NoReturn:
-        """Talk until the stream ends.
+    async def run(self, inbox: Inbox, interval: float, reload: CredentialReload) -> NoReturn:
+        """Exchange messages until the stream ends. `interval`: seconds between two health messages.
 
         Raises:
-            SchedulerError: always, saying why it ended.
+            SchedulerError: always, with the reason of the end.
         """
-        self.health.forget()
+        self.health.make_due()
         try:
             async with asyncio.TaskGroup() as parts:
-                parts.create_task(self.receive(receiver), name="stream reader")
-                parts.create_task(self.write(), name="stream writer")
-                parts.create_task(self.watch(), name="stream watchdog")
+                parts.create_task(self.read_messages(inbox), name="stream reader")
+                parts.create_task(self.write_messages(), name="stream writer")
+                parts.create_task(self.watch_silence(), name="stream watchdog")
                 parts.create_task(self.health.tick(interval), name="stream health clock")
-                parts.create_task(rotation.watch(), name="stream credentials")
+                parts.create_task(reload.watch(), name="stream credentials")
         except BaseExceptionGroup as group:
             if group.split(SchedulerError)[1] is not None:
                 raise
-            raise first(group) from None
+            raise first_error(group) from None
         raise AssertionError("the reader of a stream ended without a reason")
 
     def close(self) -> None:
-        """Send what is ready to be sent, then end this side, so that the scheduler sees a clean end."""
+        """Send what is ready, then end this side of the stream, so that the scheduler sees a clean end."""
         self.closing.set()
         self.outbox.wake.set()
 
-    # ---- the parts
+    # ---- the tasks
 
-    async def receive(self, receiver: Receiver) -> NoReturn:
-        """Read messages and act on them."""
+    async def read_messages(self, inbox: Inbox) -> NoReturn:
         while True:
-            receiver.receive(await self.read())
+            inbox.handle(await self.read())
 
-    async def write(self) -> None:
-        """Send health and events as they come."""
+    async def write_messages(self) -> None:
+        """Send health and events as they become ready. Ends after `close`, when nothing is left to send."""
         wake = self.outbox.wake
         while True:
             wake.clear()
@@ -122,55 +132,66 @@ class Stream:
             else:
                 await wake.wait()
 
-    async def watch(self) -> NoReturn:
-        """End the stream when the scheduler owes an answer for too long.
+    async def watch_silence(self) -> NoReturn:
+        """End the stream when the scheduler leaves a message unanswered for too long.
 
-        Pings are answered by a scheduler's gRPC library even when the program behind it is stuck.
+        Pings cannot notice that. The scheduler's gRPC library answers pings even when its program is stuck.
+
+        Raises:
+            ConnectionBroken: the scheduler was silent for too long.
         """
         while True:
-            await asyncio.sleep(self.silence / 6)
+            await asyncio.sleep(self.longest_silence / 6)
             now = time.monotonic()
-            if self.owed_since is not None and now - self.owed_since > self.silence:
-                raise Broken("silent", f"the scheduler has answered nothing for {self.silence:g} s")
-            for key in self.outbox.unanswered(now - self.register_timeout):
-                log.warning("the scheduler did not say where to resume", action=key.action_id, attempt=key.attempt)
+            if self.unanswered_since is not None and now - self.unanswered_since > self.longest_silence:
+                raise ConnectionBroken("silent", f"the scheduler has not answered for {self.longest_silence:g} s")
+            for key in self.outbox.resume_unanswered(now - self.register_timeout):
+                log.warning("the scheduler did not send a resume point", action=key.action_id, attempt=key.attempt)
 
     # ---- single messages
 
     def encode(self, item: Outgoing | SessionState) -> tuple[str, wire.AgentMessage]:
-        """Return the kind of what the outbox wants to say, and its message."""
+        """Return the metric's label and the message of an item of the outbox."""
         if isinstance(item, SessionState):
             return "adopted", wire.AgentMessage(adopted=translate.session_state_message(item))
         return "event", wire.AgentMessage(event=translate.event_message(item.key, item.seq, item.event))
 
     async def send(self, kind: str, message: wire.AgentMessage) -> None:
-        """Write one message."""
-        if self.owed_since is None:
-            self.owed_since = time.monotonic()
+        """Write one message.
+
+        Raises:
+            SchedulerError: the stream has ended.
+        """
+        if self.unanswered_since is None:
+            self.unanswered_since = time.monotonic()
         try:
             await self.call.write(message)
         except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError) as error:
-            raise await self.ended() from error
+            raise await self.end_reason() from error
         self.metrics.stream_messages.labels("sent", kind).inc()
 
     async def read(self) -> wire.SchedulerMessage:
-        """Read one message."""
+        """Wait for one message and return it.
+
+        Raises:
+            SchedulerError: the stream has ended.
+        """
         try:
             message = await self.call.read()
         except aio.AioRpcError as error:
-            raise explain(error.code(), error.details() or "") from error
+            raise error_of_status(error.code(), error.details() or "") from error
         if not isinstance(message, wire.SchedulerMessage):
-            raise await self.ended()
-        self.owed_since = None
+            raise await self.end_reason()
+        self.unanswered_since = None
         return message
 
-    async def ended(self) -> Broken | Refused:
-        """Return why the call is over."""
-        return explain(await self.call.code(), await self.call.details() or "")
+    async def end_reason(self) -> ConnectionBroken | Refused:
+        """Wait for the end of the call and return its reason."""
+        return error_of_status(await self.call.code(), await self.call.details() or "")
 
 
-def refusal(message: wire.Refused) -> Refused:
-    """Say what a refusal means for this agent."""
+def refused_error(message: wire.Refused) -> Refused:
+    """Return the error that stands for a refusal. An unknown reason of a newer version is retried."""
     name = wire.Refused.Why.Name(message.why) if message.why in wire.Refused.Why.values() else str(message.why)
     retry_after = max(translate.seconds(message.retry_after), 0.0) if message.HasField("retry_after") else None
     if message.why == wire.Refused.POOL_UNKNOWN and retry_after is None:
@@ -182,6 +203,6 @@ def refusal(message: wire.Refused) -> Refused:
     )
 
 
-def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of a group."""
-    return next(first(each) if isinstance(each, BaseExceptionGroup) else each for each in group.exceptions)
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first single error of a group, however deep it is nested."""
+    return next(first_error(each) if isinstance(each, BaseExceptionGroup) else each for each in group.exceptions)

@@ -1,7 +1,7 @@
-"""Files beside the stream: the parts of one collection, packed into chunks of a call of their own.
+"""Upload of the files of one session, in a gRPC call of its own beside the stream.
 
-One upload lives as long as one call. Many small files share a chunk; the call's flow control is the back-pressure down
-to the reader of the environment's files. Nothing is kept: an upload that broke is made again from its first file.
+An upload lives as long as its call. Many small files share one chunk. The call's flow control slows down the reader of
+the environment's files, so that the agent keeps no file in memory. A broken upload starts again from its first file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
     UploadCall = aio.StreamUnaryCall[wire.ArtifactChunk, wire.UploadReceipt]
 
+# Number of bytes in one chunk, at most. The contract (ArtifactChunk.parts) names the same limit.
 MAX_DATA = 256 << 10
-# Paths and framing are counted too, so that a chunk of many empty files stays small.
+# Number of bytes that a part counts for besides its data, so that a chunk of many empty files stays small.
 PART_OVERHEAD = 64
 
 
 class Packer:
-    """Fills chunks with parts; counts what passes."""
+    """Packs the parts of one upload into chunks, and counts files and bytes for the check of the receipt."""
 
     def __init__(self, header: wire.UploadHeader) -> None:
         self.chunk = wire.ArtifactChunk(header=header)
@@ -40,7 +41,7 @@ class Packer:
         self.bytes = 0
 
     def feed(self, part: FilePart) -> Iterator[wire.ArtifactChunk]:
-        """Take a part and yield the chunks that it filled."""
+        """Add a part and yield the chunks that are now full."""
         if isinstance(part, FileData):
             yield from self.feed_data(part.data)
             return
@@ -49,10 +50,10 @@ class Packer:
         self.chunk.parts.append(part_message(part))
         self.room -= PART_OVERHEAD + (len(part.path) if isinstance(part, FileStart) else 0)
         if self.room <= 0:
-            yield self.full()
+            yield self.next_chunk()
 
     def feed_data(self, data: bytes) -> Iterator[wire.ArtifactChunk]:
-        """Take bytes of a file, cut where a chunk is full."""
+        """Add bytes of a file, split at the end of each chunk."""
         self.bytes += len(data)
         position = 0
         while position < len(data):
@@ -61,17 +62,17 @@ class Packer:
             self.chunk.parts.append(wire.ArtifactPart(data=piece))
             self.room -= len(piece)
             if self.room <= 0:
-                yield self.full()
+                yield self.next_chunk()
 
-    def full(self) -> wire.ArtifactChunk:
-        """Return the chunk that was filled and begin another."""
+    def next_chunk(self) -> wire.ArtifactChunk:
+        """Return the current chunk and start the next one."""
         chunk, self.chunk, self.room = self.chunk, wire.ArtifactChunk(), MAX_DATA
         return chunk
 
-    def end(self) -> wire.ArtifactChunk:
-        """Return the last chunk."""
+    def last_chunk(self) -> wire.ArtifactChunk:
+        """Return the last chunk, with the totals of the upload."""
         self.chunk.parts.append(part_message(UploadEnd(self.files, self.bytes)))
-        return self.full()
+        return self.next_chunk()
 
 
 async def upload(
@@ -81,10 +82,10 @@ async def upload(
     parts: AsyncIterator[FilePart],
     metadata: tuple[tuple[str, str], ...] = (),
 ) -> wire.UploadReceipt:
-    """Send all parts; return the receipt when the scheduler says that all are stored.
+    """Send all parts and return the scheduler's receipt for the stored files.
 
     Raises:
-        SchedulerError: the call broke, or the receipt does not agree with what was sent.
+        SchedulerError: the call broke, or the receipt differs from the files that were sent.
         Exception: whatever `parts` raises.
     """
     packer = Packer(upload_header_message(key, agent_id))
@@ -93,8 +94,8 @@ async def upload(
         async for part in parts:
             for chunk in packer.feed(part):
                 await write(call, chunk)
-        await write(call, packer.end())
-        receipt = await answer(call)
+        await write(call, packer.last_chunk())
+        receipt = await receive_receipt(call)
     finally:
         call.cancel()
     if (receipt.files, receipt.bytes) != (packer.files, packer.bytes):
@@ -106,18 +107,28 @@ async def upload(
 
 
 async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
-    """Send one chunk, waiting while the call's window is full."""
+    """Send one chunk, waiting while the call's window is full.
+
+    Raises:
+        SchedulerError: the call has ended. The error carries the call's status.
+    """
     try:
         await call.write(chunk)
     except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError):
-        await answer(call)
-        raise SchedulerError("the scheduler answered before all files were sent") from None
+        await receive_receipt(call)
+        raise SchedulerError("the scheduler ended the upload before all files were sent") from None
 
 
-async def answer(call: UploadCall) -> wire.UploadReceipt:
-    """Wait for the receipt."""
+async def receive_receipt(call: UploadCall) -> wire.UploadReceipt:
+    """End the agent's side of the call and wait for the receipt.
+
+    Raises:
+        SchedulerError: the call ended with an error.
+    """
     try:
         await call.done_writing()
         return await call
     except aio.AioRpcError as error:
-        raise SchedulerError(f"files were not stored: {error.code().name}: {error.details()}") from error
+        raise SchedulerError(
+            f"the scheduler did not store the files: {error.code().name}: {error.details()}"
+        ) from error

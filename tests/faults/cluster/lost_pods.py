@@ -175,7 +175,7 @@ def check_recreated(lab: Lab, report: Report, *words: str) -> None:
     """Check that an action succeeded in its second pod, in the first attempt, and that the log gives the reason."""
     assert report.outcome == ("succeeded", None, 0), report
     assert len(uids(lab, report.name)) == 2, uids(lab, report.name)
-    assert "no command had run: made again\n" in report.text, report
+    assert "no command had run, so the pod is re-created\n" in report.text, report
     for word in words:
         assert word in report.text, report
     sessions = [session_of(each) for each in lab.observer.states]

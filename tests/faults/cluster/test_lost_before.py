@@ -70,7 +70,7 @@ def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: 
     reason = "EVICTED" if how is lost_pods.evict else "POD_DELETED"
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "setup"
-    assert report.text.count("no command had run: made again") == 1
+    assert report.text.count("no command had run, so the pod is re-created") == 1
     assert len(lost_pods.uids(lab, name)) == 2
 
 
@@ -81,7 +81,7 @@ def test_a_pod_deleted_by_force_is_not_recreated(lab: Lab) -> None:
         lost_pods.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report
-    assert "made again" not in report.text
+    assert "re-created" not in report.text
     assert len(lost_pods.uids(lab, "forced")) == 1
 
 
@@ -96,7 +96,7 @@ def test_a_pod_that_the_kubelet_refuses_is_recreated_once(tmp_path: Path) -> Non
         report = lab.one(BUSYBOX, "true", resources={"cpu": "900"}, timeout=60)
         assert report.outcome == ("failed", "UNSCHEDULABLE", None), report
         assert "the node refused the pod: OutOfcpu" in report.finished["message"]
-        assert report.text.count("no command had run: made again") == 1
+        assert report.text.count("no command had run, so the pod is re-created") == 1
         assert len(lost_pods.uids(lab, "action")) == 2
 
 

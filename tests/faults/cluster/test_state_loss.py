@@ -39,4 +39,4 @@ def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) ->
     assert report.files["file"].read_text() == "made\n"
     pods = {pod["metadata"]["uid"] for pod in own_lab.observer.states if pod["metadata"]["labels"]}
     assert len(pods) == 1, "the commands ran twice"
-    assert "has forgotten events" in agent.log
+    assert "the scheduler lost acknowledged events" in agent.log

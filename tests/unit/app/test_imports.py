@@ -1,11 +1,11 @@
-"""Modules that `sealci-agent serve` must not import: each costs memory and time at every start."""
+"""Which libraries a serving agent loads. A library that the agent does not use costs memory and time at each start."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-PROGRAM = "import sys, agent.cli.main, agent.app.agent; print(*{name.partition('.')[0] for name in sys.modules})"
+PROGRAM = "import sys, agent.cli.main, agent.app.serve; print(*{name.partition('.')[0] for name in sys.modules})"
 UNUSED = {"requests", "oauthlib", "urllib3", "websocket", "rich", "pygments", "opentelemetry", "sqlite3", "pathspec"}
 
 

@@ -1,4 +1,4 @@
-"""What an action may ask for: every bound at its edge, every problem told at once, no secret shown."""
+"""Admission: each limit at its edge, all problems in one report, no secret in a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from agent.domain.actions import Action, Key, Repository, Resources
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.execution.admission import MAX_COMMAND, MAX_COMMANDS, MAX_VARIABLES, admit
+from agent.execution.admission import MAX_COMMAND_BYTES, MAX_COMMANDS_BYTES, MAX_VARIABLES_BYTES, admit
 from agent.settings import PolicySettings
 
 ACTION = Action(Key("build"), "alpine:3", ("true",))
@@ -41,11 +41,11 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"commands": ("x" * MAX_COMMAND,)},
-        {"commands": ("é" * (MAX_COMMAND // 2),)},
+        {"commands": ("x" * MAX_COMMAND_BYTES,)},
+        {"commands": ("é" * (MAX_COMMAND_BYTES // 2),)},
         {"commands": ("true",) * 5},
         {"env": {"_A1": "x", "b": ""}, "secrets": {"C": SECRET}},
-        {"env": {"A": "x" * (MAX_VARIABLES - 1)}},
+        {"env": {"A": "x" * (MAX_VARIABLES_BYTES - 1)}},
         {"timeout": 0.001},
         {"key": Key("a" * 256)},
         repository(),
@@ -55,7 +55,7 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
         {"resources": Resources("1", "1Gi", "100M")},
     ],
 )
-def test_what_is_allowed(fields: dict[str, Any]) -> None:
+def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
     admit(replace(ACTION, **fields), POLICY)
 
 
@@ -69,11 +69,14 @@ def test_what_is_allowed(fields: dict[str, Any]) -> None:
         ({"image": "x" * 513}, "is not an image reference"),
         ({"commands": ()}, "commands: at least one is needed"),
         ({"commands": ("true",) * 6}, "commands: 6 are too many; at most 5"),
-        ({"commands": ("true", "x" * (MAX_COMMAND + 1))}, f"commands[2]: {MAX_COMMAND + 1} bytes are too many"),
+        (
+            {"commands": ("true", "x" * (MAX_COMMAND_BYTES + 1))},
+            f"commands[2]: {MAX_COMMAND_BYTES + 1} bytes are too many",
+        ),
         ({"commands": ("é" * 65536,)}, "commands[1]: 131072 bytes are too many"),
         (
-            {"commands": ("x" * MAX_COMMAND,) * 5},
-            f"commands: {5 * MAX_COMMAND} bytes in all are too many; at most {MAX_COMMANDS}",
+            {"commands": ("x" * MAX_COMMAND_BYTES,) * 5},
+            f"commands: {5 * MAX_COMMAND_BYTES} bytes in all are too many; at most {MAX_COMMANDS_BYTES}",
         ),
         ({"commands": ("a\0b",)}, "commands[1]: a NUL byte"),
         ({"env": {"1A": "x"}}, "env: '1A' is not a variable name"),
@@ -87,7 +90,7 @@ def test_what_is_allowed(fields: dict[str, Any]) -> None:
             {"env": {"A": "", "B": ""}, "secrets": {"C": SECRET, "D": SECRET}},
             "env and secrets: 4 are too many; at most 3",
         ),
-        ({"env": {"A": "x" * MAX_VARIABLES}}, f"env and secrets: {MAX_VARIABLES + 1} bytes are too many"),
+        ({"env": {"A": "x" * MAX_VARIABLES_BYTES}}, f"env and secrets: {MAX_VARIABLES_BYTES + 1} bytes are too many"),
         ({"timeout": 0.0}, "timeout: 0 s is not allowed"),
         ({"timeout": -1.0}, "timeout: -1 s"),
         ({"timeout": 101.0}, "timeout: 101 s is not allowed; more than 0, at most 100 s"),
@@ -111,14 +114,14 @@ def test_what_is_allowed(fields: dict[str, Any]) -> None:
         (repository(credentials="UPPER"), "is not the name of a Secret"),
     ],
 )
-def test_what_is_refused_and_why(fields: dict[str, Any], says: str) -> None:
+def test_each_problem_is_refused_with_its_reason(fields: dict[str, Any], says: str) -> None:
     found = problems(**fields)
     assert [line for line in found if says in line], found
     assert SECRET not in "".join(found)
     assert "pw" not in "".join(found)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(image="", commands=(), timeout=0.0, resources=Resources("x", "y", "z"))
     assert len(found) == 6
 
@@ -136,7 +139,7 @@ def test_the_allow_list_is_globs_over_the_whole_reference(image: str, allowed: b
 
 
 @pytest.mark.parametrize("unit", ["cpu", "memory", "ephemeral_storage"])
-def test_the_maxima(unit: str) -> None:
+def test_resources_are_held_against_their_maxima(unit: str) -> None:
     policy = PolicySettings.model_validate({f"max_{unit}": "1Gi"})
     admit(replace(ACTION, resources=Resources(**{unit: "1024Mi"})), policy)
     over = problems(policy, resources=Resources(**{unit: "1025Mi"}))

@@ -1,30 +1,34 @@
-"""A copy has one deadline, whatever the number of its tries, and says how far the last one came."""
+"""A copy has one deadline for all its attempts, and reports how far the last attempt came."""
 
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tenacity import wait_none
 
-from agent.domain.actions import ArtifactRules, Key
+from agent.domain.actions import Action, ArtifactRules, Key
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, ClusterError, Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 from agent.execution.artifacts import send_files
+from agent.execution.session import Session
+from agent.execution.timings import SessionTimings
+from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.domain.artifacts import FilePart
 
+KEY = Key("a", 1, 1)
 WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 
 
 class Pod:
-    """`breaks` tries are cut after a while, then one is whole, or hangs in its second file."""
+    """A pod whose first `breaks` copies are cut after a while. The next copy is whole, or hangs in its second file."""
 
     def __init__(self, breaks: int, *, hangs: bool = False) -> None:
         self.breaks = breaks
@@ -44,54 +48,40 @@ class Pod:
         yield Collected(ArtifactSummary(1, 3))
 
 
-class Session:
-    """What a copy needs of one."""
-
-    def __init__(self) -> None:
-        self.key = Key("a", 1, 1)
-        self.action = SimpleNamespace(artifacts=ArtifactRules())
-        self.outlet = self
-        self.retries = 0
-        self.sent: list[object] = []
-
-    async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        async for _ in parts:
-            pass
-
-    async def send(self, event: object) -> None:
-        self.sent.append(event)
-
-    def hidden(self, text: bytes) -> bytes:
-        return text
+def session_of(outlet: RecordingSessionSink) -> Session:
+    return Session(Action(KEY, "alpine", ("true",)), outlet, 60.0, timings=SessionTimings(upload_backoff=wait_none()))
 
 
-async def copied(pod: Any, seconds: float) -> Any:
-    session: Any = Session()
+async def copied(pod: Any, seconds: float) -> tuple[Session, RecordingSessionSink]:
+    outlet = RecordingEventSink().open(KEY)
+    session = session_of(outlet)
     await send_files(session, pod, seconds)
-    return session
+    return session, outlet
 
 
-async def test_a_later_try_has_what_the_earlier_ones_left() -> None:
+@pytest.mark.looptime
+async def test_a_later_attempt_has_the_time_that_earlier_attempts_left() -> None:
     pod = Pod(2)
-    session = await copied(pod, 30.0)
-    assert (session.retries, session.sent) == (2, [ArtifactSummary(1, 3)])
+    session, outlet = await copied(pod, 30.0)
+    assert (session.stats.upload_retries, outlet.events) == (2, [ArtifactSummary(1, 3)])
     assert pod.seconds[0] <= 30
-    assert pod.seconds[1] <= pod.seconds[0] - 0.1
-    assert pod.seconds[2] <= pod.seconds[1] - 0.1
+    assert pod.seconds[1] <= pod.seconds[0] - 0.09
+    assert pod.seconds[2] <= pod.seconds[1] - 0.09
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize("breaks", [0, 1])
-async def test_what_has_not_come_at_the_deadline_is_said(breaks: int) -> None:
+async def test_the_failure_at_the_deadline_states_the_progress(breaks: int) -> None:
     with pytest.raises(ActionFailed) as raised:
         await copied(Pod(breaks, hangs=True), 2.0)
     assert raised.value.reason is Reason.ARTIFACTS_FAILED
     assert raised.value.message == (
-        "the files could not be copied within 2 s; the last try brought 1 files whole, 3 bytes in all, and they are"
+        "the files could not be copied within 2 s; the last attempt copied 1 whole files, 3 bytes in all, which are"
         " not kept"
     )
 
 
-async def test_what_cannot_pass_is_not_tried_again() -> None:
+async def test_a_permanent_error_is_not_retried() -> None:
     pod = Pod(0)
 
     async def refused(_: ArtifactRules, seconds: float) -> AsyncIterator[FilePart | Collected]:
@@ -100,6 +90,6 @@ async def test_what_cannot_pass_is_not_tried_again() -> None:
         raise ClusterError("no")
 
     pod.files = refused  # type: ignore[method-assign]
-    with pytest.raises(ActionFailed, match="could not be copied: no; the last try brought 0 files"):
+    with pytest.raises(ActionFailed, match="could not be copied: no; the last attempt copied 0 whole files"):
         await copied(pod, 2.0)
     assert len(pod.seconds) == 1

@@ -1,35 +1,34 @@
-"""The state of one attempt: its one wish, its guarded work, and the words it sends."""
+"""One attempt: its stop request, the work that a stop request ends, its outcome, and what it reports."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.domain.actions import Action, Key
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Finished, LogChunk, Source, StageChanged
+from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
-from agent.execution.session import MAX_CHUNK, Interrupted, Session, Wish, ended, first_of
-from tests.fakes.sink import RecordingOutlet, RecordingSink
-from tests.fakes.waiting import poll_until
+from agent.domain.session_state import Resume
+from agent.execution.progress import SessionPhase, SessionProgress
+from agent.execution.reporter import MAX_CHUNK
+from agent.execution.session import Interrupted, Session, StopRequest
+from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-WISH = Wish(Reason.CANCELLED, "not wanted", 3.0)
-LATE = Wish(Reason.DEADLINE_EXCEEDED, "too late")
+CANCEL = StopRequest(Reason.CANCELLED, "not wanted", 3.0)
+TIMEOUT = StopRequest(Reason.DEADLINE_EXCEEDED, "too late")
 KEY = Key("build")
 
 
 @pytest.fixture
-async def outlet() -> RecordingOutlet:
-    return RecordingSink().open(KEY)
+async def outlet() -> RecordingSessionSink:
+    return RecordingEventSink().open(KEY)
 
 
 @pytest.fixture
-async def session(outlet: RecordingOutlet) -> Session:
+async def session(outlet: RecordingSessionSink) -> Session:
     return Session(Action(KEY, "alpine", ("true",)), outlet, 60.0)
 
 
@@ -45,149 +44,198 @@ async def error() -> None:
     raise ValueError("own")
 
 
-async def test_the_first_wish_counts(session: Session) -> None:
-    session.interrupt(WISH)
-    session.interrupt(LATE)
-    assert session.wish is WISH
-    session.serve_wish()
-    assert not session.wished.is_set()
-    session.interrupt(LATE)
-    assert session.wish is LATE
+async def test_the_first_stop_request_counts(session: Session) -> None:
+    session.request_stop(CANCEL)
+    session.request_stop(TIMEOUT)
+    assert session.stop_request is CANCEL
+    session.clear_stop_request()
+    assert not session.stop_requested.is_set()
+    session.request_stop(TIMEOUT)
+    assert session.stop_request is TIMEOUT
 
 
-async def test_who_has_an_outcome_has_no_wish(session: Session, outlet: RecordingOutlet) -> None:
+async def test_a_session_with_an_outcome_takes_no_stop_request(session: Session, outlet: RecordingSessionSink) -> None:
     await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
-    session.interrupt(WISH)
-    assert session.wish is None
+    session.request_stop(CANCEL)
+    assert session.stop_request is None
     assert isinstance(outlet.events[-1], Finished)
-    assert session.over
+    assert session.progress.finished
 
 
-async def test_a_session_is_over_only_when_all_is_stored(session: Session, outlet: RecordingOutlet) -> None:
+async def test_a_session_is_finished_only_when_the_scheduler_has_stored_everything(
+    session: Session, outlet: RecordingSessionSink
+) -> None:
     outlet.sink.acknowledges.clear()
     task = asyncio.create_task(session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS)))
     await outlet.settling.wait()
-    assert not session.over
+    assert not session.progress.finished
     outlet.sink.acknowledges.set()
     await task
-    assert session.over
+    assert session.progress.finished
 
 
-async def test_guarded_work_gives_its_result_or_its_error(session: Session) -> None:
-    assert await session.guarded(value()) == 3
+async def test_work_returns_its_result_or_raises_its_error(session: Session) -> None:
+    assert await session.run_until_stopped(value()) == 3
     with pytest.raises(ValueError, match="own"):
-        await session.guarded(error())
+        await session.run_until_stopped(error())
 
 
-async def test_a_wish_ends_guarded_work(session: Session) -> None:
+async def test_a_stop_request_ends_the_work(session: Session) -> None:
     ran: list[str] = []
+    began = asyncio.Event()
 
     async def work() -> None:
         try:
+            began.set()
             ran.append("began")
             await never()
         finally:
             ran.append("ended")
 
-    task = asyncio.create_task(session.guarded(work()))
-    await poll_until("the coroutine has begun", lambda: ran == ["began"])
-    session.interrupt(WISH)
+    task = asyncio.create_task(session.run_until_stopped(work()))
+    await began.wait()
+    session.request_stop(CANCEL)
     with pytest.raises(Interrupted) as interrupted:
         await task
-    assert interrupted.value.wish is WISH
+    assert interrupted.value.request is CANCEL
     assert ran == ["began", "ended"]
 
 
-async def test_work_that_is_done_with_the_wish_is_done(session: Session) -> None:
+async def test_work_that_ends_together_with_the_stop_request_counts(session: Session) -> None:
     async def work() -> int:
-        session.interrupt(WISH)
+        session.request_stop(CANCEL)
         return 3
 
-    assert await session.guarded(work()) == 3
+    assert await session.run_until_stopped(work()) == 3
 
 
-async def test_work_that_does_not_end_at_once_is_waited_for(session: Session) -> None:
-    go = asyncio.Event()
+async def test_the_clean_up_of_stopped_work_is_waited_for(session: Session) -> None:
+    began, cleaning, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         try:
+            began.set()
             await never()
         finally:
+            cleaning.set()
             await go.wait()
 
-    task = asyncio.create_task(session.guarded(work()))
-    session.interrupt(WISH)
-    for _ in range(10):
-        await asyncio.sleep(0)
+    task = asyncio.create_task(session.run_until_stopped(work()))
+    await began.wait()
+    session.request_stop(CANCEL)
+    await cleaning.wait()
+    await asyncio.wait({task}, timeout=0)
     assert not task.done()
     go.set()
     with pytest.raises(Interrupted):
         await task
 
 
-async def test_a_guard_that_is_cancelled_ends_its_work(session: Session) -> None:
+async def test_cancelling_the_session_task_ends_the_work(session: Session) -> None:
     began = asyncio.Event()
 
     async def work() -> None:
         began.set()
         await never()
 
-    task = asyncio.create_task(session.guarded(work()))
+    task = asyncio.create_task(session.run_until_stopped(work()))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_stages_are_timed_and_told(session: Session, outlet: RecordingOutlet) -> None:
-    await session.enter(Stage.SETUP)
-    await session.enter(Stage.SETUP, "pulling")
-    await session.enter(Stage.COMMANDS)
+async def test_stages_are_timed_and_reported(session: Session, outlet: RecordingSessionSink) -> None:
+    await session.reporter.enter(Stage.SETUP)
+    await session.reporter.enter(Stage.SETUP, "pulling")
+    await session.reporter.enter(Stage.COMMANDS)
     await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
     assert outlet.events[:3] == [
         StageChanged(Stage.SETUP),
         StageChanged(Stage.SETUP, "pulling"),
         StageChanged(Stage.COMMANDS),
     ]
-    assert set(session.stage_seconds) == {Stage.ADMISSION, Stage.SETUP, Stage.COMMANDS}
+    assert set(session.reporter.stage_seconds) == {Stage.ADMISSION, Stage.SETUP, Stage.COMMANDS}
 
 
 @pytest.mark.parametrize("text", ["one line", "two\nlines\n", "x" * (2 * MAX_CHUNK), "\udcff", ""])
-async def test_what_is_said_comes_whole_in_pieces(session: Session, outlet: RecordingOutlet, text: str) -> None:
-    await session.say(text, Source.SETUP)
+async def test_a_text_of_the_agent_arrives_whole_in_chunks(
+    session: Session, outlet: RecordingSessionSink, text: str
+) -> None:
+    await session.reporter.write_log(text, Source.SETUP)
     chunks = [event for event in outlet.events if isinstance(event, LogChunk)]
-    assert all(0 < len(chunk.data) <= MAX_CHUNK and chunk.source is Source.SETUP for chunk in chunks)
+    assert [chunk for chunk in chunks if not 0 < len(chunk.data) <= MAX_CHUNK] == []
+    assert {chunk.source for chunk in chunks} == {Source.SETUP}
     said = b"".join(chunk.data for chunk in chunks)
     assert said.removesuffix(b"\n") == text.encode("utf-8", "surrogateescape").removesuffix(b"\n")
     assert said.endswith(b"\n")
 
 
 async def test_outcomes(session: Session) -> None:
-    session.stage, session.command = Stage.COMMANDS, 2
-    assert session.interrupted(WISH, 143) == Outcome(
+    await session.reporter.enter(Stage.COMMANDS)
+    session.progress.command_started(2)
+    assert session.stopped_outcome(CANCEL, 143) == Outcome(
         Result.CANCELLED, Stage.COMMANDS, Reason.CANCELLED, 143, 2, "not wanted"
     )
-    assert session.interrupted(LATE).result is Result.FAILED
+    assert session.stopped_outcome(TIMEOUT).result is Result.FAILED
     failure = ActionFailed(Stage.SETUP, Reason.EVICTED, "low on memory")
-    assert session.failed(failure) == Outcome(Result.FAILED, Stage.SETUP, Reason.EVICTED, None, 2, "low on memory")
+    assert session.failure_outcome(failure) == Outcome(
+        Result.FAILED, Stage.SETUP, Reason.EVICTED, None, 2, "low on memory"
+    )
 
 
-async def test_first_of_leaves_the_task_alone() -> None:
-    event = asyncio.Event()
-    task = asyncio.create_task(never())
-    await first_of(task, event, timeout=0.001)
-    assert not task.done()
-    event.set()
-    await first_of(task, event)
-    assert not task.done()
-    await ended(task)
-    assert task.cancelled()
+RESET = Resume(KEY, seq=2, cursor=Cursor("t", 1, 3, 3), command=1)
 
 
-@pytest.mark.parametrize("work", [value, error])
-async def test_ended_says_nothing_of_what_is_done(work: type[Awaitable[None]]) -> None:
-    task = asyncio.ensure_future(work())
-    await asyncio.wait({task})
-    await ended(task)
-    assert task.done()
-    task.exception()
+async def test_a_state_loss_ends_the_reporting_and_moves_the_session_back(session: Session) -> None:
+    task = asyncio.create_task(session.run_until_reset(never()))
+    session.progress.request_reset(RESET)
+    assert await task is False
+    session.restart_reporting()
+    progress = session.progress
+    assert (progress.stored_seq, progress.log_start, progress.command) == (2, RESET.cursor, 1)
+    assert not progress.reset_requested.is_set()
+    assert await session.run_until_reset(asyncio.sleep(0)) is True
+
+
+async def test_a_session_reports_its_first_outcome_again(session: Session, outlet: RecordingSessionSink) -> None:
+    await session.finish(Outcome(Result.SUCCEEDED, Stage.COMMANDS))
+    session.progress.request_reset(Resume(KEY))
+    await session.resend_outcome()
+    assert outlet.outcome.result is Result.SUCCEEDED
+    assert b"the scheduler has lost the log" in outlet.log
+
+
+async def test_secrets_are_masked_in_the_texts_of_the_agent(outlet: RecordingSessionSink) -> None:
+    session = Session(Action(KEY, "alpine", ("true",), secrets={"TOKEN": "hunter2-hunter2"}), outlet, 60.0)
+    await session.reporter.write_log("hunter2-hunter2 is not a path")
+    await session.finish(Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, message="no hunter2-hunter2"))
+    assert (outlet.log, outlet.outcome.message) == (b"*** is not a path\n", "no ***")
+
+
+async def test_phases_of_an_own_session(session: Session) -> None:
+    assert (session.progress.phase, session.progress.awaits_resume) == (SessionPhase.STARTING, False)
+    assert not session.progress.resume(Resume(KEY)), "the session does not await where to go on"
+    session.progress.environment_created()
+    assert session.progress.environment_exists
+    session.progress.finish()
+    session.progress.environment_created()
+    assert session.progress.finished, "a dropped session stays finished"
+
+
+async def test_phases_of_an_adopted_session() -> None:
+    progress = SessionProgress(adopted=True)
+    assert (progress.phase, progress.awaits_resume) == (SessionPhase.AWAITING_RESUME, True)
+    assert progress.resume(RESET)
+    assert (progress.phase, progress.awaits_resume) == (SessionPhase.STARTING, False)
+    assert not progress.resume(RESET), "a second answer is not awaited"
+    assert progress.resume_point is not None
+    assert await progress.resume_point is RESET
+
+
+async def test_the_first_outcome_counts() -> None:
+    progress = SessionProgress()
+    first, second = Outcome(Result.SUCCEEDED, Stage.COMMANDS), Outcome(Result.FAILED, Stage.ARTIFACTS)
+    assert progress.decide(first) is first
+    assert progress.decide(second) is first
+    assert progress.cleaning_up

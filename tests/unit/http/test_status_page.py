@@ -1,4 +1,4 @@
-"""The status page: a document that says how the agent is, whatever names and messages hold."""
+"""The status page shows how the agent is, and no name or message can break out of its place in the HTML."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ NASTY = '<img src=x onerror="alert(1)">&'
 
 
 class Tags(HTMLParser):
-    """Collects the tags, and the text between them."""
+    """Collects the tags of a document, and the text between them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.text = ""
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def handle_starttag(self, tag: str, _: object) -> None:
         self.tags.add(tag)
 
     def handle_data(self, data: str) -> None:
         self.text += f"{data}\n"
 
 
-def shown(*lately: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
+def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
     health = health or Health(Readiness.READY, slots=4, running=1)
     running = (SessionRow("run/1", 1, "image", "commands", 75.0, (("setup", 2.0), ("commands", 73.0))),)
     tags = Tags()
-    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, lately)))
+    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent)))
     return tags
 
 
-def test_whatever_is_said_stays_text() -> None:
+def test_names_and_messages_stay_text() -> None:
     outcome = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, NASTY)
     tags = shown(SessionRow(NASTY, 2, NASTY, "commands", 3.0, ((NASTY, 1.0),), outcome))
     assert not tags.tags & {"img", "script"}
@@ -43,11 +43,11 @@ def test_whatever_is_said_stays_text() -> None:
     assert "COMMAND_FAILED (exit code 3): " in tags.text
 
 
-def test_it_says_how_the_agent_is() -> None:
+def test_the_page_shows_how_the_agent_is() -> None:
     text = shown().text.replace("\N{NO-BREAK SPACE}", " ")
     for part in ("ready", "reachable", "1 of 4", "run/1", "1 min 15 s", "setup 2.0 s · commands 1 min 13 s"):
         assert part in text
     away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)
     text = shown(health=away, not_ready="the cluster does not answer").text
     assert "the cluster does not answer" in text
-    assert "None has ended since the start." in text
+    assert "No action has ended since the start." in text

@@ -1,4 +1,4 @@
-"""The border: both directions agree, every enum is complete, and nothing bad comes through."""
+"""Translation: both directions agree, every enum is complete, and invalid fields are refused."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def test_session_states() -> None:
     "resume",
     [Resume(KEY), Resume(KEY, 7, CURSOR, Stage.COMMANDS, 2, Cancel(0.5, "stop"), {"TOKEN": "geheim"})],
 )
-def test_resumption(resume: Resume) -> None:
+def test_resume_points(resume: Resume) -> None:
     assert translate.resume(translate.resume_message(resume)) == resume
 
 
 @pytest.mark.parametrize("cancel", [Cancel(), Cancel(0.0), Cancel(2.5, "enough")])
-def test_requests_to_end(cancel: Cancel) -> None:
+def test_cancellations(cancel: Cancel) -> None:
     message = translate.cancel_message(("a", 2), cancel)
     assert (message.action_id, message.attempt) == ("a", 2)
     assert translate.cancel(message) == cancel
@@ -146,7 +146,7 @@ def test_enums_are_those_of_the_contract(domain: type[Enum], on_the_wire: set[st
     assert {member.name for member in domain} == on_the_wire
 
 
-def test_reasons_of_users_and_of_the_infrastructure_are_told_apart_by_number() -> None:
+def test_numbers_from_32_on_are_reasons_of_the_infrastructure() -> None:
     for reason, number in fields.REASONS.items():
         assert reason.infrastructure == (number >= 32), reason
 
@@ -173,7 +173,7 @@ GOOD = wire.Action(action_id="a", attempt=1, claim=1, image="alpine", commands=[
         ({"repository": wire.Repository(ref="main")}, "repository.url"),
     ],
 )
-def test_a_bad_action_fails_with_the_field_and_what_is_allowed(change: dict[str, Any], named: str) -> None:
+def test_an_invalid_action_fails_with_the_field_and_the_allowed_values(change: dict[str, Any], named: str) -> None:
     message = wire.Action()
     message.CopyFrom(GOOD)
     for field in change:
@@ -200,12 +200,12 @@ def test_the_longest_action_id_is_allowed() -> None:
         (wire.Resume(action_id="a", claim=1), "attempt"),
     ],
 )
-def test_a_bad_resumption_fails(message: wire.Resume, named: str) -> None:
+def test_an_invalid_resume_point_fails(message: wire.Resume, named: str) -> None:
     with pytest.raises(ActionFailed, match=f"field {named}: "):
         translate.resume(message)
 
 
-def test_a_bad_grace_does_not_keep_a_request_from_being_obeyed() -> None:
+def test_an_invalid_grace_does_not_prevent_the_cancellation() -> None:
     message = wire.Cancel(action_id="a", attempt=1, grace=Duration(seconds=-5), message="stop")
     assert translate.cancel(message) == Cancel(None, "stop")
 
@@ -219,12 +219,12 @@ def test_a_bad_grace_does_not_keep_a_request_from_being_obeyed() -> None:
         wire.Event(action_id="a", claim=1, accepted=wire.Accepted()),
     ],
 )
-def test_a_bad_event_fails(message: wire.Event) -> None:
+def test_an_invalid_event_fails(message: wire.Event) -> None:
     with pytest.raises(ActionFailed, match="field "):
         translate.event(message)
 
 
-def test_kinds_of_a_later_version_are_no_error() -> None:
+def test_messages_of_a_newer_version_are_no_error() -> None:
     unknown = wire.Event.FromString(
         wire.Event(action_id="a", attempt=1, claim=1, seq=4).SerializeToString() + b"\xfa\x01\x00"
     )
@@ -237,7 +237,7 @@ def test_kinds_of_a_later_version_are_no_error() -> None:
 # ---- what can always be sent
 
 
-def test_text_for_people_is_made_sendable() -> None:
+def test_text_for_people_is_truncated_and_made_valid_utf8() -> None:
     outcome = Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, None, 0, "bad \udcff " + "x" * 100_000)
     message = translate.event_message(KEY, 1, Finished(outcome))
     assert message.ByteSize() < 20_000
@@ -253,6 +253,6 @@ def test_durations(seconds: float, whole: int, nanos: int) -> None:
     assert translate.duration(seconds) == Duration(seconds=whole, nanos=nanos)
 
 
-def test_secrets_are_in_no_representation() -> None:
+def test_no_repr_contains_a_secret() -> None:
     assert "geheim" not in repr(ACTIONS[1])
     assert "geheim" not in repr(Resume(KEY, secrets={"TOKEN": "geheim"}))

@@ -1,4 +1,4 @@
-"""The generated code is what the contract says, and the regenerated one would be the same."""
+"""The committed code equals the code that protoc generates from the contracts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
 @pytest.mark.parametrize("name", CONTRACTS)
-def test_what_is_committed_is_what_would_be_generated(name: str, tmp_path: Path) -> None:
+def test_the_committed_code_equals_the_generated_code(name: str, tmp_path: Path) -> None:
     source, wire = CONTRACTS[name]
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     subprocess.run(

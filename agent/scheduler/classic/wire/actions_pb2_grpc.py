@@ -45,16 +45,19 @@ class ActionServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ExecutionAction(self, request, context):
-        """Runs the action and answers with its log; the last response has the exit code.
+        """Runs one action. Called by the scheduler. The agent answers with the log of the action. Its last response has the
+        exit code.
 
-        INVALID_ARGUMENT     no context, no image, or a runner that is not known here; nothing was run
-        UNAVAILABLE          the agent is leaving; nothing was run
-        RESOURCE_EXHAUSTED   no slot is free and too many actions wait already; nothing was run
+        The agent ends the call with one of these gRPC statuses if it runs nothing:
+        INVALID_ARGUMENT     the request has no context or no image, or its runner is not supported
+        UNAVAILABLE          the agent is leaving
+        RESOURCE_EXHAUSTED   no slot is free, and too many actions wait already
 
-        Whatever else goes wrong comes as log text and an exit code that is not 0: the commands' own, or
+        The agent reports every other failure as log text and an exit code other than 0. It is the exit code of the
+        commands, or one of these:
         124   the commands did not end in time
-        125   the agent could not run the action to its end (image, repository, cluster, files); the log says why
-        130   the action was cancelled before its commands had a code, because the agent leaves
+        125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
+        130   the agent had to leave and cancelled the action before its commands had an exit code
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

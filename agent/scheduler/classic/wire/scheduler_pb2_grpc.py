@@ -50,15 +50,17 @@ class AgentServicer:
     """Missing associated documentation comment in .proto file."""
 
     def RegisterAgent(self, request, context):
-        """Enters the pool. Any status but OK: the agent tries again, with full jitter.
+        """Enters the pool. Called by the agent when it starts and after each end of ReportHealthStatus. The scheduler answers
+        with the agent's id. After any status other than OK the agent retries with full jitter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportHealthStatus(self, request_iterator, context):
-        """How the agent is: at once, on every change, and at an interval that the agent chooses. However it ends, the agent
-        registers again, unless it leaves.
+        """Reports the health of the agent. Called by the agent after RegisterAgent. The agent sends its health at once, after
+        each change, and at an interval of its own. The scheduler answers when the agent ends the stream. If the stream
+        ends before the agent leaves, the agent registers again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

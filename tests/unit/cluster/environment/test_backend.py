@@ -1,4 +1,4 @@
-"""Environments on a scripted API: made, made again, found again after a lost answer, and gone."""
+"""Environments on a scripted API server: created, re-created, found after a lost answer, and deleted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 from agent.cluster.api import exec as execs
 from agent.cluster.environment import environment as environments
-from agent.cluster.environment.backend import Pods
-from agent.cluster.environment.creation import create_pod
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
+from agent.cluster.environment.requests import create_pod
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, Key
@@ -37,21 +38,21 @@ pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 @asynccontextmanager
-async def pods(api: FakeApi, **cluster: Any) -> AsyncIterator[Pods]:
+async def backend_on(api: FakeApi, **cluster: Any) -> AsyncIterator[PodBackend]:
     settings = Settings.model_validate({"cluster": {"namespace": "ci", **cluster}, "policy": {"pending_timeout": 5}})
     async with api.serving(**cluster) as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
         task = asyncio.create_task(watch.run(), name="pod watch")
         await api.until("the watch is open", lambda: api.watches == 1)
         try:
-            yield Pods(settings, client, watch, client.metrics, "agent-1")
+            yield PodBackend(settings, client, watch, "agent-1", ClusterFacts())
         finally:
             task.cancel()
             await asyncio.wait({task})
 
 
 async def observed(environment: PodEnvironment, kind: type[Observation]) -> Observation:
-    """Wait until something of a kind is observed."""
+    """Return the next observation of a kind."""
     observations = environment.observations()
     try:
         async for seen in observations:
@@ -62,29 +63,30 @@ async def observed(environment: PodEnvironment, kind: type[Observation]) -> Obse
     raise AssertionError(f"no {kind} was observed")
 
 
-async def test_a_life_costs_three_requests_and_leaves_nothing(api: FakeApi) -> None:
-    async with pods(api) as here:
-        environment = here.environment(ACTION)
+async def test_an_environment_costs_three_requests_and_leaves_nothing(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(ACTION)
         name = environment.plan.name
-        assert (environment.name, list(here.held)) == (f"ci/{name}", [name])
+        assert (environment.name, backend.registry.owned_names) == (f"ci/{name}", (name,))
         await environment.create()
         assert isinstance(await observed(environment, Waiting), Waiting)
         await api.status(name, phase="Running", containerStatuses=RUNNING)
         await observed(environment, Running)
         assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
         await environment.remove()
-        assert (api.pods, api.secrets, here.held, here.watch.watched) == ({}, {}, {}, {})
-    made = [
+        assert (api.pods, api.secrets, backend.registry.owned_names) == ({}, {}, ())
+        assert not backend.watch.is_watched(name)
+    requests = [
         (request.verb, request.path.rsplit("/", 1)[-1])
         for request in api.requests
         if request.verb in ("create", "delete", "get")
     ]
-    assert made == [("create", "pods"), ("create", "secrets"), ("delete", name)]
+    assert requests == [("create", "pods"), ("create", "secrets"), ("delete", name)]
 
 
-async def test_it_can_be_made_again_after_its_removal(api: FakeApi) -> None:
-    async with pods(api) as here:
-        environment = here.environment(ACTION)
+async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(ACTION)
         name = environment.plan.name
         await environment.create()
         await api.status(name, phase="Failed", reason="OutOfcpu")
@@ -95,41 +97,39 @@ async def test_it_can_be_made_again_after_its_removal(api: FakeApi) -> None:
         # Garbage collection is slower than a new pod of the same name.
         api.secrets[name] = {"metadata": {"name": name, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
-        assert list(here.held) == [name], "the sweep would take it for remains"
+        assert backend.registry.owned_names == (name,), "the sweep would delete the pod as an orphan"
         assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
         await api.status(name, phase="Running", containerStatuses=RUNNING)
         await observed(environment, Running)
         await environment.remove()
-        assert (api.pods, here.held) == ({}, {})
+        assert (api.pods, list(backend.registry.owned_names)) == ({}, [])
 
 
-async def test_what_the_watch_tells_late_of_an_earlier_pod_is_not_taken_for_the_new_one(
-    api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with pods(api) as here:
-        environment = here.environment(replace(ACTION, secrets={}))
+async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(replace(ACTION, secrets={}))
         await environment.create()
         earlier = deepcopy(api.pods[environment.plan.name])
         await environment.remove()
-        made = create_pod
+        original = create_pod
 
-        async def told_in_between(*arguments: Any) -> Any:
-            answer = await made(*arguments)
-            here.watch.gone.clear()  # the end of the earlier one is told later
-            here.watch.take("MODIFIED", earlier)
+        async def late_event_in_between(*arguments: Any) -> Any:
+            answer = await original(*arguments)
+            backend.watch.gone.clear()  # the watch reports the end of the earlier pod later
+            backend.watch.take("MODIFIED", earlier)
             return answer
 
-        monkeypatch.setattr(environments, "create_pod", told_in_between)
+        monkeypatch.setattr(environments, "create_pod", late_event_in_between)
         await environment.create()
-        here.watch.take("DELETED", earlier)
-        assert environment.watched.pod is not None
-        assert environment.watched.pod["metadata"]["uid"] == environment.uid
+        backend.watch.take("DELETED", earlier)
+        assert environment.pod_state.pod is not None
+        assert environment.pod_state.pod["metadata"]["uid"] == environment.uid
         await environment.remove()
 
 
-async def test_a_create_whose_answer_was_lost_finds_its_pod(api: FakeApi) -> None:
-    async with pods(api) as here:
-        environment = here.environment(replace(ACTION, secrets={}))
+async def test_a_create_request_whose_answer_was_lost_finds_its_pod(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(replace(ACTION, secrets={}))
         await environment.create()
         pod = api.pods[environment.plan.name]
         pod["metadata"]["annotations"]["cni.example.org/ip"] = "10.0.0.1"
@@ -139,9 +139,9 @@ async def test_a_create_whose_answer_was_lost_finds_its_pod(api: FakeApi) -> Non
         assert api.pods == {}
 
 
-async def test_a_pod_that_somebody_else_made_is_not_taken_nor_deleted(api: FakeApi) -> None:
-    async with pods(api) as here:
-        one, two = here.environment(ACTION), here.environment(ACTION)
+async def test_a_pod_of_another_session_is_neither_taken_nor_deleted(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        one, two = backend.environment(ACTION), backend.environment(ACTION)
         await one.create()
         with pytest.raises(ActionFailed, match="already exists"):
             await two.create()
@@ -150,15 +150,15 @@ async def test_a_pod_that_somebody_else_made_is_not_taken_nor_deleted(api: FakeA
         assert api.requests_for("delete") == []
 
 
-async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
+async def test_create_waits_for_the_end_of_an_earlier_pod_of_the_same_name(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.slow_removal = True
-    async with pods(api, delete_timeout=0.05) as here:
-        old = here.environment(ACTION)
+    async with backend_on(api, delete_timeout=0.05) as backend:
+        old = backend.environment(ACTION)
         await old.create()
-        await here.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
-        new = asyncio.create_task(here.environment(ACTION).create())
+        await backend.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
+        new = asyncio.create_task(backend.environment(ACTION).create())
         await api.until("the pod is requested a fourth time", lambda: len(api.requests_for("create", "pods")) > 3)
         assert not new.done()
         await api.remove(old.plan.name)
@@ -173,12 +173,12 @@ async def test_a_pod_of_the_name_that_is_being_deleted_is_waited_for(
         (403, 'pods is forbidden: User "a" cannot create resource "pods"', Reason.CLUSTER_UNAVAILABLE),
     ],
 )
-async def test_a_refusal_fails_the_set_up_with_its_words(
+async def test_a_refused_pod_fails_the_set_up_with_the_message_of_the_api_server(
     api: FakeApi, status: int, message: str, reason: Reason
 ) -> None:
-    async with pods(api) as here:
+    async with backend_on(api) as backend:
         api.answer("create", "pods", status, message)
-        environment = here.environment(ACTION)
+        environment = backend.environment(ACTION)
         with pytest.raises(ActionFailed) as failed:
             await environment.create()
         assert failed.value.reason is reason
@@ -187,27 +187,27 @@ async def test_a_refusal_fails_the_set_up_with_its_words(
         assert api.requests_for("delete") == []
 
 
-async def test_a_pod_of_an_unanswered_create_is_looked_for_and_removed(api: FakeApi) -> None:
-    async with pods(api) as here:
-        environment = here.environment(ACTION)
+async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(ACTION)
         task = asyncio.create_task(environment.create())
         await api.until("the Secret is requested", lambda: len(api.requests_for("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
-        environment.uid = ""  # as if the answer had never come
+        environment.uid = ""  # as if the answer had never arrived
         await environment.remove()
         assert api.pods == {}
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["by the agent", "by others"])
-async def test_only_what_others_told_to_end_waits_for_the_kubelets_word(
+async def test_only_an_interrupt_by_others_waits_for_the_status_of_the_pod(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch, ours: bool
 ) -> None:
     async def done(*_: object, **__: object) -> None: ...
 
     monkeypatch.setattr(execs, "run", done)
-    async with pods(api) as here:
-        environment = here.environment(ACTION)
+    async with backend_on(api) as backend:
+        environment = backend.environment(ACTION)
         await environment.create()
         name, nonce = environment.plan.name, environment.plan.nonce
         await api.status(name, phase="Running", containerStatuses=RUNNING)
@@ -217,13 +217,13 @@ async def test_only_what_others_told_to_end_waits_for_the_kubelets_word(
         told = {"exitCode": 143, "message": f"sealci {nonce} started 1\nsealci {nonce} told_to_end 143\n"}
         ended = {"name": "action", "state": {"terminated": told}}
         await api.status(name, phase="Running", containerStatuses=[RUNNING[0], ended])
-        # The watch may still have told of it only before.
-        seen = [each async for each in until_news(environment)]
+        # The watch may still show the pod as it was before.
+        seen = [each async for each in until_not_running(environment)]
         assert isinstance(seen[-1], Exited if ours else Running)
         await environment.remove()
 
 
-async def until_news(environment: PodEnvironment) -> AsyncIterator[Observation]:
+async def until_not_running(environment: PodEnvironment) -> AsyncIterator[Observation]:
     """Yield observations until one is not plain running."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
@@ -232,10 +232,10 @@ async def until_news(environment: PodEnvironment) -> AsyncIterator[Observation]:
                 return
 
 
-async def test_what_does_not_go_is_forced(api: FakeApi) -> None:
+async def test_a_pod_that_is_still_there_after_its_deletion_is_deleted_by_force(api: FakeApi) -> None:
     api.slow_removal = True
-    async with pods(api, delete_timeout=0.05) as here:
-        environment = here.environment(ACTION)
+    async with backend_on(api, delete_timeout=0.05) as backend:
+        environment = backend.environment(ACTION)
         await environment.create()
         await environment.remove()
         assert [(request.body or {}).get("gracePeriodSeconds") for request in api.requests_for("delete")] == [None, 0]
@@ -245,28 +245,28 @@ async def test_what_does_not_go_is_forced(api: FakeApi) -> None:
         assert api.pods == {}
 
 
-async def test_what_cannot_be_removed_is_counted_and_left_to_the_sweep(api: FakeApi) -> None:
+async def test_a_pod_that_cannot_be_deleted_is_counted_and_left_to_the_sweep(api: FakeApi) -> None:
     api.slow_removal, api.force_works = True, False
-    async with pods(api, delete_timeout=0.05) as here:
-        environment = here.environment(ACTION)
+    async with backend_on(api, delete_timeout=0.05) as backend:
+        environment = backend.environment(ACTION)
         await environment.create()
         await environment.remove()
-        assert here.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
-        assert here.held == {}
+        assert backend.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+        assert backend.registry.owned_names == ()
 
 
-async def test_an_api_that_hangs_does_not_hold_the_removal_for_ever(api: FakeApi) -> None:
-    async with pods(api, delete_timeout=0.05, request_timeout=0.05) as here:
-        environment = here.environment(ACTION)
+async def test_remove_ends_although_the_api_server_hangs(api: FakeApi) -> None:
+    async with backend_on(api, delete_timeout=0.05, request_timeout=0.05) as backend:
+        environment = backend.environment(ACTION)
         await environment.create()
         api.answer("delete", "pods", HANG, times=1000)
         await environment.remove()
-        assert here.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+        assert backend.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
 
 
-async def test_a_failed_set_up_is_explained(api: FakeApi) -> None:
-    async with pods(api) as here:
-        environment = here.environment(ACTION)
+async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environment = backend.environment(ACTION)
         name = environment.plan.name
         await environment.create()
         event = {

@@ -1,16 +1,23 @@
-"""The log of a failed set-up says what, where, why and what to do, and never hides the failure behind another."""
+"""The report of a failed set-up: what, where, why and what to do. A failure to read the cause never hides it."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 
 from agent.cluster.environment import failure_report
+from agent.cluster.environment.context import EnvironmentTimings
 from agent.cluster.pod.setup_status import STARTING
 from agent.domain.errors import ClusterError, Reason
 from agent.domain.json import Object
 from agent.domain.observations import Lost, SetupFailed, Waiting
 from tests.fakes.api import FakeApi, pod_of
 
+if TYPE_CHECKING:
+    from agent.cluster.api.client import Client
+
+TIMINGS = EnvironmentTimings(slow_start_seconds=6.0, events_interval_seconds=15.0)
 PATH = "/api/v1/namespaces/ci/pods"
 PULL = SetupFailed(Reason.IMAGE_PULL_FAILED, "the image of action cannot be pulled: not found")
 
@@ -27,15 +34,19 @@ def pod() -> Object:
     )
 
 
+async def add_report(client: Client, pod: Object | None, failure: SetupFailed | Lost) -> SetupFailed | Lost:
+    return await failure_report.add_report(client, PATH, pod, failure, TIMINGS.events_retry_seconds)
+
+
 def event(message: str, at: str, count: int = 1) -> Object:
     told = {"type": "Warning", "reason": "Failed", "message": message, "count": count, "lastTimestamp": at}
     return told | {"involvedObject": {"uid": "uid-1"}}
 
 
-async def test_everything_that_is_known_is_in_it_in_order(api: FakeApi) -> None:
+async def test_a_report_has_failure_containers_events_and_advice_in_order(api: FakeApi) -> None:
     api.events = [event("second", "2026-11-24T08:00:02Z", 3), event("first", "2026-11-24T08:00:01Z")]
     async with api.serving() as client:
-        found = await failure_report.explained(client, PATH, pod(), PULL)
+        found = await add_report(client, pod(), PULL)
     assert (found.reason, found.message) == (PULL.reason, PULL.message)
     assert found.log.splitlines() == [
         "The environment could not be set up: the image of action cannot be pulled: not found",
@@ -55,7 +66,7 @@ async def test_everything_that_is_known_is_in_it_in_order(api: FakeApi) -> None:
 async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     api.logs["p", "repository"] = b"Cloning https://example.org/r\nfatal: \xff not found\n"
     async with api.serving() as client:
-        found = await failure_report.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+        found = await add_report(client, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert "Output of the clone:\n  Cloning https://example.org/r\n  fatal: � not found\n" in found.log
     assert api.requests_for("get", "/log")[0].query == {
         "container": "repository",
@@ -64,44 +75,44 @@ async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     }
 
 
-async def test_events_that_cannot_be_read_are_said_to_be_so_and_output_is_left_out(api: FakeApi) -> None:
+async def test_a_report_names_unreadable_events_and_leaves_out_unreadable_output(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("list", "events", 403, "forbidden")
         api.answer("get", "log", 500)
-        found = await failure_report.explained(client, PATH, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
+        found = await add_report(client, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert found.log.startswith("The environment could not be set up: not found\n")
     assert "Events of the pod:\n  they cannot be read: list events: forbidden (HTTP 403)\n" in found.log
     assert "Output" not in found.log
 
 
-async def test_a_pod_that_is_gone_needs_no_request(api: FakeApi) -> None:
+async def test_the_report_of_a_pod_that_is_gone_needs_no_request(api: FakeApi) -> None:
     async with api.serving() as client:
-        found = await failure_report.explained(client, PATH, None, Lost(Reason.POD_DELETED, "the pod was deleted"))
+        found = await add_report(client, None, Lost(Reason.POD_DELETED, "the pod was deleted"))
     assert found.log == "The environment was lost: the pod was deleted\n\n" + failure_report.ADVICE[Reason.POD_DELETED]
     assert api.requests == []
 
 
-async def test_a_pod_that_no_container_of_was_started(api: FakeApi) -> None:
+async def test_the_report_of_a_pod_without_a_started_container_has_the_message_of_its_status(api: FakeApi) -> None:
     bare = pod_of("p", phase="Failed", message="Pod was rejected: Node didn't have enough resource: cpu")
-    text = failure_report.text(bare, Lost(Reason.UNSCHEDULABLE, "refused", log="more words"), [], "")
+    text = failure_report.report_text(bare, Lost(Reason.UNSCHEDULABLE, "refused", log="more words"), [], "")
     assert "\n\nmore words\n" in text
     assert "  none was started: Pod was rejected: Node didn't have enough resource: cpu" in text
 
 
-def test_only_the_newest_events_are_told() -> None:
+def test_a_report_has_only_the_newest_events() -> None:
     events = [event(f"message {number:02}", f"2026-11-24T08:00:{number:02}Z") for number in range(30)]
     lines = list(failure_report.event_lines(events))
     assert len(lines) == failure_report.MAX_EVENTS
     assert lines[-1].endswith("message 29")
 
 
-def test_events_of_the_newer_kind_have_null_where_the_old_had_values() -> None:
+def test_events_of_the_newer_api_may_have_null_values() -> None:
     newer = {"type": "Warning", "reason": "X", "message": "m", "count": None, "lastTimestamp": None, "eventTime": "t"}
     assert list(failure_report.event_lines([newer])) == ["Warning X: m"]
 
 
-def test_a_refused_pod_has_the_apis_words_and_advice() -> None:
-    text = failure_report.refused(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
+def test_the_report_of_a_refused_pod_has_the_message_of_the_api_server_and_advice() -> None:
+    text = failure_report.refusal_text(ClusterError("create pods: exceeded quota", reason=Reason.QUOTA_EXCEEDED))
     assert "  create pods: exceeded quota" in text
     assert text.endswith(failure_report.ADVICE[Reason.QUOTA_EXCEEDED])
 
@@ -112,38 +123,42 @@ def test_a_refused_pod_has_the_apis_words_and_advice() -> None:
 SANDBOX = "Failed to create pod sandbox: cni plugin\n not initialized"
 
 
-def started(reason: str, message: str, at: str) -> Object:
+def event_of(reason: str, message: str, at: str) -> Object:
     return event(message, at) | {"reason": reason}
 
 
-async def test_a_slow_start_is_explained_by_the_events_and_a_quick_one_costs_nothing(api: FakeApi) -> None:
+async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request(api: FakeApi) -> None:
     api.events = [
-        started("FailedCreatePodSandBox", SANDBOX, "2026-11-24T08:00:02Z"),
-        started("Scheduled", "assigned", "2026-11-24T08:00:03Z"),
+        event_of("FailedCreatePodSandBox", SANDBOX, "2026-11-24T08:00:02Z"),
+        event_of("Scheduled", "assigned", "2026-11-24T08:00:03Z"),
     ]
     starting = Waiting(STARTING)
     async with api.serving() as client:
-        slow = failure_report.SlowStart(client, PATH)
-        assert slow.recheck(0.0) is None
-        assert await slow.told(pod(), starting, 100.0) == starting
-        assert slow.recheck(100.0) == failure_report.EVENTS_AFTER
+        events = failure_report.StartupEvents(client, PATH, TIMINGS)
+        assert events.recheck(0.0) is None
+        assert await events.describe_wait(pod(), starting, 100.0) == starting
+        assert events.recheck(100.0) == TIMINGS.slow_start_seconds
         assert api.requests_for("list") == []
-        said = Waiting(f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized")
-        assert await slow.told(pod(), starting, 100.0 + failure_report.EVENTS_AFTER) == said
-        assert await slow.told(pod(), starting, 101.0 + failure_report.EVENTS_AFTER) == said
+        expected = Waiting(
+            f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized"
+        )
+        assert await events.describe_wait(pod(), starting, 100.0 + TIMINGS.slow_start_seconds) == expected
+        assert await events.describe_wait(pod(), starting, 101.0 + TIMINGS.slow_start_seconds) == expected
         assert len(api.requests_for("list")) == 1
-        assert await slow.told(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
-        assert slow.recheck(120.0) is None
+        assert await events.describe_wait(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
+        assert events.recheck(120.0) is None
 
 
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [("FailedCreatePodSandBox", Reason.CLUSTER_UNAVAILABLE), ("Pulling", Reason.IMAGE_PULL_FAILED)],
 )
-async def test_what_the_node_could_not_do_is_not_the_images_fault(api: FakeApi, reason: str, expected: Reason) -> None:
-    api.events = [started(reason, "so it says", "2026-11-24T08:00:02Z")]
+async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
+    api: FakeApi, reason: str, expected: Reason
+) -> None:
+    api.events = [event_of(reason, "so it says", "2026-11-24T08:00:02Z")]
     late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
     async with api.serving() as client:
-        found = await failure_report.explained(client, PATH, pod(), late)
+        found = await add_report(client, pod(), late)
     assert found.reason is expected
     assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"

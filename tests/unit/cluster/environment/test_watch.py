@@ -1,4 +1,4 @@
-"""The shared watch: what is told, what is never missed, how it comes back."""
+"""The shared watch over pods: what it reports, that it misses no change, and how it recovers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cluster.api import reflector
-from agent.cluster.environment.watch import PodWatch, Watched
+from agent.cluster.environment.watch import PodState, PodWatch
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 from tests.fakes.api import HANG, FakeApi, pod_of
@@ -47,13 +47,13 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
             assert task.cancelled(), task
 
 
-async def told(watched: Watched, phase: str | None) -> None:
+async def wait_for_phase(watched: PodState, phase: str | None) -> None:
     """Wait until a pod is in a phase, None for gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
-        await watched.change(watched.version)
+        await watched.wait_for_change(watched.version)
 
 
-async def test_lists_its_pool_and_then_follows(api: FakeApi) -> None:
+async def test_the_watch_lists_its_pool_and_then_follows_it(api: FakeApi) -> None:
     api.pods["old"] = pod_of("old", phase="Running") | {}
     api.pods["old"]["metadata"]["resourceVersion"] = "7"
     async with watching(api) as watch:
@@ -61,13 +61,13 @@ async def test_lists_its_pool_and_then_follows(api: FakeApi) -> None:
         watched = watch.watch("old")
         assert watched.pod is not None
         await api.status("old", phase="Succeeded")
-        await told(watched, "Succeeded")
+        await wait_for_phase(watched, "Succeeded")
         new = watch.watch("new")
         assert new.pod is None
         await api.put(pod_of("new", phase="Pending"), "ADDED")
-        await told(new, "Pending")
+        await wait_for_phase(new, "Pending")
         await api.remove("new")
-        await told(new, None)
+        await wait_for_phase(new, None)
         assert list(watch.pods) == ["old"]
     selector = "app.kubernetes.io/managed-by=sealci-agent,sealci.dev/pool=default"
     assert {request.query["labelSelector"] for request in api.requests} == {selector}
@@ -76,7 +76,7 @@ async def test_lists_its_pool_and_then_follows(api: FakeApi) -> None:
     assert 240 <= int(api.requests[1].query["timeoutSeconds"]) <= 290
 
 
-async def test_a_deletion_that_nobody_saw_is_told_by_the_next_list(api: FakeApi) -> None:
+async def test_the_next_list_reports_a_deletion_that_the_watch_missed(api: FakeApi) -> None:
     await api.put(pod_of("a", phase="Running"))
     async with watching(api) as watch:
         await watch.synced.wait()
@@ -84,7 +84,7 @@ async def test_a_deletion_that_nobody_saw_is_told_by_the_next_list(api: FakeApi)
         await api.until("the watch is open", lambda: api.watches == 1)
         await api.remove("a", silently=True)
         await api.cut()
-        await told(watched, None)
+        await wait_for_phase(watched, None)
 
 
 @pytest.mark.parametrize("status", [410, 403, 500, HANG])
@@ -117,7 +117,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
 @pytest.mark.parametrize(
     ("body", "errors"),
     [
-        ("{", 0),  # a cut within an event: no line ends
+        ("{", 0),  # the connection ends within an event
         ("garbage\n", 1),
         ('{"type": "MODIFIED"}\n', 1),
         ('{"type": "MODIFIED", "object": {}}\n', 1),
@@ -131,14 +131,18 @@ async def test_a_watch_with_an_unreadable_event_is_opened_again(api: FakeApi, bo
     assert counted == errors
 
 
-async def test_a_cluster_that_is_away_is_asked_ever_less_often(api: FakeApi, at_once: list[float]) -> None:
+async def test_the_pauses_between_lists_grow_while_the_cluster_does_not_answer(
+    api: FakeApi, at_once: list[float]
+) -> None:
     api.answer("list", "pods", 503, times=8)
     async with watching(api) as watch:
         await watch.synced.wait()
     assert at_once[:8] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
 
 
-async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: FakeApi, at_once: list[float]) -> None:
+async def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(
+    api: FakeApi, at_once: list[float]
+) -> None:
     api.answer("watch", "pods", 200, body="", times=3)
     api.answer("watch", "pods", 403, "no", times=3)
     async with watching(api):
@@ -146,14 +150,12 @@ async def test_who_ends_every_watch_at_once_is_not_asked_in_a_tight_loop(api: Fa
     assert at_once[:6] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
 
 
-async def test_after_a_watch_that_held_a_cut_is_no_reason_to_list(
-    api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_the_cut_of_a_long_watch_no_list_is_needed(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reflector, "STEADY", 0.0)
     async with watching(api) as watch:
         await api.until("the watch is open", lambda: api.watches == 1)
         await api.put(pod_of("a", phase="Running"), "ADDED")
-        await told(watch.watch("a"), "Running")
+        await wait_for_phase(watch.watch("a"), "Running")
         await api.cut()
         await api.until("the watch is requested a second time", lambda: len(api.requests_for("watch")) == 2)
     assert len(api.requests_for("list")) == 1
@@ -169,12 +171,12 @@ async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest
     assert [each.query["resourceVersion"] for each in api.requests_for("watch")] == ["100", "777"]
 
 
-async def test_lines_longer_than_any_buffer_arrive(api: FakeApi) -> None:
+async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
     async with watching(api) as watch:
         await watch.synced.wait()
         pod = pod_of("big", phase="Running", message="x" * 3_000_000)
         await api.put(pod, "ADDED")
-        await told(watch.watch("big"), "Running")
+        await wait_for_phase(watch.watch("big"), "Running")
 
 
 # ---- taking events, without an API
@@ -192,7 +194,7 @@ def version(pod: Object, number: int, **status: str) -> Object:
     return pod
 
 
-async def test_what_is_older_than_known_is_not_taken(watch: PodWatch) -> None:
+async def test_an_older_version_of_a_pod_is_ignored(watch: PodWatch) -> None:
     pod, watched = pod_of("a"), watch.watch("a")
     watch.take("ADDED", version(pod, 10, phase="Running"))
     watch.take("MODIFIED", version(pod, 9, phase="Pending"))
@@ -202,13 +204,13 @@ async def test_what_is_older_than_known_is_not_taken(watch: PodWatch) -> None:
     assert watched.pod["status"]["phase"] == "Succeeded"
 
 
-async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> None:
+async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatch) -> None:
     watched = watch.watch("a")
     watch.take("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
     watch.take("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    # What comes late of the first one: its pod was made again before the watch had told of its end.
+    # Late events of the first pod: the agent re-created it before the watch had reported its end.
     watch.take("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
     watch.take("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
@@ -217,13 +219,13 @@ async def test_another_pod_of_the_same_name_is_another_pod(watch: PodWatch) -> N
     assert watched.version == 3
 
 
-async def test_a_deletion_of_what_is_not_known_says_nothing(watch: PodWatch) -> None:
+async def test_the_deletion_of_an_unknown_pod_changes_nothing(watch: PodWatch) -> None:
     watched = watch.watch("a")
     watch.take("DELETED", version(pod_of("a"), 1))
     assert watched.version == 0
 
 
-async def test_only_what_is_read_is_kept(watch: PodWatch) -> None:
+async def test_the_watch_keeps_only_the_fields_that_the_agent_reads(watch: PodWatch) -> None:
     pod = version(pod_of("a"), 1, phase="Running")
     pod["metadata"] |= {"managedFields": [{}] * 9, "deletionTimestamp": "t", "deletionGracePeriodSeconds": 0}
     pod["spec"] |= {"containers": [{"command": ["x" * 100_000]}]}
@@ -234,12 +236,12 @@ async def test_only_what_is_read_is_kept(watch: PodWatch) -> None:
     assert "managedFields" not in kept["metadata"]
 
 
-async def test_a_change_is_not_missed_between_looking_and_waiting(watch: PodWatch) -> None:
+async def test_no_change_is_missed_between_a_read_and_the_wait(watch: PodWatch) -> None:
     watched = watch.watch("a")
     seen = watched.version
     watch.take("ADDED", version(pod_of("a"), 1))
-    await watched.change(seen)
-    await watched.change(watched.version, timeout=0.01)  # nothing new: the time is over
+    await watched.wait_for_change(seen)
+    await watched.wait_for_change(watched.version, timeout=0.01)  # no change: the wait ends by its timeout
     watch.forget("a")
     watch.take("MODIFIED", version(pod_of("a"), 2))
     assert watched.version == 1
@@ -247,7 +249,7 @@ async def test_a_change_is_not_missed_between_looking_and_waiting(watch: PodWatc
     assert again.pod is watch.pods["a"]
 
 
-async def test_a_list_that_fails_is_no_empty_list(api: FakeApi) -> None:
+async def test_a_failed_list_is_not_taken_for_an_empty_list(api: FakeApi) -> None:
     await api.put(pod_of("a", phase="Running"))
     async with api.serving() as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
@@ -265,17 +267,17 @@ def line(kind: str, pod: Object) -> bytes:
     """Return an event as the API server writes it."""
     given = pod["metadata"]
     metadata = {key: given[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-    said = {
+    whole = {
         "kind": "Pod",
         "apiVersion": "v1",
         "metadata": metadata | given,
         "spec": pod["spec"],
         "status": pod["status"],
     }
-    return json.dumps({"type": kind, "object": said}, separators=(",", ":")).encode()
+    return json.dumps({"type": kind, "object": whole}, separators=(",", ":")).encode()
 
 
-def driven_by(agent: str, number: int = 10, **status: str) -> Object:
+def owned_by(agent: str, number: int = 10, **status: str) -> Object:
     pod = version(pod_of("a", agent=agent), number, **status)
     pod["metadata"]["namespace"] = "ci"
     return pod
@@ -292,8 +294,8 @@ def take(watch: PodWatch, line: bytes) -> Object:
     return watch.objects.get("a", {})
 
 
-async def test_of_another_agents_pod_only_the_head_is_read_until_somebody_asks(mine: PodWatch) -> None:
-    pod = driven_by("pod-2.other", phase="Running")
+async def test_only_the_head_of_another_agents_pod_is_decoded_until_a_caller_reads_the_pod(mine: PodWatch) -> None:
+    pod = owned_by("pod-2.other", phase="Running")
     kept = take(mine, line("ADDED", pod))
     assert kept["metadata"] == {
         "name": "a", "uid": "uid-a", "resourceVersion": "10", "labels": {"sealci.dev/agent": "pod-2.other"},
@@ -301,26 +303,26 @@ async def test_of_another_agents_pod_only_the_head_is_read_until_somebody_asks(m
     assert "status" not in kept
     assert mine.pods["a"] == mine.slim(pod)
     assert mine.read("a") is mine.pods["a"]
-    take(mine, line("MODIFIED", driven_by("pod-2.other", 11, phase="Succeeded")))
-    take(mine, line("MODIFIED", driven_by("pod-2.other", 9, phase="Pending")))
+    take(mine, line("MODIFIED", owned_by("pod-2.other", 11, phase="Succeeded")))
+    take(mine, line("MODIFIED", owned_by("pod-2.other", 9, phase="Pending")))
     assert mine.pods["a"]["status"] == {"phase": "Succeeded"}
-    take(mine, line("DELETED", driven_by("pod-2.other", 12)))
+    take(mine, line("DELETED", owned_by("pod-2.other", 12)))
     assert mine.pods == {}
     assert mine.read("a") is None
 
 
-async def test_a_pod_that_begins_to_be_followed_is_read(mine: PodWatch) -> None:
-    take(mine, line("ADDED", driven_by("pod-2.other", phase="Running")))
+async def test_a_pod_is_decoded_when_a_session_starts_to_watch_it(mine: PodWatch) -> None:
+    take(mine, line("ADDED", owned_by("pod-2.other", phase="Running")))
     watched = mine.watch("a")
     assert watched.pod is not None
     assert watched.pod["status"] == {"phase": "Running"}
 
 
-async def test_a_followed_pod_is_read_whoever_has_claimed_it(mine: PodWatch) -> None:
+async def test_a_watched_pod_is_decoded_also_if_another_agent_has_claimed_it(mine: PodWatch) -> None:
     seen: list[str] = []
     mine.on_change = lambda pod: seen.append(pod["status"]["phase"])
     watched = mine.watch("a")
-    take(mine, line("MODIFIED", driven_by("pod-2.other", phase="Running")))
+    take(mine, line("MODIFIED", owned_by("pod-2.other", phase="Running")))
     assert watched.pod is not None
     assert seen == ["Running"]
 
@@ -335,13 +337,15 @@ async def test_a_followed_pod_is_read_whoever_has_claimed_it(mine: PodWatch) -> 
     ],
     ids=["of its own", "written with spaces", "without a label", "of another kind"],
 )
-async def test_other_pods_are_read_as_a_whole(mine: PodWatch, change: Callable[[bytes], bytes]) -> None:
-    kept = take(mine, change(line("ADDED", driven_by("pod-1.own", phase="Running"))))
+async def test_an_event_of_another_layout_is_decoded_completely(
+    mine: PodWatch, change: Callable[[bytes], bytes]
+) -> None:
+    kept = take(mine, change(line("ADDED", owned_by("pod-1.own", phase="Running"))))
     assert kept["status"] == {"phase": "Running"}
 
 
-async def test_no_text_of_a_user_is_taken_for_the_label(mine: PodWatch) -> None:
-    pod = driven_by("pod-2.other", phase="Running")
+async def test_no_annotation_of_a_user_is_taken_for_the_label(mine: PodWatch) -> None:
+    pod = owned_by("pod-2.other", phase="Running")
     pod["metadata"]["annotations"] = {"said": '"sealci.dev/agent":"pod-3.third"'}
     pod["metadata"] = {"annotations": pod["metadata"].pop("annotations"), **pod["metadata"]}
     assert take(mine, line("ADDED", pod))["metadata"]["labels"] == {"sealci.dev/agent": "pod-2.other"}

@@ -1,4 +1,4 @@
-"""Who may claim what, and what a claim does, against an API that keeps versions as the real one does."""
+"""Which pods an agent claims, and what a claim changes, on an API server that checks resource versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import UNREAD, PodWatch
 from agent.cluster.ownership.adoption import Adoption
@@ -26,45 +27,45 @@ DEAD = "uid-dead.1"
 ACTION = Action(Key("build"), "alpine", ("true",))
 
 
-class Judge:
-    """In place of the Leases: whom the test declares departed."""
+class FakeLeases:
+    """Leases in which the test decides which agents are gone."""
 
-    def __init__(self, *departed: str) -> None:
-        self.gone = set(departed)
+    def __init__(self, *gone: str) -> None:
+        self.gone = set(gone)
         self.on_change: Any = None
 
-    def departed(self, agent: str) -> bool:
+    def is_gone(self, agent: str) -> bool:
         return agent in self.gone
 
 
-class Heir:
-    """One agent, as far as it adopts."""
+class AdoptingAgent:
+    """The parts of an agent that adopt and sweep."""
 
-    def __init__(self, client: Client, agent: str = "uid-heir.1") -> None:
+    def __init__(self, client: Client, agent: str = "uid-adopter.1") -> None:
         settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
         self.watch = PodWatch(client, "ci", "default", client.metrics, agent)
-        self.pods = Pods(settings, client, self.watch, client.metrics, agent)
+        self.backend = PodBackend(settings, client, self.watch, agent, ClusterFacts())
         self.taken: list[PodEnvironment] = []
         self.open = True
-        leases: Any = Judge(DEAD)
+        leases: Any = FakeLeases(DEAD)
         self.busy = False
-        self.adoption = Adoption(self.pods, leases, self.take, open_for=lambda: self.open)
-        self.sweep = Sweep(self.pods, 60.0)
+        self.adoption = Adoption(self.backend, leases, self.take, open_for=lambda: self.open)
+        self.sweep = Sweep(self.backend, 60.0)
 
     def take(self, environment: PodEnvironment) -> bool:
-        """Take a session, unless its attempt is still being ended here."""
+        """Take a session, unless the test says that an earlier session of the attempt still ends here."""
         if self.busy:
-            environment.let_go()
+            environment.release()
         else:
             self.taken.append(environment)
         return not self.busy
 
-    async def look(self) -> None:
-        """List the pods, so that what is known is what is there."""
+    async def list_pods(self) -> None:
+        """Bring the watch up to date."""
         await self.watch.list()
 
     def sample(self, name: str) -> float | None:
-        return self.pods.metrics.registry.get_sample_value(f"sealci_agent_{name}")
+        return self.backend.metrics.registry.get_sample_value(f"sealci_agent_{name}")
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ async def client(api: SharedApi) -> AsyncIterator[Client]:
 
 
 async def orphan(client: Client, action: Action = ACTION, agent: str = DEAD) -> PodEnvironment:
-    """Make a pod as an agent does that dies thereupon."""
-    environment = Heir(client, agent).pods.environment(action)
+    """Create a pod as an agent that dies right after."""
+    environment = AdoptingAgent(client, agent).backend.environment(action)
     await environment.create()
     return environment
 
@@ -90,123 +91,126 @@ def labels(api: SharedApi, name: str) -> tuple[str, str]:
     return found[labels_module.AGENT], found[labels_module.CLAIM]
 
 
-async def test_a_claim_raises_the_number_and_says_whose_it_is(
+async def test_a_claim_raises_the_claim_number_and_labels_the_pod_with_the_agent(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    heir = Heir(client)
-    await heir.look()
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
     version = api.pods[dead.plan.name]["metadata"]["resourceVersion"]
-    await heir.adoption.once()
-    (taken,) = heir.taken
+    await adopter.adoption.run_once()
+    (taken,) = adopter.taken
     assert taken.plan.action.key == Key("build", 1, 2)
     assert (taken.uid, taken.plan.nonce) == (dead.uid, dead.plan.nonce)
-    assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
+    assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
     (patch,) = api.requests_for("patch")
     assert patch.body is not None
     assert patch.body["metadata"]["resourceVersion"] == version
-    await heir.adoption.once()
-    assert len(heir.taken) == 1
-    assert heir.sample("sessions_adopted_total") == 1
+    await adopter.adoption.run_once()
+    assert len(adopter.taken) == 1
+    assert adopter.sample("sessions_adopted_total") == 1
 
 
-async def test_a_pod_of_which_only_the_head_was_read_is_adopted(
+async def test_a_pod_of_which_only_the_head_was_decoded_is_adopted(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    heir = Heir(client)
-    event = heir.watch.event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
-    heir.watch.take(event["type"], event["object"])
-    assert UNREAD in heir.watch.objects[dead.plan.name]
-    await heir.adoption.once()
-    (taken,) = heir.taken
+    adopter = AdoptingAgent(client)
+    event = adopter.watch.event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    adopter.watch.take(event["type"], event["object"])
+    assert UNREAD in adopter.watch.objects[dead.plan.name]
+    await adopter.adoption.run_once()
+    (taken,) = adopter.taken
     assert (taken.uid, taken.plan.nonce) == (dead.uid, dead.plan.nonce)
-    assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
+    assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
 
 
-async def test_of_two_agents_that_claim_one_wins(api: SharedApi, client: Client, dead: PodEnvironment) -> None:
-    one, two = Heir(client, "uid-one.1"), Heir(client, "uid-two.1")
-    await one.look()
-    await two.look()
-    await one.adoption.once()
-    await two.adoption.once()
+async def test_one_of_two_claiming_agents_wins(api: SharedApi, client: Client, dead: PodEnvironment) -> None:
+    one, two = AdoptingAgent(client, "uid-one.1"), AdoptingAgent(client, "uid-two.1")
+    await one.list_pods()
+    await two.list_pods()
+    await one.adoption.run_once()
+    await two.adoption.run_once()
     assert (len(one.taken), len(two.taken)) == (1, 0)
     assert labels(api, dead.plan.name) == ("uid-one.1", "2")
-    assert len(api.requests_for("patch")) == 2, "the second has tried, and was refused for its version"
-    await two.look()
-    await two.adoption.once()
+    assert len(api.requests_for("patch")) == 2, "the second agent has tried, and its resource version was refused"
+    await two.list_pods()
+    await two.adoption.run_once()
     assert two.taken == []
-    assert two.pods.claimed == set()
+    assert two.backend.registry.claimed_names == frozenset()
 
 
-async def test_who_leaves_or_is_full_claims_nothing(api: SharedApi, client: Client, dead: PodEnvironment) -> None:
-    heir = Heir(client)
-    heir.open = False
-    await heir.look()
-    await heir.adoption.once()
-    assert (heir.taken, api.requests_for("patch")) == ([], [])
+async def test_an_agent_that_drains_or_is_full_claims_nothing(
+    api: SharedApi, client: Client, dead: PodEnvironment
+) -> None:
+    adopter = AdoptingAgent(client)
+    adopter.open = False
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    assert (adopter.taken, api.requests_for("patch")) == ([], [])
 
 
-async def test_what_lives_is_not_claimed(api: SharedApi, client: Client) -> None:
+async def test_a_pod_of_a_living_agent_is_not_claimed(api: SharedApi, client: Client) -> None:
     await orphan(client, agent="uid-alive.1")
-    heir = Heir(client)
-    await heir.look()
-    await heir.adoption.once()
-    assert (heir.taken, api.requests_for("patch")) == ([], [])
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    assert (adopter.taken, api.requests_for("patch")) == ([], [])
 
 
-async def test_a_claim_that_was_made_although_its_answer_got_lost_is_taken(
+async def test_a_claim_whose_answer_was_lost_is_adopted_without_another_patch(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    heir = Heir(client)
-    await heir.look()
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
     api.answer("patch", "pods", 504, "it took too long", applied=True)
-    await heir.adoption.once()
-    assert heir.taken == []
-    assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
-    await heir.look()
-    await heir.sweep.once()
-    assert dead.plan.name in api.pods, "the sweep takes what was claimed for remains"
-    await heir.adoption.once()
-    assert [each.plan.action.key.claim for each in heir.taken] == [2]
+    await adopter.adoption.run_once()
+    assert adopter.taken == []
+    assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
+    await adopter.list_pods()
+    await adopter.sweep.run_once()
+    assert dead.plan.name in api.pods, "the sweep deletes a claimed pod"
+    await adopter.adoption.run_once()
+    assert [each.plan.action.key.claim for each in adopter.taken] == [2]
     assert len(api.requests_for("patch")) == 1
-    assert heir.pods.claimed == set()
+    assert adopter.backend.registry.claimed_names == frozenset()
 
 
-async def test_what_cannot_be_taken_yet_stays_claimed_is_no_remains_and_is_offered_again(
+async def test_a_session_that_cannot_start_yet_stays_claimed_and_is_offered_again(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    heir = Heir(client)
-    heir.busy = True
-    await heir.look()
+    adopter = AdoptingAgent(client)
+    adopter.busy = True
+    await adopter.list_pods()
     for _ in range(2):
-        await heir.adoption.once()
-        await heir.look()
-        await heir.sweep.once()
-    assert (heir.taken, heir.pods.held, heir.watch.watched) == ([], {}, {})
+        await adopter.adoption.run_once()
+        await adopter.list_pods()
+        await adopter.sweep.run_once()
+    assert (adopter.taken, adopter.backend.registry.owned_names) == ([], ())
+    assert not adopter.watch.is_watched(dead.plan.name)
     assert dead.plan.name in api.pods
-    heir.busy = False
-    await heir.adoption.once()
-    assert [each.plan.action.key.claim for each in heir.taken] == [2]
+    adopter.busy = False
+    await adopter.adoption.run_once()
+    assert [each.plan.action.key.claim for each in adopter.taken] == [2]
     assert len(api.requests_for("patch")) == 1
 
 
-async def test_a_claim_that_failed_is_made_again(api: SharedApi, client: Client, dead: PodEnvironment) -> None:
-    heir = Heir(client)
-    await heir.look()
+async def test_a_failed_claim_is_repeated(api: SharedApi, client: Client, dead: PodEnvironment) -> None:
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
     api.answer("patch", "pods", 503, "not now")
-    await heir.adoption.once()
-    assert heir.taken == []
-    await heir.adoption.once()
-    assert len(heir.taken) == 1
+    await adopter.adoption.run_once()
+    assert adopter.taken == []
+    await adopter.adoption.run_once()
+    assert len(adopter.taken) == 1
 
 
-async def test_a_session_that_is_gone_meanwhile_is_nobodys(
+async def test_a_pod_that_is_gone_meanwhile_is_not_claimed(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    heir = Heir(client)
-    await heir.look()
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
     await api.remove(dead.plan.name, silently=True)
-    await heir.adoption.once()
-    assert (heir.taken, heir.pods.claimed) == ([], set())
+    await adopter.adoption.run_once()
+    assert (adopter.taken, adopter.backend.registry.claimed_names) == ([], frozenset())
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ async def test_a_session_that_is_gone_meanwhile_is_nobodys(
         (None, ""),
     ],
 )
-async def test_a_pod_that_tells_no_session_is_left_and_counted_and_stops_nothing(
+async def test_a_pod_with_an_unreadable_session_is_counted_and_left_alone(
     api: SharedApi, client: Client, dead: PodEnvironment, annotations: dict[str, str] | None, claim: str
 ) -> None:
     pod = api.pods[dead.plan.name]
@@ -228,48 +232,50 @@ async def test_a_pod_that_tells_no_session_is_left_and_counted_and_stops_nothing
     pod["metadata"]["labels"][labels_module.CLAIM] = claim
     await api.put(pod)
     other = await orphan(client, Action(Key("other"), "alpine", ("true",)))
-    heir = Heir(client)
-    await heir.look()
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
     for _ in range(2):
-        await heir.adoption.once()
-    assert [each.plan.name for each in heir.taken] == [other.plan.name]
+        await adopter.adoption.run_once()
+    assert [each.plan.name for each in adopter.taken] == [other.plan.name]
     assert labels(api, dead.plan.name) == (DEAD, claim)
-    assert heir.sample("sessions_unreadable") == 1
-    await heir.sweep.once()
+    assert adopter.sample("sessions_unreadable") == 1
+    await adopter.sweep.run_once()
     assert dead.plan.name in api.pods
     await api.remove(dead.plan.name)
-    await heir.look()
-    await heir.adoption.once()
-    assert heir.sample("sessions_unreadable") == 0
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    assert adopter.sample("sessions_unreadable") == 0
 
 
-async def test_a_nonsensical_claim_on_a_held_session_is_no_higher_one(client: Client, dead: PodEnvironment) -> None:
-    heir = Heir(client)
-    await heir.look()
-    await heir.adoption.once()
-    pod = heir.watch.pods[dead.plan.name]
+async def test_a_malformed_claim_number_does_not_supersede_an_owned_session(
+    client: Client, dead: PodEnvironment
+) -> None:
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    pod = adopter.watch.pods[dead.plan.name]
     pod["metadata"]["labels"][labels_module.CLAIM] = "x"
-    assert heir.pods.superseded(pod) is None
+    assert adopter.backend.find_superseded(pod) is None
     pod["metadata"]["labels"][labels_module.CLAIM] = "3"
-    assert heir.pods.superseded(pod) is heir.taken[0]
+    assert adopter.backend.find_superseded(pod) is adopter.taken[0]
 
 
-async def test_the_sweep_leaves_what_was_given_away_and_what_another_has_claimed(
+async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_agent_has_claimed(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
-    frozen = Heir(client, DEAD)
-    await frozen.look()
-    heir = Heir(client)
-    await heir.look()
-    await heir.adoption.once()
-    assert labels(api, dead.plan.name) == ("uid-heir.1", "2")
-    await frozen.sweep.once()  # its watch still says that the pod is its own, and nobody holds it
+    frozen = AdoptingAgent(client, DEAD)
+    await frozen.list_pods()
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
+    await frozen.sweep.run_once()  # its watch still shows the pod as its own, and no session drives the pod
     assert dead.plan.name in api.pods
-    heir.taken[0].leave()
-    await heir.taken[0].remove()
-    await heir.look()
-    await heir.sweep.once()
+    adopter.taken[0].disown()
+    await adopter.taken[0].remove()
+    await adopter.list_pods()
+    await adopter.sweep.run_once()
     assert dead.plan.name in api.pods
-    heir.pods.left.clear()
-    await heir.sweep.once()
+    adopter.backend.registry.take_back(dead.plan.nonce)
+    await adopter.sweep.run_once()
     assert dead.plan.name not in api.pods

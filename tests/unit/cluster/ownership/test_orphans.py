@@ -1,22 +1,25 @@
-"""What nobody owns is deleted, and nothing else."""
+"""The sweep and `cleanup` delete orphans, and nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment.backend import Pods
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
-from agent.cluster.ownership import orphans as sweeps
-from agent.cluster.ownership.orphans import Cleaned, Sweep, cleanup
+from agent.cluster.ownership.orphans import ABANDONED_AFTER, CleanupResult, Sweep, cleanup
 from agent.domain.actions import Action, Key
 from agent.domain.json import Object
 from agent.settings import Settings
 from tests.fakes.api import pod_of
 from tests.fakes.shared_api import SharedApi
+
+if TYPE_CHECKING:
+    from agent.cluster.api.client import Client
 
 LONG_AGO = "2026-01-01T08:00:00Z"
 ACTION = Action(Key("build"), "alpine", ("true",))
@@ -30,32 +33,32 @@ def ended(name: str, ago: timedelta, *, agent: str = "agent-2", phase: str = "Su
     return pod
 
 
-def swept(pods: Pods) -> float | None:
-    return pods.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
+def swept(backend: PodBackend) -> float | None:
+    return backend.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "pod"})
 
 
-async def again(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
-    """Sweep once, let the watch see it; returns what remains, the failures and what was swept so far."""
-    await sweep.once()
-    await sweep.pods.watch.list()
-    sample = sweep.pods.metrics.registry.get_sample_value
-    return sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(sweep.pods)
+async def sweep_and_list(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
+    """Sweep once and bring the watch up to date. Return the remaining orphans, the failures and the swept pods."""
+    await sweep.run_once()
+    await sweep.backend.watch.list()
+    sample = sweep.backend.metrics.registry.get_sample_value
+    return sample("sealci_agent_remains"), sample("sealci_agent_cleanup_failures_total"), swept(sweep.backend)
 
 
-async def here(api: SharedApi, client: Any) -> Pods:
-    """Return pods of agent-1 whose watch knows what the API has now."""
+async def backend_of(client: Client, agent: str = "agent-1") -> PodBackend:
+    """Return the backend of an agent whose watch is up to date."""
     watch = PodWatch(client, "ci", "default", client.metrics)
     await watch.list()
     watch.synced.set()
-    return Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
+    return PodBackend(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, agent, ClusterFacts())
 
 
-async def test_what_is_remains_and_what_is_not(api: SharedApi) -> None:
-    hour = sweeps.ABANDONED
+async def test_the_sweep_deletes_orphans_only(api: SharedApi) -> None:
+    hour = ABANDONED_AFTER
     never_started = pod_of("refused-long-ago", agent="agent-2", phase="Failed")
     never_started["metadata"]["creationTimestamp"] = LONG_AGO
     for pod in (
-        pod_of("mine-forgotten", agent="agent-1", phase="Running"),
+        pod_of("mine-without-session", agent="agent-1", phase="Running"),
         ended("mine-ended", timedelta(), agent="agent-1"),
         pod_of("theirs-running", agent="agent-2", phase="Running"),
         ended("theirs-just-ended", timedelta(seconds=5)),
@@ -65,99 +68,100 @@ async def test_what_is_remains_and_what_is_not(api: SharedApi) -> None:
     ):
         await api.put(pod)
     async with api.serving() as client:
-        pods = await here(api, client)
-        held = pods.environment(ACTION)
+        backend = await backend_of(client)
+        held = backend.environment(ACTION)
         await held.create()
-        sweep = Sweep(pods, 60.0)
-        await sweep.once()
+        sweep = Sweep(backend, 60.0)
+        await sweep.run_once()
         assert sorted(api.pods) == sorted(
             ["theirs-running", "theirs-just-ended", "theirs-failed-within-the-hour", held.plan.name]
         )
-        assert swept(pods) == 0, "swept is what is gone"
-        await pods.watch.list()
-        await sweep.once()
-        assert swept(pods) == 4
-        assert pods.metrics.registry.get_sample_value("sealci_agent_remains") == 0
+        assert swept(backend) == 0, "a pod counts as swept when it is gone"
+        await backend.watch.list()
+        await sweep.run_once()
+        assert swept(backend) == 4
+        assert backend.metrics.registry.get_sample_value("sealci_agent_remains") == 0
 
 
 async def test_a_sweep_that_finds_nothing_costs_no_request(api: SharedApi) -> None:
     async with api.serving() as client:
-        pods = await here(api, client)
+        backend = await backend_of(client)
         before = len(api.requests)
-        await Sweep(pods, 60.0).once()
+        await Sweep(backend, 60.0).run_once()
         assert len(api.requests) == before
 
 
-async def test_what_is_still_there_the_next_time_is_forced(api: SharedApi) -> None:
+async def test_an_orphan_that_is_still_there_is_deleted_by_force(api: SharedApi) -> None:
     api.slow_removal = True
     await api.put(pod_of("mine", agent="agent-1", phase="Running"))
     async with api.serving() as client:
-        pods = await here(api, client)
-        sweep = Sweep(pods, 60.0)
-        seen = [await again(sweep) for _ in range(3)]
+        backend = await backend_of(client)
+        sweep = Sweep(backend, 60.0)
+        seen = [await sweep_and_list(sweep) for _ in range(3)]
         assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, 0]
         assert api.pods == {}
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
 
 
-async def test_what_changed_since_it_was_judged_is_judged_anew_and_is_no_failure(api: SharedApi) -> None:
+async def test_a_pod_that_changed_since_it_was_judged_is_judged_anew(api: SharedApi) -> None:
     api.slow_removal = True
     await api.put(pod_of("mine", agent="agent-1", phase="Running"))
     async with api.serving() as client:
-        pods = await here(api, client)
+        backend = await backend_of(client)
         api.answer("delete", "pods", 409, "the precondition does not match")
-        sweep = Sweep(pods, 60.0)
-        seen = [await again(sweep) for _ in range(2)]
+        sweep = Sweep(backend, 60.0)
+        seen = [await sweep_and_list(sweep) for _ in range(2)]
         assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, None]
         assert seen == [(0, 0, 0), (0, 0, 0)]
 
 
-async def test_what_was_handed_over_while_it_was_being_created_is_not_remains(api: SharedApi) -> None:
-    """Its create is under way when it is left: no UID is known, and the pod comes to light only later."""
+async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: SharedApi) -> None:
+    """The create request is under way at the hand-over: the agent knows no UID, and the watch shows the pod later."""
     async with api.serving() as client:
-        pods = await here(api, client)
-        left = pods.environment(ACTION)
+        backend = await backend_of(client)
+        environment = backend.environment(ACTION)
         api.answer("create", "pods", 504, "it took too long", applied=True)
-        creating = asyncio.create_task(left.create(), name="create")
+        creating = asyncio.create_task(environment.create(), name="create")
         await api.until("a pod is created", lambda: bool(api.pods))
-        left.leave()
+        environment.disown()
         creating.cancel()
         await asyncio.wait({creating})
-        await left.remove()
-        sweep = Sweep(pods, 60.0)
-        await sweep.once()
-        await pods.watch.list()
-        await sweep.once()
-        assert list(api.pods) == [left.plan.name]
+        await environment.remove()
+        sweep = Sweep(backend, 60.0)
+        await sweep.run_once()
+        await backend.watch.list()
+        await sweep.run_once()
+        assert list(api.pods) == [environment.plan.name]
         assert api.requests_for("delete") == []
 
 
-async def test_another_pod_of_the_name_is_not_touched(api: SharedApi) -> None:
+async def test_another_pod_of_the_same_name_is_not_deleted(api: SharedApi) -> None:
     await api.put(pod_of("mine", "uid-1", agent="agent-1"))
     async with api.serving() as client:
-        pods = await here(api, client)
+        backend = await backend_of(client)
         api.pods["mine"]["metadata"]["uid"] = "uid-2"
-        await Sweep(pods, 60.0).once()
+        await Sweep(backend, 60.0).run_once()
         assert list(api.pods) == ["mine"]
 
 
-async def test_one_failure_does_not_stop_the_sweep(api: SharedApi) -> None:
+async def test_a_failed_deletion_does_not_stop_the_sweep(api: SharedApi) -> None:
     for name in ("a", "b"):
         await api.put(pod_of(name, agent="agent-1"))
     async with api.serving() as client:
-        pods = await here(api, client)
+        backend = await backend_of(client)
         api.answer("delete", "/a", 403, "forbidden")
-        await Sweep(pods, 60.0).once()
+        await Sweep(backend, 60.0).run_once()
         assert list(api.pods) == ["a"]
-        assert pods.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
+        assert backend.metrics.registry.get_sample_value("sealci_agent_cleanup_failures_total") == 1
 
 
 async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
     await api.put(pod_of("mine", agent="agent-1"))
     async with api.serving() as client:
         watch = PodWatch(client, "ci", "default", client.metrics)
-        pods = Pods(Settings.model_validate({"cluster": {"namespace": "ci"}}), client, watch, client.metrics, "agent-1")
-        task = asyncio.create_task(Sweep(pods, 60.0).run(), name="sweep")
+        settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
+        backend = PodBackend(settings, client, watch, "agent-1", ClusterFacts())
+        task = asyncio.create_task(Sweep(backend, 60.0).run(), name="sweep")
         await watch.list()
         assert api.requests_for("delete") == []
         watch.synced.set()
@@ -166,7 +170,7 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
         await asyncio.wait({task})
 
 
-async def test_what_cannot_be_cleaned_up_is_named_and_stops_nothing(api: SharedApi) -> None:
+async def test_cleanup_names_a_failed_deletion_and_goes_on(api: SharedApi) -> None:
     for name in ("a", "b"):
         await api.put(pod_of(name, agent="agent-1", phase="Running"))
     async with api.serving() as client:
@@ -178,7 +182,7 @@ async def test_what_cannot_be_cleaned_up_is_named_and_stops_nothing(api: SharedA
 
 
 @pytest.mark.parametrize("ago", [5, 3600])
-async def test_cleanup_takes_the_leases_that_nobody_renews(api: SharedApi, ago: int) -> None:
+async def test_cleanup_deletes_stale_leases(api: SharedApi, ago: int) -> None:
     renewed = (datetime.now(UTC) - timedelta(seconds=ago)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     lease = {"spec": {"holderIdentity": "agent-1", "leaseDurationSeconds": 15, "renewTime": renewed}}
     labels = {"app.kubernetes.io/managed-by": "sealci-agent", "sealci.dev/pool": "default"}
@@ -191,20 +195,20 @@ async def test_cleanup_takes_the_leases_that_nobody_renews(api: SharedApi, ago: 
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-async def test_cleanup_takes_the_whole_pool(api: SharedApi, dry_run: bool) -> None:
+async def test_cleanup_deletes_all_pods_of_the_pool(api: SharedApi, dry_run: bool) -> None:
     for name, agent in (("a", "agent-1"), ("b", "agent-2")):
         await api.put(pod_of(name, agent=agent, phase="Running"))
     async with api.serving() as client:
-        assert await cleanup(client, "ci", "default", dry_run=dry_run) == Cleaned(("a", "b"), (), {})
+        assert await cleanup(client, "ci", "default", dry_run=dry_run) == CleanupResult(("a", "b"), (), {})
     assert list(api.pods) == (["a", "b"] if dry_run else [])
     assert api.requests_for("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
 
 
-async def test_sessions_of_the_dead_that_nobody_can_adopt_are_remains(api: SharedApi) -> None:
-    """Over the classic wire, that is; over the stream they are claimed."""
+async def test_pods_of_dead_agents_are_orphans_if_sessions_cannot_be_adopted(api: SharedApi) -> None:
+    """The classic protocol has no adoption. Over the stream other agents claim the pods."""
     for agent in ("agent-2", "agent-3"):
         await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
     async with api.serving() as client:
-        pods = await here(api, client)
-        await Sweep(pods, 60.0, lambda agent: agent == "agent-2").once()
+        backend = await backend_of(client)
+        await Sweep(backend, 60.0, lambda agent: agent == "agent-2").run_once()
         assert list(api.pods) == ["of-agent-3"]

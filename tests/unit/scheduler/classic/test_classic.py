@@ -1,4 +1,4 @@
-"""The classic wire's pure parts: what is told as health, host and exit code; and the folder that keeps files."""
+"""The pure parts of the classic protocol: health, address, exit code, decoding of the log, and the file store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from agent.domain.events import Finished, LogChunk
 from agent.domain.outcome import Outcome, Result
 from agent.domain.session_state import Health, Readiness
 from agent.scheduler.classic.call import Call, exit_code
-from agent.scheduler.classic.connection import advertised, route
-from agent.scheduler.classic.file_store import STAGING, Folder, checked
+from agent.scheduler.classic.connection import source_address, with_scheme
+from agent.scheduler.classic.file_store import STAGING_PREFIX, FileStore, safe_path
 from agent.scheduler.classic.registration import health_message
 from agent.settings import ClassicSettings, load
 from agent.telemetry.metrics import Metrics
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
         (Health(Readiness.DEGRADED, 20), (0, 0)),
     ],
 )
-def test_free_slots_are_told_as_percent_and_memory(health: Health, free: tuple[int, int]) -> None:
+def test_the_health_reports_free_slots_as_percent_and_memory(health: Health, free: tuple[int, int]) -> None:
     message = health_message(health, "256Mi")
     assert (message.cpu_avail, message.memory_avail) == (free[0], free[1] * (256 << 20))
 
 
-def test_without_a_memory_in_the_policy_none_is_told() -> None:
+def test_without_a_memory_in_the_policy_the_health_reports_none() -> None:
     assert health_message(Health(Readiness.READY, 20), "").memory_avail == 0
 
 
 @pytest.mark.parametrize(
-    ("host", "tls", "told"),
+    ("host", "tls", "expected"),
     [
         ("10.1.2.3", False, "http://10.1.2.3"),
         ("fd00::7", False, "http://[fd00::7]"),
@@ -59,22 +59,22 @@ def test_without_a_memory_in_the_policy_none_is_told() -> None:
         ("http://10.1.2.3", True, "http://10.1.2.3"),
     ],
 )
-def test_the_host_carries_its_scheme(host: str, tls: bool, told: str) -> None:
-    assert advertised(host, tls=tls) == told
+def test_the_host_carries_its_scheme(host: str, tls: bool, expected: str) -> None:
+    assert with_scheme(host, tls=tls) == expected
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:7080", "127.0.0.1", "dns:///127.0.0.1:80", "localhost:1"])
-async def test_the_own_address_is_the_one_that_leads_to_the_scheduler(address: str) -> None:
-    assert await route(address) in ("127.0.0.1", "::1")
+async def test_the_source_address_is_on_the_route_to_the_scheduler(address: str) -> None:
+    assert await source_address(address) in ("127.0.0.1", "::1")
 
 
-async def test_a_scheduler_without_an_address_is_said() -> None:
-    with pytest.raises(SchedulerError, match="no way leads to there-is-none"):
-        await route("there-is-none.invalid:7080")
+async def test_a_scheduler_whose_name_does_not_resolve_is_an_error() -> None:
+    with pytest.raises(SchedulerError, match="there is no route to there-is-none"):
+        await source_address("there-is-none.invalid:7080")
 
 
 @pytest.mark.parametrize(
-    ("result", "reason", "code", "told"),
+    ("result", "reason", "code", "expected"),
     [
         (Result.SUCCEEDED, None, 0, 0),
         (Result.FAILED, Reason.COMMAND_FAILED, 42, 42),
@@ -89,16 +89,16 @@ async def test_a_scheduler_without_an_address_is_said() -> None:
         (Result.CANCELLED, Reason.CANCELLED, 143, 143),
     ],
 )
-def test_only_success_is_0(result: Result, reason: Reason | None, code: int | None, told: int) -> None:
-    assert exit_code(Outcome(result, Stage.COMMANDS, reason, code)) == told
+def test_only_a_success_has_exit_code_0(result: Result, reason: Reason | None, code: int | None, expected: int) -> None:
+    assert exit_code(Outcome(result, Stage.COMMANDS, reason, code)) == expected
 
 
-def test_every_failure_without_a_code_has_one_here() -> None:
+def test_every_failure_without_an_exit_code_gets_one() -> None:
     for reason in Reason:
         assert exit_code(Outcome(Result.FAILED, Stage.SETUP, reason)) in (124, 125)
 
 
-# ---- the folder
+# ---- the file store
 
 
 async def parts(*files: tuple[bytes, bytes], end: BaseException | None = None) -> AsyncIterator[FilePart]:
@@ -110,8 +110,8 @@ async def parts(*files: tuple[bytes, bytes], end: BaseException | None = None) -
         raise end
 
 
-def folder(top: Path, **settings: object) -> Folder:
-    return Folder(top, ClassicSettings.model_validate(settings), Metrics())
+def file_store(top: Path, **settings: object) -> FileStore:
+    return FileStore(top, ClassicSettings.model_validate(settings), Metrics())
 
 
 def names(top: Path) -> list[str]:
@@ -119,8 +119,8 @@ def names(top: Path) -> list[str]:
     return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
 
 
-async def test_a_second_try_replaces_the_first_and_one_that_breaks_leaves_nothing(tmp_path: Path) -> None:
-    kept = folder(tmp_path)
+async def test_a_second_copy_replaces_the_first_and_a_broken_copy_leaves_nothing(tmp_path: Path) -> None:
+    kept = file_store(tmp_path)
     await kept.keep(Key("1-a"), parts((b"old", b"1"), (b"sub/both", b"2")))
     with pytest.raises(SchedulerError):
         await kept.keep(Key("2-b"), parts((b"x", b"1"), end=SchedulerError("broke")))
@@ -134,14 +134,14 @@ async def test_a_second_try_replaces_the_first_and_one_that_breaks_leaves_nothin
 @pytest.mark.parametrize("path", [b"../x", b"/x", b"a/../../x", b"a//b", b"", b"a\0b", b"./a"])
 async def test_a_path_that_leaves_the_folder_is_not_kept(tmp_path: Path, path: bytes) -> None:
     with pytest.raises(OSError, match="is not a path within"):
-        checked(path)
+        safe_path(path)
     with pytest.raises(ActionFailed, match="cannot be kept"):
-        await folder(tmp_path / "files").keep(Key("1-a"), parts((path, b"x")))
+        await file_store(tmp_path / "files").keep(Key("1-a"), parts((path, b"x")))
     assert names(tmp_path) == ["files"]
 
 
-async def test_the_oldest_go_when_it_is_too_much_but_never_the_newest(tmp_path: Path) -> None:
-    kept = folder(tmp_path, files_max_size=25)
+async def test_the_oldest_files_are_removed_when_the_folder_is_full_but_never_the_newest(tmp_path: Path) -> None:
+    kept = file_store(tmp_path, files_max_size=25)
     for number in range(4):
         await kept.keep(Key(f"{number}"), parts((b"file", b"0123456789")))
         os.utime(tmp_path / f"{number}", (number, time.time() - 100 + number))
@@ -150,22 +150,22 @@ async def test_the_oldest_go_when_it_is_too_much_but_never_the_newest(tmp_path: 
     assert names(tmp_path) == ["big", "big/file"]
 
 
-def test_what_is_too_old_goes_at_the_start_also_copies_that_were_never_finished(tmp_path: Path) -> None:
-    for name, age in (("old", 90), ("new", 10), (f"{STAGING}old", 90), (f"{STAGING}under-way", 10)):
+def test_old_files_and_old_staging_folders_are_removed_at_the_start(tmp_path: Path) -> None:
+    for name, age in (("old", 90), ("new", 10), (f"{STAGING_PREFIX}old", 90), (f"{STAGING_PREFIX}under-way", 10)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, time.time() - age))
-    (tmp_path / "a file of somebody else").write_text("x")
-    folder(tmp_path, files_max_age="60s").prune()
-    assert names(tmp_path) == [f"{STAGING}under-way", "a file of somebody else", "new"]
+    (tmp_path / "another file").write_text("x")
+    file_store(tmp_path, files_max_age="60s").prune()
+    assert names(tmp_path) == [f"{STAGING_PREFIX}under-way", "another file", "new"]
 
 
-def test_settings_of_half_a_pair_are_refused() -> None:
+def test_a_certificate_without_its_key_is_refused() -> None:
     for wrong in ({"cert_file": "c"}, {"ca_file": "c"}):
         with pytest.raises(SettingsError, match=r"must be set together|needs cert_file"):
             load(None, {"scheduler": {"classic": wrong}}, {})
 
 
-async def test_a_character_over_two_responses_is_whole_and_what_is_none_is_replaced() -> None:
+async def test_a_character_split_over_two_chunks_is_decoded_and_an_invalid_byte_is_replaced() -> None:
     call = Call(7, Action(Key("7-a"), "alpine", ("a",)), 1 << 20, None)
     text = ""
     for data in (b"caf\xc3", b"\xa9 \xff \xe2\x82", b"\xac \xf0\x9f"):

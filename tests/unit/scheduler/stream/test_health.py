@@ -1,4 +1,4 @@
-"""When health is due, without a stream."""
+"""When the health is due, without a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.scheduler.stream.health import HealthReporter
 
 
 class Agent:
-    """Something with a health."""
+    """An object with a health and its reporter."""
 
     def __init__(self) -> None:
         self.health = Health(Readiness.READY, 3)
@@ -25,37 +25,37 @@ def agent() -> Agent:
     return Agent()
 
 
-def test_nothing_is_due_before_a_stream_or_a_change(agent: Agent) -> None:
+def test_no_health_is_due_before_a_stream_or_a_change(agent: Agent) -> None:
     assert agent.reporter.take() is None
-    agent.reporter.changed()
+    agent.reporter.notify()
     assert agent.wake.is_set()
     assert agent.reporter.take() == agent.health
     assert agent.reporter.take() is None
 
 
-def test_what_has_not_changed_is_not_sent_again(agent: Agent) -> None:
-    agent.reporter.forget()
+def test_an_unchanged_health_is_not_sent_again(agent: Agent) -> None:
+    agent.reporter.make_due()
     agent.reporter.take()
-    agent.reporter.changed()
+    agent.reporter.notify()
     assert agent.reporter.take() is None
 
 
 def test_many_changes_are_one_message(agent: Agent) -> None:
     for running in range(5):
         agent.health = dataclasses.replace(agent.health, running=running)
-        agent.reporter.changed()
+        agent.reporter.notify()
     assert agent.reporter.take() == Health(Readiness.READY, 3, 4)
     assert agent.reporter.take() is None
 
 
-def test_a_new_stream_is_told_although_nothing_changed(agent: Agent) -> None:
-    agent.reporter.changed()
+def test_a_new_stream_gets_an_unchanged_health_too(agent: Agent) -> None:
+    agent.reporter.notify()
     agent.reporter.take()
-    agent.reporter.forget()
+    agent.reporter.make_due()
     assert agent.reporter.take() == agent.health
 
 
-async def test_the_clock_makes_it_due(agent: Agent) -> None:
+async def test_the_clock_makes_the_health_due(agent: Agent) -> None:
     ticking = asyncio.create_task(agent.reporter.tick(0.001))
     for _ in range(2):
         await agent.wake.wait()

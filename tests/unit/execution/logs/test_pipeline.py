@@ -1,4 +1,4 @@
-"""The pipeline of a session's log: what comes out, and that every cursor resumes it exactly."""
+"""The pipeline of a session's log: its output, and that the log resumes exactly at each cursor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cluster.logs.line_reader import Hole, LineReader, whole_second
-from agent.domain.events import LogChunk, Source
+from agent.domain.events import LogChunk
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece, Marker, MarkerKind
-from agent.execution.log_pipeline import CHUNK, MOST_ANCHORS, Limits, LogStream, MarkerSeen, joined
-from agent.execution.masking import Masker
+from agent.execution.logs.masking import Masker
+from agent.execution.logs.pipeline import CHUNK, MAX_ANCHORS, Limits, LogStream, MarkerSeen
 from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
 
 BEGIN = b"\0<0123456789abcdef:"
@@ -21,7 +21,7 @@ WIDE = Limits(1 << 20, 1 << 20)
 
 
 class Markers:
-    """A marker reader: `BEGIN kind command END`, at any offset."""
+    """A marker reader for `BEGIN kind command END` at any place of the text."""
 
     def __init__(self) -> None:
         self.kept = b""
@@ -94,7 +94,7 @@ def log_of(payload: bytes, piece: int = 1000) -> KubeletLog:
 
 
 def flat(items: list[LogChunk | MarkerSeen]) -> list[bytes | Marker]:
-    """Text between markers, and the markers."""
+    """Return the markers, and the text between them."""
     out: list[bytes | Marker] = []
     for item in items:
         if isinstance(item, MarkerSeen):
@@ -137,7 +137,7 @@ def test_the_position_of_each_marker_of_one_piece_is_known() -> None:
     assert [item.cursor and item.cursor.total for item in out] == list(accumulate(map(len, parts)))
 
 
-def test_a_marker_lets_out_what_is_held_before_it() -> None:
+def test_a_marker_releases_the_text_kept_back_before_it() -> None:
     payload = b"sec" + finished(1) + b"ret\n"
     assert flat(run(log_of(payload), stream(secrets=(b"secret",)), block=1)) == [
         b"sec",
@@ -161,7 +161,7 @@ def test_chunks_are_no_longer_than_allowed() -> None:
     assert text(stream().feed(piece)) == piece.data
 
 
-def test_what_was_held_makes_no_chunk_too_long() -> None:
+def test_text_kept_back_makes_no_chunk_too_long() -> None:
     secret = b"".join(b"%d," % number for number in range(1000))
     into = stream(secrets=(secret,))
     assert into.feed(LogPiece(secret[:3000], Cursor("t", 1, 3000, 3000))) == []
@@ -175,7 +175,7 @@ def test_a_partial_line_passes_at_once() -> None:
     assert out == [LogChunk(b"go on? [y/N] ", Cursor("t", 1, 13, 13))]
 
 
-def test_a_long_line_is_cut_and_said() -> None:
+def test_a_long_line_is_cut_with_a_notice() -> None:
     payload = b"short\n" + b"x" * 100 + b"\nnext\n" + b"y" * 12
     out = run(log_of(payload, 7), into := stream(Limits(10, 1000)), block=9)
     assert text(out) == (
@@ -184,7 +184,7 @@ def test_a_long_line_is_cut_and_said() -> None:
     assert into.left_out_of_lines == 92
 
 
-def test_a_line_of_just_the_limit_is_whole() -> None:
+def test_a_line_of_exactly_the_limit_is_whole() -> None:
     assert text(run(log_of(b"0123456789\n0123456789"), stream(Limits(10, 1000)), block=5)) == b"0123456789\n0123456789"
 
 
@@ -195,7 +195,7 @@ def test_a_cut_line_hides_a_secrets_beginning() -> None:
     )
 
 
-def test_a_marker_in_what_is_cut_is_honoured() -> None:
+def test_a_marker_in_text_that_is_left_out_still_counts() -> None:
     payload = b"x" * 50 + finished(1) + b"tail\n"
     assert flat(run(log_of(payload), stream(Limits(10, 1000)), block=7)) == [
         b"x" * 10 + b"[line cut: 40 bytes left out]",
@@ -204,7 +204,7 @@ def test_a_marker_in_what_is_cut_is_honoured() -> None:
     ]
 
 
-def test_the_total_is_cut_once_and_markers_still_come() -> None:
+def test_the_total_is_cut_with_one_notice_and_markers_still_come_out() -> None:
     payload = b"line\n" * 10 + finished(1) + b"more\n" + LAST
     for block in (1, 13, 1000):
         out = run(log_of(payload), into := stream(Limits(1000, 42)), block=block)
@@ -222,14 +222,14 @@ def test_a_cut_total_hides_a_secrets_beginning() -> None:
     )
 
 
-def test_a_marker_over_the_total_says_the_cut() -> None:
+def test_a_marker_that_crosses_the_total_writes_the_notice() -> None:
     payload = b"line\n" + finished(1) + b"more\n"
     assert text(run(log_of(payload), stream(Limits(1000, 8)))) == (
         b"line\n[log cut at 8 bytes: the rest is left out]\n"
     )
 
 
-def test_a_gap_is_said_on_its_own_line() -> None:
+def test_the_notice_about_a_gap_has_its_own_line() -> None:
     log = log_of(b"held sec")
     into = stream(secrets=(b"secret",))
     reader = LineReader()
@@ -239,10 +239,10 @@ def test_a_gap_is_said_on_its_own_line() -> None:
     out += run(log, into, reader.cursor)
     assert text(out).decode() == (
         f"held ***\n[gap in the log: lines between {stamp(EPOCH).decode()} and {stamp(EPOCH + SECOND).decode()} may be"
-        " missing: the node began a new file there that was not read on from the old]\nnew\n"
+        " missing: the node began a new file there before the old one was read to its end]\nnew\n"
     )
     assert into.gaps == {True: 0, False: 1}
-    # From the notice on, reading goes on behind the gap.
+    # The cursor of the notice continues after the gap.
     behind = [index for index, item in enumerate(out) if item.cursor and item.cursor.total >= len(b"held sec")]
     assert len(behind) == 3
     for index in behind[1:]:
@@ -250,37 +250,25 @@ def test_a_gap_is_said_on_its_own_line() -> None:
         assert text(run(log, stream(start=cursor), cursor)) == text(out[index + 1 :])
 
 
-def test_a_gap_to_the_end_is_said() -> None:
+def test_a_gap_up_to_the_end_has_a_notice() -> None:
     into = stream()
     assert b"between T1 and the end may be missing: " in text(into.gap(LogGap("T1", "")))
     assert b"between T1 and the end are missing: " in text(into.gap(LogGap("T1", "", certain=True)))
     assert into.gaps == {True: 1, False: 1}
 
 
-def test_few_anchors_are_kept() -> None:
+def test_the_number_of_anchors_is_bounded() -> None:
     into = stream(secrets=(b"\n".join([b"line"] * 500),))
     for number in range(400):
         end = number * 5 + 5
         assert into.feed(LogPiece(b"line\n", Cursor(f"t{number}", 1, 5, end))) == []
-        assert len(into.anchors) <= MOST_ANCHORS
+        assert len(into.anchors) <= MAX_ANCHORS
     assert into.finish()[-1].cursor == Cursor("t399", 1, 5, 2000)
 
 
-def test_what_only_began_like_a_marker_is_text() -> None:
+def test_the_beginning_of_a_marker_without_its_end_is_text() -> None:
     for block in (1, 1000):
         assert text(run(log_of(b"abc" + BEGIN[:5]), stream(), block=block)) == b"abc" + BEGIN[:5]
-
-
-def test_joined_chunks_keep_the_last_cursor() -> None:
-    half = CHUNK // 2
-    chunks = [LogChunk(b"x" * half, Cursor("t", 1, at, at)) for at in range(3)]
-    chunks.append(LogChunk(b"own", source=Source.AGENT))
-    assert [(len(chunk.data), chunk.cursor and chunk.cursor.total, chunk.source) for chunk in joined(chunks)] == [
-        (CHUNK, 1, Source.COMMANDS),
-        (half, 2, Source.COMMANDS),
-        (3, None, Source.AGENT),
-    ]
-    assert list(joined([])) == []
 
 
 STEPS = st.sampled_from([0, 0, 1, SECOND // 2])
@@ -294,11 +282,11 @@ WRITES = st.lists(st.tuples(STEPS, PARTS), max_size=30)
 LIMITS = st.builds(Limits, st.sampled_from([5, 20, 1000]), st.sampled_from([30, 100, 100_000]))
 
 
-@given(WRITES, LIMITS, st.integers(1, 120), st.integers(1, 120), st.sampled_from([4, 1000]), st.integers(0, 50))
+@given(WRITES, LIMITS, st.integers(1, 120), st.integers(1, 120), st.sampled_from([4, 1000]))
 def test_every_cursor_resumes_exactly(
-    writes: list[tuple[int, bytes]], limits: Limits, block: int, other: int, piece: int, after: int
+    writes: list[tuple[int, bytes]], limits: Limits, block: int, other: int, piece: int
 ) -> None:
-    """An adopter that begins at any cursor sends what the dead agent would have sent from there on."""
+    """An adopting agent sends, from any cursor on, what the dead agent would have sent."""
     log, at = KubeletLog(piece=piece), EPOCH
     for step, payload in writes:
         at += step
@@ -312,7 +300,7 @@ def test_every_cursor_resumes_exactly(
         start = Cursor.decode(item.cursor.encode())
         rest = run(log, stream(limits, secrets, start), start, other)
         if isinstance(item, LogChunk) and b"[log cut" in item.data and start.total <= limits.total:
-            continue  # a marker went over the limit: the notice comes again
+            continue  # a marker crossed the limit, so the resumed stream writes the notice again
         assert flat([*out[: index + 1], *rest]) == whole
     for segment in whole:
         if isinstance(segment, bytes):
@@ -322,7 +310,7 @@ def test_every_cursor_resumes_exactly(
 
 
 @given(WRITES, LIMITS, st.lists(st.integers(0, 2000), max_size=6), st.sampled_from([4, 1000]))
-def test_a_stream_goes_on_over_broken_connections(
+def test_a_stream_continues_over_broken_connections(
     writes: list[tuple[int, bytes]], limits: Limits, cuts: list[int], piece: int
 ) -> None:
     log, at = KubeletLog(piece=piece), EPOCH

@@ -1,4 +1,4 @@
-"""Secrets in a stream: every form, over every cut, and nothing else."""
+"""The masker finds every form of a secret, however the stream is cut, and masks nothing else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.execution import masking
-from agent.execution.masking import LONGEST, LONGEST_RUN, MASK, MOST_FORMS, Masker
+from agent.execution.logs import masking
+from agent.execution.logs.masking import LONGEST, LONGEST_RUN, MASK, MOST_FORMS, Masker
 
 SECRET = 'pä$s w/o<rd>&"quote"\\+=%'
 TOKEN = b"ghp_0123456789abcdefABCDEF"
@@ -22,7 +22,7 @@ def stream(masker: Masker, text: bytes, cuts: list[int]) -> bytes:
     out, done = b"", 0
     for cut in [*sorted(cuts), len(text)]:
         out += masker.feed(text[done:cut])
-        assert masker.held <= LONGEST_RUN + 2 * LONGEST
+        assert masker.buffered <= LONGEST_RUN + 2 * LONGEST
         done = max(done, cut)
     return out + masker.flush()
 
@@ -42,7 +42,7 @@ def test_every_form_is_masked(form: bytes) -> None:
     assert out.startswith(b"before ")
     assert out.endswith(b" after")
     assert MASK in out
-    # Of base64 at most the characters that also hold bits of a neighbour remain.
+    # Characters at the ends of base64 remain: they also hold bits of the text around the secret.
     assert len(out) - len(b"before  after") - len(MASK) <= 14
 
 
@@ -102,7 +102,7 @@ def test_a_long_value_is_masked_in_blocks() -> None:
     assert masker.mask(b"<" + value + b">") == b"<" + MASK * 4 + b">"
 
 
-def test_what_is_no_text_is_masked() -> None:
+def test_binary_secrets_are_masked() -> None:
     assert Masker([b"\xff\x00\xfe\x01"]).mask(b"a\xff\x00\xfe\x01b") == b"a***b"
 
 
@@ -122,15 +122,15 @@ def test_overlaps(secrets: list[str], text: bytes, out: bytes) -> None:
         assert stream(Masker([each.encode() for each in secrets]), text, [cut]) == out
 
 
-def test_only_the_beginning_of_a_secret_is_held() -> None:
+def test_only_the_beginning_of_a_secret_is_kept_back() -> None:
     masker = Masker([b"secret-value"])
     assert masker.feed(b"Continue? [y/N] ") == b"Continue? [y/N] "
     assert masker.feed(b"sec") == b""
-    assert masker.held == 3
+    assert masker.buffered == 3
     assert masker.feed(b"ond") == b"second"
     assert masker.feed(b"secret-") == b""
     assert masker.flush() == b"secret-"
-    assert masker.held == 0
+    assert masker.buffered == 0
 
 
 def test_a_cut_hides_the_beginning_of_a_secret() -> None:
@@ -146,7 +146,7 @@ def test_a_masker_without_secrets_passes_everything() -> None:
     assert masker.flush() == b""
 
 
-def test_an_endless_run_is_not_held_for_ever() -> None:
+def test_an_endless_run_is_not_kept_back_for_ever() -> None:
     masker = Masker([b"aaaa"])
     out = b"".join(masker.feed(b"a" * 1000) for _ in range(100))
     assert out == MASK * (len(out) // len(MASK))
@@ -177,19 +177,19 @@ def test_the_result_does_not_depend_on_the_cuts(
 
 
 @given(SECRETS, PIECES)
-def test_a_fresh_masker_goes_on_where_nothing_is_held(secrets: list[bytes], pieces: list[bytes | int]) -> None:
+def test_a_new_masker_continues_where_nothing_is_kept_back(secrets: list[bytes], pieces: list[bytes | int]) -> None:
     text = compose(secrets, pieces)
     masker = Masker(secrets)
     whole = masker.mask(text)
     out = b""
     for index in range(len(text)):
         out += masker.feed(text[index : index + 1])
-        position = index + 1 - masker.held
+        position = index + 1 - masker.buffered
         assert out + Masker(secrets).mask(text[position:]) == whole
 
 
 @given(SECRETS, PIECES, st.lists(st.integers(0, 100), max_size=4))
-def test_long_runs_are_cut_alike(secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]) -> None:
+def test_long_runs_are_cut_at_the_same_places(secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masking, "LONGEST_RUN", 6)
         text = compose(secrets, pieces * 3)

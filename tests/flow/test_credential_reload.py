@@ -1,4 +1,4 @@
-"""Tokens and certificates replaced under a running agent: real openssl, the local scheduler, mutual TLS."""
+"""Tokens and certificates that are replaced under a running agent: real openssl, the local scheduler, mutual TLS."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from structlog.testing import capture_logs
 from agent.cli.submit import Target, submit
 from agent.domain.actions import Action, Cancel, Key
 from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import Sessions
+from agent.execution.registry import SessionRegistry
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
-from agent.scheduler.stream import credential_reload
 from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.credential_reload import Timings
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
 from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.certificates import Certificates, Pair, authority, made, signed
 from tests.fakes.cluster import FakeBackend, Script
+from tests.fakes.waiting import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, MutableMapping, Sequence
     from pathlib import Path
 
     from agent.domain.errors import ActionFailed
     from agent.domain.session_state import Resume
 
 DEADLINE = 30.0
+QUICK = Timings(check_interval=0.05, connect_timeout=1.0)
 TEXT = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x], artifacts: none}\n"
 
 
@@ -42,14 +44,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return made(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credential_reload, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(credential_reload, "TRY_SECONDS", 1.0)
-
-
 class Files:
-    """A Secret as the kubelet mounts it: each file is a link through a folder that is exchanged at once."""
+    """A mounted Secret: each file is a link through a folder, and the kubelet exchanges that folder in one step."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
@@ -57,7 +53,7 @@ class Files:
         self.version = 0
 
     def put(self, pair: Pair, ca: Path, token: str) -> None:
-        """Replace all of it."""
+        """Replace all files."""
         self.version += 1
         data = self.folder / f"..{self.version}"
         data.mkdir()
@@ -74,18 +70,8 @@ class Files:
         return self.folder / name
 
 
-class Warnings:
-    """In the place of the module's log: gives each warning's reason to who waits."""
-
-    def __init__(self) -> None:
-        self.reasons: asyncio.Queue[str] = asyncio.Queue()
-
-    def warning(self, event: str, *, reason: str) -> None:
-        self.reasons.put_nowait(reason)
-
-
 class RunningAgent:
-    """The agent's own stream and sessions over a cluster in memory; the least that joins them."""
+    """The agent's stream and sessions over a cluster in memory, without the rest of the application."""
 
     def __init__(self, address: str, files: Files, tasks: asyncio.TaskGroup) -> None:
         tls = {"ca_file": files["ca.crt"], "cert_file": files["tls.crt"], "key_file": files["tls.key"]}
@@ -94,14 +80,14 @@ class RunningAgent:
         self.metrics = Metrics()
         self.outbox = Outbox(settings.scheduler.window, self.metrics)
         self.backend = FakeBackend()
-        self.sessions = Sessions(settings, self.backend, self.outbox, self.metrics, tasks)
+        self.sessions = SessionRegistry(settings, self.backend, self.outbox, self.metrics, tasks)
         self.health = HealthReporter(
             lambda: Health(Readiness.READY, 3, self.sessions.used, cluster_reachable=True), self.outbox.wake
         )
-        self.sessions.on_change = self.health.changed
+        self.sessions.on_change = self.health.notify
         identity = Identity.of("pod", "1")
         self.connection = Connection(
-            settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health
+            settings.scheduler, settings.agent, identity, self.outbox, self, self.metrics, self.health, QUICK
         )
         self.registrations = 0
         self.changed = asyncio.Condition()
@@ -134,10 +120,10 @@ class RunningAgent:
         self.sessions.discard(key, claimed_by_other, message)
 
     def drain(self, message: str) -> None:
-        raise AssertionError("nobody asked for it")
+        raise AssertionError("the scheduler sent an unexpected Drain")
 
     def ended(self, kind: str) -> float:
-        """How many streams ended for a reason."""
+        """Number of streams that ended for a reason."""
         return self.metrics.registry.get_sample_value("sealci_agent_stream_reconnects_total", {"reason": kind}) or 0
 
 
@@ -157,10 +143,10 @@ def access(files: Files) -> Access:
     return Access(files["token"], files["tls.crt"], files["tls.key"], files["ca.crt"])
 
 
-async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost(
+async def test_replaced_credentials_interrupt_no_action_and_lose_no_event(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The authority, both certificates and the token: first the scheduler's side, then the agent's."""
+    """The test replaces the CA, both certificates and the token, first at the scheduler, then at the agent."""
     new_ca = authority(tmp_path, "new-ca")
     server, agents = Files(tmp_path, "server"), Files(tmp_path, "agent")
     server.put(certificates.localhost, certificates.ca.cert, "old-token")
@@ -171,7 +157,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
         running(scheduler.address, agents) as agent,
     ):
         await agent.until_registered(1)
-        agent.backend.script = lambda action: Script(holds=frozenset({"commands"}))
+        agent.backend.script = lambda _: Script(holds=frozenset({"commands"}))
         await scheduler.dispatcher.submit("pipeline1", parser.parse(TEXT, "p.yaml"), {})
         await agent.backend.at("pipeline1/a", "commands")
         with capture_logs() as logs:
@@ -181,7 +167,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
         assert agent.ended("rotated") == 1
         assert [each["event"] for each in logs if each["log_level"] == "warning"] == []
         (environment,) = agent.backend.environments.values()
-        await environment.release("commands")
+        await environment.unblock("commands")
         events = [event async for event in scheduler.book.watch("pipeline1")]
         await agent.sessions.idle()
     assert events
@@ -190,11 +176,7 @@ async def test_everything_is_replaced_under_a_running_action_and_nothing_is_lost
     assert "token" not in str(logs).replace("the token or the certificates were replaced", "")
 
 
-async def test_what_cannot_be_used_leaves_the_stream_as_it_is(
-    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warnings = Warnings()
-    monkeypatch.setattr(credential_reload, "log", warnings)
+async def test_credentials_that_do_not_work_leave_the_stream_open(certificates: Certificates, tmp_path: Path) -> None:
     server, agents = Files(tmp_path, "server"), Files(tmp_path, "agent")
     server.put(certificates.localhost, certificates.ca.cert, "token")
     agents.put(certificates.agent, certificates.ca.cert, "token")
@@ -204,14 +186,20 @@ async def test_what_cannot_be_used_leaves_the_stream_as_it_is(
         running(scheduler.address, agents) as agent,
     ):
         await agent.until_registered(1)
-        agents.put(certificates.agent, certificates.other_ca.cert, "token")
-        assert await warnings.reasons.get() == "no connection in 1 s"
-        agents.put(certificates.agent, certificates.ca.cert, "two words")
-        assert "holds no token" in await warnings.reasons.get()
+        with capture_logs() as logs:
+            agents.put(certificates.agent, certificates.other_ca.cert, "token")
+            await poll_until("a warning about the other CA", lambda: "no connection in 1 s" in reasons(logs))
+            agents.put(certificates.agent, certificates.ca.cert, "two words")
+            await poll_until("a warning about the token", lambda: "holds no token" in reasons(logs))
         assert agent.connection.registered
         assert agent.registrations == 1
         agents.put(certificates.localhost, certificates.ca.cert, "token")  # another certificate of the same authority
         await agent.until_registered(2)
+
+
+def reasons(logs: Sequence[MutableMapping[str, Any]]) -> str:
+    """Return the reasons of all warnings."""
+    return " ".join(str(each["reason"]) for each in logs if each["log_level"] == "warning")
 
 
 async def test_a_pipeline_is_submitted_over_mutual_tls(certificates: Certificates, tmp_path: Path) -> None:

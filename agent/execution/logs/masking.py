@@ -1,15 +1,15 @@
-"""Secret values leave no trace in what the agent sends: each of their forms becomes `***`.
+"""Masks secret values in everything that the agent sends: each form of a secret becomes `***`.
 
-A `Masker` lives as long as the log of one session. It works on a stream: a secret that is cut over any number of reads
-is found all the same, because a suffix that may be the beginning of one is kept back (`held`) until more bytes decide.
-It is kept back however long the log is silent: whoever prints the beginning of a secret and pauses waits for the rest,
-while a prompt that is not such a beginning passes at once. `flush` lets it out where the text ends.
+A `Masker` lives as long as the log of one session and works on a stream. A secret that is cut over several reads is
+still found: bytes that may begin a secret are kept back (`buffered`) until more bytes arrive. Output that ends with the
+start of a secret is therefore delayed. Other output passes at once. `flush` returns the bytes that were kept back, at
+the end of the text.
 
-The result does not depend on how the stream was cut, and wherever nothing is held a fresh masker goes on alike: that
-is what makes the positions of a log resumable. Occurrences that overlap become one `***`.
+The result does not depend on how the stream was cut. Wherever nothing is buffered, a new masker continues with the same
+result. The positions in a log can therefore be resumed. Occurrences that overlap become one `***`.
 
-Known limits: values under `SHORTEST` bytes are not masked (`too_short`), values with more lines or bytes than
-`MOST_FORMS` forms hold are masked in part (`too_long`), and a secret that a program transforms otherwise (reversed,
+Known limits: values under `SHORTEST` bytes are not masked (`too_short`). Values with more lines or bytes than
+`MOST_FORMS` forms hold are masked in part (`too_long`). A secret that a program transforms in another way (reversed,
 hashed, spelled out) is not recognised.
 """
 
@@ -21,33 +21,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
+from agent.execution.logs.sieve import Sieve
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MASK = b"***"
+# Number of bytes of the shortest value that is masked. A shorter one would mask too much ordinary text.
 SHORTEST = 4
-# Longer forms are masked block by block: it bounds what is held back and the work to find where holding begins.
+# Number of bytes in a form. Longer forms are masked block by block, which bounds the bytes kept back and the search.
 LONGEST = 4096
+# Number of forms of all secrets together.
 MOST_FORMS = 1024
-# A run of overlapping occurrences becomes several masks beyond this, so that "aaaa" in an endless "aaa..." is not
-# held for ever.
+# Number of bytes in a run of overlapping occurrences. A longer run becomes several masks. Without this limit, the
+# secret "aaaa" in an endless "aaa..." would be kept back for ever.
 LONGEST_RUN = 16 * 1024
-# How base64 tools wrap: coreutils and MIME at 76, OpenSSL and PEM at 64.
+# Line lengths of base64 tools: 76 for coreutils and MIME, 64 for OpenSSL and PEM.
 WRAPS = (76, 64)
-
-# Where looking at every second word of a text is cheaper than searching it for each needle (measured).
-WORD = 8
-SIEVED_FROM = 23
-SIEVED_COUNT = 16
 
 Span = tuple[int, int]
 
 
 class Masker:
-    """Replaces secrets in a stream of bytes; takes name -> value, or bare values.
+    """Replaces secrets in a stream of bytes. Takes a mapping of name to value, or bare values.
 
-    `held` is how many bytes at the end of what was fed are kept back, verbatim; at most `LONGEST_RUN` + 2 * `LONGEST`.
-    `too_short` and `too_long` name the secrets (or number them, from 0) that are not or not wholly masked.
+    At most `LONGEST_RUN` + 2 * `LONGEST` bytes are kept back. `too_short` names the secrets that are not masked,
+    `too_long` those that are masked in part. Bare values are numbered from 0 instead.
     """
 
     def __init__(self, secrets: Mapping[str, str] | Iterable[bytes] = ()) -> None:
@@ -73,12 +72,12 @@ class Masker:
         self.kept = b""
 
     @property
-    def held(self) -> int:
-        """How many of the bytes fed are not yet given out."""
+    def buffered(self) -> int:
+        """Return the number of bytes at the end of the input that are kept back."""
         return len(self.kept)
 
     def feed(self, data: bytes) -> bytes:
-        """Take more of the stream and return what is decided of it, masked."""
+        """Take more of the stream. Returns the text that no later byte can change, masked."""
         if not self.forms:
             return data
         text = self.kept + data if self.kept else data
@@ -88,19 +87,22 @@ class Masker:
         return masked(text[:end] if self.kept else text, spans)
 
     def flush(self, *, hide: bool = False) -> bytes:
-        """Return what was kept back. `hide`: the text goes on, unseen by us, so that it may well be a secret's."""
+        """Return the bytes that were kept back, masked.
+
+        With `hide` they become `***`: the text goes on where the agent does not read it, and may complete a secret.
+        """
         text, self.kept = self.kept, b""
         if hide:
             return MASK if text else b""
         return masked(text, self.spans(text))
 
     def mask(self, text: bytes) -> bytes:
-        """Mask a text that stands alone; the stream is not touched."""
+        """Mask a complete text. The stream is not touched."""
         return masked(text, self.spans(text))
 
     def spans(self, text: bytes) -> list[Span]:
-        """Return where secrets are, in order, overlapping ones as one."""
-        if not self.sieve.catches(text):
+        """Return where secrets are, in order. Overlapping occurrences are one span."""
+        if not self.sieve.may_match(text):  # nearly always
             return []
         runs: list[Span] = []
         start = end = -1
@@ -114,7 +116,7 @@ class Masker:
         return runs
 
     def settled(self, text: bytes, spans: list[Span]) -> int:
-        """Return up to where no byte to come can change what is masked."""
+        """Return the length of the text that later bytes cannot change."""
         begin = self.partial(text)
         for first, last in spans:
             if first < begin < last:
@@ -122,7 +124,7 @@ class Masker:
         return begin
 
     def partial(self, text: bytes) -> int:
-        """Return the first index whose suffix is the beginning of a form, else the end."""
+        """Return the first index from which the text is the beginning of a form, or the length of the text."""
         size = len(text)
         best = size
         for head, form in self.heads:
@@ -138,38 +140,8 @@ class Masker:
         return best
 
 
-class Sieve:
-    """Tells quickly whether a text may hold one of the needles; never misses one, seldom errs.
-
-    A search costs one pass over the text per needle. Many long needles (a private key has hundreds of forms) share one
-    pass instead: an occurrence covers at least one of the words that stand every `step` words in the text, so these
-    are looked up among the words at the needles' first offsets.
-    """
-
-    def __init__(self, needles: tuple[bytes, ...]) -> None:
-        long = {needle for needle in needles if len(needle) >= SIEVED_FROM}
-        if len(long) < SIEVED_COUNT:
-            long = set()
-        self.singles = tuple(needle for needle in needles if needle not in long)
-        self.step = (min(map(len, long)) - WORD + 1) // WORD if long else 0
-        self.words = {
-            memoryview(needle[offset : offset + WORD]).cast("Q")[0]
-            for needle in long
-            for offset in range(self.step * WORD)
-        }
-
-    def catches(self, text: bytes) -> bool:
-        """Return whether a needle may be in the text."""
-        if any(needle in text for needle in self.singles):
-            return True
-        if not self.words:
-            return False
-        words = memoryview(text)[: len(text) // WORD * WORD].cast("Q")
-        return not self.words.isdisjoint(words[:: self.step])
-
-
 def masked(text: bytes, spans: list[Span]) -> bytes:
-    """Return `text` with each of the spans that lie in it replaced."""
+    """Return `text` with the mask in place of each span. Spans beyond the end of the text are ignored."""
     if not spans:
         return text
     parts: list[bytes] = []
@@ -184,7 +156,7 @@ def masked(text: bytes, spans: list[Span]) -> bytes:
 
 
 def occurrences(text: bytes, form: bytes) -> Iterator[Span]:
-    """Yield every occurrence, also those that overlap."""
+    """Yield every occurrence of a form, also overlapping ones."""
     index = text.find(form)
     while index >= 0:
         yield index, index + len(form)
@@ -192,14 +164,14 @@ def occurrences(text: bytes, form: bytes) -> Iterator[Span]:
 
 
 def innermost(forms: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return the forms that contain no other: if none of these is in a text, no form is."""
+    """Return the forms that contain no other form. If none of them is in a text, no form is in the text."""
     if len(forms) > MOST_FORMS // 4:
         return forms
     return tuple(form for form in forms if not any(other in form for other in forms if other is not form))
 
 
 def named(secrets: Mapping[str, str] | Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and value as bytes."""
+    """Yield the name and the value of each secret."""
     if isinstance(secrets, Mapping):
         for name, value in secrets.items():
             yield name, value.encode("utf-8", "surrogateescape")
@@ -209,7 +181,7 @@ def named(secrets: Mapping[str, str] | Iterable[bytes]) -> Iterator[tuple[str, b
 
 
 def forms_of(value: bytes) -> Iterator[bytes]:
-    """Yield how a value may show up, each form `SHORTEST` to `LONGEST` bytes long; some come twice."""
+    """Yield the forms in which a value may appear, each `SHORTEST` to `LONGEST` bytes long. A form may come twice."""
     value = value.strip()
     lines = [line.strip() for line in value.splitlines()]
     for text in (value, *lines):
@@ -220,7 +192,7 @@ def forms_of(value: bytes) -> Iterator[bytes]:
 
 
 def spellings(text: bytes) -> Iterator[bytes]:
-    """Yield the text as it is, percent-encoded in the usual dialects, and as JSON writes it."""
+    """Yield the text itself, its percent-encodings in the usual dialects, and its JSON strings."""
     yield text
     for encoded in (quote(text, safe=""), quote(text), quote(text, safe="!'()*"), quote_plus(text)):
         yield encoded.encode()
@@ -232,7 +204,7 @@ def spellings(text: bytes) -> Iterator[bytes]:
     for ascii_only in (True, False):
         escaped = json.dumps(decoded, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogateescape")
         yield escaped
-        # What Go's encoder makes of it, for the sake of HTML.
+        # Go's JSON encoder escapes these three characters for HTML.
         yield escaped.replace(b"<", rb"\u003c").replace(b">", rb"\u003e").replace(b"&", rb"\u0026")
 
 
@@ -243,9 +215,10 @@ def lower_escapes(encoded: bytes) -> bytes:
 
 
 def base64_forms(value: bytes) -> Iterator[bytes]:
-    """Yield the part of its base64 that is the same whatever stands before and after it, for the three alignments.
+    """Yield the base64 forms of a value: whole without padding, wrapped into lines, and inside a longer text.
 
-    Also the whole of it without padding, and the lines of it where tools wrap.
+    Inside a longer text the value has three alignments. Only the part of each that does not depend on the text around
+    the value is a form.
     """
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         whole = encode(value).rstrip(b"=")
@@ -259,7 +232,7 @@ def base64_forms(value: bytes) -> Iterator[bytes]:
 
 
 def blocks(form: bytes) -> Iterator[bytes]:
-    """Yield the form, in near equal parts when it is longer than `LONGEST`; nothing when it is too short."""
+    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yields nothing if it is too short."""
     if len(form) < SHORTEST:
         return
     count = -(-len(form) // LONGEST)

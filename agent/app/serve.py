@@ -1,0 +1,84 @@
+"""Runs one agent to its end: connects to the cluster, builds the agent, and turns its end into an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.app.agent import VERSION, App
+from agent.app.wiring import TIMINGS, build
+from agent.cluster.api.client import Client
+from agent.domain.errors import Refused, SettingsError
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.traces import Traces
+
+if TYPE_CHECKING:
+    from agent.app.timings import AppTimings
+    from agent.cluster.environment.debugging import DebugOptions
+    from agent.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Exit code if the scheduler refuses this version of the agent.
+REFUSED = 4
+
+
+async def serve(
+    settings: Settings,
+    on_start: asyncio.Future[App] | None = None,
+    debug: DebugOptions | None = None,
+    timings: AppTimings = TIMINGS,
+) -> int:
+    """Run one agent to its end. Returns the exit code of the process. `on_start` gets the agent before it runs.
+
+    Raises:
+        SettingsError: the settings name no usable cluster, or the library for traces is not installed.
+        OSError: the HTTP port cannot be opened.
+    """
+    traces = open_traces(settings)
+    client = await Client.connect(settings.cluster, Metrics(VERSION, settings.metrics))
+    code = 0
+    try:
+        async with asyncio.TaskGroup() as task_group:
+            app = build(settings, client, task_group, traces, debug, timings)
+            if on_start is not None:
+                on_start.set_result(app)
+            await app.run()
+    except ExceptionGroup as group:
+        # The first root task that failed has ended the others. Callers expect its error, not a group.
+        first = group.exceptions[0]
+        if not isinstance(first, Refused):
+            raise first from group
+        log.error("the scheduler refuses this version of the agent", reason=str(first))
+        code = REFUSED
+    finally:
+        await client.close()
+        await asyncio.to_thread(traces.close)
+    return code
+
+
+def open_traces(settings: Settings) -> Traces:
+    """Return the exporter of traces. Without an endpoint in the settings it exports nothing.
+
+    Raises:
+        SettingsError: there is an endpoint, but the library is not installed.
+    """
+    if not settings.traces.endpoint:
+        return Traces()
+    try:
+        # Loaded only when used: the library costs memory and start-up time.
+        from agent.telemetry.otel import OpenTelemetry
+    except ImportError as error:
+        missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
+        raise SettingsError(missing) from error
+    return OpenTelemetry(settings.traces, settings.agent, VERSION)
+
+
+def stop_when_built(built: asyncio.Future[App], why: str) -> None:
+    """Ask an agent to stop, as soon as it is built. `built` is the `on_start` of `serve`."""
+    if built.done():
+        built.result().stop(why)
+    else:
+        built.add_done_callback(lambda built: built.result().stop(why))

@@ -1,0 +1,24 @@
+"""The waits of the agent that no setting changes. Tests pass shorter ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent.cluster.environment.context import EnvironmentTimings
+from agent.cluster.ownership.adoption import AdoptionTimings
+from agent.execution.timings import SessionTimings
+
+
+@dataclass(frozen=True, slots=True)
+class AppTimings:
+    """Waits in seconds, with those of the sessions, the environments and the adoption."""
+
+    # Seconds until the HTTP port must be open.
+    http_start: float = 10.0
+    # Seconds between two looks at the health of the cluster.
+    cluster_poll: float = 1.0
+    # Seconds for sessions to send their last events after the API server has denied access to a leaving agent.
+    last_events: float = 2.0
+    session: SessionTimings = field(default_factory=SessionTimings)
+    environment: EnvironmentTimings = field(default_factory=EnvironmentTimings)
+    adoption: AdoptionTimings = field(default_factory=AdoptionTimings)

@@ -1,0 +1,121 @@
+"""Builds the agent from its parts. The only place that knows how they are joined. Nothing here runs yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.app.agent import VERSION, App
+from agent.app.handlers import Handlers
+from agent.app.shutdown import Shutdown
+from agent.app.status import AgentStatus
+from agent.app.timings import AppTimings
+from agent.cluster.environment.backend import PodBackend
+from agent.cluster.environment.capabilities import ClusterFacts
+from agent.cluster.environment.watch import PodWatch
+from agent.cluster.ownership.adoption import Adoption
+from agent.cluster.ownership.leases import Leases
+from agent.cluster.ownership.orphans import Sweep
+from agent.execution.registry import SessionRegistry
+from agent.http.server import Http
+from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.health import HealthReporter
+from agent.scheduler.stream.outbox import Outbox
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from agent.cluster.api.client import Client
+    from agent.cluster.environment.debugging import DebugOptions
+    from agent.scheduler.classic.connection import ClassicConnection
+    from agent.settings import Settings
+    from agent.telemetry.traces import Traces
+
+TIMINGS = AppTimings()
+
+
+def build(
+    settings: Settings,
+    client: Client,
+    task_group: asyncio.TaskGroup,
+    traces: Traces,
+    debug: DebugOptions | None = None,
+    timings: AppTimings = TIMINGS,
+) -> App:
+    """Return an agent that is ready to run."""
+    metrics = client.metrics
+    identity = Identity.of(settings.agent.id, VERSION)
+    handlers = Handlers()
+    # The classic protocol ends a session with its agent: no other agent can adopt it, and its pod is an orphan.
+    classic = settings.scheduler.protocol == "classic"
+    adopts = settings.agent.adoption and not classic
+
+    # ---- the cluster's side
+    namespace, pool = settings.cluster.namespace, settings.agent.pool
+    watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
+    # Filled while the agent runs: the cluster may answer late, and a stop request must not wait for the answer.
+    facts = ClusterFacts()
+    pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
+    leases = Leases(client, settings, identity.agent_id, facts)
+    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None)
+    adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
+
+    # ---- the scheduler's side
+    status = AgentStatus(settings, identity, client, pods, leases, sweep)
+    limits = settings.scheduler
+    outbox = Outbox(limits.window, metrics, limits.window_total, on_state_loss=handlers.reset)
+    health = HealthReporter(status.health, outbox.wake)
+    connection = connect(settings, identity, outbox, handlers, health, client)
+
+    # ---- the sessions between them
+    sessions = SessionRegistry(
+        settings,
+        pods,
+        # A classic scheduler reads the events of an action from its own call, not from the stream.
+        outbox if isinstance(connection, Connection) else connection,
+        metrics,
+        task_group,
+        traces,
+        on_change=health.notify,
+        on_end=status.add_recent,
+        timings=timings.session,
+    )
+    shutdown = Shutdown(settings, sessions, leases, health, timings, hands_over=adopts)
+
+    # Sessions send through the connection, and the connection's requests reach the sessions. Sessions report changes of
+    # the health, and the health counts the sessions. These two circles are closed here, and nowhere else.
+    handlers.bind(sessions, pods, shutdown)
+    status.bind(sessions, connection)
+
+    return App(
+        settings=settings,
+        client=client,
+        task_group=task_group,
+        metrics=metrics,
+        watch=watch,
+        facts=facts,
+        pods=pods,
+        leases=leases,
+        sweep=sweep,
+        adoption=adoption,
+        adopts=adopts,
+        outbox=outbox,
+        health=health,
+        connection=connection,
+        sessions=sessions,
+        status=status,
+        shutdown=shutdown,
+        http=Http(settings.http, metrics, status.not_ready, status.page),
+        timings=timings,
+    )
+
+
+def connect(
+    settings: Settings, identity: Identity, outbox: Outbox, handlers: Handlers, health: HealthReporter, client: Client
+) -> Connection | ClassicConnection:
+    """Return the connection to the scheduler, of the protocol in the settings."""
+    if settings.scheduler.protocol == "classic":
+        # Only agents that speak the classic protocol load its contract and its server.
+        from agent.scheduler.classic.connection import ClassicConnection
+
+        return ClassicConnection(settings, handlers, client.metrics, health)
+    return Connection(settings.scheduler, settings.agent, identity, outbox, handlers, client.metrics, health)

@@ -1,0 +1,125 @@
+"""The requests that create and delete an environment's Pod and Secret.
+
+The API server may have applied a request whose answer was lost. A conflict is therefore compared with what exists
+before it counts as a failure. Nothing here keeps state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.cluster.pod.labels import SESSION
+from agent.domain.errors import ClusterError
+from agent.domain.json import Object
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agent.cluster.api.client import Client
+
+
+async def create_pod(client: Client, path: str, body: Object) -> Object:
+    """Create a pod. An existing pod of the same session is the result of an earlier request, and is returned.
+
+    Raises:
+        ClusterError: the API server refuses the pod, or a pod of another session has its name.
+    """
+    try:
+        return await client.request("create", "pods", path, body=body)
+    except ClusterError as error:
+        if error.status != 409 or error.retryable:
+            raise
+        found = await read_conflicting_pod(client, f"{path}/{body['metadata']['name']}")
+        # The comparison leaves out other annotations, because admission may add some. This one holds the nonce.
+        if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
+            raise
+        return found
+
+
+async def read_conflicting_pod(client: Client, path: str) -> Object:
+    """Read the pod whose name was taken.
+
+    Raises:
+        ClusterError: the pod cannot be read. Retryable if the pod is gone, because its name is free again.
+    """
+    try:
+        return await client.request("get", "pods", path)
+    except ClusterError as error:
+        if error.status != 404:
+            raise
+        raise ClusterError(error.message, status=404, retryable=True) from error
+
+
+async def create_secret(
+    client: Client, body: Object, retry_seconds: float, tell: Callable[[str], Awaitable[None]] | None = None
+) -> None:
+    """Create a Secret, and replace one of the same name: it belongs to an earlier pod of the session.
+
+    `tell` gets each reason to retry, for people.
+
+    Raises:
+        ClusterError: the API server refuses the Secret, or retries failed for `retry_seconds`.
+    """
+    path = f"/api/v1/namespaces/{body['metadata']['namespace']}/secrets"
+
+    async def attempt() -> Object:
+        try:
+            return await client.request("create", "secrets", path, body=body)
+        except ClusterError as error:
+            if error.status != 409:
+                raise
+            await delete_secret(client, f"{path}/{body['metadata']['name']}")
+            raise ClusterError(error.message, status=409, retryable=True) from error
+
+    await client.patiently("create secret", attempt, seconds=retry_seconds, tell=tell)
+
+
+async def delete_secret(client: Client, path: str) -> None:
+    """Delete a Secret. A missing Secret is no error."""
+    try:
+        await client.request("delete", "secrets", path)
+    except ClusterError as error:
+        if error.status != 404:
+            raise
+
+
+async def delete_pod(
+    client: Client, path: str, name: str, uid: str, grace: int | None, retry_seconds: float, *, version: str = ""
+) -> bool:
+    """Request the deletion of the pod with this UID, and with this resource version if `version` is given.
+
+    `grace` is the grace period in seconds; None leaves it to the pod. Return False if no pod matches.
+
+    Raises:
+        ClusterError: the API server refuses, or retries failed for `retry_seconds`.
+    """
+    preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+    body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions}
+    if grace is not None:
+        body["gracePeriodSeconds"] = grace
+    try:
+        await client.patiently(
+            "delete pod", lambda: client.request("delete", "pods", f"{path}/{name}", body=body), seconds=retry_seconds
+        )
+    except ClusterError as error:
+        if error.status in (404, 409):
+            return False
+        raise
+    return True
+
+
+async def find_own_uid(client: Client, path: str, name: str, nonce: str, retry_seconds: float) -> str:
+    """Return the UID of the pod that an unconfirmed create request may have made. "" if there is none.
+
+    Raises:
+        ClusterError: the pod cannot be read.
+    """
+    try:
+        found = await client.patiently(
+            "get pod", lambda: client.request("get", "pods", f"{path}/{name}"), seconds=retry_seconds
+        )
+    except ClusterError as error:
+        if error.status == 404:
+            return ""
+        raise
+    return str(found["metadata"]["uid"]) if nonce in str(found["metadata"].get("annotations", {})) else ""

@@ -1,0 +1,135 @@
+"""How far one session has come: its phase, its outcome, and the point from which its events and log are reported.
+
+A `SessionProgress` belongs to one `Session` and lives as long. Only its own methods change it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from agent.domain.log_cursor import Cursor
+
+if TYPE_CHECKING:
+    from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
+
+
+class SessionPhase(Enum):
+    """The phases of a session, in their order."""
+
+    # Only adopted sessions: the scheduler has not yet answered where the session stands.
+    AWAITING_RESUME = "awaiting resume"
+    # The environment is still to be created, or to be taken over.
+    STARTING = "starting"
+    # The environment exists. A session that reports anew after a state loss keeps it.
+    STARTED = "started"
+    # There is nothing more to report. Only the clean-up is left.
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandsEnd:
+    """How the commands of a session ended. If `files` is False, the workspace is lost, and `files_lost` is why."""
+
+    outcome: Outcome
+    files: bool
+    files_lost: str = ""
+
+
+class SessionProgress:
+    """The progress of one session, owned by its `Session`.
+
+    `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
+    started. `log_start` is where the log is read from, `stored_seq` the last event that the scheduler has stored. Both
+    change when the session is adopted, and when the scheduler has lost its state (`reset_requested`).
+    """
+
+    def __init__(self, *, adopted: bool = False) -> None:
+        self.phase = SessionPhase.AWAITING_RESUME if adopted else SessionPhase.STARTING
+        self.outcome: Outcome | None = None
+        self.commands_end: CommandsEnd | None = None
+        self.command = 0
+        self.log_start = Cursor()
+        self.stored_seq = 0
+        self.seconds_already_run = 0.0
+        self.resume_point: asyncio.Future[Resume] | None = None
+        if adopted:
+            self.resume_point = asyncio.get_running_loop().create_future()
+        self.reset_requested = asyncio.Event()
+        self.reset_point: Resume | None = None
+
+    @property
+    def awaits_resume(self) -> bool:
+        return self.resume_point is not None and not self.resume_point.done()
+
+    @property
+    def environment_exists(self) -> bool:
+        return self.phase is SessionPhase.STARTED
+
+    @property
+    def finished(self) -> bool:
+        return self.phase is SessionPhase.FINISHED
+
+    @property
+    def cleaning_up(self) -> bool:
+        """Return whether the outcome is decided, or the session was dropped."""
+        return self.outcome is not None or self.finished
+
+    # ---- where the scheduler wants the session to go on
+
+    def resume(self, resume: Resume) -> bool:
+        """Hand over the scheduler's answer for an adopted session. Returns False if the session awaits none."""
+        if self.resume_point is None or self.resume_point.done():
+            return False
+        self.resume_point.set_result(resume)
+        if self.phase is SessionPhase.AWAITING_RESUME:
+            self.phase = SessionPhase.STARTING
+        return True
+
+    def request_reset(self, resume: Resume) -> None:
+        """Ask the session to report again what comes after `resume.seq`, because the scheduler has lost it."""
+        self.reset_point = resume
+        self.reset_requested.set()
+
+    def take_reset(self) -> Resume:
+        """Go back to where the scheduler's state ends, and return that point. Needs a reset request."""
+        assert self.reset_point is not None  # noqa: S101 - set together with `reset_requested`
+        self.reset_requested.clear()
+        self.go_to(self.reset_point)
+        return self.reset_point
+
+    def go_to(self, resume: Resume) -> None:
+        """Continue from what the scheduler has stored."""
+        self.log_start, self.command, self.stored_seq = resume.cursor, resume.command, resume.seq
+
+    # ---- what happened in the environment
+
+    def environment_created(self) -> None:
+        if not self.finished:
+            self.phase = SessionPhase.STARTED
+
+    def count_earlier_run(self, seconds: float) -> None:
+        """Count seconds that the commands have run before this agent began to watch them."""
+        self.seconds_already_run = seconds
+
+    def command_started(self, command: int) -> None:
+        self.command = command
+
+    def commands_ended(self, end: CommandsEnd) -> CommandsEnd:
+        self.commands_end = end
+        return end
+
+    # ---- its end
+
+    def decide(self, outcome: Outcome) -> Outcome:
+        """Store the outcome and return it. The first outcome counts and is returned by every later call."""
+        if self.outcome is None:
+            self.outcome = outcome
+        return self.outcome
+
+    def finish(self) -> None:
+        """Note that nothing more is to be reported."""
+        self.phase = SessionPhase.FINISHED

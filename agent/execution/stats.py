@@ -1,0 +1,79 @@
+"""What the metrics count of a session, collected while the session runs and added to the metrics at its end.
+
+A `SessionStats` belongs to one `Session` and lives as long. A session that ends without an outcome (another agent has
+adopted it) is not counted, so that no action is counted twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.domain.errors import Stage
+from agent.telemetry.metrics import fault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.domain.outcome import Outcome
+    from agent.execution.logs.pipeline import LogStream
+    from agent.telemetry.metrics import Metrics
+
+# The stages that a session times itself. `cluster` observes set-up and clean-up, in finer phases.
+PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}
+
+
+class SessionStats:
+    """The counters of one session, owned by its `Session`. `files_failed` is the label of why files were not stored."""
+
+    def __init__(self) -> None:
+        self.upload_retries = 0
+        self.internal_errors = 0
+        self.files_failed = ""
+        self.command_seconds: list[float] = []
+        self.left_out_of_lines = 0
+        self.left_out_of_total = 0
+        self.log_gaps: Mapping[bool, int] = {}
+
+    def upload_retried(self) -> None:
+        self.upload_retries += 1
+
+    def internal_error(self) -> None:
+        self.internal_errors += 1
+
+    def files_not_stored(self, why: str) -> None:
+        self.files_failed = why
+
+    def command_finished(self, seconds: float) -> None:
+        self.command_seconds.append(seconds)
+
+    def log_ended(self, stream: LogStream) -> None:
+        """Take over how much of the log the stream left out, and how many gaps it reported."""
+        self.left_out_of_lines = stream.left_out_of_lines
+        self.left_out_of_total = stream.left_out_of_total
+        self.log_gaps = dict(stream.gaps)
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.log_dropped_bytes.labels("line_limit").inc(self.left_out_of_lines)
+        metrics.log_dropped_bytes.labels("total_limit").inc(self.left_out_of_total)
+        for certain, number in self.log_gaps.items():
+            metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
+        metrics.artifact_retries.inc(self.upload_retries)
+        if self.files_failed:
+            metrics.artifact_failures.labels(self.files_failed).inc()
+        for seconds in self.command_seconds:
+            metrics.command_duration.observe(seconds)
+        metrics.internal_errors.labels("session").inc(self.internal_errors)
+
+
+def count_outcome(metrics: Metrics, outcome: Outcome, seconds: float) -> None:
+    """Count an outcome, and the seconds from the arrival of the action to this outcome."""
+    reason = outcome.reason.value if outcome.reason else ""
+    labels = (outcome.result.value, outcome.stage.value, reason, fault(outcome.reason))
+    metrics.actions_completed.labels(*labels).inc()
+    metrics.action_duration.labels(outcome.result.value).observe(seconds)
+
+
+def count_stages(metrics: Metrics, stage_seconds: Mapping[Stage, float]) -> None:
+    for stage, phase in PHASES.items():
+        if stage in stage_seconds:
+            metrics.phase_duration.labels(phase).observe(stage_seconds[stage])
