@@ -1,6 +1,6 @@
 """How far an action is, and what an agent's event changes about it: pure.
 
-A `Progress` is one row of the store. It lives from the submission of its pipeline until the scheduler forgets the
+A `ActionState` is one row of the store. It lives from the submission of its pipeline until the scheduler forgets the
 pipeline. Only the newest attempt is kept; what earlier ones did stands in the pipeline's events.
 """
 
@@ -18,10 +18,10 @@ from agent.pipeline import events
 
 if TYPE_CHECKING:
     from agent.domain.events import Event
-    from agent.pipeline.events import Happening
+    from agent.pipeline.events import EventBody
 
 
-class State(Enum):
+class ActionStatus(Enum):
     """Where an action is, as its scheduler sees it."""
 
     WAITING = "waiting"
@@ -30,7 +30,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ActionState:
     """What is known of an action. `agent` is the id of the one that holds it, `started` seconds since the epoch.
 
     `seq`, `cursor`, `stage` and `command` are of the newest event; `log_bytes` is the length of the attempt's log.
@@ -39,7 +39,7 @@ class Progress:
 
     pipeline: str
     name: str
-    state: State = State.WAITING
+    status: ActionStatus = ActionStatus.WAITING
     attempt: int = 1
     claim: int = 1
     agent: str = ""
@@ -62,44 +62,44 @@ class Progress:
         """The newest attempt and claim."""
         return Key(self.action_id, self.attempt, self.claim)
 
-    def given(self, agent: str, now: float) -> Progress:
+    def assigned_to(self, agent: str, now: float) -> ActionState:
         """Return it as running on an agent."""
-        return replace(self, state=State.RUNNING, agent=agent, started=now)
+        return replace(self, status=ActionStatus.RUNNING, agent=agent, started=now)
 
-    def taken_back(self) -> Progress:
+    def unassigned(self) -> ActionState:
         """Return it as waiting again in the same attempt: its agent did not start it."""
-        return replace(self, state=State.WAITING, agent="", seq=0)
+        return replace(self, status=ActionStatus.WAITING, agent="", seq=0)
 
-    def again(self) -> Progress:
+    def next_attempt(self) -> ActionState:
         """Return it as waiting in its next attempt."""
-        return Progress(self.pipeline, self.name, attempt=self.attempt + 1, cancel=self.cancel)
+        return ActionState(self.pipeline, self.name, attempt=self.attempt + 1, cancel=self.cancel)
 
-    def ended(self, outcome: Outcome) -> Progress:
+    def with_outcome(self, outcome: Outcome) -> ActionState:
         """Return it as ended."""
-        return replace(self, state=State.ENDED, outcome=outcome)
+        return replace(self, status=ActionStatus.ENDED, outcome=outcome)
 
-    def seconds(self, now: float) -> float:
+    def elapsed(self, now: float) -> float:
         """How long the attempt has run."""
         return max(0.0, now - self.started) if self.started else 0.0
 
 
-def advance(progress: Progress, seq: int, event: Event | None, now: float) -> tuple[Progress, Happening | None]:
-    """Return the progress after the next event of its attempt, and what watchers are told of it."""
-    progress = replace(progress, seq=seq)
+def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tuple[ActionState, EventBody | None]:
+    """Return the state after the next event of its attempt, and what watchers are told of it."""
+    state = replace(state, seq=seq)
     match event:
         case session_events.StageChanged():
-            return replace(progress, stage=event.stage), event
+            return replace(state, stage=event.stage), event
         case session_events.CommandStarted():
-            return replace(progress, command=event.index, cursor=event.cursor.encode()), event
+            return replace(state, command=event.index, cursor=event.cursor.encode()), event
         case session_events.CommandFinished():
-            return replace(progress, cursor=event.cursor.encode()), event
+            return replace(state, cursor=event.cursor.encode()), event
         case session_events.LogChunk():
-            text = events.LogText(event.data, event.source, progress.log_bytes)
-            cursor = event.cursor.encode() if event.cursor else progress.cursor
-            return replace(progress, log_bytes=progress.log_bytes + len(event.data), cursor=cursor), text
+            text = events.LogText(event.data, event.source, state.log_bytes)
+            cursor = event.cursor.encode() if event.cursor else state.cursor
+            return replace(state, log_bytes=state.log_bytes + len(event.data), cursor=cursor), text
         case session_events.Finished():
-            return progress.ended(event.outcome), events.ActionEnded(event.outcome, progress.seconds(now))
+            return state.with_outcome(event.outcome), events.ActionEnded(event.outcome, state.elapsed(now))
         case session_events.Accepted() | session_events.ArtifactSummary():
-            return progress, event
+            return state, event
         case _:
-            return progress, None
+            return state, None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Key
     from agent.domain.session_state import Health
-    from agent.local_scheduler.registry import Entry
+    from agent.local_scheduler.registry import ActionRecord
 
 
 log = structlog.get_logger(__name__)
@@ -49,11 +49,11 @@ class AgentStream:
         self.messages: deque[wire.SchedulerMessage] = deque()
         self.acks: dict[Key, int] = {}
         self.discards: dict[Key, wire.Discard] = {}
-        self.heard = False
+        self.health_ack_due = False
         self.wake = asyncio.Event()
 
     @property
-    def free(self) -> int:
+    def free_slots(self) -> int:
         """How many actions may be sent now.
 
         What it runs is known from its last health and from what was sent since; sessions that the health may not have
@@ -64,7 +64,7 @@ class AgentStream:
         used = max(self.health.running + self.sent_since_health, len(self.sessions))
         return self.slots - used
 
-    def update(self, health: Health) -> None:
+    def update_health(self, health: Health) -> None:
         """Take note of how the agent is, and answer it."""
         if self.health is None or self.health.status is not health.status:
             log.info("an agent is", agent=self.agent_id, status=health.status.value, why=health.message)
@@ -72,7 +72,7 @@ class AgentStream:
         self.slots = health.slots
         self.sent_since_health = 0
         self.full_until_health = False
-        self.heard = True
+        self.health_ack_due = True
         self.wake.set()
 
     def send(self, message: wire.SchedulerMessage) -> None:
@@ -84,17 +84,17 @@ class AgentStream:
         """Send an action."""
         self.send(wire.SchedulerMessage(action=message))
 
-    def resume(self, entry: Entry, *, adopted: bool) -> None:
+    def resume(self, record: ActionRecord, *, adopted: bool) -> None:
         """Say from where a session goes on: all of it is stored."""
-        progress = entry.progress
-        secrets = {name: entry.run.secrets[name] for name in entry.plan.secrets} if adopted else {}
+        state = record.state
+        secrets = {name: record.run.secrets[name] for name in record.plan.secrets} if adopted else {}
         resume = Resume(
-            key=progress.key,
-            seq=progress.seq,
-            cursor=Cursor.decode(progress.cursor),
-            stage=progress.stage,
-            command=progress.command,
-            cancel=Cancel(message=progress.cancel) if progress.cancel is not None else None,
+            key=state.key,
+            seq=state.seq,
+            cursor=Cursor.decode(state.cursor),
+            stage=state.stage,
+            command=state.command,
+            cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
@@ -141,13 +141,13 @@ class AgentStream:
             key = next(iter(self.acks))
             ack = wire.Ack(action_id=key.action_id, attempt=key.attempt, claim=key.claim, seq=self.acks.pop(key))
             return wire.SchedulerMessage(ack=ack)
-        if self.heard:
-            self.heard = False
+        if self.health_ack_due:
+            self.health_ack_due = False
             return wire.SchedulerMessage(ack=wire.Ack())
         return None
 
 
 def least_loaded(streams: Iterable[AgentStream]) -> AgentStream | None:
     """Return the agent with the largest share of free slots, None when all are full."""
-    free = [stream for stream in streams if stream.free > 0]
-    return max(free, key=lambda stream: stream.free / stream.slots, default=None)
+    free = [stream for stream in streams if stream.free_slots > 0]
+    return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)

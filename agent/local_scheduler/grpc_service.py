@@ -18,12 +18,12 @@ import structlog
 from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
-from agent.local_scheduler.registry import NotCurrent, PipelineExists, PipelineUnknown
+from agent.local_scheduler.registry import PipelineExists, PipelineUnknown, StaleAttempt
 from agent.local_scheduler.store import StoreFailed
 from agent.local_scheduler.uploads import Upload, UploadRefused
 from agent.pipeline import parser
 from agent.pipeline.wire import local_pb2, local_pb2_grpc
-from agent.pipeline.yaml_document import FileWrong
+from agent.pipeline.yaml_document import PipelineFileError
 from agent.protocol import translate
 from agent.protocol.grpc_transport import bearer, server_credentials, server_options
 from agent.protocol.wire import agent_pb2, agent_pb2_grpc
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.local_scheduler.dispatcher import Dispatcher
-    from agent.local_scheduler.registry import Book
+    from agent.local_scheduler.registry import PipelineRegistry
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self.dispatcher = dispatcher
-        self.book = dispatcher.book
+        self.registry = dispatcher.registry
         self.access = access
 
     async def Connect(  # noqa: N802 - the contract's name
@@ -99,10 +99,10 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
 
     def registered(self) -> agent_pb2.Registered:
         """Say how this scheduler wants to be talked to."""
-        rules = self.dispatcher.rules
+        options = self.dispatcher.options
         return agent_pb2.Registered(
-            health_interval=translate.duration(rules.health_interval),
-            resume_grace=translate.duration(rules.resume_grace),
+            health_interval=translate.duration(options.health_interval),
+            resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
         )
 
@@ -114,7 +114,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         """Return the registration that a stream begins with, or end the call."""
         message = None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.dispatcher.rules.register_timeout):
+            async with asyncio.timeout(self.dispatcher.options.register_timeout):
                 message = await anext(requests, None)
         if message is None or message.WhichOneof("message") != "register" or not message.register.agent_id:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Register, with an agent_id")
@@ -125,7 +125,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         self, requests: AsyncIterator[agent_pb2.AgentMessage], stream: AgentStream, register: agent_pb2.Register
     ) -> None:
         """Read a stream to its end, and close it then: also when the agent was silent for three intervals."""
-        limit = 3 * self.dispatcher.rules.health_interval
+        limit = 3 * self.dispatcher.options.health_interval
         try:
             await self.dispatcher.register(stream, [translate.session_state(each) for each in register.sessions])
             while not stream.closed:
@@ -147,14 +147,14 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         """Take one message."""
         match message.WhichOneof("message"):
             case "health":
-                self.dispatcher.health(stream, translate.health(message.health))
+                self.dispatcher.update_health(stream, translate.health(message.health))
             case "adopted":
-                await self.dispatcher.name(stream, translate.session_state(message.adopted))
+                await self.dispatcher.answer_session(stream, translate.session_state(message.adopted))
             case "event":
                 try:
                     event = translate.event(message.event)
                 except ActionFailed as error:
-                    self.dispatcher.unreadable(stream, translate.key(message.event), error.message)
+                    self.dispatcher.on_unreadable_event(stream, translate.key(message.event), error.message)
                     return
                 await self.dispatcher.receive(stream, event.key, event.seq, event.event)
             case _:
@@ -174,7 +174,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         header = first.header
         try:
             return await self.upload(Key(header.action_id, header.attempt, header.claim), first, requests)
-        except NotCurrent as error:
+        except StaleAttempt as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except UploadRefused as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -187,33 +187,33 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         self, key: Key, first: agent_pb2.ArtifactChunk, requests: AsyncIterator[agent_pb2.ArtifactChunk]
     ) -> agent_pb2.UploadReceipt:
         """Receive files and put them into their place."""
-        entry = self.book.uploader(key)
-        store = self.book.store
-        folder = store.folder(entry.progress.pipeline)
-        upload = await asyncio.to_thread(Upload, folder, entry.plan.name, durable=store.durable)
-        entry.upload = upload
+        record = self.registry.record_for_upload(key)
+        store = self.registry.store
+        folder = store.folder(record.state.pipeline)
+        upload = await asyncio.to_thread(Upload, folder, record.plan.name, durable=store.durable)
+        record.upload = upload
         try:
             chunk: agent_pb2.ArtifactChunk | None = first
             while chunk is not None:
                 await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
                 chunk = await anext(requests, None)
-            async with entry.uploading:
-                self.book.uploader(key)
-                files = await asyncio.to_thread(upload.finish, entry.files)
-                self.book.uploader(key)
-                await self.book.uploaded(entry, files)
+            async with record.upload_lock:
+                self.registry.record_for_upload(key)
+                files = await asyncio.to_thread(upload.finish, record.files)
+                self.registry.record_for_upload(key)
+                await self.registry.store_files(record, files)
         finally:
-            entry.upload = None
+            record.upload = None
             await asyncio.shield(asyncio.to_thread(upload.abandon))
         return agent_pb2.UploadReceipt(files=len(files), bytes=sum(each.size for each in files))
 
 
-class PeopleService(local_pb2_grpc.LocalServicer):
+class LocalService(local_pb2_grpc.LocalServicer):
     """What `submit` calls."""
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self.dispatcher = dispatcher
-        self.book: Book = dispatcher.book
+        self.registry: PipelineRegistry = dispatcher.registry
         self.access = access
 
     async def Submit(  # noqa: N802 - the contract's name
@@ -226,7 +226,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
         try:
             asked = await asyncio.to_thread(parser.parse, request.text, request.file_name)
             await self.dispatcher.submit(request.pipeline, asked, request.secrets)
-        except (FileWrong, ValueError) as error:
+        except (PipelineFileError, ValueError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except PipelineExists as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
@@ -250,7 +250,7 @@ class PeopleService(local_pb2_grpc.LocalServicer):
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
         """Yield what happens after a position, or end the call."""
         try:
-            async for event in self.book.watch(run_id, after):
+            async for event in self.registry.watch(run_id, after):
                 yield event
         except PipelineUnknown as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
@@ -285,7 +285,7 @@ async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[g
     """
     server = grpc.aio.server(options=OPTIONS)
     agent_pb2_grpc.add_SchedulerServicer_to_server(AgentService(dispatcher, access), server)
-    local_pb2_grpc.add_LocalServicer_to_server(PeopleService(dispatcher, access), server)
+    local_pb2_grpc.add_LocalServicer_to_server(LocalService(dispatcher, access), server)
     try:
         credentials = server_credentials(access)
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -298,5 +298,5 @@ async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[g
 async def stop(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     """End every stream and the server."""
     dispatcher.stop()
-    dispatcher.book.close()
+    dispatcher.registry.close()
     await server.stop(STOP_GRACE)

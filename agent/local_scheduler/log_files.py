@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from agent.local_scheduler.action_state import Progress
+    from agent.local_scheduler.action_state import ActionState
     from agent.pipeline.events import PipelineEvent
     from agent.pipeline.wire import local_pb2 as wire
 
@@ -50,29 +50,29 @@ def set_aside(folder: Path, action: str, attempt: int) -> None:
     os.close(os.open(path_of(folder, action), WRITE, 0o644))
 
 
-def mend(folder: Path, progress: Progress) -> None:
+def mend(folder: Path, state: ActionState) -> None:
     """Make the log agree with what is stored, after a crash between the two.
 
     Raises:
         OSError: it cannot be written, or bytes that were acknowledged are missing.
     """
-    log = path_of(folder, progress.name)
-    aside = earlier(folder, progress.name, progress.attempt)
+    log = path_of(folder, state.name)
+    aside = earlier(folder, state.name, state.attempt)
     if aside.exists():
         aside.replace(log)
     if not log.exists():
         return
     size = log.stat().st_size
-    if size > progress.log_bytes:
-        os.truncate(log, progress.log_bytes)
+    if size > state.log_bytes:
+        os.truncate(log, state.log_bytes)
 
 
 def append(folder_of: Callable[[str], Path], events: Sequence[PipelineEvent], *, durable: bool) -> None:
     """Write the bytes of log events, each file opened and synchronised once."""
     by_file: dict[Path, list[LogText]] = {}
     for event in events:
-        if isinstance(event.happening, LogText):
-            by_file.setdefault(path_of(folder_of(event.pipeline), event.action), []).append(event.happening)
+        if isinstance(event.body, LogText):
+            by_file.setdefault(path_of(folder_of(event.pipeline), event.action), []).append(event.body)
     for log, texts in by_file.items():
         handle = os.open(log, WRITE, 0o644)
         try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import Stage
-from agent.local_scheduler.action_state import Progress, State
+from agent.local_scheduler.action_state import ActionState, ActionStatus
 from agent.pipeline import event_codec
 from agent.pipeline.events import LogText
 from agent.pipeline.wire import local_pb2 as wire
@@ -55,42 +55,42 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
 
 
-def save_progress(connection: sqlite3.Connection, rows: Iterable[Progress]) -> None:
+def save_states(connection: sqlite3.Connection, rows: Iterable[ActionState]) -> None:
     """Write how far actions are."""
     connection.executemany(SAVE_ACTION, (action_row(each) for each in rows))
 
 
-def action_row(progress: Progress) -> tuple[object, ...]:
+def action_row(state: ActionState) -> tuple[object, ...]:
     """Return the columns of an action."""
-    outcome = event_codec.encode_outcome(progress.outcome).SerializeToString() if progress.outcome else None
+    outcome = event_codec.encode_outcome(state.outcome).SerializeToString() if state.outcome else None
     return (
-        progress.pipeline,
-        progress.name,
-        progress.state.value,
-        progress.attempt,
-        progress.claim,
-        progress.agent,
-        progress.started,
-        progress.seq,
-        progress.cursor,
-        progress.stage.value if progress.stage else None,
-        progress.command,
-        progress.log_bytes,
-        progress.cancel,
+        state.pipeline,
+        state.name,
+        state.status.value,
+        state.attempt,
+        state.claim,
+        state.agent,
+        state.started,
+        state.seq,
+        state.cursor,
+        state.stage.value if state.stage else None,
+        state.command,
+        state.log_bytes,
+        state.cancel,
         outcome,
     )
 
 
-def load_progress(connection: sqlite3.Connection, pipeline: str) -> list[Progress]:
+def load_states(connection: sqlite3.Connection, pipeline: str) -> list[ActionState]:
     """Read how far the actions of a pipeline are."""
     found = []
     for row in connection.execute("SELECT * FROM actions WHERE pipeline = ?", (pipeline,)):
         _, name, state, attempt, claim, agent, started, seq, cursor, stage, command, log_bytes, cancel, outcome = row
         found.append(
-            Progress(
+            ActionState(
                 pipeline=pipeline,
                 name=name,
-                state=State(state),
+                status=ActionStatus(state),
                 attempt=attempt,
                 claim=claim,
                 agent=agent,
@@ -116,8 +116,8 @@ def save_events(connection: sqlite3.Connection, rows: Iterable[PipelineEvent]) -
 
 def event_row(event: PipelineEvent) -> bytes:
     """Return an event as it is kept."""
-    if not isinstance(event.happening, LogText):
+    if not isinstance(event.body, LogText):
         return event_codec.encode(event).SerializeToString()
-    message = event_codec.encode(replace(event, happening=replace(event.happening, data=b"")))
-    message.log.length = len(event.happening.data)
+    message = event_codec.encode(replace(event, body=replace(event.body, data=b"")))
+    message.log.length = len(event.body.data)
     return message.SerializeToString()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class KeptSecrets:
+class SecretFiles:
     """Files with the secrets of pipelines that have not ended, for the owner of the folder only."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler for one machine as a whole: store, book, dispatcher and server, opened and closed together."""
+"""The scheduler for one machine as a whole: store, registry, dispatcher and server, opened and closed together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.local_scheduler import grpc_service
-from agent.local_scheduler.dispatcher import Dispatcher, Rules
-from agent.local_scheduler.registry import Book
+from agent.local_scheduler.dispatcher import Dispatcher, SchedulerOptions
+from agent.local_scheduler.registry import PipelineRegistry
 from agent.local_scheduler.store import Store
 
 if TYPE_CHECKING:
@@ -28,14 +28,19 @@ class Scheduler:
     """One that is open. `address` is host:port with the port that was found."""
 
     dispatcher: Dispatcher
-    book: Book
+    registry: PipelineRegistry
     store: Store
     address: str
 
 
 @contextlib.asynccontextmanager
 async def open_scheduler(
-    address: str, folder: Path, access: grpc_service.Access, rules: Rules | None = None, *, durable: bool = True
+    address: str,
+    folder: Path,
+    access: grpc_service.Access,
+    options: SchedulerOptions | None = None,
+    *,
+    durable: bool = True,
 ) -> AsyncIterator[Scheduler]:
     """Serve a scheduler over a folder; with `durable` False its memory ends with it.
 
@@ -44,15 +49,15 @@ async def open_scheduler(
         CannotListen: the address cannot be used.
     """
     store = Store(folder, durable=durable)
-    book = Book(store)
-    await book.open()
-    dispatcher = Dispatcher(book, rules or Rules())
+    registry = PipelineRegistry(store)
+    await registry.open()
+    dispatcher = Dispatcher(registry, options or SchedulerOptions())
     try:
         wire, port = await grpc_service.start(dispatcher, address, access)
         try:
             dispatcher.start()
             host = address.rpartition(":")[0]
-            yield Scheduler(dispatcher, book, store, f"{host}:{port}")
+            yield Scheduler(dispatcher, registry, store, f"{host}:{port}")
         finally:
             await grpc_service.stop(wire, dispatcher)
     finally:
@@ -65,7 +70,7 @@ async def serve_scheduler(
     access: Access,
     stop: asyncio.Event,
     *,
-    rules: Rules | None = None,
+    options: SchedulerOptions | None = None,
     listening: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until `stop` is set; `listening` is told the address. The folder holds all it knows, over restarts.
@@ -74,8 +79,8 @@ async def serve_scheduler(
         StoreFailed: the folder cannot be used, or no longer.
         CannotListen: the address cannot be used.
     """
-    async with open_scheduler(address, folder, access, rules) as scheduler:
+    async with open_scheduler(address, folder, access, options) as scheduler:
         log.info("scheduler listens", address=scheduler.address, folder=str(folder))
         if listening is not None:
             listening(scheduler.address)
-        await scheduler.store.until(stop)
+        await scheduler.store.wait_until(stop)

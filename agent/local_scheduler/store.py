@@ -21,7 +21,7 @@ import structlog
 
 from agent.domain.errors import AgentError
 from agent.local_scheduler import log_files, schema
-from agent.local_scheduler.uploads import Place
+from agent.local_scheduler.uploads import ActionFolder
 from agent.pipeline.events import FileStored, LogText
 from agent.pipeline.wire import local_pb2 as wire
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from agent.local_scheduler.action_state import Progress
+    from agent.local_scheduler.action_state import ActionState
     from agent.pipeline.events import PipelineEvent
 
 log = structlog.get_logger()
@@ -62,10 +62,10 @@ class Change:
     """What is saved at once. `files` replaces the list of an action's files: (pipeline, action, files)."""
 
     pipeline: StoredPipeline | None = None
-    progress: Sequence[Progress] = ()
+    states: Sequence[ActionState] = ()
     events: Sequence[PipelineEvent] = ()
     files: tuple[str, str, Sequence[FileStored]] | None = None
-    new_attempt: Progress | None = None
+    new_attempt: ActionState | None = None
 
     @property
     def begins(self) -> bool:
@@ -74,11 +74,11 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedPipeline:
     """A pipeline as it was found: its actions, the position of its last event, its files by action."""
 
     pipeline: StoredPipeline
-    actions: Sequence[Progress]
+    actions: Sequence[ActionState]
     position: int
     files: dict[str, list[FileStored]]
 
@@ -103,18 +103,18 @@ class Store:
         """Where a pipeline's logs and files are: `run` has only one."""
         return self.root / pipeline if self.durable else self.root
 
-    async def call(self, work: Callable[[], Answer]) -> Answer:
+    async def run_on_thread(self, work: Callable[[], Answer]) -> Answer:
         """Do something on the store's thread, after all that was begun before."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
-    async def open(self) -> list[Loaded]:
+    async def open(self) -> list[LoadedPipeline]:
         """Open the folder and return what is there, oldest first.
 
         Raises:
             StoreFailed: it cannot be used, or another scheduler uses it.
         """
         try:
-            loaded = await self.call(self.read_all)
+            loaded = await self.run_on_thread(self.read_all)
         except (OSError, sqlite3.Error, ValueError) as error:
             self.thread.shutdown(wait=False)
             busy = "locked" in str(error)
@@ -123,7 +123,7 @@ class Store:
         self.writer = asyncio.create_task(self.write_all(), name="store-writer")
         return loaded
 
-    def read_all(self) -> list[Loaded]:
+    def read_all(self) -> list[LoadedPipeline]:
         """Connect, make the tables, read, and cut logs to what is stored."""
         self.root.mkdir(parents=True, exist_ok=True)
         where = ":memory:"
@@ -141,9 +141,9 @@ class Store:
             self.load(StoredPipeline(name, source, text, when, bool(ended))) for name, source, text, when, ended in rows
         ]
 
-    def load(self, pipeline: StoredPipeline) -> Loaded:
+    def load(self, pipeline: StoredPipeline) -> LoadedPipeline:
         """Read one pipeline and make its logs agree with it."""
-        actions = schema.load_progress(self.connection, pipeline.id)
+        actions = schema.load_states(self.connection, pipeline.id)
         for each in actions:
             log_files.mend(self.folder(pipeline.id), each)
         (position,) = self.connection.execute(
@@ -153,9 +153,9 @@ class Store:
         query = "SELECT action, path, size, sha256 FROM files WHERE pipeline = ?"
         for action, path, size, digest in self.connection.execute(query, (pipeline.id,)):
             files.setdefault(action, []).append(FileStored(path, size, digest))
-        return Loaded(pipeline, actions, position, files)
+        return LoadedPipeline(pipeline, actions, position, files)
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until more may be saved; called before a change is computed, so that none overtakes another."""
         while not self.has_room.is_set():
             await self.has_room.wait()
@@ -173,7 +173,7 @@ class Store:
             self.has_room.clear()
         self.wake.set()
 
-    async def stored(self, change: Change) -> None:
+    async def save_and_wait(self, change: Change) -> None:
         """Save a change and wait until it is stored.
 
         Raises:
@@ -181,9 +181,9 @@ class Store:
         """
         done = asyncio.Event()
         self.save(change, done.set)
-        await self.until(done)
+        await self.wait_until(done)
 
-    async def until(self, event: asyncio.Event) -> None:
+    async def wait_until(self, event: asyncio.Event) -> None:
         """Wait for something that is set when a change is stored.
 
         Raises:
@@ -212,7 +212,7 @@ class Store:
                 if len(self.waiting) < ROOM:
                     self.has_room.set()
                 try:
-                    await self.call(lambda batch=batch: self.write([change for change, _ in batch]))  # type: ignore[misc]
+                    await self.run_on_thread(lambda batch=batch: self.write([change for change, _ in batch]))  # type: ignore[misc]
                 except (OSError, sqlite3.Error) as error:
                     self.has_room.set()
                     self.failed.set_exception(StoreFailed(f"the folder {self.root} cannot be written: {error}"))
@@ -230,7 +230,7 @@ class Store:
                 log_files.append(self.folder, texts, durable=self.durable)
                 texts = []
                 self.begin(change)
-            texts += [event for event in change.events if isinstance(event.happening, LogText)]
+            texts += [event for event in change.events if isinstance(event.body, LogText)]
         log_files.append(self.folder, texts, durable=self.durable)
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -245,7 +245,7 @@ class Store:
     def begin(self, change: Change) -> None:
         """Make the empty logs of new pipelines and attempts."""
         if change.pipeline is not None:
-            log_files.clear(self.folder(change.pipeline.id), [each.name for each in change.progress])
+            log_files.clear(self.folder(change.pipeline.id), [each.name for each in change.states])
         if (each := change.new_attempt) is not None:
             log_files.set_aside(self.folder(each.pipeline), each.name, each.attempt - 1)
             self.remove_files(each.pipeline, each.name)
@@ -255,7 +255,7 @@ class Store:
         query = "SELECT path FROM files WHERE pipeline = ? AND action = ?"
         found = self.connection.execute(query, (pipeline, action)).fetchall()
         if found:
-            with Place(self.folder(pipeline), action) as place:
+            with ActionFolder(self.folder(pipeline), action) as place:
                 for (path,) in found:
                     try:
                         place.remove(path)
@@ -270,8 +270,8 @@ class Store:
                 (new.id, new.source, new.text, new.submitted, int(new.ended)),
             )
             if not new.ended:
-                self.forget_old()
-        schema.save_progress(self.connection, change.progress)
+                self.drop_oldest()
+        schema.save_states(self.connection, change.states)
         schema.save_events(self.connection, change.events)
         if (lost := change.new_attempt) is not None:
             self.connection.execute("DELETE FROM files WHERE pipeline = ? AND action = ?", (lost.pipeline, lost.name))
@@ -283,7 +283,7 @@ class Store:
                 ((pipeline, action, each.path, each.size, each.sha256) for each in files),
             )
 
-    def forget_old(self) -> None:
+    def drop_oldest(self) -> None:
         """Drop the rows of pipelines that ended long ago; their logs and files stay."""
         old = self.connection.execute(
             "SELECT id FROM pipelines WHERE ended ORDER BY submitted DESC LIMIT -1 OFFSET ?", (KEPT_PIPELINES,)
@@ -298,7 +298,7 @@ class Store:
 
     async def events(self, pipeline: str, after: int, limit: int = 64) -> list[wire.PipelineEvent]:
         """Return the stored events after a position, bytes of logs filled in, as messages."""
-        return await self.call(lambda: self.read_events(pipeline, after, limit))
+        return await self.run_on_thread(lambda: self.read_events(pipeline, after, limit))
 
     def read_events(self, pipeline: str, after: int, limit: int) -> list[wire.PipelineEvent]:
         """Read events and the log bytes that belong to them."""
@@ -318,5 +318,5 @@ class Store:
         if self.writer is not None:
             await self.writer
             self.writer = None
-            await self.call(self.connection.close)
+            await self.run_on_thread(self.connection.close)
         self.thread.shutdown()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class Strangers:
+class UnknownSessions:
     """Those that wait, by the id of their action; `grace` is seconds."""
 
     def __init__(self, grace: float) -> None:

@@ -46,7 +46,7 @@ def checked_path(path: bytes) -> tuple[bytes, ...]:
         raise UploadRefused(f"{path[:200]!r} is not a path within the folder of the action") from error
 
 
-class Place:
+class ActionFolder:
     """The folder of an action. Opens its folders one by one, so that no link is followed; made where missing."""
 
     def __init__(self, folder: Path, action: str) -> None:
@@ -55,7 +55,7 @@ class Place:
         self.parts: tuple[bytes, ...] | None = None
         self.handle = -1
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> ActionFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -218,7 +218,7 @@ class Upload:
         """
         if not self.ended:
             raise UploadRefused("the end is missing")
-        with Place(self.folder, self.action) as place:
+        with ActionFolder(self.folder, self.action) as place:
             for old in before:
                 if old.path not in self.paths:
                     place.remove(old.path)

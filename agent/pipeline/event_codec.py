@@ -16,7 +16,7 @@ from agent.pipeline import events
 from agent.pipeline.wire import local_pb2 as wire
 
 if TYPE_CHECKING:
-    from agent.pipeline.events import Happening, PipelineEvent
+    from agent.pipeline.events import EventBody, PipelineEvent
 
 
 def encode(event: PipelineEvent) -> wire.PipelineEvent:
@@ -28,11 +28,11 @@ def encode(event: PipelineEvent) -> wire.PipelineEvent:
         action=event.action,
         attempt=event.attempt,
     )
-    fill(message, event.happening)
+    fill(message, event.body)
     return message
 
 
-def fill(message: wire.PipelineEvent, what: Happening) -> None:
+def fill(message: wire.PipelineEvent, what: EventBody) -> None:
     """Write what happened."""
     match what:
         case events.Submitted():
@@ -108,7 +108,7 @@ def decode(message: wire.PipelineEvent) -> PipelineEvent | None:
     return events.PipelineEvent(message.pipeline, message.position, message.time, what, message.action, message.attempt)
 
 
-def read(message: wire.PipelineEvent) -> Happening | None:
+def read(message: wire.PipelineEvent) -> EventBody | None:
     """Read what happened."""
     match message.WhichOneof("event"):
         case "submitted":

@@ -72,7 +72,7 @@ class Ended:
     """Every action has ended; always the last event."""
 
 
-Happening = (
+EventBody = (
     Submitted
     | Started
     | events.Accepted
@@ -94,7 +94,7 @@ class PipelineEvent:
     pipeline: str
     position: int
     time: float
-    happening: Happening
+    body: EventBody
     action: str = ""
     attempt: int = 0
 

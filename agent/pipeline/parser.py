@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain.actions import Action, ArtifactRules, Repository, Resources, When
 from agent.domain.quantities import quantity, seconds
-from agent.pipeline.yaml_document import FileWrong, Value, compose, guess
+from agent.pipeline.yaml_document import PipelineFileError, Value, read_document, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,14 +97,14 @@ def load(path: Path) -> Pipeline:
     """Read a pipeline file.
 
     Raises:
-        FileWrong: it cannot be read, or is wrong; the message says where.
+        PipelineFileError: it cannot be read, or is wrong; the message says where.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise FileWrong(f"{path}: is not UTF-8 (byte {error.start})") from error
+        raise PipelineFileError(f"{path}: is not UTF-8 (byte {error.start})") from error
     except OSError as error:
-        raise FileWrong(f"{path}: cannot be read: {error.strerror}") from error
+        raise PipelineFileError(f"{path}: cannot be read: {error.strerror}") from error
     return parse(text, str(path))
 
 
@@ -112,9 +112,9 @@ def parse(text: str, source: str) -> Pipeline:
     """Read the text of a pipeline file; `source` is its name in messages.
 
     Raises:
-        FileWrong: names the line, the key and what is allowed.
+        PipelineFileError: names the line, the key and what is allowed.
     """
-    root = compose(text, source)
+    root = read_document(text, source)
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
@@ -122,14 +122,14 @@ def parse(text: str, source: str) -> Pipeline:
             action_name = checked_name(keys.pop("name"))
         return Pipeline(action_name, (read_action(action_name, root, keys),), source, text)
     keys = root.mapping("a mapping with `name` and `actions`", PIPELINE_KEYS)
-    name = keys["name"].filled("a name") if "name" in keys else PurePosixPath(source).stem
+    name = keys["name"].non_empty("a name") if "name" in keys else PurePosixPath(source).stem
     if "actions" not in keys:
-        root.wrong("`actions` is missing: a mapping from names to actions")
+        root.refuse("`actions` is missing: a mapping from names to actions")
     entries = keys["actions"].mapping("a mapping from names to actions")
     if not entries:
-        keys["actions"].wrong("must name at least one action")
+        keys["actions"].refuse("must name at least one action")
     if len(entries) > MAX_ACTIONS:
-        keys["actions"].wrong(f"has {len(entries)} actions; at most {MAX_ACTIONS} are allowed")
+        keys["actions"].refuse(f"has {len(entries)} actions; at most {MAX_ACTIONS} are allowed")
     actions = []
     for action_name, value in entries.items():
         check_name(action_name, value)
@@ -148,23 +148,23 @@ def checked_name(value: Value) -> str:
 def check_name(name: str, value: Value) -> None:
     """Refuse a name that is no safe file name: logs and files are stored under it."""
     if not NAME.fullmatch(name) or ".." in name:
-        value.wrong(
+        value.refuse(
             "is not a name of an action: 1 to 64 letters, digits, '.', '_' and '-', "
             "beginning and ending with a letter or digit, no '..'"
         )
     if ".log" in name:
-        value.wrong("is not a name of an action: '.log' is kept for the logs beside it")
+        value.refuse("is not a name of an action: '.log' is kept for the logs beside it")
 
 
 def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
     """Read the keys of one action."""
     if "configuration" not in keys:
-        value.wrong("`configuration` is missing: {container: IMAGE}")
+        value.refuse("`configuration` is missing: {container: IMAGE}")
     if "commands" not in keys:
-        value.wrong("`commands` is missing: a list of commands")
+        value.refuse("`commands` is missing: a list of commands")
     configuration = keys["configuration"].mapping("{container: IMAGE}", ("container",))
     if "container" not in configuration:
-        keys["configuration"].wrong("`container` is missing: the image to run in")
+        keys["configuration"].refuse("`container` is missing: the image to run in")
     env = read_env(keys["env"]) if "env" in keys else {}
     return PipelineAction(
         name=name,
@@ -176,7 +176,9 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         resources=read_resources(keys["resources"]) if "resources" in keys else Resources(),
         timeout=read_timeout(keys["timeout"]) if "timeout" in keys else None,
         artifacts=read_artifacts(keys["artifacts"]) if "artifacts" in keys else ArtifactRules(),
-        needs=tuple(item.filled("the name of an action") for item in keys["needs"].items("a list of names of actions"))
+        needs=tuple(
+            item.non_empty("the name of an action") for item in keys["needs"].items("a list of names of actions")
+        )
         if "needs" in keys
         else (),
     )
@@ -184,9 +186,9 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
 
 def read_image(value: Value) -> str:
     """Read an image reference; whether it exists is found out by the cluster."""
-    image = value.filled("an image such as debian:stable")
+    image = value.non_empty("an image such as debian:stable")
     if any(character.isspace() for character in image):
-        value.wrong(f"must be an image such as debian:stable, not {image!r}")
+        value.refuse(f"must be an image such as debian:stable, not {image!r}")
     return image
 
 
@@ -195,10 +197,10 @@ def read_commands(value: Value) -> tuple[str, ...]:
     commands = []
     for item in value.items("a list of commands"):
         if item.is_mapping:
-            item.wrong("must be a command, not a mapping: quote a command that contains ': '")
-        commands.append(item.filled("a command"))
+            item.refuse("must be a command, not a mapping: quote a command that contains ': '")
+        commands.append(item.non_empty("a command"))
     if not commands:
-        value.wrong("must have at least one command")
+        value.refuse("must have at least one command")
     return tuple(commands)
 
 
@@ -218,9 +220,9 @@ def read_secret_names(value: Value, env: Mapping[str, str]) -> tuple[str, ...]:
         name = item.text("a name")
         check_variable(name, item)
         if name in env:
-            item.wrong(f"{name} stands in `env` too")
+            item.refuse(f"{name} stands in `env` too")
         if name in names:
-            item.wrong(f"{name} stands twice")
+            item.refuse(f"{name} stands twice")
         names.append(name)
     return tuple(names)
 
@@ -228,23 +230,23 @@ def read_secret_names(value: Value, env: Mapping[str, str]) -> tuple[str, ...]:
 def check_variable(name: str, value: Value) -> None:
     """Refuse what no shell takes for a variable."""
     if not VARIABLE.fullmatch(name):
-        value.wrong(f"{name!r} is not a variable: letters, digits and '_', not beginning with a digit")
+        value.refuse(f"{name!r} is not a variable: letters, digits and '_', not beginning with a digit")
 
 
 def read_repository(value: Value) -> Repository:
     """Read what is cloned."""
     keys = value.mapping("{url: URL}", REPO_KEYS)
     if "url" not in keys:
-        value.wrong("`url` is missing")
+        value.refuse("`url` is missing")
     depth = keys["depth"].text("a number of commits") if "depth" in keys else "0"
     if not re.fullmatch(r"[0-9]{1,9}", depth):
-        keys["depth"].wrong(f"must be a number of commits, 0 for all, not {depth!r}")
+        keys["depth"].refuse(f"must be a number of commits, 0 for all, not {depth!r}")
     return Repository(
-        url=keys["url"].filled("a URL"),
-        ref=keys["ref"].filled("a branch, tag or commit") if "ref" in keys else "",
+        url=keys["url"].non_empty("a URL"),
+        ref=keys["ref"].non_empty("a branch, tag or commit") if "ref" in keys else "",
         depth=int(depth),
-        submodules=keys["submodules"].truth() if "submodules" in keys else False,
-        credentials=keys["credentials"].filled("the name of a Secret") if "credentials" in keys else "",
+        submodules=keys["submodules"].boolean() if "submodules" in keys else False,
+        credentials=keys["credentials"].non_empty("the name of a Secret") if "credentials" in keys else "",
     )
 
 
@@ -258,17 +260,17 @@ def read_timeout(value: Value) -> float:
     """Read a duration in seconds."""
     length = seconds(measured(value, seconds))
     if length <= 0:
-        value.wrong("must be longer than 0")
+        value.refuse("must be longer than 0")
     return length
 
 
 def measured(value: Value, reader: Callable[[str], object]) -> str:
     """Return the text of a value that the reader takes."""
-    text = value.filled("a value")
+    text = value.non_empty("a value")
     try:
         reader(text)
     except ValueError as error:
-        value.wrong(str(error))
+        value.refuse(str(error))
     return text
 
 
@@ -276,7 +278,7 @@ def read_artifacts(value: Value) -> ArtifactRules:
     """Read which files are wanted; `none` for no files."""
     if value.is_scalar:
         if value.text() != "none":
-            value.wrong(f"must be `none` or a mapping with {', '.join(ARTIFACT_KEYS)}, not {value.kind}")
+            value.refuse(f"must be `none` or a mapping with {', '.join(ARTIFACT_KEYS)}, not {value.kind}")
         return ArtifactRules(when=When.NEVER)
     keys = value.mapping(f"`none` or a mapping with {', '.join(ARTIFACT_KEYS)}", ARTIFACT_KEYS)
     when = keys["when"].choice(each.value for each in When) if "when" in keys else When.SUCCESS.value
@@ -291,9 +293,9 @@ def read_globs(value: Value) -> tuple[str, ...]:
     """Read globs within the workspace."""
     globs = []
     for item in value.items("a list of globs"):
-        glob = item.filled("a glob")
+        glob = item.non_empty("a glob")
         if glob.startswith("/") or ".." in glob.split("/"):
-            item.wrong(f"must be within the workspace: relative and without '..', not {glob!r}")
+            item.refuse(f"must be within the workspace: relative and without '..', not {glob!r}")
         globs.append(glob)
     return tuple(globs)
 
@@ -305,12 +307,12 @@ def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) 
         where = values[action.name].mapping("an action").get("needs")
         for item, name in zip(where.items("a list") if where else (), action.needs, strict=True):
             if name not in needs:
-                item.wrong(f"there is no action {name!r}{guess(name, needs)}; there are: {', '.join(needs)}")
+                item.refuse(f"there is no action {name!r}{suggestion(name, needs)}; there are: {', '.join(needs)}")
             if action.needs.count(name) > 1:
-                item.wrong(f"{name} stands twice")
+                item.refuse(f"{name} stands twice")
         circle = find_circle(action.name, needs)
         if where and circle:
-            where.wrong(f"need each other in a circle: {' -> '.join(circle)}")
+            where.refuse(f"need each other in a circle: {' -> '.join(circle)}")
 
 
 def find_circle(start: str, needs: Mapping[str, Sequence[str]]) -> list[str]:

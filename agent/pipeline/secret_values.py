@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class SecretMissing(AgentError):
+class SecretsError(AgentError):
     """A secret that the file names has no value."""
 
 
@@ -24,22 +24,22 @@ def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | 
     """Return the values of secrets, from a file of NAME=VALUE lines first and the environment second.
 
     Raises:
-        SecretMissing: one has no value, or the file is wrong; no value is ever part of the message.
+        SecretsError: one has no value, or the file is wrong; no value is ever part of the message.
     """
     known = dict(environ)
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SecretMissing(f"the file of secrets {file} cannot be read: {type(error).__name__}") from error
+            raise SecretsError(f"the file of secrets {file} cannot be read: {type(error).__name__}") from error
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             name, separator, value = line.partition("=")
             if not separator or not VARIABLE.fullmatch(name.strip()):
-                raise SecretMissing(f"{file}:{number}: is not NAME=VALUE")
+                raise SecretsError(f"{file}:{number}: is not NAME=VALUE")
             known[name.strip()] = value
     missing = [name for name in names if name not in known]
     if missing:
-        raise SecretMissing(f"no value for the secrets {', '.join(missing)}: set them in the environment or in a file")
+        raise SecretsError(f"no value for the secrets {', '.join(missing)}: set them in the environment or in a file")
     return {name: known[name] for name in names}

@@ -22,7 +22,7 @@ NULL = "tag:yaml.org,2002:null"
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class FileWrong(AgentError):
+class PipelineFileError(AgentError):
     """A pipeline file is wrong; the message names file, line, key and what is allowed."""
 
 
@@ -34,10 +34,10 @@ class Value:
     source: str
     path: tuple[str, ...] = ()
 
-    def wrong(self, message: str) -> NoReturn:
+    def refuse(self, message: str) -> NoReturn:
         """Refuse the file because of this value."""
         key = ".".join(self.path)
-        raise FileWrong(f"{self.source}:{self.line}: {key + ': ' if key else ''}{message}")
+        raise PipelineFileError(f"{self.source}:{self.line}: {key + ': ' if key else ''}{message}")
 
     @property
     def line(self) -> int:
@@ -68,7 +68,7 @@ class Value:
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
         """Return the values by key; with `allowed`, other keys are refused. `what` says what is wanted."""
         if not isinstance(self.node, yaml.MappingNode):
-            self.wrong(f"must be {what}, not {self.kind}")
+            self.refuse(f"must be {what}, not {self.kind}")
         names = tuple(allowed)
         found: dict[str, Value] = {}
         for key_node, value_node in self.node.value:
@@ -76,16 +76,16 @@ class Value:
             name = key.text("a key")
             here = Value(key_node, self.source, (*self.path, name))
             if name in found:
-                here.wrong("stands twice in this mapping")
+                here.refuse("stands twice in this mapping")
             if names and name not in names:
-                here.wrong(f"there is no such key{guess(name, names)}; allowed: {', '.join(names)}")
+                here.refuse(f"there is no such key{suggestion(name, names)}; allowed: {', '.join(names)}")
             found[name] = Value(value_node, self.source, here.path)
         return found
 
     def items(self, what: str) -> list[Value]:
         """Return the values of a list; their path is numbered from 1."""
         if not isinstance(self.node, yaml.SequenceNode):
-            self.wrong(f"must be {what}, not {self.kind}")
+            self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
         return [
             Value(node, self.source, (*self.path[:-1], f"{last}[{number}]"))
@@ -95,17 +95,17 @@ class Value:
     def text(self, what: str = "a text") -> str:
         """Return one value as it was written."""
         if not self.is_scalar:
-            self.wrong(f"must be {what}, not {self.kind}")
+            self.refuse(f"must be {what}, not {self.kind}")
         value = str(self.node.value)
         if "\0" in value:
-            self.wrong("must not contain a NUL character")
+            self.refuse("must not contain a NUL character")
         return value
 
-    def filled(self, what: str = "a text") -> str:
+    def non_empty(self, what: str = "a text") -> str:
         """Return one value that is not empty."""
         text = self.text(what)
         if not text.strip():
-            self.wrong(f"must be {what}, not an empty text")
+            self.refuse(f"must be {what}, not an empty text")
         return text
 
     def choice(self, allowed: Iterable[str]) -> str:
@@ -113,42 +113,42 @@ class Value:
         names = tuple(allowed)
         text = self.text(f"one of {', '.join(names)}")
         if text not in names:
-            self.wrong(f"must be one of {', '.join(names)}, not {text!r}{guess(text, names)}")
+            self.refuse(f"must be one of {', '.join(names)}, not {text!r}{suggestion(text, names)}")
         return text
 
-    def truth(self) -> bool:
+    def boolean(self) -> bool:
         """Return true or false."""
         found = BOOLEANS.get(self.text("true or false").lower())
         if found is None:
-            self.wrong(f"must be true or false, not {self.kind}")
+            self.refuse(f"must be true or false, not {self.kind}")
         return found
 
 
-def guess(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str]) -> str:
     """Say which of the names may have been meant, if any."""
     close = get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def compose(text: str, source: str) -> Value:
+def read_document(text: str, source: str) -> Value:
     """Read one YAML document.
 
     Raises:
-        FileWrong: it is no YAML, empty, or too large.
+        PipelineFileError: it is no YAML, empty, or too large.
     """
     if len(text) > MAX_SIZE:
-        raise FileWrong(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read")
+        raise PipelineFileError(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise FileWrong(f"{source}:{line}: is not valid YAML: {what}") from error
+        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
     except yaml.YAMLError as error:
-        raise FileWrong(f"{source}: is not valid YAML: {error}") from error
+        raise PipelineFileError(f"{source}: is not valid YAML: {error}") from error
     except RecursionError as error:
-        raise FileWrong(f"{source}: is nested too deeply") from error
+        raise PipelineFileError(f"{source}: is nested too deeply") from error
     if node is None:
-        raise FileWrong(f"{source}:1: is empty; a pipeline has `name` and `actions`")
+        raise PipelineFileError(f"{source}:1: is empty; a pipeline has `name` and `actions`")
     return Value(node, source)

@@ -138,14 +138,14 @@ WRONG: dict[str, tuple[Object, str]] = {
     "what the chart sets": ({"agent": {"anchor": "mine"}}, "'anchor'"),
     "a secret as a value": ({"credentials": {"token": {"value": "secret"}}}, "'value'"),
     "a switch that is none": ({"podMonitor": {"enabled": "maybe"}}, "/podMonitor/enabled"),
-    "no scheduler": ({"scheduler": {"address": ""}}, "scheduler.address is empty"),
-    "everyone may run actions": ({"scheduler": {"address": "s:1", "protocol": "classic"}}, "schedulerFrom must name"),
+    "no scheduler": ({"scheduler": {"address": ""}}, "scheduler.address must be set"),
+    "everyone may run actions": ({"scheduler": {"address": "s:1", "protocol": "classic"}}, "schedulerFrom or"),
     "no classic demo": (
         {"scheduler": {"address": "", "protocol": "classic"}, "demoScheduler": {"enabled": True}},
-        "does not speak classic",
+        "does not support classic",
     ),
     "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
-    "no namespace of its own": ({"actions": {"createNamespace": True}}, "cluster.namespace must name"),
+    "no namespace of its own": ({"actions": {"createNamespace": True}}, "cluster.namespace must not be"),
 }
 
 

@@ -254,7 +254,7 @@ def test_ctrl_c_in_each_stage_deletes_the_pod_and_reports_it(terminals: Terminal
     screen.type("\x03")
     code, shown = screen.finish()
     assert code == 130, shown
-    assert "interrupted: cancelling and cleaning up; once more to leave at once" in shown
+    assert "interrupted: cancelling and cleaning up. Press Ctrl-C again to exit at once" in shown
     assert "nothing is left in the cluster" in shown
     assert not remains(terminals.namespace)
 
@@ -277,7 +277,7 @@ def test_ctrl_c_twice_exits_at_once(terminals: TerminalRuns) -> None:
     screen.type("\x03")
     code, shown = screen.finish(timeout=15)
     assert code == 130
-    assert "left at once" in shown
+    assert "exiting at once" in shown
     assert "sealci-agent cleanup --set agent.pool=run-" in " ".join(shown.split())
     leftover = kube.get("pods", "-n", terminals.namespace)
     kept = [pod["metadata"]["name"] for pod in leftover if not pod["metadata"].get("deletionTimestamp")]

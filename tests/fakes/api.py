@@ -19,6 +19,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
+from agent.cluster.api.timings import ApiTimings
 from agent.domain.json import Object
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
@@ -47,6 +48,7 @@ class FakeApi(Changing):
     slow_removal: bool = False
     force_works: bool = True
     bookmarks: bool = False
+    timings: ApiTimings | None = None
 
     def __post_init__(self) -> None:
         self.requests: list[Request] = []
@@ -102,7 +104,7 @@ class FakeApi(Changing):
         configuration = Configuration(host=self.host)
         configuration.connection_pool_maxsize = 0
         self.settings = ClusterSettings.model_validate({"namespace": "ci", **settings})
-        return Client(ApiClient(configuration), self.settings, Metrics())
+        return Client(ApiClient(configuration), self.settings, Metrics(), self.timings)
 
     @web.middleware
     async def record(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:

@@ -18,8 +18,8 @@ from agent.domain.errors import Stage
 from agent.domain.events import CommandFinished, Finished, StageChanged
 from agent.domain.json import Object
 from agent.domain.session_state import Readiness
-from agent.local_scheduler.action_state import State
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.action_state import ActionStatus
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.domain.session_state import Health
     from agent.local_scheduler.agent_stream import AgentStream
-    from agent.local_scheduler.registry import Entry
+    from agent.local_scheduler.registry import ActionRecord
     from agent.local_scheduler.server import Scheduler
     from tests.faults.agent_processes import AgentProcesses, Child
 
@@ -78,8 +78,8 @@ class CrashCase:
         """Run the case. Return the attempt in which the action succeeded."""
         # A short grace where no agent can adopt: there is no pod, or no agent runs for a while.
         short = self.step in BEFORE_ANY_POD or self.column == "later"
-        rules = Rules(resume_grace=0.3 if short else 30.0)
-        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), rules) as scheduler:
+        options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
+        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
             try:
                 await self.kill_and_replace(scheduler)
                 return await self.check(scheduler)
@@ -103,7 +103,7 @@ class CrashCase:
         if self.column == "same":
             await self.agent(scheduler, "replica-a")
         elif self.column == "later":
-            if scheduler.book.get(RUN).entries["a"].progress.state is not State.ENDED:
+            if scheduler.registry.get(RUN).records["a"].state.status is not ActionStatus.ENDED:
                 await self.given_up.wait()
             await self.cluster.expire()
             await self.agent(scheduler, "replica-c")
@@ -111,7 +111,7 @@ class CrashCase:
     def listen(self, scheduler: Scheduler) -> None:
         """Wrap methods of the scheduler, to notice health reports and lost attempts and to hold its own steps."""
         dispatcher = scheduler.dispatcher
-        receive, health, give_up = dispatcher.receive, dispatcher.health, dispatcher.give_up
+        receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
         async def delayed_receive(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
             if not await self.hold(stream, event):
@@ -123,13 +123,13 @@ class CrashCase:
             health(stream, report)
             self.health_noticed.set()
 
-        def noticed_give_up(entry: Entry) -> None:
-            give_up(entry)
+        def noticed_give_up(record: ActionRecord) -> None:
+            give_up(record)
             self.given_up.set()
 
         dispatcher.receive = delayed_receive  # type: ignore[method-assign]
-        dispatcher.health = noticed_health  # type: ignore[method-assign,assignment]
-        dispatcher.give_up = noticed_give_up  # type: ignore[method-assign]
+        dispatcher.update_health = noticed_health  # type: ignore[method-assign,assignment]
+        dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
         """Wait if an event belongs to the held step. Return whether its agent was killed meanwhile."""
@@ -209,7 +209,7 @@ class CrashCase:
         for agent in self.agents:
             assert "Traceback" not in agent.log, agent.log
             assert [name for name, value in SECRETS.items() if value in agent.log] == []
-        attempt = scheduler.book.get(RUN).entries["a"].progress.attempt
+        attempt = scheduler.registry.get(RUN).records["a"].state.attempt
         if self.column != "later" and self.step not in BEFORE_ANY_POD:
             assert attempt == 1, "the action was begun again although its pod was there"
         return attempt
@@ -218,10 +218,10 @@ class CrashCase:
 async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
     """Wait for the end of the pipeline and return every outcome of its action."""
     found = []
-    async for message in scheduler.book.watch(run):
+    async for message in scheduler.registry.watch(run):
         event = event_codec.decode(message)
-        if event is not None and isinstance(event.happening, ActionEnded):
-            found.append(event.happening.outcome.result.value)
+        if event is not None and isinstance(event.body, ActionEnded):
+            found.append(event.body.outcome.result.value)
     return found
 
 

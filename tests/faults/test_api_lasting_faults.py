@@ -69,7 +69,7 @@ async def test_a_request_that_always_fails_ends_the_action_with_its_reason(
 async def test_a_forbidden_log_is_reported_and_does_not_change_the_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "Patience", partial(follower.Patience, refused=0.3))
+    monkeypatch.setattr(follower, "Timings", partial(follower.Timings, refused=0.3))
     case = case_of(tmp_path, "log", "403 right")
     async with case.living() as app:
         await case.begin_action(app)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from tenacity import wait_random_exponential
 
-from agent.cluster.api import client, reflector
+from agent.cluster.api import client
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.logs import follower
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TITLE = "the API fails"
+QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
 # The rules. After all but the failures the action succeeds with its whole log.
 # RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: it repeats the request at the usual interval.
 # LISTED: it lists again. WAITS: it waits and reports the cause. SWEPT: the sweep deletes the pod later.
@@ -76,11 +78,9 @@ CASES = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = wait_random_exponential(multiplier=0.01, max=0.1)
     for module, name, value in (
-        (client, "backoff", quick),
-        (reflector, "FIRST_PAUSE", 0.02),
-        (follower, "Patience", partial(follower.Patience, read=0.5)),
+        (client, "DEFAULT_TIMINGS", QUICK),
+        (follower, "Timings", partial(follower.Timings, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -162,12 +162,10 @@ async def test_each_fault_of_each_request_follows_its_rule(
 def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the agent's limits for a silent watch, if the fault makes the watch silent."""
     if fault in ("silent", "slow", "applied"):
-        monkeypatch.setattr(reflector, "SILENCE", 0.2)
-        monkeypatch.setattr(reflector, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", replace(QUICK, watch_silence=0.2, watch_connect=0.2))
     if fault == "missing":
-        monkeypatch.setattr(reflector, "RELIST", 0.5)
-        monkeypatch.setattr(reflector, "SERVER_TIMEOUT", (1, 1))
-        monkeypatch.setattr(reflector, "STEADY", 0.5)
+        quick = replace(QUICK, watch_relist=0.5, watch_duration=(1, 1), watch_steady=0.5)
+        monkeypatch.setattr(client, "DEFAULT_TIMINGS", quick)
 
 
 def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:

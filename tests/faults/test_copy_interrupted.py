@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from agent.domain.json import Object
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
@@ -139,7 +139,7 @@ async def test_a_copy_interrupted_at_any_tenth_is_complete_after_a_retry(
         copy = Copy(tmp_path, processes, data)
         async with (
             copy.pods.serving(),
-            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), SchedulerOptions(resume_grace=60.0)) as scheduler,
             Proxy(scheduler.address) as proxy,
         ):
             try:
@@ -182,13 +182,13 @@ async def always_cut(how: str, tmp_path: Path) -> None:
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK
         async with (
             copy.pods.serving(),
-            open_scheduler("127.0.0.1:0", tmp_path, Access(), Rules(resume_grace=60.0)) as scheduler,
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), SchedulerOptions(resume_grace=60.0)) as scheduler,
         ):
             try:
                 copy.listen(scheduler)
                 await copy.agent(scheduler, "replica-a")
                 assert await copy.one(scheduler, "pipeline1") == "failed"
-                outcome = scheduler.book.get("pipeline1").entries["a"].progress.outcome
+                outcome = scheduler.registry.get("pipeline1").records["a"].state.outcome
                 assert outcome is not None
                 assert outcome.reason is not None
                 assert outcome.reason.value == "ARTIFACTS_FAILED"

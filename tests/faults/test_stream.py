@@ -16,7 +16,7 @@ import pytest
 from agent.cli.submit import Target
 from agent.cli.submit import submit as submit_pipeline
 from agent.local_scheduler import grpc_service
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.faults.agent_processes import Child
 
 NOTICED = 30.0
-RULES = Rules(health_interval=0.5, resume_grace=60.0)
+OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
 UNKNOWN = b"\xca\x3e\x03new"  # field 1001: a kind of message that the agent does not know
 MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
@@ -59,7 +59,7 @@ class Line(CrashCase):
         """Start cluster, scheduler, proxy and agent, and submit the action."""
         async with (
             self.cluster.serving(),
-            open_scheduler("127.0.0.1:0", self.folder, Access(), RULES) as self.scheduler,
+            open_scheduler("127.0.0.1:0", self.folder, Access(), OPTIONS) as self.scheduler,
             Proxy(self.scheduler.address, seed=1) as self.proxy,
         ):
             try:
@@ -98,8 +98,8 @@ class Line(CrashCase):
             await self.cluster.until(
                 "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
             )
-            progress = self.scheduler.book.get(RUN).entries["a"].progress
-            assert (progress.attempt, progress.claim) == (1, 1), "begun again, or adopted, without need"
+            state = self.scheduler.registry.get(RUN).records["a"].state
+            assert (state.attempt, state.claim) == (1, 1), "begun again, or adopted, without need"
             self.peak = self.memory("VmHWM")
             assert await self.child.end(signal.SIGTERM) == 0
             assert "Traceback" not in self.child.log

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.run_pipeline import Patience, Wishes, run_pipeline
+from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
 from agent.console.follower import Interruptions
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, Reason, Stage
@@ -75,9 +75,9 @@ async def test_who_holds_the_screen_has_it_alone(tmp_path: Path, monkeypatch: py
 
 async def test_reports_are_written(tmp_path: Path) -> None:
     files = (tmp_path / "junit.xml", tmp_path / "new" / "page.md")
-    wishes = Wishes(output="json", reports=files)
+    options = RunOptions(output="json", reports=files)
     await run_pipeline(
-        ONE, engine=ends_with(FAILURE), secrets={}, wishes=wishes, stream=io.StringIO(), interruptions=Interruptions()
+        ONE, engine=ends_with(FAILURE), secrets={}, options=options, stream=io.StringIO(), interruptions=Interruptions()
     )
     assert '<failure message="command 1 failed" type="COMMAND_FAILED">' in files[0].read_text()
     assert "| a | ❌ failed COMMAND_FAILED (exit code 3) |" in files[1].read_text()
@@ -97,7 +97,7 @@ async def test_the_exit_code_says_how_it_went(tmp_path: Path, outcome: Outcome, 
         ONE,
         engine=ends_with(outcome),
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="json"),
+        options=RunOptions(artifacts=tmp_path, output="json"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -115,7 +115,7 @@ async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
         ONE,
         engine=ends_with(FAILURE),
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="plain"),
+        options=RunOptions(artifacts=tmp_path, output="plain"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -152,7 +152,7 @@ async def test_the_first_interruption_cancels_and_waits(tmp_path: Path) -> None:
             clean.set()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+        ONE, engine=engine, secrets={}, options=RunOptions(artifacts=tmp_path), interruptions=interruptions
     )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
@@ -170,7 +170,7 @@ async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+        ONE, engine=engine, secrets={}, options=RunOptions(artifacts=tmp_path), interruptions=interruptions
     )
     assert found is ExitCode.INTERRUPTED
 
@@ -191,7 +191,7 @@ async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFi
             await stop.wait()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, patience=Patience(start=1.5), interruptions=Interruptions()
+        ONE, engine=engine, secrets={}, timeouts=Timeouts(start=1.5), interruptions=Interruptions()
     )
     assert found is ExitCode.INFRASTRUCTURE
     assert "the agent is not ready: no route to the cluster" in capsys.readouterr().err
@@ -211,9 +211,9 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="json"),
+        options=RunOptions(artifacts=tmp_path, output="json"),
         stream=output,
-        patience=Patience(timeout=0.1),
+        timeouts=Timeouts(pipeline=0.1),
         interruptions=Interruptions(),
     )
     assert found is ExitCode.FAILED
@@ -244,9 +244,48 @@ async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="plain"),
+        options=RunOptions(artifacts=tmp_path, output="plain"),
         stream=Closed(),
         interruptions=Interruptions(),
     )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
+
+
+async def test_a_closed_output_and_a_silent_agent_end_after_the_cancel_timeout(tmp_path: Path) -> None:
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            for event in life()[:-1]:
+                await agent.event(key, event)
+            await stop.wait()
+
+    async with asyncio.timeout(10):
+        found = await run_pipeline(
+            ONE,
+            engine=engine,
+            secrets={},
+            options=RunOptions(artifacts=tmp_path, output="plain"),
+            stream=Closed(),
+            timeouts=Timeouts(cancel=0.1),
+            interruptions=Interruptions(),
+        )
+    assert found is ExitCode.INTERRUPTED
+
+
+async def test_a_cancellation_before_the_agent_is_ready_outlives_the_start_timeout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interruptions = Interruptions()
+    interruptions.interrupt()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        token = endpoint.token_file.read_text()
+        async with FakeAgent(endpoint.address, token=token, ready=False):
+            await stop.wait()
+
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, timeouts=Timeouts(start=0.0), interruptions=interruptions
+    )
+    assert found is ExitCode.INTERRUPTED
+    assert "not ready" not in capsys.readouterr().err

@@ -18,7 +18,7 @@ from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, R
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.dispatcher import Rules
+from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ONE = "name: p\nactions:\n  a: {configuration: {container: i}, commands: [x]}\n"
 RUN = "pipeline1"
-QUICK = Rules(resume_grace=0.05)
+QUICK = SchedulerOptions(resume_grace=0.05)
 
 
 def several(count: int) -> str:
@@ -50,7 +50,7 @@ async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[P
     """Return how a pipeline went, once it has ended."""
     report, seen = Report(), []
     async with asyncio.timeout(10):
-        async for message in scheduler.book.watch(run_id):
+        async for message in scheduler.registry.watch(run_id):
             event = event_codec.decode(message)
             assert event is not None
             report.add(event)
@@ -64,7 +64,7 @@ def everything(folder: Path) -> bytes:
 
 
 def texts(seen: list[PipelineEvent]) -> bytes:
-    return b"".join(event.happening.data for event in seen if isinstance(event.happening, LogText))
+    return b"".join(event.body.data for event in seen if isinstance(event.body, LogText))
 
 
 async def test_an_action_runs_and_its_log_is_kept(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
     assert texts(own) == b"one\ntwo\n"
     assert (tmp_path / RUN / "a0.log").read_bytes() == b"one\ntwo\n"
     assert report.exit_code is ExitCode.FAILED
-    assert sum(isinstance(event.happening, ActionEnded) for event in seen) == 3
+    assert sum(isinstance(event.body, ActionEnded) for event in seen) == 3
 
 
 async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
@@ -279,8 +279,8 @@ async def test_a_lost_agent_means_a_next_attempt_after_the_grace(tmp_path: Path)
 
 
 async def test_the_last_attempt_fails(tmp_path: Path) -> None:
-    rules = Rules(resume_grace=0.01, attempts=2)
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access(), rules) as scheduler:
+    options = SchedulerOptions(resume_grace=0.01, attempts=2)
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler:
         await queue(scheduler)
         for attempt in (1, 2):
             async with FakeAgent(scheduler.address, pod=f"pod{attempt}") as agent:
@@ -341,9 +341,9 @@ async def test_a_finished_session_that_is_named_is_discarded(tmp_path: Path) -> 
 
 
 async def test_a_silent_agent_is_dropped(tmp_path: Path) -> None:
-    rules = Rules(health_interval=0.02, resume_grace=0.02)
+    options = SchedulerOptions(health_interval=0.02, resume_grace=0.02)
     async with (
-        open_scheduler("127.0.0.1:0", tmp_path, Access(), rules) as scheduler,
+        open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler,
         FakeAgent(scheduler.address) as agent,
     ):
         async with asyncio.timeout(5):

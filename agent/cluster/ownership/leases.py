@@ -103,7 +103,7 @@ class Leases(Reflector):
                 self.log_failure(error.message)
             except TimeoutError:
                 self._denials = 0
-                self.client.unanswered()
+                self.client.mark_unreachable()
                 self.log_failure("no answer in time")
             took = self.clock() - began
             await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
@@ -180,7 +180,7 @@ class Leases(Reflector):
 
     # ---- the other agents' Leases
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         now = self.clock()
         if found is None:
             if lease := self._newest.pop(name, None):

@@ -60,7 +60,7 @@ class SeenAction:
     @property
     def outcomes(self) -> list[Outcome]:
         """Return every outcome. There must be one."""
-        return [each.happening.outcome for each in self.events if isinstance(each.happening, events.ActionEnded)]
+        return [each.body.outcome for each in self.events if isinstance(each.body, events.ActionEnded)]
 
     @property
     def attempt(self) -> int:
@@ -69,7 +69,7 @@ class SeenAction:
 
     def log(self, *sources: Source) -> bytes:
         """Return the log of the last attempt from these sources."""
-        texts = (each.happening for each in self.events if each.attempt == self.attempt)
+        texts = (each.body for each in self.events if each.attempt == self.attempt)
         return b"".join(each.data for each in texts if isinstance(each, events.LogText) and each.source in sources)
 
     def check(self, store: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) ->
     shutil.rmtree(own_lab.folder / "scheduler")
     own_lab.scheduler, _ = start_scheduler(own_lab.folder, own_lab.address)
     report = submission.wait()["count"]
-    assert "lost its memory" in submission.errors
+    assert "lost its state" in submission.errors
     assert report.outcome == ("succeeded", None, 0), report
     assert report.text == f"start\n{WHOLE}end\n"
     assert report.files["file"].read_text() == "made\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tenacity import wait_none
 
 from agent.cluster.api import client as clients
+from agent.cluster.api.timings import ApiTimings
 from tests.fakes.api import FakeApi
 
 
@@ -17,4 +17,4 @@ def api() -> FakeApi:
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry requests at once. A module opts in: `pytestmark = pytest.mark.usefixtures("no_backoff")`."""
-    monkeypatch.setattr(clients, "backoff", wait_none())
+    monkeypatch.setattr(clients, "DEFAULT_TIMINGS", ApiTimings(retry_pause=0.0))

@@ -13,7 +13,7 @@ import pytest
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Source
 from agent.domain.outcome import Outcome, Result
-from agent.local_scheduler.action_state import Progress, State
+from agent.local_scheduler.action_state import ActionState, ActionStatus
 from agent.local_scheduler.store import BATCH, DATABASE, ROOM, Change, Store, StoredPipeline, StoreFailed
 from agent.pipeline.events import ActionEnded, FileStored, LogText, PipelineEvent, Submitted
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PIPELINE = StoredPipeline("pipeline1", "ci.yaml", "text", 1.0)
-START = Progress("pipeline1", "a")
+START = ActionState("pipeline1", "a")
 RUNNING = replace(
     START,
-    state=State.RUNNING,
+    status=ActionStatus.RUNNING,
     claim=2,
     agent="pod.1",
     started=5.0,
@@ -45,14 +45,14 @@ def text(position: int, data: bytes, offset: int, attempt: int = 1) -> PipelineE
 async def begin(store: Store) -> None:
     await store.open()
     first = PipelineEvent("pipeline1", 1, 1.0, Submitted("p", (), "folder"))
-    await store.stored(Change(pipeline=PIPELINE, progress=[START], events=[first]))
+    await store.save_and_wait(Change(pipeline=PIPELINE, states=[START], events=[first]))
 
 
 async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
-    await store.stored(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]))
-    await store.stored(Change(files=("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
+    await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
+    await store.save_and_wait(Change(files=("pipeline1", "a", [FileStored(b"\xff", 1, b"digest")])))
     await store.close()
 
     store = Store(tmp_path, durable=True)
@@ -62,9 +62,9 @@ async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
     assert (loaded.position, loaded.files) == (2, {"a": [FileStored(b"\xff", 1, b"digest")]})
     events = await store.events("pipeline1", 1)
     assert [(event.position, event.log.data) for event in events] == [(2, b"one\n")]
-    ended = RUNNING.ended(OUTCOME)
+    ended = RUNNING.with_outcome(OUTCOME)
     told = PipelineEvent("pipeline1", 3, 3.0, ActionEnded(OUTCOME, 1.0), "a", 1)
-    await store.stored(Change(pipeline=replace(PIPELINE, ended=True), progress=[ended], events=[told]))
+    await store.save_and_wait(Change(pipeline=replace(PIPELINE, ended=True), states=[ended], events=[told]))
     await store.close()
 
     store = Store(tmp_path, durable=True)
@@ -77,7 +77,7 @@ async def test_all_is_there_after_a_restart(tmp_path: Path) -> None:
 async def test_bytes_that_were_not_committed_are_cut(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
-    await store.stored(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]))
+    await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
     await store.close()
     log = tmp_path / "pipeline1" / "a.log"
     with log.open("ab") as file:
@@ -85,7 +85,7 @@ async def test_bytes_that_were_not_committed_are_cut(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await store.open()
     assert log.read_bytes() == b"one\n"
-    await store.stored(Change(progress=[replace(RUNNING, seq=4, log_bytes=8)], events=[text(3, b"two\n", 4)]))
+    await store.save_and_wait(Change(states=[replace(RUNNING, seq=4, log_bytes=8)], events=[text(3, b"two\n", 4)]))
     await store.close()
     assert log.read_bytes() == b"one\ntwo\n"
 
@@ -93,7 +93,7 @@ async def test_bytes_that_were_not_committed_are_cut(tmp_path: Path) -> None:
 async def test_a_crash_while_a_new_attempt_begins_is_mended(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
-    await store.stored(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]))
+    await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
     await store.close()
     log = tmp_path / "pipeline1" / "a.log"
     log.rename(log.with_name("a.log.1"))
@@ -108,10 +108,10 @@ async def test_a_crash_while_a_new_attempt_begins_is_mended(tmp_path: Path) -> N
 async def test_attempts_have_logs_of_their_own_in_one_batch(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
-    second = RUNNING.again()
-    store.save(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]))
-    store.save(Change(progress=[second], new_attempt=second))
-    await store.stored(Change(progress=[second], events=[text(3, b"two\n", 0, attempt=2)]))
+    second = RUNNING.next_attempt()
+    store.save(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
+    store.save(Change(states=[second], new_attempt=second))
+    await store.save_and_wait(Change(states=[second], events=[text(3, b"two\n", 0, attempt=2)]))
     events = await store.events("pipeline1", 1)
     await store.close()
     assert [event.log.data for event in events] == [b"one\n", b"two\n"]
@@ -123,10 +123,10 @@ async def test_nothing_is_told_before_it_is_stored(tmp_path: Path) -> None:
     await begin(store)
     seen: list[int] = []
     for seq in (4, 5):
-        progress = replace(RUNNING, seq=seq)
-        store.save(Change(progress=[progress]), lambda seq=seq: seen.append(seq))  # type: ignore[misc]
+        state = replace(RUNNING, seq=seq)
+        store.save(Change(states=[state]), lambda seq=seq: seen.append(seq))  # type: ignore[misc]
     assert seen == []
-    await store.stored(Change())
+    await store.save_and_wait(Change())
     assert seen == [4, 5]
     await store.close()
 
@@ -138,9 +138,9 @@ async def test_a_store_that_cannot_write_says_so_and_tells_nothing(tmp_path: Pat
     log = tmp_path / "pipeline1" / "a.log"
     log.unlink()
     log.mkdir()
-    store.save(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]), told.set)
+    store.save(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]), told.set)
     with pytest.raises(StoreFailed, match="nothing more can be stored"):
-        await store.until(told)
+        await store.wait_until(told)
     with pytest.raises(StoreFailed, match="Is a directory"):
         store.failed.result()
     with pytest.raises(StoreFailed):
@@ -153,8 +153,8 @@ async def test_what_waits_is_bounded(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=False)
     await begin(store)
     for _ in range(ROOM + BATCH):
-        store.save(Change(progress=[START]))
-    waiting = asyncio.create_task(store.room())
+        store.save(Change(states=[START]))
+    waiting = asyncio.create_task(store.wait_for_room())
     await asyncio.sleep(0)
     assert not waiting.done()
     async with asyncio.timeout(5):
@@ -191,7 +191,7 @@ async def test_in_memory_only_logs_are_left(tmp_path: Path) -> None:
     (tmp_path / "a.log.1").write_text("of an earlier run")
     store = Store(tmp_path, durable=False)
     await begin(store)
-    await store.stored(Change(progress=[RUNNING], events=[text(2, b"one\n", 0)]))
+    await store.save_and_wait(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]))
     await store.close()
     assert sorted(os.listdir(tmp_path)) == ["a.log"]
     assert (tmp_path / "a.log").read_bytes() == b"one\n"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agent.console import listing
 from agent.pipeline import overrides, parser
-from agent.pipeline.overrides import NotPossible
+from agent.pipeline.overrides import OptionError
 
 TEXT = """
 name: p
@@ -23,17 +23,17 @@ ASKED = parser.parse(TEXT, "p.yaml")
 
 
 def test_only_keeps_the_order_and_the_needs_among_what_is_kept() -> None:
-    kept = overrides.only(ASKED, ["unit", "ship"])
+    kept = overrides.select_actions(ASKED, ["unit", "ship"])
     assert [(each.name, each.needs) for each in kept.actions] == [("ship", ("unit",)), ("unit", ())]
-    with pytest.raises(NotPossible, match="no action 'unti', did you mean 'unit'"):
-        overrides.only(ASKED, ["unti"])
+    with pytest.raises(OptionError, match="no action 'unti', did you mean 'unit'"):
+        overrides.select_actions(ASKED, ["unti"])
 
 
 def test_variables_come_over_those_of_the_file() -> None:
     changed = overrides.with_env(ASKED, {"A": "2", "B": ""})
     assert all(each.env == {"A": "2", "B": ""} for each in changed.actions)
     for name, why in (("S", "is a secret"), ("1x", "is not a variable")):
-        with pytest.raises(NotPossible, match=why):
+        with pytest.raises(OptionError, match=why):
             overrides.with_env(ASKED, {name: "x"})
 
 
@@ -41,12 +41,12 @@ def test_secrets_come_beside_those_of_the_file() -> None:
     changed = overrides.with_secrets(ASKED, ["T", "S"])
     assert {each.name: each.secrets for each in changed.actions}["unit"] == ("S", "T")
     for name, why in (("A", "is set in `env` too"), ("a-b", "is not a variable")):
-        with pytest.raises(NotPossible, match=why):
+        with pytest.raises(OptionError, match=why):
             overrides.with_secrets(ASKED, [name])
 
 
 def test_a_tree_takes_the_place_of_every_clone() -> None:
-    assert all(each.repository is None for each in overrides.with_tree(ASKED).actions)
+    assert all(each.repository is None for each in overrides.without_repositories(ASKED).actions)
 
 
 def test_the_list_is_a_tree() -> None:

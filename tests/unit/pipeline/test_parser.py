@@ -9,8 +9,8 @@ import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
 from agent.pipeline.parser import load, parse
-from agent.pipeline.secret_values import SecretMissing, find_secrets
-from agent.pipeline.yaml_document import FileWrong
+from agent.pipeline.secret_values import SecretsError, find_secrets
+from agent.pipeline.yaml_document import PipelineFileError
 
 FULL = """
     name: build and test
@@ -216,20 +216,20 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_a_wrong_file_is_told_with_line_key_and_what_is_allowed(text: str, message: str) -> None:
-    with pytest.raises(FileWrong) as wrong:
+    with pytest.raises(PipelineFileError) as wrong:
         parse(text, "ci.yaml")
     assert str(wrong.value) == message
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(FileWrong, match="cannot be read: No such file"):
+    with pytest.raises(PipelineFileError, match="cannot be read: No such file"):
         load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
-    with pytest.raises(FileWrong, match=r"latin.yaml: is not UTF-8 \(byte 6\)"):
+    with pytest.raises(PipelineFileError, match=r"latin.yaml: is not UTF-8 \(byte 6\)"):
         load(tmp_path / "latin.yaml")
-    with pytest.raises(FileWrong, match="at most 1048576 are read"):
+    with pytest.raises(PipelineFileError, match="at most 1048576 are read"):
         parse("#" * (1 << 20) + "#", "big.yaml")
-    with pytest.raises(FileWrong, match="nested too deeply"):
+    with pytest.raises(PipelineFileError, match="nested too deeply"):
         parse("[" * 500, "deep.yaml")
 
 
@@ -240,10 +240,10 @@ def test_secrets_come_from_the_file_first_and_the_environment_second(tmp_path: P
 
 
 def test_missing_secrets_are_named_and_no_value_is_shown(tmp_path: Path) -> None:
-    with pytest.raises(SecretMissing, match="no value for the secrets A, B:"):
+    with pytest.raises(SecretsError, match="no value for the secrets A, B:"):
         find_secrets(["A", "B"], {})
     file = tmp_path / "secrets"
     file.write_text("hunter2\n")
-    with pytest.raises(SecretMissing, match=r"secrets:1: is not NAME=VALUE") as wrong:
+    with pytest.raises(SecretsError, match=r"secrets:1: is not NAME=VALUE") as wrong:
         find_secrets(["A"], {}, file)
     assert "hunter2" not in str(wrong.value)

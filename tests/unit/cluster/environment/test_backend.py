@@ -115,13 +115,13 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            backend.watch.gone.clear()  # the watch reports the end of the earlier pod later
-            backend.watch.take("MODIFIED", earlier)
+            backend.watch.deleted_uids.clear()  # the watch reports the end of the earlier pod later
+            backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
         monkeypatch.setattr(environments, "create_pod", late_event_in_between)
         await environment.create()
-        backend.watch.take("DELETED", earlier)
+        backend.watch.apply_event("DELETED", earlier)
         assert environment.pod_state.pod is not None
         assert environment.pod_state.pod["metadata"]["uid"] == environment.uid
         await environment.remove()

@@ -114,8 +114,8 @@ async def test_a_pod_of_which_only_the_head_was_decoded_is_adopted(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
     adopter = AdoptingAgent(client)
-    event = adopter.watch.event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
-    adopter.watch.take(event["type"], event["object"])
+    event = adopter.watch.parse_event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    adopter.watch.apply_event(event["type"], event["object"])
     assert UNREAD in adopter.watch.objects[dead.plan.name]
     await adopter.adoption.run_once()
     (taken,) = adopter.taken
