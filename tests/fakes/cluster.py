@@ -133,11 +133,11 @@ class FakeEnvironment:
 
     @property
     def recreatable(self) -> bool:
-        """It always can be made again."""
+        """The pod can always be re-created."""
         return True
 
     def release(self) -> None:
-        """Note that nobody drives it."""
+        """Record that no session drives the environment."""
         self.steps.append("release")
 
     def disown(self) -> None:
@@ -194,7 +194,7 @@ class FakeEnvironment:
 
     # ---- the environment port
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Create the pod."""
         self.creations += 1
         self.backend.alive.add(self.name)
@@ -266,7 +266,7 @@ class FakeEnvironment:
 
     @property
     def interactive(self) -> bool:
-        """Say whether the script has somebody sit at a terminal."""
+        """Return whether the script has a person at a terminal."""
         return self.script.interactive
 
     async def upload_workspace(self) -> None:
@@ -274,9 +274,9 @@ class FakeEnvironment:
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
-        """Note that somebody looks."""
+        """Record that a person looks at the environment."""
         await self.note("hold_for_debugging")
-        return "the pod says so" if outcome.result is Result.FAILED else ""
+        return "the pod shows the cause" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
         """Remove the pod, unless it is another agent's."""

@@ -177,7 +177,7 @@ def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
     if rule in FAILURES:
         assert outcome.message, "a failure without a sentence"
     if rule == WAITS:
-        assert "exceeded quota: team" in words, "no event says why the action waits"
+        assert "exceeded quota: team" in words, "no event names why the action waits"
     if case.verb.scene == "a bad image":
         assert ("InspectFailed" in words) == (rule == RETRIED)
     if case.verb.resource == "version":

@@ -272,7 +272,7 @@ async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> Non
         event = {
             "type": "Warning",
             "reason": "Failed",
-            "message": "the registry said no",
+            "message": "the registry refused",
             "involvedObject": {"uid": environment.uid},
         }
         api.events.append(event)
@@ -282,5 +282,5 @@ async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> Non
         )
         seen = await observed(environment, SetupFailed)
         assert isinstance(seen, SetupFailed)
-        assert "the registry said no" in seen.log
+        assert "the registry refused" in seen.log
         await environment.remove()

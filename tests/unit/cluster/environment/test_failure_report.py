@@ -156,9 +156,9 @@ async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request
 async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
     api: FakeApi, reason: str, expected: Reason
 ) -> None:
-    api.events = [event_of(reason, "so it says", "2026-11-24T08:00:02Z")]
+    api.events = [event_of(reason, "because of X", "2026-11-24T08:00:02Z")]
     late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
     async with api.serving() as client:
         found = await add_report(client, pod(), late)
     assert found.reason is expected
-    assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"
+    assert found.message == f"{STARTING}: not done within 600 s: {reason}: because of X"

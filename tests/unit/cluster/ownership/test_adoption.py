@@ -53,7 +53,7 @@ class AdoptingAgent:
         self.sweep = Sweep(self.backend, 60.0)
 
     def take(self, environment: PodEnvironment) -> bool:
-        """Take a session, unless the test says that an earlier session of the attempt still ends here."""
+        """Take a session, unless the test sets that an earlier session of the attempt still ends here."""
         if self.busy:
             environment.release()
         else:
