@@ -1,4 +1,4 @@
-"""The waits of the API client and its watches, as one value. Tests pass shorter ones to `Client`.
+"""The waits of the API client and its watches, as one value. Tests pass shorter waits to `Client`.
 
 A value without a lifetime of its own. `client.DEFAULT_TIMINGS` is used when no other value is given.
 """

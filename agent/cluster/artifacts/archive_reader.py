@@ -44,7 +44,7 @@ class ArchiveLimits:
 
 
 class ArchiveEnd(Enum):
-    """The item for the end of the archive. Nothing may follow."""
+    """The item that stands for the end of the archive. No other item follows."""
 
     END = "end"
 

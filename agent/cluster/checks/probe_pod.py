@@ -38,7 +38,7 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
     "probe: user namespace",
     "probe: pod deleted",
 )
-# Seconds until the listing of pods, the read of the log, and the copy of the file fail.
+# Seconds after which the listing of pods, the read of the log, and the copy of the file each fail.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0

@@ -46,7 +46,7 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
 OVERDUE = timedelta(seconds=30)
-# The same on a node that the cluster already reports as lost.
+# Time after which such a deletion makes the pod lost if the cluster already reports the node as lost.
 OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 
 
@@ -207,7 +207,8 @@ def was_signalled(terminated: Object, ending: Ending | None) -> bool:
 
 def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
     """Whether the disruption may have ended the commands, whatever exit code they answered TERM with."""
-    # An evicting kubelet dates the disruption when it writes the condition, after the containers have ended.
+    # When a kubelet evicts a pod, it writes the condition after the containers have ended, so the time of the condition
+    # is too late.
     if finished_before(terminated, outside.since) and not was_signalled(terminated, ending):
         return False
     if not verdict.succeeded:

@@ -40,7 +40,7 @@ class MarkerReader:
 
     @property
     def buffered(self) -> int:
-        """Number of bytes at the end of the input that are not returned yet, because they may begin a marker."""
+        """Number of bytes at the end of the input that are not yet returned, because they may begin a marker."""
         return len(self.tail)
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
