@@ -1,6 +1,7 @@
 """Print the end of a pipeline: a block for each failure, the table of actions, and where the files are.
 
-Pure: every function makes objects that rich prints, from a report. The reader wants to know what broke and what to try.
+Pure: every function turns a report into objects that the library rich prints. The reader wants to know what broke and
+what to try.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from agent.console.run_report import ActionReport, Report
 
-# Number of files that are listed for each action.
+# Maximum number of files that are listed for each action.
 SHOWN_FILES = 50
 # Number of columns below which the table has no times of stages.
 NARROW = 90

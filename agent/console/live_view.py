@@ -41,9 +41,9 @@ MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
 # Number of columns of the bar of a file that is being copied.
 BAR_WIDTH = 24
-# Largest number of log lines shown under one action.
+# Maximum number of log lines shown under one action.
 MAX_LOG_LINES = 12
-# Seconds until an event may cause the next drawing. More drawings would only cost CPU time.
+# Minimum number of seconds between two drawings. More drawings would only cost CPU time.
 DRAW_SECONDS = 0.1
 
 
@@ -114,7 +114,7 @@ class LiveView(View):
         self.hold()
         final_summary.print_summary(self.console, report)
 
-    # ---- the picture
+    # ---- what the view draws
 
     def picture(self, now: float) -> RenderableType:
         """Return the tree, or the status line of a single action. `now`: seconds since the epoch."""

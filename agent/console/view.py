@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def no_transfers() -> Mapping[str, Transfer]:
-    """Return no transfer. For `submit`, which does not learn of them."""
+    """Return no transfer. `submit` uses this function, because a remote scheduler does not send transfers."""
     return {}
 
 
