@@ -35,7 +35,10 @@ def earlier_path(folder: Path, action: str, attempt: int) -> Path:
 
 
 def clear(folder: Path, actions: Iterable[str]) -> None:
-    """Create the folder and empty log files. Delete the log files that an earlier pipeline left there."""
+    """Create the folder, and an empty log file for each action.
+
+    Delete the log files that an earlier pipeline left there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for action in actions:
         for old in (path_of(folder, action), *folder.glob(f"{action}.log.[0-9]*")):
