@@ -143,7 +143,7 @@ class Connection:
         self.metrics.artifact_files.inc(receipt.files)
         self.metrics.artifact_bytes.inc(receipt.bytes)
 
-    # ---- inside
+    # ---- internal methods
 
     async def connect(self) -> None:
         """Open one stream, register and exchange messages until the stream ends.
