@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, the strongest first: flags, environment, file."""
+        """Return the sources of settings. Earlier sources win: flags, environment, file."""
         # The agent reads no .env file and no folder of secrets.
         del dotenv_settings, file_secret_settings
         return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))
@@ -133,10 +133,10 @@ def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
 
 
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    """Raise for variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
+    """Refuse variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
 
     Raises:
-        SettingsError: there are such variables. The message names all of them, one per line.
+        SettingsError: a variable names no setting. The message names all such variables, one per line.
     """
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and not is_known_variable(name))
     if unknown:
@@ -153,7 +153,7 @@ def is_known_variable(variable: str) -> bool:
             return False
         kind = model.model_fields[part].annotation
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            # A setting, not a section. Further parts are keys of a mapping such as `agent.labels`.
+            # This part names a setting and not a section. Further parts are keys of a mapping such as `agent.labels`.
             return True
         model = kind
     return True
