@@ -81,7 +81,7 @@ def products(kubernetes: str) -> dict[str, Product]:
 
 NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
 KIND_NODE = (*NODE, "kubeadm", "kind")
-# Seconds that each binary takes on 2 cores with cold caches. Only shown to the user.
+# Seconds that each binary takes on 2 cores with cold caches. The times are only shown to the user.
 COLD_SECONDS = {
     "kube-apiserver": 185, "kube-controller-manager": 56, "kube-scheduler": 6, "kubelet": 15, "kube-proxy": 7,
     "kubectl": 14, "etcd": 18, "containerd": 39, "containerd-shim-runc-v2": 1, "ctr": 3, "runc": 8, "coredns": 87,
@@ -119,7 +119,7 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # Looked up again: the command that held the lock may have built some of them.
+        # `missing` is called again, because the command that held the lock may have built some of these binaries.
         todo = missing(settings, product_names)
         seconds = sum(COLD_SECONDS.get(name, 60) for _, name in todo)
         report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, only once).")

@@ -58,7 +58,7 @@ def start(settings: Settings, *, own_cgroups: bool = False) -> None:
     With `own_cgroups`, the processes of the tree run in the cluster's cgroups and see no other cgroup.
     """
     kinds = [*NAMESPACES, "--cgroup"] if own_cgroups else NAMESPACES
-    # -I: the script must not import from the folder or the environment of the user.
+    # With -I, the script imports nothing from the folder or the environment of the user.
     command = ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc",
                sys.executable, "-I", "-B", str(processes.NODE_SCRIPT), str(settings.folder)]  # fmt: skip
     with (settings.folder / "logs" / "node.log").open("ab") as output:

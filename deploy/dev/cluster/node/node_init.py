@@ -142,7 +142,10 @@ class Node:
         component.process_ended.clear()
 
     def reap(self) -> None:
-        """Collect every ended child. Components are children of PID 1, and so are orphaned processes of containers."""
+        """Collect every ended child. Components are children of PID 1.
+
+        Processes of containers whose parent has ended become children of PID 1 too.
+        """
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
