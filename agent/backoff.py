@@ -1,7 +1,7 @@
 """Pauses between the tries of an operation that fails.
 
-Every reconnect loop of the agent uses this class, so that all of them spread their load in the same way. A `Backoff`
-lives as long as the loop that owns it.
+Every reconnect loop of the agent uses this class, so that all loops spread their requests over time in the same way. A
+`Backoff` lives as long as the loop that owns it.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class App:
         return True
 
     async def watch_cluster_health(self) -> None:
-        """Report each change in the cluster's health, and ask the API server while it does not answer."""
+        """Report each change in the cluster's health. While the API server does not answer, send it requests."""
         reported = None
         while True:
             trouble = self.status.trouble

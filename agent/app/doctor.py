@@ -82,7 +82,7 @@ def json_object(finding: Finding) -> dict[str, str]:
 
 
 def text_line(finding: Finding) -> str:
-    # Upper case, because a failure must be visible in a long list.
+    # A failed check is printed in upper case, because a failure must be visible in a long list.
     verdict = finding.verdict.value if finding.verdict is not Verdict.FAILED else "FAILED"
     detail = " ".join(finding.detail.split())
     return f"{verdict:<8} {finding.check:<25} {detail}{f' -> {finding.advice}' if finding.advice else ''}"

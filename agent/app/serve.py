@@ -71,7 +71,7 @@ def open_traces(settings: Settings) -> Traces:
     if not settings.traces.endpoint:
         return Traces()
     try:
-        # Loaded only when used: the library costs memory and start-up time.
+        # The library is imported only if traces are exported, because it costs memory and start-up time.
         from agent.telemetry.otel import OpenTelemetry
     except ImportError as error:
         missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"

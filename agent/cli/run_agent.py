@@ -1,6 +1,6 @@
 """The agent of the command `run`. The agent and a scheduler in memory run in the process of the command.
 
-Loaded only when a pipeline runs, because it loads the whole agent.
+This module is imported only when a pipeline runs, because it imports the whole agent.
 """
 
 from __future__ import annotations

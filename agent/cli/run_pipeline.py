@@ -78,10 +78,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the user asked a run to show and to keep, and the hints for its messages.
+    """What the user wants a run to show and to keep, and hints for the run's messages.
 
     `kept_commands` returns the commands that inspect and delete an environment that was kept. `cleanup_command` deletes
-    what may be left. `no_cluster_hint` is added to errors about a missing cluster.
+    all that a run may leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster.
     """
 
     artifacts: Path | None = None
@@ -102,7 +102,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What a run waits for. If several have happened, the first in this order counts."""
+    """What a run waits for. If several events have happened, the first in this order counts."""
 
     PIPELINE_ENDED = auto()
     INTERRUPTED_AGAIN = auto()
@@ -175,7 +175,7 @@ class RunDriver:
         self.output_closed = asyncio.Event()
         self.output_error = ""
         self.state = State.STARTING
-        # Times of the event loop. Infinity: no deadline.
+        # Deadlines by the event loop's clock. Infinity means no deadline.
         self.start_deadline = self.deadline = float("inf")
         view.transfers = lambda: scheduler.registry.transfers(self.id)
 
@@ -322,7 +322,7 @@ class RunDriver:
     async def show_result(self) -> None:
         """Show the result on the console, and write the report files."""
         report = self.follower.report
-        # The path as the user typed it, not the scheduler's absolute path.
+        # The report shows the path as the user typed it, not the scheduler's absolute path.
         report.folder = str(self.options.artifacts or "")
         for file in self.options.reports:
             await asyncio.to_thread(report_files.write, report, file)

@@ -22,7 +22,7 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Seconds until git must have answered.
+# Seconds that git has to answer.
 GIT_SECONDS = 120.0
 
 

@@ -30,7 +30,7 @@ NOTICE_SECONDS = 2.0
 
 
 class OutputClosed(AgentError):
-    """The reader of the output has closed it."""
+    """The reader of the output has closed the output."""
 
 
 class Interruptions:
@@ -48,7 +48,7 @@ class Interruptions:
     def count_signals(self) -> Iterator[None]:
         """Count SIGINT, SIGTERM and SIGHUP of this process as interruptions while the block runs."""
         loop = asyncio.get_running_loop()
-        # A closed terminal interrupts too, except under nohup, which makes the process ignore SIGHUP.
+        # A closed terminal (SIGHUP) is an interruption too, except under nohup, which makes the process ignore SIGHUP.
         hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         numbers = [signal.SIGINT, signal.SIGTERM, *hang_up]
         for number in numbers:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
-# Replacements for terminals without UTF-8.
+# Replacements for characters that a terminal without UTF-8 cannot show.
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
 # Number of columns of the bar of a file that is being copied.
 BAR_WIDTH = 24

@@ -198,7 +198,7 @@ class Report:
 
     @property
     def failed_actions(self) -> list[ActionReport]:
-        """Actions with the result `failed`, in the order of the file. Cancelled actions are not among them."""
+        """Actions with the result `failed`, in the order of the file. Cancelled actions do not count as failed."""
         return [each for each in self.actions.values() if each.outcome and each.outcome.result is Result.FAILED]
 
     @property

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Maximum number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into 1.5 MiB
-# of etcd.
+# Maximum number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into etcd's
+# limit of 1.5 MiB.
 MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

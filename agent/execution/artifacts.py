@@ -1,4 +1,6 @@
-"""Files from the environment to the scheduler. One copy is one upload. A broken copy starts again from its first file.
+"""Copies files from the environment to the scheduler. One copy is one upload.
+
+A broken copy starts again from its first file.
 
 The objects live as long as stage ARTIFACTS of a session. The agent stores no file, so the memory is bounded whatever
 the size of the files. The scheduler replaces what an earlier copy has sent.

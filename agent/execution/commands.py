@@ -1,7 +1,7 @@
 """Follows the commands of a session to their end and their log to its last byte, or stops the commands.
 
 The tasks of this module live as long as the commands run. The last observation of the pod decides the outcome. If the
-session stopped the commands (cancel, timeout), the stop request decides it instead.
+session stopped the commands (cancel, timeout), the stop request decides the outcome instead.
 """
 
 from __future__ import annotations

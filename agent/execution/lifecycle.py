@@ -58,7 +58,7 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
 
 
 async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Accept, start, run the commands, collect the files, and report the outcome."""
+    """Accept the action, start the environment, run the commands, collect the files, and report the outcome."""
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
@@ -105,7 +105,9 @@ async def set_up(session: Session, environment: Environment) -> None:
 
 
 async def wait_until_running(session: Session, environment: Environment) -> None:
-    """Wait until the commands run or have ended. Re-create, once, an environment that is lost before they started.
+    """Wait until the commands run or have ended.
+
+    Re-create the environment once if it is lost before the commands started.
 
     Raises:
         ActionFailed, Interrupted: the commands do not start.

@@ -1,8 +1,9 @@
 """All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
 
-The registry lives as long as the agent. The reader of the scheduler's stream calls its handlers, so they are
-synchronous and quick. Each session runs in a task of its own in the application's task group, and a fault in one
-session ends no other. The slots in use are counted from the sessions that exist, never by adding and subtracting.
+The registry lives as long as the agent. The reader of the scheduler's stream calls the registry's methods for requests,
+so these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
+a fault in one session ends no other. The slots in use are counted from the sessions that exist, never by adding and
+subtracting.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def server_options(min_ping_interval: float, *more: Option) -> list[Option]:
         *keepalive_options(),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_interval * 1000)),
-        # Two servers on one port would share its connections at random. With this option the second server fails to
-        # start.
+        # Two servers on one port would share the port's connections at random. With this option the second server fails
+        # to start.
         ("grpc.so_reuseport", 0),
         *more,
     ]

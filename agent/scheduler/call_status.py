@@ -11,7 +11,8 @@ import grpc
 from agent.domain.errors import Refused, SchedulerError
 
 UNTRUSTED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-# gRPC reports CANCELLED on this side when a server process ends abruptly.
+# Codes of a call that the scheduler has closed. gRPC reports CANCELLED to the agent when a server process ends
+# abruptly.
 CLOSED_CODES = frozenset({grpc.StatusCode.OK, grpc.StatusCode.CANCELLED})
 UNREACHABLE_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 # The `kind` of a connection that the agent ended itself, because its credential files were replaced.

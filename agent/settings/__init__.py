@@ -64,9 +64,10 @@ __all__ = [
 ]
 
 PREFIX = "SEALCI_"
-# SEALCI_COMMIT is the commit that the image was built from. `sealci_agent_build_info` shows it.
+# Variables that begin with `SEALCI_` and are no settings. SEALCI_COMMIT is the commit that the image was built from.
+# `sealci_agent_build_info` shows it.
 NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE", "SEALCI_COMMIT"})
-# The kubelet adds such variables for every Service whose name begins with `sealci-`.
+# The kubelet adds variables with these endings for every Service whose name begins with `sealci-`.
 SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$")
 
 

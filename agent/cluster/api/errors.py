@@ -33,7 +33,7 @@ class Rule:
 
 
 RULES = (
-    # 401: the token was rotated and is read again for the next request.
+    # A 401 means that the token was rotated. The next request reads the new token.
     Rule({401, 429, *range(500, 1000)}, "", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({409}, "object is being deleted", Reason.CLUSTER_UNAVAILABLE, True),
     # When two creations count against a quota at the same time, the API server answers one of them with this conflict.

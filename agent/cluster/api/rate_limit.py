@@ -1,9 +1,9 @@
 """The client-side rate limit: a token bucket whose waiters are served by priority, then first come, first served.
 
 The bucket lives as long as the client. An agent that starts hundreds of actions at once has more requests than the
-limit allows. Renewals of its Lease go first: after a late renewal, other agents adopt all its sessions. Requests of
-running sessions come next. New pods come last. Each new pod causes only a few requests of a higher priority, so new
-pods are not starved.
+limit allows. Renewals of the agent's Lease go first: after a late renewal, other agents adopt all sessions of the
+agent. Requests of running sessions come next. New pods come last. Each new pod causes only a few requests of a higher
+priority, so new pods are not starved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Priority(IntEnum):
     NEW = 2
 
 
-# The values of the metric's label `rank`. They are older than the members' names and stay for dashboards.
+# The values of the metric's label `rank`. The values are older than the members' names and do not change, because
+# dashboards use them.
 METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new"}
 
 

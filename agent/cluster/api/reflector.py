@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds after the requested end of a watch until the agent ends it.
 OVERTIME = 30
-# Number of deleted UIDs to remember. Later events about them are ignored.
+# Maximum number of deleted UIDs to remember. Later events about these UIDs are ignored.
 DELETED_UIDS_KEPT = 1000
 
 
@@ -96,7 +96,8 @@ class Reflector:
 
     async def list(self) -> str:
         """Read all objects and apply the differences. Returns the version from which to watch."""
-        # The list may lack an object that is created during the list. Only objects known before it can be deleted.
+        # The list may lack an object that is created during the list. Only an object that was known before the list can
+        # count as deleted.
         before = dict(self.objects)
         answer = await self.client.request("list", self.resource, self.path, query=self.query)
         version = answer.get("metadata", {}).get("resourceVersion")

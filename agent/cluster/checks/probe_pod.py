@@ -1,8 +1,8 @@
 """The probe of the doctor: a real environment that is created, run, read and deleted as for an action.
 
-Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment. It
-has a pool of its own, so that no agent sees its pod. The pod has the shape that the settings give to all pods, with the
-agent's image in place of the user's. The pod is deleted also if a check fails.
+Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment.
+The probe has a pool of its own, so that no agent sees the probe's pod. The pod has the shape that the settings give to
+all pods, with the agent's image in place of the user's. The pod is deleted also if a check fails.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The report of a failed set-up or a failed action, for the person who reads its log: what, where, why, what to do.
 
 A report reads the pod's events, and the output of a failed clone, at the moment of the failure. If the read fails, the
-report contains the error, and the original failure stays. Only `StartupEvents` keeps state. It lives as long as its
-environment.
+report contains the error, and the original failure stays. Only `StartupEvents` keeps state. A `StartupEvents` lives as
+long as its environment.
 """
 
 from __future__ import annotations

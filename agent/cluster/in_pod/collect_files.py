@@ -1,8 +1,8 @@
 """Write a tar of the wanted files to stdout, without `tarfile`, whose import costs 8 ms.
 
-This program runs inside container `files`, as the command of one exec. Its source is an argument of the exec, as for
-`workspace`. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then
-the end marker. An archive without manifest or end marker was cut off.
+This program runs inside container `files`, as the command of one exec. The exec has the program's source as an
+argument. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then the
+end marker. An archive without manifest or end marker was cut off.
 
 A hard link is sent as a separate file. No hard link can lead out of the workspace, because links do not cross mounts.
 Empty folders and symbolic links are not sent.

@@ -1,8 +1,8 @@
 """Walk a workspace, take its snapshot and keep it readable: PID 1 of container `files`.
 
 This module does not run in the agent's process. `packaging` sends its source to the container, together with the
-sources of `glob` and `collect_files`. It needs Python 3.9 and the standard library only. `main` lives as long as files
-may be wanted: it takes a snapshot after the clone, creates the ready file, and waits.
+sources of `glob` and `collect_files`. This module needs Python 3.9 and the standard library only. `main` lives as long
+as files may be wanted: it takes a snapshot after the clone, creates the ready file, and waits.
 
 The content of the workspace is not trusted. Folders are opened one component at a time and never through a link, and
 other file systems are not entered.
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 READY = "ready"
 TERMINATION = "/dev/termination-log"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-CLOCK_REALTIME_COARSE = 5  # the clock of the kernel's file times; `time` has no name for it
+# id of the clock that the kernel uses for file times; the module `time` has no name for this clock
+CLOCK_REALTIME_COARSE = 5
 
 
 def open_folder(root: int, path: str) -> int:

@@ -8,7 +8,7 @@ count because a connection may break in the middle of a line of megabytes. If th
 node has rotated the line away, and the reader reports a gap.
 
 A line without a timestamp is not a line of the container. The line is the rest of an older line or a message of the
-kubelet. The reader drops it, and keeps the start of the first one in `foreign`.
+kubelet. The reader drops such lines, and keeps the start of the first such line in `foreign`.
 
 Known limit: a clock of the node that is set back looks like a gap when the log is opened again.
 """
@@ -65,9 +65,9 @@ class Hole:
 class LineReader:
     """Reads one body, for one log request. `cursor` is the position after everything that was returned.
 
-    A piece without data is a synchronization. It only has the position where the next piece begins. Its `end` counts
-    from the start of the line, so `offset` is the column. The first piece of a body and the first piece after a gap
-    are of this kind.
+    A piece without data is a synchronization. It has only the position where the next piece begins. The `end` of a
+    synchronization counts from the start of the line, so its `offset` is the column. The first piece of a body and the
+    first piece after a gap are of this kind.
 
     While the reader is `watchful`, it reports a hole before the line that ends the hole. `served_again` is true once
     the body has repeated the file after a hole. The reader then ignores the rest of the body.

@@ -108,8 +108,8 @@ class Adoption:
     async def claim(self, pod: Object) -> None:
         """Try to claim a pod and to start its session. Another agent may be faster.
 
-        A pod whose session annotation cannot be read is left alone. It may belong to a newer version of the agent, and
-        its own deadline ends it.
+        A pod whose session annotation cannot be read is left alone. Such a pod may belong to a newer version of the
+        agent, and the pod's own deadline ends the pod.
         """
         meta = pod["metadata"]
         try:

@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 
 # Seconds until the Lease of a dead agent is deleted, and until the agent drops its record of a deleted Lease.
 EXPIRED_AFTER_SECONDS = 600.0
-# Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the others, because
-# it may not have seen their renewals either.
+# Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the other agents,
+# because it may not have seen their renewals either.
 MISSED_INTERVALS = 1.6
 # Status codes that deny access.
 DENIED_CODES = frozenset({401, 403})
@@ -73,12 +73,13 @@ class Leases(Reflector):
         # The watch also reports the agent's own renewals, so a watch that is silent for this long is broken.
         self.silence = 2 * settings.cluster.lease_duration
         self.on_change: Callable[[], None] = lambda: None
-        # All times below are seconds of `clock`.
-        # Lease name to its resource version and the time of its last change
+        # For each Lease name: the resource version and the time of the last change, in seconds of `clock`.
         self._changed_at: dict[str, tuple[str, float]] = {}
         self._newest: dict[str, Object] = {}
-        self._deleted_at: dict[str, float] = {}  # agent id of a deleted Lease to the time of the deletion
-        self._missing_since: dict[str, float] = {}  # agent id without a Lease to the time of the first search
+        # For the agent id of each deleted Lease: the time of the deletion, in seconds of `clock`.
+        self._deleted_at: dict[str, float] = {}
+        # For each agent id without a Lease: the time when this agent first missed the Lease, in seconds of `clock`.
+        self._missing_since: dict[str, float] = {}
         self._renewed_at = 0.0
         self._healthy_since = 0.0
         self._failing = False
@@ -99,7 +100,8 @@ class Leases(Reflector):
                 await self.delete_expired()
             except ClusterError as error:
                 self.count_denial(error)
-                # A longer pause, even if the API server asks for one, would let the others take this agent for dead.
+                # After a longer pause, even if the API server asks for one, the other agents would treat this agent as
+                # dead.
                 pause = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
                 self.log_failure(error.message)
             except TimeoutError:

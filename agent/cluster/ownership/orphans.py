@@ -1,7 +1,7 @@
 """The deletion of orphans: pods without an agent. Done by the sweep of each agent, and by `sealci-agent cleanup`.
 
-The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
-nothing costs no request. A pod of the pool is an orphan in three cases:
+The sweep lives as long as the agent and runs at an interval. The sweep reads only the shared watch, so a sweep that
+finds nothing costs no request. A pod of the pool is an orphan in three cases:
 
 - The pod is this agent's own, and no session drives it.
 - The pod's agent is gone, and its session cannot be adopted.

@@ -29,6 +29,6 @@ def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
     # names stays.
     if "nodeName" not in settings.environment.pod_template.get("spec", {}):
         spec.pop("nodeName", None)
-    # Admission derives the priority from priorityClassName and refuses a different value.
+    # Kubernetes' admission derives the priority from priorityClassName and refuses a different value.
     spec.pop("priority", None)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

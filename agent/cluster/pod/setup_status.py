@@ -30,7 +30,7 @@ FAILED_AT_ONCE = {
     "CrashLoopBackOff": Reason.INTERNAL,
 }
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
-# Pull errors of the network or of an overloaded registry. They get the longer limit `registry_grace`.
+# Pull errors of the network or of an overloaded registry. These errors get the longer limit `registry_grace`.
 NETWORK = re.compile(
     r"i/o timeout|connection re(fused|set)|no such host|temporary failure|TLS handshake timeout|"
     r"\b(502|503|504|429) |toomanyrequests|network is unreachable|\bEOF\b",
@@ -43,7 +43,7 @@ INVALID_REFERENCE = "invalid reference format"
 # Seconds until a missing Secret of the action is a failure. The agent creates the Secret right after the pod.
 SECRET_WAIT_SECONDS = 30.0
 STARTING = "starting containers"
-# Errors of the container runtime that pass by themselves. Only the limit of the whole start applies to them.
+# Errors of the container runtime that pass by themselves. Only the limit of the whole start applies to these errors.
 TRANSIENT = re.compile(
     r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable|failed to sync \w+ cache"
 )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# The paths come before the name, because one volume can be mounted at several paths.
+# Keys that identify an item of a list. The paths come before the name, because one volume can be mounted at several
+# paths.
 KEYS = ("mountPath", "devicePath", "name")
 
 

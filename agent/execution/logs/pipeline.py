@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes in one chunk.
 CHUNK = 64 * 1024
-# Number of bytes fed at once where a piece holds markers. Every marker is longer (its nonce alone is), so that one
-# slice completes at most one marker.
+# Number of bytes fed at once where a piece holds markers. Every marker is longer (its nonce alone is), so one slice
+# completes at most one marker.
 SLICE = 16
 # Maximum number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier
 # line, and a resume reads some lines twice.
@@ -158,7 +158,7 @@ class LogStream:
                     done += len(item)
 
     def marker(self, marker: Marker, raw: bytes) -> None:
-        """Output a marker, after everything before the marker."""
+        """Output a marker, after all bytes before the marker."""
         self.release()
         if self.at <= self.limits.total < self.at + len(raw):
             self.report_total_limit(self.column)

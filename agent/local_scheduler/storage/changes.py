@@ -39,8 +39,7 @@ class ActionFiles:
 class Change:
     """What the store writes in one transaction.
 
-    `pipeline` is a pipeline that is new or has ended. `new_attempt` is the state of the next attempt
-    of an action.
+    `pipeline` is a pipeline that is new or has ended. `new_attempt` is the state of the next attempt of an action.
     """
 
     pipeline: StoredPipeline | None = None

@@ -236,7 +236,7 @@ class Upload:
                 folder.move_in(self.staging_path(number), file.path)
         self.staging.rmdir()
         if self.durable:
-            # One sync of the whole disk. An fsync of each of thousands of small files takes minutes.
+            # One sync of the whole disk is enough. An fsync of each of thousands of small files would take minutes.
             os.sync()
         return self.files
 

@@ -139,7 +139,8 @@ class Call:
     def response(self, text: str) -> wire.ActionResponseStream:
         """Return a response with the text and the current status."""
         self.last_status_sent = self.status
-        # Every response has a result, because a classic scheduler drops a response without one, its log included.
+        # Every response has a result, because a classic scheduler drops a response without a result, and with it the
+        # log in the response.
         result = wire.ActionResult(completion=self.status)
         return wire.ActionResponseStream(action_id=self.number, log=text, result=result)
 

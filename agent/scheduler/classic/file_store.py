@@ -1,4 +1,4 @@
-"""The files of actions in a folder of the agent. The classic protocol cannot send them to the scheduler.
+"""The files of actions in a folder of the agent. The classic protocol cannot send files to the scheduler.
 
 A `FileStore` lives as long as the process. Each action has a folder of its own. Its files are first copied into a
 staging folder, which is renamed when all files are complete. Folders older than `max_age` are removed. Then the oldest

@@ -103,7 +103,7 @@ class Outbox:
     # ---- methods that session outboxes call
 
     def schedule(self, session: SessionOutbox) -> None:
-        """Give a session a turn if it has something to send."""
+        """Put a session into the queue of the writer if the session has something to send."""
         if not session.has_turn and session.has_something:
             session.has_turn = True
             self.turns.append(session)
