@@ -171,7 +171,8 @@ def write_module(recipe: Product, source: Path) -> None:
         go_mod = Path(download_module(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
-        # Newer versions declare their staging modules in go.work, and their go.mod requires them as v0.0.0.
+        # Newer versions of Kubernetes declare their staging modules in go.work, and go.mod requires these modules as
+        # v0.0.0.
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")

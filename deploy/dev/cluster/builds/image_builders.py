@@ -24,7 +24,7 @@ BUILD_SECONDS = 900
 BASE = f"localhost/sealci-base:{debian.ROOT_VERSION}"
 BUSYBOX = "localhost/sealci-busybox:1"
 CERTIFICATES = "/etc/ssl/certs"
-# Variables by which pip finds this machine's package index. A build gets those that are set.
+# Variables by which pip finds this machine's package index. A build gets the variables that are set.
 PIP_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 

@@ -84,7 +84,7 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
         "failSwapOn": False,
         # kube-proxy uses nftables, so nothing needs the chains that the kubelet would make with iptables.
         "makeIPTablesUtilChains": False,
-        # Without CAP_SYS_RESOURCE the kernel refuses a lower score.
+        # Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score.
         "oomScoreAdj": 0,
         # Pods resolve no names outside the cluster.
         "resolvConf": "/dev/null",

@@ -153,7 +153,7 @@ class Local:
         """Start all components. Load images and create cluster DNS while the components start."""
         with step("etcd, containerd, API server"):
             self.request_all("start", "etcd", "containerd")
-            # The API server needs etcd. The images need containerd only.
+            # The API server needs etcd. The import of images needs only containerd.
             answer = self.send("start", "apiserver")
             for archive in images.system_images(self.settings):
                 self.load(archive)
