@@ -1,7 +1,7 @@
 """Checks every precondition of the agent, one after the other, and reports each in one line.
 
-Lives for one run of `sealci-agent doctor`, by a person or as the chart's `helm test`. The doctor uses the settings and
-the permissions of the agent, so each finding is also true for the agent.
+The checks live for one run of `sealci-agent doctor`, which a person or the chart's `helm test` starts. The doctor uses
+the settings and the permissions of the agent, so each finding is also true for the agent.
 """
 
 from __future__ import annotations

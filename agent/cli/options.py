@@ -1,6 +1,6 @@
 """Options that several commands share, and functions that read their values.
 
-Used while the command line is read. Every error here is an error of the user and names the option.
+The functions run while the command line is read. Every error here is an error of the user and names the option.
 """
 
 from __future__ import annotations

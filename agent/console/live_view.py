@@ -90,7 +90,7 @@ class LiveView(View):
             self.recent_lines.setdefault(name, deque(maxlen=MAX_LOG_LINES)).extend(lines)
 
     def live_region(self) -> Live:
-        """Return the part of the screen that is drawn again and again. Created at the first call."""
+        """Return the part of the screen that is drawn again and again. The first call creates it."""
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self.live.start()

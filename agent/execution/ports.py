@@ -41,7 +41,7 @@ class MarkerReader(Protocol):
 
 
 class Environment(Protocol):
-    """The pod of one action and the pod's Secret, as a session sees them. Lives as long as the session."""
+    """The pod of one action and the pod's Secret, as a session sees them. It lives as long as the session."""
 
     @property
     def name(self) -> str:
@@ -140,7 +140,7 @@ class Backend(Protocol):
 
 
 class SessionSink(Protocol):
-    """Delivers the events of one session to the scheduler. Lives as long as the session.
+    """Delivers the events of one session to the scheduler. It lives as long as the session.
 
     A sink numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
     reconnect. Its window bounds the memory: while the window is full, `send` waits, and the log is not read.

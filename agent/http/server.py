@@ -1,7 +1,7 @@
 """The HTTP port of the agent: status page (`/`), metrics (`/metrics`) and probes (`/livez`, `/readyz`).
 
-Lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the cluster cannot
-be reached, the kubelet must not restart an agent that has sessions.
+The server lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the
+cluster cannot be reached, the kubelet must not restart an agent that has sessions.
 """
 
 from __future__ import annotations

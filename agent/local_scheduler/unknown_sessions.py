@@ -40,7 +40,7 @@ class UnknownSessions:
         self.waiting[action_id] = (stream, session, timer)
 
     def holds(self, key: Key) -> bool:
-        """Return whether exactly this attempt and claim waits."""
+        """Return whether a session with exactly this attempt and claim waits."""
         found = self.waiting.get(key.action_id)
         return found is not None and found[1].key == key
 

@@ -1,7 +1,7 @@
 """Where the cluster is and which credentials the agent uses there.
 
-Used once, by `Client.connect`. The configuration that it returns lives as long as the client. The configuration reads
-a rotated token again by itself.
+`Client.connect` calls this module once. The configuration that it returns lives as long as the client. The
+configuration reads a rotated token again by itself.
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ def priority_of(verb: str, resource: str) -> Priority:
 
 
 class TokenBucket:
-    """Lets `rate` requests a second through, and a burst of twice as many. Owned by the client, used in one loop."""
+    """Admits `rate` requests per second, and a burst of twice as many.
+
+    The client owns it and uses it in one event loop.
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate = rate

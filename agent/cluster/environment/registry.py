@@ -37,7 +37,7 @@ class OwnedEnvironment(Protocol):
 
 
 class EnvironmentRegistry:
-    """The environments of one agent by state of ownership. Lives as long as the agent.
+    """The environments of one agent by state of ownership. The registry lives as long as the agent.
 
     Owned: a session of this agent drives the environment. Claimed: the agent has patched its own id into the pod of a
     dead agent, or has tried to, and no session drives the pod yet. Handed over: the agent has given up the environment,

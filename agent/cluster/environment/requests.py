@@ -41,7 +41,8 @@ async def read_conflicting_pod(client: Client, path: str) -> Object:
     """Read the pod whose name was taken.
 
     Raises:
-        ClusterError: the pod cannot be read. Retryable if the pod is gone, because its name is free again.
+        ClusterError: the pod cannot be read. The error is retryable if the pod is gone, because the pod's name is free
+        again.
     """
     try:
         return await client.request("get", "pods", path)

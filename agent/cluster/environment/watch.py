@@ -1,4 +1,4 @@
-"""One shared watch over the pods of the pool. Lives as long as the agent.
+"""One shared watch over the pods of the pool. The watch lives as long as the agent.
 
 Each session waits on the `PodState` of its pod instead of polling the API server, so a running action costs no request.
 The watch also receives the pods of all other agents of the pool. For the pods of other agents, the watch decodes only

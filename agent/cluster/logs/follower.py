@@ -48,7 +48,7 @@ NOT_STARTED = "waiting to start"
 
 
 class ContainerState(Enum):
-    """What the caller knows of the container. `GONE` means that the pod is gone."""
+    """The state of the container as the caller knows it. `GONE` means that the pod is gone."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -73,7 +73,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a `LogFollower` waits. A value, shared by all followers."""
+    """Seconds that a `LogFollower` waits. All followers share the value."""
 
     connect: float = 10.0
     """Seconds until a connection is given up."""

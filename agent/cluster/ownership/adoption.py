@@ -1,4 +1,4 @@
-"""Adoption: claim the sessions of dead agents, so that this agent goes on with them. Lives as long as the agent.
+"""Claims the sessions of dead agents, so that this agent continues them. An `Adoption` lives as long as the agent.
 
 A claim is one patch of the pod. The patch raises the claim number, which fences the former owner, and writes this
 agent's id into the pod's labels. The patch names the resource version that the agent saw, so one of several agents

@@ -1,4 +1,4 @@
-"""Which agents of the pool are alive, by one Lease per agent. Lives as long as the agent.
+"""Finds out by one Lease per agent which agents of the pool are alive. A `Leases` lives as long as the agent.
 
 Each agent renews its own Lease and watches the others. As in client-go, an agent is dead when its Lease has not changed
 for its duration on the observer's monotonic clock. The observer counts only the time in which its own renewals succeed.
@@ -112,7 +112,7 @@ class Leases(Reflector):
             await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
     def count_denial(self, error: Exception) -> None:
-        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` in a row."""
+        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` denials in a row."""
         denied = isinstance(error, ClusterError) and error.status in DENIED_CODES
         self._denials = self._denials + 1 if denied else 0
         if self._denials >= DENIED_AFTER:
@@ -126,7 +126,7 @@ class Leases(Reflector):
     def record_renewal(self) -> None:
         """Record a renewal of the agent's own Lease.
 
-        After a missed renewal, the time without changes of other Leases starts at 0.
+        After a missed renewal, the time without changes of other Leases counts from now.
         """
         self._denials = 0
         self.access_denied.clear()

@@ -1,4 +1,4 @@
-"""The deletion of orphans: pods without an agent. Done by the sweep of each agent, and by `sealci-agent cleanup`.
+"""The deletion of orphans: pods without an agent. The sweep of each agent and `sealci-agent cleanup` delete orphans.
 
 The sweep lives as long as the agent and runs at an interval. The sweep reads only the shared watch, so a sweep that
 finds nothing costs no request. A pod of the pool is an orphan in three cases:

@@ -47,7 +47,7 @@ def clear(folder: Path, actions: Iterable[str]) -> None:
 
 
 def set_aside(folder: Path, action: str, attempt: int) -> None:
-    """Rename the log file of a lost attempt to its number, and create an empty log file."""
+    """Rename the log file of a lost attempt, with the attempt's number at its end, and create an empty log file."""
     with contextlib.suppress(FileNotFoundError):
         path_of(folder, action).replace(earlier_path(folder, action, attempt))
     os.close(os.open(path_of(folder, action), WRITE, 0o644))

@@ -119,7 +119,7 @@ class Call:
     # ---- methods that the service calls
 
     async def next(self) -> wire.ActionResponseStream:
-        """Wait for the next response to write. The last one has an exit code.
+        """Wait for the next response to write. The last response has an exit code.
 
         Raises:
             CallRefused: the call has no result.

@@ -226,7 +226,7 @@ class Outbox:
             session.acknowledge(seq)
 
     def resume(self, resume: Resume) -> bool:
-        """Send a paused session from `resume.seq` + 1.
+        """Continue a paused session with the event number `resume.seq` + 1.
 
         Returns False if the session is unknown, or if `on_state_loss` has taken over.
         """
