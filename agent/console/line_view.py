@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
-# Number of columns of the summary. A file has no width, so the summary is not cut for a narrow window.
+# Number of columns of the summary. A file has no width, so the summary is wide enough for all columns.
 SUMMARY_WIDTH = 200
 
 

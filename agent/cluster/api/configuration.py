@@ -33,7 +33,7 @@ async def load_configuration(settings: ClusterSettings) -> Configuration:
     except (ConfigException, OSError) as error:
         raise SettingsError(f"cluster: no cluster to use: {error}") from error
     # 0 means no limit. Every followed log, watch and exec holds a connection, and requests wait silently for a full
-    # pool.
+    # connection pool.
     configuration.connection_pool_maxsize = 0
     # The proxy variables are read once. With `trust_env`, aiohttp would read these variables and ~/.netrc for every
     # request.

@@ -35,7 +35,10 @@ ZEROS = bytes(BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """Limits of one collection: number of files, bytes of one file and of all files, and seconds. A value."""
+    """Limits of one collection: number of files, bytes of one file and of all files, and seconds.
+
+    The value never changes.
+    """
 
     files: int
     file_bytes: int

@@ -221,7 +221,7 @@ class PodEnvironment:
     # ---- the files of the environment
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`, including the wait for a free copy slot. The last item is `Collected`."""
+        """Copy files out within `seconds`, including the wait for other copies. The last item is `Collected`."""
         settings = self.context.settings.artifacts
         end = time.monotonic() + seconds
 

@@ -74,8 +74,8 @@ def stub_of(channel: aio.Channel) -> agent_pb2_grpc.SchedulerAsyncStub:
 class StreamChannels:
     """The channels of one stream: the stream's own, and one for uploads that is opened at the first upload.
 
-    Uploads have a connection of their own because the calls of one connection share its window and its socket. A large
-    file would delay the heartbeat there.
+    Uploads have a connection of their own because the calls of one connection share its flow-control window and its
+    socket. A large file would delay the heartbeat there.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:

@@ -107,7 +107,7 @@ async def upload(
 
 
 async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
-    """Send one chunk, waiting while the call's window is full.
+    """Send one chunk. Waits while gRPC's flow control accepts no more data.
 
     Raises:
         SchedulerError: the call has ended. The error carries the call's status.
