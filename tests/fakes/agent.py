@@ -73,7 +73,7 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 class FakeAgent:
     """One replica.
 
-    `received` holds the scheduler's messages by kind, without `Registered` and the answers to health.
+    `received` holds the scheduler's messages by kind, without `Registered` and the acknowledgements of health reports.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Upload files, then report the summary if there is one."""
+        """Upload files. If there is a summary, then send the event with the summary."""
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:
             yield wire.ArtifactChunk(header=translate.upload_header_message(key, self.agent_id))

@@ -25,7 +25,7 @@ DEADLINE = 20.0
 
 
 class Recorder:
-    """Handlers that record their calls."""
+    """Handlers of the scheduler's messages. They record their calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -98,7 +98,7 @@ class Rig:
 
     @property
     def failures(self) -> int:
-        """Number of streams that have ended or never began."""
+        """Return the number of streams that have ended or never began."""
         samples = (
             sample
             for metric in self.metrics.registry.collect()

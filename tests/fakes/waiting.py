@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEADLINE = 15.0
 # Seconds for a wait that spans faults of the cluster, of a stream or of a real agent process.
 LONG = 55.0
-# Seconds between two looks at a condition that has no event.
+# Seconds between two checks of a condition whose change notifies no task.
 POLL = 0.001
 
 
