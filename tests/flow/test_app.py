@@ -94,7 +94,7 @@ class World:
         await self.scheduler.until("the agent reports READY", lambda: self.reports(wire.Health.READY))
 
     def reports(self, status: wire.Health.Status.ValueType) -> bool:
-        """Return whether this is the last health that the scheduler got."""
+        """Return whether the last health report that the scheduler got has this status."""
         health = self.scheduler.peer.health if self.scheduler.peers else []
         return bool(health) and health[-1].status == status
 
@@ -272,7 +272,7 @@ async def test_the_agent_leaves_while_the_scheduler_is_away(world: World) -> Non
 async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
-        # Each answer makes the client reachable again, so the answers on their way must arrive first.
+        # An answer of the API server ends the state "unreachable", so all answers on their way must arrive first.
         for verb, resource in (("watch", "pods"), ("get", "version")):
             labels = {"verb": verb, "resource": resource, "code": "2xx"}
             while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter has no event

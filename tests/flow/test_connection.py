@@ -41,7 +41,7 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # the descriptor of the listing itself
+        except FileNotFoundError:  # The listing's own descriptor is closed.
             continue
     return count
 
@@ -113,7 +113,7 @@ async def test_health_is_sent_at_once_after_a_change_only(scheduler: FakeSchedul
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.notify()  # without a change
+        agent.health.notify()  # The health has not changed.
         agent.now = dataclasses.replace(agent.now, running=2)
         agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
@@ -176,7 +176,7 @@ async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeSchedu
         assert len(scheduler.peers) == 1
 
 
-# ---- refusals
+# ---- refused streams
 
 
 @pytest.mark.parametrize("denial", [None, (grpc.StatusCode.UNIMPLEMENTED, "no such method")])
@@ -275,7 +275,7 @@ async def test_an_expired_token_is_read_again_and_the_sessions_continue(
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # If a write fails before the end of the stream is read, the first status is lost.
+        # gRPC loses the status of a stream if a write fails first. This may happen to the first stream.
         assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
@@ -329,7 +329,7 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            if len(calls) == 12:  # twice the longest silence
+            if len(calls) == 12:  # This is twice as long as any silence is allowed to last.
                 watched.set()
             return unanswered(before)
 
@@ -364,7 +364,7 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         frozen._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way
 
 
-# ---- leaving
+# ---- an agent that leaves
 
 
 async def test_a_leaving_agent_sends_its_events_and_ends_the_stream_cleanly(scheduler: FakeScheduler) -> None:
