@@ -116,7 +116,7 @@ def test_agents_run_restricted_and_without_variables_of_services(release: Releas
         spec = pod["spec"]
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
-        # Seconds: the drain (1), the grace period (2), two deletions of pods (120), and two reserves (60 and 30).
+        # Seconds: the drain (1), the grace period (2), two deletions (120), a reserve (60), the end of the stream (30).
         assert spec["terminationGracePeriodSeconds"] == 1 + 2 + 120 + 60 + 30
         security = spec["containers"][0]["securityContext"]
         assert security["readOnlyRootFilesystem"] is True

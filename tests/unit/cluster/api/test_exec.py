@@ -253,7 +253,7 @@ def test_exit_codes() -> None:
     assert [exit_code_of(failed(code)) for code in ("1", "137", "255")] == [1, 137, 255]
 
 
-# ---- time
+# ---- timeouts
 
 
 async def test_the_deadline_ends_a_running_command(api: Api, client: Client) -> None:

@@ -1,4 +1,7 @@
-"""The report of a failed set-up: what, where, why and what to do. A failure to read the cause never hides it."""
+"""The report of a failed set-up: what failed, where, why, and what the user can do.
+
+A failure to read the cause of the failed set-up never hides the failed set-up.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
-    """Run the program as the container does. Return its exit code, its output and its termination message."""
+    """Run the clone program as the container does. Return its exit code, output and termination message."""
     whole = {
         "url": url,
         "ref": ref,

@@ -1,4 +1,7 @@
-"""The collector sends the wanted files. It runs packed, in a Python of its own, on real folders."""
+"""The collector sends the wanted files.
+
+The tests run its packed program in a separate Python process, on real folders.
+"""
 
 from __future__ import annotations
 
@@ -210,7 +213,7 @@ def test_folders_that_cannot_match_are_not_entered() -> None:
     assert {path: declared.enter(path, "") for path in wanted} == wanted
 
 
-# ---- the program
+# ---- the collector as a process
 
 
 def test_a_python_module_of_the_workspace_is_never_imported(place: Place) -> None:

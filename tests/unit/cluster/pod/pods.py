@@ -111,7 +111,7 @@ class PodJudge:
 
 
 def never_made(name: str = "action") -> Object:
-    """Return the status that the kubelet writes for a container that it never created, as measured."""
+    """Return the status that the kubelet writes for a container that it never created, as measured on real clusters."""
     end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
     end["message"] = "The container could not be located when the pod was terminated"
     return {"name": name, "image": "i", "started": False, "ready": False, "lastState": {}, "state": {"terminated": end}}

@@ -242,7 +242,7 @@ def test_the_notice_about_a_gap_has_its_own_line() -> None:
         " missing: the node began a new file there before the old one was read to its end]\nnew\n"
     )
     assert into.gaps == {True: 0, False: 1}
-    # The cursor of the notice continues after the gap.
+    # The cursor of the gap's notice stands after the gap.
     behind = [index for index, item in enumerate(out) if item.cursor and item.cursor.total >= len(b"held sec")]
     assert len(behind) == 3
     for index in behind[1:]:
@@ -300,7 +300,8 @@ def test_every_cursor_resumes_exactly(
         start = Cursor.decode(item.cursor.encode())
         rest = run(log, stream(limits, secrets, start), start, other)
         if isinstance(item, LogChunk) and b"[log cut" in item.data and start.total <= limits.total:
-            continue  # a marker crossed the limit, so the resumed stream writes the notice again
+            # A marker crossed the size limit, so the resumed stream writes the notice of the limit a second time.
+            continue
         assert flat([*out[: index + 1], *rest]) == whole
     for segment in whole:
         if isinstance(segment, bytes):
