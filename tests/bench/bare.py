@@ -47,7 +47,10 @@ kubectl delete pod "$1" --grace-period=2 --wait >/dev/null
 
 @dataclass(frozen=True)
 class Bare:
-    """One run of the script. `read` is the seconds until the exit code was read, `gone` until the pod was deleted."""
+    """One run of the script.
+
+    `read` is the seconds until the exit code was read, `gone` those until the pod was deleted.
+    """
 
     read: float
     gone: float

@@ -1,7 +1,7 @@
 """Throughput of a log and of files, compared with `kubectl logs` and `kubectl exec tar`.
 
 The agent and kubectl copy the same files of the same container, one after the other. For a log, the agent and kubectl
-each follow a container while it writes, so the speed of the writer limits both.
+each follow a container while the container writes, so the speed of the writer limits both.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Trickle:
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure few sessions on the cluster and many on the scripted API server."""
+    """Measure a few sessions on the cluster and many sessions on the scripted API server."""
     rows = []
     for sessions in SESSIONS:
         async with minimal_scheduler(namespace) as scheduler:

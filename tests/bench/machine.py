@@ -37,7 +37,7 @@ def sockets_of(pid: int) -> int:
 
 
 def name() -> str:
-    """Return the number and model of the CPUs, for the head of the results."""
+    """Return the number and model of the CPUs, for the heading of the results."""
     models = [
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

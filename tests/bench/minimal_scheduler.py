@@ -140,7 +140,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return agent
 
     def give(self, image: str, *commands: str, stream: int = -1, **fields: Any) -> Given:
-        """Send an action to an agent, by default the one that registered last."""
+        """Send an action to an agent, by default to the agent that registered last."""
         name = f"bench/{os.getpid()}/{next(self.numbers)}"
         fields.setdefault("artifacts", wire.ArtifactRules(when=wire.ArtifactRules.NEVER))
         action = wire.Action(action_id=name, attempt=1, claim=1, name="bench", image=image, commands=commands, **fields)

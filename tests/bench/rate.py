@@ -68,7 +68,7 @@ class Pace:
 
     @property
     def note(self) -> str:
-        """Return the load of the machine and the CPU per action, for the note of a row."""
+        """Return the load of the machine and the CPU per action, as a text for the note of a row."""
         failed = f", {self.failed} FAILED" if self.failed else ""
         return f"machine {median(self.busy):.0%} busy, {median(self.cpu) * 1e3:.1f} ms CPU of agents per action{failed}"
 

@@ -1,4 +1,7 @@
-"""The output of the collector, the program that copies files out of a pod, for one file of zeros. Uses no disk."""
+"""The output of the collector (the program that copies files out of a pod) for one file of zeros.
+
+This module builds the output in memory, so that the benchmark needs no disk.
+"""
 
 from __future__ import annotations
 

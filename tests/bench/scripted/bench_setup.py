@@ -83,7 +83,7 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
 
 
 async def end_process(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
-    """Send a signal to a process and wait for its end. Kill it after some seconds."""
+    """Send a signal to a process and wait for its end. Kill a process that has not ended after `seconds`."""
     if process.returncode is None:
         process.send_signal(number)
     try:

@@ -108,7 +108,7 @@ class PodLife:
     # ---- states
 
     def bind(self) -> None:
-        """Set the node."""
+        """Bind the pod to the node."""
         self.bound = b',"nodeName":"node-1"'
         self.status = self.phase("Pending")
 
