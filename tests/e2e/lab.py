@@ -256,7 +256,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def until(condition: Any, message: str, timeout: float = 30) -> Any:
-    """Poll until a condition of another process holds. Return its value."""
+    """Poll until a condition of another process holds. Return the value of the condition."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not (found := condition()):

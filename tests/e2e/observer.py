@@ -98,7 +98,7 @@ class Observer:
         }
 
     def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
-        """Check that a success has exit code 0 in the container's status, and that the status has a reported code."""
+        """Compare a reported outcome and exit code with the exit codes in the container's status."""
         seen = self.exit_codes(action_id)
         if outcome == "succeeded":
             assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"

@@ -59,7 +59,7 @@ class Screen:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # Make this the controlling terminal of the new process group, so that Ctrl-C sends SIGINT.
+            # Make this the controlling terminal of the program, so that Ctrl-C sends SIGINT to the program.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
         )
         os.close(slave)

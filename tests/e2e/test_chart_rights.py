@@ -30,7 +30,7 @@ QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lea
 
 
 class Account:
-    """A ServiceAccount with the chart's Role. `without` names a right that it never has."""
+    """A ServiceAccount with the chart's Role. `without` names a right that the account never has."""
 
     def __init__(self, namespace: str, name: str, folder: Path, *without: str) -> None:
         self.namespace = namespace
@@ -208,7 +208,8 @@ WITHOUT = {
     "get configmaps": "get configmaps: configmaps",
     "delete leases": "the agent's Lease could not be given back",
 }
-# An agent without one of these rights is ready. It cannot adopt, or its own sessions are adopted only after a delay.
+# An agent without one of these rights is ready. But it cannot adopt, or its own sessions are adopted only after a
+# delay.
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 

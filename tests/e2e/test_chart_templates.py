@@ -45,7 +45,7 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
 
 
 def settings_of(objects: list[Object], folder: Path) -> Settings:
-    """Return the settings of the rendered agents, read as an agent does."""
+    """Return the settings of the rendered agents, read as an agent reads them."""
     (found,) = (each for each in of_kind(objects, "ConfigMap") if "settings.yaml" in each["data"])
     file = folder / "settings.yaml"
     file.write_text(found["data"]["settings.yaml"])

@@ -78,7 +78,7 @@ def test_files_are_copied_after_a_timeout_if_requested(reports: dict[str, Any]) 
     assert report.files["kept"].read_text() == "made\n"
 
 
-# ---- cancel
+# ---- cancelled actions
 
 
 @pytest.fixture(scope="module")
