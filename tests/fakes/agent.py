@@ -120,7 +120,7 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):  # the reader stores the status in `code`
+        with contextlib.suppress(grpc.aio.AioRpcError):  # The reader stores the status in `code`.
             await self.write(wire.AgentMessage(register=register))
         answers = [asyncio.ensure_future(self.registered.wait()), asyncio.ensure_future(self.ended.wait())]
         await asyncio.wait(answers, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)

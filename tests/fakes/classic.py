@@ -84,7 +84,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """End all streams and calls, and lose the pool."""
+        """End all streams and calls, and drop the pool of agents."""
         channels, self.channels = self.channels, []
         for channel in channels:
             await channel.close()

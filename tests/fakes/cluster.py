@@ -147,7 +147,7 @@ class FakeEnvironment:
     # ---- methods that only tests call
 
     async def note(self, step: str) -> None:
-        """Record a step. Wait if the script holds it."""
+        """Record a step. If the script holds the step, wait until the test unblocks it."""
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:

@@ -1,4 +1,4 @@
-"""The log of a container as a kubelet serves it. Tests of the log path use it for the expected result.
+"""The log of a container as a kubelet serves it. Tests of the log path compare their results with this model.
 
 The model is the kubelet's `ReadLogs` over containerd's CRI log files. Each line of such a file is a piece of a log
 line, of at most 16 KiB and with its own timestamp. The kubelet joins the pieces of a log line, and only the first piece
