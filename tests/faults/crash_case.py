@@ -112,7 +112,7 @@ class CrashCase:
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Wrap methods of the scheduler, to notice health reports and lost attempts and to hold its own steps."""
+        """Wrap methods of the scheduler: the test notices health reports and lost attempts, and can hold a step."""
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
@@ -135,7 +135,7 @@ class CrashCase:
         dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait if an event belongs to the held step. Return whether its agent was killed meanwhile."""
+        """Wait if an event belongs to the held step. Return whether the agent was killed meanwhile."""
         if not self.accepts:
             await self.points.open.wait()
             return True

@@ -105,7 +105,7 @@ class Line(CrashCase):
             assert "Traceback" not in self.child.log
 
     def memory(self, key: str) -> int:
-        """Return a memory figure of the agent's process in bytes."""
+        """Return a memory value from /proc of the agent's process, in bytes."""
         found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
         assert found
         return int(found[1]) * 1024

@@ -150,7 +150,8 @@ def stopped(component: str) -> Iterator[None]:
 def too_much_memory() -> int:
     """Return a number of bytes between the node's available memory and its capacity.
 
-    A kubelet refuses a threshold above the capacity.
+    As the kubelet's eviction threshold, this number leads to an eviction. A kubelet refuses a threshold above the
+    capacity.
     """
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
     memory = summary["node"]["memory"]

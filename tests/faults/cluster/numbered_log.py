@@ -109,7 +109,7 @@ class Account:
     def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
         """Compare the gap markers with the holes in the numbers.
 
-        `tails` has torn lines by the number of the line before.
+        `tails` are the remaining parts of torn lines, by the number of the line before.
         """
         marked = {mark.after: mark for mark in self.marks}
         holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}

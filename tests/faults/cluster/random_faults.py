@@ -191,7 +191,7 @@ class RandomFaults:
         return self.folder / "scheduler"
 
     def settings(self, name: str, address: str) -> dict[str, Any]:
-        """Return the settings of an agent. The short intervals let it notice faults soon."""
+        """Return the settings of an agent. The short intervals let the agent notice faults soon."""
         return {
             "scheduler": {
                 "address": address,
@@ -225,7 +225,10 @@ class RandomFaults:
         falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
     async def inject(self, kind: str, replica: Replica, strength: float) -> None:
-        """Run one fault to its end. Each replica has at most one fault at a time, and so have the shared parts."""
+        """Run one fault to its end.
+
+        At most one fault at a time runs on each replica, and at most one on the parts that all replicas share.
+        """
         async with self.fault if kind in SHARED else replica.fault:
             self.injected[kind] += 1
             await FAULTS[kind](self, replica, strength)

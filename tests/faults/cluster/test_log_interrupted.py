@@ -57,7 +57,7 @@ class Hard:
 
 
 class Writing:
-    """A running writer."""
+    """A running action that writes numbered lines."""
 
     def __init__(self, hard: Hard, submission: Submission) -> None:
         self.hard = hard

@@ -1,8 +1,8 @@
 """The pod is lost before a command ran, on a real cluster: re-created once in the same attempt.
 
-The log has a line about it. The agent re-creates a pod only with a proof that no command ran. There are three proofs:
-the pod never had a node, the kubelet refused the pod, or its final status shows that container `action` was never
-created.
+The log has a line about the re-creation. The agent re-creates a pod only with a proof that no command ran. There are
+three proofs: the pod never had a node, the kubelet refused the pod, or its final status shows that container `action`
+was never created.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
 
 
 def test_eviction_for_memory(lab: Lab) -> None:
-    """The outcome does not depend on the exit code after the eviction, 0 or 9."""
+    """The outcome is the same for both exit codes after the eviction, 0 and 9."""
     actions = {"server": EXITS_WITH_0, "strict": EXITS_WITH_9}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
