@@ -69,7 +69,7 @@ class World:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
-        """Run an agent. At the end of the block the agent is stopped, unless it has left by itself."""
+        """Run an agent. At the end of the block the agent is stopped, unless it has ended by itself."""
         await self.scheduler.start()
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
@@ -99,7 +99,7 @@ class World:
         return bool(health) and health[-1].status == status
 
     async def left(self, seconds: float = 5.0) -> int:
-        """Wait until the agent has left. Returns its exit code."""
+        """Wait until the agent has ended. Return its exit code."""
         async with asyncio.timeout(seconds):
             return await self.task
 

@@ -41,7 +41,7 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # The listing's own descriptor is closed.
+        except FileNotFoundError:  # This was the descriptor of the listing itself.
             continue
     return count
 
@@ -155,7 +155,8 @@ async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> No
 async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))  # field 31, of a newer version
+        # Field 31 belongs to a newer version of the protocol.
+        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))
         peer.outgoing.put_nowait(wire.SchedulerMessage())
         peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))
         peer.send(resume=wire.Resume(action_id="nobody", attempt=0))
@@ -329,7 +330,7 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            if len(calls) == 12:  # This is twice as long as any silence is allowed to last.
+            if len(calls) == 12:  # The silence has lasted twice as long as allowed.
                 watched.set()
             return unanswered(before)
 
