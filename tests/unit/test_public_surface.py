@@ -178,7 +178,7 @@ def test_metrics() -> None:
 
 
 def without_program(pod: Object) -> Object:
-    """Replace the packed program: its bytes depend on the versions of Python and zlib."""
+    """Return a pod without its packed program, because the bytes depend on the versions of Python and zlib."""
     program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]

@@ -339,7 +339,8 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
     async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=silence) as stream:
         async for chunk in stream:
             if got == 0:
-                # Real time, because the sockets are real. During four times the silence, pongs and data wait unread.
+                # The test uses real time, because the sockets are real. For four times `silence` seconds, pongs and
+                # data wait unread.
                 # aiohttp's own heartbeat would close the connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)

@@ -1,6 +1,6 @@
 """A workspace on this machine, and the files that the collector sends from it.
 
-The tests of the programs in the pod use it.
+The tests of the programs in the pod use this workspace.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Received:
 
 @dataclass
 class Place:
-    """A workspace and its snapshot. It lives for one test."""
+    """A workspace and its snapshot. A Place lives for one test."""
 
     root: Path
     snapshot: Path

@@ -240,7 +240,7 @@ def test_credentials_are_removed_from_messages(text: str, clean: str) -> None:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a repository to clients with the password, or redirects them. It lives for one test."""
+    """Serves the files of a repository to clients with the password, or redirects them. A Server lives for one test."""
 
     daemon_threads = True
 
@@ -264,7 +264,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().__init__(request, address, server, directory=str(server.root))
 
     def do_GET(self) -> None:
-        """Ask for the password first."""
+        """Ask for the password, then serve a file or redirect the client."""
         given = self.headers.get("Authorization", "")
         if self.server.redirect:
             self.send_response(302)

@@ -1,4 +1,4 @@
-"""Rotations of the node: the follower reports every gap, and reads a repeated file once."""
+"""Rotations of a log by the node: the follower reports every gap, and reads a repeated file once."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_hole_in_a_stream_is_compared_with_the_current_file(
 ) -> None:
     lines = OLD + b" one\n", OLD + b" two\n", NEW + b" three\n", NEW + b" four\n"
     body = b"".join(lines) if at_once else b"".join(lines[1:])
-    # The probe gets a line that is not the cursor's. So it does not prove that the stream continues over files.
+    # The probe gets a line that is not the cursor's. So the probe does not prove that the stream continues over files.
     serve_hole(api, body, head, first=b"" if at_once else lines[0])
     items = await until_line(api, b"four\n", replace(FAST, stalled=0.05))
     assert payload(items) == b"one\ntwo\nthree\nfour\n" if at_once else payload(items).endswith(b"three\nfour\n")

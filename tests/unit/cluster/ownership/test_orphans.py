@@ -116,7 +116,7 @@ async def test_a_pod_that_changed_since_it_was_judged_is_judged_anew(api: Shared
 
 
 async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: SharedApi) -> None:
-    """The agent hands over while its create request is under way.
+    """The agent hands its session over while the request that creates the pod is under way.
 
     So the agent knows no UID, and the watch shows the pod later.
     """

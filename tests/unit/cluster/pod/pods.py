@@ -1,4 +1,7 @@
-"""Build pod statuses as the real API reports them, and judge them. The tests of `status` and `setup_status` use it."""
+"""Build pod statuses as the real API reports them, and derive observations from them.
+
+The tests of `status` and `setup_status` use this module.
+"""
 
 from __future__ import annotations
 

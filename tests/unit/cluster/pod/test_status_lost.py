@@ -279,7 +279,10 @@ def test_a_pod_that_the_kubelet_rejects_never_started(reason: str) -> None:
 
 
 def test_an_overdue_deletion_is_rechecked_in_time() -> None:
-    """The agent rechecks also while the image is pulled, and sooner if the cluster reports the node as lost."""
+    """The agent rechecks an overdue deletion, also while the image is pulled.
+
+    If the cluster reports the node as lost, the agent rechecks sooner.
+    """
     deleted = pod(*CREATING, deleted=50, grace=2)
     judgement = PodJudge()(deleted, wall=60)
     assert (judgement.observation, judgement.recheck) == (Waiting("starting containers"), 23.0)

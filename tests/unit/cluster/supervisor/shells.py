@@ -33,9 +33,9 @@ def tool(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a container.
+    """Options of a container, for one test.
 
-    `own_pipe`: the pipe of the log belongs to `uid`, as with runc. They live for one test.
+    If `own_pipe` is true, the pipe of the log belongs to `uid`, as with runc.
     """
 
     uid: int | None = None

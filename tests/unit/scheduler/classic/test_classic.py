@@ -115,7 +115,7 @@ def file_store(top: Path, **settings: object) -> FileStore:
 
 
 def names(top: Path) -> list[str]:
-    """Return everything below a folder."""
+    """Return the names of all files and folders below a folder."""
     return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
 
 

@@ -135,7 +135,8 @@ async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
     ("first", "second"),
     [
         (LogChunk(b"1"), LogChunk(b"2", None, Source.AGENT)),
-        (LogChunk(b"1", Cursor(total=1)), LogChunk(b"2")),  # If joined, they would lose the first cursor.
+        # A join of these two chunks would lose the exact cursor of the first chunk.
+        (LogChunk(b"1", Cursor(total=1)), LogChunk(b"2")),
         (LogChunk(bytes(BIG)), LogChunk(b"2")),
     ],
 )
@@ -392,7 +393,7 @@ def test_no_event_is_lost_repeated_or_reordered_in_any_sequence_of_steps(steps: 
 
 
 async def walk(steps: list[str]) -> None:
-    """Play a scheduler that stores the events over streams that break after any step."""
+    """Simulate a scheduler that stores the events. The stream may break after any step."""
     outbox = Outbox(1 << 30, Metrics())
     session = outbox.open(KEY)
     stored: list[Event] = []
