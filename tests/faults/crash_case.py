@@ -135,7 +135,7 @@ class CrashCase:
         dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait if an event belongs to the held step. Return whether the agent was killed meanwhile."""
+        """Wait if an event belongs to the step at which the agent is killed. Return whether that was the case."""
         if not self.accepts:
             await self.points.open.wait()
             return True
@@ -150,7 +150,10 @@ class CrashCase:
         return False
 
     async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
-        """Start an agent and wait until it is ready. It connects to `address`, by default the scheduler's."""
+        """Start an agent and wait until the agent is ready.
+
+        It connects to `address`, by default the scheduler's address.
+        """
         number = len(self.agents)
         config = self.folder / f"agent-{number}.json"
         config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))

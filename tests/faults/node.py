@@ -32,7 +32,7 @@ SLOW = 0.02
 
 
 class Points:
-    """Named points of a run. `at` waits only at the point that is held."""
+    """Named points of a run. The run waits at one point (`held`) until the test opens this point."""
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -40,7 +40,7 @@ class Points:
         self.open = asyncio.Event()
 
     async def at(self, point: str) -> bool:
-        """Wait if this point is held. Return whether the point was held. A point is held only once."""
+        """Wait if `point` is the point `held`. Return whether the run has waited. It waits only once."""
         if point != self.held or self.open.is_set():
             return False
         self.reached.set()

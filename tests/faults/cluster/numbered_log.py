@@ -14,7 +14,7 @@ from itertools import pairwise
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
 TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
-# Number of bytes that a container runtime writes at once. The kubelet may lose them when its file is rotated.
+# Number of bytes that a container runtime writes at once. The kubelet may lose them when the log file is rotated.
 PASSED_ON = 64 << 10
 BEGUN = re.compile(rb"\d{1,8}( \d{0,19}( x{0,69})?)?")
 SIZE = 100

@@ -107,7 +107,7 @@ def difference(one: bytes, other: bytes) -> str:
 
 
 class Submitter:
-    """Submits actions and follows each to its end. It calls `on_end` with the number of ended actions."""
+    """Submits actions and follows each to its end. A Submitter calls `on_end` with the number of ended actions."""
 
     def __init__(self, address: str, on_end: Callable[[int], None]) -> None:
         self.on_end = on_end
@@ -255,7 +255,7 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
             unseen += not codes
             assert codes <= {0}, f"{action.planned.run} succeeded, but its container ended with {codes}"
     print(f"successes whose container was seen to end with 0: all but {unseen}")
-    # The observer sees nothing while the API server restarts. It misses a pod that ends and is deleted meanwhile.
+    # The observer sees nothing while the API server restarts. So it misses a pod that is deleted meanwhile.
     assert unseen <= AT_ONCE * faults.injected["apiserver restart"]
     observer.check_pods(secret)
     logs = [child.log for replica in faults.replicas for child in replica.children]
