@@ -207,7 +207,7 @@ async def test_after_a_temporary_refusal_the_agent_waits_for_retry_after(
         assert agent.sample("stream_reconnects_total", reason="refused") >= 3
 
 
-# ---- outages
+# ---- outages of the scheduler
 
 
 async def test_an_outage_is_logged_once_and_its_end_once(scheduler: FakeScheduler) -> None:

@@ -235,7 +235,7 @@ async def test_a_discarded_session_ends_all_waits(scheduler: FakeScheduler) -> N
         assert agent.sample("events_unacknowledged") == 0
 
 
-# ---- files
+# ---- uploads of files
 
 
 async def files(*sizes: int) -> AsyncIterator[FilePart]:

@@ -247,7 +247,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
     assert rig.backend.environments["a"].creations == 1
 
 
-# ---- cancel, timeout
+# ---- cancelled actions and timeouts
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     assert rig.sink["a"].started == [1, 2]
 
 
-# ---- files
+# ---- copied files
 
 
 @pytest.mark.parametrize("error", [ClusterError("cut", retryable=True), SchedulerError("broke")])

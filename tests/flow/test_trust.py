@@ -1,4 +1,4 @@
-"""Trust on the stream: TLS, mutual TLS, names and tokens."""
+"""Trust between agent and scheduler on the stream: TLS, mutual TLS, names and tokens."""
 
 from __future__ import annotations
 
