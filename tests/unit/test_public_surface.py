@@ -174,7 +174,7 @@ def test_metrics() -> None:
     check("metrics.yaml", as_yaml(found))
 
 
-# ---- what is created in the cluster
+# ---- objects in the cluster
 
 
 def without_program(pod: Object) -> Object:

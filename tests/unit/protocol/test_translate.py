@@ -73,7 +73,7 @@ PARTS: list[FilePart | translate.UploadEnd] = [
 ]
 
 
-# ---- both directions
+# ---- translation in both directions
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -1,4 +1,4 @@
-"""The reader of the collector's archive refuses broken, forged and oversized archives, wherever they are cut."""
+"""The reader of the collector's archive refuses broken, forged and oversized archives, for every cut into frames."""
 
 from __future__ import annotations
 

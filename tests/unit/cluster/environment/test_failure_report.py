@@ -120,7 +120,7 @@ def test_the_report_of_a_refused_pod_has_the_message_of_the_api_server_and_advic
     assert text.endswith(failure_report.ADVICE[Reason.QUOTA_EXCEEDED])
 
 
-# ---- a slow start
+# ---- explanations of a slow start
 
 
 SANDBOX = "Failed to create pod sandbox: cni plugin\n not initialized"

@@ -53,7 +53,7 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
 
 
 async def wait_for_phase(watched: PodState, phase: str | None) -> None:
-    """Wait until a pod is in a phase. With None, wait until the pod is gone."""
+    """Wait until a pod has a `status.phase`. With None, wait until the pod is gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
         await watched.wait_for_change(watched.version)
 

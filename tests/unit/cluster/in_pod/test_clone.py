@@ -169,7 +169,7 @@ def test_a_clone_has_a_time_limit(origin: Path, workspace: Path) -> None:
     assert (code, message) == (1, f"file://{origin}: not done within 0.0001 s")
 
 
-# ---- what the program refuses before it runs git
+# ---- input that the clone program refuses before it runs git
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_hard_link_is_sent_as_a_separate_file(place: Place) -> None:
     assert place.collect().contents == {b"one": b"same", b"two": b"same"}
 
 
-# ---- limits
+# ---- limits of the number and size of files
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_left_out_files_beyond_the_listed_ones_are_counted(place: Place) -> None
     assert received.checked_manifest.left_out_files == 251
 
 
-# ---- the default set and declared paths
+# ---- the default set of files, and declared paths
 
 
 def test_the_default_set_excludes_folders_of_tools(place: Place) -> None:

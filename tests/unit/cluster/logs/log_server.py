@@ -61,7 +61,7 @@ class Container:
 
 
 class LogServer:
-    """The log endpoint. `script` answers the first requests. All others get the whole log, and the container ends."""
+    """The API server. `script` answers the first requests. Later requests get the whole log, and the container ends."""
 
     def __init__(self) -> None:
         self.log = KubeletLog()

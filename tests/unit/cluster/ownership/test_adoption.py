@@ -61,7 +61,7 @@ class AdoptingAgent:
         return not self.busy
 
     async def list_pods(self) -> None:
-        """Bring the watch up to date."""
+        """Bring the agent's watch up to date."""
         await self.watch.list()
 
     def sample(self, name: str) -> float | None:

@@ -189,7 +189,7 @@ async def test_the_own_lease_is_created_if_missing_and_deleted_at_the_end(pool: 
     assert pool.api.asked[-1][0] == "delete"
 
 
-# ---- agents that only look dead
+# ---- living agents that look dead
 
 
 def test_a_frozen_observer_reads_the_missed_renewals_before_it_judges(pool: Pool, clock: Clock) -> None:

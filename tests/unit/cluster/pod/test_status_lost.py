@@ -30,7 +30,7 @@ from tests.unit.cluster.pod.pods import (
     waiting,
 )
 
-# ---- the commands run
+# ---- pods whose commands run
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
     assert lost.reason is Reason.NODE_LOST
 
 
-# ---- the pod is lost
+# ---- lost pods
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_loss_has_a_reason_and_shows_whether_commands_had_started(
     assert found.message
 
 
-# ---- the pod was deleted, or a container was never created
+# ---- deleted pods, and containers that were never created
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def abbreviation(marker: Marker) -> str:
 
 
 class Container:
-    """The supervisor as PID 1, with a pipe as its log. A thread reads the pipe. It lives for one test."""
+    """The supervisor as PID 1, with a pipe as its log, which a thread reads. A Container lives for one test."""
 
     def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
         self.folder = folder

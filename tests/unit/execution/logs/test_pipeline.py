@@ -1,4 +1,4 @@
-"""The pipeline of a session's log: its output, and that the log resumes exactly at each cursor."""
+"""The log pipeline of a session: its output, and that the log resumes exactly at each cursor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def stream(limits: Limits = WIDE, secrets: tuple[bytes, ...] = (), start: Cursor
 def run(
     log: KubeletLog, into: LogStream, start: Cursor | None = None, block: int = 1 << 20
 ) -> list[LogChunk | MarkerSeen]:
-    """Read the log from a cursor to its end through the pipeline."""
+    """Feed the log, from a cursor to its end, into the LogStream. Return the output."""
     start = start or Cursor()
     body = log.body(whole_second(start.timestamp) if start.timestamp else "")
     reader = LineReader(start)
