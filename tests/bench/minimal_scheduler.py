@@ -62,7 +62,7 @@ class Given:
         return self
 
     async def finished(self, timeout: float = 300) -> Given:
-        """Wait for the end of the action. Fail if it did not succeed."""
+        """Wait for the end of the action. Fail if the action did not succeed."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None
         assert self.outcome.result == wire.SUCCEEDED, self.outcome

@@ -189,7 +189,7 @@ def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(nam
             second = lab.agent()
             with account.without("patch pods"):
                 first.kill()
-                lab.agents.remove(first)  # At its end, the lab must stop only the second agent.
+                lab.agents.remove(first)  # The test has killed this agent, so the lab must not stop it.
                 until(lambda: "a session was not claimed" in second.log, "the second agent did not try to adopt", 90)
                 assert "patch pods: pods" in second.log
             end.open()

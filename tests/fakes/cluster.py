@@ -1,8 +1,8 @@
 """A cluster in memory: scripted environments whose logs have the real markers of the supervisor.
 
-By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes that. A
-step in `holds` waits until the test unblocks the step. The backend counts creations and removals, so that a test can
-check that every environment is removed exactly once. A FakeBackend lives as long as a test.
+By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes this
+default run. A step in `holds` waits until the test unblocks the step. The backend counts creations and removals, so
+that a test can check that every environment is removed exactly once. A FakeBackend lives as long as a test.
 """
 
 from __future__ import annotations

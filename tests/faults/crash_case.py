@@ -152,7 +152,7 @@ class CrashCase:
     async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
         """Start an agent and wait until the agent is ready.
 
-        It connects to `address`, by default the scheduler's address.
+        The agent connects to `address`, by default the scheduler's address.
         """
         number = len(self.agents)
         config = self.folder / f"agent-{number}.json"
