@@ -70,6 +70,7 @@ async def until_stopped(settings: Settings) -> int:
     """Serve; the first signal drains, the second cancels."""
     from agent.app.serve import serve as serve_agent
     from agent.app.serve import stop_when_built
+    from agent.app.watchdog import Watchdog
 
     # All that is loaded now lives as long as the process: a collection of garbage that looked at it again would hold
     # every session for as long (50 ms against 1).
@@ -79,7 +80,8 @@ async def until_stopped(settings: Settings) -> int:
     made: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_when_built, made, signal.Signals(number).name)
-    return await serve_agent(settings, made)
+    with Watchdog():
+        return await serve_agent(settings, made)
 
 
 @cli.command()
