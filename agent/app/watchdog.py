@@ -3,9 +3,9 @@
 A frozen loop obeys no SIGTERM, and the kubelet waits the whole grace period of the pod before it kills. The watchdog
 thread ends the process earlier. Another replica then adopts the sessions. `Watchdog` lives as long as `serve` runs.
 
-The thread counts its own turns without an answer of the loop, and not the seconds since the last answer. A process that
-was suspended (SIGSTOP, a frozen machine) is therefore not ended when it wakes up. A call that holds the interpreter lock
-also stops this thread. Then only the liveness probe helps.
+The thread counts its own turns without an answer of the loop, not the seconds since the last answer. A process that was
+suspended (SIGSTOP, a frozen machine) is therefore not ended when it wakes up. A call that holds the interpreter lock
+stops this thread too. Then only the liveness probe helps.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ class Cursor:
     timestamp, from 1. `offset` counts payload bytes from there (timestamps stripped, newlines included) that are done,
     and may reach over later lines. `total` is the payload done since the start of the log, `command` the command
     that runs there, 0 between two. An empty timestamp is the start of the log.
+
+    `reported` is not 0 where text before a marker is still kept back, because it may begin a secret that goes on behind
+    the marker. Markers up to this byte of the payload were reported, and `command` is of there.
     """
 
     timestamp: str = ""
@@ -24,10 +27,13 @@ class Cursor:
     offset: int = 0
     total: int = 0
     command: int = 0
+    reported: int = 0
 
     def encode(self) -> bytes:
-        """Return the cursor as it travels on the wire, at most 100 bytes of ASCII."""
-        return f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}".encode("ascii")
+        """Return the cursor as it travels on the wire, at most 120 bytes of ASCII."""
+        text = f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}"
+        # Agents of version 1 read no such field, so it is there only where it is needed.
+        return (f"{text}|{self.reported}" if self.reported else text).encode("ascii")
 
     @classmethod
     def decode(cls, data: bytes) -> Cursor:
@@ -40,9 +46,9 @@ class Cursor:
             return cls()
         try:
             version, timestamp, *numbers = data.decode("ascii").split("|")
-            count, offset, total, command = (int(number) for number in numbers)
+            count, offset, total, command, reported = map(int, numbers if len(numbers) > 4 else (*numbers, "0"))
         except ValueError as error:
             raise ValueError(f"not a log cursor: {data[:100]!r}") from error
-        if version != "1" or min(count, offset, total, command) < 0:
+        if version != "1" or min(count, offset, total, command, reported) < 0:
             raise ValueError(f"not a log cursor: {data[:100]!r}")
-        return cls(timestamp, count, offset, total, command)
+        return cls(timestamp, count, offset, total, command, reported)

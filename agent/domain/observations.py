@@ -6,7 +6,7 @@ from the container's own status; nothing later may change it, only whether files
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -110,11 +110,15 @@ class MarkerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """An announcement of the supervisor, stripped from the log. `exit_code` is a hint, never the verdict."""
+    """An announcement of the supervisor, stripped from the log. `exit_code` is a hint, never the verdict.
+
+    `raw` holds the bytes of the log that the marker was read from.
+    """
 
     kind: MarkerKind
     command: int
     exit_code: int | None = None
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class EventReporter:
 
     def __init__(self, outlet: SessionSink, secrets: Mapping[str, str], trace: Trace) -> None:
         self.outlet = outlet
-        self.secrets = secrets
+        self.masker = Masker(secrets)
         self.trace = trace
         self.stage = Stage.ADMISSION
         self.stage_began = time.monotonic()
@@ -46,7 +46,7 @@ class EventReporter:
 
     def resume(self, stage: Stage | None, secrets: Mapping[str, str]) -> None:
         """Continue an adopted session in the stage that the scheduler has stored, if any, with its secrets."""
-        self.secrets = secrets
+        self.masker = Masker(secrets)
         if stage is not None:
             self.stage = stage
             self.trace.enter(stage.value)
@@ -98,7 +98,7 @@ class EventReporter:
 
     def mask(self, text: bytes) -> bytes:
         """Return a text of the agent's own with the secrets of the action masked."""
-        return Masker(self.secrets).mask(text)
+        return self.masker.mask(text)
 
     def mask_text(self, text: str) -> str:
         """Return a text with secrets masked, and with characters replaced that UTF-8 does not have."""

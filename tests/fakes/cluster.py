@@ -220,9 +220,9 @@ class FakeEnvironment:
             if isinstance(seen, FINAL):
                 return
 
-    def markers(self) -> MarkerReader:
+    def markers(self, start: Cursor) -> MarkerReader:
         """Return a fresh reader."""
-        return MarkerReader(NONCE)
+        return MarkerReader(NONCE, 1000, start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log; the commands begin when somebody reads it."""
@@ -240,9 +240,10 @@ class FakeEnvironment:
             yield self.written[position]
             position += 1
 
-    def log_ended(self) -> None:
+    def log_ended(self, ended: bool) -> None:
         """Take note of the last marker."""
-        self.steps.append("log ended")
+        if ended:
+            self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
         """End the commands."""

@@ -6,7 +6,8 @@ rotation all end streams without an error), silence decides nothing either (rota
 silent); only the container's state, which the caller tells, does:
 
 * running: the log is opened again from the cursor; after a long silence a plain read proves the stream alive or dead;
-* terminated: nothing is left if the supervisor's last marker was seen, else one plain read has the rest;
+* terminated: one plain read has the rest. It is saved if the supervisor's last marker is the end of an open stream that
+  stays silent. While the container runs, this marker means nothing, because a process of the commands can forge it;
 * gone: the log ends with a `LogLost` that says why.
 
 No error of the cluster leaves here: a log that cannot be had is said, and changes no verdict.
@@ -62,7 +63,7 @@ class Container(Protocol):
 
     @property
     def log_ended(self) -> bool:
-        """Whether the supervisor's last marker was seen: nothing follows."""
+        """Whether the log that was read ends with the supervisor's last marker."""
 
     async def left(self, state: ContainerState) -> None:
         """Wait until the state is another one."""
@@ -87,6 +88,8 @@ class Patience:
     """How long a stream must have lived for its end not to count as a failure."""
     refused: float = 10.0
     """How long an answer is asked for again that looks final, such as 400, 403 or 404."""
+    settle_after_last: float = 0.1
+    """The same, if the log that was read ends with the supervisor's last marker."""
     give_up: float = 60.0
     """How long the rest of an ended container's log is asked for."""
     longest_retry_after: float = 60.0
@@ -117,8 +120,6 @@ async def follow(
     async with aclosing(follower.items()) as items:
         async for item in items:
             yield item
-            if container.log_ended:
-                return
 
 
 class Follower:
@@ -146,26 +147,31 @@ class Follower:
         self.error: ClusterError | None = None
         self.missed: LogGap | None = None
         self.misses = 0
+        self.complete = False
 
     async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Read again and again until the log ends."""
-        while not self.container.log_ended:
+        while True:
             state = self.container.state
             if state is ContainerState.WAITING:
                 await self.container.left(state)
                 continue
             if state is ContainerState.GONE:
-                yield LogLost("the pod is gone")
+                if not self.container.log_ended:
+                    yield LogLost("the pod is gone")
                 return
             async with aclosing(self.attempt(state)) as items:
                 async for item in items:
                     yield item
+            if self.complete:
+                return
             if state is ContainerState.TERMINATED and self.error is None and self.read_whole():
                 if self.missed:
                     yield self.missed
                 return
             if why := self.lost(state):
-                yield LogLost(why)
+                if not self.container.log_ended:
+                    yield LogLost(why)
                 return
             await self.pause(state)
 
@@ -191,6 +197,7 @@ class Follower:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
         self.file.follows = False
+        delivered = False
         silence = self.first_silence
         waited = 0.0
         reader = LineReader(self.cursor)
@@ -198,9 +205,11 @@ class Follower:
         async with body, self.end_of_run() as ended:
             while True:
                 began = now()
-                block = await body.block(ended, silence, self.patience.settle)
+                settle = self.patience.settle_after_last if self.container.log_ended else self.patience.settle
+                block = await body.block(ended, silence, settle)
                 waited += now() - began
                 if block:
+                    delivered = True
                     async with aclosing(self.take(reader, block, waited)) as items:
                         async for item in items:
                             yield item
@@ -208,10 +217,12 @@ class Follower:
                         log.info("a log stream began its file again and is opened anew", pod=self.target.pod)
                         return
                     silence, waited = self.first_silence, 0.0
-                elif block is not None:
-                    self.check(reader)
-                    return
-                elif ended.done():
+                elif block is not None or ended.done():
+                    if block is not None:
+                        self.check(reader)
+                    # A stream of a file that was full may stand still although more was written.
+                    sure = ended.done() and delivered and not self.file.full
+                    self.complete = sure and self.container.log_ended
                     return
                 else:
                     position = self.cursor
@@ -312,7 +323,7 @@ class Follower:
             return ""
         if self.failing_since is None:
             self.failing_since = now()
-        limit = self.patience.give_up if error.retryable else self.patience.refused
+        limit = self.patience.give_up if error.retryable and not self.container.log_ended else self.patience.refused
         return error.message if now() - self.failing_since >= limit else ""
 
     async def pause(self, state: ContainerState) -> None:

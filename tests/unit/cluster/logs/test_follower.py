@@ -203,22 +203,74 @@ async def test_an_ended_container_is_read_without_following(api: Api) -> None:
     assert [query.get("follow") for query in api.queries] == [None]
 
 
-async def test_nothing_is_asked_after_the_last_marker(api: Api) -> None:
+async def test_a_pod_that_is_gone_after_the_last_marker_has_lost_nothing(api: Api) -> None:
+    api.container.enter(ContainerState.GONE)
     api.container.log_ended = True
     assert await api.read() == []
     assert api.queries == []
 
 
-async def test_the_last_marker_ends_an_open_stream(api: Api) -> None:
+@pytest.mark.parametrize(("node_limit", "requests"), [(1 << 20, ["true"]), (1, ["true", None])])
+async def test_the_last_marker_saves_the_last_read_of_an_ended_container(
+    api: Api, node_limit: int, requests: list[str | None]
+) -> None:
+    """It does not if the node's file may be full: the stream may stand still although more was written."""
     api.log.write(b"one\nlast\n", EPOCH)
     api.script = [api.then_silent()]
     got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, Patience()):
+    async with asyncio.timeout(20):
+        patience = Patience(settle=60.0)
+        async for item in follow(api.client, TARGET, Cursor(), api.container, patience, node_limit):
+            assert isinstance(item, LogPiece)
+            got += item.data
+            api.container.log_ended = got.endswith(b"last\n")
+            api.container.enter(ContainerState.TERMINATED)
+    assert got == b"one\nlast\n"
+    assert [query.get("follow") for query in api.queries] == requests
+
+
+async def test_the_last_marker_ends_no_stream_of_a_container_that_runs(api: Api) -> None:
+    """A process of the commands prints the marker, is silent, and works on."""
+    api.container.log_ended = True
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(stamp(EPOCH) + b" forged\n")
+        await asyncio.sleep(0.3)
+        await response.write(stamp(EPOCH + 1) + b" hidden work\n")
+        await asyncio.Event().wait()
+        return response
+
+    api.script = [answer]
+    got = b""
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, replace(FAST, probe=30.0))) as items:
+        async for item in items:
+            assert isinstance(item, LogPiece)
+            got += item.data
+            if b"hidden" in got:
+                break
+    assert got == b"forged\nhidden work\n"
+
+
+async def test_what_follows_a_forged_last_marker_is_read_when_the_stream_breaks(api: Api) -> None:
+    api.log.write(b"one\nforged\n", EPOCH)
+    api.script = [api.then_silent(cut=True)]
+    got = b""
+    async for item in follow(api.client, TARGET, Cursor(), api.container, FAST):
         assert isinstance(item, LogPiece)
         got += item.data
-        api.container.log_ended = got.endswith(b"last\n")
-    assert got == b"one\nlast\n"
-    assert len(api.queries) == 1
+        if not api.container.log_ended:
+            api.container.log_ended = True
+            api.log.write(b"hidden work\n", EPOCH + 1)
+    assert got == b"one\nforged\nhidden work\n"
+
+
+async def test_an_error_after_the_last_marker_is_no_lost_log(api: Api) -> None:
+    api.container.enter(ContainerState.TERMINATED)
+    api.container.log_ended = True
+    api.script = [api.status(404)] * 1000
+    assert await api.read() == []
 
 
 # ---- cuts
@@ -399,7 +451,6 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
         await poll_until("the log is requested a fourth time", lambda: len(api.queries) > 3)
         await response.write(stamp(EPOCH + 1) + b" two\n")
         await poll_until("the log is requested a fifth time", lambda: len(api.queries) > 4)
-        api.container.log_ended = True
         await response.write(stamp(EPOCH + 2) + b" three\n")
         return response
 
@@ -409,9 +460,12 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
 
     monkeypatch.setattr(Body, "block", noted)
     api.script = [answer, *[probe] * 1000]
-    async for item in follow(api.client, TARGET, Cursor(), api.container, PROBING):
-        assert isinstance(item, LogPiece)
-        got += item.data
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, PROBING)) as items:
+        async for item in items:
+            assert isinstance(item, LogPiece)
+            got += item.data
+            if got.endswith(b"three\n"):
+                break
     assert got == b"one\ntwo\nthree\n"
     assert api.follows == 1
     for (silence, silent), (after, _) in pairwise(waits):
@@ -419,6 +473,9 @@ async def test_a_silent_stream_that_lives_is_kept(api: Api, monkeypatch: pytest.
 
 
 async def test_an_ended_container_may_still_have_something_to_say(api: Api) -> None:
+    api.log.write(b"one\n", EPOCH)
+    api.log.write(b"last\n", EPOCH + 1)
+
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -546,7 +603,9 @@ async def until_line(api: Api, line: bytes, patience: Patience = FAST) -> list[L
     async with aclosing(follow(api.client, TARGET, Cursor(), api.container, patience, 10)) as reading:
         async for item in reading:
             items.append(item)
-            api.container.log_ended = payload(items).endswith(line)
+            if payload(items).endswith(line):
+                api.container.log_ended = True
+                break
     return items
 
 

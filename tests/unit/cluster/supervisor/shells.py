@@ -54,8 +54,8 @@ class Result:
     @cached_property
     def items(self) -> list[bytes | Marker]:
         """The log, split into output and markers."""
-        reader = MarkerReader(NONCE)
-        return [*reader.feed(self.raw), reader.flush()]
+        reader = MarkerReader(NONCE, self.commands)
+        return [*reader.feed(self.raw), *reader.flush()]
 
     @property
     def text(self) -> str:
