@@ -65,7 +65,7 @@ class Watchdog:
                 return
             self.turns += 1
             if self.turns > self.most_turns:
-                frame = sys._current_frames().get(self.loop_thread)
+                frame = sys._current_frames().get(self.loop_thread)  # noqa: SLF001 - no public function has it
                 where = "".join(traceback.format_stack(frame, FRAMES)) if frame else ""
                 log.critical("the event loop stands still: the agent ends", exit_code=STOOD_STILL, where=where)
                 self.end(STOOD_STILL)

@@ -48,8 +48,8 @@ class Environment(Protocol):
     def name(self) -> str:
         """Return "namespace/pod", for people."""
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod and its Secret. A repeated call is safe. `tell` gets texts on what is awaited, for people.
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Create the pod and its Secret. A repeated call is safe. `notify` gets texts on what is awaited, for people.
 
         Raises:
             ActionFailed: the API refused for good, or was unreachable for too long.
@@ -89,7 +89,7 @@ class Environment(Protocol):
         """
 
     def log_ended(self, ended: bool) -> None:
-        """Tell the log reader whether the log so far ends with the last marker.
+        """Notify the log reader whether the log so far ends with the last marker.
 
         The log ends there if the commands have ended. Otherwise a process of the commands has forged the marker.
         """
