@@ -32,7 +32,8 @@ ASSIGNMENT = re.compile(rb"(?:export\s+)?[A-Za-z_][A-Za-z0-9_.-]*=(.*)", re.DOTA
 def forms_of(value: bytes) -> Iterator[bytes]:
     """Yield the forms in which a value may appear, each `SHORTEST` to `LONGEST` bytes long. A form may come twice."""
     value = value.strip()
-    lines = [line.strip() for line in value.splitlines()]
+    # The same lines would give the same forms again.
+    lines = list(dict.fromkeys(line for each in value.splitlines() if len(line := each.strip()) >= SHORTEST))
     for text in (value, *lines, *assigned_values(lines)):
         for form in spellings(text):
             yield from blocks(form)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.events import CommandFinished, CommandStarted
 from agent.domain.observations import LogGap, LogLost, LogPiece, MarkerKind
-from agent.execution.logs.masking import Masker
 from agent.execution.logs.pipeline import Limits, LogStream, MarkerSeen
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ async def send_log(session: Session, environment: Environment, settings: Setting
     """Send the log from where the scheduler's part ends. Returns at the end of the log."""
     start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    # Many and long secrets have thousands of forms.
-    masker = await asyncio.to_thread(Masker, session.action.secrets)
+    # A copy, because each reading of the log has a stream of its own. Many and long secrets have thousands of forms.
+    masker = copy(await asyncio.to_thread(session.reporter.masker))
     if not start.total:
         if masker.too_short:
             await session.reporter.write_log(f"[not masked, because too short: {', '.join(masker.too_short)}]")

@@ -11,6 +11,7 @@ from agent.domain.events import CommandFinished, CommandStarted, LogChunk
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogPiece
 from agent.execution.logs.forwarder import PORTION, send_log
+from agent.execution.logs.masking import Masker
 from agent.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class FakeSession:
     """The parts of a session that the forwarder uses. `events` are those sent, `ended` each report of the end."""
 
     def __init__(self, secrets: Mapping[str, str], *payload: bytes, commands: int = 2) -> None:
-        self.action = SimpleNamespace(secrets=secrets)
+        self.secrets = secrets
         self.progress = SimpleNamespace(log_start=Cursor(), command_started=lambda _: None)
         self.stats = SimpleNamespace(log_ended=lambda _: None, command_finished=lambda _: None)
         self.reporter = self
@@ -37,6 +38,9 @@ class FakeSession:
         self.events: list[Event] = []
         self.notices: list[str] = []
         self.ended: list[bool] = []
+
+    def masker(self) -> Masker:
+        return Masker(self.secrets)
 
     async def send(self, event: Event) -> None:
         self.events.append(event)
