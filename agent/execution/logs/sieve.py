@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from agent.execution.logs.forms import LONGEST, SHORTEST
@@ -146,9 +146,7 @@ class FormFinder:
         if window.startswith(form):
             return form
         lengths = self.prefixes[index]
-        if not lengths:
-            return b""
-        found = bisect_right(lengths, common_length(window, form))
+        found = bisect_left(lengths, True, key=lambda length: not window.startswith(form[:length]))
         return form[: lengths[found - 1]] if found else b""
 
     def end_of_repetitions(self, text: bytes, position: int, form: bytes) -> int:
@@ -196,18 +194,6 @@ def prefix_lengths(forms: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
         result.append(tuple(map(len, stack)))
         stack.append(form)
     return tuple(result)
-
-
-def common_length(one: bytes, other: bytes) -> int:
-    """Return the length of the common prefix of two texts."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def shortest_period(form: bytes) -> int:
