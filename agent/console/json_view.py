@@ -64,7 +64,7 @@ class JsonView(View):
         self.write_log(action, self.decoder(action).decode(b"", final=True))
 
     def write_log(self, action: str, text: str) -> None:
-        """Write text of a log, if there is any. `source` tells the agent's own texts from the commands' output."""
+        """Write text of a log, if there is any. `source` names the writer: the commands, the set-up or the agent."""
         if text:
             self.write("log", action, text=text, source=self.sources[action].value)
 
