@@ -248,6 +248,10 @@ class EnvironmentSettings(Section):
     )
     workspace_limit: Quantity = Field("10Gi", description="Size limit of the workspace volume.")
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
+    pipefail: bool = Field(
+        False,
+        description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Extra labels of the pods of actions.")
     pod_template: dict[str, Any] = Field(
         default_factory=dict,

@@ -73,7 +73,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What was asked. `timeout` is seconds for the commands, None for the policy's default."""
+    """What was asked. `timeout` is seconds for the commands, None for the policy's default.
+
+    `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
+    """
 
     key: Key
     image: str
@@ -86,6 +89,7 @@ class Action:
     timeout: float | None = None
     artifacts: ArtifactRules = ArtifactRules()
     traceparent: str = ""
+    pipefail: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,13 @@ ACTION_KEYS = (
     "resources",
     "timeout",
     "artifacts",
+    "shell",
     "needs",
 )
 REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
 ARTIFACT_KEYS = ("paths", "exclude", "when")
+SHELL_KEYS = ("pipefail",)
 MAX_ACTIONS = 1000
 
 
@@ -60,6 +62,7 @@ class PipelineAction:
     resources: Resources = field(default_factory=Resources)
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
+    pipefail: bool | None = None
     needs: tuple[str, ...] = ()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
@@ -75,6 +78,7 @@ class PipelineAction:
             resources=self.resources,
             timeout=self.timeout,
             artifacts=self.artifacts,
+            pipefail=self.pipefail,
         )
 
 
@@ -176,6 +180,7 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         resources=read_resources(keys["resources"]) if "resources" in keys else Resources(),
         timeout=read_timeout(keys["timeout"]) if "timeout" in keys else None,
         artifacts=read_artifacts(keys["artifacts"]) if "artifacts" in keys else ArtifactRules(),
+        pipefail=read_pipefail(keys["shell"]) if "shell" in keys else None,
         needs=tuple(item.filled("the name of an action") for item in keys["needs"].items("a list of names of actions"))
         if "needs" in keys
         else (),
@@ -296,6 +301,12 @@ def read_globs(value: Value) -> tuple[str, ...]:
             item.wrong(f"must be within the workspace: relative and without '..', not {glob!r}")
         globs.append(glob)
     return tuple(globs)
+
+
+def read_pipefail(value: Value) -> bool | None:
+    """Read the options of the shell; None leaves pipefail to the agent's setting."""
+    keys = value.mapping(f"a mapping with {', '.join(SHELL_KEYS)}", SHELL_KEYS)
+    return keys["pipefail"].truth() if "pipefail" in keys else None
 
 
 def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
