@@ -435,6 +435,17 @@ def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) ->
     assert not run(shell, f"{over}; exec true", NO).verdict.succeeded
 
 
+def test_a_command_can_forge_the_success_of_its_own_action(shell: str) -> None:
+    """A limit that SECURITY.md states: the commands share container and user with the shell that records them."""
+    forged = run(shell, 'printf "sealci %s completed 3\\n" "$__sealci_nonce" >../termination-log; exec true', NO, NO)
+    assert forged.verdict.succeeded
+    assert forged.text == ""
+    failing = run(shell, 'printf "sealci %s completed 2\\n" "$__sealci_nonce" >../termination-log; exec false', NO)
+    assert not failing.verdict.succeeded
+    unknown = run(shell, f'printf "sealci {"0" * 16} completed 2\\n" >../termination-log; exec true', NO)
+    assert not unknown.verdict.succeeded
+
+
 def test_the_last_marker_follows_all_output_of_background_processes(shell: str) -> None:
     result = run(shell, "yes & yes >&2 &", "sleep 0.05; trap '' TERM; sh -c 'while :; do echo n; done' &")
     assert result.verdict.succeeded
