@@ -302,7 +302,10 @@ class PolicySettings(Section):
     )
     pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
     pull_grace: Duration = Field(
-        30.0, gt=0, description="Time in which the kubelet may retry a failed image pull before the action fails."
+        30.0,
+        gt=0,
+        description="Time in which the kubelet may retry a failed image pull, or a failed sandbox of the pod, "
+        "before the action fails.",
     )
     registry_grace: Duration = Field(
         40.0, gt=0, description="As `pull_grace`, when the registry cannot be reached or is overloaded."

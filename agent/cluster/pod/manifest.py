@@ -169,7 +169,7 @@ def action_container(plan: Plan, settings: Settings) -> Object:
                 nonce=plan.nonce,
                 workspace=workspace,
                 wait_for_files=plan.wants_files,
-                pipefail=pipefail(plan, settings),
+                pipefail=command_module.pipefail_mode(plan.action.pipefail, environment.pipefail),
                 ready_path=READY,
             )
         ),
@@ -181,13 +181,6 @@ def action_container(plan: Plan, settings: Settings) -> Object:
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
-
-
-def pipefail(plan: Plan, settings: Settings) -> str:
-    """Return the supervisor's mode of pipefail: as the action asks, else as the setting has it."""
-    if plan.action.pipefail is None:
-        return command_module.PIPEFAIL_WANTED if settings.environment.pipefail else command_module.PIPEFAIL_OFF
-    return command_module.PIPEFAIL_REQUIRED if plan.action.pipefail else command_module.PIPEFAIL_OFF
 
 
 def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
@@ -216,20 +209,15 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
     plain = [
-        {"name": variable(name), "value": escape_variables(value)}
+        {"name": command_module.variable_name(name), "value": escape_variables(value)}
         for name, value in values.items()
         if name not in action.secrets
     ]
     secret = [
-        {"name": variable(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
+        {"name": command_module.variable_name(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
         for name in action.secrets
     ]
     return plain + secret
-
-
-def variable(name: str) -> str:
-    """Return the name under which a variable reaches the container. The supervisor gives SHELLOPTS its name back."""
-    return command_module.SHELL_OPTIONS if name == "SHELLOPTS" else name
 
 
 def escape_variables(text: str) -> str:

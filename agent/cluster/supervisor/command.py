@@ -77,6 +77,18 @@ def entrypoint(
     return [shell, "-c", SUPERVISOR, "sealci", *setting, *commands]
 
 
+def pipefail_mode(asked: bool | None, setting: bool) -> str:
+    """Return the mode that an action asks for. None leaves it to the agent's setting."""
+    if asked is None:
+        return PIPEFAIL_WANTED if setting else PIPEFAIL_OFF
+    return PIPEFAIL_REQUIRED if asked else PIPEFAIL_OFF
+
+
+def variable_name(name: str) -> str:
+    """Return the name under which an environment variable of the action reaches the container."""
+    return SHELL_OPTIONS if name == "SHELLOPTS" else name
+
+
 def unrolled_list(count: int) -> str:
     """Return the script of the commands shell. It is one line, so that line numbers in messages are the user's."""
     turns = (
