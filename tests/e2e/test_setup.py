@@ -120,3 +120,19 @@ def test_no_command_runs_when_the_files_image_cannot_be_pulled(namespace: str, t
         assert "ran" not in report.text.splitlines()
     finally:
         lab.close()
+
+
+def test_a_user_beyond_the_user_namespace_fails_within_the_grace(namespace: str, tmp_path: Path) -> None:
+    lab = Lab(namespace, tmp_path, **SETTINGS)
+    beyond = {"spec": {"securityContext": {"runAsUser": 1000650000, "runAsGroup": 0}}}
+    try:
+        lab.agent(
+            environment={"user_namespaces": "always", "pod_template": beyond},
+            policy={"pull_grace": "20s", "pull_timeout": "5m"},
+        )
+        report = lab.one(BUSYBOX, "echo never", timeout=60)
+        assert report.outcome == ("failed", "INVALID_CONFIGURATION", None), report.finished
+        assert "1000650000" in report.finished["message"]
+        assert "FailedCreatePodSandBox" in report.text
+    finally:
+        lab.close()

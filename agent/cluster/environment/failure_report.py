@@ -142,7 +142,9 @@ class StartupEvents:
             self.sandbox_error, self.failing_since = message, now if since is None else since
         if not message or count < 2 or now - self.failing_since < self.grace:
             return None
-        return sandbox_failure(self.cause.partition(": ")[2])
+        event = newest_cause(events) or {}
+        # The whole message, because its end names the cause.
+        return sandbox_failure(" ".join(event.get("message", "").split()))
 
     def recheck_at(self) -> float:
         """Return the time of the next read, in monotonic seconds."""

@@ -168,8 +168,9 @@ async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
 # ---- a sandbox that cannot be started
 
 UNMAPPED = (
-    'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox "{id}": runc create failed:'
-    " unable to start container process: cannot setuid to unmapped uid 1000650000 in user namespace"
+    'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox "{id}": '
+    + "failed to create containerd task: failed to create shim task: OCI runtime create failed: " * 5
+    + "unable to setup user: cannot setuid to unmapped uid 1000650000 in user namespace"
 )
 NO_BLOCK = (
     "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to create network namespace for sandbox"
