@@ -1,4 +1,4 @@
-"""`python -m agent` and the command `sealci-agent`."""
+"""Entry point of `python -m agent` and of the command `sealci-agent`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The command `sealci-agent`: one module per command."""
+"""The command line `sealci-agent`. `main` has the group of all commands."""

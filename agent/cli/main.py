@@ -1,14 +1,15 @@
-"""The command `sealci-agent`: reads settings, turns signals into wishes, errors into one sentence and an exit code.
+"""The command `sealci-agent`: the group of all commands, and the short commands themselves.
+
+`main` turns every expected error into one sentence and an exit code. Heavy modules are imported inside the commands, so
+that `--help` is instant.
 
 Exit codes: 0 succeeded, 1 the action failed, 2 usage or settings, 3 infrastructure, 4 the scheduler refuses this
-version, 130 interrupted. Imports of the heavy parts are inside the commands, so that `--help` is instant.
+version, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,28 +17,28 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import configured, duration, flags, read_pipeline
+from agent.cli.options import parse_assignments, parse_duration, read_pipeline, settings_options
 from agent.cli.run import run
+from agent.cli.serve import scheduler, serve
 from agent.domain.errors import AgentError, SettingsError
-from agent.settings import LoggingSettings, Settings, load
+from agent.settings import Settings, load
 from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
-    from agent.app.agent import App
     from agent.cluster.ownership.orphans import CleanupResult
 
-USAGE, INFRASTRUCTURE = 2, 3
+USAGE, INFRASTRUCTURE, INTERRUPTED = 2, 3, 130
 NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one sentence."""
+    """Run the command line and exit."""
     try:
         cli(standalone_mode=False, prog_name=NAME, complete_var=COMPLETE)
-    except click.exceptions.Exit as left:
-        sys.exit(left.exit_code)
+    except click.exceptions.Exit as early_exit:
+        sys.exit(early_exit.exit_code)
     except click.Abort:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(USAGE)
@@ -51,76 +52,40 @@ def main() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
-    """The SealCI agent: runs each CI action in a Kubernetes pod of its own and leaves nothing behind."""
+    """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 
 
+cli.add_command(serve)
 cli.add_command(run)
-
-
-@cli.command()
-@configured
-def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
-    """Register with a scheduler and run its actions, until stopped by SIGTERM."""
-    settings = load(config, flags(assignments))
-    log_setup.configure(settings.logging)
-    sys.exit(asyncio.run(until_stopped(settings)))
-
-
-async def until_stopped(settings: Settings) -> int:
-    """Serve; the first signal drains, the second cancels."""
-    from agent.app.serve import serve as serve_agent
-    from agent.app.serve import stop_when_built
-
-    # All that is loaded now lives as long as the process: a collection of garbage that looked at it again would hold
-    # every session for as long (50 ms against 1).
-    gc.collect()
-    gc.freeze()
-    loop = asyncio.get_running_loop()
-    made: asyncio.Future[App] = loop.create_future()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_when_built, made, signal.Signals(number).name)
-    return await serve_agent(settings, made)
-
-
-@cli.command()
-@click.option("--listen", default="127.0.0.1:7080", show_default=True, help="address:port; port 0 is any free one")
-@click.option(
-    "--folder", type=click.Path(path_type=Path, file_okay=False), required=True, help="keeps state, logs and files"
-)
-@click.option("--token-file", type=click.Path(path_type=Path), help="bearer token that callers must bring")
-@click.option("--cert-file", type=click.Path(path_type=Path), help="certificate; without it, plaintext")
-@click.option("--key-file", type=click.Path(path_type=Path), help="key of the certificate")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the callers' certificates (mTLS)")
-@click.option("--resume-grace", default="60s", show_default=True, help="how long sessions of a lost agent wait for it")
-def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
-    """Serve a scheduler for one machine: queues pipelines, hands actions to agents, keeps logs and files."""
-    from agent.local_scheduler.dispatcher import Rules
-    from agent.local_scheduler.grpc_service import Access
-    from agent.local_scheduler.server import serve_scheduler
-
-    log_setup.configure(LoggingSettings())
-    rules = Rules(resume_grace=duration("--resume-grace", resume_grace))
-
-    async def serve_until_stopped() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_scheduler(listen, folder, Access(**files), stop, rules=rules)
-
-    asyncio.run(serve_until_stopped())
+cli.add_command(scheduler)
 
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--scheduler", "address", default="localhost:7080", show_default=True, help="host:port")
-@click.option("--output", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
-@click.option("--token-file", type=click.Path(path_type=Path), help="bearer token")
-@click.option("--plaintext", is_flag=True, help="no TLS: for a scheduler on this machine")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler; without it, the system's")
-@click.option("--cert-file", type=click.Path(path_type=Path), help="own certificate (mTLS)")
-@click.option("--key-file", type=click.Path(path_type=Path), help="key of the own certificate")
-@click.option("--server-name", default="", help="name that the scheduler's certificate carries, if not its address")
-@click.option("--secrets-file", type=click.Path(path_type=Path), help="NAME=VALUE lines for the pipeline's secrets")
+@click.option(
+    "--scheduler",
+    "address",
+    default="localhost:7080",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Address of the scheduler.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["auto", "plain", "json"]),
+    default="auto",
+    show_default=True,
+    help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
+)
+@click.option("--token-file", type=click.Path(path_type=Path), help="Send the bearer token in this file.")
+@click.option("--plaintext", is_flag=True, help="Use no TLS. For a scheduler on this machine.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler. Default: the system's CAs.")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="Own certificate (mutual TLS).")
+@click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the own certificate.")
+@click.option("--server-name", default="", help="Name in the scheduler's certificate, if it differs from the address.")
+@click.option(
+    "--secrets-file", type=click.Path(path_type=Path), help="Read values of secrets from NAME=VALUE lines in this file."
+)
 def submit(
     file: Path,
     address: str,
@@ -129,7 +94,7 @@ def submit(
     secrets_file: Path | None,
     **trust: Any,
 ) -> None:
-    """Submit a pipeline FILE to a scheduler started with `sealci-agent scheduler`, and show it to its end."""
+    """Submit a pipeline FILE to a scheduler that `sealci-agent scheduler` started, and show it to its end."""
     from agent.cli.submit import Target
     from agent.cli.submit import submit as submit_pipeline
 
@@ -139,34 +104,37 @@ def submit(
 
 
 @cli.command()
-@configured
+@settings_options
 def config(config: Path | None, assignments: tuple[str, ...]) -> None:
-    """Print the effective settings as YAML."""
-    settings = load(config, flags(assignments))
+    """Print the settings in force as YAML."""
+    settings = load(config, parse_assignments(assignments))
     click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 @cli.command()
-@configured
-@click.option("--dry-run", is_flag=True, help="only say what would be deleted")
+@settings_options
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) -> None:
-    """Delete every pod of the pool, whoever owns it, and its stale Leases: for when no agent of it lives any more."""
-    settings = load(config, flags(assignments))
+    """Delete every pod of the pool, whichever agent owns it, and the pool's stale Leases.
+
+    Use this command only if no agent of the pool runs any more.
+    """
+    settings = load(config, parse_assignments(assignments))
     log_setup.configure(settings.logging)
-    found = asyncio.run(cleaned(settings, dry_run=dry_run))
-    said = "would delete" if dry_run else "deleted"
-    for kind, names in (("", found.pods), ("Lease ", found.leases)):
+    result = asyncio.run(delete_pool(settings, dry_run=dry_run))
+    verb = "would delete" if dry_run else "deleted"
+    for kind, names in (("", result.pods), ("Lease ", result.leases)):
         for name in names:
-            click.echo(f"{said} {kind}{settings.cluster.namespace}/{name}")
-    for name, why in found.failed.items():
+            click.echo(f"{verb} {kind}{settings.cluster.namespace}/{name}")
+    for name, why in result.failed.items():
         click.echo(f"could not delete {settings.cluster.namespace}/{name}: {why}", err=True)
-    click.echo(f"{len(found.pods)} environments of pool {settings.agent.pool}")
-    if found.failed:
+    click.echo(f"{len(result.pods)} environments of pool {settings.agent.pool}")
+    if result.failed:
         sys.exit(INFRASTRUCTURE)
 
 
-async def cleaned(settings: Settings, *, dry_run: bool) -> CleanupResult:
-    """Clean up and return what was found."""
+async def delete_pool(settings: Settings, *, dry_run: bool) -> CleanupResult:
+    """Delete the pods and stale Leases of the pool. Returns what was deleted, or would be."""
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean
     from agent.telemetry.metrics import Metrics
@@ -179,25 +147,34 @@ async def cleaned(settings: Settings, *, dry_run: bool) -> CleanupResult:
 
 
 @cli.command()
-@configured
-@click.option("--output", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
-@click.option("--only", type=click.Choice(["cluster", "scheduler"]), help="examine only this side")
-@click.option("--image", default="", help="image that the probe runs; none: the agent's own")
-@click.option("--timeout", default="2m", show_default=True, metavar="DURATION", help="for the probe's pod to run")
+@settings_options
+@click.option(
+    "--output",
+    type=click.Choice(["plain", "json"]),
+    default="plain",
+    show_default=True,
+    help="Print one line per check, or one JSON object per line.",
+)
+@click.option("--only", type=click.Choice(["cluster", "scheduler"]), help="Check only this side.")
+@click.option("--image", default="", help="Image of the probe pod. Default: the agent's own image.")
+@click.option(
+    "--timeout", default="2m", show_default=True, metavar="DURATION", help="Longest time for the probe pod to run."
+)
 def doctor(
     config: Path | None, assignments: tuple[str, ...], output: str, only: str | None, image: str, timeout: str
 ) -> None:
-    """Try everything that the agent needs: rights, scheduler, TLS, quota, clock, and a probe pod from start to end.
+    """Check everything that the agent needs: rights, scheduler, TLS, quota, clock and a probe pod.
 
     \b
-    One line per check, with what to do when it fails. Exit codes: 0 nothing failed, 1 something did.
+    Prints one line per check, with what to do if the check failed.
+    Exit codes: 0 no check failed, 1 a check failed.
     """
     from agent.app.doctor import PARTS, examine, report
 
-    settings = load(config, flags(assignments))
+    settings = load(config, parse_assignments(assignments))
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
-    findings = examine(settings, parts=parts, image=image, seconds=duration("--timeout", timeout))
+    findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))
     sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
@@ -212,7 +189,7 @@ def version() -> None:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a SHELL complete commands, options and names of actions.
+    """Print a script that lets SHELL complete commands, options and names of actions.
 
     \b
     bash:  source <(sealci-agent completion bash)       in ~/.bashrc
@@ -221,7 +198,7 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    made = get_completion_class(shell)
-    if made is None:
+    script = get_completion_class(shell)
+    if script is None:
         raise click.UsageError(f"there is no completion for {shell}")
-    click.echo(made(cli, {}, NAME, COMPLETE).source())
+    click.echo(script(cli, {}, NAME, COMPLETE).source())

@@ -1,6 +1,6 @@
-"""Options that several commands share, and the reading of what was given with them.
+"""Options that several commands share, and functions that read their values.
 
-Lives as long as the command line is read; every error is the caller's usage.
+Used while the command line is read. Every error here is an error of the user and names the option.
 """
 
 from __future__ import annotations
@@ -21,35 +21,44 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 
-def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options with which every setting can be given."""
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options `--config` and `--set` to a command."""
     command = click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="a setting, as in --set agent.slots=20"
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set a setting, as in --set agent.slots=20. May be given several times.",
     )(command)
     return click.option(
-        "--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with settings (SEALCI_CONFIG)"
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Read settings from this YAML file. Default: the variable SEALCI_CONFIG.",
     )(command)
 
 
-def flags(assignments: tuple[str, ...], **more: dict[str, Any]) -> dict[str, Any]:
-    """Turn `a.b=value` into nested settings; values are read as YAML. Settings in `more` come first."""
-    result: dict[str, Any] = {section: dict(values) for section, values in more.items()}
+def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of `--set a.b=value` as nested settings. Values are read as YAML.
+
+    `defaults` are sections that an assignment may override.
+    """
+    result: dict[str, Any] = {section: dict(values) for section, values in defaults.items()}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise click.UsageError(f"--set {assignment}: KEY=VALUE is wanted")
+            raise click.UsageError(f"--set {assignment}: must be KEY=VALUE")
         *sections, last = key.split(".")
         place = result
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise click.UsageError(f"--set {assignment}: {section} is no section")
+                raise click.UsageError(f"--set {assignment}: {section} is not a section")
         place[last] = yaml.safe_load(value) if value else ""
     return result
 
 
-def duration(option: str, text: str) -> float:
-    """Read a duration given as an option."""
+def parse_duration(option: str, text: str) -> float:
+    """Return the duration given as an option, in seconds."""
     try:
         return seconds(text)
     except ValueError as error:
@@ -57,16 +66,20 @@ def duration(option: str, text: str) -> float:
 
 
 def read_pipeline(
-    file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda asked: asked
+    file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:
-    """Read a pipeline file, change it, and find the values of the secrets that it names then."""
-    from agent.pipeline.overrides import NotPossible
+    """Read a pipeline file and apply `change`. Returns the pipeline and the values of the secrets that it then names.
+
+    Raises:
+        SettingsError: the file or a secret is wrong or missing, or the change is not possible.
+    """
+    from agent.pipeline.overrides import OptionError
     from agent.pipeline.parser import load as load_pipeline
-    from agent.pipeline.secret_values import SecretMissing, find_secrets
-    from agent.pipeline.yaml_document import FileWrong
+    from agent.pipeline.secret_values import SecretsError, find_secrets
+    from agent.pipeline.yaml_document import PipelineFileError
 
     try:
         pipeline = change(load_pipeline(file))
         return pipeline, find_secrets(pipeline.secrets, os.environ, secrets_file)
-    except (FileWrong, SecretMissing, NotPossible, OSError) as error:
+    except (PipelineFileError, SecretsError, OptionError, OSError) as error:
         raise SettingsError(str(error)) from error

@@ -1,7 +1,7 @@
-"""`sealci-agent run`: a pipeline from a file to its outcomes, with a scheduler in memory and the agent's own engine.
+"""Run a pipeline from a file to its outcomes, with a scheduler in memory and an agent in the same process.
 
-Everything starts and ends here: whatever happens, the actions are cancelled, the engine is asked to stop and is waited
-for, so that nothing is left in the cluster. Only a second interruption leaves at once.
+Everything that a run starts ends here. Whatever happens, the actions are cancelled, and the agent is asked to stop and
+is waited for, so that nothing is left in the cluster. Only a second interruption exits without waiting.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import secrets as randomness
 import sys
 import tempfile
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
+from agent.aio import cancel_and_wait, first_of
 from agent.console import report_files
-from agent.console.follower import Follower, Interruptions, OutputClosed, end, say
+from agent.console.follower import Follower, Interruptions, OutputClosed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, SettingsError
-from agent.local_scheduler.dispatcher import Rules
+from agent.domain.outcome import Result
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 
 if TYPE_CHECKING:
@@ -38,15 +41,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-RULES = Rules(health_interval=5.0, resume_grace=30.0)
-AT_ONCE = 2.0
+OPTIONS = SchedulerOptions(health_interval=5.0, resume_grace=30.0)
+# Seconds until the process exits after a second interruption, if the agent has not sent its deletions by then.
+EXIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the scheduler of a run is: plaintext on this machine, with a token that only this run has.
+    """The scheduler of a run, as its engine reaches it: in plaintext on this machine.
 
-    `screen` gives the terminal to the engine, for a shell.
+    Only this run has the token. `screen` gives the terminal to the engine, for a shell.
     """
 
     address: str
@@ -59,29 +63,63 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds: for the agent to be ready, for a cancelled pipeline to end, for the engine to leave, for all of it."""
+class Timeouts:
+    """Longest times of a run, in seconds.
+
+    `start`: until the agent is ready. `cancel`: until a cancelled pipeline has ended. `stop`: until the engine has
+    stopped. `pipeline`: until the pipeline is cancelled. None: no limit.
+    """
 
     start: float = 30.0
     cancel: float = 300.0
     stop: float = 300.0
-    timeout: float | None = None
+    pipeline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a person wants to see of a run.
+class RunOptions:
+    """What the user asked a run to show and to keep, and the hints for its messages.
 
-    `kept`, `cleanup` and `no_cluster` are said where they help: what to do with what is left, how to get a cluster.
+    `kept_commands` returns the commands that inspect and delete an environment that was kept. `cleanup_command` deletes
+    what may be left. `no_cluster_hint` is added to errors about a missing cluster.
     """
 
     artifacts: Path | None = None
     output: str = "auto"
     quiet: bool = False
     reports: Sequence[Path] = ()
-    kept: Callable[[str], Sequence[str]] | None = None
-    cleanup: str = "sealci-agent cleanup"
-    no_cluster: str = ""
+    kept_commands: Callable[[str], Sequence[str]] | None = None
+    cleanup_command: str = "sealci-agent cleanup"
+    no_cluster_hint: str = ""
+
+
+class State(Enum):
+    """State of a run, until its pipeline has ended."""
+
+    STARTING = auto()
+    RUNNING = auto()
+    CANCELLING = auto()
+
+
+class Event(Enum):
+    """What a run waits for. If several have happened, the first in this order counts."""
+
+    PIPELINE_ENDED = auto()
+    INTERRUPTED_AGAIN = auto()
+    ENGINE_ENDED = auto()
+    AGENT_READY = auto()
+    INTERRUPTED = auto()
+    OUTPUT_CLOSED = auto()
+    START_TIMEOUT = auto()
+    TIMEOUT = auto()
+
+
+# Events that a state does not wait for: they have happened before, or change nothing any more.
+IGNORED = {
+    State.STARTING: frozenset[Event](),
+    State.RUNNING: frozenset({Event.AGENT_READY}),
+    State.CANCELLING: frozenset({Event.AGENT_READY, Event.INTERRUPTED, Event.OUTPUT_CLOSED}),
+}
 
 
 async def run_pipeline(
@@ -89,174 +127,186 @@ async def run_pipeline(
     *,
     engine: Engine,
     secrets: Mapping[str, str],
-    wishes: Wishes | None = None,
-    patience: Patience | None = None,
+    options: RunOptions | None = None,
+    timeouts: Timeouts | None = None,
     interruptions: Interruptions | None = None,
     stream: TextIO | None = None,
 ) -> ExitCode:
-    """Run a pipeline and show it on `stream` (standard output); the code says how it went.
+    """Run a pipeline and show it on `stream`, by default standard output.
 
-    `engine` is the agent: called with its scheduler and an event, it runs until the event is set, then ends its
-    sessions and returns when they are clean; what it raises means that it could not run.
+    `engine` is the agent. It gets the scheduler's endpoint and an event, and runs until the event is set. Then it ends
+    its sessions and returns. An error that it raises means that it could not run.
     """
-    wishes = wishes or Wishes()
-    view = open_view(wishes.output, stream or sys.stdout, quiet=wishes.quiet)
+    options = options or RunOptions()
+    view = open_view(options.output, stream or sys.stdout, quiet=options.quiet)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:
-            stack.enter_context(own.listening())
+            stack.enter_context(own.count_signals())
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sealci-run-")))
         token_file = private / "token"
         token_file.touch(0o600)
         token_file.write_text(randomness.token_urlsafe(32), encoding="utf-8")
         try:
             async with open_scheduler(
-                "127.0.0.1:0", wishes.artifacts or private / "files", Access(token_file), RULES, durable=False
+                "127.0.0.1:0", options.artifacts or private / "files", Access(token_file), OPTIONS, durable=False
             ) as scheduler:
-                drive = Drive(scheduler, view, interruptions or own, patience or Patience(), wishes)
-                endpoint = Endpoint(scheduler.address, token_file, drive.follower.held)
-                return await drive.run(pipeline, secrets, engine, endpoint)
+                driver = RunDriver(scheduler, view, interruptions or own, timeouts or Timeouts(), options)
+                endpoint = Endpoint(scheduler.address, token_file, driver.follower.exclusive_screen)
+                return await driver.run(pipeline, secrets, engine, endpoint)
         except AgentError as error:
-            say(str(error))
+            print_notice(str(error))
             return ExitCode.INFRASTRUCTURE
 
 
-class Drive:
-    """One run: watches the pipeline, the engine, the clock and the person, and ends them in order."""
+class RunDriver:
+    """Drives one run: waits for the pipeline, the engine, the timeouts and the user, and ends all in order."""
 
     def __init__(
-        self, scheduler: Scheduler, view: View, interruptions: Interruptions, patience: Patience, wishes: Wishes
+        self, scheduler: Scheduler, view: View, interruptions: Interruptions, timeouts: Timeouts, options: RunOptions
     ) -> None:
         self.scheduler = scheduler
         self.follower = Follower(view)
         self.interruptions = interruptions
-        self.patience = patience
-        self.wishes = wishes
+        self.timeouts = timeouts
+        self.options = options
         self.id = randomness.token_hex(5)
         self.stop = asyncio.Event()
-        self.cancelled = ""
-        self.broken = False
-        view.gauge = lambda: scheduler.book.transfers(self.id)
+        self.output_closed = asyncio.Event()
+        self.output_error = ""
+        self.state = State.STARTING
+        # Times of the event loop. Infinity: no deadline.
+        self.start_deadline = self.deadline = float("inf")
+        view.transfers = lambda: scheduler.registry.transfers(self.id)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], engine: Engine, endpoint: Endpoint) -> ExitCode:
-        """Run to the end, whichever it is."""
+        """Run the pipeline and the engine until both have ended, and show the result."""
         await self.scheduler.dispatcher.submit(self.id, pipeline, secrets)
-        async with contextlib.AsyncExitStack() as stack:
-            agent = asyncio.create_task(engine(endpoint, self.stop), name="engine")
-            stack.push_async_callback(end, agent)
-            shown = asyncio.create_task(self.show(), name="console")
-            stack.push_async_callback(end, shown)
-            insisted = asyncio.create_task(self.interruptions.second.wait(), name="interrupted again")
-            stack.push_async_callback(end, insisted)
-            ended = await self.attend(shown, agent, insisted)
+        agent = asyncio.create_task(engine(endpoint, self.stop), name="engine")
+        console = asyncio.create_task(self.show(), name="console")
+        try:
+            ended = await self.wait_for_end(console, agent)
             self.stop.set()
-            if not insisted.done() and not agent.done():
-                await asyncio.wait({agent, insisted}, timeout=self.patience.stop, return_when=asyncio.FIRST_COMPLETED)
-            if insisted.done():
-                return await self.leave_at_once(agent)
-            failed = await self.engine_failed(agent)
+            insisted = self.interruptions.second
+            if not insisted.is_set() and not agent.done():
+                await first_of(agent, insisted, timeout=self.timeouts.stop)
+            if insisted.is_set():
+                return await self.exit_at_once(agent)
+            failed = await self.report_engine_failure(agent)
             if ended:
-                await self.finish()
-            return self.code(ended=ended, failed=failed)
+                await self.show_result()
+            return self.exit_code(ended=ended, failed=failed)
+        finally:
+            await cancel_and_wait(console, agent, ignore_errors=True)
 
     async def show(self) -> None:
-        """Show the pipeline to its end; when nobody can read it any more, cancel it and go on silently."""
-        book = self.scheduler.book
+        """Show the pipeline to its end. If the output is closed, continue without output."""
+        registry = self.scheduler.registry
         try:
-            await self.follower.follow(book.watch(self.id))
+            await self.follower.follow(registry.watch(self.id))
         except OutputClosed as error:
-            self.broken = True
-            await self.cancel(str(error))
-            await self.follower.follow(book.watch(self.id, self.follower.position))
+            self.output_error = str(error)
+            self.output_closed.set()
+            await self.follower.follow(registry.watch(self.id, self.follower.position))
 
-    async def attend(self, shown: asyncio.Task[None], agent: asyncio.Task[None], insisted: asyncio.Task[bool]) -> bool:
-        """Wait for the end of the pipeline; False when it cannot be had."""
-        first = asyncio.create_task(self.interruptions.first.wait(), name="interrupted")
-        ready = asyncio.create_task(self.scheduler.dispatcher.ready.wait(), name="agent ready")
-        try:
-            return await self.attend_all(shown, agent, insisted, first, ready)
-        finally:
-            await end(first)
-            await end(ready)
-
-    async def attend_all(
-        self,
-        shown: asyncio.Task[None],
-        agent: asyncio.Task[None],
-        insisted: asyncio.Task[bool],
-        first: asyncio.Task[bool],
-        ready: asyncio.Task[bool],
-    ) -> bool:
-        """Wait, one thing after the other, until the pipeline has ended or cannot end."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        over = begun + self.patience.timeout if self.patience.timeout is not None else None
-        unready: float | None = begun + self.patience.start
+    async def wait_for_end(self, console: asyncio.Task[None], agent: asyncio.Task[None]) -> bool:
+        """Wait until the pipeline has ended. Returns False if it cannot end, or if the user wants to exit at once."""
+        now = asyncio.get_running_loop().time()
+        self.start_deadline = now + self.timeouts.start
+        if self.timeouts.pipeline is not None:
+            self.deadline = now + self.timeouts.pipeline
         while True:
-            pending = {task for task in (shown, agent, insisted, first, ready) if not task.done()}
-            deadlines = [each for each in (over, unready) if each is not None]
-            wait = max(0.0, min(deadlines) - loop.time()) if deadlines else None
-            await asyncio.wait(pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-            if shown.done():
-                return await self.shown_all(shown)
-            if insisted.done() or agent.done():
-                return False
-            if ready.done():
-                unready = None
-            elif unready is not None and loop.time() >= unready and not self.cancelled:
-                await self.follower.tell(self.why_not_ready())
-                return False
-            late = over is not None and loop.time() >= over
-            if late and self.cancelled:
-                await self.follower.tell(
-                    f"the pipeline did not end within {self.patience.cancel:g} s after it was cancelled"
-                )
-                return False
-            if (first.done() or late) and not self.cancelled:
-                timeout = f"the time of {self.patience.timeout:g} s is over" if self.patience.timeout else ""
-                await self.cancel("interrupted" if first.done() else timeout)
-                over = loop.time() + self.patience.cancel
+            event = await self.next_event(console, agent)
+            match self.state, event:
+                case _, Event.PIPELINE_ENDED:
+                    return await self.followed_to_end(console)
+                case _, Event.INTERRUPTED_AGAIN | Event.ENGINE_ENDED:
+                    return False
+                case State.STARTING, Event.AGENT_READY:
+                    self.state = State.RUNNING
+                case State.STARTING, Event.START_TIMEOUT:
+                    await self.follower.notify(self.why_not_ready())
+                    return False
+                case State.CANCELLING, Event.TIMEOUT:
+                    limit = f"{self.timeouts.cancel:g} s"
+                    await self.follower.notify(f"the pipeline did not end within {limit} after it was cancelled")
+                    return False
+                case _, Event.INTERRUPTED:
+                    await self.cancel("interrupted")
+                case _, Event.OUTPUT_CLOSED:
+                    await self.cancel(self.output_error)
+                case _, Event.TIMEOUT:
+                    await self.cancel(f"the time of {self.timeouts.pipeline:g} s is over")
+                case _:
+                    raise AssertionError(f"{event} in state {self.state}")
 
-    async def shown_all(self, shown: asyncio.Task[None]) -> bool:
-        """Say why the pipeline could not be followed to its end, if so."""
+    async def next_event(self, console: asyncio.Task[None], agent: asyncio.Task[None]) -> Event:
+        """Wait for the next event that matters in the current state."""
+        sources: dict[Event, asyncio.Task[None] | asyncio.Event] = {
+            Event.PIPELINE_ENDED: console,
+            Event.INTERRUPTED_AGAIN: self.interruptions.second,
+            Event.ENGINE_ENDED: agent,
+            Event.AGENT_READY: self.scheduler.dispatcher.agent_ready,
+            Event.INTERRUPTED: self.interruptions.first,
+            Event.OUTPUT_CLOSED: self.output_closed,
+        }
+        sources = {event: source for event, source in sources.items() if event not in IGNORED[self.state]}
+        loop = asyncio.get_running_loop()
+        while True:
+            start_deadline = self.start_deadline if self.state is State.STARTING else float("inf")
+            nearest = min(start_deadline, self.deadline)
+            timeout = None if nearest == float("inf") else max(0.0, nearest - loop.time())
+            await first_of(*sources.values(), timeout=timeout)
+            for event, source in sources.items():
+                if source.done() if isinstance(source, asyncio.Task) else source.is_set():
+                    return event
+            if loop.time() >= start_deadline:
+                return Event.START_TIMEOUT
+            if loop.time() >= self.deadline:
+                return Event.TIMEOUT
+
+    async def followed_to_end(self, console: asyncio.Task[None]) -> bool:
+        """Return whether the console followed the pipeline to its end. Otherwise print why not."""
         try:
-            shown.result()
+            console.result()
         except AgentError as error:
-            await self.follower.tell(str(error))
+            await self.follower.notify(str(error))
             return False
         return True
 
     def why_not_ready(self) -> str:
-        """Say why no action could be begun."""
-        for stream in self.scheduler.dispatcher.streams.values():
+        """Return why the agent takes no actions."""
+        for stream in self.scheduler.dispatcher.agents.streams.values():
             if stream.health is not None:
                 why = stream.health.message or stream.health.status.value
-                return f"the agent is not ready: {why}{self.wishes.no_cluster}"
-        return f"the agent did not register within {self.patience.start:g} s"
+                return f"the agent is not ready: {why}{self.options.no_cluster_hint}"
+        return f"the agent did not register within {self.timeouts.start:g} s"
 
     async def cancel(self, message: str) -> None:
-        """End every action."""
-        self.cancelled = message
+        """Cancel every action. From now on, only the end of the pipeline and its deadline matter."""
         self.scheduler.dispatcher.cancel(self.id, message)
-        again = "; once more to leave at once" if self.interruptions.first.is_set() else ""
-        await self.follower.tell(f"{message}: cancelling and cleaning up{again}")
+        hint = ". Press Ctrl-C again to exit at once" if self.interruptions.first.is_set() else ""
+        await self.follower.notify(f"{message}: cancelling and cleaning up{hint}")
+        self.state = State.CANCELLING
+        self.deadline = asyncio.get_running_loop().time() + self.timeouts.cancel
 
-    async def leave_at_once(self, agent: asyncio.Task[None]) -> ExitCode:
-        """Let the engine ask for the deletion of what it made, and wait for nothing."""
-        await self.follower.tell(
-            f"left at once, what was made is being deleted; `{self.wishes.cleanup}` removes what may be left"
+    async def exit_at_once(self, agent: asyncio.Task[None]) -> ExitCode:
+        """Give the engine a moment to request its deletions, then exit without waiting for them."""
+        await self.follower.notify(
+            f"exiting at once, while pods are being deleted. `{self.options.cleanup_command}` deletes what may be left"
         )
         agent.cancel()
-        await asyncio.wait({agent}, timeout=AT_ONCE)
+        await asyncio.wait({agent}, timeout=EXIT_SECONDS)
         if not agent.done():
+            # An ordinary exit would wait for the engine.
             sys.stdout.flush()
             os._exit(ExitCode.INTERRUPTED)
         return ExitCode.INTERRUPTED
 
-    async def engine_failed(self, agent: asyncio.Task[None]) -> bool:
-        """Say what ended the engine, if it was not we."""
+    async def report_engine_failure(self, agent: asyncio.Task[None]) -> bool:
+        """Return whether the engine failed or did not stop in time, and print why."""
         if not agent.done():
-            await self.follower.tell(f"the agent did not end within {self.patience.stop:g} s")
+            await self.follower.notify(f"the agent did not end within {self.timeouts.stop:g} s")
             return True
         if agent.cancelled():
             return True
@@ -265,32 +315,33 @@ class Drive:
             return False
         if not isinstance(error, AgentError):
             log.error("the agent failed", exc_info=error)
-        hint = self.wishes.no_cluster if isinstance(error, SettingsError) else ""
-        await self.follower.tell(f"{error}{hint}" if hint else f"the agent failed: {error}")
+        hint = self.options.no_cluster_hint if isinstance(error, SettingsError) else ""
+        await self.follower.notify(f"{error}{hint}" if hint else f"the agent failed: {error}")
         return True
 
-    async def finish(self) -> None:
-        """Show how it went, here and in the files that were asked for."""
+    async def show_result(self) -> None:
+        """Show the result on the console, and write the report files."""
         report = self.follower.report
-        # As it was given: a person knows where that is.
-        report.folder = str(self.wishes.artifacts or "")
-        for file in self.wishes.reports:
+        # The path as the user typed it, not the scheduler's absolute path.
+        report.folder = str(self.options.artifacts or "")
+        for file in self.options.reports:
             await asyncio.to_thread(report_files.write, report, file)
         try:
             await self.follower.close()
         except OutputClosed as error:
-            self.broken = True
-            say(str(error))
-        if self.wishes.kept is not None:
+            self.output_closed.set()
+            print_notice(str(error))
+        if self.options.kept_commands is not None:
             for action in report.actions.values():
-                if action.environment and action.outcome and action.outcome.result.value != "cancelled":
-                    say("\n  ".join([f"kept: the environment of {action.name}", *self.wishes.kept(action.environment)]))
+                if action.environment and action.outcome and action.outcome.result is not Result.CANCELLED:
+                    commands = self.options.kept_commands(action.environment)
+                    print_notice("\n  ".join([f"kept: the environment of {action.name}", *commands]))
         if self.interruptions.first.is_set():
-            say("cancelled: nothing is left in the cluster")
+            print_notice("cancelled: nothing is left in the cluster")
 
-    def code(self, *, ended: bool, failed: bool) -> ExitCode:
-        """Say how it went."""
-        if self.interruptions.first.is_set() or self.broken:
+    def exit_code(self, *, ended: bool, failed: bool) -> ExitCode:
+        """Return the exit code. `ended`: the pipeline has ended. `failed`: the engine failed."""
+        if self.interruptions.first.is_set() or self.output_closed.is_set():
             return ExitCode.INTERRUPTED
         if not ended or failed:
             return ExitCode.INFRASTRUCTURE

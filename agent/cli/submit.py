@@ -1,7 +1,8 @@
-"""`sealci-agent submit`: a pipeline on a scheduler that runs elsewhere, shown here as if it ran here.
+"""The client of `sealci-agent submit`: submit a pipeline to a scheduler that runs elsewhere, and show it.
 
-The pipeline is named here, so that a submission whose answer was lost can be made again; a watch that broke goes on at
-the next event. Without any answer for a while it is given up, and the pipeline goes on alone.
+The client chooses the id of the pipeline. It can therefore repeat a submission whose answer was lost, and no action
+runs twice. After a broken connection it continues at the next event. Without any answer for a while it gives up, and
+the pipeline continues without it. A `Client` lives as long as the command.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import grpc
 
-from agent.console.follower import Follower, Interruptions, OutputClosed, end, say
+from agent.aio import cancel_and_wait, first_of
+from agent.console.follower import Follower, Interruptions, OutputClosed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError
@@ -31,15 +33,19 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
-AGAIN = frozenset(
+# A later attempt may succeed after these codes. gRPC maps a broken connection to any of them.
+RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
-PAUSE = 0.5
+# Seconds between two attempts to connect.
+RETRY_SECONDS = 0.5
+# Seconds until a scheduler must have answered a cancellation.
+CANCEL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A scheduler and how to speak to it. Without `tls`, plaintext."""
+    """Address of a scheduler, with the files for TLS and the token. Without `tls`, the connection is plaintext."""
 
     address: str
     token_file: Path | None = None
@@ -50,25 +56,25 @@ class Target:
     server_name: str = ""
 
     def channel(self) -> grpc.aio.Channel:
-        """Open a channel.
+        """Return a channel that is not yet connected.
 
         Raises:
-            FileUnreadable: a file of it cannot be read.
+            FileUnreadable: a file of TLS cannot be read.
         """
         return open_channel(self.address, OPTIONS, self if self.tls else None, server_name=self.server_name)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return what every call carries.
+        """Return the metadata of every call: the token. The file is read at each call.
 
         Raises:
-            FileUnreadable: the token cannot be read.
+            FileUnreadable: the token file cannot be read.
             TokenInvalid: the file holds no token.
         """
         return token_metadata(self.token_file)
 
 
 class Unreachable(AgentError):
-    """The scheduler does not answer, or refuses."""
+    """The scheduler does not answer, or refuses the call."""
 
 
 async def submit(
@@ -81,12 +87,15 @@ async def submit(
     interruptions: Interruptions | None = None,
     stream: TextIO | None = None,
 ) -> ExitCode:
-    """Submit a pipeline and show it to its end; the code says how it went. `give_up`: seconds without any answer."""
+    """Submit a pipeline, show it to its end, and return the exit code.
+
+    `give_up`: seconds without any answer until the client gives up.
+    """
     view = open_view(output, stream or sys.stdout)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:
-            stack.enter_context(own.listening())
+            stack.enter_context(own.count_signals())
         try:
             async with target.channel() as channel:
                 client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
@@ -94,18 +103,18 @@ async def submit(
         except OutputClosed:
             return ExitCode.INTERRUPTED
         except OSError as error:
-            say(f"{error.filename}: {error.strerror}")
+            print_notice(f"{error.filename}: {error.strerror}")
             return ExitCode.USAGE
         except TokenInvalid as error:
-            say(str(error))
+            print_notice(str(error))
             return ExitCode.USAGE
         except Unreachable as error:
-            say(str(error))
+            print_notice(str(error))
             return ExitCode.INFRASTRUCTURE
 
 
 class Client:
-    """One submission."""
+    """Submits one pipeline and follows it."""
 
     def __init__(self, target: Target, stub: local_pb2_grpc.LocalAsyncStub, view: View, give_up: float) -> None:
         self.target = target
@@ -115,50 +124,47 @@ class Client:
         self.id = randomness.token_hex(5)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], interruptions: Interruptions) -> ExitCode:
-        """Submit and follow; the first interruption cancels, the second leaves."""
-        following = asyncio.create_task(self.follow(pipeline, secrets), name="follow")
-        first = asyncio.create_task(interruptions.first.wait(), name="interrupted")
-        second = asyncio.create_task(interruptions.second.wait(), name="interrupted again")
+        """Submit and follow. The first interruption cancels the pipeline, the second exits at once."""
+        follow_task = asyncio.create_task(self.follow(pipeline, secrets), name="follow")
         try:
-            await asyncio.wait({following, first}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
+            await first_of(follow_task, interruptions.first)
+            if not follow_task.done():
                 await self.cancel()
-                await asyncio.wait({following, second}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
+                await first_of(follow_task, interruptions.second)
+            if not follow_task.done():
                 return ExitCode.INTERRUPTED
-            following.result()
+            follow_task.result()
         finally:
-            for task in (following, first, second):
-                await end(task)
+            await cancel_and_wait(follow_task, ignore_errors=True)
         await self.follower.close()
         return ExitCode.INTERRUPTED if interruptions.first.is_set() else self.follower.report.exit_code
 
     async def follow(self, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
-        """Follow the pipeline to its end, over lost connections.
+        """Follow the pipeline to its end, across lost connections.
 
         Raises:
-            Unreachable: for too long, or for good.
+            Unreachable: the scheduler does not answer for too long, or refuses the call.
         """
         loop = asyncio.get_running_loop()
         request = wire.SubmitRequest(pipeline=self.id, file_name=pipeline.source, text=pipeline.text, secrets=secrets)
         deadline = loop.time() + self.give_up
-        while not self.follower.report.ended:
+        while not self.follower.report.complete:
             before = self.follower.position
             try:
                 await self.follower.follow(self.events(request))
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND and self.follower.position:
-                    say("the scheduler has lost its memory: submitted again")
+                    print_notice("the scheduler lost its state, submitting the pipeline again")
                     self.follower.position = 0
                     continue
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
-                if error.code() not in AGAIN or loop.time() >= deadline:
+                if error.code() not in RETRYABLE_CODES or loop.time() >= deadline:
                     raise Unreachable(f"the scheduler at {self.target.address}: {error.details()}") from error
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def events(self, request: wire.SubmitRequest) -> AsyncIterator[wire.PipelineEvent]:
-        """Begin, or go on after the last event that was shown."""
+        """Submit, or continue after the last event that was shown."""
         metadata = self.target.metadata()
         if self.follower.position:
             watch = wire.WatchRequest(pipeline=self.id, after=self.follower.position)
@@ -166,11 +172,11 @@ class Client:
         return aiter(self.stub.Submit(request, metadata=metadata, wait_for_ready=False))
 
     async def cancel(self) -> None:
-        """Ask the scheduler to end the pipeline."""
-        say("interrupted: cancelling; once more to leave at once")
+        """Ask the scheduler to cancel the pipeline."""
+        print_notice("interrupted: cancelling. Press Ctrl-C again to exit at once")
         request = wire.CancelRequest(pipeline=self.id, message="interrupted")
         try:
-            await self.stub.Cancel(request, metadata=self.target.metadata(), timeout=10.0)
+            await self.stub.Cancel(request, metadata=self.target.metadata(), timeout=CANCEL_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
-                say(f"the pipeline could not be cancelled: {error.details()}")
+                print_notice(f"the pipeline could not be cancelled: {error.details()}")

@@ -1,8 +1,8 @@
-"""The working tree of this machine as one tar: what a commit of everything would hold, whether it is committed or not.
+"""Pack the working tree of this machine into a tar, for `run --repo`.
 
-In a git tree git itself says which files those are, so every kind of ignore rule counts. Elsewhere the `.gitignore`
-files are read here. `.git` stays behind: its configuration may hold credentials. The tar is made once for a run and
-lives as long as that, in its private folder.
+The tar holds what a commit of everything would hold. In a git tree, git lists the files, so that every kind of ignore
+rule counts. Elsewhere this module reads the `.gitignore` files. `.git` is left out, because its configuration may hold
+credentials. The command creates the tar once for each run, in a private folder, and deletes it at the end.
 """
 
 from __future__ import annotations
@@ -21,47 +21,49 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS = 120.0
+# Seconds until git must have answered.
+GIT_SECONDS = 120.0
 
 
-class TreeWrong(AgentError):
-    """The tree cannot be had."""
+class WorkingTreeError(AgentError):
+    """The working tree cannot be packed."""
 
 
 def pack(root: Path, archive: Path) -> tuple[int, int]:
-    """Write the tar of a tree; returns how many files it has, and their bytes.
+    """Write the tar of a tree. Returns the number of files and their bytes.
 
     Raises:
-        TreeWrong: it is no folder, or cannot be read.
+        WorkingTreeError: the tree is not a folder, or cannot be read.
     """
     if not root.is_dir():
-        raise TreeWrong(f"--repo: {root} is not a folder")
+        raise WorkingTreeError(f"--repo: {root} is not a folder")
     files = total = 0
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(git_files(root) if in_git(root) else other_files(root)):
             try:
                 size = add(tar, root, path)
             except FileNotFoundError:
-                continue  # deleted, and not yet committed so
+                continue  # git lists a tracked file until its deletion is committed.
             except OSError as error:
-                raise TreeWrong(f"--repo: {path} cannot be read: {error.strerror}") from error
+                raise WorkingTreeError(f"--repo: {path} cannot be read: {error.strerror}") from error
             files, total = files + 1, total + size
     return files, total
 
 
 def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
-    """Add one file, such that whatever user the image has can read and change it; returns its bytes."""
+    """Add one file and return its bytes. Devices, sockets and pipes are left out."""
     full = root / path
-    facts = full.lstat()
+    status = full.lstat()
     member = tarfile.TarInfo(path)
-    member.mtime = int(facts.st_mtime)
-    if stat.S_ISLNK(facts.st_mode):
+    member.mtime = int(status.st_mtime)
+    if stat.S_ISLNK(status.st_mode):
         member.type, member.linkname = tarfile.SYMTYPE, os.readlink(full)
         tar.addfile(member)
         return 0
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return 0
-    member.mode = 0o777 if facts.st_mode & 0o100 else 0o666
+    # The user of the image is not known, and must be able to read and change the file.
+    member.mode = 0o777 if status.st_mode & 0o100 else 0o666
     with full.open("rb") as file:
         member.size = os.fstat(file.fileno()).st_size
         tar.addfile(member, file)
@@ -69,7 +71,7 @@ def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
 
 
 def in_git(root: Path) -> bool:
-    """Whether the folder lies in the working tree of a git repository."""
+    """Return whether git is installed and the folder lies in the working tree of a git repository."""
     try:
         answer = git(root, "rev-parse", "--is-inside-work-tree")
     except FileNotFoundError:
@@ -78,14 +80,14 @@ def in_git(root: Path) -> bool:
 
 
 def git_files(root: Path) -> set[str]:
-    """Return what git knows below the folder, and what it would add: not what is ignored. Submodules are entered."""
+    """Return the tracked files below a folder and the files that `git add` would add, submodules included."""
     answer = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if answer.returncode:
-        raise TreeWrong(f"--repo: git ls-files in {root}: {answer.stderr.decode('utf-8', 'replace').strip()}")
+        raise WorkingTreeError(f"--repo: git ls-files in {root}: {answer.stderr.decode('utf-8', 'replace').strip()}")
     found = {os.fsdecode(name) for name in answer.stdout.split(b"\0") if name}
     inner = {name.rstrip("/") for name in found if (root / name).is_dir() and not (root / name).is_symlink()}
     for folder in inner:
-        # A submodule, or a repository within: git names its folder only.
+        # Of a submodule, or of another repository inside, git lists only the folder.
         found |= (
             {f"{folder}/{name}" for name in git_files(root / folder)} if (root / folder / ".git").exists() else set()
         )
@@ -93,17 +95,17 @@ def git_files(root: Path) -> set[str]:
 
 
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run git in a folder."""
-    # The tree is the person's own, whoever owns its files.
+    """Run git in a folder, and return its exit code and output."""
+    # The user chose this tree, so git need not refuse a tree whose files belong to another user.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise TreeWrong(f"--repo: git in {root} did not answer within {SECONDS:g} s") from error
+        raise WorkingTreeError(f"--repo: git in {root} did not answer within {GIT_SECONDS:g} s") from error
 
 
 def other_files(root: Path) -> Iterator[str]:
-    """Yield the files of a folder that no `.gitignore` in it ignores."""
+    """Yield the files of a folder that no `.gitignore` below it ignores."""
     rules: list[tuple[str, pathspec.GitIgnoreSpec]] = []
     for folder, folders, names in os.walk(root):
         here = Path(folder).relative_to(root).as_posix()
@@ -119,7 +121,7 @@ def other_files(root: Path) -> Iterator[str]:
 
 
 def ignored(path: str, rules: list[tuple[str, pathspec.GitIgnoreSpec]]) -> bool:
-    """Whether a path is ignored: the rules of the innermost folder that says anything about it count."""
+    """Return whether a path is ignored. `rules` has the outermost folder first. The innermost match counts."""
     for prefix, spec in reversed(rules):
         if path.startswith(prefix):
             verdict = spec.check_file(path.removeprefix(prefix)).include

@@ -1,1 +1,1 @@
-"""What a person or a program sees of a pipeline: live tree, lines, JSON, reports."""
+"""What people and programs see of a pipeline: a live tree, lines, JSON and report files."""

@@ -1,6 +1,6 @@
-"""What `run` and `submit` share: following a pipeline to its end, and counting interruptions.
+"""Follow a pipeline to its end on a terminal, and count interruptions. `run` and `submit` share both.
 
-Both live as long as one command on a terminal.
+The objects of this module live as long as the command.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from agent.aio import cancel_and_wait, first_of
 from agent.console.run_report import Report
 from agent.domain.errors import AgentError
 from agent.pipeline import event_codec
@@ -22,30 +23,32 @@ if TYPE_CHECKING:
     from agent.console.view import View
     from agent.pipeline.wire import local_pb2 as wire
 
-TICK = 0.12
-PATIENCE = 2.0
+# Seconds until the view shows again that time passes.
+TICK_SECONDS = 0.12
+# Seconds until a notice is dropped, because the terminal is stopped or a shell uses it.
+NOTICE_SECONDS = 2.0
 
 
 class OutputClosed(AgentError):
-    """Nobody reads what is shown any more."""
+    """The reader of the output has closed it."""
 
 
 class Interruptions:
-    """Ctrl-C, counted: the first asks to end, the second insists."""
+    """Counts Ctrl-C for one command. The first asks the command to end, the second insists."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
 
     def interrupt(self) -> None:
-        """Count one."""
+        """Count one interruption."""
         (self.second if self.first.is_set() else self.first).set()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Count the signals of the process meanwhile."""
+    def count_signals(self) -> Iterator[None]:
+        """Count SIGINT, SIGTERM and SIGHUP of this process as interruptions while the block runs."""
         loop = asyncio.get_running_loop()
-        # A terminal that is closed ends the pipeline too, unless nohup wants it to go on.
+        # A closed terminal interrupts too, except under nohup, which makes the process ignore SIGHUP.
         hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         numbers = [signal.SIGINT, signal.SIGTERM, *hang_up]
         for number in numbers:
@@ -58,9 +61,9 @@ class Interruptions:
 
 
 class Follower:
-    """Shows a pipeline and remembers how it went; `position` is of the last event shown.
+    """Passes the events of one pipeline to its view, and collects them in a report. The command owns it.
 
-    Whoever holds `screen` has the terminal for itself.
+    `position` is the position of the last event shown. The holder of the lock `screen` has the terminal to itself.
     """
 
     def __init__(self, view: View) -> None:
@@ -70,24 +73,24 @@ class Follower:
         self.screen = asyncio.Lock()
 
     async def follow(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
-        """Show events until they end, and between them that time goes by.
+        """Show the events until the stream ends.
 
         Raises:
-            OutputClosed: the output cannot be written; called again, it goes on silently.
+            OutputClosed: the output cannot be written. A further call continues without a view.
         """
-        clock = asyncio.create_task(self.tick(), name="clock of the view")
-        taking = asyncio.create_task(self.take(stream), name="events of the pipeline")
+        clock = asyncio.create_task(self.tick_until_closed(), name="clock of the view")
+        events = asyncio.create_task(self.show_events(stream), name="events of the pipeline")
         try:
-            await asyncio.wait({clock, taking}, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(clock, events)
             if clock.done():
                 clock.result()
-            await taking
+            await events
         finally:
-            await end(clock)
-            await end(taking)
+            # The error that counts is already raised. After it, the other task often fails for the same cause.
+            await cancel_and_wait(clock, events, ignore_errors=True)
 
-    async def take(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
-        """Show events until they end."""
+    async def show_events(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
+        """Show the events until the stream ends. Events of a newer scheduler that have no meaning here are skipped."""
         async for message in stream:
             event = event_codec.decode(message)
             self.position = message.position
@@ -95,43 +98,43 @@ class Follower:
                 continue
             self.report.add(event)
             async with self.screen:
-                await self.shown("show", event)
+                await self.call_view("show", event)
 
-    async def tick(self) -> None:
-        """Let the view show that time goes by; returns when there is nothing to show on."""
+    async def tick_until_closed(self) -> None:
+        """Let the view show that time passes. Returns when the output is closed."""
         while self.view is not None:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_SECONDS)
             async with self.screen:
-                await self.shown("tick")
+                await self.call_view("tick")
 
     @contextlib.asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """Give the terminal to somebody else meanwhile.
+    async def exclusive_screen(self) -> AsyncIterator[None]:
+        """Give the terminal to the caller while the block runs.
 
         Raises:
             OutputClosed: the output cannot be written.
         """
         async with self.screen:
-            await self.shown("hold")
+            await self.call_view("hold")
             yield
 
-    async def tell(self, text: str) -> None:
-        """Tell the person something beside the pipeline's own output; a terminal that is held up is not waited for."""
+    async def notify(self, text: str) -> None:
+        """Print a notice on standard error. The notice is dropped if the terminal is not free in time."""
         with contextlib.suppress(TimeoutError, OutputClosed):
-            async with asyncio.timeout(PATIENCE), self.held():
-                await asyncio.to_thread(say, text)
+            async with asyncio.timeout(NOTICE_SECONDS), self.exclusive_screen():
+                await asyncio.to_thread(print_notice, text)
 
     async def close(self) -> None:
-        """Show how it went.
+        """Show the result of the pipeline.
 
         Raises:
             OutputClosed: the output cannot be written.
         """
         async with self.screen:
-            await self.shown("close", self.report)
+            await self.call_view("close", self.report)
 
-    async def shown(self, method: str, *what: object) -> None:
-        """Call the view on a thread: a terminal that is held, or a full pipe, must not hold the loop.
+    async def call_view(self, method: str, *arguments: object) -> None:
+        """Call a method of the view on a thread. A stopped terminal or a full pipe must not block the event loop.
 
         Raises:
             OutputClosed: the output cannot be written.
@@ -139,28 +142,22 @@ class Follower:
         if self.view is None:
             return
         try:
-            await asyncio.to_thread(getattr(self.view, method), *what)
+            await asyncio.to_thread(getattr(self.view, method), *arguments)
         except OSError as error:
             self.view = None
-            mute()
+            discard_standard_output()
             raise OutputClosed(f"the output cannot be written: {error.strerror}") from error
 
 
-def mute() -> None:
-    """Let nothing more go to a standard output that is closed, also not when the interpreter ends."""
+def discard_standard_output() -> None:
+    """Connect standard output to /dev/null. Python flushes it at exit, which would fail on a closed pipe."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ else null)
         os.close(null)
 
 
-def say(text: str) -> None:
-    """Tell the person something beside the pipeline's own output."""
+def print_notice(text: str) -> None:
+    """Print a notice on standard error, apart from the pipeline's own output."""
     sys.stderr.write(f"sealci-agent: {text}\n")
     sys.stderr.flush()
-
-
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for it; its result was taken elsewhere."""
-    task.cancel()
-    await asyncio.wait({task})

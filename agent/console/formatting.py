@@ -1,4 +1,4 @@
-"""Sizes, times and paths as people read them. Pure; shared by every view and summary."""
+"""Texts for people: sizes, rates, durations, paths and plurals. Pure. Every view and report uses them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from agent.domain.outcome import Result
 RESULT_COLOURS = {Result.SUCCEEDED: "green", Result.FAILED: "red", Result.CANCELLED: "yellow"}
 
 
-def amount(size: float) -> str:
-    """Return bytes for people."""
+def size_text(size: float) -> str:
+    """Return a number of bytes as text, as in "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -16,13 +16,14 @@ def amount(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-def rate(size: float, seconds: float) -> str:
-    """Return bytes per second for people, in MB as network and disks are measured."""
+def rate_text(size: float, seconds: float) -> str:
+    """Return the rate of `size` bytes in `seconds` as text."""
+    # MB and not MiB: networks and disks are measured in MB/s.
     return f"{size / 1e6 / max(seconds, 0.001):.1f} MB/s"
 
 
-def duration(seconds: float) -> str:
-    """Return a time for people."""
+def duration_text(seconds: float) -> str:
+    """Return a duration as text, as in "59.9 s", "1 min 1 s" or "1 h 2 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -30,11 +31,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def readable(path: bytes) -> str:
-    """Return a path as text; what is no UTF-8 is replaced."""
+def path_text(path: bytes) -> str:
+    """Return a path as text. Bytes that are not UTF-8 become U+FFFD."""
     return path.decode("utf-8", "replace")
 
 
-def count(number: int, what: str) -> str:
-    """Return a number of things: "1 file", "2 files"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def plural(number: int, noun: str) -> str:
+    """Return a number and its noun, as in "1 file" or "2 files"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

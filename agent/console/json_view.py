@@ -1,4 +1,4 @@
-"""The view for programs: one JSON object per line."""
+"""The view for programs: one JSON object per line. `docs/run.md` lists the objects and their keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import json
 from typing import TYPE_CHECKING, TextIO
 
-from agent.console.formatting import readable
+from agent.console.formatting import path_text
 from agent.console.view import View
 from agent.domain import events as session_events
 from agent.pipeline import events
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class JsonView(View):
-    """One object a line. The texts of an action's log, put together, are its log."""
+    """Writes one JSON object per line. The texts of an action's `log` objects, put together, are its log."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.decoders: dict[str, codecs.IncrementalDecoder] = {}
 
     def show(self, event: PipelineEvent) -> None:
-        """Write the event, if it is one of those that are written."""
-        match event.happening:
+        """Write the object of an event. Some events have none."""
+        match event.body:
             case events.Submitted(name=name, folder=folder):
-                self.line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
+                self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
             case events.LogText(data=data):
-                self.log(event.action, self.decoder(event.action).decode(data))
+                self.write_log(event.action, self.decoder(event.action).decode(data))
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
             case session_events.CommandFinished(index=index, exit_code=code, seconds=seconds):
                 self.write("command", event.action, index=index, exit_code=code, seconds=round(seconds, 3))
             case events.FileStored(path=path, size=size, sha256=sha256):
-                self.write("artifact", event.action, path=readable(path), size=size, sha256=sha256.hex())
+                self.write("artifact", event.action, path=path_text(path), size=size, sha256=sha256.hex())
             case events.ActionEnded(outcome=outcome):
-                self.log(event.action, self.decoder(event.action).decode(b"", final=True))
+                self.write_log(event.action, self.decoder(event.action).decode(b"", final=True))
                 self.write(
                     "finished",
                     event.action,
@@ -50,21 +50,21 @@ class JsonView(View):
                 )
 
     def decoder(self, action: str) -> codecs.IncrementalDecoder:
-        """Return the decoder of an action's log: a character may come in two pieces."""
+        """Return the decoder of an action's log. It keeps a character that arrives in two pieces."""
         if action not in self.decoders:
             self.decoders[action] = codecs.getincrementaldecoder("utf-8")("replace")
         return self.decoders[action]
 
-    def log(self, action: str, text: str) -> None:
-        """Write text of a log."""
+    def write_log(self, action: str, text: str) -> None:
+        """Write text of a log, if there is any."""
         if text:
             self.write("log", action, text=text)
 
     def write(self, kind: str, action: str, **values: object) -> None:
-        """Write what happened to an action."""
-        self.line({"event": kind, "action": action, **values})
+        """Write an object about an action."""
+        self.write_line({"event": kind, "action": action, **values})
 
-    def line(self, values: Mapping[str, object]) -> None:
-        """Write one object."""
+    def write_line(self, values: Mapping[str, object]) -> None:
+        """Write one object, and flush so that a reading program gets it now."""
         self.stream.write(json.dumps(values) + "\n")
         self.stream.flush()

@@ -1,14 +1,14 @@
-"""A pipeline as lines, as they come: for files, pipes, CI systems and whoever asks for `--output plain`."""
+"""Show a pipeline as lines, for files, pipes, CI systems and `--output plain`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, assert_never
 
 from rich.console import Console
 
 from agent.console import final_summary
-from agent.console.formatting import amount
-from agent.console.log_lines import Lines
+from agent.console.formatting import size_text
+from agent.console.log_lines import LineSplitter
 from agent.console.run_report import ActionReport
 from agent.console.view import View
 from agent.domain import events as session_events
@@ -20,88 +20,116 @@ if TYPE_CHECKING:
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
-WIDTH = 200  # a file has none: nothing is cut for it
+# Columns of the summary. A file has no width, so nothing is cut for a narrow window.
+SUMMARY_WIDTH = 200
 
 
 class LineView(View):
-    """Lines as they come, with the name of their action before them when there are several; a table at the end."""
+    """Writes each line when it arrives, then a summary. With several actions, each line has the action's name."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.console = Console(
-            file=stream, force_terminal=False, color_system=None, highlight=False, soft_wrap=True, width=WIDTH
+            file=stream,
+            force_terminal=False,
+            color_system=None,
+            highlight=False,
+            soft_wrap=True,
+            width=SUMMARY_WIDTH,
         )
         self.prefixes: dict[str, str] = {}
-        self.lines: dict[str, Lines] = {}
+        self.splitters: dict[str, LineSplitter] = {}
         self.commands: dict[str, tuple[str, ...]] = {}
         self.stages: dict[str, Stage] = {}
 
     def show(self, event: PipelineEvent) -> None:
-        """Write what a person wants to see of the event."""
+        """Write the lines of an event."""
         name = event.action
-        match event.happening:
-            case events.Submitted():
-                self.begin(event.happening)
-            case events.LogText(data=data, source=source):
-                if source is not Source.COMMANDS:
-                    self.flush(name)
-                for line in self.lines.setdefault(name, Lines()).feed(data):
-                    self.write(name, line)
-            case events.Started() if event.attempt > 1:
-                self.notice(name, f"attempt {event.attempt}")
+        match event.body:
+            case events.Submitted() as submitted:
+                self.set_prefixes(submitted)
+            case events.Started():
+                self.show_attempt(name, event.attempt)
+            case events.LogText() as text:
+                self.show_log(name, text)
             case session_events.StageChanged(stage=stage, detail=detail):
-                self.stage(name, stage, detail)
+                self.show_stage(name, stage, detail)
             case session_events.CommandStarted(index=index):
-                self.command(name, index)
-            case session_events.ArtifactSummary(files=files, bytes=size, left_out_files=left_out):
-                rest = f", {left_out} left out" if left_out else ""
-                self.notice(name, f"{files} files, {amount(size)}{rest}")
-            case events.ActionEnded(outcome=outcome, seconds=seconds):
-                report = ActionReport(name, outcome=outcome, seconds=seconds)
-                words = " ".join(part for part in (outcome.result.value, report.why) if part)
-                self.notice(name, f"{words}{f': {outcome.message}' if outcome.message else ''}")
+                self.show_command(name, index)
+            case session_events.ArtifactSummary() as summary:
+                self.show_artifacts(name, summary)
+            case events.ActionEnded() as end:
+                self.show_end(name, end)
+            case session_events.Accepted() | session_events.CommandFinished() | events.FileStored() | events.Ended():
+                pass  # The lines before and the summary show all that a reader needs of these.
+            case _ as unreachable:
+                assert_never(unreachable)
 
-    def begin(self, submitted: events.Submitted) -> None:
-        """Learn who there is."""
+    def set_prefixes(self, submitted: events.Submitted) -> None:
+        """Give every action a prefix of the same width. A single action has none."""
         names = [plan.name for plan in submitted.actions]
         width = max(map(len, names))
         for plan in submitted.actions:
             self.commands[plan.name] = plan.commands
             self.prefixes[plan.name] = f"{plan.name:<{width}} │ " if len(names) > 1 else ""
 
-    def stage(self, name: str, stage: Stage, detail: str) -> None:
-        """Say that a stage began, or what it waits for."""
+    def show_attempt(self, name: str, attempt: int) -> None:
+        """Write the number of an attempt, from the second on."""
+        if attempt > 1:
+            self.write_notice(name, f"attempt {attempt}")
+
+    def show_log(self, name: str, text: events.LogText) -> None:
+        """Write the lines that a piece of the log completes."""
+        if text.source is not Source.COMMANDS:
+            # The rest of a command's line must not be joined with the agent's text.
+            self.flush(name)
+        for line in self.splitters.setdefault(name, LineSplitter()).feed(text.data):
+            self.write(name, line)
+
+    def show_stage(self, name: str, stage: Stage, detail: str) -> None:
+        """Write that a stage began, or its new detail. The stage `commands` shows itself by its commands."""
         if detail:
-            self.notice(name, f"{stage.value}: {detail}")
+            self.write_notice(name, f"{stage.value}: {detail}")
         elif self.stages.get(name) is not stage and stage is not Stage.COMMANDS:
-            self.notice(name, stage.value)
+            self.write_notice(name, stage.value)
         self.stages[name] = stage
 
-    def command(self, name: str, index: int) -> None:
-        """Say which command begins."""
+    def show_command(self, name: str, index: int) -> None:
+        """Write the first line of the command that begins."""
         commands = self.commands.get(name, ())
         text = commands[index - 1] if 0 < index <= len(commands) else ""
         first, _, rest = text.strip().partition("\n")
         self.flush(name)
         self.write(name, f"$ {first}{' ...' if rest else ''}")
 
-    def notice(self, name: str, text: str) -> None:
-        """Write a line of our own, after what is left of a line of the log."""
+    def show_artifacts(self, name: str, summary: session_events.ArtifactSummary) -> None:
+        """Write how many files were copied."""
+        left_out = f", {summary.left_out_files} left out" if summary.left_out_files else ""
+        self.write_notice(name, f"{summary.files} files, {size_text(summary.bytes)}{left_out}")
+
+    def show_end(self, name: str, end: events.ActionEnded) -> None:
+        """Write the outcome of an action."""
+        report = ActionReport(name, outcome=end.outcome, seconds=end.seconds)
+        outcome = " ".join(part for part in (end.outcome.result.value, report.reason_text) if part)
+        self.write_notice(name, f"{outcome}{f': {end.outcome.message}' if end.outcome.message else ''}")
+
+    def write_notice(self, name: str, text: str) -> None:
+        """Write a line that is not from the log."""
         self.flush(name)
         self.write(name, f"· {text}")
 
     def flush(self, name: str) -> None:
-        """Write what is left of a line without an end."""
-        for line in self.lines.setdefault(name, Lines()).flush():
+        """Write the unfinished line of the log, if there is one."""
+        for line in self.splitters.setdefault(name, LineSplitter()).flush():
             self.write(name, line)
 
     def write(self, name: str, line: str) -> None:
-        """Write one line with its prefix."""
+        """Write one line with the prefix of its action."""
         self.stream.write(f"{self.prefixes.get(name, '')}{line}\n")
         self.stream.flush()
 
     def close(self, report: Report) -> None:
-        """Write what failed, the table, and where the files are."""
-        for name in list(self.lines):
+        """Write unfinished lines and the summary."""
+        for name in list(self.splitters):
             self.flush(name)
-        final_summary.close(self.console, report)
+        final_summary.print_summary(self.console, report)

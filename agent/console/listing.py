@@ -1,31 +1,57 @@
-"""The actions of a pipeline file as a tree, for `run --list`."""
+"""The actions of a pipeline as a tree, in the order of their needs.
+
+Pure. `run --list` prints the tree of a pipeline file. The live view uses the same order for its own tree.
+"""
 
 from __future__ import annotations
 
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 from rich.tree import Tree
 
-from agent.console.formatting import count
+from agent.console.formatting import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
     from agent.pipeline.parser import Pipeline
 
 
+def dependency_order(needs: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Yield every action after all actions that it needs. `needs` maps an action to the actions that it needs.
+
+    Actions of the same depth keep the order of `needs`. Needed actions that are no key of `needs` are ignored.
+    """
+    sorter = TopologicalSorter({name: [each for each in needed if each in needs] for name, needed in needs.items()})
+    sorter.prepare()
+    while sorter.is_active():
+        ready = set(sorter.get_ready())
+        yield from (name for name in needs if name in ready)
+        sorter.done(*ready)
+
+
+def tree_parent(needs: Collection[str], placed: Iterable[str]) -> str:
+    """Return the action under which an action with these needs stands: the last of them in `placed`.
+
+    A tree has one parent for each node, so the other needs are printed as text. Returns "" if no need is placed.
+    """
+    return next((name for name in reversed(list(placed)) if name in needs), "")
+
+
 def listing(pipeline: Pipeline) -> Tree:
-    """Return the actions as a tree, each under what it needs."""
+    """Return the tree of a pipeline file, with the image and the number of commands of each action."""
     tree = Tree(Text(pipeline.name, "bold"), guide_style="dim")
     nodes: dict[str, Tree] = {}
-    waiting = list(pipeline.actions)
-    while waiting:
-        for action in [each for each in waiting if all(need in nodes for need in each.needs)]:
-            parent = next((name for name in reversed(nodes) if name in action.needs), "")
-            others = [need for need in action.needs if need != parent]
-            text = Text.assemble(
-                (action.name, "bold"), (f"  {action.image}  {count(len(action.commands), 'command')}", "dim")
-            )
-            text.append(f"  needs {', '.join(others)} too" if others else "", "dim")
-            nodes[action.name] = nodes.get(parent, tree).add(text)
-        waiting = [each for each in waiting if each.name not in nodes]
+    actions = {action.name: action for action in pipeline.actions}
+    for name in dependency_order({action.name: action.needs for action in pipeline.actions}):
+        action = actions[name]
+        parent = tree_parent(action.needs, nodes)
+        others = [need for need in action.needs if need != parent]
+        text = Text.assemble(
+            (action.name, "bold"), (f"  {action.image}  {plural(len(action.commands), 'command')}", "dim")
+        )
+        text.append(f"  needs {', '.join(others)} too" if others else "", "dim")
+        nodes[action.name] = nodes.get(parent, tree).add(text)
     return tree

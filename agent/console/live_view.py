@@ -1,8 +1,8 @@
-"""A pipeline on a terminal as a living tree: actions under what they need, each with its stage, time and last lines.
+"""Show a pipeline on a terminal as a tree that is drawn again and again.
 
-An action that has ended is one line; so much of the log is shown as the window has room for. A pipeline of a single
-action is no tree to look at: its lines stay on the screen, above one line that says how far it is. What is drawn goes
-with the end; the table and the blocks of `closing` stay.
+Actions stand under the actions that they need, with stage, time and the last lines of the log. The log gets as many
+lines as the window has room for. An action that has ended is one line. If the pipeline has a single action, its log
+stays on the screen above one status line. At the end the summary replaces the tree.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agent.console import final_summary
-from agent.console.formatting import RESULT_COLOURS, amount, count, duration, rate, readable
-from agent.console.log_lines import Lines
+from agent.console.formatting import RESULT_COLOURS, duration_text, path_text, plural, rate_text, size_text
+from agent.console.listing import dependency_order, tree_parent
+from agent.console.log_lines import LineSplitter
 from agent.console.run_report import Report
 from agent.console.view import View
 from agent.domain.errors import Stage
@@ -36,136 +37,129 @@ if TYPE_CHECKING:
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
+# Replacements for terminals without UTF-8.
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
-BAR = 24
-MOST_LINES = 12
-PERIOD = 0.1
+# Number of columns of the bar of a file that is being copied.
+BAR_WIDTH = 24
+# Largest number of log lines shown under one action.
+MAX_LOG_LINES = 12
+# Seconds until an event may cause the next drawing. More drawings would only cost CPU time.
+DRAW_SECONDS = 0.1
 
 
 class LiveView(View):
-    """Draws anew at most ten times a second, whatever comes."""
+    """Draws the tree at most ten times a second, however many events arrive."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.report = Report()
-        self.recent: dict[str, deque[str]] = {}
-        self.lines: dict[str, Lines] = {}
+        self.recent_lines: dict[str, deque[str]] = {}
+        self.splitters: dict[str, LineSplitter] = {}
         self.live: Live | None = None
-        self.drawn = 0.0
+        self.last_drawing = 0.0
 
     @property
     def single(self) -> bool:
-        """Whether there is one action only."""
+        """Whether the pipeline has one action only."""
         return len(self.report.actions) == 1
 
     def show(self, event: PipelineEvent) -> None:
-        """Take the event in, and draw if it is time to."""
+        """Take an event, and draw if the last drawing is old enough."""
         self.report.add(event)
         name = event.action
-        match event.happening:
+        match event.body:
             case events.LogText(data=data, source=source):
-                self.write(name, self.lines.setdefault(name, Lines()).feed(data), source)
+                self.add_lines(name, self.splitters.setdefault(name, LineSplitter()).feed(data), source)
             case events.ActionEnded():
-                self.write(name, self.lines.setdefault(name, Lines()).flush(), Source.COMMANDS)
-                self.recent.pop(name, None)
-        if time.monotonic() - self.drawn >= PERIOD:
+                rest = self.splitters.setdefault(name, LineSplitter()).flush()
+                self.add_lines(name, rest, Source.COMMANDS)
+                self.recent_lines.pop(name, None)
+        if time.monotonic() - self.last_drawing >= DRAW_SECONDS:
             self.tick()
 
-    def write(self, name: str, lines: list[str], source: Source) -> None:
-        """Keep lines to draw; those of a single action are written at once, and stay."""
+    def add_lines(self, name: str, lines: list[str], source: Source) -> None:
+        """Keep lines for the next drawing. Lines of a single action are printed at once and stay on the screen."""
         if not lines:
             return
         style = "" if source is Source.COMMANDS else "dim"
-        if self.single and source is not Source.SETUP:  # that stands in the block of its failure
-            self.begun().console.print(Text("\n").join(styled(line, style) for line in lines), soft_wrap=True)
+        # The log of a failed set-up is printed later, in the block of the failure.
+        if self.single and source is not Source.SETUP:
+            text = Text("\n").join(styled_line(line, style) for line in lines)
+            self.live_region().console.print(text, soft_wrap=True)
         elif not self.single:
-            self.recent.setdefault(name, deque(maxlen=MOST_LINES)).extend(lines)
+            self.recent_lines.setdefault(name, deque(maxlen=MAX_LOG_LINES)).extend(lines)
 
-    def begun(self) -> Live:
-        """Return the part of the screen that is drawn anew."""
+    def live_region(self) -> Live:
+        """Return the part of the screen that is drawn again and again. Created at the first call."""
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self.live.start()
         return self.live
 
     def tick(self) -> None:
-        """Draw."""
+        """Draw the tree."""
         if not self.report.actions:
             return
-        self.drawn = time.monotonic()
-        self.begun().update(self.picture(time.time()), refresh=True)
+        self.last_drawing = time.monotonic()
+        self.live_region().update(self.picture(time.time()), refresh=True)
 
     def hold(self) -> None:
-        """Wipe what is drawn."""
+        """Remove the tree from the screen. The next `tick` draws it again."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
     def close(self, report: Report) -> None:
-        """Put the end in the place of what was drawn."""
+        """Replace the tree by the summary."""
         self.hold()
-        final_summary.close(self.console, report)
+        final_summary.print_summary(self.console, report)
 
     # ---- the picture
 
     def picture(self, now: float) -> RenderableType:
-        """Return what is drawn at a time (seconds since the epoch)."""
-        transfers = self.gauge()
-        shown, hidden = self.chosen()
-        room = self.room(shown)
+        """Return the tree, or the status line of a single action. `now`: seconds since the epoch."""
+        transfers = self.transfers()
+        shown, hidden = self.shown_actions()
+        room = self.log_lines_per_action(shown)
         if self.single:
             return Group(*(self.entry(action, now, transfers, 0) for action in shown))
         tree = Tree(self.title(now), guide_style="dim")
         nodes: dict[str, Tree] = {}
-        for action in self.ordered(shown):
-            parent = self.parent(action, nodes)
+        actions = {action.name: action for action in shown}
+        for name in dependency_order({action.name: action.needs for action in shown}):
+            action = actions[name]
+            parent = tree_parent(action.needs, nodes)
             others = [need for need in action.needs if need != parent] if parent or len(action.needs) > 1 else []
-            nodes[action.name] = nodes.get(parent, tree).add(self.entry(action, now, transfers, room, others))
+            nodes[name] = nodes.get(parent, tree).add(self.entry(action, now, transfers, room, others))
         if hidden:
             tree.add(Text(f"{hidden} more", "dim"))
         return tree
 
     def title(self, now: float) -> Text:
-        """Say how the pipeline stands."""
-        states = [each.outcome.result.value if each.outcome else "" for each in self.report.actions.values()]
-        ended = [f"{states.count(each.value)} {each.value}" for each in Result if each.value in states]
-        running = sum(1 for each in self.report.actions.values() if not each.outcome and each.attempts)
-        counts = ", ".join([*ended, *([f"{running} running"] if running else [])])
-        return Text.assemble(
-            (self.report.name, "bold"), (f"  {duration(max(0.0, now - self.report.started))}  {counts}", "dim")
-        )
+        """Return name, time and number of actions by result, for the root of the tree."""
+        actions = self.report.actions.values()
+        results = [each.outcome.result.value if each.outcome else "" for each in actions]
+        counts = [f"{results.count(each.value)} {each.value}" for each in Result if each.value in results]
+        running = sum(1 for each in actions if not each.outcome and each.attempts)
+        counts += [f"{running} running"] if running else []
+        spent = duration_text(max(0.0, now - self.report.started_at))
+        return Text.assemble((self.report.name, "bold"), (f"  {spent}  {', '.join(counts)}", "dim"))
 
-    def chosen(self) -> tuple[list[ActionReport], int]:
-        """Return the actions that the window has room for, those of interest first, and how many are left out."""
-        every = list(self.report.actions.values())
+    def shown_actions(self) -> tuple[list[ActionReport], int]:
+        """Return the actions that fit into the window, in the order of the file, and the number of the others."""
+        actions = list(self.report.actions.values())
         height = max(4, self.console.height - 3)
-        if len(every) <= height:
-            return every, 0
-        ranked = sorted(every, key=interest)[: height - 1]
-        names = {each.name for each in ranked}
-        return [each for each in every if each.name in names], len(every) - len(ranked)
+        if len(actions) <= height:
+            return actions, 0
+        chosen = sorted(actions, key=display_rank)[: height - 1]
+        names = {each.name for each in chosen}
+        return [each for each in actions if each.name in names], len(actions) - len(chosen)
 
-    def room(self, shown: list[ActionReport]) -> int:
-        """Return how many lines of log each running action has."""
+    def log_lines_per_action(self, shown: list[ActionReport]) -> int:
+        """Return how many lines of its log each running action gets."""
         running = sum(1 for each in shown if each.stage is not None)
         free = self.console.height - len(shown) - 3
-        return max(0, min(MOST_LINES, free // running)) if running else 0
-
-    def ordered(self, shown: list[ActionReport]) -> list[ActionReport]:
-        """Return the actions, each behind what it needs."""
-        done: dict[str, ActionReport] = {}
-        waiting = list(shown)
-        names = {each.name for each in shown}
-        while waiting:
-            ready = [each for each in waiting if all(need in done or need not in names for need in each.needs)]
-            for each in ready or waiting:
-                done[each.name] = each
-            waiting = [each for each in waiting if each.name not in done]
-        return list(done.values())
-
-    def parent(self, action: ActionReport, nodes: dict[str, Tree]) -> str:
-        """Return the action under which another stands: of those it needs the one that comes last."""
-        return next((name for name in reversed(nodes) if name in action.needs), "")
+        return max(0, min(MAX_LOG_LINES, free // running)) if running else 0
 
     def entry(
         self,
@@ -175,87 +169,92 @@ class LiveView(View):
         room: int,
         others: Sequence[str] = (),
     ) -> RenderableType:
-        """Return one action: its line, and the end of its log while it runs."""
-        head = self.head(action, now, transfers.get(action.name))
+        """Return the status line of an action and, while it runs, the last `room` lines of its log.
+
+        `others` are the needs of the action that are not its parent in the tree.
+        """
+        line = status_line(action, now, transfers.get(action.name))
         if others:
-            head.append(f"  needs {', '.join(others)} too", "dim")
-        head.no_wrap, head.overflow = True, "ellipsis"
+            line.append(f"  needs {', '.join(others)} too", "dim")
+        line.no_wrap, line.overflow = True, "ellipsis"
         if self.console.encoding not in ("utf-8", "utf8"):
-            head.plain = head.plain.translate(ASCII)
-        recent = list(self.recent.get(action.name, ()))[-room:] if room and action.stage is not None else []
-        return Group(head, *(gutter(line) for line in recent))
-
-    def head(self, action: ActionReport, now: float, transfer: Transfer | None) -> Text:
-        """Say in one line how an action stands."""
-        if action.outcome is not None:
-            return ended(action)
-        if not action.attempts:
-            return Text(f"· {action.name}  waiting", "dim")
-        frame = SPINNER[int(now * 10) % len(SPINNER)]
-        stage = action.stage.value if action.stage else "starting"
-        head = Text.assemble((frame, "cyan"), " ", (action.name, "bold"), "  ", (stage, "cyan"))
-        head.append(f" {duration(max(0.0, now - action.since))}", "dim")
-        if action.attempts > 1:
-            head.append(f"  attempt {action.attempts}", "yellow")
-        if action.stage is Stage.ARTIFACTS and transfer is not None:
-            head.append("  ").append(copying(transfer, now - action.since))
-        elif action.stage is Stage.COMMANDS and action.command:
-            first = action.text_of(action.command).strip().partition("\n")[0]
-            of = f"({action.command}/{len(action.commands)}) " if len(action.commands) > 1 else ""
-            head.append(f"  {of}$ {first}")
-        elif action.detail:
-            head.append(f"  {action.detail}", "dim")
-        return head
+            line.plain = line.plain.translate(ASCII)
+        recent = list(self.recent_lines.get(action.name, ()))[-room:] if room and action.stage is not None else []
+        return Group(line, *(log_line(each) for each in recent))
 
 
-def interest(action: ActionReport) -> int:
-    """Return how early an action is left out of a window that is too small."""
+def display_rank(action: ActionReport) -> int:
+    """Return the rank of an action in a window that is too small: running, failed, waiting, then all others."""
     if action.outcome is None:
         return 0 if action.attempts else 2
     return 1 if action.outcome.result is Result.FAILED else 3
 
 
-def ended(action: ActionReport) -> Text:
-    """Return the one line of an action that has ended."""
+def status_line(action: ActionReport, now: float, transfer: Transfer | None) -> Text:
+    """Return the state of an action in one line. `transfer` is the file that is being copied, if any."""
+    if action.outcome is not None:
+        return outcome_line(action)
+    if not action.attempts:
+        return Text(f"· {action.name}  waiting", "dim")
+    frame = SPINNER[int(now * 10) % len(SPINNER)]
+    stage = action.stage.value if action.stage else "starting"
+    line = Text.assemble((frame, "cyan"), " ", (action.name, "bold"), "  ", (stage, "cyan"))
+    line.append(f" {duration_text(max(0.0, now - action.stage_since))}", "dim")
+    if action.attempts > 1:
+        line.append(f"  attempt {action.attempts}", "yellow")
+    if action.stage is Stage.ARTIFACTS and transfer is not None:
+        line.append("  ").append(transfer_bar(transfer, now - action.stage_since))
+    elif action.stage is Stage.COMMANDS and action.command:
+        first = action.command_text(action.command).strip().partition("\n")[0]
+        position = f"({action.command}/{len(action.commands)}) " if len(action.commands) > 1 else ""
+        line.append(f"  {position}$ {first}")
+    elif action.detail:
+        line.append(f"  {action.detail}", "dim")
+    return line
+
+
+def outcome_line(action: ActionReport) -> Text:
+    """Return the line of an action that has ended: time, and either the stages and files or the message."""
     outcome = action.outcome
     if outcome is None:
-        raise AssertionError("it has not ended")
+        raise AssertionError("the action has no outcome")
     text = Text.assemble((MARKS[outcome.result], RESULT_COLOURS[outcome.result]), " ", (action.name, "bold"))
     if action.seconds:
-        text.append(f"  {duration(action.seconds)}")
+        text.append(f"  {duration_text(action.seconds)}")
     if outcome.result is not Result.SUCCEEDED:
-        text.append(f"  {outcome.message or action.why}", RESULT_COLOURS[outcome.result])
+        text.append(f"  {outcome.message or action.reason_text}", RESULT_COLOURS[outcome.result])
         return text
     stages = [
-        f"{final_summary.STAGES[each]} {duration(took)}"
-        for each, took in action.stages.items()
+        f"{final_summary.STAGES[each]} {duration_text(seconds)}"
+        for each, seconds in action.stages.items()
         if each in final_summary.STAGES
     ]
     text.append(f"  {' · '.join(stages)}", "dim")
-    if files := final_summary.collected(action):
+    if files := final_summary.files_text(action):
         text.append(f"  {files}", "dim")
     return text
 
 
-def copying(transfer: Transfer, seconds: float) -> Text:
-    """Return the bar of the file that is being copied, and how much and how fast all of them came so far."""
-    filled = BAR * transfer.done // transfer.size if transfer.size else 0
-    text = Text.assemble(("━" * filled, "green"), ("━" * (BAR - filled), "dim"), "  ")
-    text.append(f"{count(transfer.files, 'file')}, {amount(transfer.sent)}  {rate(transfer.sent, seconds)}")
+def transfer_bar(transfer: Transfer, seconds: float) -> Text:
+    """Return the bar of the current file, and the number, size and rate of all files copied in `seconds`."""
+    filled = BAR_WIDTH * transfer.done // transfer.size if transfer.size else 0
+    text = Text.assemble(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "dim"), "  ")
+    text.append(f"{plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, seconds)}")
     if transfer.path:
-        text.append(f"  {readable(transfer.path)}", "dim")
+        text.append(f"  {path_text(transfer.path)}", "dim")
     return text
 
 
-def gutter(line: str) -> Text:
-    """Return a line of a log under its action."""
-    text = Text.assemble(("│ ", "dim"), styled(line, ""))
+def log_line(line: str) -> Text:
+    """Return a line of a log as it stands under its action."""
+    text = Text.assemble(("│ ", "dim"), styled_line(line, ""))
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
 
-def styled(line: str, style: str) -> Text:
-    """Return a line as text: its colours are kept, what moves the cursor is not."""
+def styled_line(line: str, style: str) -> Text:
+    """Return a line of a log as text. Colours are kept. U+FFFD replaces control characters."""
+    # A control character could move the cursor out of the tree.
     text = Text.from_ansi(line.expandtabs(), style=style)
     text.plain = "".join(letter if letter >= " " else "�" for letter in text.plain)
     return text

@@ -1,40 +1,41 @@
-"""The log of an action cut into lines that a terminal can show.
+"""Cut the log of an action into lines that a terminal can show.
 
-One `Lines` lives as long as its action is watched. The bytes themselves are kept elsewhere, so that what is no text is
-replaced here, and of a progress bar that rewrites its line with carriage returns the last state is shown.
+A `LineSplitter` lives as long as its action. The scheduler keeps the exact bytes of the log, so this module may lose
+some. It replaces bytes that are not UTF-8, and keeps only the last state of a progress bar.
 """
 
 from __future__ import annotations
 
 import codecs
 
-MAX_PARTIAL = 64 << 10
+# Number of characters after which an unfinished line is shown, so that a log without line ends uses little memory.
+MAX_UNFINISHED = 64 << 10
 
 
-class Lines:
-    """Cuts the log of one action into lines to show."""
+class LineSplitter:
+    """Cuts the log of one action into lines. Its view or report owns it."""
 
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.partial = ""
+        self.unfinished = ""
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the lines that are whole now; an endless one is cut."""
-        text = self.partial + self.decoder.decode(data)
-        *whole, self.partial = text.split("\n")
-        if len(self.partial) > MAX_PARTIAL:
-            whole.append(self.partial)
-            self.partial = ""
-        return [visible(line) for line in whole]
+        """Take the next bytes of the log and return the lines that they complete."""
+        text = self.unfinished + self.decoder.decode(data)
+        *lines, self.unfinished = text.split("\n")
+        if len(self.unfinished) > MAX_UNFINISHED:
+            lines.append(self.unfinished)
+            self.unfinished = ""
+        return [last_state(line) for line in lines]
 
     def flush(self) -> list[str]:
-        """Return what is left of a last line without an end."""
-        rest = self.partial + self.decoder.decode(b"", final=True)
+        """Return the unfinished line, or an empty list if there is none."""
+        rest = self.unfinished + self.decoder.decode(b"", final=True)
         self.decoder.reset()
-        self.partial = ""
-        return [visible(rest)] if rest else []
+        self.unfinished = ""
+        return [last_state(rest)] if rest else []
 
 
-def visible(line: str) -> str:
-    """Return what a terminal would show at last of a line with carriage returns."""
+def last_state(line: str) -> str:
+    """Return what a terminal shows of a line in the end: the text after the last carriage return."""
     return line.rstrip("\r").rpartition("\r")[2]

@@ -1,6 +1,6 @@
-"""Which view shows a pipeline, and the one for programs: one JSON object a line.
+"""Choose the view of a pipeline from the option `--output`, the stream and the environment variables.
 
-The choice is made once, from the option, the stream and the environment of the process.
+The command chooses once, before the pipeline starts.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ OUTPUTS = ("auto", "plain", "json")
 
 
 def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = None, *, quiet: bool = False) -> View:
-    """Return the view for an `--output`: auto is live on a terminal, unless it is a dumb one or a CI system's.
+    """Return the view for an `--output`. `auto` is the live view on a terminal, and lines otherwise.
+
+    A dumb terminal and a CI system (variable `CI`) get lines too. With `quiet` only failures are shown.
 
     Raises:
-        ValueError: there is no such output.
+        ValueError: `output` is not one of `OUTPUTS`.
     """
     environ = dict(os.environ) if environ is None else environ
     if output not in OUTPUTS:
@@ -37,14 +39,14 @@ def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = N
     terminal = output == "auto" and stream.isatty() and environ.get("TERM") != "dumb"
     if quiet:
         console = terminal_console(stream, environ) if terminal else LineView(stream).console
-        return QuietView(lambda report: final_summary.close(console, report, quiet=True))
+        return QuietView(lambda report: final_summary.print_summary(console, report, quiet=True))
     if terminal and environ.get("CI", "").lower() in ("", "0", "false"):
         return LiveView(terminal_console(stream, environ))
     return LineView(stream)
 
 
 def terminal_console(stream: TextIO, environ: Mapping[str, str]) -> Console:
-    """Return a console on a terminal; NO_COLOR leaves only what moves, dims and thickens."""
+    """Return a console for a terminal. The variable `NO_COLOR` turns colours off and keeps bold and dim text."""
     return Console(
         file=stream, force_terminal=True, no_color=bool(environ.get("NO_COLOR")), highlight=False, emoji=False
     )

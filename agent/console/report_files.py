@@ -1,7 +1,7 @@
-"""How a pipeline went, in the forms that CI systems show: JUnit XML and Markdown. Pure, apart from `write`.
+"""Write the result of a pipeline in formats that CI systems show: JUnit XML and Markdown. Pure, apart from `write`.
 
-An action is a test case: a failure when it is the user's, an error when it is the infrastructure's, skipped when it was
-never run.
+In JUnit each action is a test case. A user's reason makes a failure, an infrastructure's reason makes an error. A
+cancelled action is skipped.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from agent.console import final_summary
-from agent.console.formatting import amount, count, duration, readable
-from agent.domain.errors import AgentError, Stage
+from agent.console.formatting import duration_text, path_text, plural, size_text
+from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -22,41 +22,42 @@ if TYPE_CHECKING:
     from agent.console.run_report import ActionReport, Report
 
 MARKS = {Result.SUCCEEDED: "✅", Result.FAILED: "❌", Result.CANCELLED: "⊘"}
+# Characters that XML 1.0 does not allow.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
 
 
 class ReportFailed(AgentError):
-    """A report could not be written."""
+    """A report file cannot be written."""
 
 
-def form(file: Path) -> Callable[[Report], str]:
-    """Return what writes a report in the form that a file's name asks for.
+def format_for(file: Path) -> Callable[[Report], str]:
+    """Return the function that makes the text of a report file, by the file's suffix.
 
     Raises:
-        ValueError: its name has no ending that is known.
+        ValueError: no format has this suffix.
     """
     try:
-        return FORMS[file.suffix.lower()]
+        return FORMATS[file.suffix.lower()]
     except KeyError:
-        raise ValueError(f"{file}: must end with {' or '.join(FORMS)}") from None
+        raise ValueError(f"{file}: must end with {' or '.join(FORMATS)}") from None
 
 
 def write(report: Report, file: Path) -> None:
-    """Write a report to a file.
+    """Write a report to a file, and create the file's folder.
 
     Raises:
-        ReportFailed: it cannot be written.
+        ReportFailed: the file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(form(file)(report), encoding="utf-8")
+        file.write_text(format_for(file)(report), encoding="utf-8")
     except OSError as error:
         raise ReportFailed(f"the report {file} cannot be written: {error.strerror}") from error
 
 
 def plain(text: str) -> str:
-    """Return a text without colours and without what XML cannot hold."""
+    """Return the text without colours. U+FFFD replaces characters that XML does not allow."""
     return NOT_XML.sub("�", ANSI.sub("", text))
 
 
@@ -64,19 +65,19 @@ def plain(text: str) -> str:
 
 
 def junit(report: Report) -> str:
-    """Return JUnit XML: one suite, a case for each action."""
+    """Return JUnit XML with one suite, and a case for each action."""
     suite = ET.Element("testsuite", name=plain(report.name), time=f"{report.seconds:.3f}")
     counts = dict.fromkeys(("failures", "errors", "skipped"), 0)
     for action in report.actions.values():
         case = ET.SubElement(suite, "testcase", classname=plain(report.name), name=action.name)
         case.set("time", f"{action.seconds:.3f}")
-        kind = verdict(action)
+        kind = junit_element(action)
         if kind:
             counts[{"failure": "failures", "error": "errors"}.get(kind, kind)] += 1
-            found = ET.SubElement(case, kind, message=plain(message(action)))
+            element = ET.SubElement(case, kind, message=plain(message(action)))
             if kind != "skipped":
-                found.set("type", action.outcome.reason.value if action.outcome and action.outcome.reason else "")
-                found.text = plain("\n".join([*action.tail, *action.notes]))
+                element.set("type", action.outcome.reason.value if action.outcome and action.outcome.reason else "")
+                element.text = plain("\n".join([*action.tail, *action.notes]))
     suite.attrib.update({"tests": str(len(report.actions))} | {name: str(each) for name, each in counts.items()})
     suites = ET.Element("testsuites")
     suites.append(suite)
@@ -84,8 +85,8 @@ def junit(report: Report) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
 
 
-def verdict(action: ActionReport) -> str:
-    """Return the element for how an action ended, "" for success."""
+def junit_element(action: ActionReport) -> str:
+    """Return the name of the JUnit element for an outcome. "" for success."""
     outcome = action.outcome
     if outcome is None:
         return "error"
@@ -97,64 +98,64 @@ def verdict(action: ActionReport) -> str:
 
 
 def message(action: ActionReport) -> str:
-    """Say in one sentence why an action did not succeed."""
-    return (action.outcome.message or action.why) if action.outcome else "not ended"
+    """Return why an action did not succeed, in one sentence."""
+    return (action.outcome.message or action.reason_text) if action.outcome else "not ended"
 
 
 # ---- Markdown
 
 
 def markdown(report: Report) -> str:
-    """Return a summary as a page: a table, then what failed."""
-    title = ", ".join(count_of(report, result) for result in Result if count_of(report, result))
-    lines = [f"## {escaped(report.name)}: {title or 'nothing ended'} in {duration(report.seconds)}", ""]
+    """Return a Markdown page with a table, a block for each failure, and the files."""
+    counts = ", ".join(result_count(report, result) for result in Result if result_count(report, result))
+    title = f"{counts or 'nothing ended'} in {duration_text(report.seconds)}"
+    lines = [f"## {escape(report.name)}: {title}", ""]
     lines += ["| action | outcome | set-up | commands | copying | time | files |", "|---|---|--:|--:|--:|--:|---|"]
-    lines += [row(action) for action in report.actions.values()]
-    for action in report.unsuccessful:
-        lines += ["", *block(action, many=len(report.actions) > 1)]
+    lines += [table_row(action) for action in report.actions.values()]
+    for action in report.failed_actions:
+        lines += ["", *failure_block(action, only_option=len(report.actions) > 1)]
     for action in report.actions.values():
         if action.files:
-            lines += ["", f"<details><summary>files of {escaped(action.name)}</summary>", ""]
+            lines += ["", f"<details><summary>files of {escape(action.name)}</summary>", ""]
             shown = list(action.files.items())[: final_summary.SHOWN_FILES]
-            lines += [f"- `{readable(path)}` {amount(size)}" for path, size in shown]
+            lines += [f"- `{path_text(path)}` {size_text(size)}" for path, size in shown]
             lines += ["- ..."] if len(action.files) > len(shown) else []
             lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
 
-def count_of(report: Report, result: Result) -> str:
-    """Say how many actions ended so, "" for none."""
+def result_count(report: Report, result: Result) -> str:
+    """Return how many actions have a result, as in "2 failed". "" for none."""
     number = sum(1 for each in report.actions.values() if each.outcome and each.outcome.result is result)
     return f"{number} {result.value}" if number else ""
 
 
-def row(action: ActionReport) -> str:
-    """Return the line of an action."""
+def table_row(action: ActionReport) -> str:
+    """Return the row of an action in the table."""
     outcome = action.outcome
-    how = f"{MARKS[outcome.result]} {outcome.result.value} {action.why}".strip() if outcome else "not ended"
-    stages = (Stage.SETUP, Stage.COMMANDS, Stage.ARTIFACTS)
-    times = [duration(action.stages[each]) if each in action.stages else "" for each in stages]
-    files = f"{count(len(action.files), 'file')}, {amount(action.size)}" if action.files else ""
-    return f"| {' | '.join([escaped(action.name), how, *times, duration(action.seconds), files])} |"
+    shown = f"{MARKS[outcome.result]} {outcome.result.value} {action.reason_text}".strip() if outcome else "not ended"
+    times = final_summary.stage_times(action)
+    files = f"{plural(len(action.files), 'file')}, {size_text(action.size)}" if action.files else ""
+    return f"| {' | '.join([escape(action.name), shown, *times, duration_text(action.seconds), files])} |"
 
 
-def block(action: ActionReport, *, many: bool) -> Iterator[str]:
-    """Say what failed: the command, the end of the log, what the pod says, what to try."""
-    yield f"### ❌ {escaped(action.name)}: {escaped(message(action))}"
-    command = action.text_of(action.outcome.command) if action.outcome else ""
+def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
+    """Yield the message, command, end of the log, notes about the pod, and advice of a failed action."""
+    yield f"### ❌ {escape(action.name)}: {escape(message(action))}"
+    command = action.command_text(action.outcome.command) if action.outcome else ""
     text = [*(f"$ {command}".splitlines() if command else []), *action.tail]
     for lines in (text, list(action.notes)):
         if lines:
             yield ""
-            # Four spaces: no fence that what was logged could close.
+            # Indented by four spaces, because a log could close a fence.
             yield from (f"    {plain(line)}" for line in lines)
-    for each in final_summary.advice(action, many=many):
-        yield f"\n{escaped(each)}"
+    for each in final_summary.advice(action, only_option=only_option):
+        yield f"\n{escape(each)}"
 
 
-def escaped(text: str) -> str:
-    """Return a text that Markdown shows as it is, on one line."""
+def escape(text: str) -> str:
+    """Return the text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", plain(text)).replace("\n", " ")
 
 
-FORMS = {".xml": junit, ".md": markdown}
+FORMATS = {".xml": junit, ".md": markdown}

@@ -1,6 +1,6 @@
-"""How a pipeline went, gathered from its events: what views and summaries show and the exit code says.
+"""Collect the events of a pipeline into a report. Views and report files show it, and it decides the exit code.
 
-Pure. A `Report` lives as long as somebody watches one pipeline; of a log it keeps only the last lines.
+Pure. A `Report` lives as long as the command follows its pipeline. Of each log it keeps only the last lines.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from agent.console.log_lines import Lines
+from agent.console.log_lines import LineSplitter
 from agent.domain import events as session_events
 from agent.domain.events import Source
 from agent.domain.outcome import Outcome, Result
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from agent.domain.errors import Stage
     from agent.pipeline.events import PipelineEvent
 
-TAIL = 20
-NOTES = 80
+# Number of lines kept from the end of what the commands wrote.
+TAIL_LINES = 20
+# Number of lines kept of what the agent and the clone logged.
+NOTE_LINES = 80
 
 
 class ExitCode(IntEnum):
-    """What `run` and `submit` end with."""
+    """Exit codes of `run` and `submit`."""
 
     SUCCEEDED = 0
     FAILED = 1
@@ -34,12 +36,45 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class Severity(IntEnum):
+    """How bad the end of an action is for the pipeline. The worst action decides the exit code."""
+
+    SUCCEEDED = 0
+    CANCELLED = 1
+    INFRASTRUCTURE_FAILURE = 2
+    USER_FAILURE = 3
+    NOT_ENDED = 4
+
+
+EXIT_CODES = {
+    Severity.SUCCEEDED: ExitCode.SUCCEEDED,
+    Severity.CANCELLED: ExitCode.FAILED,
+    Severity.INFRASTRUCTURE_FAILURE: ExitCode.INFRASTRUCTURE,
+    Severity.USER_FAILURE: ExitCode.FAILED,
+    # Without an outcome the scheduler or the connection to it has failed.
+    Severity.NOT_ENDED: ExitCode.INFRASTRUCTURE,
+}
+
+
+def severity(outcome: Outcome | None) -> Severity:
+    """Return the severity of an outcome. None: the action has no outcome yet."""
+    if outcome is None:
+        return Severity.NOT_ENDED
+    if outcome.result is Result.SUCCEEDED:
+        return Severity.SUCCEEDED
+    if outcome.result is Result.CANCELLED:
+        return Severity.CANCELLED
+    infrastructure = outcome.reason is not None and outcome.reason.infrastructure
+    return Severity.INFRASTRUCTURE_FAILURE if infrastructure else Severity.USER_FAILURE
+
+
 @dataclass(slots=True)
 class ActionReport:
-    """How one action went so far. `seconds` is 0 when it never ran; times are seconds since the epoch.
+    """The state of one action, as known from the events so far.
 
-    `stages` are the seconds of each stage that has ended, `since` when the current one began. `tail` is the end of what
-    the commands wrote, `notes` what the agent and the clone said about it.
+    `seconds` is the duration of the whole action, 0 if it never ran. `started_at` and `stage_since` are seconds since
+    the epoch. `stages` holds the seconds of each stage that has ended. `tail` is the end of what the commands wrote.
+    `notes` is what the agent and the clone logged. `splitters` has True for the commands and False for the others.
     """
 
     name: str
@@ -51,18 +86,20 @@ class ActionReport:
     files: dict[bytes, int] = field(default_factory=dict)
     environment: str = ""
     stage: Stage | None = None
-    since: float = 0.0
-    started: float = 0.0
+    stage_since: float = 0.0
+    started_at: float = 0.0
     detail: str = ""
     command: int = 0
     stages: dict[Stage, float] = field(default_factory=dict)
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
-    notes: deque[str] = field(default_factory=lambda: deque(maxlen=NOTES))
-    lines: dict[bool, Lines] = field(default_factory=lambda: {True: Lines(), False: Lines()}, repr=False)
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=NOTE_LINES))
+    splitters: dict[bool, LineSplitter] = field(
+        default_factory=lambda: {True: LineSplitter(), False: LineSplitter()}, repr=False
+    )
 
     @property
-    def why(self) -> str:
-        """Reason and exit code in a few words; empty on success."""
+    def reason_text(self) -> str:
+        """Reason and exit code, as in "COMMAND_FAILED (exit code 3)". Empty on success."""
         if self.outcome is None or self.outcome.result is Result.SUCCEEDED:
             return ""
         reason = self.outcome.reason.value if self.outcome.reason else ""
@@ -71,110 +108,100 @@ class ActionReport:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Bytes of all files together."""
         return sum(self.files.values())
 
-    def text_of(self, command: int) -> str:
-        """Return a command as it was written, by its number from 1; "" when there is none."""
-        return self.commands[command - 1] if 0 < command <= len(self.commands) else ""
+    def command_text(self, number: int) -> str:
+        """Return the command with this number, counted from 1. Returns "" if there is none."""
+        return self.commands[number - 1] if 0 < number <= len(self.commands) else ""
 
-    def begin(self, attempt: int, now: float) -> None:
-        """Begin an attempt: nothing of an earlier one counts."""
-        self.attempts, self.started, self.since = attempt, now, now
+    def begin_attempt(self, attempt: int, now: float) -> None:
+        """Start an attempt, and drop what is known of the attempt before."""
+        self.attempts, self.started_at, self.stage_since = attempt, now, now
         self.stage, self.detail, self.command = None, "", 0
         self.files.clear()
         self.stages.clear()
         self.tail.clear()
         self.notes.clear()
 
-    def enter(self, stage: Stage, detail: str, now: float) -> None:
-        """Take note of a stage, or of progress within it."""
+    def enter_stage(self, stage: Stage, detail: str, now: float) -> None:
+        """Record a new stage, or a new detail of the current stage."""
         if stage is not self.stage:
-            self.leave(now)
-            self.stage, self.since = stage, now
+            self.leave_stage(now)
+            self.stage, self.stage_since = stage, now
         self.detail = detail
 
-    def leave(self, now: float) -> None:
-        """Take note that the current stage is over."""
+    def leave_stage(self, now: float) -> None:
+        """Add the time of the current stage to `stages`."""
         if self.stage is not None:
-            self.stages[self.stage] = self.stages.get(self.stage, 0.0) + max(0.0, now - self.since)
+            self.stages[self.stage] = self.stages.get(self.stage, 0.0) + max(0.0, now - self.stage_since)
 
-    def write(self, data: bytes, source: Source) -> list[str]:
-        """Take a piece of the log; returns the lines that are whole now."""
-        own = source is Source.COMMANDS
-        found = self.lines[own].feed(data)
-        (self.tail if own else self.notes).extend(found)
-        return found
+    def add_log(self, data: bytes, source: Source) -> list[str]:
+        """Take the next bytes of the log and return the lines that they complete."""
+        from_commands = source is Source.COMMANDS
+        lines = self.splitters[from_commands].feed(data)
+        (self.tail if from_commands else self.notes).extend(lines)
+        return lines
 
     def end(self, outcome: Outcome, seconds: float, now: float) -> None:
-        """Take note of the end."""
-        self.leave(now)
+        """Record the outcome."""
+        self.leave_stage(now)
         self.stage, self.outcome, self.seconds = None, outcome, seconds
-        self.tail.extend(self.lines[True].flush())
-        self.notes.extend(self.lines[False].flush())
+        self.tail.extend(self.splitters[True].flush())
+        self.notes.extend(self.splitters[False].flush())
 
 
 @dataclass(slots=True)
 class Report:
-    """How a pipeline went so far."""
+    """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event."""
 
     name: str = ""
     folder: str = ""
     actions: dict[str, ActionReport] = field(default_factory=dict)
-    ended: bool = False
-    started: float = 0.0
+    complete: bool = False
+    started_at: float = 0.0
     seconds: float = 0.0
 
     def add(self, event: PipelineEvent) -> None:
-        """Take note of the next event."""
-        self.seconds = event.time - self.started if self.started else 0.0
-        match event.happening:
+        """Take the next event."""
+        self.seconds = event.time - self.started_at if self.started_at else 0.0
+        match event.body:
             case events.Submitted(name=name, actions=plans, folder=folder):
-                self.name, self.folder, self.started = name, folder, event.time
+                self.name, self.folder, self.started_at = name, folder, event.time
                 self.actions = {plan.name: ActionReport(plan.name, plan.needs, plan.commands) for plan in plans}
             case events.Ended():
-                self.ended = True
+                self.complete = True
             case _:
-                self.note(self.of(event), event)
+                action = self.actions.setdefault(event.action, ActionReport(event.action))
+                self.add_to_action(action, event)
 
-    def note(self, action: ActionReport, event: PipelineEvent) -> None:
-        """Take note of what happened to an action."""
-        match event.happening:
+    def add_to_action(self, action: ActionReport, event: PipelineEvent) -> None:
+        """Take an event about one action."""
+        match event.body:
             case events.Started():
-                action.begin(event.attempt, event.time)
+                action.begin_attempt(event.attempt, event.time)
             case session_events.Accepted(environment=environment):
                 action.environment = environment
             case session_events.StageChanged(stage=stage, detail=detail):
-                action.enter(stage, detail, event.time)
+                action.enter_stage(stage, detail, event.time)
             case session_events.CommandStarted(index=index):
                 action.command = index
             case events.LogText(data=data, source=source):
-                action.write(data, source)
+                action.add_log(data, source)
             case events.FileStored(path=path, size=size):
                 action.files[path] = size
             case events.ActionEnded(outcome=outcome, seconds=seconds):
                 action.end(outcome, seconds, event.time)
 
-    def of(self, event: PipelineEvent) -> ActionReport:
-        """Return the report of the action that an event is about."""
-        return self.actions.setdefault(event.action, ActionReport(event.action))
-
     @property
-    def unsuccessful(self) -> list[ActionReport]:
-        """The actions that failed themselves, in the order of the file: not those that were never begun."""
+    def failed_actions(self) -> list[ActionReport]:
+        """Actions with the result `failed`, in the order of the file. Cancelled actions are not among them."""
         return [each for each in self.actions.values() if each.outcome and each.outcome.result is Result.FAILED]
 
     @property
     def exit_code(self) -> ExitCode:
-        """Failed when an action failed by its own fault, else by whose fault it was."""
-        outcomes = [action.outcome for action in self.actions.values()]
-        if not self.ended or any(outcome is None for outcome in outcomes):
-            return ExitCode.INFRASTRUCTURE
-        failed = [outcome for outcome in outcomes if outcome and outcome.result is Result.FAILED]
-        if any(outcome.reason is None or not outcome.reason.infrastructure for outcome in failed):
-            return ExitCode.FAILED
-        if failed:
-            return ExitCode.INFRASTRUCTURE
-        if any(outcome and outcome.result is not Result.SUCCEEDED for outcome in outcomes):
-            return ExitCode.FAILED
-        return ExitCode.SUCCEEDED
+        """The exit code of the worst action. A pipeline without its last event counts as not ended."""
+        if not self.complete:
+            return EXIT_CODES[Severity.NOT_ENDED]
+        severities = (severity(action.outcome) for action in self.actions.values())
+        return EXIT_CODES[max(severities, default=Severity.SUCCEEDED)]

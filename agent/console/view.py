@@ -1,6 +1,7 @@
-"""What shows a pipeline. A view lives as long as one pipeline is watched and only shows: nothing depends on it.
+"""The interface of everything that shows a pipeline.
 
-Its methods are called one at a time, on a thread, because a terminal that is held or a full pipe blocks them.
+A view lives as long as the command follows its pipeline. A view only shows: no result depends on it. The follower calls
+the methods of a view one at a time, on a thread, because a full pipe or a stopped terminal blocks them.
 """
 
 from __future__ import annotations
@@ -15,40 +16,42 @@ if TYPE_CHECKING:
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
-
-if TYPE_CHECKING:
-    Gauge = Callable[[], Mapping[str, Transfer]]
+    TransferSource = Callable[[], Mapping[str, Transfer]]
 
 
-def nothing() -> Mapping[str, Transfer]:
-    """Tell of no transfer: where nobody can."""
+def no_transfers() -> Mapping[str, Transfer]:
+    """Return no transfer. For `submit`, which does not learn of them."""
     return {}
 
 
 class View:
-    """Something that shows a pipeline. `gauge` tells, by action, what is being copied right now."""
+    """Shows one pipeline. This base class shows nothing.
 
-    gauge: Gauge = staticmethod(nothing)
+    `transfers` returns, by action, the file that is being copied now. `run` replaces it, because only a scheduler in
+    the same process has these numbers.
+    """
+
+    transfers: TransferSource = staticmethod(no_transfers)
 
     def show(self, event: PipelineEvent) -> None:
         """Show the next event."""
 
     def tick(self) -> None:
-        """Show that time goes by; called several times a second."""
+        """Show that time passes. Called several times a second."""
 
     def hold(self) -> None:
-        """Leave the terminal to somebody else, until `tick` is called again."""
+        """Release the terminal for other output, until the next call of `tick`."""
 
     def close(self, report: Report) -> None:
-        """Show how it went, after the last event."""
+        """Show the result. Called once, after the last event."""
 
 
 class QuietView(View):
-    """Nothing at all, unless something fails."""
+    """Shows nothing until the end. `write` then decides what the report needs."""
 
     def __init__(self, write: Callable[[Report], None]) -> None:
         self.write = write
 
     def close(self, report: Report) -> None:
-        """Write what did not succeed."""
+        """Call `write` with the report."""
         self.write(report)

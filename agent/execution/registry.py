@@ -23,7 +23,7 @@ from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
-from agent.telemetry.metrics import LIVES
+from agent.telemetry.metrics import SESSION_STAGES
 from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class SessionRegistry:
         self.finished = 0
         metrics.slots.set(settings.agent.slots)
         metrics.slots_available.set(settings.agent.slots)
-        for stage in LIVES:
+        for stage in SESSION_STAGES:
             metrics.actions_running.labels(stage).set_function(partial(self.count_in, stage))
 
     # ---- room

@@ -1,15 +1,17 @@
-"""Who runs what: actions go to agents with free slots, events come back, a lost agent's actions go on elsewhere.
+"""Decide which agent runs which action, and apply the agents' events.
 
-Everything runs on one event loop, so that a decision is never half made; what depends on a decision (sending, acking)
-is done when the store has it. An attempt is bound to the highest claim seen of it; older ones get Discard.
-An agent that is gone has the resume grace to come back, or an heir to adopt its sessions; then the next attempt begins.
+All decisions happen on one event loop, and no decision awaits in its middle. Effects of a decision (a message to an
+agent, an acknowledgement) happen only after the store has written it. An attempt belongs to the highest claim seen so
+far, and lower claims get Discard. When an agent is lost, its actions wait for the resume grace. In that time the agent
+may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,9 +21,10 @@ from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.action_state import State, advance
-from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, least_loaded
-from agent.local_scheduler.unknown_sessions import Strangers
+from agent.local_scheduler.action_state import ActionStatus, Admission, admission, advance
+from agent.local_scheduler.agent_pool import AgentPool
+from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
+from agent.local_scheduler.unknown_sessions import UnknownSessions
 from agent.pipeline.events import Started
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -32,324 +35,316 @@ if TYPE_CHECKING:
     from agent.domain.actions import Key
     from agent.domain.events import Event
     from agent.domain.session_state import Health
-    from agent.local_scheduler.registry import Book, Entry
+    from agent.local_scheduler.options import SchedulerOptions
+    from agent.local_scheduler.records import ActionRecord
+    from agent.local_scheduler.registry import PipelineRegistry
     from agent.pipeline.parser import Pipeline
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How patient the scheduler is; times in seconds. `attempts` is how often an action is begun at most."""
-
-    health_interval: float = 10.0
-    resume_grace: float = 60.0
-    attempts: int = 3
-    register_timeout: float = 15.0
-
-
 class Dispatcher:
-    """The agents that are connected, and what they have."""
+    """The decisions of one scheduler. The server owns the only instance.
 
-    def __init__(self, book: Book, rules: Rules) -> None:
-        self.book = book
-        self.rules = rules
-        self.streams: dict[str, AgentStream] = {}
-        self.strangers = Strangers(rules.resume_grace)
-        self.ready = asyncio.Event()
+    `agent_ready` is set when the first agent reports that it is ready.
+    """
+
+    def __init__(self, registry: PipelineRegistry, options: SchedulerOptions) -> None:
+        self.registry = registry
+        self.options = options
+        self.agents = AgentPool()
+        self.unknown_sessions = UnknownSessions(options.resume_grace)
+        self.agent_ready = asyncio.Event()
         self.stopping = False
 
     def start(self) -> None:
-        """Give the agents of the time before a restart the grace to come back."""
-        for entry in self.book.entries():
-            if entry.progress.state is State.RUNNING:
-                entry.sent = True
-                self.lose(entry)
+        """Start the grace timers of the actions that ran before a restart of the scheduler."""
+        for record in self.registry.open_records():
+            if record.state.status is ActionStatus.RUNNING:
+                record.sent_to_agent = True
+                self.start_grace_timer(record)
 
     def stop(self) -> None:
-        """End all streams and forget all timers."""
+        """Close all streams and cancel all timers."""
         self.stopping = True
-        self.strangers.stop()
-        for stream in self.streams.values():
-            stream.close()
-        for entry in self.book.entries():
-            self.find(entry)
+        self.unknown_sessions.stop()
+        self.agents.close()
+        for record in self.registry.open_records():
+            record.stop_grace_timer()
 
-    # ---- agents come and go
+    # ---- agents connect and disconnect
 
     async def register(self, stream: AgentStream, sessions: Sequence[SessionState]) -> None:
-        """Take an agent into the pool and answer for every session that it names.
+        """Add an agent and answer every session that its registration names.
 
         Raises:
             StoreFailed: nothing more can be stored.
         """
-        if (older := self.streams.get(stream.pod)) is not None:
-            older.close()
-        self.streams[stream.pod] = stream
+        self.agents.add(stream)
         log.info("agent registered", agent=stream.agent_id, slots=stream.slots, sessions=len(sessions))
         for session in sessions:
-            await self.name(stream, session)
+            await self.answer_session(stream, session)
         named = {session.key.action_id for session in sessions}
-        for entry in list(self.book.entries()):
-            progress = entry.progress
-            mine = progress.state is State.RUNNING and progress.agent.partition(".")[0] == stream.pod
-            if mine and entry.action_id not in named:
-                entry.stream = None
-                if progress.agent == stream.agent_id and progress.seq == 0:
-                    self.find(entry)
-                    entry.sent = False
-                self.leave(entry)
-        self.place()
+        for record in list(self.registry.open_records()):
+            state = record.state
+            of_this_pod = state.status is ActionStatus.RUNNING and pod_of(state.agent) == stream.pod
+            if of_this_pod and record.action_id not in named:
+                record.agent_id = ""
+                # The same process does not name an action that it never received, so the action can go out again.
+                if state.agent == stream.agent_id and state.seq == 0:
+                    record.stop_grace_timer()
+                    record.sent_to_agent = False
+                self.on_agent_lost(record)
+        self.schedule()
 
     def unregister(self, stream: AgentStream) -> None:
-        """Take an agent out of the pool; its sessions wait for it or its heirs."""
-        stream.close()
-        if self.streams.get(stream.pod) is not stream:
+        """Remove an agent. Its actions wait for the agent or an adopting agent. Safe to repeat."""
+        if not self.agents.remove(stream):
             return
-        del self.streams[stream.pod]
-        log.info("agent gone", agent=stream.agent_id, sessions=len(stream.sessions))
+        log.info("agent disconnected", agent=stream.agent_id, sessions=len(stream.sessions))
         for action_id in sorted(stream.sessions):
-            entry = self.book.find(action_id)
-            if entry is not None and entry.stream is stream:
-                entry.stream = None
-                self.leave(entry)
-        self.place()
+            record = self.registry.find(action_id)
+            if record is not None and record.agent_id == stream.agent_id:
+                record.agent_id = ""
+                self.on_agent_lost(record)
+        self.schedule()
 
-    def leave(self, entry: Entry) -> None:
-        """Decide about an action whose agent does not have it any more."""
-        if entry.progress.state is not State.RUNNING or self.stopping:
+    def on_agent_lost(self, record: ActionRecord) -> None:
+        """Start the grace timer of an action that its agent received. Otherwise let the action wait again."""
+        if record.state.status is not ActionStatus.RUNNING or self.stopping:
             return
-        if entry.sent:
-            self.lose(entry)
+        if record.sent_to_agent:
+            self.start_grace_timer(record)
         else:
-            self.book.record(entry, entry.progress.taken_back())
+            self.registry.update(record, record.state.unassigned())
 
-    async def name(self, stream: AgentStream, session: SessionState) -> None:
-        """Answer for a session that an agent holds: go on, or drop it."""
+    async def answer_session(self, stream: AgentStream, session: SessionState) -> None:
+        """Answer a session that an agent reports: resume, discard, or wait as an unknown session."""
         key = session.key
-        if self.book.find(key.action_id) is None:
-            self.strangers.wait(stream, session)
-        entry = self.current(stream, key)
-        if entry is None or stream.closed:
+        if self.registry.find(key.action_id) is None:
+            self.unknown_sessions.wait(stream, session)
+        record = self.owned_record(stream, key)
+        if record is None or stream.closed:
             return
-        if entry.progress.state is State.ENDED:
+        if record.state.status is ActionStatus.ENDED:
             stream.discard(key, "the action has ended")
             return
-        progress = replace(entry.progress, state=State.RUNNING, agent=stream.agent_id, claim=key.claim)
-        self.take(entry, stream)
-        bound = asyncio.Event()
-        self.book.record(entry, progress, then=bound.set)
-        await self.book.store.until(bound)
-        if entry.stream is stream and not stream.closed:
-            stream.resume(entry, adopted=session.adopted)
+        state = replace(record.state, status=ActionStatus.RUNNING, agent=stream.agent_id, claim=key.claim)
+        self.bind(record, stream)
+        stored = asyncio.Event()
+        self.registry.update(record, state, then=stored.set)
+        await self.registry.store.wait_until(stored)
+        if record.action_id in stream.sessions and not stream.closed:
+            stream.resume(record, adopted=session.adopted)
 
-    def take(self, entry: Entry, stream: AgentStream) -> None:
-        """Bind an action to the stream of the agent that has it."""
-        self.find(entry)
-        if entry.stream is not None:
-            entry.stream.sessions.discard(entry.action_id)
-        entry.stream = stream
-        entry.sent = True
-        stream.sessions.add(entry.action_id)
+    def bind(self, record: ActionRecord, stream: AgentStream) -> None:
+        """Record that an agent has received an action and runs it."""
+        record.stop_grace_timer()
+        self.agents.bind(record, stream)
+        record.sent_to_agent = True
 
-    # ---- lost and found
+    # ---- the grace timer of a lost agent's action
 
-    def lose(self, entry: Entry) -> None:
-        """Begin to wait for the agent of an action, or an heir."""
-        if entry.lost is None:
-            loop = asyncio.get_running_loop()
-            entry.lost = loop.call_later(self.rules.resume_grace, self.give_up, entry)
+    def start_grace_timer(self, record: ActionRecord) -> None:
+        """Start the resume grace of an action, unless it runs already."""
+        if record.grace_timer is None:
+            seconds = self.options.resume_grace
+            record.grace_timer = asyncio.get_running_loop().call_later(seconds, self.on_grace_expired, record)
 
-    def find(self, entry: Entry) -> None:
-        """Stop waiting."""
-        if entry.lost is not None:
-            entry.lost.cancel()
-            entry.lost = None
-
-    def give_up(self, entry: Entry) -> None:
-        """Nobody came: begin the next attempt, unless the action was cancelled or begun often enough."""
-        entry.lost = None
-        progress = entry.progress
-        if progress.state is not State.RUNNING or self.book.store.unusable:
+    def on_grace_expired(self, record: ActionRecord) -> None:
+        """Start the next attempt of a lost agent's action. A cancelled action and a last attempt end instead."""
+        record.grace_timer = None
+        state = record.state
+        if state.status is not ActionStatus.RUNNING or self.registry.store.unusable:
             return
-        stage = progress.stage or Stage.ADMISSION
-        if progress.cancel is not None:
-            outcome = Outcome(
-                Result.CANCELLED, stage, Reason.CANCELLED, message=f"{progress.cancel}; its agent was lost"
-            )
-            self.book.end(entry, outcome)
-        elif progress.attempt >= self.rules.attempts:
-            message = f"its agent was lost in attempt {progress.attempt}, the last one"
-            self.book.end(entry, Outcome(Result.FAILED, stage, Reason.INTERNAL, message=message))
+        if state.cancel is not None:
+            self.end(record, Result.CANCELLED, Reason.CANCELLED, f"{state.cancel}; the agent was lost")
+        elif state.attempt >= self.options.attempts:
+            message = f"the agent was lost in attempt {state.attempt}, which was the last attempt"
+            self.end(record, Result.FAILED, Reason.INTERNAL, message)
         else:
-            log.warning("agent lost, next attempt", action=progress.action_id, attempt=progress.attempt + 1)
-            entry.sent = False
-            entry.files = []
-            self.book.record(entry, progress.again())
-        self.place()
+            log.warning("agent lost, the next attempt starts", action=state.action_id, attempt=state.attempt + 1)
+            record.sent_to_agent = False
+            record.files = []
+            self.registry.update(record, state.next_attempt())
+        self.schedule()
 
-    # ---- work goes out
+    def end(self, record: ActionRecord, result: Result, reason: Reason, message: str) -> None:
+        """End an action in its current stage by a decision of the scheduler."""
+        stage = record.state.stage or Stage.ADMISSION
+        self.registry.end_action(record, Outcome(result, stage, reason, message=message))
 
-    async def submit(self, run_id: str, asked: Pipeline, secrets: Mapping[str, str]) -> None:
-        """Queue a pipeline; one that exists stays as it is.
+    # ---- actions go to agents
+
+    async def submit(self, run_id: str, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
+        """Queue a pipeline. If the same pipeline exists with this id, do nothing.
 
         Raises:
-            ValueError: the id is none.
-            PipelineExists: the id is another pipeline's.
+            PipelineIdInvalid: the id is malformed.
+            PipelineExists: another pipeline has the id.
             StoreFailed: nothing more can be stored.
         """
-        run = await self.book.submit(run_id, asked, secrets)
-        for entry in run.entries.values():
-            if (found := self.strangers.claim(entry.action_id)) is not None:
-                await self.recognise(entry, *found)
-        self.place()
+        run = await self.registry.submit(run_id, pipeline, secrets)
+        for record in run.records.values():
+            if (found := self.unknown_sessions.pop(record.action_id)) is not None:
+                await self.resume_unknown_session(record, *found)
+        self.schedule()
 
-    async def recognise(self, entry: Entry, stream: AgentStream, session: SessionState) -> None:
-        """Have an action go on where it runs; all of it is told again."""
-        if not stream.closed and entry.progress.state is State.WAITING:
-            same = replace(entry.progress, attempt=session.key.attempt, claim=session.key.claim)
-            self.book.record(entry, same.given(stream.agent_id, time.time()), [Started(stream.agent_id)])
-            await self.name(stream, session)
+    async def resume_unknown_session(self, record: ActionRecord, stream: AgentStream, session: SessionState) -> None:
+        """Continue an action on the agent that already runs it. The agent sends all events of the attempt again."""
+        if not stream.closed and record.state.status is ActionStatus.WAITING:
+            same = replace(record.state, attempt=session.key.attempt, claim=session.key.claim)
+            self.registry.update(record, same.assigned_to(stream.agent_id, time.time()), [Started(stream.agent_id)])
+            await self.answer_session(stream, session)
 
-    def place(self) -> None:
-        """Give waiting actions to agents with free slots, the least loaded first."""
-        if self.stopping or self.book.store.unusable:
+    def schedule(self) -> None:
+        """Assign waiting actions to agents with free slots, the least loaded agent first."""
+        if self.stopping or self.registry.store.unusable:
             return
-        for entry in list(self.book.ready()):
-            if entry.action_id in self.strangers.waiting:
+        for record in list(self.registry.ready_records()):
+            # `submit` is about to continue this action on the agent that already runs it.
+            if record.action_id in self.unknown_sessions.waiting:
                 continue
-            stream = least_loaded(self.streams.values())
+            stream = self.agents.least_loaded()
             if stream is None:
                 return
-            self.give(entry, stream)
+            self.assign(record, stream)
 
-    def give(self, entry: Entry, stream: AgentStream) -> None:
-        """Give an action to an agent; it is sent when the store has it."""
-        entry.stream = stream
-        entry.sent = False
-        stream.sessions.add(entry.action_id)
+    def assign(self, record: ActionRecord, stream: AgentStream) -> None:
+        """Assign an action to an agent, and send the action after the assignment is stored."""
+        self.agents.bind(record, stream)
+        record.sent_to_agent = False
         stream.sent_since_health += 1
-        progress = entry.progress.given(stream.agent_id, time.time())
+        state = record.state.assigned_to(stream.agent_id, time.time())
 
         def send() -> None:
-            current = entry.progress
-            if entry.stream is not stream or stream.closed or current.state is not State.RUNNING:
+            current = record.state
+            assigned = record.action_id in stream.sessions and current.status is ActionStatus.RUNNING
+            if stream.closed or not assigned:
                 return
-            entry.sent = True
-            stream.send_action(translate.action_message(entry.plan.action(current.key, entry.run.secrets)))
+            record.sent_to_agent = True
+            stream.send_action(translate.action_message(record.plan.action(current.key, record.run.secrets)))
             if current.cancel is not None:
-                self.send_cancel(entry)
+                self.send_cancel(record)
 
-        self.book.record(entry, progress, [Started(stream.agent_id)], then=send)
+        self.registry.update(record, state, [Started(stream.agent_id)], then=send)
 
     def cancel(self, run_id: str, message: str) -> None:
-        """End every action of a pipeline; those that an agent has end when it says so.
+        """Cancel every action of a pipeline. A running action ends when its agent reports the end.
 
         Raises:
-            PipelineUnknown: there is none.
+            PipelineUnknown: no pipeline has the id.
             StoreFailed: nothing more can be stored.
         """
-        for entry in self.book.get(run_id).entries.values():
-            if entry.progress.state is State.WAITING:
-                self.book.end(entry, Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message))
-            elif entry.progress.state is State.RUNNING and entry.progress.cancel is None:
-                progress = replace(entry.progress, cancel=message)
-                self.book.record(entry, progress, then=lambda entry=entry: self.send_cancel(entry))  # type: ignore[misc]
+        for record in self.registry.get(run_id).records.values():
+            if record.state.status is ActionStatus.WAITING:
+                outcome = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message)
+                self.registry.end_action(record, outcome)
+            elif record.state.status is ActionStatus.RUNNING and record.state.cancel is None:
+                state = replace(record.state, cancel=message)
+                self.registry.update(record, state, then=partial(self.send_cancel, record))
 
-    def send_cancel(self, entry: Entry) -> None:
-        """Tell the agent that has an action to end it."""
-        progress = entry.progress
-        if entry.stream is not None and entry.sent and progress.state is State.RUNNING and progress.cancel is not None:
-            message = translate.cancel_message(progress.key.attempt_key, Cancel(message=progress.cancel))
-            entry.stream.send(wire.SchedulerMessage(cancel=message))
+    def send_cancel(self, record: ActionRecord) -> None:
+        """Send a stop request to the agent that has an action, if the action was sent and still runs."""
+        state = record.state
+        stream = self.agents.stream_of(record)
+        if stream is None or not record.sent_to_agent:
+            return
+        if state.status is ActionStatus.RUNNING and state.cancel is not None:
+            message = translate.cancel_message(state.key.attempt_key, Cancel(message=state.cancel))
+            stream.send(wire.SchedulerMessage(cancel=message))
 
-    # ---- news comes in
+    # ---- agents report
 
-    def health(self, stream: AgentStream, health: Health) -> None:
-        """Take note of how an agent is."""
-        stream.update(health)
+    def update_health(self, stream: AgentStream, health: Health) -> None:
+        """Store a health report of an agent and use the slots that became free."""
+        stream.update_health(health)
         if health.status is Readiness.READY:
-            self.ready.set()
-        self.place()
+            self.agent_ready.set()
+        self.schedule()
 
-    def current(self, stream: AgentStream, key: Key) -> Entry | None:
-        """Return the action that an agent speaks of if it may, else tell it to drop it."""
-        entry = self.book.find(key.action_id)
-        if entry is None:
-            if not self.strangers.holds(key):
+    def owned_record(self, stream: AgentStream, key: Key) -> ActionRecord | None:
+        """Return the action of a key. If the agent does not own the attempt, queue a discard and return None."""
+        record = self.registry.find(key.action_id)
+        if record is None:
+            if not self.unknown_sessions.holds(key):
                 stream.discard(key, "the scheduler does not know this action")
-        elif key.attempt != entry.progress.attempt:
-            stream.discard(key, f"attempt {key.attempt} is superseded by attempt {entry.progress.attempt}")
-        elif key.claim < entry.progress.claim:
-            stream.discard(key, f"claim {entry.progress.claim} owns the attempt", claimed_by_other=True)
+        elif key.attempt != record.state.attempt:
+            stream.discard(key, f"attempt {key.attempt} is superseded by attempt {record.state.attempt}")
+        elif key.claim < record.state.claim:
+            stream.discard(key, f"claim {record.state.claim} owns the attempt", claimed_by_other=True)
         else:
-            return entry
+            return record
         return None
 
     async def receive(self, stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
-        """Take an event: once, in order, from the owner of the attempt only.
+        """Apply an event once, in order, and only from the owner of the attempt.
 
         Raises:
-            OutOfOrder: events before it are missing.
+            OutOfOrder: events before this event are missing.
             StoreFailed: nothing more can be stored.
         """
-        await self.book.store.room()
-        entry = None if stream.closed else self.current(stream, key)
-        if entry is None:
+        await self.registry.store.wait_for_room()
+        record = None if stream.closed else self.owned_record(stream, key)
+        if record is None:
             return
-        progress = entry.progress
-        if seq <= progress.seq:
-            if entry.stored_seq:
-                stream.ack(key, entry.stored_seq)
-            return
-        if progress.state is State.ENDED:
-            stream.discard(key, "the action has ended")
-            return
-        if isinstance(event, Rejected):
-            self.rejected(stream, entry, event, key, seq)
-            return
-        if seq != progress.seq + 1:
-            raise OutOfOrder(f"event {seq} of {key.action_id} follows {progress.seq}")
-        if key.claim > progress.claim or entry.stream is not stream or progress.state is State.WAITING:
-            progress = replace(progress, claim=key.claim, agent=stream.agent_id, state=State.RUNNING)
-            self.take(entry, stream)
-        progress, happening = advance(progress, seq, event, time.time())
-        self.book.record(entry, progress, [happening] if happening else [], then=lambda: stream.ack(key, progress.seq))
-        if progress.state is State.ENDED:
-            stream.sessions.discard(entry.action_id)
-            entry.stream = None
-            self.place()
+        match admission(record.state, seq):
+            case Admission.ACK:
+                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                if record.stored_seq:
+                    stream.ack(key, record.stored_seq)
+            case Admission.DISCARD:
+                stream.discard(key, "the action has ended")
+            case Admission.APPLY | Admission.GAP if isinstance(event, Rejected):
+                self.on_rejected(stream, record, event, key, seq)
+            case Admission.GAP:
+                raise OutOfOrder(f"event {seq} of {key.action_id} follows event {record.state.seq}")
+            case Admission.APPLY:
+                self.apply(stream, record, key, seq, event)
 
-    def rejected(self, stream: AgentStream, entry: Entry, event: Rejected, key: Key, seq: int) -> None:
-        """Give an action that an agent did not take to another, or let it wait."""
+    def apply(self, stream: AgentStream, record: ActionRecord, key: Key, seq: int, event: Event | None) -> None:
+        """Apply the next event of an attempt, and acknowledge the event after it is stored."""
+        state = record.state
+        of_new_owner = key.claim > state.claim or record.action_id not in stream.sessions
+        if of_new_owner or state.status is ActionStatus.WAITING:
+            state = replace(state, claim=key.claim, agent=stream.agent_id, status=ActionStatus.RUNNING)
+            self.bind(record, stream)
+        state, body = advance(state, seq, event, time.time())
+        self.registry.update(record, state, [body] if body else [], then=lambda: stream.ack(key, seq))
+        if state.status is ActionStatus.ENDED:
+            self.agents.unbind(record, stream)
+            self.schedule()
+
+    def on_rejected(self, stream: AgentStream, record: ActionRecord, event: Rejected, key: Key, seq: int) -> None:
+        """Let an action that an agent rejected wait for another agent."""
         stream.ack(key, seq)
-        stream.sessions.discard(entry.action_id)
+        assigned = record.action_id in stream.sessions
+        stream.sessions.discard(record.action_id)
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
+            # The agent drains or has no cluster. It gets no action before its next health report.
             stream.health = None
-        if entry.stream is not stream or entry.progress.state is not State.RUNNING:
+        if not assigned or record.state.status is not ActionStatus.RUNNING:
             return
         log.info("action rejected", action=key.action_id, agent=stream.agent_id, why=event.why.value)
-        entry.stream = None
-        entry.sent = False
-        if entry.progress.cancel is not None:
-            message = entry.progress.cancel
-            self.book.end(entry, Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message))
+        record.agent_id = ""
+        record.sent_to_agent = False
+        if record.state.cancel is not None:
+            outcome = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=record.state.cancel)
+            self.registry.end_action(record, outcome)
         else:
-            self.book.record(entry, entry.progress.taken_back())
-        self.place()
+            self.registry.update(record, record.state.unassigned())
+        self.schedule()
 
-    def unreadable(self, stream: AgentStream, key: Key, message: str) -> None:
-        """End the action of which an agent sent something that cannot be read."""
-        entry = None if stream.closed else self.current(stream, key)
-        if entry is None:
+    def on_unreadable_event(self, stream: AgentStream, key: Key, message: str) -> None:
+        """End an action whose agent sent an event that cannot be decoded."""
+        record = None if stream.closed else self.owned_record(stream, key)
+        if record is None:
             return
         stream.discard(key, message)
-        if entry.progress.state is not State.ENDED:
-            stage = entry.progress.stage or Stage.ADMISSION
-            message = f"its agent sent something that cannot be read: {message}"
-            self.book.end(entry, Outcome(Result.FAILED, stage, Reason.INTERNAL, message=message))
-            stream.sessions.discard(entry.action_id)
-            entry.stream = None
-            self.place()
+        if record.state.status is not ActionStatus.ENDED:
+            text = f"the agent sent an event that cannot be decoded: {message}"
+            self.end(record, Result.FAILED, Reason.INTERNAL, text)
+            self.agents.unbind(record, stream)
+            self.schedule()

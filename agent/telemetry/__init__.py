@@ -1,1 +1,6 @@
-"""What the agent reports about itself: metrics, traces and its own log."""
+"""What the agent reports about itself: log, metrics and traces."""
+
+from __future__ import annotations
+
+# Must run before any module of this package imports structlog.
+from agent.telemetry import lean_import as lean_import

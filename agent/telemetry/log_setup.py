@@ -1,6 +1,6 @@
-"""How the agent's own log looks: JSON lines in a cluster, colours on a terminal.
+"""Set up the agent's own log: JSON lines in a cluster, colours on a terminal.
 
-Set up once at the start; libraries that log through the standard library come out in the same form.
+A command calls `configure` once, at its start. Libraries that log through the standard library have the same format.
 """
 
 from __future__ import annotations
@@ -9,26 +9,18 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-# structlog loads rich where it is installed, for tracebacks that show variables: 3 MiB that nobody here wants. None is
-# Python's own word for a module that is not there; the console of `run` imports rich after this.
-if "rich" not in sys.modules:
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    import structlog
-
-    del sys.modules["rich"]
-else:
-    import structlog
+import structlog
 
 if TYPE_CHECKING:
     from agent.settings import LoggingSettings
 
-# Without the variables of each frame: tokens and the values of secrets are among them.
+# Without the variables of each frame, because tokens and secret values are among them.
 TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
 def configure(settings: LoggingSettings) -> None:
-    """Send every log line to stderr, with time, level, and the ids that are bound."""
-    plain = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    """Write every log line to standard error, with time, level and the bound ids of the session."""
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -37,7 +29,7 @@ def configure(settings: LoggingSettings) -> None:
     ]
     renderer: list[structlog.typing.Processor] = (
         [TRACEBACKS, structlog.processors.JSONRenderer()]
-        if plain
+        if as_json
         else [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]

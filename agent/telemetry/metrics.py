@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-DEFAULTS = MetricsSettings()
+DEFAULT_SETTINGS = MetricsSettings()
+# Upper bounds in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 PHASES = ("schedule", "pull", "clone", "commands", "artifacts", "cleanup")
-REQUESTS = (
+# Verb and resource of every request that the agent sends to the Kubernetes API.
+API_REQUESTS = (
     ("create", "pods"),
     ("get", "pods"),
     ("list", "pods"),
@@ -55,32 +57,37 @@ REQUESTS = (
     ("patch", "leases"),
     ("delete", "leases"),
 )
-RANKS = ("alive", "going", "new")
-CODES = ("2xx", "4xx", "5xx", "error")
-DISCONNECTS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
-DROPS = ("line_limit", "total_limit")
-LIVES = ("setup", "commands", "artifacts", "cleanup")
-FILE_FAILURES = ("lost", "timeout", "broken", "refused")
+REQUEST_PRIORITIES = ("alive", "going", "new")
+RESPONSE_CODES = ("2xx", "4xx", "5xx", "error")
+DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
+LOG_DROP_REASONS = ("line_limit", "total_limit")
+SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
+ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused")
+# Kinds of messages on the stream, by direction.
+STREAM_MESSAGES = {
+    "sent": ("register", "health", "event", "adopted"),
+    "received": ("registered", "refused", "action", "cancel", "ack", "resume", "discard", "drain", "unknown"),
+}
 FAULTS = ("user", "infrastructure")
 # Components that survive an unexpected error. An unexpected error of any other component ends the process.
-COMPONENTS = ("session", "stream", "watch", "http")
+SURVIVING_COMPONENTS = ("session", "stream", "watch", "http")
 
 
 class Metrics:
     """All metrics of one agent, with their registry. The wiring creates the only instance of a process."""
 
-    def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULTS) -> None:
+    def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULT_SETTINGS) -> None:
         self.registry = CollectorRegistry()
         self.settings = settings
-        self.count_capacity(version)
-        self.count_flow()
-        self.count_stream()
-        self.count_bytes()
-        self.count_cluster()
-        self.count_itself()
-        self.zero()
+        self.define_capacity(version)
+        self.define_flow()
+        self.define_stream()
+        self.define_bytes()
+        self.define_cluster()
+        self.define_process()
+        self.create_all_series()
 
-    def count_capacity(self, version: str) -> None:
+    def define_capacity(self, version: str) -> None:
         """Create the metrics of slots."""
         labels = ("version", "commit", "python")
         self.build_info = self.gauge("build_info", "Always 1. The labels hold the version of the agent.", *labels)
@@ -90,7 +97,7 @@ class Metrics:
         self.slots_available = self.gauge("slots_available", "Free slots. 0 while the agent drains.")
         self.draining = self.gauge("draining", "1 while the agent accepts no actions because it shuts down.")
 
-    def count_flow(self) -> None:
+    def define_flow(self) -> None:
         """Create the metrics of actions and sessions."""
         self.actions_received = self.counter("actions_received", "Actions received, repeated deliveries excluded.")
         self.actions_rejected = self.counter("actions_rejected", "Actions that the agent rejected.", "reason")
@@ -124,7 +131,7 @@ class Metrics:
             "sessions_unreadable", "Orphaned pods with an unreadable session annotation. They are not adopted."
         )
 
-    def count_stream(self) -> None:
+    def define_stream(self) -> None:
         """Create the metrics of the connection to the scheduler."""
         self.stream_connected = self.gauge("stream_connected", "1 while the agent is registered with the scheduler.")
         self.stream_reconnects = self.counter(
@@ -145,7 +152,7 @@ class Metrics:
             "Unix time of the scheduler's last answer to a health message. 0 if none.",
         )
 
-    def count_bytes(self) -> None:
+    def define_bytes(self) -> None:
         """Create the metrics of logs and artifacts."""
         self.log_bytes = self.counter("log_bytes", "Bytes of log sent, after masking and without repeated deliveries.")
         self.log_gaps = self.counter(
@@ -160,7 +167,7 @@ class Metrics:
             "artifact_failures", "Sessions whose files could not be copied.", "reason"
         )
 
-    def count_cluster(self) -> None:
+    def define_cluster(self) -> None:
         """Create the metrics of the Kubernetes API and of clean-up."""
         self.degraded = self.gauge("degraded", "1 while the agent accepts no actions because of the cluster.")
         self.cluster_reachable = self.gauge("cluster_reachable", "1 while the Kubernetes API answers requests.")
@@ -183,7 +190,7 @@ class Metrics:
         self.cleanup_failures = self.counter("cleanup_failures", "Deletions that failed or did not finish in time.")
         self.remains = self.gauge("remains", "Orphaned pods that the agent has failed to delete so far.")
 
-    def count_itself(self) -> None:
+    def define_process(self) -> None:
         """Create the metrics of the agent's own process."""
         self.internal_errors = self.counter(
             "internal_errors", "Unexpected errors. Each points to a defect of the agent or of its peer.", "where"
@@ -206,41 +213,35 @@ class Metrics:
         """Return a new histogram with the prefix `sealci_agent_`."""
         return Histogram(f"sealci_agent_{name}", text, labels, registry=self.registry, buckets=tuple(buckets))
 
-    def zero(self) -> None:
+    def create_all_series(self) -> None:
         """Create every label combination with the value 0."""
-        touch(self.actions_rejected, (each.value for each in Rejection))
+        create_series(self.actions_rejected, (each.value for each in Rejection))
         for stage in Stage:
             self.actions_completed.labels(Result.SUCCEEDED.value, stage.value, "", "")
             for reason in Reason:
                 result = Result.CANCELLED if reason is Reason.CANCELLED else Result.FAILED
                 self.actions_completed.labels(result.value, stage.value, reason.value, fault(reason))
-        touch(self.action_duration, (each.value for each in Result))
-        touch(self.phase_duration, PHASES)
-        touch(self.stream_reconnects, DISCONNECTS)
-        touch(self.log_dropped_bytes, DROPS)
-        touch(self.log_gaps, ("certain", "possible"))
-        touch(self.actions_running, LIVES)
-        touch(self.artifact_failures, FILE_FAILURES)
-        touch(self.request_wait, RANKS)
-        touch(self.swept, ("pod", "lease"))
-        touch(self.internal_errors, COMPONENTS)
-        for direction, kinds in MESSAGES.items():
+        create_series(self.action_duration, (each.value for each in Result))
+        create_series(self.phase_duration, PHASES)
+        create_series(self.stream_reconnects, DISCONNECT_REASONS)
+        create_series(self.log_dropped_bytes, LOG_DROP_REASONS)
+        create_series(self.log_gaps, ("certain", "possible"))
+        create_series(self.actions_running, SESSION_STAGES)
+        create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
+        create_series(self.request_wait, REQUEST_PRIORITIES)
+        create_series(self.swept, ("pod", "lease"))
+        create_series(self.internal_errors, SURVIVING_COMPONENTS)
+        for direction, kinds in STREAM_MESSAGES.items():
             for kind in kinds:
                 self.stream_messages.labels(direction, kind)
-        for verb, resource in REQUESTS:
+        for verb, resource in API_REQUESTS:
             self.request_duration.labels(verb, resource)
-            for code in CODES:
+            for code in RESPONSE_CODES:
                 self.requests.labels(verb, resource, code)
 
     def text(self) -> bytes:
         """Return all series in the Prometheus text format."""
         return generate_latest(self.registry)
-
-
-MESSAGES = {
-    "sent": ("register", "health", "event", "adopted"),
-    "received": ("registered", "refused", "action", "cancel", "ack", "resume", "discard", "drain", "unknown"),
-}
 
 
 def fault(reason: Reason | None) -> str:
@@ -250,7 +251,7 @@ def fault(reason: Reason | None) -> str:
     return FAULTS[reason.infrastructure]
 
 
-def touch(metric: MetricWrapperBase, values: Iterable[str]) -> None:
+def create_series(metric: MetricWrapperBase, values: Iterable[str]) -> None:
     """Create the series of a metric with one label, one for each value."""
     for value in values:
         metric.labels(value)

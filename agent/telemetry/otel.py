@@ -1,8 +1,8 @@
-"""Traces as OpenTelemetry spans over OTLP/HTTP: one per action, a child per stage. The only module that knows it.
+"""Export traces as OpenTelemetry spans over OTLP/HTTP: one span for each action, with a child for each stage.
 
-Imported only when `traces.endpoint` is set, because the libraries are an optional extra. Spans are exported by the
-library's own thread in batches; a collector that is away costs spans, never an action. What the standard `OTEL_*`
-variables say of headers, sampling and resource attributes is heeded by the library.
+Only this module uses OpenTelemetry. The agent imports it only if `traces.endpoint` is set, because the libraries are an
+optional extra. The library exports spans in batches on its own thread. If the collector does not answer, spans are
+lost, but actions are not affected. The library also reads the standard `OTEL_*` variables.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
     from agent.settings import AgentSection, TracesSettings
 
+# Seconds until one request to the collector is given up.
 EXPORT_SECONDS = 5.0
+# Seconds until the remaining spans are dropped at shutdown.
 CLOSE_SECONDS = 3.0
 PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OpenTelemetry(Traces):
-    """Spans of this agent."""
+    """Creates and exports the spans of one agent. The process has at most one."""
 
     def __init__(self, settings: TracesSettings, agent: AgentSection, version: str) -> None:
         resource = Resource.create(
@@ -51,7 +53,7 @@ class OpenTelemetry(Traces):
         self.tracer = provider.get_tracer("sealci-agent", version)
 
     def begin(self, action: Action, *, adopted: bool = False) -> Trace:
-        """Open the span of an action."""
+        """Begin the span of an action, as a child of the span that the action names."""
         attributes: dict[str, str | int | bool] = {
             "cicd.pipeline.task.name": action.name or action.key.action_id,
             "cicd.pipeline.task.run.id": action.key.action_id,
@@ -65,13 +67,13 @@ class OpenTelemetry(Traces):
         return Spans(self.tracer, self.tracer.start_span("action", parent, attributes=attributes))
 
     def close(self) -> None:
-        """Send what waits, for a few seconds at most."""
+        """Send the remaining spans. Blocks for `CLOSE_SECONDS` at most."""
         self.processor.force_flush(int(CLOSE_SECONDS * 1000))
         self.processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Spans(Trace):
-    """The span of one action and of the stage that it is in."""
+    """The span of one action, and the child span of its current stage."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         carrier: dict[str, str] = {}
@@ -84,7 +86,7 @@ class Spans(Trace):
         self.name = ""
 
     def enter(self, stage: str) -> None:
-        """Begin the span of a stage."""
+        """End the span of the stage before, and begin the span of a stage."""
         if stage == self.name:
             return
         if self.stage is not None:
@@ -93,7 +95,7 @@ class Spans(Trace):
         self.stage = self.tracer.start_span(stage, self.context)
 
     def decided(self, outcome: Outcome) -> None:
-        """Put the outcome on the span of the action; its failure also on the stage in which it happened."""
+        """Record the outcome on the span of the action. A failure also marks the span of its stage."""
         result = {"sealci.outcome": outcome.result.value, "sealci.stage": outcome.stage.value}
         if outcome.reason is not None:
             result |= {"error.type": outcome.reason.value, "sealci.fault": fault(outcome.reason)}

@@ -1,8 +1,8 @@
-"""Where each action was and for how long, for those who collect traces: what a session tells, silence otherwise.
+"""Traces of actions: in which stage each action was, and for how long.
 
-A `Trace` lives as long as its session. Without a collector (the default) it is a `Trace` that does nothing but pass the
-scheduler's own trace context on to the commands; with one (`traces.endpoint`), `otel` makes spans of it. Nothing
-here waits, and no failure of a collector reaches a session.
+A `Trace` lives as long as its session. Without a collector (the default), a `Trace` only passes the scheduler's trace
+context on to the commands. If `traces.endpoint` is set, `otel` makes spans of the same calls. No call waits, and no
+failure of a collector reaches a session.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Trace:
-    """The trace of one session; this one goes nowhere.
+    """The trace of one session. This base class exports nothing.
 
-    `traceparent` (W3C) is what the commands are given: theirs becomes a part of the same trace.
+    The commands get `traceparent` (W3C) in their environment, so that their own spans join the same trace.
     """
 
     def __init__(self, traceparent: str = "") -> None:
@@ -25,26 +25,27 @@ class Trace:
 
     @property
     def trace_id(self) -> str:
-        """The id that finds the trace, "" without one."""
+        """The id of the trace, for log lines. "" without a trace."""
         parts = self.traceparent.split("-")
         return parts[1] if len(parts) >= 4 else ""
 
     def enter(self, stage: str) -> None:
-        """Begin a stage, and end the one before it."""
+        """Begin a stage, and end the stage before."""
 
     def decided(self, outcome: Outcome) -> None:
-        """Note the outcome."""
+        """Record the outcome."""
 
     def end(self) -> None:
-        """End everything: nothing of the session is left."""
+        """End the trace. Called when the pod of the session is gone."""
 
 
 class Traces:
-    """Makes a trace for each session; this one makes silent ones."""
+    """Creates the traces of an agent and lives as long as the process. This base class exports nothing."""
 
     def begin(self, action: Action, *, adopted: bool = False) -> Trace:
-        """Return the trace of a session that begins now, as a part of the trace that the action names."""
+        """Return the trace of a session that begins now. It continues the trace that the action names."""
+        del adopted  # Only an exported span records it.
         return Trace(action.traceparent)
 
     def close(self) -> None:
-        """Send what was not sent yet, for a few seconds at most; blocks."""
+        """Export the remaining spans. Blocks for a few seconds at most."""

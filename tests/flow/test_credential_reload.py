@@ -168,7 +168,7 @@ async def test_replaced_credentials_interrupt_no_action_and_lose_no_event(
         assert [each["event"] for each in logs if each["log_level"] == "warning"] == []
         (environment,) = agent.backend.environments.values()
         await environment.unblock("commands")
-        events = [event async for event in scheduler.book.watch("pipeline1")]
+        events = [event async for event in scheduler.registry.watch("pipeline1")]
         await agent.sessions.idle()
     assert events
     assert (tmp_path / "state" / "pipeline1" / "a.log").read_bytes() == b"hello\n"

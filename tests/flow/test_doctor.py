@@ -1,4 +1,4 @@
-"""The doctor's look at a scheduler: each thing that can be wrong is told from the others, and nothing is disturbed."""
+"""The doctor's checks of a scheduler: each check fails for its own cause, and no check disturbs the scheduler."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def serving(scheduler: FakeScheduler) -> AsyncIterator[FakeScheduler]:
         await scheduler.stop()
 
 
-async def examined(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str, Finding]:
+async def examine(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str, Finding]:
     """Return the findings by their check."""
     settings = Settings(
         scheduler=SchedulerSettings(address=address, tls=tls, register_timeout=5, **values),
@@ -54,11 +54,11 @@ async def examined(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str
     return found
 
 
-async def test_a_registration_takes_no_action_and_leaves(tmp_path: Path) -> None:
+async def test_the_probe_registers_without_slots_and_disconnects(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("abc\n")
     async with serving(FakeScheduler()) as scheduler:
-        found = await examined(scheduler.address, token_file=token)
+        found = await examine(scheduler.address, token_file=token)
         await scheduler.until("the first stream has ended", lambda: scheduler.peers[0].ended)
     assert [each.verdict for each in found.values()] == [Verdict.OK, Verdict.WARNING, Verdict.OK, Verdict.OK]
     (peer,) = scheduler.peers
@@ -68,24 +68,24 @@ async def test_a_registration_takes_no_action_and_leaves(tmp_path: Path) -> None
     assert (peer.health, peer.events, peer.clean_end) == ([], 0, True)
 
 
-async def test_no_scheduler_is_said_once_and_the_rest_skipped() -> None:
+async def test_an_unreachable_scheduler_fails_one_check_and_skips_the_rest() -> None:
     scheduler = FakeScheduler()
     async with serving(scheduler):
         address = scheduler.address
-    found = await examined(address)
+    found = await examine(address)
     assert found[ADDRESS].verdict is Verdict.FAILED
     assert "cannot be reached" in found[ADDRESS].detail
     assert {found[each].verdict for each in (TLS, TOKEN, REGISTRATION)} == {Verdict.SKIPPED}
 
 
-async def test_an_address_that_only_grpc_reads_is_left_to_the_registration() -> None:
+async def test_an_address_that_only_grpc_can_parse_skips_the_address_check() -> None:
     async with serving(FakeScheduler()) as scheduler:
-        found = await examined(f"ipv4:127.0.0.1:{scheduler.port},127.0.0.1:{scheduler.port}/")
+        found = await examine(f"ipv4:127.0.0.1:{scheduler.port},127.0.0.1:{scheduler.port}/")
     assert found[ADDRESS].verdict is Verdict.SKIPPED
 
 
 @pytest.mark.parametrize(
-    ("case", "verdict", "said"),
+    ("case", "verdict", "text"),
     [
         ("good", Verdict.OK, "TLSv1.3, the certificate of localhost is valid until"),
         ("soon over", Verdict.WARNING, ", 1 days"),
@@ -96,8 +96,8 @@ async def test_an_address_that_only_grpc_reads_is_left_to_the_registration() -> 
         ("no such file", Verdict.FAILED, "No such file"),
     ],
 )
-async def test_what_is_wrong_with_tls_is_said(
-    certificates: Certificates, tmp_path: Path, case: str, verdict: Verdict, said: str
+async def test_the_tls_check_names_the_cause(
+    certificates: Certificates, tmp_path: Path, case: str, verdict: Verdict, text: str
 ) -> None:
     pair = certificates.elsewhere if case in ("other name", "set name") else certificates.localhost
     if case == "good":
@@ -110,29 +110,29 @@ async def test_what_is_wrong_with_tls_is_said(
         server_name="scheduler.example" if case == "set name" else "",
     )
     async with serving(scheduler):
-        found = await examined(scheduler.address, tls=tls)
+        found = await examine(scheduler.address, tls=tls)
     assert found[TLS].verdict is verdict, found
-    assert said in found[TLS].detail
+    assert text in found[TLS].detail
     assert found[REGISTRATION].verdict is (Verdict.SKIPPED if verdict is Verdict.FAILED else Verdict.OK), found
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_mutual_tls_shows_in_the_registration(certificates: Certificates, own: bool) -> None:
+async def test_a_missing_client_certificate_fails_the_registration(certificates: Certificates, own: bool) -> None:
     scheduler = FakeScheduler()
     scheduler.credentials = certificates.localhost.credentials(certificates.ca)
     pair: dict[str, Any] = {"cert_file": certificates.agent.cert, "key_file": certificates.agent.key} if own else {}
     async with serving(scheduler):
-        found = await examined(scheduler.address, tls=Tls(ca_file=certificates.ca.cert, **pair))
+        found = await examine(scheduler.address, tls=Tls(ca_file=certificates.ca.cert, **pair))
     assert found[REGISTRATION].verdict is (Verdict.OK if own else Verdict.FAILED)
 
 
-async def test_a_token_that_is_none_or_wrong(tmp_path: Path) -> None:
+async def test_a_missing_token_fails_its_own_check_and_a_wrong_token_the_registration(tmp_path: Path) -> None:
     token = tmp_path / "token"
     async with serving(FakeScheduler()) as scheduler:
-        missing = await examined(scheduler.address, token_file=token)
+        missing = await examine(scheduler.address, token_file=token)
         token.write_text("very-secret")
         scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
-        wrong = await examined(scheduler.address, token_file=token)
+        wrong = await examine(scheduler.address, token_file=token)
     assert missing[TOKEN].verdict is Verdict.FAILED
     assert str(token) in missing[TOKEN].detail
     assert missing[REGISTRATION].verdict is Verdict.SKIPPED
@@ -143,16 +143,16 @@ async def test_a_token_that_is_none_or_wrong(tmp_path: Path) -> None:
     assert "very-secret" not in str(wrong)
 
 
-async def test_a_refusal_is_told_in_the_scheduler_s_words() -> None:
+async def test_a_refusal_has_the_scheduler_s_code_and_message() -> None:
     scheduler = FakeScheduler()
     scheduler.refusal = wire.Refused(why=wire.Refused.POOL_UNKNOWN, message="no pool of that name")
     async with serving(scheduler):
-        found = await examined(scheduler.address)
+        found = await examine(scheduler.address)
     assert found[REGISTRATION].verdict is Verdict.FAILED
     assert "POOL_UNKNOWN no pool of that name" in found[REGISTRATION].detail
 
 
-async def test_a_report_is_a_line_each_and_a_sum() -> None:
+async def test_the_report_has_a_line_for_each_check_and_a_total() -> None:
     async def findings() -> AsyncGenerator[Finding]:
         for each in (
             ok("a", "fine"),
@@ -175,7 +175,7 @@ async def test_a_report_is_a_line_each_and_a_sum() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(0, Verdict.OK), (-7, Verdict.WARNING), (3600, Verdict.FAILED)])
-def test_a_clock_that_is_off_is_said(seconds: int, verdict: Verdict) -> None:
+def test_the_clock_check_grades_the_difference(seconds: int, verdict: Verdict) -> None:
     from agent.cluster.checks.cluster import clock
 
     class Clocked:
@@ -183,4 +183,4 @@ def test_a_clock_that_is_off_is_said(seconds: int, verdict: Verdict) -> None:
 
     found = clock(Clocked())  # type: ignore[arg-type]
     assert found.verdict is verdict
-    assert "ahead of" in found.detail if seconds < 0 else True
+    assert ("ahead of" in found.detail) or seconds >= 0

@@ -1,4 +1,4 @@
-"""`run` from a pipeline to its exit code, with an engine that the test plays."""
+"""`sealci-agent run` from a pipeline to its exit code, with a fake engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.run_pipeline import Patience, Wishes, run_pipeline
+from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
 from agent.console.follower import Interruptions
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, Reason, Stage
@@ -45,13 +45,13 @@ def ends_with(outcome: Outcome) -> Engine:
 
 
 class Terminal(io.StringIO):
-    """An output that a person looks at."""
+    """An output stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-async def test_who_holds_the_screen_has_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_view_writes_nothing_while_the_engine_holds_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("CI", raising=False)
     output = Terminal()
@@ -75,9 +75,9 @@ async def test_who_holds_the_screen_has_it_alone(tmp_path: Path, monkeypatch: py
 
 async def test_reports_are_written(tmp_path: Path) -> None:
     files = (tmp_path / "junit.xml", tmp_path / "new" / "page.md")
-    wishes = Wishes(output="json", reports=files)
+    options = RunOptions(output="json", reports=files)
     await run_pipeline(
-        ONE, engine=ends_with(FAILURE), secrets={}, wishes=wishes, stream=io.StringIO(), interruptions=Interruptions()
+        ONE, engine=ends_with(FAILURE), secrets={}, options=options, stream=io.StringIO(), interruptions=Interruptions()
     )
     assert '<failure message="command 1 failed" type="COMMAND_FAILED">' in files[0].read_text()
     assert "| a | ❌ failed COMMAND_FAILED (exit code 3) |" in files[1].read_text()
@@ -91,13 +91,13 @@ async def test_reports_are_written(tmp_path: Path) -> None:
         (EVICTED, ExitCode.INFRASTRUCTURE),
     ],
 )
-async def test_the_exit_code_says_how_it_went(tmp_path: Path, outcome: Outcome, code: ExitCode) -> None:
+async def test_the_exit_code_follows_the_outcome(tmp_path: Path, outcome: Outcome, code: ExitCode) -> None:
     output = io.StringIO()
     found = await run_pipeline(
         ONE,
         engine=ends_with(outcome),
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="json"),
+        options=RunOptions(artifacts=tmp_path, output="json"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -115,7 +115,7 @@ async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
         ONE,
         engine=ends_with(FAILURE),
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="plain"),
+        options=RunOptions(artifacts=tmp_path, output="plain"),
         stream=output,
         interruptions=Interruptions(),
     )
@@ -152,13 +152,13 @@ async def test_the_first_interruption_cancels_and_waits(tmp_path: Path) -> None:
             clean.set()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+        ONE, engine=engine, secrets={}, options=RunOptions(artifacts=tmp_path), interruptions=interruptions
     )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
 
 
-async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
+async def test_the_second_interruption_ends_the_run_at_once(tmp_path: Path) -> None:
     interruptions = Interruptions()
 
     async def engine(endpoint: Endpoint, _: asyncio.Event) -> None:
@@ -170,12 +170,12 @@ async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, wishes=Wishes(artifacts=tmp_path), interruptions=interruptions
+        ONE, engine=engine, secrets={}, options=RunOptions(artifacts=tmp_path), interruptions=interruptions
     )
     assert found is ExitCode.INTERRUPTED
 
 
-async def test_an_engine_that_fails_is_the_infrastructures_fault(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_failed_engine_is_the_infrastructures_fault(capsys: pytest.CaptureFixture[str]) -> None:
     async def engine(_: Endpoint, __: asyncio.Event) -> None:
         raise AgentError("no cluster")
 
@@ -183,7 +183,7 @@ async def test_an_engine_that_fails_is_the_infrastructures_fault(capsys: pytest.
     assert "no cluster" in capsys.readouterr().err
 
 
-async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_run_ends_when_the_agent_does_not_get_ready(capsys: pytest.CaptureFixture[str]) -> None:
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         token = endpoint.token_file.read_text()
         async with FakeAgent(endpoint.address, token=token, ready=False) as agent:
@@ -191,7 +191,7 @@ async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFi
             await stop.wait()
 
     found = await run_pipeline(
-        ONE, engine=engine, secrets={}, patience=Patience(start=1.5), interruptions=Interruptions()
+        ONE, engine=engine, secrets={}, timeouts=Timeouts(start=1.5), interruptions=Interruptions()
     )
     assert found is ExitCode.INFRASTRUCTURE
     assert "the agent is not ready: no route to the cluster" in capsys.readouterr().err
@@ -211,9 +211,9 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="json"),
+        options=RunOptions(artifacts=tmp_path, output="json"),
         stream=output,
-        patience=Patience(timeout=0.1),
+        timeouts=Timeouts(pipeline=0.1),
         interruptions=Interruptions(),
     )
     assert found is ExitCode.FAILED
@@ -221,13 +221,13 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
 
 
 class Closed(io.StringIO):
-    """An output whose reader has gone."""
+    """An output stream whose reader has closed it."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
 
-async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
+async def test_a_closed_output_cancels_the_run_and_the_engine_cleans_up(tmp_path: Path) -> None:
     clean = asyncio.Event()
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
@@ -244,9 +244,48 @@ async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
         ONE,
         engine=engine,
         secrets={},
-        wishes=Wishes(artifacts=tmp_path, output="plain"),
+        options=RunOptions(artifacts=tmp_path, output="plain"),
         stream=Closed(),
         interruptions=Interruptions(),
     )
     assert found is ExitCode.INTERRUPTED
     assert clean.is_set()
+
+
+async def test_a_closed_output_and_a_silent_agent_end_after_the_cancel_timeout(tmp_path: Path) -> None:
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        async with FakeAgent(endpoint.address, token=endpoint.token_file.read_text()) as agent:
+            key = translate.key(await agent.action())
+            for event in life()[:-1]:
+                await agent.event(key, event)
+            await stop.wait()
+
+    async with asyncio.timeout(10):
+        found = await run_pipeline(
+            ONE,
+            engine=engine,
+            secrets={},
+            options=RunOptions(artifacts=tmp_path, output="plain"),
+            stream=Closed(),
+            timeouts=Timeouts(cancel=0.1),
+            interruptions=Interruptions(),
+        )
+    assert found is ExitCode.INTERRUPTED
+
+
+async def test_a_cancellation_before_the_agent_is_ready_outlives_the_start_timeout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interruptions = Interruptions()
+    interruptions.interrupt()
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        token = endpoint.token_file.read_text()
+        async with FakeAgent(endpoint.address, token=token, ready=False):
+            await stop.wait()
+
+    found = await run_pipeline(
+        ONE, engine=engine, secrets={}, timeouts=Timeouts(start=0.0), interruptions=interruptions
+    )
+    assert found is ExitCode.INTERRUPTED
+    assert "not ready" not in capsys.readouterr().err

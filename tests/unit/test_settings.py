@@ -1,4 +1,4 @@
-"""The sources of settings, their order, and the sentences for what is wrong."""
+"""The sources of settings, their order, and the error messages."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from agent.settings import PREFIX, Settings, load
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_variables_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
 
 
-def written(folder: Path, text: str) -> Path:
+def write_settings(folder: Path, text: str) -> Path:
     file = folder / "sealci.yaml"
     file.write_text(text)
     return file
 
 
-def test_the_defaults_are_whole_and_safe() -> None:
+def test_the_defaults_are_complete_and_safe() -> None:
     settings = load(None, {})
     assert settings.model_dump() == Settings().model_dump()
     assert settings.scheduler.tls.enabled
@@ -32,8 +32,8 @@ def test_the_defaults_are_whole_and_safe() -> None:
     assert settings.policy.repository_schemes == ("https", "ssh")
 
 
-def test_later_sources_win_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = written(tmp_path, "agent: {slots: 2, pool: file}\ncluster: {namespace: file, retry_for: 2m}\n")
+def test_later_sources_override_single_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_settings(tmp_path, "agent: {slots: 2, pool: file}\ncluster: {namespace: file, retry_for: 2m}\n")
     monkeypatch.setenv("SEALCI_AGENT__SLOTS", "3")
     monkeypatch.setenv("SEALCI_CLUSTER__NAMESPACE", "env")
     settings = load(file, {"cluster": {"namespace": "flag"}})
@@ -42,12 +42,12 @@ def test_later_sources_win_key_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
     assert settings.cluster.request_timeout == 30.0
 
 
-def test_the_file_can_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEALCI_CONFIG", str(written(tmp_path, "agent: {slots: 2}\n")))
+def test_a_variable_can_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEALCI_CONFIG", str(write_settings(tmp_path, "agent: {slots: 2}\n")))
     assert load(None, {}).agent.slots == 2
 
 
-def test_three_levels_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_reach_three_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEALCI_SCHEDULER__TLS__ENABLED", "false")
     monkeypatch.setenv("SEALCI_ENVIRONMENT__POD_TEMPLATE", '{"spec": {"priority": 1}}')
     monkeypatch.setenv("SEALCI_POLICY__IMAGES", '["alpine*", "busybox"]')
@@ -58,7 +58,7 @@ def test_three_levels_nest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("agent: {slotz: 2}", "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting"),
         ("agnt: {}", "agnt (SEALCI_AGNT): there is no such setting"),
@@ -78,15 +78,15 @@ def test_three_levels_nest(monkeypatch: pytest.MonkeyPatch) -> None:
         ("- agent", "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+def test_an_error_names_the_key_and_the_cause(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as error:
-        load(written(tmp_path, text), {})
-    assert says in str(error.value)
+        load(write_settings(tmp_path, text), {})
+    assert message in str(error.value)
 
 
-def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_one_error_lists_every_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
-        load(written(tmp_path, "agent: {slots: 0, pool: ''}\nhttp: {port: 70000}\n"), {})
+        load(write_settings(tmp_path, "agent: {slots: 0, pool: ''}\nhttp: {port: 70000}\n"), {})
     assert len(str(error.value).splitlines()) == 3
 
 
@@ -98,22 +98,22 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 @pytest.mark.parametrize("rest", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8080_TCP_ADDR"])
-def test_the_kubelets_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
+def test_service_variables_of_the_kubelet_are_ignored(monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
     monkeypatch.setenv(f"SEALCI_AGENT_METRICS_{rest}", "tcp://10.0.0.1:8080")
     load(None, {})
 
 
-def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is not a file"):
         load(tmp_path / "none.yaml", {})
 
 
-def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
-    assert load(written(tmp_path, ""), {}).model_dump() == Settings().model_dump()
+def test_an_empty_file_changes_no_setting(tmp_path: Path) -> None:
+    assert load(write_settings(tmp_path, ""), {}).model_dump() == Settings().model_dump()
 
 
-def test_sizes_and_durations_are_numbers(tmp_path: Path) -> None:
+def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
     text = "artifacts: {max_file_size: 64Mi, timeout: 1h30m}\nlogs: {max_line: 1024}\n"
-    settings = load(written(tmp_path, text), {})
+    settings = load(write_settings(tmp_path, text), {})
     assert (settings.artifacts.max_file_size, settings.artifacts.timeout) == (64 << 20, 5400.0)
     assert settings.logs.max_line == 1024

@@ -1,9 +1,9 @@
-"""The one connection to the Kubernetes API: raw requests, deadlines, a rate limit, errors as values.
+"""The agent's one client of the Kubernetes API: raw requests, deadlines, a rate limit, failures as `ClusterError`.
 
-One `Client` lives as long as the agent. It speaks in plain dicts, because the client library's models cost 24 times
-the CPU of the JSON they hold, and in raw streams, because the library's own log and watch readers replay, decode and
-give up. Every request is counted; every failure leaves here as a `ClusterError` that says whether asking
-again can help.
+One `Client` lives as long as the agent. Objects are plain dicts, because the library's models cost 24 times the CPU of
+the JSON that they hold. Logs and watches are raw streams, because the library's readers decode and repeat what they
+read, and give up on errors. Every request is counted. Every failure is a `ClusterError`, which knows whether a retry
+can help.
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from asyncio import sslproto
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import structlog
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import ApiClient
 from kubernetes.aio.config.config_exception import ConfigException
-from kubernetes.aio.config.incluster_config import load_incluster_config
-from kubernetes.aio.config.kube_config import load_kube_config
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from agent.cluster.api.configuration import load_configuration
 from agent.cluster.api.errors import failure
-from agent.cluster.api.rate_limit import TokenBucket
-from agent.cluster.api.rate_limit import rank as rank_of
-from agent.domain.errors import ClusterError, SettingsError
+from agent.cluster.api.rate_limit import METRIC_LABELS, TokenBucket, priority_of
+from agent.cluster.api.timings import ApiTimings
+from agent.cluster.api.workarounds import session_of, shrink_tls_buffers
+from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -41,47 +39,48 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+DEFAULT_TIMINGS = ApiTimings()
+# A smaller difference of the clocks is not corrected, because the Date header has whole seconds.
+CLOCK_NOISE = timedelta(seconds=2)
+JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
+# The HTTP method of each RBAC verb.
+METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
+# Number of bytes of a failed answer that are read, and seconds for reading them.
+MAX_FAILURE_BYTES = 1 << 16
+FAILURE_READ_SECONDS = 10
 
-# asyncio keeps a buffer of this size for each TLS connection; its 256 KiB are slower too (2.6 ms of CPU a MB, not 2.2).
-sslproto.SSLProtocol.max_size = 64 << 10
+# For the whole process, and before the first connection is made.
+shrink_tls_buffers()
 
 
 class Client:
-    """Requests to the API of one cluster. Opened with `connect`, closed with `close`."""
+    """Requests to the API of one cluster. The application opens it with `connect` and closes it with `close`."""
 
-    def __init__(self, api: ApiClient, settings: ClusterSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, api: ApiClient, settings: ClusterSettings, metrics: Metrics, timings: ApiTimings | None = None
+    ) -> None:
         self.api = api
         self.settings = settings
         self.metrics = metrics
+        self.timings = timings or DEFAULT_TIMINGS
         self.bucket = TokenBucket(settings.requests_per_second)
         self.reachable = True
         self.ahead = timedelta()
 
     @classmethod
     async def connect(cls, settings: ClusterSettings, metrics: Metrics) -> Client:
-        """Read the cluster's address and credentials; no request is made yet.
+        """Read the cluster's address and credentials. No request is made yet.
 
         Raises:
             SettingsError: there is no usable configuration.
         """
-        configuration = Configuration()
-        try:
-            await load(configuration, settings)
-        except (ConfigException, OSError) as error:
-            raise SettingsError(f"cluster: no cluster to use: {error}") from error
-        # 0 is no limit: every followed log, watch and exec holds a connection, and a full pool waits in silence.
-        configuration.connection_pool_maxsize = 0
-        # Read once: aiohttp's `trust_env` reads this, and ~/.netrc in a thread, for every request.
-        proxy = configuration.proxy or proxy_of(configuration.host)
-        configuration.client_session_kwargs = {"read_bufsize": 1 << 16, "trust_env": False, "proxy": proxy}
-        return cls(ApiClient(configuration), settings, metrics)
+        return cls(ApiClient(await load_configuration(settings)), settings, metrics)
 
     async def close(self) -> None:
-        """Close all connections."""
         await self.api.close()  # type: ignore[no-untyped-call]
 
     def now(self) -> datetime:
-        """Return the time by the clock of the API server, to the second; this machine's may be an hour off."""
+        """Return the time of the API server's clock, to the second. The agent's clock may be an hour off."""
         return datetime.now(UTC) + self.ahead
 
     async def request(
@@ -98,17 +97,19 @@ class Client:
         Args:
             verb: as in RBAC: create, get, list, delete ...
             resource: as in RBAC: "pods", "pods/log" ...
-            path: of the URL.
+            path: the path of the URL.
 
         Raises:
-            ClusterError: anything but a 2xx answer.
+            ClusterError: the answer is not 2xx, or no whole answer came in time.
         """
         timeout = aiohttp.ClientTimeout(total=self.settings.request_timeout)
         async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout) as response:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(f"{verb} {resource}: the answer broke off: {told(error)}", retryable=True) from error
+                raise ClusterError(
+                    f"{verb} {resource}: the answer broke off: {describe(error)}", retryable=True
+                ) from error
         return answer if isinstance(answer, dict) else {}
 
     @asynccontextmanager
@@ -122,19 +123,19 @@ class Client:
         query: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Make one request and hand out its body unread; the connection ends with the block.
+        """Make one request and yield its unread response. The connection ends with the block.
 
         Raises:
-            ClusterError: anything but a 2xx answer. Errors while the body is read are the caller's.
+            ClusterError: the answer is not 2xx, or no head of an answer came. The caller handles errors of the body.
         """
-        await self.turn(verb, resource)
+        await self.acquire_slot(verb, resource)
         began, code = time.monotonic(), "error"
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout)
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
-            self.unanswered()
-            raise ClusterError(f"{verb} {resource}: {told(error)}", retryable=True) from error
+            self.mark_unreachable()
+            raise ClusterError(f"{verb} {resource}: {describe(error)}", retryable=True) from error
         finally:
             self.metrics.requests.labels(verb, resource, code).inc()
             self.metrics.request_duration.labels(verb, resource).observe(time.monotonic() - began)
@@ -146,20 +147,20 @@ class Client:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
 
-    async def turn(self, verb: str, resource: str) -> None:
-        """Wait until the client-side limit lets this request through."""
+    async def acquire_slot(self, verb: str, resource: str) -> None:
+        """Wait until the client-side rate limit admits the request."""
         began = time.monotonic()
-        rank = rank_of(verb, resource)
-        await self.bucket.take(rank)
-        self.metrics.request_wait.labels(rank.name.lower()).observe(time.monotonic() - began)
+        priority = priority_of(verb, resource)
+        await self.bucket.acquire(priority)
+        self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 
-    def unanswered(self) -> None:
-        """Take note that the cluster did not answer; the next answer makes it reachable again."""
+    def mark_unreachable(self) -> None:
+        """Record that the API server did not answer. The next answer makes it reachable again."""
         self.reachable = False
         self.metrics.cluster_reachable.set(0)
 
     def set_clock(self, date: str | None) -> None:
-        """Note how far the server's clock is ahead, by the second of its answer; less than two are noise."""
+        """Record how far the API server's clock is ahead of the agent's, from the Date header of an answer."""
         if date is None:
             return
         ahead = parsedate_to_datetime(date) - datetime.now(UTC)
@@ -173,10 +174,9 @@ class Client:
         query: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """Send the request with the credentials of the configuration; returns when the answer's head is there."""
-        # Not by the library's `call_api`, which copies each body twice to serialize models that are never in it.
+        """Send the request with the configured credentials. Returns when the head of the answer has arrived."""
         data = None if body is None else json.dumps(body).encode()
-        kind = MERGE if method == "PATCH" else JSON
+        kind = MERGE_PATCH if method == "PATCH" else JSON
         return await self.session.request(
             method,
             self.url(path, (query or {}).items()),
@@ -188,121 +188,88 @@ class Client:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The connections to the API, with the trust of the configuration."""
-        rest = self.api.rest_client
-        if rest.pool_manager is None:
-            rest.pool_manager = rest._create_pool_manager()
-        return rest.pool_manager
+        """The connections to the API server, with the configured TLS trust."""
+        return session_of(self.api)
 
     @property
     def server_hostname(self) -> str | None:
-        """The name that the server's certificate carries, where that is not its address."""
+        """The name in the API server's certificate, if the name is not the server's address."""
         return self.api.configuration.tls_server_name or None
 
     def url(self, path: str, query: Iterable[tuple[str, str]]) -> str:
-        """Return the URL of a request."""
         text = urlencode(list(query), quote_via=quote)
         return f"{self.api.configuration.host}{path}{'?' if text else ''}{text}"
 
     async def credentials(self) -> dict[str, str]:
-        """Return the headers that say who asks; a token that was rotated is read again."""
+        """Return the headers of authentication. The library reads a rotated token again."""
         found = await self.api.configuration.auth_settings()
         return self.api.default_headers | {each["key"]: each["value"] for each in found.values()}
 
     async def probe(self) -> None:
-        """Find out whether the cluster answers again; only `reachable` tells."""
+        """Ask for the version, so that `reachable` is up to date. A failure is only logged."""
         try:
             await self.request("get", "version", "/version")
         except ClusterError as error:
             log.debug("the cluster does not answer yet", error=error.message)
 
-    async def patiently(
+    async def retry(
         self,
         what: str,
         attempt: Callable[[], Awaitable[Object]],
         *,
         seconds: float,
-        tell: Callable[[str], Awaitable[None]] | None = None,
+        notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
-        """Repeat `attempt` while it fails in a way that may pass, honouring Retry-After, for `seconds`.
+        """Repeat `attempt` for `seconds`, while it fails with a retryable error. Obeys Retry-After.
 
-        `tell` is told each time for what it waits.
+        `notify` is called with the error's text before each pause.
 
         Raises:
-            ClusterError: the last one.
+            ClusterError: the last error.
         """
 
-        async def say(state: RetryCallState) -> None:
-            log.warning("asking the cluster again", what=what, error=said(state))
-            if tell is not None:
-                await tell(said(state))
+        async def report(state: RetryCallState) -> None:
+            log.warning("a request failed and is retried", what=what, error=last_error(state))
+            if notify is not None:
+                await notify(last_error(state))
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ClusterError) and error.retryable),
             stop=stop_after_delay(seconds),
-            # The last try is at the limit, not a Retry-After behind it.
-            wait=lambda state: min(wait_as_told(state), max(0.0, seconds - (state.seconds_since_start or 0.0))),
-            before_sleep=say,
+            # The last attempt is at the limit. A Retry-After must not delay it beyond.
+            wait=lambda state: min(
+                retry_pause(state, self.timings), max(0.0, seconds - (state.seconds_since_start or 0.0))
+            ),
+            before_sleep=report,
             reraise=True,
         )
-        async for turn in retrying:
-            with turn:
+        async for attempt_context in retrying:
+            with attempt_context:
                 return await attempt()
         raise AssertionError("unreachable")  # pragma: no cover
 
 
-CLOCK_NOISE = timedelta(seconds=2)
-JSON, MERGE = "application/json", "application/merge-patch+json"
-METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
-backoff = wait_random_exponential(multiplier=0.2, max=10)
-
-
-def wait_as_told(state: RetryCallState) -> float:
-    """Wait as long as the server asked for, else with full jitter."""
+def retry_pause(state: RetryCallState, timings: ApiTimings) -> float:
+    """Return the seconds before the next attempt: Retry-After, else an exponential bound with full jitter."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ClusterError) and error.retry_after is not None:
-        return min(error.retry_after, 60.0)
-    return backoff(state)
+        return min(error.retry_after, timings.longest_retry_after)
+    return wait_random_exponential(multiplier=timings.retry_pause, max=timings.longest_retry_pause)(state)
 
 
-def told(error: BaseException) -> str:
-    """Return for people why there was no answer."""
+def describe(error: BaseException) -> str:
+    """Return why there was no answer. An aiohttp error may have an empty text."""
     return "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
 
 
-def said(state: RetryCallState) -> str:
-    """Return what the last try failed with."""
+def last_error(state: RetryCallState) -> str:
     return str(state.outcome.exception()) if state.outcome else ""
 
 
-async def load(configuration: Configuration, settings: ClusterSettings) -> None:
-    """Fill the configuration: an explicit kubeconfig or context first, else in-cluster, else the default file."""
-    if settings.kubeconfig is None and not settings.context:
-        try:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except ConfigException:
-            pass  # not in a cluster: the default kubeconfig is the other place to look
-        else:
-            return
-    await load_kube_config(  # type: ignore[no-untyped-call]
-        config_file=str(settings.kubeconfig) if settings.kubeconfig else None,
-        context=settings.context or None,
-        client_configuration=configuration,
-    )
-
-
-def proxy_of(server: str) -> str | None:
-    """Return the proxy that the environment names for the API server, as HTTPS_PROXY and NO_PROXY say."""
-    url = urlsplit(server)
-    if not url.hostname or proxy_bypass(url.hostname):
-        return None
-    return getproxies().get(url.scheme)
-
-
 async def text_of(response: aiohttp.ClientResponse) -> str:
-    """Read the body of a failure, bounded and tolerant."""
+    """Read the first part of a failed answer. Returns "" if the body cannot be read."""
     try:
-        async with asyncio.timeout(10):
-            return (await response.content.read(1 << 16)).decode("utf-8", "replace")
+        async with asyncio.timeout(FAILURE_READ_SECONDS):
+            return (await response.content.read(MAX_FAILURE_BYTES)).decode("utf-8", "replace")
     except (aiohttp.ClientError, OSError, TimeoutError):
         return ""

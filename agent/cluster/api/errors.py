@@ -1,36 +1,69 @@
-"""Turn a response of the Kubernetes API that is no success into a ClusterError."""
+"""Failed answers of the Kubernetes API as `ClusterError`: which reason an action fails with, and whether to retry.
+
+The API has no error codes below the HTTP status, so the rules look for phrases of the message. Nothing here keeps
+state.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import ClusterError, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
+
+# Number of characters of a message that an error keeps.
+MAX_MESSAGE = 2000
 
 
-INVALID = ("violates PodSecurity", "denied the request", "maximum ", "minimum ", "is invalid")
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a failed answer means. The first rule of `RULES` that matches decides."""
+
+    statuses: Container[int]
+    needle: str
+    """Text that the message must contain. Empty matches every message."""
+    reason: Reason
+    retryable: bool
+
+    def matches(self, status: int, message: str) -> bool:
+        return status in self.statuses and self.needle in message
 
 
-# A quota that two creations count at once answers with a conflict of its own.
-CONFLICTS = ("object is being deleted", "please apply your changes to the latest version")
-
-
-TRANSIENT = ("error looking up service account", "not yet been initialized", "no matches for kind")
+RULES = (
+    # 401: the token was rotated and is read again for the next request.
+    Rule({401, 429, *range(500, 1000)}, "", Reason.CLUSTER_UNAVAILABLE, True),
+    Rule({409}, "object is being deleted", Reason.CLUSTER_UNAVAILABLE, True),
+    # When two creations count against a quota at the same time, the API server answers one of them so.
+    Rule({409}, "please apply your changes to the latest version", Reason.CLUSTER_UNAVAILABLE, True),
+    Rule({403}, "exceeded quota", Reason.QUOTA_EXCEEDED, True),
+    # The namespace or the API server is still starting.
+    Rule({403, 404}, "error looking up service account", Reason.CLUSTER_UNAVAILABLE, True),
+    Rule({403, 404}, "not yet been initialized", Reason.CLUSTER_UNAVAILABLE, True),
+    Rule({403, 404}, "no matches for kind", Reason.CLUSTER_UNAVAILABLE, True),
+    Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
+    # Admission refused the pod itself. Every other 403 is a right that the agent lacks.
+    Rule({403}, "violates PodSecurity", Reason.INVALID_CONFIGURATION, False),
+    Rule({403}, "denied the request", Reason.INVALID_CONFIGURATION, False),
+    Rule({403}, "maximum ", Reason.INVALID_CONFIGURATION, False),
+    Rule({403}, "minimum ", Reason.INVALID_CONFIGURATION, False),
+    Rule({403}, "is invalid", Reason.INVALID_CONFIGURATION, False),
+)
 
 
 def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], body: str) -> ClusterError:
-    """Turn an answer of the API that is no success into an error with its rule."""
+    """Turn a failed answer into an error. A body that is not a Status object becomes the message."""
     try:
         answer = json.loads(body)
         message = str(answer.get("message") or body)
     except (ValueError, AttributeError):
         message = body
-    reason, retryable = rule(status, message)
+    reason, retryable = classify_status(status, message)
     return ClusterError(
-        f"{verb} {resource}: {message.strip()[:2000] or 'no message'} (HTTP {status})",
+        f"{verb} {resource}: {message.strip()[:MAX_MESSAGE] or 'no message'} (HTTP {status})",
         reason=reason,
         retryable=retryable,
         retry_after=whole_seconds(headers.get("Retry-After")),
@@ -38,21 +71,14 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
     )
 
 
-def rule(status: int, message: str) -> tuple[Reason, bool]:
-    """Return what an action fails with for this answer, and whether asking again can help."""
-    if status in (401, 429) or status >= 500:
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status == 409 and any(text in message for text in CONFLICTS):
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status == 403 and "exceeded quota" in message:
-        return Reason.QUOTA_EXCEEDED, True
-    if status in (403, 404) and any(text in message for text in TRANSIENT):
-        return Reason.CLUSTER_UNAVAILABLE, True
-    if status in (400, 422) or (status == 403 and any(text in message for text in INVALID)):
-        return Reason.INVALID_CONFIGURATION, False
+def classify_status(status: int, message: str) -> tuple[Reason, bool]:
+    """Return the reason that an action fails with, and whether a retry can help."""
+    for rule in RULES:
+        if rule.matches(status, message):
+            return rule.reason, rule.retryable
     return Reason.CLUSTER_UNAVAILABLE, False
 
 
 def whole_seconds(value: str | None) -> float | None:
-    """Read a Retry-After header; dates are not used by Kubernetes."""
+    """Read a Retry-After header. Kubernetes does not send the form with a date."""
     return float(value) if value is not None and value.isdigit() else None

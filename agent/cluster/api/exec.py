@@ -1,12 +1,13 @@
-"""Runs a command in a running container, over a websocket read raw.
+"""Run a command in a running container, over a websocket whose frames the agent reads itself.
 
-An `ExecStream` lives for one command: entered it connects, iterated it hands out stdout in the frames that come, left
-it hangs up. The library's own reader decodes each frame as text, takes a stream that was cut for a success and an
-error without an exit code for a crash of its own, so only its addresses and credentials are used here.
+An `ExecStream` lives for one command. Entering it connects, iterating it yields stdout in the frames that arrive, and
+leaving it closes the connection. The Kubernetes library is used only for addresses and credentials. The library's own
+reader decodes every frame as text, takes a broken stream for a success, and crashes on an error without an exit code.
 
-What a command did is known from one thing alone: the status frame at its end. A stream without one is an error of the
-infrastructure, whatever the close code says. Liveness is asked for only while somebody listens: aiohttp's heartbeat
-would hang up on a reader that is slow on purpose, because the answer to its ping waits behind the data.
+Only the status frame at the end of the stream proves what the command did. A stream without a status frame is an
+error of the infrastructure, whatever its close code. The connection is checked by pings only while the caller waits
+for a frame. aiohttp's own heartbeat would close the connection of a slow reader, because the answer to a ping waits
+behind unread data.
 """
 
 from __future__ import annotations
@@ -27,36 +28,31 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
 
-PROTOCOL = "v4.channel.k8s.io"  # v5 adds only the end of stdin; who reads it here is told its size
+# Version 5 only adds the end of stdin. The agent's programs in the pod know the size of their stdin beforehand.
+PROTOCOL = "v4.channel.k8s.io"
+# Numbers of bytes.
 MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
-HANG_UP_SECONDS = 1.0
+# Seconds until a connection is dropped whose peer does not answer the close.
+CLOSE_SECONDS = 1.0
 FORBIDDEN = 403
 PERMANENT = frozenset({400, 403, 404})
 
 
 class ExecError(ClusterError):
-    """The exec failed: nothing is known of what the command did."""
+    """The exec failed. It is unknown what the command did."""
 
 
 class ExecDeadline(ExecError):
-    """The command had not ended at its deadline; it may still be running."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The container that a command is run in."""
-
-    namespace: str
-    pod: str
-    container: str
+    """The command had not ended at its deadline and may still be running."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a short command did; `stderr` is its first 16 KiB."""
+    """Exit code and output of a short command. `stderr` is the first 16 KiB."""
 
     exit_code: int
     stdout: bytes
@@ -64,16 +60,17 @@ class ExecResult:
 
 
 class ExecStream:
-    """One command in one container.
+    """One command in one container. Owned by the `async with` block of its caller.
 
     Args:
-        argv: the command; no shell reads it.
-        seconds: until it is given up, counted from the entry.
-        stdin: whether something is sent to it; tty: whether it runs on a terminal of its own.
-        silence: seconds without a byte, and without an answer to a ping, after which the connection counts as dead.
+        argv: the command. No shell parses it.
+        seconds: the deadline, counted from the entry.
+        stdin: whether the caller sends input.
+        tty: whether the command runs on a terminal.
+        silence: seconds without a frame, and without an answer to a ping, until the connection counts as dead.
 
     Raises:
-        ExecError: on entry and while iterating; iteration ends only with a status.
+        ExecError: on entry and while iterating. The iteration ends without an error only after a status.
     """
 
     STDIN, RESIZE = STDIN_CHANNEL, RESIZE_CHANNEL
@@ -81,7 +78,7 @@ class ExecStream:
     def __init__(
         self,
         client: Client,
-        target: Target,
+        target: ContainerRef,
         argv: Sequence[str],
         *,
         seconds: float,
@@ -100,15 +97,15 @@ class ExecStream:
         self._status = bytearray()
         self._exit_code: int | None = None
         self._listening = False
-        self._heard = False
-        self._gave_up: ExecError | None = None
+        self._frame_seen = False
+        self._abort_error: ExecError | None = None
 
     @property
     def exit_code(self) -> int:
         """The command's exit code.
 
         Raises:
-            ExecError: no status has come.
+            ExecError: no status has arrived.
         """
         if self._exit_code is None:
             raise ExecError(f"{self._where} has no status", retryable=True)
@@ -121,7 +118,7 @@ class ExecStream:
     async def __aenter__(self) -> Self:
         self._end = asyncio.get_running_loop().time() + self.seconds
         self._socket = await self._connect()
-        self._watch = asyncio.create_task(self._watch_over(), name=f"exec-watch {self.target.pod}")
+        self._watch = asyncio.create_task(self._watch_deadline(), name=f"exec-watch {self.target.pod}")
         return self
 
     async def __aexit__(
@@ -129,15 +126,15 @@ class ExecStream:
     ) -> None:
         self._watch.cancel()
         await asyncio.wait([self._watch])
-        await self._hang_up()  # again: a watch that was cancelled before its first step never did
+        await self._close_socket()  # The watch closes it too, unless the watch was cancelled before its first step.
         if not self._watch.cancelled() and (failure := self._watch.exception()):
             raise failure
 
     async def send(self, data: bytes, *, channel: int = STDIN_CHANNEL) -> None:
-        """Send bytes to the command, or to its terminal; returns when the connection has room for more.
+        """Send bytes to the command or its terminal. Returns when the connection has room for more.
 
         Raises:
-            ExecError: the connection is gone.
+            ExecError: the connection is broken.
         """
         try:
             await self._socket.send_bytes(bytes([channel]) + data)
@@ -152,17 +149,17 @@ class ExecStream:
             self._listening = True
             message = await self._socket.receive()
             self._listening = False
-            self._heard = True
+            self._frame_seen = True
             if message.type is aiohttp.WSMsgType.BINARY:
                 if message.data[:1] == STDOUT:
                     return memoryview(message.data)[1:]
-                self._aside(message.data)
+                self._read_side_channel(message.data)
             else:
-                await self._control(message)
+                await self._handle_control(message)
         raise StopAsyncIteration
 
-    def _aside(self, data: bytes) -> None:
-        """Take what is not stdout."""
+    def _read_side_channel(self, data: bytes) -> None:
+        """Read a frame of stderr or of the status."""
         if data[:1] == STDERR:
             self.stderr += data[1 : MAX_STDERR - len(self.stderr) + 1]
         elif data[:1] == STATUS:
@@ -171,18 +168,18 @@ class ExecStream:
                 raise ExecError(f"{self._where}: the status is too long")
             self._exit_code = exit_code_of(bytes(self._status))
 
-    async def _control(self, message: aiohttp.WSMessage) -> None:
-        """Answer what is no data.
+    async def _handle_control(self, message: aiohttp.WSMessage) -> None:
+        """Answer a ping, or raise the reason for the end of the stream.
 
         Raises:
-            ExecError: the stream is over.
+            ExecError: the stream has ended without a status.
         """
         if message.type is aiohttp.WSMsgType.PING:
             await self._socket.pong(message.data)
         elif message.type is aiohttp.WSMsgType.PONG:
             pass
-        elif self._gave_up:
-            raise self._gave_up
+        elif self._abort_error:
+            raise self._abort_error
         elif message.type is aiohttp.WSMsgType.ERROR:
             raise ExecError(f"{self._where} broke: {message.data}", retryable=True)
         else:
@@ -190,21 +187,21 @@ class ExecStream:
             raise ExecError(f"{self._where} was cut before its status ({how})", retryable=True)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        """Open the websocket, counted and paced as every request of the client.
+        """Open the websocket. Counted and limited like every request of the client.
 
         Raises:
-            ExecError: it was refused, or could not be reached in time.
+            ExecError: the API server refused the exec or did not answer in time.
         """
         code, now = "error", asyncio.get_running_loop().time()
         try:
-            # An answer that never comes costs one request's patience, not all the time that the command has.
+            # If the API server does not answer, only the time of one request is lost, not the command's whole time.
             async with asyncio.timeout_at(min(self._end, now + self.client.settings.request_timeout)):
-                await self.client.turn("create", "pods/exec")
+                await self.client.acquire_slot("create", "pods/exec")
                 socket = await self._handshake()
             code = "2xx"
         except aiohttp.WSServerHandshakeError as error:
             code = f"{error.status // 100}xx"
-            # The handshake's error does not hold the body, in which the API says this itself.
+            # The API server names the missing right in the body, but aiohttp's error does not hold the body.
             why = ": pods/exec is forbidden, its verbs get and create are needed" if error.status == FORBIDDEN else ""
             raise ExecError(
                 f"{self._where} was refused (HTTP {error.status}){why}",
@@ -215,9 +212,9 @@ class ExecStream:
         except TimeoutError as error:
             if asyncio.get_running_loop().time() < self._end:
                 raise ExecError(f"{self._where} was not answered", retryable=True) from error
-            raise ExecDeadline(f"{self._where} was not begun within {self.seconds:.0f} s") from error
+            raise ExecDeadline(f"{self._where} was not started within {self.seconds:.0f} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ExecError(f"{self._where} could not be begun: {error!r}", retryable=True) from error
+            raise ExecError(f"{self._where} could not be started: {error!r}", retryable=True) from error
         finally:
             metrics, took = self.client.metrics, asyncio.get_running_loop().time() - now
             metrics.requests.labels("create", "pods/exec", code).inc()
@@ -228,7 +225,7 @@ class ExecStream:
         target = self.target
         query = [("command", word) for word in self.argv]
         query += [("container", target.container), ("stdout", "true")]
-        # A terminal has one output.
+        # A terminal has a single output, so there is no stderr.
         query += [("stdin", "true")] if self.stdin else []
         query += [("tty", "true")] if self.tty else [("stderr", "true")]
         path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/exec"
@@ -239,72 +236,72 @@ class ExecStream:
             autoping=False,
             max_msg_size=MAX_FRAME,
             server_hostname=self.client.server_hostname,
-            timeout=aiohttp.ClientWSTimeout(ws_close=HANG_UP_SECONDS),
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
         )
 
-    async def _watch_over(self) -> None:
-        """Hang up when it is time to, at the latest when the stream is left."""
+    async def _watch_deadline(self) -> None:
+        """Close the socket when the command is aborted, at the latest when the caller leaves the stream."""
         try:
-            self._gave_up = await self._time_to_give_up()
+            self._abort_error = await self._wait_for_abort()
         except (aiohttp.ClientError, OSError) as error:
-            self._gave_up = ExecError(f"{self._where} broke: {error!r}", retryable=True)
+            self._abort_error = ExecError(f"{self._where} broke: {error!r}", retryable=True)
         finally:
-            await self._hang_up()
+            await self._close_socket()
 
-    async def _time_to_give_up(self) -> ExecError:
-        """Return at the deadline, or when a ping has not been answered although somebody listened."""
+    async def _wait_for_abort(self) -> ExecError:
+        """Wait for the deadline, or for a ping without an answer while the caller waits for a frame."""
         now = asyncio.get_running_loop().time
-        asked = False
+        pinged = False
         while (left := self._end - now()) > 0:
-            self._heard = False
+            self._frame_seen = False
             await asyncio.sleep(min(left, self.silence / 2))
-            if self._heard or not self._listening:
-                asked = False
-            elif asked:
+            if self._frame_seen or not self._listening:
+                pinged = False
+            elif pinged:
                 return ExecError(f"{self._where} does not answer", retryable=True)
             else:
-                asked = True
+                pinged = True
                 await self._socket.ping()
         return ExecDeadline(f"{self._where} did not end within {self.seconds:.0f} s")
 
-    async def _hang_up(self) -> None:
-        """Close the websocket; a peer that goes on sending, or never answers, loses its connection."""
+    async def _close_socket(self) -> None:
+        """Close the websocket. If the peer does not answer or goes on sending, the connection is dropped."""
         try:
-            async with asyncio.timeout(HANG_UP_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._socket.close()
         except TimeoutError:
-            pass  # aiohttp dropped the connection when the wait was cut: there is nothing left to close
+            pass  # aiohttp has dropped the connection.
 
 
 STDOUT, STDERR, STATUS = (bytes([channel]) for channel in (STDOUT_CHANNEL, STDERR_CHANNEL, ERROR_CHANNEL))
 
 
 def exit_code_of(status: bytes) -> int:
-    """Read the status at the end of a command.
+    """Return the exit code of a status frame.
 
     Raises:
-        ExecError: it tells of anything but an exit code.
+        ExecError: the status has no exit code, so the command did not run to its end.
     """
     try:
-        told = json.loads(status)
-        if told["status"] == "Success":
+        answer = json.loads(status)
+        if answer["status"] == "Success":
             return 0
-        if told.get("reason") == "NonZeroExitCode":
-            codes = [cause["message"] for cause in told["details"]["causes"] if cause.get("reason") == "ExitCode"]
+        if answer.get("reason") == "NonZeroExitCode":
+            codes = [cause["message"] for cause in answer["details"]["causes"] if cause.get("reason") == "ExitCode"]
             return int(codes[0])
-        said = str(told.get("message") or told.get("reason") or "no message")
+        message = str(answer.get("message") or answer.get("reason") or "no message")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ExecError(f"a status that cannot be read: {status[:500]!r}", retryable=True) from error
-    raise ExecError(f"the command was not run, or not to its end: {said[:2000]}", retryable=True)
+    raise ExecError(f"the command was not run, or not to its end: {message[:2000]}", retryable=True)
 
 
 async def run(
-    client: Client, target: Target, argv: Sequence[str], *, seconds: float, max_stdout: int = 64 * 1024
+    client: Client, target: ContainerRef, argv: Sequence[str], *, seconds: float, max_stdout: int = 64 * 1024
 ) -> ExecResult:
-    """Run a short command and return all that it said.
+    """Run a short command and return its exit code and output.
 
     Raises:
-        ExecError: it could not be run, or said more than `max_stdout` bytes.
+        ExecError: the command could not be run, or wrote more than `max_stdout` bytes.
     """
     stdout = bytearray()
     async with ExecStream(client, target, argv, seconds=seconds) as stream:

@@ -1,82 +1,87 @@
-"""How fast the API is asked: a token bucket whose waiters go by their rank, then in the order in which they came.
+"""The client-side rate limit: a token bucket whose waiters are served by priority, then first come, first served.
 
-Lives as long as the client. An agent that gets hundreds of actions at once wants more requests than it may make, and
-not all can wait alike. What tells others that it lives, and what tells it of the cluster, goes first: a Lease that is
-renewed too late gives every session away. Then comes what brings a session forward or to its end, and new pods last:
-each of them asks for its log and its deletion once, so that they always come to their turn.
+The bucket lives as long as the client. An agent that starts hundreds of actions at once wants to make more requests
+than it may. Renewals of its Lease go first: after a late renewal, other agents adopt all its sessions. Requests of
+running sessions come next. New pods come last. Each new pod causes only a few requests of a higher priority, so new
+pods are not starved.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from enum import IntEnum
 from itertools import count
 
-# As floats sum up: a timer that ran to the moment finds its token.
+# Tokens that count as one. A timer that fires exactly on time must find its token in spite of rounding.
 WHOLE = 1 - 1e-9
 
 
-class Rank(IntEnum):
-    """Who goes first: what keeps the agent alive, what carries sessions on, what begins new ones."""
+class Priority(IntEnum):
+    """The order in which requests are served: the agent's own life, running sessions, new pods."""
 
     ALIVE = 0
-    GOING = 1
+    RUNNING = 1
     NEW = 2
 
 
-def rank(verb: str, resource: str) -> Rank:
-    """Return the rank of a request, named as in RBAC."""
+# The values of the metric's label `rank`. They are older than the members' names and stay for dashboards.
+METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new"}
+
+
+def priority_of(verb: str, resource: str) -> Priority:
+    """Return the priority of a request. The verb and the resource are named as in RBAC."""
     if resource in ("leases", "version") or (verb in ("list", "watch") and resource == "pods"):
-        return Rank.ALIVE
-    return Rank.NEW if (verb, resource) == ("create", "pods") else Rank.GOING
+        return Priority.ALIVE
+    return Priority.NEW if (verb, resource) == ("create", "pods") else Priority.RUNNING
 
 
 class TokenBucket:
-    """Lets `rate` requests a second through, twice that in a burst."""
+    """Lets `rate` requests a second through, and a burst of twice as many. Owned by the client, used in one loop."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.tokens = self.burst = max(1.0, 2 * rate)
-        self.seen = time.monotonic()
+        self.refilled_at: float | None = None
         self.numbers = count()
-        self.line: list[tuple[Rank, int, asyncio.Future[None]]] = []
+        self.waiters: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self.timer: asyncio.TimerHandle | None = None
 
-    async def take(self, rank: Rank = Rank.GOING) -> None:
+    async def acquire(self, priority: Priority = Priority.RUNNING) -> None:
         """Wait for one token."""
-        if not self.line and self.refilled():
+        if not self.waiters and self.refill():
             self.tokens -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self.line, (rank, next(self.numbers), turn))
+        heapq.heappush(self.waiters, (priority, next(self.numbers), turn))
         self.serve()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                # It was its turn already: the token is the next one's.
+                # The waiter had its token already and does not use it, so the next waiter gets the token.
                 self.tokens += 1
                 self.serve()
             raise
 
-    def refilled(self) -> bool:
-        """Count what has come in since the last look; whether there is a whole token."""
-        now = time.monotonic()
-        self.tokens = min(self.burst, self.tokens + (now - self.seen) * self.rate)
-        self.seen = now
+    def refill(self) -> bool:
+        """Add the tokens of the time since the last call. Returns whether there is a whole token."""
+        now = asyncio.get_running_loop().time()
+        # Until the first request the bucket is full, so the time before it does not matter.
+        elapsed = now - self.refilled_at if self.refilled_at is not None else 0.0
+        self.tokens = min(self.burst, self.tokens + elapsed * self.rate)
+        self.refilled_at = now
         return self.tokens >= WHOLE
 
     def serve(self) -> None:
-        """Give tokens to those who wait, and look again when the next one is there."""
+        """Give the tokens to waiters. Set a timer for the next token while waiters are left."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        while self.line and (self.line[0][2].done() or self.refilled()):
-            turn = heapq.heappop(self.line)[2]
+        while self.waiters and (self.waiters[0][2].done() or self.refill()):
+            turn = heapq.heappop(self.waiters)[2]
             if not turn.done():
                 self.tokens -= 1
                 turn.set_result(None)
-        if self.line:
+        if self.waiters:
             self.timer = asyncio.get_running_loop().call_later((1 - self.tokens) / self.rate, self.serve)

@@ -1,7 +1,8 @@
-"""List, watch, list again when in doubt: what the API says of some objects, kept current.
+"""The current state of some API objects in memory: list them, watch them, and list again when in doubt.
 
-A reflector lives as long as the agent. A watch never says that it lost an event, so its end, a 410 and every doubt lead
-to a new list, and what the list lacks is told as deleted. Objects are kept as the few fields that anyone reads.
+A reflector lives as long as the agent. The API server does not report an event that a watch has lost. A new list
+therefore follows when a watch ends early, with a 410 (the version is too old), or breaks. An object that is missing
+from a list counts as deleted. A subclass chooses the fields of an object that are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import structlog
 
-from agent.domain.backoff import Backoff
+from agent.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -27,22 +28,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SERVER_TIMEOUT = (240, 290)
-CONNECT_TIMEOUT = 10.0
-# Bookmarks come about every minute: a watch that is silent for longer is dead.
-SILENCE = 100.0
-STEADY = 1.0
-# No server is believed to tell everything for longer than this: then all is listed again.
-RELIST = 240.0
-FIRST_PAUSE = 0.4
-LONGEST_BACKOFF = 10.0
-LONGEST_PAUSE = 60.0
-# So many objects that a watch has told as deleted are remembered: what comes late of them is no news.
-GONE = 1000
+# Seconds after the requested end of a watch until the agent ends it.
+OVERTIME = 30
+# Number of deleted UIDs to remember. Later events about them are ignored.
+DELETED_UIDS_KEPT = 1000
 
 
 class Reflector:
-    """The objects of a kind and selector as the API last told them, by name."""
+    """The last known state of the objects of one kind and selector, by name. Its owner runs `run` as a task."""
 
     def __init__(self, client: Client, resource: str, path: str, selector: str, metrics: Metrics) -> None:
         self.client = client
@@ -52,32 +45,33 @@ class Reflector:
         self.metrics = metrics
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
-        self.gone: dict[str, None] = {}
+        self.deleted_uids: dict[str, None] = {}
         # Full jitter, so that replicas do not list in step after an outage.
-        self.backoff = Backoff(FIRST_PAUSE, LONGEST_BACKOFF)
+        self.backoff = Backoff(client.timings.watch_pause, client.timings.longest_watch_pause)
         self.trouble = ""
-        self.silence = SILENCE
+        self.silence = client.timings.watch_silence
 
-    def event(self, line: bytes) -> Object:
-        """Read an event of a watch."""
+    def parse_event(self, line: bytes) -> Object:
+        """Read one line of a watch."""
         event: Object = json.loads(line)
         return event
 
-    def slim(self, found: Object) -> Object:
-        """Return what is kept of an object."""
+    def prune_fields(self, found: Object) -> Object:
+        """Return the fields of an object that are kept."""
         return found
 
-    def noted(self, name: str, found: Object | None) -> None:
-        """Act on a change; None when the object is gone."""
+    def on_update(self, name: str, found: Object | None) -> None:
+        """Act on a change of an object. None if the object was deleted."""
 
-    def removed(self, name: str, last: Object | None) -> None:
-        """Act on the end of an object; `last` is its last state, None when only its absence was seen."""
-        self.noted(name, None)
+    def on_delete(self, name: str, last: Object | None) -> None:  # noqa: ARG002 - a hook that subclasses override
+        """Act on a deletion. `last` is the last state, None if a list only lacked the object."""
+        self.on_update(name, None)
 
     async def run(self) -> None:
-        """Keep the picture current until cancelled."""
+        """Keep `objects` current until cancelled."""
+        timings = self.client.timings
         while True:
-            asked = 0.0
+            retry_after = 0.0
             try:
                 listed = time.monotonic()
                 version = await self.list()
@@ -86,73 +80,76 @@ class Reflector:
                     began = time.monotonic()
                     version = await self.follow(version)
                     self.metrics.watch_restarts.inc()
-                    if time.monotonic() - began < STEADY:
+                    if time.monotonic() - began < timings.watch_steady:
                         break
                     self.backoff.reset()
-                    if time.monotonic() - listed > RELIST:
+                    if time.monotonic() - listed > timings.watch_relist:
                         break
             except ClusterError as error:
                 if self.backoff.failures == 0:
-                    log.warning("a watch broke and is opened again", resource=self.resource, error=error.message)
+                    log.warning("a watch failed and is opened again", resource=self.resource, error=error.message)
                 self.trouble = error.message if self.backoff.failures else ""
-                asked = min(error.retry_after or 0.0, LONGEST_PAUSE)
-            # Also after a watch that the server ended at once, so that the server is not asked in a tight loop.
-            await asyncio.sleep(asked + self.backoff.next())
+                retry_after = min(error.retry_after or 0.0, timings.longest_retry_after)
+            # Also after a watch that the server ended at once, so that the agent does not list in a tight loop.
+            await asyncio.sleep(retry_after + self.backoff.next())
 
     async def list(self) -> str:
-        """Read all objects, tell what changed and what is gone; returns the version to watch from."""
-        # An object created while the list is under way may be missing from it: only what was known before can be gone.
+        """Read all objects and apply the differences. Returns the version from which to watch."""
+        # The list may lack an object that is created during the list. Only objects known before it can be deleted.
         before = dict(self.objects)
         answer = await self.client.request("list", self.resource, self.path, query=self.query)
         version = answer.get("metadata", {}).get("resourceVersion")
         if not version:
-            raise ClusterError(f"list {self.resource}: the answer is no list", retryable=True)
+            raise ClusterError(f"list {self.resource}: the answer is not a list", retryable=True)
         found = {each["metadata"]["name"]: each for each in answer.get("items", ())}
         for name in before.keys() - found.keys():
-            self.lose(before[name], None)
+            self.delete(before[name], None)
         for each in found.values():
-            self.take("MODIFIED", each)
+            self.apply_event("MODIFIED", each)
         return str(version)
 
     async def follow(self, version: str) -> str:
-        """Watch from a version until the server ends it; returns the last version, or "" when a list is needed."""
-        seconds = random.randint(*SERVER_TIMEOUT)  # noqa: S311 - spreads load, guards nothing
+        """Watch from a version until the server ends the watch. Returns the last version, "" if a list is needed."""
+        timings = self.client.timings
+        seconds = random.randint(*timings.watch_duration)  # noqa: S311 - spreads load, guards nothing
         query = self.query | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
-        timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=CONNECT_TIMEOUT, sock_read=self.silence)
+        timeout = aiohttp.ClientTimeout(
+            total=seconds + OVERTIME, sock_connect=timings.watch_connect, sock_read=self.silence
+        )
         try:
             async with self.client.stream("watch", self.resource, self.path, query=query, timeout=timeout) as response:
                 self.trouble = ""
                 async for line in self.lines(response):
-                    event = self.event(line)
+                    event = self.parse_event(line)
                     if event["type"] == "ERROR":
                         return ""
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
-                        self.take(event["type"], event["object"])
+                        self.apply_event(event["type"], event["object"])
         except ClusterError as error:
             if error.status == 410:
                 return ""
             raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            log.info("a watch was cut", resource=self.resource, error=repr(error))
+            log.info("a watch broke off", resource=self.resource, error=repr(error))
             return ""
         except (ValueError, KeyError):
-            # Neither an API server nor a cut connection produces an unreadable event: a defect here or in a proxy does.
+            # Neither an API server nor a broken connection causes an unreadable event. The agent or a proxy is wrong.
             self.metrics.internal_errors.labels("watch").inc()
             log.exception("an event of a watch could not be read", resource=self.resource)
             return ""
         return version
 
     async def lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """Yield the lines of a watch, of any length; bytes that never become one are silence too.
+        """Yield the lines of a watch, of any length. Bytes that never complete a line count as silence.
 
         Raises:
-            TimeoutError: none came in time.
+            TimeoutError: no line was completed within `silence` seconds.
         """
         rest, ended = b"", False
         while not ended:
@@ -166,34 +163,34 @@ class Reflector:
                 if line:
                     yield line
 
-    def take(self, kind: str, found: Object) -> None:
-        """Note one event."""
-        found = self.slim(found)
+    def apply_event(self, kind: str, found: Object) -> None:
+        """Apply one event of a watch or one item of a list."""
+        found = self.prune_fields(found)
         name, uid = found["metadata"]["name"], found["metadata"]["uid"]
         if kind == "DELETED":
-            self.gone[uid] = None
-            while len(self.gone) > GONE:
-                del self.gone[next(iter(self.gone))]
-            self.lose(found, found)
+            self.deleted_uids[uid] = None
+            while len(self.deleted_uids) > DELETED_UIDS_KEPT:
+                del self.deleted_uids[next(iter(self.deleted_uids))]
+            self.delete(found, found)
             return
         known = self.objects.get(name)
-        if uid in self.gone or (known is not None and older(found, known)):
+        if uid in self.deleted_uids or (known is not None and older(found, known)):
             return
         self.objects[name] = found
-        self.noted(name, found)
+        self.on_update(name, found)
 
-    def lose(self, found: Object, last: Object | None) -> None:
-        """Forget an object that is there no more, unless another has its name; `last` as in `removed`."""
+    def delete(self, found: Object, last: Object | None) -> None:
+        """Remove a deleted object, unless a new object has its name. `last` is as in `on_delete`."""
         name = found["metadata"]["name"]
         known = self.objects.get(name)
         if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:
             del self.objects[name]
-            self.removed(name, last)
+            self.on_delete(name, last)
 
 
 def older(found: Object, known: Object) -> bool:
-    """Whether `found` is an earlier state than `known`, as when a list was served from a cache.
+    """Return whether `found` is an earlier state than `known`. A list that comes from a cache may hold one.
 
-    Also of another object that had the name before: a watch may tell of its last states after the new one was created.
+    `found` may also be an earlier object of the same name. A watch may report its last states after the new object.
     """
     return int(found["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])

@@ -1,6 +1,7 @@
-"""What the collector says at the end of an archive: every file with its hash, and what was not sent.
+"""The manifest at the end of an archive: every file with its hash, and the files that the collector did not send.
 
-Pure. The lines of files are not kept: whoever read the files wrote the same lines, and their hashes must be equal.
+Pure. A reader lives for one archive. The reader does not keep the lines of files, only a hash of all of them. The
+`ArchiveReader` writes the same lines from the files that arrived, and the two hashes must be equal.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from hashlib import sha256
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.domain.events import LeftOut
 
+# Number of bytes of a line, and number of lines besides the lines of files.
 MAX_LINE = 64 * 1024
 MAX_LINES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """What the collector says about the whole.
+class ArchiveManifest:
+    """The collector's statement about a whole collection. A value.
 
-    `left_out` names at most 100 files, `left_out_files` counts all. `unmatched` are declared paths without a file,
-    `exceeded` is the declared file that ended the collection. `changed` files were written to while they were read.
+    `left_out` names at most 100 files, and `left_out_files` is the number of all. `unmatched` are declared paths
+    without a file. `exceeded` is the declared file over a limit that ended the collection. `changed` files were
+    written while the collector read them.
     """
 
     files: int
@@ -34,16 +37,20 @@ class Manifest:
 
 
 class ManifestReader:
-    """Reads the manifest line by line; the lines of files are only hashed."""
+    """Reads the manifest of one archive line by line. Owned by an `ArchiveReader`."""
 
     def __init__(self) -> None:
         self.file_lines = sha256()
         self.rest = b""
-        self.said: dict[str, list[list[object]]] = {}
+        self.records: dict[str, list[list[object]]] = {}
         self.lines = 0
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the manifest."""
+        """Read the next bytes of the manifest.
+
+        Raises:
+            ArchiveError: a line is malformed, or a limit is exceeded.
+        """
         *lines, self.rest = (self.rest + data).split(b"\n")
         if len(self.rest) > MAX_LINE:
             raise ArchiveError("a line of the manifest is too long")
@@ -51,9 +58,9 @@ class ManifestReader:
             if line.startswith(b'["file", '):
                 self.file_lines.update(line + b"\n")
             else:
-                self._other(line)
+                self._read_record(line)
 
-    def _other(self, line: bytes) -> None:
+    def _read_record(self, line: bytes) -> None:
         self.lines += 1
         if self.lines > MAX_LINES:
             raise ArchiveError("the manifest has too many lines")
@@ -61,49 +68,53 @@ class ManifestReader:
             kind, *values = json.loads(line)
         except (ValueError, TypeError, RecursionError) as error:
             raise ArchiveError(f"not a line of a manifest: {line[:200]!r}") from error
-        self.said.setdefault(str(kind), []).append(values)
+        self.records.setdefault(str(kind), []).append(values)
 
-    def close(self) -> Manifest:
-        """Return what was said.
+    def close(self) -> ArchiveManifest:
+        """Return the manifest.
 
         Raises:
-            ArchiveError: the manifest is cut or makes no sense.
+            ArchiveError: the manifest is incomplete or malformed.
         """
         try:
-            if self.rest or set(self.said) - {"changed", "left", "unmatched", "exceeded", "end"}:
+            if self.rest or set(self.records) - {"changed", "left", "unmatched", "exceeded", "end"}:
                 raise ValueError
-            ((files, size, left_out_files),) = self.said["end"]
-            exceeded = [left_out(*values) for values in self.said.get("exceeded", [])]
-            return Manifest(
+            ((files, size, left_out_files),) = self.records["end"]
+            exceeded = [left_out(*values) for values in self.records.get("exceeded", [])]
+            return ArchiveManifest(
                 files=number(files),
                 total_bytes=number(size),
-                left_out=tuple(left_out(*values) for values in self.said.get("left", [])),
+                left_out=tuple(left_out(*values) for values in self.records.get("left", [])),
                 left_out_files=number(left_out_files),
-                unmatched=tuple(printable(glob) for (glob,) in self.said.get("unmatched", [])),
+                unmatched=tuple(printable(glob) for (glob,) in self.records.get("unmatched", [])),
                 exceeded=exceeded[0] if exceeded else None,
-                changed=tuple(encoded(path) for (path,) in self.said.get("changed", [])),
+                changed=tuple(encoded(path) for (path,) in self.records.get("changed", [])),
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise ArchiveError("the manifest makes no sense") from error
+            raise ArchiveError("the manifest is incomplete or malformed") from error
 
 
 def number(value: object) -> int:
-    """Return VALUE, which must be a whole number that is not negative."""
+    """Return a whole number that is not negative.
+
+    Raises:
+        TypeError: the value is anything else.
+    """
     if not isinstance(value, int) or value < 0:
         raise TypeError
     return value
 
 
 def encoded(path: object) -> bytes:
-    """Return a path of the manifest as it is on the disk."""
+    """Return a path of the manifest in the bytes of the pod's file system."""
     return str(path).encode("utf-8", "surrogateescape")
 
 
 def printable(text: object) -> str:
-    """Return a text of the manifest in a form that every encoder takes."""
+    """Return a text of the manifest without surrogates, which no encoder accepts."""
     return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def left_out(path: object, why: object) -> LeftOut:
-    """Return one file that was not sent."""
+    """Return one file that the collector did not send."""
     return LeftOut(encoded(path), printable(why))

@@ -1,11 +1,13 @@
-"""Read the collector's archive without `tarfile`, which blocks on a file object and accepts more than regular files.
+"""Read the archive that the collector sends, as input from an untrusted pod.
 
-Pure: `feed` takes bytes and returns parts of files. Nothing is written to a disk, and no file is buffered as a whole.
-The stream is a tar of regular files in the form that `collect_files` writes, then its manifest, then the end marker.
-Anything else (links, devices, other extensions, paths that leave the workspace, files over a limit) is refused.
+A push parser and not `tarfile`, because `tarfile` blocks on a file object and accepts links, devices and more. This
+parser accepts plain files only. Pure: bytes go in through `feed`, and parts of files come out. Nothing touches a disk,
+and no file is ever in memory as a whole.
 
-The reader hashes the files and builds the file lines of the manifest itself. They must equal the lines that the
-collector sent. A reader lives for one collection and must not be used after an error.
+The stream is a tar archive of regular files in the form that `collect_files` writes, then the manifest, then the end.
+The reader refuses everything else: links, devices, unknown extensions, paths that leave the workspace, and more than
+the limits allow. It hashes the files and writes their manifest lines itself. The lines must equal the lines that the
+collector sent. A reader lives for one collection, and cannot be used after an error.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.cluster.artifacts.archive_manifest import Manifest, ManifestReader
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest, ManifestReader
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name, parse_header, parse_pax
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE
 from agent.domain.artifacts import FileData, FileEnd, FileStart
@@ -32,8 +34,8 @@ ZEROS = bytes(BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one collection may bring: a number of files, bytes of one file and of all, and seconds."""
+class ArchiveLimits:
+    """Limits of one collection: number of files, bytes of one file and of all files, and seconds. A value."""
 
     files: int
     file_bytes: int
@@ -41,19 +43,19 @@ class Limits:
     seconds: float
 
 
-class End(Enum):
-    """The end of the archive: nothing may follow."""
+class ArchiveEnd(Enum):
+    """The item for the end of the archive. Nothing may follow."""
 
     END = "end"
 
 
-Item = FileStart | FileData | FileEnd | Manifest | End
+Item = FileStart | FileData | FileEnd | ArchiveManifest | ArchiveEnd
 
 
 class ArchiveReader:
-    """Turns chunks of the stream, cut anywhere, into parts of files."""
+    """Turns chunks of the stream, split at any byte, into parts of files. Owned by one collection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ArchiveLimits) -> None:
         self.limits = limits
         self.files = 0
         self.total_bytes = 0
@@ -69,10 +71,10 @@ class ArchiveReader:
         self.padding = 0
 
     def feed(self, data: bytes | memoryview) -> list[Item]:
-        """Take the next bytes and return what they complete.
+        """Read the next bytes and return the items that they complete.
 
         Raises:
-            ArchiveError: the stream is wrong; what was returned before is not to be used.
+            ArchiveError: the stream is not acceptable. Items that were returned before must not be used.
         """
         items: list[Item] = []
         view = memoryview(data)
@@ -93,14 +95,14 @@ class ArchiveReader:
         return items
 
     def close(self) -> None:
-        """Say that no more will come.
+        """Check that the archive is complete, after its last byte.
 
         Raises:
-            ArchiveError: the archive did not end.
+            ArchiveError: the archive has no end.
         """
         if not self.ended:
             where = f"in {self.file.path!r}" if self.file else f"after {self.files} files"
-            raise ArchiveError(f"the archive was cut {where}")
+            raise ArchiveError(f"the archive broke off {where}")
 
     def _block(self, block: bytes) -> Iterator[Item]:
         if self.ended:
@@ -117,14 +119,14 @@ class ArchiveReader:
         if self.manifest is None:
             raise ArchiveError("the archive ends without a manifest")
         self.ended = True
-        yield End.END
+        yield ArchiveEnd.END
 
     def _member(self, header: Header) -> Iterator[Item]:
         size = int(self.pax.pop(b"size", b"%d" % header.size))
         name = self.pax.pop(b"path", header.name)
         if header.kind == b"x":
             if size > MAX_PAX or self.pax_body is not None:
-                raise ArchiveError("an extended header that is too long, or follows another")
+                raise ArchiveError("an extended header is too long or follows another")
             self.pax_body = bytearray()
         elif header.kind == MANIFEST_TYPE:
             self.manifest = ManifestReader()
@@ -175,12 +177,12 @@ class ArchiveReader:
         elif self.pax_body is not None:
             self.pax = parse_pax(bytes(self.pax_body))
 
-    def _checked_manifest(self, reader: ManifestReader) -> Manifest:
+    def _checked_manifest(self, reader: ManifestReader) -> ArchiveManifest:
         manifest = reader.close()
         if (manifest.files, manifest.total_bytes) != (self.files, self.total_bytes):
             raise ArchiveError(
                 f"{self.files} files of {self.total_bytes} bytes arrived, "
-                f"the manifest tells of {manifest.files} of {manifest.total_bytes}"
+                f"the manifest names {manifest.files} of {manifest.total_bytes}"
             )
         if reader.file_lines.digest() != self.manifest_lines.digest():
             raise ArchiveError("the files that arrived are not those of the manifest")

@@ -1,21 +1,21 @@
-"""Brings the files of an action out of its pod.
+"""Collect the files of an action from its pod.
 
-One collection is one exec of the collector in container `files`: its stream is read, checked and handed on as it comes,
-so memory is bounded and the reader's pace holds the sender back. All of it counts only when all of it was right: the
-command's own success, the end of the archive, and a manifest that equals what arrived. Whatever is less is
-`CollectionBroken`: what was handed on is void, and the caller may begin again from the start.
+One collection is one exec of the program `collect_files` in container `files`. The stream is read, checked and passed
+on as it arrives. Memory is therefore bounded, and a slow consumer slows the sender. The collection counts only if all
+of it is right: the command's exit code, the end of the archive, and a manifest that equals the files that arrived.
+Everything else is `CollectionBroken`. The files passed on are then void, and the caller may start again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from agent.cluster.api.exec import ExecError
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, End
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveReader
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.cluster.in_pod import packaging
 from agent.cluster.in_pod.packaging import SNAPSHOT
@@ -24,89 +24,118 @@ from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 
 if TYPE_CHECKING:
-    from agent.cluster.artifacts.archive_reader import Limits
+    from agent.cluster.artifacts.archive_reader import ArchiveLimits
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
 
-# At the end of the time no file is begun any more, so that the one that was begun can come to its end.
+# Share and seconds of the time in which the collector starts no further file, so that it can finish the current one.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
+# Number of characters of the collector's error output that an error keeps.
+MAX_STDERR = 1000
+# Number of changed files that an error names.
+MAX_CHANGED = 5
 
 
 class CollectionBroken(ClusterError):
-    """The collection did not come to its end, or cannot be trusted; what was handed out is void."""
+    """The collection did not complete or cannot be trusted. The files that were yielded are void."""
 
 
-class Stream(Protocol):
-    """A command's stdout; `exit_code` and `stderr` stand once it has ended (see `exec.ExecStream`)."""
+class ExecOutput(Protocol):
+    """A command's stdout (see `exec.ExecStream`). `exit_code` and `stderr` are complete once the iteration has ended.
+
+    The `async with` block of the collection owns it.
+    """
 
     @property
     def stderr(self) -> bytes | bytearray:
-        """The first bytes of its standard error."""
+        """The first bytes of the command's standard error."""
 
     @property
     def exit_code(self) -> int:
-        """Its exit code."""
+        """The command's exit code."""
 
     def __aiter__(self) -> AsyncIterator[memoryview]:
-        """Iterate over its stdout."""
+        """Iterate over the command's stdout."""
 
 
-OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[Stream]]
-"""Runs a command in container `files` of one pod, for so many seconds."""
+OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[ExecOutput]]
+"""Runs a command in container `files` of one pod. The second argument is the limit in seconds."""
 
 
-def collect_command(rules: ArtifactRules, limits: Limits, *, workspace: str) -> list[str]:
-    """Return what is run in container `files` to stream its files out."""
+def collect_command(rules: ArtifactRules, limits: ArchiveLimits, *, workspace: str) -> list[str]:
+    """Return the command that streams the files out of container `files`."""
     seconds = math.ceil(limits.seconds - min(MARGIN_SECONDS, MARGIN * limits.seconds))
     numbers = [limits.files, limits.file_bytes, limits.total_bytes, seconds, len(rules.paths)]
     return [*packaging.collect_files_program(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]
 
 
 async def collect(
-    open_exec: OpenExec, rules: ArtifactRules, limits: Limits, *, workspace: str
+    open_exec: OpenExec, rules: ArtifactRules, limits: ArchiveLimits, *, workspace: str
 ) -> AsyncGenerator[FilePart | Collected, None]:
     """Yield the parts of all files, then `Collected`, within `limits.seconds`.
 
-    What is not begun when most of the time is over is left out. Leave it early only through `contextlib.aclosing`.
+    When most of the time is over, the collector leaves out the files that it has not started. A caller that stops
+    early must use `contextlib.aclosing`.
 
     Raises:
-        CollectionBroken: what was yielded is void; begin again, if it is retryable.
+        CollectionBroken: everything that was yielded is void. If the error is retryable, the caller may start again.
+    """
+    manifest: ArchiveManifest | None = None
+    command = collect_command(rules, limits, workspace=workspace)
+    with errors_as_broken():
+        async with aclosing(read_archive(open_exec, command, limits)) as items:
+            async for item in items:
+                if isinstance(item, ArchiveManifest):
+                    manifest = item
+                else:
+                    yield item
+    if manifest is None:
+        raise CollectionBroken("the files arrived without a manifest", retryable=True)
+    if manifest.changed:
+        names = ", ".join(path.decode("utf-8", "replace") for path in manifest.changed[:MAX_CHANGED])
+        raise CollectionBroken(f"files changed while they were copied: {names}", retryable=True)
+    summary = ArtifactSummary(manifest.files, manifest.total_bytes, manifest.left_out, manifest.left_out_files)
+    yield Collected(summary, refusal(manifest))
+
+
+async def read_archive(
+    open_exec: OpenExec, command: list[str], limits: ArchiveLimits
+) -> AsyncGenerator[FilePart | ArchiveManifest, None]:
+    """Run the collector and yield the checked items of its archive.
+
+    Raises:
+        ArchiveError: the archive is not acceptable or not complete.
+        CollectionBroken: the collector's exit code is not 0.
+        ExecError: the exec failed.
     """
     reader = ArchiveReader(limits)
-    manifest: Manifest | None = None
+    async with open_exec(command, limits.seconds) as stream:
+        async for chunk in stream:
+            for item in reader.feed(chunk):
+                if not isinstance(item, ArchiveEnd):
+                    yield item
+        if stream.exit_code != 0:
+            message = bytes(stream.stderr).decode("utf-8", "replace").strip()[-MAX_STDERR:] or "no message"
+            raise CollectionBroken(f"the collector ended with {stream.exit_code}: {message}", retryable=True)
+    reader.close()
+
+
+@contextmanager
+def errors_as_broken() -> Iterator[None]:
+    """Turn the errors of the exec and of the archive into `CollectionBroken`."""
     try:
-        command = collect_command(rules, limits, workspace=workspace)
-        async with open_exec(command, limits.seconds) as stream:
-            async for chunk in stream:
-                for item in reader.feed(chunk):
-                    if isinstance(item, Manifest):
-                        manifest = item
-                    elif not isinstance(item, End):
-                        yield item
-            if stream.exit_code != 0:
-                said = bytes(stream.stderr).decode("utf-8", "replace").strip()
-                raise CollectionBroken(
-                    f"the collector ended with {stream.exit_code}: {said[-1000:] or 'no message'}", retryable=True
-                )
-        reader.close()
+        yield
     except ExecError as error:
         raise CollectionBroken(
             error.message, retryable=error.retryable, retry_after=error.retry_after, status=error.status
         ) from error
     except ArchiveError as error:
         raise CollectionBroken(f"the files did not arrive whole: {error}", retryable=True) from error
-    if manifest is None:
-        raise CollectionBroken("the files arrived without a manifest", retryable=True)
-    if manifest.changed:
-        names = ", ".join(path.decode("utf-8", "replace") for path in manifest.changed[:5])
-        raise CollectionBroken(f"files changed while they were copied: {names}", retryable=True)
-    summary = ArtifactSummary(manifest.files, manifest.total_bytes, manifest.left_out, manifest.left_out_files)
-    yield Collected(summary, why_refused(manifest))
 
 
-def why_refused(manifest: Manifest) -> str:
-    """Return why declared files were not sent, empty when all were."""
+def refusal(manifest: ArchiveManifest) -> str:
+    """Return why the collector did not send a declared file, "" if it sent all."""
     if manifest.exceeded:
         return f"artifact {manifest.exceeded.path.decode('utf-8', 'replace')!r}: {manifest.exceeded.why}"
     if manifest.unmatched:

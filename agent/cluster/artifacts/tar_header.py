@@ -1,7 +1,7 @@
-"""Parse tar headers without `tarfile`, which accepts far more than the one form that the collector writes. Pure.
+"""Headers of the collector's archive. The parser accepts only the form that the collector writes.
 
-General tars have links, devices, owners, sparse files, names in three places and numbers in two bases. Most security
-holes of unpacking programs come from these features. This parser refuses all of them.
+Pure, without state. General tar files have links, devices, owners, sparse files, names in three places and numbers in
+two bases. Most security holes of unpacking programs come from these features. This parser knows none of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from agent.domain.paths import safe_components
 
 
 class ArchiveError(AgentError):
-    """The stream is not what the collector sends, is not whole, or is over a limit."""
+    """The stream is not in the collector's form, is not complete, or exceeds a limit."""
 
 
 @dataclass(slots=True)
 class Header:
-    """One header block, checked."""
+    """One checked header block. Lives until its member is read."""
 
     kind: bytes
     name: bytes
@@ -27,10 +27,10 @@ class Header:
 
 
 def parse_header(block: bytes) -> Header:
-    """Check the 512 bytes of a header and return what matters of it.
+    """Check the 512 bytes of a header and return the fields that the agent uses.
 
     Raises:
-        ArchiveError: it is none, or a field is not in the collector's form.
+        ArchiveError: the block is not a header, or a field is not in the collector's form.
     """
     if block[257:265] != b"ustar\x0000":
         raise ArchiveError("a block that is no header of the archive")
@@ -43,10 +43,10 @@ def parse_header(block: bytes) -> Header:
 
 
 def octal(field: bytes) -> int:
-    """Read an octal number; neither signs nor base 256 are taken.
+    """Read an octal number. Signs and the base-256 form of general tar files are refused.
 
     Raises:
-        ArchiveError: it is none.
+        ArchiveError: the field is not an octal number.
     """
     digits = field.rstrip(b"\0 ")
     if not digits or digits.strip(b"01234567"):
@@ -55,10 +55,10 @@ def octal(field: bytes) -> int:
 
 
 def parse_pax(body: bytes) -> dict[bytes, bytes]:
-    """Read an extended header: `path` and `size` and nothing else, each at most once.
+    """Read an extended header. It may have `path` and `size`, each at most once, and nothing else.
 
     Raises:
-        ArchiveError: it is not of the collector's form.
+        ArchiveError: the header is not in the collector's form.
     """
     found: dict[bytes, bytes] = {}
     while body:
@@ -76,10 +76,10 @@ def parse_pax(body: bytes) -> dict[bytes, bytes]:
 
 
 def checked_name(name: bytes) -> bytes:
-    """Return NAME, which stays inside the folder that it is relative to.
+    """Return the name of a file.
 
     Raises:
-        ArchiveError: it may not.
+        ArchiveError: the name may lead out of the folder to which it is relative.
     """
     try:
         safe_components(name)

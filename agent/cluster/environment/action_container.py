@@ -36,7 +36,7 @@ class ActionContainer:
         """Return whether a command may have started. True also if the pod is gone."""
         return self.state is not ContainerState.WAITING
 
-    async def left(self, state: ContainerState) -> None:
+    async def wait_while(self, state: ContainerState) -> None:
         """Wait until the container is in another state."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)

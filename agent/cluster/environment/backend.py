@@ -97,7 +97,7 @@ class PodBackend:
         environment = PodEnvironment(self.context, self.registry, self.plan(action, nonce), adopted=pod)
         self.registry.take_back(nonce)
         # The answer to the claim is newer than the watch.
-        self.watch.take("MODIFIED", pod)
+        self.watch.apply_event("MODIFIED", pod)
         return environment
 
     def plan(self, action: Action, nonce: str) -> manifest.Plan:

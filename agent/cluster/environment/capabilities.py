@@ -65,7 +65,7 @@ async def user_namespaces(client: Client, settings: Settings) -> bool:
     if setting != "auto":
         return setting == "always"
     try:
-        answer = await client.patiently(
+        answer = await client.retry(
             "get version", lambda: client.request("get", "version", "/version"), seconds=math.inf
         )
     except ClusterError as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.exec import Target
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.outcome import Outcome
 
 
@@ -53,7 +53,7 @@ class DebugOptions:
         """Return whether every pod needs container `files`, even if its action declares no artifacts."""
         return self.tree is not None or self.keep or self.shell
 
-    async def upload_tree(self, client: Client, target: Target, workspace: str) -> None:
+    async def upload_tree(self, client: Client, target: ContainerRef, workspace: str) -> None:
         """Extract `tree` into the workspace. The supervisor starts the commands when the upload is complete.
 
         Raises:
@@ -76,7 +76,9 @@ class DebugOptions:
         except ClusterError as error:
             raise upload_failure(error.message) from error
 
-    async def open_shell(self, client: Client, pod: Object, outcome: Outcome, target: Target, workspace: str) -> None:
+    async def open_shell(
+        self, client: Client, pod: Object, outcome: Outcome, target: ContainerRef, workspace: str
+    ) -> None:
         """Give the terminal to a shell in the workspace of a failed action until the person leaves the shell.
 
         Without option `shell`, or if the target container does not run, do nothing.
@@ -91,7 +93,7 @@ class DebugOptions:
                 print(f"the shell ended: {error.message}", flush=True)  # noqa: T201 - as above
 
 
-def greeting(outcome: Outcome, target: Target, workspace: str) -> str:
+def greeting(outcome: Outcome, target: ContainerRef, workspace: str) -> str:
     """Return the lines above the first prompt: why the action failed, and where the shell runs."""
     place = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
     return f"✘ {outcome.message}\n  A shell in {workspace} of {place}. After `exit` the agent cleans up."

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.cluster.api import exec as execs
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.artifacts import collect
-from agent.cluster.artifacts.archive_reader import Limits as ArchiveLimits
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.action_container import ActionContainer
 from agent.cluster.environment.requests import create_pod, create_secret, delete_pod, find_own_uid
-from agent.cluster.logs import follower, request
+from agent.cluster.logs import follower
 from agent.cluster.pod import manifest, recreate
 from agent.cluster.pod.fields import container_status
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
@@ -96,8 +97,8 @@ class PodEnvironment:
 
     # ---- set-up
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod, and then its Secret, owned by the pod. `tell` gets each reason to wait, for people.
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
 
         Raises:
             ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
@@ -106,30 +107,30 @@ class PodEnvironment:
         body = self.recreation_manifest or manifest.pod(self.plan, settings)
 
         async def report_wait(why: str) -> None:
-            if tell is not None:
-                await tell(f"waiting for the cluster: {why}")
+            if notify is not None:
+                await notify(f"waiting for the cluster: {why}")
 
         if not self.registry.owns(self.plan.name):
             self.own()
         self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
         try:
-            pod = await self.client.patiently(
+            pod = await self.client.retry(
                 "create pod",
                 lambda: create_pod(self.client, self.path, body),
                 seconds=settings.policy.pending_timeout,
-                tell=report_wait,
+                notify=report_wait,
             )
             self.uid = pod["metadata"]["uid"]
-            self.context.watch.take("ADDED", pod)
+            self.context.watch.apply_event("ADDED", pod)
             if self.plan.action.secrets:
                 await self.create_secret(report_wait)
         except ClusterError as error:
             text = f"the environment cannot be created: {error.message}"
             raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refusal_text(error)) from error
 
-    async def create_secret(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+    async def create_secret(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         body = manifest.secret(self.plan, self.context.settings, self.uid)
-        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, tell)
+        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, notify)
 
     async def take_over(self, values: Mapping[str, str]) -> None:
         """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
@@ -194,11 +195,11 @@ class PodEnvironment:
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of container `action` from the cursor to its end."""
-        target = request.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.container.log_ended = False
         settings = self.context.settings.logs
-        patience = follower.Patience(probe=settings.probe_after)
-        items = follower.follow(self.client, target, cursor, self.container, patience, settings.node_limit)
+        timings = follower.Timings(probe=settings.probe_after)
+        items = follower.follow(self.client, target, cursor, self.container, timings, settings.node_limit)
         async with aclosing(items):
             async for item in items:
                 yield item
@@ -209,7 +210,7 @@ class PodEnvironment:
 
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands, and KILL after `grace` seconds. Return False if the pod cannot be reached."""
-        target = execs.Target(self.plan.namespace, self.plan.name, manifest.ACTION)
+        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
         self.expectations = replace(self.expectations, interrupted=True)
         try:
             await execs.run(self.client, target, command.interrupt(grace), seconds=grace + 10)
@@ -242,8 +243,8 @@ class PodEnvironment:
                     yield item
 
     @property
-    def files_container(self) -> execs.Target:
-        return execs.Target(self.plan.namespace, self.plan.name, manifest.FILES)
+    def files_container(self) -> ContainerRef:
+        return ContainerRef(self.plan.namespace, self.plan.name, manifest.FILES)
 
     @property
     def workspace(self) -> str:

@@ -259,7 +259,7 @@ async def list_events(client: Client, path: str, uid: str, retry_seconds: float)
     """
     query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
     events_path = f"{path.rsplit('/', 1)[0]}/events"
-    answer = await client.patiently(
+    answer = await client.retry(
         "list events", lambda: client.request("list", "events", events_path, query=query), seconds=retry_seconds
     )
     return list(answer.get("items", ()))

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.exec import Target
+    from agent.cluster.api.container_ref import ContainerRef
 
 # Seconds until a shell is closed.
 MAX_SECONDS = 24 * 3600.0
 SHELL = 'cd "$1"; export TERM="$2" PS1="\\w \\$ "; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
 
 
-async def run_shell(client: Client, target: Target, folder: str) -> int:
+async def run_shell(client: Client, target: ContainerRef, folder: str) -> int:
     """Run a shell in `folder` of a container on the terminal of this process. Return the exit code of the shell.
 
     Raises:

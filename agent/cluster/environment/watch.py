@@ -111,7 +111,7 @@ class PodWatch(Reflector):
         """Return one pod, fully decoded."""
         found = self.objects.get(name)
         if found is not None and UNREAD in found:
-            found = self.objects[name] = self.slim(json.loads(found[UNREAD])["object"])
+            found = self.objects[name] = self.prune_fields(json.loads(found[UNREAD])["object"])
         return found
 
     def watch(self, name: str) -> PodState:
@@ -128,7 +128,7 @@ class PodWatch(Reflector):
         """Stop updating the state that `watch` returned."""
         self._watched.pop(name, None)
 
-    def event(self, line: bytes) -> Object:
+    def parse_event(self, line: bytes) -> Object:
         """Decode a watch event. Of a pod that another agent owns and no session watches, decode only the head.
 
         An event that is not laid out as `HEAD` expects is decoded completely.
@@ -144,9 +144,9 @@ class PodWatch(Reflector):
                 labels = {AGENT: agent[1].decode()}
                 metadata = {"name": name, "uid": uid, "resourceVersion": version, "labels": labels}
                 return {"type": kind, "object": {"metadata": metadata, UNREAD: line}}
-        return super().event(line)
+        return super().parse_event(line)
 
-    def slim(self, found: Object) -> Object:
+    def prune_fields(self, found: Object) -> Object:
         """Keep only the fields that the agent reads: about 1 KiB of the 10 KiB of a pod."""
         if UNREAD in found:
             return found
@@ -157,12 +157,12 @@ class PodWatch(Reflector):
             "status": found.get("status", {}),
         }
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         if name in self._watched:
             self._watched[name].update(found)
         if found is not None:
             self.on_change(found)
 
-    def removed(self, name: str, last: Object | None) -> None:
+    def on_delete(self, name: str, last: Object | None) -> None:
         if name in self._watched:
             self._watched[name].update(None, last)

@@ -1,15 +1,15 @@
-"""One environment's log, read to its end over any number of broken connections.
+"""Read the log of one container to its end, over any number of broken connections.
 
-`follow` lives as long as a session wants the log. It is pulled: while nobody takes a piece, nothing is read, and the
-transport's flow control stops the node. The end of a response decides nothing (API servers, load balancers and log
-rotation all end streams without an error), silence decides nothing either (rotation and half-open connections go
-silent); only the container's state, which the caller tells, does:
+`follow` lives as long as a session wants the log. The caller pulls. While the caller takes no piece, nothing is read,
+and flow control stops the node. The end of a response proves nothing, because API servers, load balancers and log
+rotation all end streams without an error. Silence proves nothing either, because rotation and half-open connections
+are silent. Only the state of the container decides, which the caller knows from its watch:
 
-* running: the log is opened again from the cursor; after a long silence a plain read proves the stream alive or dead;
-* terminated: nothing is left if the supervisor's last marker was seen, else one plain read has the rest;
-* gone: the log ends with a `LogLost` that says why.
+* running: the log is opened again at the cursor. After a long silence a plain read shows whether the stream works.
+* terminated: if the supervisor's last marker was read, the log is complete. Otherwise one plain read has the rest.
+* gone: the log ends with a `LogLost` that has the reason.
 
-No error of the cluster leaves here: a log that cannot be had is said, and changes no verdict.
+No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no outcome.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Protocol
 import aiohttp
 import structlog
 
+from agent.aio import cancel_and_wait
+from agent.backoff import Backoff
 from agent.cluster.logs.line_reader import Hole, LineReader
-from agent.cluster.logs.request import Body, Target, stop
+from agent.cluster.logs.request import LogRequest
 from agent.cluster.logs.rotation import NODE_LIMIT, NodeFile
-from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogGap, LogLost, LogPiece
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
@@ -45,7 +47,7 @@ NOT_STARTED = "waiting to start"
 
 
 class ContainerState(Enum):
-    """What the caller knows of the container; `GONE` is said of the pod."""
+    """What the caller knows of the container. `GONE` means that the pod is gone."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -54,65 +56,69 @@ class ContainerState(Enum):
 
 
 class Container(Protocol):
-    """The container whose log is read, as its watch sees it."""
+    """The container whose log is read. The caller implements it from its watch and owns it."""
 
     @property
     def state(self) -> ContainerState:
-        """What is known now."""
+        """The state now."""
 
     @property
     def log_ended(self) -> bool:
-        """Whether the supervisor's last marker was seen: nothing follows."""
+        """Whether the supervisor's last marker was read. Nothing follows the marker."""
 
-    async def left(self, state: ContainerState) -> None:
-        """Wait until the state is another one."""
+    async def wait_while(self, state: ContainerState) -> None:
+        """Return when the container is no longer in this state."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds. `probe` doubles up to `longest_probe` while the silence lasts, `pause` likewise while nothing helps."""
+class Timings:
+    """Seconds that a `LogFollower` waits. A value, shared by all followers."""
 
     connect: float = 10.0
+    """Seconds until a connection is given up."""
     read: float = 30.0
+    """Seconds without a byte until a plain read is given up."""
     probe: float = 30.0
+    """Seconds of silence until an open stream is probed by a plain read. Doubles while the silence lasts."""
     longest_probe: float = 300.0
     stalled: float = 2.0
-    """The first probe of a stream whose file may have been full: less than any file lives (the kubelet looks at files
-    every 3 s at most)."""
+    """Seconds of silence until the first probe if the node's file may have been full. Shorter than any file lives,
+    because the kubelet looks at the size of files at most every 3 s."""
     settle: float = 1.0
-    """How long an open stream may be silent after the container has ended."""
+    """Seconds of silence until an open stream is closed after the container has ended."""
     pause: float = 0.1
+    """Seconds of the longest possible pause after the first failure. Doubles while nothing is read."""
     longest_pause: float = 5.0
     steady: float = 5.0
-    """How long a stream must have lived for its end not to count as a failure."""
+    """Seconds that a stream must last so that its end is not a failure."""
     refused: float = 10.0
-    """How long an answer is asked for again that looks final, such as 400, 403 or 404."""
+    """Seconds of retries after an answer that looks final, such as 400, 403 or 404."""
     give_up: float = 60.0
-    """How long the rest of an ended container's log is asked for."""
+    """Seconds of retries for the rest of an ended container's log."""
     longest_retry_after: float = 60.0
 
 
-PATIENT = Patience()
-# So many plain reads of an ended container must miss the cursor's line before that is said to be a gap.
+DEFAULT_TIMINGS = Timings()
+# Number of plain reads of an ended container that must lack the cursor's line before the lack counts as a gap.
 PROOFS_OF_A_GAP = 3
 
 
 async def follow(
     client: Client,
-    target: Target,
+    target: ContainerRef,
     cursor: Cursor,
     container: Container,
-    patience: Patience = PATIENT,
+    timings: Timings = DEFAULT_TIMINGS,
     node_limit: int = NODE_LIMIT,
 ) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-    """Yield the log from the cursor to its end. Close it (`aclosing`) when it is left early.
+    """Yield the log from the cursor to its end. A caller that leaves early must use `aclosing`.
 
-    `node_limit` is how many bytes a file of the node's has at least before another is begun.
+    `node_limit` is the least number of bytes after which the node starts a new file.
     """
     try:
-        follower = Follower(client, target, cursor, container, patience, node_limit)
+        follower = LogFollower(client, target, cursor, container, timings, node_limit)
     except ValueError as error:
-        yield LogLost(f"it cannot be read from where it was left: {error}")
+        yield LogLost(f"the log cannot be resumed: {error}")
         return
     async with aclosing(follower.items()) as items:
         async for item in items:
@@ -121,38 +127,38 @@ async def follow(
                 return
 
 
-class Follower:
-    """The state of one `follow`: where reading goes on, and what has gone wrong since something went right."""
+class LogFollower:
+    """The state of one `follow`: the cursor, the open request, and the failures since the last success."""
 
     def __init__(
         self,
         client: Client,
-        target: Target,
+        target: ContainerRef,
         cursor: Cursor,
         container: Container,
-        patience: Patience,
+        timings: Timings,
         node_limit: int,
     ) -> None:
         self.client = client
         self.target = target
         self.cursor = LineReader(cursor).cursor
         self.container = container
-        self.patience = patience
-        self.file = NodeFile(client, target, cursor, self.timeout(patience.read), node_limit)
+        self.timings = timings
+        self.file = NodeFile(client, target, cursor, self.timeout(timings.read), node_limit)
         self.opened = 0
         # Half of each pause is random, so that followers which were cut together do not come back together.
-        self.backoff = Backoff(patience.pause, patience.longest_pause, least_share=0.5)
+        self.backoff = Backoff(timings.pause, timings.longest_pause, least_share=0.5)
         self.failing_since: float | None = None
         self.error: ClusterError | None = None
         self.missed: LogGap | None = None
         self.misses = 0
 
     async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Read again and again until the log ends."""
+        """Repeat attempts until the log ends."""
         while not self.container.log_ended:
             state = self.container.state
             if state is ContainerState.WAITING:
-                await self.container.left(state)
+                await self.container.wait_while(state)
                 continue
             if state is ContainerState.GONE:
                 yield LogLost("the pod is gone")
@@ -160,33 +166,33 @@ class Follower:
             async with aclosing(self.attempt(state)) as items:
                 async for item in items:
                     yield item
-            if state is ContainerState.TERMINATED and self.error is None and self.read_whole():
+            if state is ContainerState.TERMINATED and self.error is None and self.is_complete():
                 if self.missed:
                     yield self.missed
                 return
-            if why := self.lost(state):
-                yield LogLost(why)
+            if reason := self.loss_reason(state):
+                yield LogLost(reason)
                 return
             await self.pause(state)
 
     async def attempt(self, state: ContainerState) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read once, with an open end while the container runs; `error` says how it went."""
+        """Make one attempt: a stream while the container runs, else a plain read. Sets `error` if it fails."""
         began = now()
         self.error = None
         try:
             async with aclosing(self.stream() if state is ContainerState.RUNNING else self.rest()) as items:
                 async for item in items:
                     if isinstance(item, LogGap) or item.data:
-                        self.recovered()
+                        self.on_progress()
                     yield item
         except ClusterError as error:
             self.error = error
         else:
-            if now() - began >= self.patience.steady:
-                self.recovered()
+            if now() - began >= self.timings.steady:
+                self.on_progress()
 
     async def stream(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Follow until the response ends, proves to be dead, or is silent after the container has ended."""
+        """Read an open stream until it ends, a probe shows it dead, or it is silent after the container's end."""
         if self.opened:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
@@ -194,18 +200,18 @@ class Follower:
         silence = self.first_silence
         waited = 0.0
         reader = LineReader(self.cursor)
-        body = Body(self.client, self.target, self.cursor, self.timeout(), follow="true")
+        body = LogRequest(self.client, self.target, self.cursor, self.timeout(), follow="true")
         async with body, self.end_of_run() as ended:
             while True:
                 began = now()
-                block = await body.block(ended, silence, self.patience.settle)
+                block = await body.block(ended, silence, self.timings.settle)
                 waited += now() - began
                 if block:
-                    async with aclosing(self.take(reader, block, waited)) as items:
+                    async with aclosing(self.read_block(reader, block, waited)) as items:
                         async for item in items:
                             yield item
                     if reader.served_again:
-                        log.info("a log stream began its file again and is opened anew", pod=self.target.pod)
+                        log.info("a log stream repeated its file and is opened again", pod=self.target.pod)
                         return
                     silence, waited = self.first_silence, 0.0
                 elif block is not None:
@@ -219,17 +225,17 @@ class Follower:
                         async for item in items:
                             yield item
                     if self.cursor != position:
-                        log.info("a silent log stream was dead and is opened again", pod=self.target.pod)
+                        log.info("a log stream was dead and is opened again", pod=self.target.pod)
                         return
                     self.file.follows = self.missed is None
-                    silence = max(self.first_silence, min(2 * silence, self.patience.longest_probe))
+                    silence = max(self.first_silence, min(2 * silence, self.timings.longest_probe))
 
     async def rest(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read what there is, without following."""
+        """Read the log that the node has now, by a plain read."""
         reader = LineReader(self.cursor)
-        async with Body(self.client, self.target, self.cursor, self.timeout(self.patience.read)) as body:
+        async with LogRequest(self.client, self.target, self.cursor, self.timeout(self.timings.read)) as body:
             while block := await body.read():
-                async with aclosing(self.take(reader, block)) as items:
+                async with aclosing(self.read_block(reader, block)) as items:
                     async for item in items:
                         yield item
         self.check(reader)
@@ -237,17 +243,17 @@ class Follower:
         if self.missed:
             self.missed = replace(self.missed, certain=not self.file.full)
 
-    async def take(
+    async def read_block(
         self, reader: LineReader, block: bytes, waited: float = 0.0
     ) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Yield what is new in a block that was waited for so many seconds."""
+        """Yield the new items of a block. `waited` is the number of seconds until the block arrived."""
         certain = not self.file.full
-        self.file.passed(block)
+        self.file.advance(block)
         reader.watchful = self.file.full
         for item in reader.feed(block):
             match item:
                 case Hole():
-                    gap = await self.file.judged(item, waited)
+                    gap = await self.file.judge_hole(item, waited)
                 case LogGap():
                     gap = replace(item, certain=certain)
                 case LogPiece():
@@ -260,49 +266,49 @@ class Follower:
 
     @property
     def first_silence(self) -> float:
-        """Seconds until an open stream that has just brought something is looked into."""
+        """Seconds of silence, after a block, until the stream is probed."""
         return (
-            min(self.patience.stalled, self.patience.probe)
+            min(self.timings.stalled, self.timings.probe)
             if self.file.full and not self.file.follows
-            else self.patience.probe
+            else self.timings.probe
         )
 
     def timeout(self, silence: float | None = None) -> aiohttp.ClientTimeout:
-        """Return the limits of a request. A follower's silence is watched by its reader, who knows the container."""
-        return aiohttp.ClientTimeout(total=None, sock_connect=self.patience.connect, sock_read=silence)
+        """Return the timeouts of a request. A stream has no silence timeout, because `stream` probes it instead."""
+        return aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
 
     @asynccontextmanager
     async def end_of_run(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Watch for the end of the running state as long as the block lasts."""
-        task = asyncio.create_task(self.container.left(ContainerState.RUNNING), name="log: end of run")
+        """Yield a task that ends when the container is no longer running."""
+        task = asyncio.create_task(self.container.wait_while(ContainerState.RUNNING), name="log: end of run")
         try:
             yield task
         finally:
-            await stop(task)
+            await cancel_and_wait(task, ignore_errors=True)
 
-    # ------------------------------------------------------------------------------------------------------- judgement
+    # ---- judgement
 
     def check(self, reader: LineReader) -> None:
-        """Refuse a body that holds the kubelet's excuse and no line of the log.
+        """Check that the body is a log, and not the kubelet's error message with status 200.
 
         Raises:
-            ClusterError: so it is.
+            ClusterError: the body is the error message.
         """
         if reader.foreign.startswith(UNAVAILABLE) and not reader.timestamp:
             raise ClusterError("the node no longer has the container's log")
 
-    def read_whole(self) -> bool:
-        """Whether the plain read that ended well is to be believed; a missing line must stay missing."""
+    def is_complete(self) -> bool:
+        """Return whether the last plain read is final. If the cursor's line was missing, more reads must confirm it."""
         self.misses = self.misses + 1 if self.missed else 0
         return self.misses in (0, PROOFS_OF_A_GAP)
 
-    def recovered(self) -> None:
-        """Begin anew with patience."""
+    def on_progress(self) -> None:
+        """Reset the failures after a success."""
         self.backoff.reset()
         self.failing_since = None
 
-    def lost(self, state: ContainerState) -> str:
-        """Return why no more of the log can be had, or "" while asking again may help."""
+    def loss_reason(self, state: ContainerState) -> str:
+        """Return why the rest of the log is lost, or "" while a retry may help."""
         error = self.error
         if error is None:
             return ""
@@ -312,24 +318,24 @@ class Follower:
             return ""
         if self.failing_since is None:
             self.failing_since = now()
-        limit = self.patience.give_up if error.retryable else self.patience.refused
+        limit = self.timings.give_up if error.retryable else self.timings.refused
         return error.message if now() - self.failing_since >= limit else ""
 
     async def pause(self, state: ContainerState) -> None:
-        """Wait before the next attempt: as long as the server asks for, else until the state changes or a backoff."""
+        """Wait before the next attempt: for Retry-After, else for the back-off or a new state, whichever is first."""
         if self.error and self.backoff.failures == 0:
-            log.warning("the log cannot be read now", pod=self.target.pod, error=self.error.message)
+            log.warning("the log cannot be read and is retried", pod=self.target.pod, error=self.error.message)
         delay = self.backoff.next()
         if self.error and self.error.retry_after is not None:
-            await asyncio.sleep(min(self.error.retry_after, self.patience.longest_retry_after))
+            await asyncio.sleep(min(self.error.retry_after, self.timings.longest_retry_after))
             return
         try:
             async with asyncio.timeout(delay):
-                await self.container.left(state)
+                await self.container.wait_while(state)
         except TimeoutError:
             return
 
 
 def now() -> float:
-    """Return the loop's monotonic clock."""
+    """Return the time of the running loop, in seconds."""
     return asyncio.get_running_loop().time()

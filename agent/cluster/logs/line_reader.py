@@ -1,13 +1,13 @@
-"""The body of a log request becomes payload with positions, from which another request can go on exactly.
+"""Turn the body of a log response into payload with positions, from which another request can go on exactly.
 
-A `LineReader` lives as long as one HTTP response. The kubelet prefixes each line with its timestamp; `sinceTime` is
-served from the whole second, piece by piece, so a resumed body repeats lines that are done and may begin with the rest
-of an older line, without a prefix. The reader strips the prefixes, drops what the cursor covers (by timestamp and
-ordinal, since lines share nanoseconds, then by offset, since a cut may lie in a line of megabytes) and says when the
-cursor's own line is not served again: the node has rotated it away, and what followed it.
+A `LineReader` lives as long as one HTTP response. The kubelet puts a timestamp before each line. `sinceTime` has whole
+seconds, so the body of a resumed request repeats lines that were read before. The body may also begin with the rest
+of an older line, without a timestamp. The reader removes the timestamps and drops what the cursor covers. It compares
+timestamps, then counts the lines of one timestamp, then counts bytes, because a connection may break in a line of
+megabytes. If the body lacks the cursor's own line, the node has rotated the line away, and the reader reports a gap.
 
-A line that has no timestamp where one must be is not the container's (the rest of an older line, or the kubelet's own
-words) and is dropped up to its newline; the beginning of the first one is kept in `foreign`.
+A line without a timestamp is not a line of the container. The line is the rest of an older line or a message of the
+kubelet. The reader drops it, and keeps the start of the first one in `foreign`.
 
 Known limit: a clock of the node that is set back looks like a gap when the log is opened again.
 """
@@ -18,25 +18,43 @@ import re
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
+from typing import TypeVar
 
 from agent.domain.log_cursor import Cursor
 from agent.domain.observations import LogGap, LogPiece
 
-# Nanoseconds have a fixed width in the kubelet's answers, older ones and other runtimes write fewer digits.
+T = TypeVar("T", bytes, int)
+
+# The kubelet writes nanoseconds with a fixed width. Older kubelets and other runtimes write fewer digits.
 PREFIX = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
+# Number of bytes of the longest timestamp with its space.
 LONGEST_PREFIX = 36
+# Index of the zone in a timestamp with nanoseconds, and length of a timestamp up to the seconds.
 ZONE = 29
 SECOND = 19
 START = Cursor()
+# Number of bytes of the first foreign line to keep.
 FOREIGN_KEPT = 256
-# A file of the node's lives three seconds at least (the kubelet's shortest interval), so no shorter hole hides one.
+# Seconds between two lines from which a whole file of the node may lie between them. The kubelet looks at the size of
+# files at most every 3 s, so no file lives for a shorter time.
 HOLE = 2.0
+# Number of holes to remember.
 HOLES_KEPT = 64
+
+
+class Order(Enum):
+    """Where a line stands relative to the line of the cursor."""
+
+    BEFORE = "before"
+    AT = "at"
+    AFTER = "after"
+    NOT_A_TIME = "not a time"
 
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """So much time between two lines of one body that a whole file of the node's may have come and gone in it."""
+    """A time between two lines of one body in which the node may have written and removed a whole file."""
 
     since: str
     until: str
@@ -44,17 +62,17 @@ class Hole:
 
 
 class LineReader:
-    """Reads one body. `cursor` is the position after everything that was returned.
+    """Reads one body, for one log request. `cursor` is the position after everything that was returned.
 
-    A piece without data says only where reading goes on; its `end` then counts from the start of the line it lies in,
-    so that `offset` is the column. The first piece of a body, and the first after a gap, are of that kind, unless the
-    body begins where a line began: then it comes with the first line.
+    A piece without data is a synchronization. It only has the position where the next piece begins. Its `end` counts
+    from the start of the line, so `offset` is the column. The first piece of a body and the first piece after a gap
+    are of this kind.
 
-    While it is `watchful`, it says holes in front of the line that ends them. `served_again`: the body has begun the
-    file behind a hole once more; no more of it is taken.
+    While the reader is `watchful`, it reports a hole before the line that ends the hole. `served_again` is true once
+    the body has repeated the file after a hole. The reader then ignores the rest of the body.
 
     Raises:
-        ValueError: the cursor's timestamp is none.
+        ValueError: the cursor's timestamp is not a timestamp.
     """
 
     def __init__(self, resume: Cursor = START) -> None:
@@ -80,13 +98,13 @@ class LineReader:
 
     @property
     def cursor(self) -> Cursor:
-        """Where to go on after a cut."""
+        """The position from which to resume."""
         if not self.synced:
             return self.resume
         return self.position()
 
     def feed(self, body: bytes) -> list[LogPiece | LogGap | Hole]:
-        """Take the next bytes of the body and return what is new in them."""
+        """Read the next bytes of the body. Returns what the cursor did not cover."""
         data = self.carry + body if self.carry else body
         self.carry = b""
         at, bulk = 0, True
@@ -96,7 +114,7 @@ class LineReader:
             elif bulk and self.synced and (taken := self.lines(data, at)):
                 at += taken
             else:
-                # One line that does not fit the fast way is followed by others: no second try in this block.
+                # After one line that the fast way refuses, others follow, so it is not tried again in this block.
                 bulk = not self.synced
                 at = self.begin(data, at)
         self.close_piece()
@@ -104,15 +122,15 @@ class LineReader:
         return items
 
     def finish(self) -> LogGap | None:
-        """Return the gap when the whole log was served and the cursor's line is not in it."""
+        """Return a gap if the body has ended without the cursor's line, else None."""
         return LogGap(self.resume.timestamp, "") if self.seeking else None
 
     # ------------------------------------------------------------------------------------------------------- fast way
 
     def lines(self, data: bytes, at: int) -> int:
-        """Take all complete lines from a line's start on, up to a hole, and return how many bytes these are.
+        """Read all complete lines from `at`, the start of a line, up to a hole. Returns their number of bytes.
 
-        None are taken when some prefix differs in its form from the last one seen.
+        Reads nothing and returns 0 if the form of a timestamp differs from that of the last line.
         """
         width = len(self.timestamp) + 1
         zone = self.timestamp[ZONE:] + b" "
@@ -121,8 +139,8 @@ class LineReader:
         lines.pop()
         if {line[ZONE:width] for line in lines} != {zone}:
             return 0
-        if self.watchful and (straight := self.straight(lines)) < len(lines):
-            lines = lines[:straight]
+        if self.watchful and (found := self.count_without_hole(lines)) < len(lines):
+            lines = lines[:found]
             if not lines:
                 return 0
             end = at + sum(map(len, lines)) + len(lines)
@@ -136,8 +154,8 @@ class LineReader:
         self.count_same(lines, last[: width - 1])
         return end - at
 
-    def straight(self, lines: list[bytes]) -> int:
-        """Return how many lines follow each other without a hole or a step back."""
+    def count_without_hole(self, lines: list[bytes]) -> int:
+        """Return the number of lines before the first hole or the first step back in time."""
         before = self.timestamp[:SECOND]
         last = lines[-1][:SECOND]
         if not self.holes and (last == before or 0 <= seconds(last) - seconds(before) < HOLE):
@@ -152,7 +170,7 @@ class LineReader:
         return len(lines)
 
     def count_same(self, lines: list[bytes], timestamp: bytes) -> None:
-        """Set the ordinal of the last line among the lines of its timestamp."""
+        """Set `count` to the number of lines so far that have the timestamp of the last line."""
         same = 0
         for line in reversed(lines):
             if not line.startswith(timestamp):
@@ -166,7 +184,7 @@ class LineReader:
     # ------------------------------------------------------------------------------------------------- line by line
 
     def begin(self, data: bytes, at: int) -> int:
-        """Read the prefix of one line and return the index after it."""
+        """Read the timestamp of one line. Returns the index after it."""
         match = PREFIX.match(data, at)
         if match and self.start_line(match[1]):
             return match.end()
@@ -177,14 +195,14 @@ class LineReader:
         return at
 
     def start_line(self, timestamp: bytes) -> bool:
-        """Enter a line: it may be the one that is sought, prove that that one is gone, or be new.
+        """Enter a line: before the cursor's line, the cursor's line itself, or a new one.
 
-        False: it only looked like the start of a line.
+        Returns False if the text only looked like the start of a line.
         """
-        order = self.compare(timestamp) if self.seeking else 0
-        if order is None:
+        order = None
+        if self.seeking and (order := self.compare(timestamp)) is Order.NOT_A_TIME:
             return False
-        if self.watchful and not (self.seeking or self.skip) and self.timestamp and timestamp != self.timestamp:
+        if self.watchful and self.reached(timestamp):
             self.look_back(timestamp)
             if self.served_again:
                 return True
@@ -192,18 +210,27 @@ class LineReader:
         self.timestamp = timestamp
         self.column = 0
         self.inside = True
-        if self.seeking and order > 0:
-            self.items.append(LogGap(self.resume.timestamp, timestamp.decode()))
-            self.skip = 0
-            self.seeking = False
-        elif self.seeking and order == 0 and self.count == self.resume.count:
-            self.seeking = False
-        if not (self.seeking or self.skip or self.synced):
+        if order is not None:
+            self.seek(order)
+        if not (self.synced or self.seeking or self.skip):
             self.sync()
         return True
 
+    def reached(self, timestamp: bytes) -> bool:
+        """Return whether the reader is behind the cursor and the line has another time than the line before it."""
+        return not (self.seeking or self.skip) and bool(self.timestamp) and timestamp != self.timestamp
+
+    def seek(self, order: Order) -> None:
+        """End the search at the cursor's line, or with a gap at the first line after it."""
+        if order is Order.AFTER:
+            self.items.append(LogGap(self.resume.timestamp, self.timestamp.decode()))
+            self.skip = 0
+            self.seeking = False
+        elif order is Order.AT and self.count == self.resume.count:
+            self.seeking = False
+
     def look_back(self, timestamp: bytes) -> None:
-        """Say the hole that the line of this time ends; it is known again if it is served again."""
+        """Report the hole before the line of this time. If the body repeats the line, set `served_again`."""
         try:
             passed = (nanoseconds(timestamp) - nanoseconds(self.timestamp)) / 1e9
         except ValueError:
@@ -214,20 +241,20 @@ class LineReader:
             self.close_piece()
             self.items.append(Hole(self.timestamp.decode(), timestamp.decode(), passed))
             self.holes.append(timestamp)
-            self.synced = False  # the next piece says anew where it begins
+            self.synced = False  # The next piece has to report its position again.
 
-    def compare(self, timestamp: bytes) -> int | None:
-        """Return whether it is before (-1), at (0) or after (1) the cursor's, None when it is no timestamp."""
+    def compare(self, timestamp: bytes) -> Order:
+        """Return the order of a timestamp and the cursor's timestamp."""
         if len(timestamp) == len(self.wanted) and timestamp[ZONE:] == self.wanted[ZONE:]:
-            return (timestamp > self.wanted) - (timestamp < self.wanted)
+            return order_of(timestamp, self.wanted)
         try:
             time = nanoseconds(timestamp)
         except ValueError:
-            return None
-        return (time > self.wanted_time) - (time < self.wanted_time)
+            return Order.NOT_A_TIME
+        return order_of(time, self.wanted_time)
 
     def go_on(self, data: bytes, at: int) -> int:
-        """Take what the current line has in the block and return the index after it."""
+        """Read the part of the current line that lies in the block. Returns the index after it."""
         end = data.find(b"\n", at) + 1 or len(data)
         complete = data[end - 1] == 0x0A
         if self.dropping:
@@ -254,27 +281,34 @@ class LineReader:
     # ------------------------------------------------------------------------------------------------------- positions
 
     def position(self, before: int = 0) -> Cursor:
-        """Return the position `before` bytes before the current one, in the current line."""
+        """Return the position `before` bytes back from the current one, in the current line."""
         timestamp = self.timestamp.decode()
         return Cursor(timestamp, self.count, self.column - before, self.total, self.resume.command)
 
     def sync(self, before: int = 0) -> None:
-        """Say where the next piece begins."""
+        """Report the position where the next piece begins."""
         self.synced = True
         self.items.append(LogPiece(b"", self.position(before)))
 
     def close_piece(self) -> None:
-        """Make a piece of the payload gathered in this block."""
+        """Make one piece of the payload that was read since the last piece."""
         if self.parts:
             self.items.append(LogPiece(b"".join(self.parts), self.position()))
             self.parts = []
+
+
+def order_of(found: T, wanted: T) -> Order:
+    """Return where `found` stands relative to `wanted`."""
+    if found == wanted:
+        return Order.AT
+    return Order.AFTER if found > wanted else Order.BEFORE
 
 
 def nanoseconds(timestamp: bytes) -> int:
     """Return an RFC 3339 timestamp as nanoseconds since 1970.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a timestamp.
     """
     text = timestamp.decode("ascii")
     zone = "+00:00" if text.endswith("Z") else text[-6:]
@@ -284,7 +318,7 @@ def nanoseconds(timestamp: bytes) -> int:
 
 
 def seconds(text: bytes) -> int:
-    """Return the seconds of the first 19 bytes of a timestamp, whose zone is not looked at; 0 when it is none."""
+    """Return the first 19 bytes of a timestamp as seconds, without regard to the zone. 0 if they are not a time."""
     try:
         return int(datetime.fromisoformat(text.decode("ascii") + "+00:00").timestamp())
     except ValueError:
@@ -292,6 +326,6 @@ def seconds(text: bytes) -> int:
 
 
 def whole_second(timestamp: str) -> str:
-    """Return the second a timestamp lies in, in UTC, as `sinceTime` takes it."""
+    """Return a timestamp in the form of `sinceTime`: cut to whole seconds, in UTC."""
     seconds = nanoseconds(timestamp.encode()) // 1_000_000_000
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,39 +1,34 @@
-"""One request for a container's log and its response, read in bytes as they come.
+"""One request for a container's log and its response, read in bytes as they arrive.
 
-A `Body` lives as long as its `async with`. What it cannot read it says as `ClusterError`; what it has read it forgets.
+A `LogRequest` lives as long as its `async with` block. It raises `ClusterError` for everything that it cannot read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 
+from agent.aio import cancel_and_wait
 from agent.cluster.logs.line_reader import whole_second
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whose log."""
+class LogRequest:
+    """One log request and its response. Its `async with` block owns it.
 
-    namespace: str
-    pod: str
-    container: str
-
-
-class Body:
-    """One log request and its response, opened by the first read: headers come with the first byte of the log."""
+    The first read sends the request, because the kubelet sends no headers before the first byte of the log.
+    """
 
     def __init__(
-        self, client: Client, target: Target, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
+        self, client: Client, target: ContainerRef, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
     ) -> None:
         self.client = client
         self.path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/log"
@@ -45,19 +40,20 @@ class Body:
         self.response: aiohttp.ClientResponse | None = None
         self.reading: asyncio.Task[bytes] | None = None
 
-    async def __aenter__(self) -> Body:
+    async def __aenter__(self) -> LogRequest:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         if self.reading:
-            await stop(self.reading)
+            # Bytes that the cancelled read would have returned are read again from the cursor.
+            await cancel_and_wait(self.reading, ignore_errors=True)
         await self.stack.aclose()
 
     async def read(self) -> bytes:
-        """Return the next bytes, none at the end.
+        """Return the next bytes, b"" at the end.
 
         Raises:
-            ClusterError: the request failed, or the answer broke off.
+            ClusterError: the request failed, or the response broke off.
         """
         if self.response is None:
             stream = self.client.stream("get", "pods/log", self.path, query=self.query, timeout=self.timeout)
@@ -68,7 +64,10 @@ class Body:
             raise ClusterError(f"get pods/log: the answer broke off: {error!r}", retryable=True) from error
 
     async def block(self, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
-        """Return the next bytes, none at the end, None after a silence: a short one counts once `ended` is done."""
+        """Return the next bytes, b"" at the end, None after `silence` seconds without a byte.
+
+        Once `ended` is done, a silence of `settle` seconds is enough.
+        """
         if self.reading is None:
             self.reading = asyncio.create_task(self.read(), name="log: read")
         if not ended.done():
@@ -80,11 +79,3 @@ class Body:
             return None
         reading, self.reading = self.reading, None
         return reading.result()
-
-
-async def stop(task: asyncio.Task[bytes] | asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end; what it would have brought is read again from the cursor."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()

@@ -1,13 +1,12 @@
-"""What can be known of the file in which a node keeps a container's log: whether it was ended, and what is behind it.
+"""What is known of the node's file that holds the log: whether it may be full, and whether a file was skipped.
 
-The node serves one file, the current one, and begins another when it is full. A follower goes on in the new file, but
-not always: one that was opened shortly before stands still until the next change, and one that was held back over two
-changes leaves the file between them out (both in the kubelet of 1.37, and neither is said). So, once a file can have
-been full, a short silence is looked into, and lines that stand further apart than a file lives are held against the
-beginning of the current file.
+The kubelet serves only the current file, and starts a new one when a file is full. A stream goes on in the new file,
+with two exceptions (seen in kubelet 1.37, both without an error). A stream that was opened shortly before the change
+is silent until the next change. A stream that was not read during two changes skips the file between them. So when a
+file may be full, the follower probes a stream after a short silence. When two lines are further apart in time than
+the life of a file, the follower compares them with the first line of the current file.
 
-A `NodeFile` lives as long as one `follow`. It asks the node for the beginning of the current file only where two lines
-leave room for a file that nobody has read.
+A `NodeFile` lives as long as one `follow`. It makes a request only when a whole file may lie between two lines.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.cluster.logs.line_reader import LONGEST_PREFIX, PREFIX, START, Hole, nanoseconds
-from agent.cluster.logs.request import Body, Target
+from agent.cluster.logs.request import LogRequest
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogGap
 
@@ -26,53 +25,60 @@ if TYPE_CHECKING:
     import aiohttp
 
     from agent.cluster.api.client import Client
+    from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
 
+# Number of bytes. Kubelets start a new file at `containerLogMaxSize`, which is 10 MiB by default.
 NODE_LIMIT = 1 << 20
-# How much of the time between two lines the reader may not have waited for the second.
+# Seconds of the time between two lines in which the reader may have been busy and not waiting.
 SLACK = 1.0
+# Number of bytes that the node adds to a line at most: the stream's name, a tag and spaces.
+LINE_OVERHEAD = 12
 
 
 class NodeFile:
-    """The file that the cursor lies in.
+    """The file in which the cursor lies. Owned by a `LogFollower`.
 
-    `follows`: the open stream is known to go on in the next file. `limit`: bytes below which no file is ended.
+    `follows` is true if the open stream is known to go on in the next file. The node starts no new file before
+    `limit` bytes.
     """
 
     def __init__(
-        self, client: Client, target: Target, cursor: Cursor, timeout: aiohttp.ClientTimeout, limit: int
+        self, client: Client, target: ContainerRef, cursor: Cursor, timeout: aiohttp.ClientTimeout, limit: int
     ) -> None:
         self.client = client
         self.target = target
         self.timeout = timeout
         self.limit = limit
         self.follows = False
-        self.written = 0.0 if cursor == START else math.inf  # at most so much of it is behind the cursor
+        self.written = 0.0 if cursor == START else math.inf  # The most bytes of the file before the cursor.
 
     @property
     def full(self) -> bool:
-        """Whether the node may have ended the file that the cursor lies in."""
+        """Whether the node may have started a new file after the file of the cursor."""
         return self.written >= self.limit
 
     def begin(self, block: bytes) -> None:
-        """Take note that a file began in a block, as it does behind a gap."""
+        """Record that a new file starts in this block, as after a gap."""
         self.written = 0.0
-        self.passed(block)
+        self.advance(block)
 
-    def passed(self, block: bytes) -> None:
-        """Take note that the cursor has moved over a block; the node's lines and pieces carry more words."""
-        self.written += len(block) + 12 * (block.count(b"\n") + 1) + len(block) // 256
+    def advance(self, block: bytes) -> None:
+        """Record that the cursor has passed a block. The node's file has more bytes than the block."""
+        self.written += len(block) + LINE_OVERHEAD * (block.count(b"\n") + 1) + len(block) // 256
 
-    async def judged(self, hole: Hole, waited: float) -> LogGap | None:
-        """Return the gap that a hole may be: a whole file of the node's can lie in it."""
+    async def judge_hole(self, hole: Hole, waited: float) -> LogGap | None:
+        """Return a gap if a whole file of the node may lie in the hole, else None."""
         if self.follows and waited >= hole.seconds - SLACK:
-            return None  # the follower stood at the end of the file nearly all the time: nothing was written
+            return None  # The reader waited at the end of the file nearly all the time, so nothing was written.
         try:
             head = await self.head()
         except ClusterError as error:
-            log.warning("where the log's current file begins cannot be read", pod=self.target.pod, error=error.message)
+            log.warning(
+                "the first line of the log's current file cannot be read", pod=self.target.pod, error=error.message
+            )
             head = b""
         if not head:
             return LogGap(hole.since, hole.until)
@@ -80,12 +86,12 @@ class NodeFile:
         return None if first <= since else LogGap(hole.since, hole.until, certain=first < until)
 
     async def head(self) -> bytes:
-        """Return the timestamp of the first line of the node's current file, none when it is empty.
+        """Return the timestamp of the first line of the node's current file, b"" if the file is empty.
 
         Raises:
-            ClusterError: it cannot be read.
+            ClusterError: the file cannot be read.
         """
-        body = Body(self.client, self.target, START, self.timeout, limitBytes=str(LONGEST_PREFIX))
+        body = LogRequest(self.client, self.target, START, self.timeout, limitBytes=str(LONGEST_PREFIX))
         async with body:
             read = b""
             while block := await body.read():

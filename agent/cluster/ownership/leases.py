@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds until the Lease of a dead agent is deleted, and until a deleted Lease is forgotten.
+# Seconds until the Lease of a dead agent is deleted, and until the agent drops its record of a deleted Lease.
 EXPIRED_AFTER_SECONDS = 600.0
 # Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the others, because
 # it may not have seen their renewals either.
@@ -103,7 +103,7 @@ class Leases(Reflector):
                 self.log_failure(error.message)
             except TimeoutError:
                 self._denials = 0
-                self.client.unanswered()
+                self.client.mark_unreachable()
                 self.log_failure("no answer in time")
             took = self.clock() - began
             await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
@@ -180,7 +180,7 @@ class Leases(Reflector):
 
     # ---- the other agents' Leases
 
-    def noted(self, name: str, found: Object | None) -> None:
+    def on_update(self, name: str, found: Object | None) -> None:
         now = self.clock()
         if found is None:
             if lease := self._newest.pop(name, None):

@@ -1,4 +1,4 @@
-{{- /* What the agent's container and the doctor's have in common: settings, identity, credentials, room to write. */ -}}
+{{- /* The container of the agent and the container of `helm test` share environment, mounts and volumes. */ -}}
 {{- define "sealci-agent.env" -}}
 - name: SEALCI_CONFIG
   value: /etc/sealci/settings/settings.yaml

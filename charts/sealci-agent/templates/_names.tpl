@@ -1,4 +1,4 @@
-{{- /* Names, labels and what one value says about others. */ -}}
+{{- /* Names, labels, and values that follow from other values. */ -}}
 
 {{- define "sealci-agent.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
@@ -14,7 +14,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* Unique in the whole cluster: two releases may share a namespace of actions. */ -}}
+{{- /* A name that is unique in the cluster, because two releases may share a namespace of actions. */ -}}
 {{- define "sealci-agent.unique" -}}
 {{- $name := printf "%s-%s" .Release.Namespace (include "sealci-agent.fullname" .) -}}
 {{- if gt (len $name) 44 -}}
@@ -68,7 +68,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* Labels of selectors: they never change. Takes (list . component). */ -}}
+{{- /* Labels for selectors. Kubernetes does not allow a change of them. Takes (list . component). */ -}}
 {{- define "sealci-agent.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ include "sealci-agent.name" $root }}
@@ -88,7 +88,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{- /* Labels of objects that no upgrade may touch: nothing in them has a version. */ -}}
+{{- /* Labels of objects that no upgrade may change. They hold no version. */ -}}
 {{- define "sealci-agent.lastingLabels" -}}
 {{ include "sealci-agent.selector" . }}
 app.kubernetes.io/part-of: sealci
@@ -112,8 +112,8 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{- ceil $seconds -}}
 {{- end -}}
 
-{{- /* What may pass between SIGTERM and the end of an agent: drain, the ends of sessions (grace, two deletions, a minute;
-       `App.longest_end`), and half a minute for the stream. */ -}}
+{{- /* Seconds between SIGTERM and the end of an agent: the drain, the longest end of a session (grace, two deletions and a
+       minute, as in the agent's shutdown), and 30 s for the stream. */ -}}
 {{- define "sealci-agent.terminationGracePeriodSeconds" -}}
 {{- if .Values.terminationGracePeriodSeconds -}}
 {{- int .Values.terminationGracePeriodSeconds -}}
@@ -125,7 +125,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{- /* "true" when a switch (true, false, auto) is on: auto asks whether the cluster knows a kind. (list . switch kind) */ -}}
+{{- /* "true" if a switch (true, false, auto) is on. auto is on if the cluster has the kind. Takes (list . switch kind). */ -}}
 {{- define "sealci-agent.switched" -}}
 {{- $root := index . 0 -}}
 {{- $switch := toString (index . 1) -}}
@@ -144,24 +144,24 @@ true
 {{- else if .Values.demoScheduler.enabled -}}
 {{- printf "%s.%s.svc:%d" (include "sealci-agent.schedulerName" .) .Release.Namespace (int .Values.demoScheduler.port) -}}
 {{- else -}}
-{{- fail "scheduler.address is empty: name your scheduler as host:port, or set demoScheduler.enabled=true to try the agent without one" -}}
+{{- fail "scheduler.address must be set to host:port. To try the agent without a scheduler, set demoScheduler.enabled=true" -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Whether the scheduler dials the agents back; who may is no secret of theirs, so it must be said. */ -}}
+{{- /* "true" if the scheduler dials the agents. The classic protocol has no password, so the values must name the scheduler. */ -}}
 {{- define "sealci-agent.classic" -}}
 {{- if eq .Values.scheduler.protocol "classic" -}}
 {{- if include "sealci-agent.demo" . -}}
-{{- fail "scheduler.protocol: the demo scheduler does not speak classic, name yours in scheduler.address" -}}
+{{- fail "scheduler.protocol: the demo scheduler does not support classic, set scheduler.address" -}}
 {{- end -}}
 {{- if not (or .Values.networkPolicy.agent.schedulerFrom .Values.scheduler.classic.ca_file) -}}
-{{- fail "networkPolicy.agent.schedulerFrom must name the scheduler: with scheduler.protocol=classic whoever reaches an agent can run actions" -}}
+{{- fail "networkPolicy.agent.schedulerFrom or scheduler.classic.ca_file must be set with scheduler.protocol=classic, because any peer that reaches an agent could run actions" -}}
 {{- end -}}
 true
 {{- end -}}
 {{- end -}}
 
-{{- /* Whether the agents speak to the demo scheduler, which is plaintext. */ -}}
+{{- /* "true" if the agents use the demo scheduler, which is plaintext. */ -}}
 {{- define "sealci-agent.demo" -}}
 {{- if and .Values.demoScheduler.enabled (not .Values.scheduler.address) -}}true{{- end -}}
 {{- end -}}

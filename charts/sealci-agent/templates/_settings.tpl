@@ -1,4 +1,4 @@
-{{- /* The agents' settings file: the values' lower half, with what the chart knows better. Never a secret. */ -}}
+{{- /* The settings file of the agents: the second half of the values, and values that the chart computes. Holds no secret. */ -}}
 {{- define "sealci-agent.settings" -}}
 {{- $settings := dict -}}
 {{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "metrics" "traces" "logging" -}}

@@ -1,6 +1,6 @@
 """Write the generated files of the Helm chart (`make chart`), so that they cannot contradict their sources.
 
-The lower half of values.yaml is generated from `agent/settings.py`. values.schema.json is generated from both halves
+The lower half of values.yaml is generated from `agent/settings`. values.schema.json is generated from both halves
 and from the settings, and the README's table from the comments in values.yaml. A unit test fails if a committed file
 differs from the generated file.
 """

@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
 # The line that separates the two halves of values.yaml.
-LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings.py ----\n"
+LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"

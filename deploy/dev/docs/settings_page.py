@@ -1,4 +1,4 @@
-"""Generate `docs/settings.md` from the models of `agent/settings.py`.
+"""Generate `docs/settings.md` from the models of `agent/settings`.
 
 One table for each section. Types, bounds, defaults and descriptions come from the models, so the page needs no upkeep.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HEAD = """# Settings
 
-This page is generated from [`agent/settings.py`](../agent/settings.py) by `make docs`.
+This page is generated from [`agent/settings`](../agent/settings) by `make docs`.
 
 The agent reads its settings once, at the start. A later source overrides an earlier one:
 

@@ -1,4 +1,4 @@
-"""The working tree of this machine as a tar: what git would commit, and what `.gitignore` says elsewhere."""
+"""The tar of a working tree: the files that git would commit, or that no `.gitignore` excludes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.working_tree import TreeWrong, pack
+from agent.cli.working_tree import WorkingTreeError, pack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def packed(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
+def pack_and_check(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
     count, size = pack(root, archive)
     with tarfile.open(archive) as tar:
         members = {member.name: member for member in tar.getmembers()}
@@ -23,7 +23,7 @@ def packed(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
     return members
 
 
-def filled(root: Path) -> None:
+def write_files(root: Path) -> None:
     for name in ("a", "x.log", "keep.log", "build/out", "sub/b", "sub/y.tmp", "sub/build/c"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
@@ -32,36 +32,36 @@ def filled(root: Path) -> None:
     (root / "link").symlink_to("nowhere")
 
 
-KEPT = {".gitignore", "a", "keep.log", "link", "sub/.gitignore", "sub/b", "sub/build/c"}
+EXPECTED = {".gitignore", "a", "keep.log", "link", "sub/.gitignore", "sub/b", "sub/build/c"}
 
 
-def test_a_folder_without_git_honours_its_ignore_files(tmp_path: Path) -> None:
+def test_ignore_files_count_in_a_folder_without_git(tmp_path: Path) -> None:
     root = tmp_path / "tree"
-    filled(root)
+    write_files(root)
     (root / "sub" / "folder-link").symlink_to("build")
-    assert set(packed(root, tmp_path / "t.tar")) == {*KEPT, "sub/folder-link"}
+    assert set(pack_and_check(root, tmp_path / "t.tar")) == {*EXPECTED, "sub/folder-link"}
 
 
-def test_a_git_tree_is_what_git_says(tmp_path: Path) -> None:
+def test_git_decides_which_files_belong_to_a_git_tree(tmp_path: Path) -> None:
     root = tmp_path / "tree"
-    filled(root)
+    write_files(root)
     subprocess.run(["git", "init", "-q", root], check=True)
     (root / ".git" / "info" / "exclude").write_text("a\n")
     (root / "x.log").write_text("forced")
     subprocess.run(["git", "-C", root, "add", "-f", "x.log", "sub/b"], check=True)
     (root / "sub" / "b").unlink()
-    assert set(packed(root, tmp_path / "t.tar")) == (KEPT | {"x.log"}) - {"a", "sub/b"}
-    assert set(packed(root / "sub", tmp_path / "s.tar")) == {".gitignore", "build/c"}
+    assert set(pack_and_check(root, tmp_path / "t.tar")) == (EXPECTED | {"x.log"}) - {"a", "sub/b"}
+    assert set(pack_and_check(root / "sub", tmp_path / "s.tar")) == {".gitignore", "build/c"}
 
 
-def test_repositories_within_are_entered(tmp_path: Path) -> None:
+def test_files_of_inner_repositories_are_included(tmp_path: Path) -> None:
     root = tmp_path / "tree"
     (root / "inner").mkdir(parents=True)
     (root / "inner" / "f").write_text("f")
     (root / "g").write_text("g")
     for folder in (root, root / "inner"):
         subprocess.run(["git", "init", "-q", folder], check=True)
-    assert set(packed(root, tmp_path / "t.tar")) == {"g", "inner/f"}
+    assert set(pack_and_check(root, tmp_path / "t.tar")) == {"g", "inner/f"}
 
 
 def test_any_user_of_the_image_can_change_the_files(tmp_path: Path) -> None:
@@ -71,17 +71,17 @@ def test_any_user_of_the_image_can_change_the_files(tmp_path: Path) -> None:
         (root / name).write_text(name)
         (root / name).chmod(mode)
     os.mkfifo(root / "pipe")
-    members = packed_files(root, tmp_path / "t.tar")
+    members = pack_and_list(root, tmp_path / "t.tar")
     assert {name: member.mode for name, member in members.items()} == {"plain": 0o666, "program": 0o777}
     assert all((member.uid, member.gid, member.uname) == (0, 0, "") for member in members.values())
 
 
-def packed_files(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
+def pack_and_list(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
     pack(root, archive)
     with tarfile.open(archive) as tar:
         return {member.name: member for member in tar.getmembers()}
 
 
-def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TreeWrong, match="is not a folder"):
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkingTreeError, match="is not a folder"):
         pack(tmp_path / "missing", tmp_path / "t.tar")

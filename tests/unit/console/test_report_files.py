@@ -1,4 +1,4 @@
-"""Summaries for CI systems: JUnit and Markdown that hold whatever an action says."""
+"""Report files for CI systems: JUnit XML and Markdown, also with special characters in logs and messages."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from agent.pipeline.events import (
     ActionEnded,
     ActionPlan,
     Ended,
+    EventBody,
     FileStored,
-    Happening,
     LogText,
     PipelineEvent,
     Started,
     Submitted,
 )
 
-NASTY = "<&>]]> | `x` \x1b[31mred\x1b[0m \x00\x08 é\n"
+SPECIAL = "<&>]]> | `x` \x1b[31mred\x1b[0m \x00\x08 é\n"
 
 
-def report() -> Report:
+def sample_report() -> Report:
     names = ("good", "bad", "lost", "never")
-    failed = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 127, 1, f"broke {NASTY}")
+    failed = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 127, 1, f"broke {SPECIAL}")
     evicted = Outcome(Result.FAILED, Stage.COMMANDS, Reason.EVICTED, message="the node was full")
     never = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message="not run: it needs bad")
-    happened: list[tuple[str, Happening]] = [
+    body_by_action: list[tuple[str, EventBody]] = [
         ("", Submitted("p", tuple(ActionPlan(name, (), ("one\ntwo",)) for name in names), "/f")),
         *((name, Started("x")) for name in names[:3]),
         ("good", StageChanged(Stage.SETUP)),
         ("good", StageChanged(Stage.COMMANDS)),
         ("good", FileStored(b"out/f", 2048, b"")),
         ("good", ActionEnded(Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, exit_code=0), 4.0)),
-        ("bad", LogText(NASTY.encode(), Source.COMMANDS, 0)),
+        ("bad", LogText(SPECIAL.encode(), Source.COMMANDS, 0)),
         ("bad", LogText(b"Containers:\n", Source.AGENT, 0)),
         ("bad", ActionEnded(failed, 1.5)),
         ("lost", ActionEnded(evicted, 1.0)),
         ("never", ActionEnded(never, 0.0)),
         ("", Ended()),
     ]
-    made = Report()
-    for number, (name, what) in enumerate(happened, 1):
-        made.add(PipelineEvent("id", number, 100.0 + number, what, name, 1))
-    return made
+    report = Report()
+    for number, (name, what) in enumerate(body_by_action, 1):
+        report.add(PipelineEvent("id", number, 100.0 + number, what, name, 1))
+    return report
 
 
-def test_junit_tells_whose_fault_it_was() -> None:
-    suite = ET.fromstring(report_files.junit(report()))[0]  # noqa: S314 - our own
+def test_junit_separates_failures_of_users_from_errors_of_the_infrastructure() -> None:
+    suite = ET.fromstring(report_files.junit(sample_report()))[0]  # noqa: S314 - our own
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
         "4",
         "1",
@@ -70,8 +70,8 @@ def test_junit_tells_whose_fault_it_was() -> None:
     assert (cases["lost"][0].tag, cases["never"][0].tag) == ("error", "skipped")
 
 
-def test_markdown_is_a_table_and_the_failures() -> None:
-    lines = report_files.markdown(report()).splitlines()
+def test_markdown_has_a_table_and_a_block_for_each_failure() -> None:
+    lines = report_files.markdown(sample_report()).splitlines()
     assert lines[0] == "## p: 1 succeeded, 2 failed, 1 cancelled in 13.0 s"
     assert lines[4] == "| good | ✅ succeeded | 1.0 s | 2.0 s |  | 4.0 s | 1 file, 2.0 KiB |"
     assert lines[5].startswith("| bad | ❌ failed COMMAND_FAILED (exit code 127) |")
@@ -81,13 +81,13 @@ def test_markdown_is_a_table_and_the_failures() -> None:
     assert "- `out/f` 2.0 KiB" in lines
 
 
-def test_the_name_of_the_file_says_the_form() -> None:
-    assert report_files.form(Path("a.XML")) is report_files.junit
+def test_the_suffix_of_the_file_selects_the_format() -> None:
+    assert report_files.format_for(Path("a.XML")) is report_files.junit
     with pytest.raises(ValueError, match=r"must end with \.xml or \.md"):
-        report_files.form(Path("a.html"))
+        report_files.format_for(Path("a.html"))
 
 
-def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_report_file_that_cannot_be_written_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(report_files.ReportFailed, match="cannot be written"):
-        report_files.write(report(), tmp_path / "file" / "x.md")
+        report_files.write(sample_report(), tmp_path / "file" / "x.md")

@@ -1,4 +1,4 @@
-"""What is shown of a pipeline: lines for people, objects for programs."""
+"""The views of a pipeline: lines and a live tree for people, JSON objects for programs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from agent.console.formatting import amount, duration
+from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
-from agent.console.log_lines import visible
+from agent.console.log_lines import last_state
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode, Report
 from agent.console.view import View
@@ -36,7 +36,7 @@ from agent.pipeline.events import (
 )
 
 if TYPE_CHECKING:
-    from agent.pipeline.events import Happening
+    from agent.pipeline.events import EventBody
 
 SUCCEEDED = Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, exit_code=0, command=1)
 FAILED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, "command 1 ended with 3")
@@ -52,27 +52,27 @@ def plans(*names: str) -> Submitted:
     return Submitted("p", tuple(ActionPlan(name, (), ("make\nmore", "true")) for name in names), "/folder")
 
 
-def events(*happened: tuple[str, Happening]) -> list[PipelineEvent]:
-    return [PipelineEvent("id", number, 1.0, what, name, 1) for number, (name, what) in enumerate(happened, 1)]
+def events(*bodies: tuple[str, EventBody]) -> list[PipelineEvent]:
+    return [PipelineEvent("id", number, 1.0, what, name, 1) for number, (name, what) in enumerate(bodies, 1)]
 
 
-def lines(*happened: tuple[str, Happening]) -> list[str]:
+def lines(*bodies: tuple[str, EventBody]) -> list[str]:
     output = io.StringIO()
     view = LineView(output)
-    for event in events(*happened):
+    for event in events(*bodies):
         view.show(event)
     return output.getvalue().splitlines()
 
 
-def objects(*happened: tuple[str, Happening]) -> list[dict[str, object]]:
+def objects(*bodies: tuple[str, EventBody]) -> list[dict[str, object]]:
     output = io.StringIO()
     view = JsonView(output)
-    for event in events(*happened):
+    for event in events(*bodies):
         view.show(event)
     return [json.loads(line) for line in output.getvalue().splitlines()]
 
 
-def test_several_actions_have_prefixes_of_one_width() -> None:
+def test_lines_of_several_actions_have_prefixes_of_the_same_width() -> None:
     assert lines(
         ("", plans("build", "it")),
         ("it", log(b"one\n")),
@@ -82,7 +82,7 @@ def test_several_actions_have_prefixes_of_one_width() -> None:
     ) == ["it    │ one", "build │ two", "it    │ three"]
 
 
-def test_one_action_has_no_prefix_and_commands_are_announced() -> None:
+def test_lines_of_a_single_action_have_no_prefix_and_show_each_command() -> None:
     assert lines(
         ("", plans("a")),
         ("a", StageChanged(Stage.SETUP, "pulling image x")),
@@ -106,18 +106,18 @@ def test_one_action_has_no_prefix_and_commands_are_announced() -> None:
     ("line", "shown"),
     [("plain", "plain"), ("10%\r20%\r30%", "30%"), ("windows\r", "windows"), ("10%\r20%\r", "20%"), ("", "")],
 )
-def test_of_a_line_with_carriage_returns_the_last_state_is_shown(line: str, shown: str) -> None:
-    assert visible(line) == shown
+def test_a_line_with_carriage_returns_shows_its_last_state(line: str, shown: str) -> None:
+    assert last_state(line) == shown
 
 
-def test_text_that_comes_in_pieces_or_is_none() -> None:
+def test_split_characters_are_joined_and_bad_bytes_replaced() -> None:
     whole = "né\n".encode()
     assert lines(("", plans("a")), ("a", log(whole[:2])), ("a", log(whole[2:])), ("a", log(b"\xff\n"))) == ["né", "�"]
     endless = lines(("", plans("a")), ("a", log(b"x" * 100_000)), ("a", log(b"y\n")))
     assert [len(line) for line in endless] == [100_000, 1]
 
 
-def test_objects_are_exactly_these() -> None:
+def test_json_objects_have_exactly_these_keys() -> None:
     assert objects(
         ("", plans("a")),
         ("a", Started("pod.1")),
@@ -170,9 +170,9 @@ def test_objects_are_exactly_these() -> None:
         ([SUCCEEDED, CANCELLED], ExitCode.FAILED),
     ],
 )
-def test_exit_codes(outcomes: list[Outcome], code: ExitCode) -> None:
+def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Outcome], code: ExitCode) -> None:
     report = Report()
-    ends: list[tuple[str, Happening]] = [(f"a{n}", ActionEnded(each, 1.0)) for n, each in enumerate(outcomes)]
+    ends: list[tuple[str, EventBody]] = [(f"a{n}", ActionEnded(each, 1.0)) for n, each in enumerate(outcomes)]
     for event in events(("", plans(*(name for name, _ in ends))), *ends):
         report.add(event)
     assert report.exit_code is ExitCode.INFRASTRUCTURE, "not ended yet"
@@ -180,7 +180,7 @@ def test_exit_codes(outcomes: list[Outcome], code: ExitCode) -> None:
     assert report.exit_code is code
 
 
-def test_the_table_names_files_and_where_they_are() -> None:
+def test_the_summary_lists_files_and_their_folder() -> None:
     output = io.StringIO()
     view, report = LineView(output), Report()
     files = [("a", FileStored(b"f%d" % number, 1, b"")) for number in range(51)]
@@ -215,11 +215,13 @@ def view_of(output: str, stream: io.StringIO, environ: dict[str, str], *, quiet:
         ("json", Terminal(), {}, JsonView),
     ],
 )
-def test_the_view_fits_the_output(output: str, stream: io.StringIO, environ: dict[str, str], kind: type) -> None:
+def test_output_stream_and_variables_select_the_view(
+    output: str, stream: io.StringIO, environ: dict[str, str], kind: type
+) -> None:
     assert type(view_of(output, stream, environ)) is kind
 
 
-def test_an_output_that_is_none() -> None:
+def test_an_unknown_output_is_refused() -> None:
     with pytest.raises(ValueError, match="one of auto, plain, json"):
         open_view("xml", io.StringIO(), {})
 
@@ -228,40 +230,40 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38)[;m]")
 
 
 @pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["colours", "no-color"])
-def test_colours_only_where_they_are_wanted(environ: dict[str, str]) -> None:
+def test_no_color_turns_colours_off(environ: dict[str, str]) -> None:
     stream = Terminal()
     view = view_of("auto", stream, environ)
-    seen = Report()
+    report = Report()
     for event in events(("", plans("a", "b")), ("a", Started("x")), ("a", ActionEnded(FAILED, 1.0)), ("", Ended())):
-        seen.add(event)
+        report.add(event)
         view.show(event)
         view.tick()
-    view.close(seen)
+    view.close(report)
     assert bool(COLOUR.search(stream.getvalue())) is (not environ)
 
 
-def closed(*happened: tuple[str, Happening], quiet: bool = False) -> str:
+def summary(*bodies: tuple[str, EventBody], quiet: bool = False) -> str:
     output, report = io.StringIO(), Report()
     view = view_of("plain", output, {}, quiet=quiet)
-    for event in events(*happened):
+    for event in events(*bodies):
         report.add(event)
         view.show(event)
     view.close(report)
     return output.getvalue()
 
 
-def test_quiet_says_nothing_unless_something_fails() -> None:
+def test_quiet_prints_nothing_unless_an_action_fails() -> None:
     assert (
-        closed(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(SUCCEEDED, 1.0)), ("", Ended()), quiet=True)
+        summary(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(SUCCEEDED, 1.0)), ("", Ended()), quiet=True)
         == ""
     )
-    said = closed(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(FAILED, 1.0)), ("", Ended()), quiet=True)
-    assert said.splitlines()[1] == "✘ a: command 1 ended with 3"
+    output = summary(("", plans("a")), ("a", log(b"x\n")), ("a", ActionEnded(FAILED, 1.0)), ("", Ended()), quiet=True)
+    assert output.splitlines()[1] == "✘ a: command 1 ended with 3"
 
 
-def test_the_block_of_a_failure_says_all_that_is_known() -> None:
+def test_the_block_of_a_failure_has_command_log_pod_and_advice() -> None:
     notes = b"Containers:\n  action (image): terminated: exit code 3\n"
-    said = closed(
+    output = summary(
         ("", plans("a", "b")),
         ("a", Started("x")),
         ("a", Accepted("ns/pod")),
@@ -273,29 +275,29 @@ def test_the_block_of_a_failure_says_all_that_is_known() -> None:
         ("", Ended()),
         quiet=True,
     ).splitlines()
-    assert said[1:5] == [
+    assert output[1:5] == [
         "✘ a: command 1 ended with 3",
         "  │ $ make",
         "  │   more",
         "  COMMAND_FAILED (exit code 3), in the commands stage, after 0.0 s",
     ]
-    assert said[5] == "  the last 20 lines of its log:"
-    assert said[6:26] == [*(f"  │ line {number}" for number in range(11, 30)), "  │ last"]
-    assert said[26:29] == ["  its pod (ns/pod):", "  │ Containers:", "  │   action (image): terminated: exit code 3"]
-    assert [line.split(":")[0] for line in said[29:31]] == ["  try", "  try"]
-    assert "--only a" in said[30]
+    assert output[5] == "  the last 20 lines of its log:"
+    assert output[6:26] == [*(f"  │ line {number}" for number in range(11, 30)), "  │ last"]
+    assert output[26:29] == ["  its pod (ns/pod):", "  │ Containers:", "  │   action (image): terminated: exit code 3"]
+    assert [line.split(":")[0] for line in output[29:31]] == ["  try", "  try"]
+    assert "--only a" in output[30]
 
 
-def drawn(view: LiveView, now: float = 11.0) -> list[str]:
+def picture(view: LiveView, now: float = 11.0) -> list[str]:
     output = io.StringIO()
     console = Console(file=output, width=100, height=view.console.height, force_terminal=False)
     console.print(view.picture(now))
     return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
-def living(*happened: tuple[str, Happening], height: int = 30) -> LiveView:
+def live_view(*bodies: tuple[str, EventBody], height: int = 30) -> LiveView:
     view = LiveView(Console(file=Terminal(), force_terminal=True, width=100, height=height))
-    for event in events(*happened):
+    for event in events(*bodies):
         view.show(event)
     return view
 
@@ -313,15 +315,15 @@ def diamond() -> Submitted:
     )
 
 
-def test_the_tree_follows_what_is_needed() -> None:
-    view = living(
+def test_the_tree_follows_the_needs() -> None:
+    view = live_view(
         ("", diamond()),
         ("build", Started("x")),
         ("build", StageChanged(Stage.COMMANDS)),
         ("build", CommandStarted(2, Cursor())),
         ("build", log(b"one\n\x1b[31mred\x1b[0m\x1b[2J\x07\n")),
     )
-    assert drawn(view) == [
+    assert picture(view) == [
         "p  10.0 s  1 running",
         "└── ⠋ build  commands 10.0 s  (2/2) $ two",
         "    │ one",
@@ -332,8 +334,8 @@ def test_the_tree_follows_what_is_needed() -> None:
     ]
 
 
-def test_what_has_ended_is_one_line() -> None:
-    view = living(
+def test_an_action_that_has_ended_is_one_line() -> None:
+    view = live_view(
         ("", diamond()),
         ("build", Started("x")),
         ("build", StageChanged(Stage.COMMANDS)),
@@ -344,35 +346,36 @@ def test_what_has_ended_is_one_line() -> None:
         ("unit", Started("x")),
         ("unit", ActionEnded(FAILED, 1.0)),
     )
-    shown = drawn(view)
+    shown = picture(view)
     assert shown[1] == "└── ✔ build  9.0 s  commands 0.0 s · copying 0.0 s  1 file, 5.0 MiB"
     assert shown[2] == "    ├── ✘ unit  1.0 s  command 1 ended with 3"
 
 
-def test_files_have_a_bar_with_their_speed() -> None:
-    view = living(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.ARTIFACTS)))
-    view.gauge = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
-    assert drawn(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {'━' * 24}  1 file, 28.6 MiB  3.0 MB/s  big.bin"
+def test_a_file_that_is_being_copied_has_a_bar_and_a_rate() -> None:
+    view = live_view(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.ARTIFACTS)))
+    view.transfers = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
+    assert picture(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {'━' * 24}  1 file, 28.6 MiB  3.0 MB/s  big.bin"
 
 
-def test_a_small_window_shows_what_matters() -> None:
+def test_a_small_window_shows_running_actions_first() -> None:
     names = [f"a{number}" for number in range(40)]
-    ends: list[tuple[str, Happening]] = [(name, ActionEnded(SUCCEEDED, 1.0)) for name in names[:30]]
-    running: list[tuple[str, Happening]] = [(name, Started("x")) for name in names]
-    shown = drawn(living(("", plans(*names)), *running, *ends, ("a35", log(b"x\n" * 50)), height=20))
+    ends: list[tuple[str, EventBody]] = [(name, ActionEnded(SUCCEEDED, 1.0)) for name in names[:30]]
+    running: list[tuple[str, EventBody]] = [(name, Started("x")) for name in names]
+    shown = picture(live_view(("", plans(*names)), *running, *ends, ("a35", log(b"x\n" * 50)), height=20))
     assert len(shown) <= 20
     assert shown[-1].endswith("24 more")
     assert "30 succeeded, 10 running" in shown[0]
-    assert all(any(f" {name} " in line for line in shown) for name in names[30:])
+    missing = [name for name in names[30:] if not any(f" {name} " in line for line in shown)]
+    assert not missing, f"running actions that are not shown: {missing}"
 
 
-def test_a_single_action_keeps_its_lines_on_the_screen() -> None:
-    view = living(("", plans("a")), ("a", Started("x")), ("a", log(b"hello\n")))
+def test_the_log_of_a_single_action_stays_on_the_screen() -> None:
+    view = live_view(("", plans("a")), ("a", Started("x")), ("a", log(b"hello\n")))
     stream = view.console.file
     assert isinstance(stream, Terminal)
     view.hold()
     assert "hello" in stream.getvalue()
-    assert drawn(view) == ["⠋ a  starting 10.0 s"]
+    assert picture(view) == ["⠋ a  starting 10.0 s"]
 
 
 @pytest.mark.parametrize(
@@ -392,18 +395,18 @@ def test_a_single_action_keeps_its_lines_on_the_screen() -> None:
     ],
     ids=lambda what: type(what).__name__,
 )
-def test_events_travel_unchanged(what: Happening) -> None:
+def test_encoding_and_decoding_keep_every_event(what: EventBody) -> None:
     event = PipelineEvent("id", 7, 1.5, what, "a", 2)
     assert decode(encode(event)) == event
 
 
 @pytest.mark.parametrize(("size", "shown"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")])
-def test_amounts(size: int, shown: str) -> None:
-    assert amount(size) == shown
+def test_sizes_as_text(size: int, shown: str) -> None:
+    assert size_text(size) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 1 s"), (3720, "1 h 2 min")]
 )
-def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_durations_as_text(seconds: float, shown: str) -> None:
+    assert duration_text(seconds) == shown

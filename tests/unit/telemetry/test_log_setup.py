@@ -1,4 +1,4 @@
-"""The agent's own log: one JSON object a line, with the ids that are bound, and never the variables of a frame."""
+"""The agent's own log: one JSON object per line, with the bound ids, and never with the variables of a frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# A process of its own: logging is configured once per process, and this one's is pytest's.
+# Runs in a process of its own, because logging is configured once per process and pytest has configured it here.
 PROGRAM = """
 import asyncio, logging, sys
 import structlog
@@ -51,18 +51,18 @@ def test_each_line_is_one_object_with_time_level_and_bound_ids(lines: dict[str, 
         assert (lines[event]["action"], lines[event]["attempt"]) == ("run/a", 2)
     assert "action" not in lines["outside"]
     assert [each["level"] for each in lines.values()] == ["warning", "info", "error", "warning"]
-    assert all(each["timestamp"].endswith("Z") for each in lines.values())
+    assert [each["timestamp"] for each in lines.values() if not each["timestamp"].endswith("Z")] == []
 
 
-def test_a_traceback_is_told_without_the_variables(lines: dict[str, dict[str, Any]]) -> None:
-    (told,) = lines["caught"]["exception"]
-    assert (told["exc_type"], told["exc_value"]) == ("ValueError", "went wrong")
-    assert told["frames"][-1]["name"] == "deep"
+def test_a_traceback_holds_no_variables(lines: dict[str, dict[str, Any]]) -> None:
+    (exception,) = lines["caught"]["exception"]
+    assert (exception["exc_type"], exception["exc_value"]) == ("ValueError", "went wrong")
+    assert exception["frames"][-1]["name"] == "deep"
     for form in ("json", "console"):
         assert "very-secret" not in run(form)
 
 
-def test_the_level_is_heeded() -> None:
+def test_lines_below_the_level_are_dropped() -> None:
     assert [json.loads(line)["event"] for line in run("json", "warning").splitlines()] == [
         "from a library",
         "caught",

@@ -1,4 +1,4 @@
-"""Requests to the API: what failures become, what is tried again, what is counted."""
+"""Requests to the API: failures, retries and counters."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tenacity import wait_none
+from tenacity import AsyncRetrying, RetryCallState
 
-from agent.cluster.api import client as clients
-from agent.cluster.api.client import Client, wait_as_told
-from agent.cluster.api.errors import rule
-from agent.domain.errors import ClusterError, Reason, SettingsError
+from agent.cluster.api.client import Client, retry_pause
+from agent.cluster.api.configuration import proxy_of
+from agent.cluster.api.timings import ApiTimings
+from agent.domain.errors import ClusterError, SettingsError
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.api import HANG, FakeApi
 
 PATH = "/api/v1/namespaces/ci/pods"
+AT_ONCE = ApiTimings(retry_pause=0.0)
 
 
 @pytest.fixture
 def api() -> FakeApi:
-    return FakeApi()
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "backoff", wait_none())
+    """The API server of these tests, whose clients retry at once."""
+    return FakeApi(timings=AT_ONCE)
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
@@ -49,31 +46,6 @@ async def failure(client: Client) -> ClusterError:
     return error.value
 
 
-@pytest.mark.parametrize(
-    ("status", "message", "reason", "retryable"),
-    [
-        (400, "unknown field", Reason.INVALID_CONFIGURATION, False),
-        (401, "Unauthorized", Reason.CLUSTER_UNAVAILABLE, True),
-        (403, 'pods is forbidden: User "x" cannot create resource', Reason.CLUSTER_UNAVAILABLE, False),
-        (403, 'pods "x" is forbidden: exceeded quota: q, requested: pods=1', Reason.QUOTA_EXCEEDED, True),
-        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Reason.INVALID_CONFIGURATION, False),
-        (403, 'admission webhook "w" denied the request: no', Reason.INVALID_CONFIGURATION, False),
-        (403, "maximum cpu usage per Container is 1, but limit is 2", Reason.INVALID_CONFIGURATION, False),
-        (403, "error looking up service account ci/default: not found", Reason.CLUSTER_UNAVAILABLE, True),
-        (404, 'namespaces "ci" not found', Reason.CLUSTER_UNAVAILABLE, False),
-        (409, 'pods "x" already exists', Reason.CLUSTER_UNAVAILABLE, False),
-        (409, 'object is being deleted: pods "x" already exists', Reason.CLUSTER_UNAVAILABLE, True),
-        (410, "too old resource version", Reason.CLUSTER_UNAVAILABLE, False),
-        (422, 'Pod "x" is invalid', Reason.INVALID_CONFIGURATION, False),
-        (429, "too many requests", Reason.CLUSTER_UNAVAILABLE, True),
-        (500, "failed calling webhook: context deadline exceeded", Reason.CLUSTER_UNAVAILABLE, True),
-        (503, "", Reason.CLUSTER_UNAVAILABLE, True),
-    ],
-)
-def test_the_rule_of_each_failure(status: int, message: str, reason: Reason, retryable: bool) -> None:
-    assert rule(status, message) == (reason, retryable)
-
-
 async def test_an_answer_is_its_json(api: FakeApi) -> None:
     async with api.serving() as client:
         assert (await client.request("get", "version", "/version"))["gitVersion"] == "v1.37.2"
@@ -90,18 +62,18 @@ async def test_query_and_body_arrive(api: FakeApi) -> None:
     assert (api.requests[0].query, api.requests[0].body) == ({"labelSelector": "a=b,c=d"}, {"a": "ü"})
 
 
-async def test_a_failure_says_what_the_api_said(api: FakeApi) -> None:
+async def test_a_failure_has_the_message_of_the_api(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("get", "none", 429, "slow down", Retry_After="7")
         error = await failure(client)
         assert (error.status, error.retry_after, error.retryable) == (429, 7.0, True)
         assert error.message == "get pods: slow down (HTTP 429)"
-        assert client.reachable, "an API that refuses is there"
+        assert client.reachable, "an API that refuses a request is reachable"
         assert sample(client, "k8s_requests_total", verb="get", resource="pods", code="4xx") == 1
 
 
 @pytest.mark.parametrize("body", ["<html>proxy</html>", "[1]", '"text"', "", '{"message": null}'])
-async def test_a_failure_that_is_no_status_object_is_told_all_the_same(api: FakeApi, body: str) -> None:
+async def test_a_failure_without_a_status_object_has_its_http_status(api: FakeApi, body: str) -> None:
     async with api.serving() as client:
         api.answer("get", "none", 502, body=body)
         error = await failure(client)
@@ -116,7 +88,7 @@ async def test_an_endless_failure_is_read_only_in_part(api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize("body", ["{", "<html/>", "\x00"])
-async def test_a_success_that_is_no_json_may_pass(api: FakeApi, body: str) -> None:
+async def test_a_success_without_json_is_retryable(api: FakeApi, body: str) -> None:
     async with api.serving() as client:
         api.answer("get", "none", 200, body=body)
         error = await failure(client)
@@ -137,7 +109,7 @@ async def test_no_answer_in_time_is_unreachable(api: FakeApi) -> None:
         assert client.reachable
 
 
-async def test_nobody_listening_is_unreachable(api: FakeApi) -> None:
+async def test_a_refused_connection_is_unreachable(api: FakeApi) -> None:
     async with api.serving():
         api.host = "http://127.0.0.1:1"
         client = api.client()
@@ -146,7 +118,7 @@ async def test_nobody_listening_is_unreachable(api: FakeApi) -> None:
         await client.close()
 
 
-async def test_a_request_that_is_cancelled_says_nothing_of_the_cluster(api: FakeApi) -> None:
+async def test_a_cancelled_request_leaves_the_cluster_reachable(api: FakeApi) -> None:
     async with api.serving() as client:
         await client.request("get", "version", "/version")
         api.answer("get", "none", HANG)
@@ -159,7 +131,7 @@ async def test_a_request_that_is_cancelled_says_nothing_of_the_cluster(api: Fake
         assert sample(client, "cluster_reachable") == 1
 
 
-async def test_a_stream_is_handed_out_unread(api: FakeApi) -> None:
+async def test_the_caller_reads_a_stream_itself(api: FakeApi) -> None:
     api.logs["p", "action"] = b"\xff\x00raw\r\n"
     async with (
         api.serving() as client,
@@ -170,64 +142,61 @@ async def test_a_stream_is_handed_out_unread(api: FakeApi) -> None:
         assert await response.read() == b"\xff\x00raw\r\n"
 
 
-# ---- patience
+# ---- retries
 
 
-async def patiently(client: Client, seconds: float = 30.0) -> Any:
-    return await client.patiently("get", lambda: client.request("get", "pods", f"{PATH}/p"), seconds=seconds)
+async def get_with_retries(client: Client, seconds: float = 30.0) -> Any:
+    return await client.retry("get", lambda: client.request("get", "pods", f"{PATH}/p"), seconds=seconds)
 
 
-async def test_what_may_pass_is_asked_again(api: FakeApi) -> None:
+async def test_a_retryable_failure_is_retried(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("get", "/p", 503, times=2)
         api.answer("get", "/p", 200, body='{"a": 1}')
-        assert await patiently(client) == {"a": 1}
+        assert await get_with_retries(client) == {"a": 1}
         assert len(api.requests) == 3
 
 
-async def test_what_cannot_pass_is_asked_once(api: FakeApi) -> None:
+async def test_a_permanent_failure_is_not_retried(api: FakeApi) -> None:
     async with api.serving() as client:
         with pytest.raises(ClusterError, match="HTTP 404"):
-            await patiently(client)
+            await get_with_retries(client)
         assert len(api.requests) == 1
 
 
-async def test_patience_ends(api: FakeApi) -> None:
+async def test_retries_end_at_their_limit(api: FakeApi) -> None:
     async with api.serving() as client:
         api.answer("get", "/p", 503, "busy", times=1000)
         with pytest.raises(ClusterError, match="busy"):
-            await patiently(client, seconds=0.5)
+            await get_with_retries(client, seconds=0.5)
         assert len(api.requests) > 1
 
 
 @pytest.mark.parametrize(("asked", "waits"), [(3.0, 3.0), (0.0, 0.0), (1000.0, 60.0), (None, 0.0)])
-def test_the_server_says_how_long_to_wait(asked: float | None, waits: float) -> None:
-    class State:
-        class outcome:  # noqa: N801 - as tenacity names it
-            @staticmethod
-            def exception() -> ClusterError:
-                return ClusterError("x", retryable=True, retry_after=asked)
-
-    assert wait_as_told(State()) == waits  # type: ignore[arg-type]
+def test_retry_after_is_obeyed_up_to_a_limit(asked: float | None, waits: float) -> None:
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    error = ClusterError("x", retryable=True, retry_after=asked)
+    state.set_exception((ClusterError, error, None))
+    assert retry_pause(state, AT_ONCE) == waits
 
 
-# ---- the rate limit, the configuration
+# ---- the configuration
 
 
-async def test_no_configuration_is_a_sentence(tmp_path: Path) -> None:
+async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> None:
     settings = ClusterSettings(kubeconfig=tmp_path / "none")
     with pytest.raises(SettingsError, match="cluster: no cluster to use"):
         await Client.connect(settings, Metrics())
 
 
 def write(file: Path, api: FakeApi) -> Path:
-    """Write a kubeconfig for an API that serves."""
+    """Write a kubeconfig that names the API server."""
     file.write_text(kubeconfig(api.host))
     return file
 
 
 async def authorization(api: FakeApi, file: Path) -> str:
-    """Make a request by a kubeconfig; returns the header that came."""
+    """Make a request with a kubeconfig. Returns the Authorization header that arrived."""
     client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
     await client.request("get", "version", "/version")
     await client.close()
@@ -257,7 +226,7 @@ def test_the_environment_names_the_proxy(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert clients.proxy_of("https://10.0.0.1:6443") == proxy
+    assert proxy_of("https://10.0.0.1:6443") == proxy
 
 
 async def test_a_netrc_for_the_host_of_the_api_is_not_read(
@@ -270,7 +239,7 @@ async def test_a_netrc_for_the_host_of_the_api_is_not_read(
         assert await authorization(api, write(tmp_path / "config", api)) == "Bearer abc"
 
 
-async def test_a_query_arrives_as_it_was_meant(api: FakeApi) -> None:
+async def test_a_query_arrives_unchanged(api: FakeApi) -> None:
     async with api.serving() as client:
         await client.request("list", "pods", PATH, query={"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"})
     assert api.requests[0].query == {"labelSelector": "a/b=c,d=e f+g&h", "x": "%2F"}

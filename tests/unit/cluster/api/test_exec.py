@@ -1,4 +1,4 @@
-"""The exec, against a websocket server that does what real ones were seen to do."""
+"""The exec, against a websocket server that behaves as real API servers do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import (
     MAX_FRAME,
     MAX_STDERR,
     ExecDeadline,
     ExecError,
     ExecStream,
-    Target,
     exit_code_of,
     run,
 )
@@ -28,7 +28,7 @@ from agent.telemetry.metrics import Metrics
 
 Script = Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]
 
-TARGET = Target("actions", "pod-1", "files")
+TARGET = ContainerRef("actions", "pod-1", "files")
 SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 
@@ -38,7 +38,7 @@ def failed(code: str) -> bytes:
 
 
 class Api:
-    """An API server with one pod; `script` is what its exec does."""
+    """An API server with one pod. `script` plays the server's side of an exec."""
 
     def __init__(self) -> None:
         self.script: Script | None = None
@@ -61,7 +61,7 @@ class Api:
         return socket
 
     def plays(self, *frames: bytes) -> None:
-        """Send FRAMES and close politely."""
+        """Send the frames, then close the websocket normally."""
 
         async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
             for frame in frames:
@@ -87,13 +87,18 @@ async def client(api: Api) -> AsyncIterator[Client]:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("exec-watch")] == []
 
 
+def requests_counted(client: Client, code: str) -> float | None:
+    labels = {"verb": "create", "resource": "pods/exec", "code": code}
+    return client.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels)
+
+
 async def read(client: Client, seconds: float = 10, silence: float = 30) -> tuple[bytes, int]:
     async with ExecStream(client, TARGET, ["cat", "file"], seconds=seconds, silence=silence) as stream:
         data = b"".join([bytes(chunk) async for chunk in stream])
         return data, stream.exit_code
 
 
-# ------------------------------------------------------------------------------------------------- what goes well
+# ---- success
 
 
 async def test_a_command_and_its_streams(api: Api, client: Client) -> None:
@@ -106,7 +111,7 @@ async def test_a_command_and_its_streams(api: Api, client: Client) -> None:
     assert (request.query["stdout"], request.query["stderr"]) == ("true", "true")
     assert "stdin" not in request.query
     assert request.headers["authorization"] == "Bearer t"
-    assert client.metrics.requests.labels("create", "pods/exec", "2xx")._value.get() == 1
+    assert requests_counted(client, "2xx") == 1
 
 
 async def test_bytes_are_bytes(api: Api, client: Client) -> None:
@@ -124,13 +129,13 @@ async def test_nothing_is_read_after_the_status(api: Api, client: Client) -> Non
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(SUCCESS)
         await socket.send_bytes(b"\x01late")
-        await socket.receive()  # a server that forgets to close
+        await socket.receive()  # The server does not close the connection.
 
     api.script = script
     assert await read(client) == (b"", 0)
 
 
-async def test_the_server_is_answered(api: Api, client: Client) -> None:
+async def test_a_ping_of_the_server_is_answered(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.ping(b"there?")
         message = await socket.receive()
@@ -146,17 +151,17 @@ async def test_stderr_is_bounded(api: Api, client: Client) -> None:
     assert (await run(client, TARGET, ["sh"], seconds=10)).stderr == b"e" * MAX_STDERR
 
 
-# -------------------------------------------------------------------------------------------- what is no success
+# ---- failure
 
 
-async def test_a_polite_close_without_a_status_is_no_success(api: Api, client: Client) -> None:
+async def test_a_normal_close_without_a_status_is_an_error(api: Api, client: Client) -> None:
     api.plays(b"\x01half of it")
     with pytest.raises(ExecError, match="cut before its status") as raised:
         await read(client)
     assert raised.value.retryable
 
 
-async def test_a_cut_in_the_middle(api: Api, client: Client) -> None:
+async def test_a_connection_that_breaks_is_an_error(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, request: web.Request) -> None:
         await socket.send_bytes(b"\x01half of it")
         assert request.transport is not None
@@ -173,7 +178,7 @@ async def test_a_frame_too_large(api: Api, client: Client) -> None:
         await read(client)
 
 
-async def test_text_is_not_understood(api: Api, client: Client) -> None:
+async def test_a_text_frame_is_an_error(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_str("\x01text")
 
@@ -200,12 +205,12 @@ async def test_a_refusal(api: Api, client: Client, status: int, retryable: bool)
     with pytest.raises(ExecError) as raised:
         await read(client)
     assert (raised.value.status, raised.value.retryable) == (status, retryable)
-    assert client.metrics.requests.labels("create", "pods/exec", f"{status // 100}xx")._value.get() == 1
+    assert requests_counted(client, f"{status // 100}xx") == 1
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection_is_retryable() -> None:
     client = Client(ApiClient(Configuration(host="http://127.0.0.1:1")), ClusterSettings(), Metrics())
-    with pytest.raises(ExecError, match="could not be begun") as raised:
+    with pytest.raises(ExecError, match="could not be started") as raised:
         await read(client)
     assert raised.value.retryable
     await client.close()
@@ -248,10 +253,10 @@ def test_exit_codes() -> None:
     assert [exit_code_of(failed(code)) for code in ("1", "137", "255")] == [1, 137, 255]
 
 
-# ------------------------------------------------------------------------------------------------------------- time
+# ---- time
 
 
-async def test_the_deadline_ends_a_command_that_goes_on(api: Api, client: Client) -> None:
+async def test_the_deadline_ends_a_running_command(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(b"\x01begin")
         await socket.receive()
@@ -262,7 +267,7 @@ async def test_the_deadline_ends_a_command_that_goes_on(api: Api, client: Client
     await api.closed.wait()
 
 
-async def test_the_deadline_ends_a_server_that_never_stops_talking(api: Api, client: Client) -> None:
+async def test_the_deadline_ends_endless_output(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         while not socket.closed:
             await socket.send_bytes(b"\x01" + bytes(30_000))
@@ -273,10 +278,10 @@ async def test_the_deadline_ends_a_server_that_never_stops_talking(api: Api, cli
     await api.closed.wait()
 
 
-async def test_the_deadline_holds_for_the_handshake(api: Api, client: Client) -> None:
+async def test_the_deadline_holds_for_the_handshake(client: Client) -> None:
     hold = asyncio.Event()
 
-    async def never(request: web.Request) -> web.StreamResponse:
+    async def never(_: web.Request) -> web.StreamResponse:
         await hold.wait()
         return web.Response(status=500)
 
@@ -284,12 +289,12 @@ async def test_the_deadline_holds_for_the_handshake(api: Api, client: Client) ->
     app.router.add_get("/{path:.*}", never)
     async with TestServer(app) as server:
         client.api.configuration.host = str(server.make_url("")).rstrip("/")
-        with pytest.raises(ExecDeadline, match="not begun"):
+        with pytest.raises(ExecDeadline, match="not started"):
             await read(client, seconds=0.1)
         hold.set()
 
 
-async def test_a_peer_that_is_dead_is_noticed(api: Api, client: Client) -> None:
+async def test_a_dead_connection_is_detected(api: Api, client: Client) -> None:
     release = asyncio.Event()
 
     async def script(socket: web.WebSocketResponse, request: web.Request) -> None:
@@ -307,7 +312,7 @@ async def test_a_peer_that_is_dead_is_noticed(api: Api, client: Client) -> None:
     release.set()
 
 
-async def test_a_peer_that_is_silent_but_answers_pings_is_waited_for(api: Api, client: Client) -> None:
+async def test_a_silent_server_that_answers_pings_is_not_dead(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         pings = 0
         while pings < 5:
@@ -321,26 +326,27 @@ async def test_a_peer_that_is_silent_but_answers_pings_is_waited_for(api: Api, c
     assert await read(client, silence=0.1) == (b"", 0)
 
 
-async def test_a_reader_that_takes_its_time_is_not_hung_up_on(api: Api, client: Client) -> None:
-    frames = 400
+async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> None:
+    frames, silence = 400, 0.05
 
-    async def script(socket: web.WebSocketResponse, request: web.Request) -> None:
+    async def script(socket: web.WebSocketResponse, _request: web.Request) -> None:
         for _ in range(frames):
             await socket.send_bytes(b"\x01" + bytes(30_000))
         await socket.send_bytes(SUCCESS)
 
     api.script, api.autoping = script, False
     got = 0
-    async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=0.05) as stream:
+    async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=silence) as stream:
         async for chunk in stream:
             if got == 0:
-                # Many times the silence, while pongs and data wait unread: aiohttp's own heartbeat would hang up.
-                await asyncio.sleep(0.5)
+                # Real time, because the sockets are real. During four times the silence, pongs and data wait unread.
+                # aiohttp's own heartbeat would close the connection.
+                await asyncio.sleep(4 * silence)
             got += len(chunk)
     assert (got, stream.exit_code) == (frames * 30_000, 0)
 
 
-async def test_leaving_early_hangs_up_on_a_server_that_goes_on(api: Api, client: Client) -> None:
+async def test_leaving_early_closes_the_connection(api: Api, client: Client) -> None:
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         while not socket.closed:
             await socket.send_bytes(b"\x01" + bytes(30_000))
@@ -351,7 +357,7 @@ async def test_leaving_early_hangs_up_on_a_server_that_goes_on(api: Api, client:
     await api.closed.wait()
 
 
-async def test_cancellation_passes_and_hangs_up(api: Api, client: Client) -> None:
+async def test_cancellation_closes_the_connection(api: Api, client: Client) -> None:
     begun = asyncio.Event()
 
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:

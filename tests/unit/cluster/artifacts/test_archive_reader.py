@@ -1,4 +1,4 @@
-"""The reader of the collector's archive: whatever is cut, forged or over a limit is refused, wherever frames end."""
+"""The reader of the collector's archive refuses broken, forged and oversized archives, wherever frames end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, End, Item, Limits
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveLimits, ArchiveReader, Item
 from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
 from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, pad_to_block, pax_record
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import LeftOut
 
-LIMITS = Limits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
+LIMITS = ArchiveLimits(files=5, file_bytes=5000, total_bytes=8000, seconds=1)
 FILES = {b"a": b"data", b"empty": b"", "sub/ü\n".encode(): b"x" * 1300, b"n" * 300: b"y" * 512, b"\xff": b"\0" * 100}
 
 
@@ -48,7 +48,7 @@ def archive(files: dict[bytes, bytes], manifest: bytes | None = None, end: bytes
     return b"".join(member(*each) for each in files.items()) + member(b"manifest", text, kind=MANIFEST_TYPE) + end
 
 
-def read(data: bytes, splits: Sequence[int] = (), limits: Limits = LIMITS) -> list[Item]:
+def read(data: bytes, splits: Sequence[int] = (), limits: ArchiveLimits = LIMITS) -> list[Item]:
     reader = ArchiveReader(limits)
     items: list[Item] = []
     bounds = [0, *sorted(splits), len(data)]
@@ -75,12 +75,12 @@ def test_a_whole_archive() -> None:
     items = read(archive(FILES))
     assert files_of(items) == FILES
     assert [item.size for item in items if isinstance(item, FileStart)] == [len(data) for data in FILES.values()]
-    assert isinstance(items[-2], Manifest)
-    assert items[-1] is End.END
-    assert items[-2] == Manifest(5, sum(map(len, FILES.values())), (), 0, (), None, ())
+    assert isinstance(items[-2], ArchiveManifest)
+    assert items[-1] is ArchiveEnd.END
+    assert items[-2] == ArchiveManifest(5, sum(map(len, FILES.values())), (), 0, (), None, ())
 
 
-def test_what_the_manifest_says() -> None:
+def test_the_fields_of_the_manifest() -> None:
     text = manifest_text(
         {b"a": b"1"},
         ("changed", "a"),
@@ -89,7 +89,7 @@ def test_what_the_manifest_says() -> None:
         ("unmatched", "*.xml"),
         ("exceeded", "big", "too \ud800 big"),
     )
-    (manifest,) = (item for item in read(archive({b"a": b"1"}, text)) if isinstance(item, Manifest))
+    (manifest,) = (item for item in read(archive({b"a": b"1"}, text)) if isinstance(item, ArchiveManifest))
     assert manifest.changed == (b"a",)
     assert manifest.left_out == (LeftOut(b"\xff", "a symbolic link"), LeftOut(b".git", "excluded by default"))
     assert manifest.left_out_files == 5
@@ -105,21 +105,21 @@ WHOLE = archive(FILES)
 def test_frames_may_end_anywhere(splits: list[int]) -> None:
     items = read(WHOLE, splits)
     assert files_of(items) == FILES
-    assert items[-1] is End.END
+    assert items[-1] is ArchiveEnd.END
 
 
 def test_frames_of_one_byte() -> None:
     assert files_of(read(WHOLE, range(len(WHOLE)))) == FILES
 
 
-def test_a_cut_anywhere_is_noticed() -> None:
-    # The second of the two blocks at the end says nothing that the first did not.
+def test_an_archive_that_breaks_off_anywhere_is_refused() -> None:
+    # The second of the two blocks at the end has no new information.
     for length in range(len(WHOLE) - 512):
         with pytest.raises(ArchiveError):
             read(WHOLE[:length])
 
 
-def test_a_changed_byte_is_noticed_or_does_not_matter() -> None:
+def test_a_changed_byte_is_detected_or_does_not_matter() -> None:
     for at in range(len(WHOLE)):
         forged = bytearray(WHOLE)
         forged[at] ^= 0x01
@@ -130,8 +130,8 @@ def test_a_changed_byte_is_noticed_or_does_not_matter() -> None:
         assert files_of(items) == FILES, at
 
 
-def test_bytes_are_handed_on_as_they_come() -> None:
-    limits = Limits(1, 1 << 40, 1 << 40, 1)
+def test_bytes_are_passed_on_as_they_arrive() -> None:
+    limits = ArchiveLimits(1, 1 << 40, 1 << 40, 1)
     reader = ArchiveReader(limits)
     size = 1 << 36
     more = pax_record(b"size", b"%d" % size)
@@ -139,11 +139,11 @@ def test_bytes_are_handed_on_as_they_come() -> None:
     chunk = bytes(1 << 15)
     for _ in range(10):
         assert reader.feed(chunk) == [FileData(chunk)]
-    with pytest.raises(ArchiveError, match=r"cut in b'large'"):
+    with pytest.raises(ArchiveError, match=r"broke off in b'large'"):
         reader.close()
 
 
-# ---------------------------------------------------------------------------------------------------------- hostile
+# ---- hostile
 
 
 def python_tar(change: Callable[[tarfile.TarInfo], None], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -255,7 +255,7 @@ MANIFESTS = {
     "other name": manifest_text({b"b": b"1"}),
     "one file less": manifest_text({}),
     "one file more": manifest_text({b"a": b"1", b"b": b""}),
-    "files said twice": file_line(b"a", b"1") + manifest_text({b"a": b"1"}),
+    "files twice": file_line(b"a", b"1") + manifest_text({b"a": b"1"}),
     "other mode": manifest_text({b"a": b"1"}).replace(b"420", b"493"),
     "other sum of bytes": manifest_text({b"a": b"1"}).replace(b'["end", 1, 1,', b'["end", 1, 2,'),
     "other number of files": manifest_text({b"a": b"1"}).replace(b'["end", 1, 1,', b'["end", 2, 1,'),
@@ -295,7 +295,7 @@ def test_large_sizes_and_modes_of_a_header() -> None:
     assert (parsed.kind, parsed.name, parsed.mode, parsed.size) == (b"0", b"x" * 100, 0o4755, 0o77777777777)
 
 
-def test_gnu_tar_understands_it() -> None:
+def test_gnu_tar_reads_the_archive() -> None:
     with tarfile.open(fileobj=io.BytesIO(archive(FILES))) as tar:
         members = [each for each in tar.getmembers() if each.type == tarfile.REGTYPE]
         found = {}

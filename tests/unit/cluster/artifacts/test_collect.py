@@ -1,4 +1,4 @@
-"""A collection is whole or void: exec, archive and manifest joined, over streams that end in every wrong way."""
+"""A collection is complete or void, over streams that break in every way."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import pytest
 
 from agent.cluster.api.exec import ExecDeadline, ExecError
 from agent.cluster.artifacts import collect as collect_module
-from agent.cluster.artifacts.archive_reader import Limits
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.in_pod import packaging
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import ArtifactSummary, LeftOut
 from agent.domain.observations import Collected
 
-LIMITS = Limits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
+LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, seconds=60)
 
 
 @dataclass
 class Pod:
-    """Container `files`, as a stream of what its collector wrote; fails where it is told to."""
+    """Container `files`. Streams the output of the real collector, and fails as the test has set."""
 
     workspace: Path
     snapshot: Path
@@ -96,11 +96,11 @@ async def test_files_and_their_summary(pod: Pod) -> None:
     assert pod.left
 
 
-async def test_nothing_is_a_result_too(pod: Pod) -> None:
+async def test_an_empty_collection_is_a_result(pod: Pod) -> None:
     assert await pod.collect() == ({}, Collected(ArtifactSummary()))
 
 
-async def test_a_cut_anywhere_is_broken_whatever_the_status(pod: Pod) -> None:
+async def test_a_stream_that_breaks_anywhere_is_broken_whatever_the_status(pod: Pod) -> None:
     (pod.workspace / "one").write_bytes(os.urandom(5000))
     await pod.collect()
     whole = len(pod.data)
@@ -128,7 +128,7 @@ async def test_all_bytes_with_another_exit_code_are_broken(pod: Pod) -> None:
     assert raised.value.retryable
 
 
-async def test_what_took_too_long_is_not_tried_again(pod: Pod) -> None:
+async def test_a_collection_over_its_deadline_is_not_retryable(pod: Pod) -> None:
     pod.failure = ExecDeadline("too long")
     with pytest.raises(collect_module.CollectionBroken) as raised:
         await pod.collect()
@@ -143,7 +143,7 @@ async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPat
         await pod.collect()
 
 
-# Makes the second look at a file differ from the first.
+# Lets the second fstat of a file differ from the first.
 CHANGES = """
 import os, itertools
 look, turns = os.fstat, itertools.count()
@@ -155,7 +155,7 @@ os.fstat = fstat
 """
 
 
-async def test_declared_files_that_are_missing_are_said(pod: Pod) -> None:
+async def test_missing_declared_files_are_reported(pod: Pod) -> None:
     (pod.workspace / "there").write_bytes(b"x")
     found, collected = await pod.collect(ArtifactRules(paths=("there", "gone/*.xml")))
     assert found == {b"there": b"x"}
@@ -173,7 +173,7 @@ async def test_the_default_set_is_never_missing(pod: Pod) -> None:
     assert collected.summary.left_out == (LeftOut(b"big", "1048577 bytes, over the limit of 1048576 for a file"),)
 
 
-async def test_the_consumers_pace_is_the_pace(pod: Pod) -> None:
+async def test_a_slow_consumer_slows_the_stream(pod: Pod) -> None:
     (pod.workspace / "big").write_bytes(bytes(LIMITS.file_bytes))
     async with aclosing(
         collect_module.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))
@@ -185,7 +185,7 @@ async def test_the_consumers_pace_is_the_pace(pod: Pod) -> None:
     assert pod.left
 
 
-async def test_a_file_is_never_held_whole(pod: Pod) -> None:
+async def test_a_file_is_never_in_memory_as_a_whole(pod: Pod) -> None:
     (pod.workspace / "big").write_bytes(bytes(LIMITS.file_bytes))
     async with aclosing(
         collect_module.collect(pod.open, ArtifactRules(), LIMITS, workspace=str(pod.workspace))
@@ -205,10 +205,10 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
     assert kinds == [FileStart, FileEnd] * 3 + [Collected]
 
 
-# --------------------------------------------------------------------------------------------------------- commands
+# ---- commands
 
 
-def test_commands_fit_into_an_address() -> None:
+def test_commands_are_short_enough_for_a_url() -> None:
     holder = packaging.workspace_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
     assert holder[:3] == ["python3", "-I", "-S"]
     assert holder[-4:] == ["/workspace", packaging.SNAPSHOT, "/.sealci/ready", "3600"]
@@ -224,7 +224,7 @@ def test_commands_fit_into_an_address() -> None:
     [packaging.workspace_program(), packaging.collect_files_program(), packaging.receive_tree_program()],
     ids=["holder", "collect", "fill"],
 )
-def test_programs_are_for_the_oldest_python_that_is_promised(command: tuple[str, ...]) -> None:
+def test_programs_run_on_the_oldest_supported_python(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")
     text = zlib.decompress(binascii.a2b_base64(encoded)).decode()
     ast.parse(text, feature_version=(3, 9))

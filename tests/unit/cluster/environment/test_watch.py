@@ -7,11 +7,12 @@ import json
 import random
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.api import reflector
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.environment.watch import PodState, PodWatch
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi()
+# A client for watches of which no test makes a request.
+NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
             lifetimes = iter([-29.9])  # the first watch gives up after 0.1 s: the reflector adds 30 s
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 async def refused_once(api: FakeApi, status: int) -> None:
@@ -116,7 +116,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
     api.answer("watch", "pods", 200, body=error)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 @pytest.mark.parametrize(
@@ -155,25 +155,25 @@ async def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_tight_lo
     assert at_once[:6] == [0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
 
 
-async def test_after_the_cut_of_a_long_watch_no_list_is_needed(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "STEADY", 0.0)
+async def test_after_the_cut_of_a_long_watch_no_list_is_needed(api: FakeApi) -> None:
+    api.timings = ApiTimings(watch_steady=0.0)
     async with watching(api) as watch:
         await api.until("the watch is open", lambda: api.watches == 1)
         await api.put(pod_of("a", phase="Running"), "ADDED")
         await wait_for_phase(watch.watch("a"), "Running")
         await api.cut()
-        await api.until("the watch is requested a second time", lambda: len(api.asked("watch")) == 2)
-    assert len(api.asked("list")) == 1
-    assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
+        await api.until("the watch is requested a second time", lambda: len(api.requests_for("watch")) == 2)
+    assert len(api.requests_for("list")) == 1
+    assert api.requests_for("watch")[1].query["resourceVersion"] == str(api.version)
 
 
-async def test_a_bookmark_moves_the_version_on(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "STEADY", 0.0)
+async def test_a_bookmark_moves_the_version_on(api: FakeApi) -> None:
+    api.timings = ApiTimings(watch_steady=0.0)
     bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "777"}}}\n'
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert [each.query["resourceVersion"] for each in api.asked("watch")] == ["100", "777"]
+    assert [each.query["resourceVersion"] for each in api.requests_for("watch")] == ["100", "777"]
 
 
 async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
@@ -189,7 +189,7 @@ async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
 
 @pytest.fixture
 def watch() -> PodWatch:
-    return PodWatch(None, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
+    return PodWatch(NO_CLIENT, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
 
 
 def version(pod: Object, number: int, **status: str) -> Object:
@@ -201,32 +201,32 @@ def version(pod: Object, number: int, **status: str) -> Object:
 
 async def test_an_older_version_of_a_pod_is_ignored(watch: PodWatch) -> None:
     pod, watched = pod_of("a"), watch.watch("a")
-    watch.take("ADDED", version(pod, 10, phase="Running"))
-    watch.take("MODIFIED", version(pod, 9, phase="Pending"))
+    watch.apply_event("ADDED", version(pod, 10, phase="Running"))
+    watch.apply_event("MODIFIED", version(pod, 9, phase="Pending"))
     assert watched.pod is not None
     assert (watched.version, watched.pod["status"]["phase"]) == (1, "Running")
-    watch.take("MODIFIED", version(pod, 100, phase="Succeeded"))
+    watch.apply_event("MODIFIED", version(pod, 100, phase="Succeeded"))
     assert watched.pod["status"]["phase"] == "Succeeded"
 
 
 async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatch) -> None:
     watched = watch.watch("a")
-    watch.take("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
-    watch.take("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
+    watch.apply_event("ADDED", version(pod_of("a", "uid-1"), 10, phase="Running"))
+    watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
     # Late events of the first pod: the agent re-created it before the watch had reported its end.
-    watch.take("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
-    watch.take("DELETED", version(pod_of("a", "uid-1"), 12))
+    watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
+    watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    watch.take("DELETED", version(pod_of("a", "uid-2"), 14))
+    watch.apply_event("DELETED", version(pod_of("a", "uid-2"), 14))
     assert watch.pods == {}
     assert watched.version == 3
 
 
 async def test_the_deletion_of_an_unknown_pod_changes_nothing(watch: PodWatch) -> None:
     watched = watch.watch("a")
-    watch.take("DELETED", version(pod_of("a"), 1))
+    watch.apply_event("DELETED", version(pod_of("a"), 1))
     assert watched.version == 0
 
 
@@ -234,7 +234,7 @@ async def test_the_watch_keeps_only_the_fields_that_the_agent_reads(watch: PodWa
     pod = version(pod_of("a"), 1, phase="Running")
     pod["metadata"] |= {"managedFields": [{}] * 9, "deletionTimestamp": "t", "deletionGracePeriodSeconds": 0}
     pod["spec"] |= {"containers": [{"command": ["x" * 100_000]}]}
-    watch.take("ADDED", pod)
+    watch.apply_event("ADDED", pod)
     kept = watch.pods["a"]
     assert kept["spec"] == {"nodeName": "node-1"}
     assert kept["metadata"].keys() >= {"name", "uid", "labels", "deletionTimestamp", "deletionGracePeriodSeconds"}
@@ -244,11 +244,11 @@ async def test_the_watch_keeps_only_the_fields_that_the_agent_reads(watch: PodWa
 async def test_no_change_is_missed_between_a_read_and_the_wait(watch: PodWatch) -> None:
     watched = watch.watch("a")
     seen = watched.version
-    watch.take("ADDED", version(pod_of("a"), 1))
+    watch.apply_event("ADDED", version(pod_of("a"), 1))
     await watched.wait_for_change(seen)
     await watched.wait_for_change(watched.version, timeout=0.01)  # no change: the wait ends by its timeout
     watch.forget("a")
-    watch.take("MODIFIED", version(pod_of("a"), 2))
+    watch.apply_event("MODIFIED", version(pod_of("a"), 2))
     assert watched.version == 1
     again = watch.watch("a")
     assert again.pod is watch.pods["a"]
@@ -290,12 +290,12 @@ def owned_by(agent: str, number: int = 10, **status: str) -> Object:
 
 @pytest.fixture
 def mine() -> PodWatch:
-    return PodWatch(None, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
+    return PodWatch(NO_CLIENT, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
 
 
 def take(watch: PodWatch, line: bytes) -> Object:
-    event = watch.event(line)
-    watch.take(event["type"], event["object"])
+    event = watch.parse_event(line)
+    watch.apply_event(event["type"], event["object"])
     return watch.objects.get("a", {})
 
 
@@ -306,7 +306,7 @@ async def test_only_the_head_of_another_agents_pod_is_decoded_until_a_caller_rea
         "name": "a", "uid": "uid-a", "resourceVersion": "10", "labels": {"sealci.dev/agent": "pod-2.other"},
     }  # fmt: skip
     assert "status" not in kept
-    assert mine.pods["a"] == mine.slim(pod)
+    assert mine.pods["a"] == mine.prune_fields(pod)
     assert mine.read("a") is mine.pods["a"]
     take(mine, line("MODIFIED", owned_by("pod-2.other", 11, phase="Succeeded")))
     take(mine, line("MODIFIED", owned_by("pod-2.other", 9, phase="Pending")))

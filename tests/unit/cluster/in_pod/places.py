@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.cluster.artifacts import collect as collect_module
-from agent.cluster.artifacts.archive_manifest import Manifest
-from agent.cluster.artifacts.archive_reader import ArchiveReader, Limits
+from agent.cluster.artifacts.archive_manifest import ArchiveManifest
+from agent.cluster.artifacts.archive_reader import ArchiveLimits, ArchiveReader
 from agent.cluster.in_pod import packaging, workspace
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 
-LIMITS = Limits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
+LIMITS = ArchiveLimits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, seconds=60)
 
 
 def as_run_here(command: list[str], snapshot: Path) -> list[str]:
@@ -32,7 +32,7 @@ class Received:
 
     contents: dict[bytes, bytes] = field(default_factory=dict)
     modes: dict[bytes, int] = field(default_factory=dict)
-    manifest: Manifest | None = None
+    manifest: ArchiveManifest | None = None
 
     def feed(self, reader: ArchiveReader, data: bytes) -> None:
         for item in reader.feed(data):
@@ -44,11 +44,11 @@ class Received:
             elif isinstance(item, FileEnd):
                 assert hashlib.sha256(self.pieces).digest() == item.sha256
                 self.contents[self.path] = bytes(self.pieces)
-            elif isinstance(item, Manifest):
+            elif isinstance(item, ArchiveManifest):
                 self.manifest = item
 
     @property
-    def checked_manifest(self) -> Manifest:
+    def checked_manifest(self) -> ArchiveManifest:
         assert self.manifest is not None
         return self.manifest
 
@@ -75,10 +75,10 @@ class Place:
     def take_snapshot(self) -> None:
         workspace.take_snapshot(str(self.root), str(self.snapshot))
 
-    def command(self, rules: ArtifactRules = ArtifactRules(), limits: Limits = LIMITS) -> list[str]:  # noqa: B008
+    def command(self, rules: ArtifactRules = ArtifactRules(), limits: ArchiveLimits = LIMITS) -> list[str]:  # noqa: B008
         return as_run_here(collect_module.collect_command(rules, limits, workspace=str(self.root)), self.snapshot)
 
-    def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: Limits = LIMITS) -> Received:
+    def collect(self, *paths: str, exclude: tuple[str, ...] = (), limits: ArchiveLimits = LIMITS) -> Received:
         received = Received()
         reader = ArchiveReader(LIMITS)
         command = self.command(ArtifactRules(paths, exclude), limits)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from agent.cluster.artifacts.archive_reader import Limits
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.in_pod import collect_files
 from agent.domain.actions import ArtifactRules
 from tests.unit.cluster.in_pod.places import Place
@@ -140,13 +140,13 @@ def test_a_hard_link_is_sent_as_a_separate_file(place: Place) -> None:
 @pytest.mark.parametrize(
     ("limits", "sent", "why"),
     [
-        (Limits(2, 100, 1000, 60), {b"a", b"b"}, "over the limit of 2 files"),
-        (Limits(9, 20, 1000, 60), {b"a", b"c"}, "30 bytes, over the limit of 20 for a file"),
-        (Limits(9, 100, 25, 60), {b"a", b"c"}, "over the limit of 25 bytes in all"),
+        (ArchiveLimits(2, 100, 1000, 60), {b"a", b"b"}, "over the limit of 2 files"),
+        (ArchiveLimits(9, 20, 1000, 60), {b"a", b"c"}, "30 bytes, over the limit of 20 for a file"),
+        (ArchiveLimits(9, 100, 25, 60), {b"a", b"c"}, "over the limit of 25 bytes in all"),
     ],
 )
 def test_a_limit_cuts_the_default_set_and_ends_a_declared_one(
-    place: Place, limits: Limits, sent: set[bytes], why: str
+    place: Place, limits: ArchiveLimits, sent: set[bytes], why: str
 ) -> None:
     for name, size in (("a", 10), ("b", 30 if limits.files > 2 else 1), ("c", 10)):
         place.write(name, b"x" * size)
@@ -163,7 +163,7 @@ def test_a_limit_cuts_the_default_set_and_ends_a_declared_one(
 
 def test_the_time_limit(place: Place) -> None:
     place.write("file")
-    limits = Limits(9, 9, 9, -4)
+    limits = ArchiveLimits(9, 9, 9, -4)
     received = place.collect(limits=limits)
     assert received.contents == {}
     assert received.left_out == {b"file": "not reached within the limit of -3 s"}
@@ -241,6 +241,6 @@ def test_a_closed_pipe_ends_the_collector(place: Place) -> None:
 def test_a_collector_whose_output_is_not_read_ends_itself(place: Place) -> None:
     globs = tuple(f"{index:0>100}" for index in range(2000))
     seconds = 1 - collect_files.ALARM_SECONDS
-    command = place.command(ArtifactRules(globs), Limits(9, 9, 9, seconds))
+    command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.wait(30) == -signal.SIGALRM

@@ -1,4 +1,4 @@
-"""The reader of log bodies: prefixes off, exact resume from any byte, gaps said."""
+"""The reader of log bodies: it removes timestamps, resumes at any byte, and reports gaps."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def write(log: KubeletLog, lines: list[tuple[int, bytes]]) -> None:
         (b"2026-11-24T08:00:00Z old\n2026-11-24T08:00:00.5Z kubelet\n", b"old\nkubelet\n"),
         (b"2026-11-24T08:00:00.000000001+02:00 a\n2026-11-24T06:00:00.000000002Z b\n", b"a\nb\n"),
         (T0 + b" a\n" + T0 + b" " + T1 + b" quoted\n", b"a\n" + T1 + b" quoted\n"),
-        # The kubelet's own words have no prefix and are nobody's log.
+        # The kubelet's own messages have no timestamp and are not log.
         (T0 + b" a\nfailed to create fsnotify watcher: too many open files", b"a\n"),
         (T0 + b" a\nfailed\n" + T1 + b" b\n", b"a\nb\n"),
     ],
 )
-def test_prefixes_are_taken_off(body: bytes, payload: bytes, cut: int) -> None:
+def test_timestamps_are_removed(body: bytes, payload: bytes, cut: int) -> None:
     data, gaps, reader = read(body, cut=cut)
     assert (data, gaps) == (payload, [])
     assert reader.cursor.total == len(payload)
@@ -68,12 +68,12 @@ def test_ordinals_are_counted_over_blocks() -> None:
     assert reader.cursor == Cursor(T0.decode(), 15, 2, 30)
 
 
-def test_half_a_prefix_at_the_end_is_not_done() -> None:
+def test_half_a_timestamp_at_the_end_waits_for_the_rest() -> None:
     _, _, reader = read(T0 + b" a\n" + T1[:20])
     assert reader.cursor == Cursor(T0.decode(), 1, 2, 2)
 
 
-def test_the_first_piece_tells_the_start_of_its_line() -> None:
+def test_the_first_piece_has_the_start_of_its_line() -> None:
     reader = LineReader(Cursor(T0.decode(), 1, 2, 10, 3))
     items = reader.feed(T0 + b" abc\n" + T1 + b" d\n")
     assert items == [
@@ -82,7 +82,7 @@ def test_the_first_piece_tells_the_start_of_its_line() -> None:
     ]
 
 
-def test_after_a_whole_line_the_next_one_tells_the_start() -> None:
+def test_after_a_whole_line_the_first_piece_has_the_start_of_the_next() -> None:
     for body in (T0 + b" ab\n" + T1 + b" c", T0 + b" ab\n" + b"foreign\n" + T1 + b" c"):
         assert LineReader(Cursor(T0.decode(), 1, 3, 3)).feed(body) == [
             LogPiece(b"", Cursor(T1.decode(), 1, 0, 3)),
@@ -118,7 +118,7 @@ def test_the_same_instant_in_another_zone_is_the_same_line() -> None:
         (T0 + b" a\n" + T0 + b" b\n" + T2 + b" later\n", b"later\n", []),
     ],
 )
-def test_a_line_that_is_not_served_again_is_a_gap(body: bytes, payload: bytes, gaps: list[LogGap]) -> None:
+def test_a_cursor_line_that_the_body_lacks_is_a_gap(body: bytes, payload: bytes, gaps: list[LogGap]) -> None:
     data, said, reader = read(body, Cursor(T0.decode(), 2, 2))
     assert (data, said) == (payload, gaps)
     assert reader.finish() is None
@@ -132,7 +132,7 @@ def test_a_body_without_the_line_is_a_gap_to_the_end() -> None:
         assert reader.cursor == Cursor(T0.decode(), 1, 2, 7)
 
 
-def test_the_kubelets_excuse_is_kept_apart() -> None:
+def test_an_error_message_of_the_kubelet_is_kept_apart() -> None:
     data, _, reader = read(b"unable to retrieve container logs for containerd://abc", cut=9)
     assert data == b""
     assert reader.foreign == b"unable to retrieve container logs for containerd://abc"
@@ -140,7 +140,7 @@ def test_the_kubelets_excuse_is_kept_apart() -> None:
         assert 256 <= len(read(b"y" * 10_000, cut=cut)[2].foreign) < 512
 
 
-def test_what_only_looks_like_a_timestamp_is_dropped() -> None:
+def test_a_line_with_a_malformed_timestamp_is_dropped() -> None:
     body = b"2026-99-99T99:99:99.000000000+99:99 x\n" + T0 + b" a\n" + T1 + b" b\n"
     assert read(body, Cursor(T0.decode(), 1, 2))[:2] == (b"b\n", [])
 
@@ -173,7 +173,7 @@ PAYLOADS = st.one_of(
 def test_any_cut_resumes_at_the_next_byte(
     lines: list[tuple[int, bytes]], piece: int, zone: int, cuts: list[int], block: int
 ) -> None:
-    """The connection is cut after any number of bytes, any number of times: every byte comes once."""
+    """The connection breaks after any number of bytes, any number of times. Every byte arrives once."""
     log = KubeletLog(zone, piece)
     write(log, lines)
     got, cursor = b"", Cursor()
@@ -192,7 +192,7 @@ def test_any_cut_resumes_at_the_next_byte(
     after=st.lists(st.tuples(STEPS, PAYLOADS), min_size=1, max_size=8),
     block=st.integers(1, 90),
 )
-def test_rotation_loses_nothing_unsaid(
+def test_rotation_loses_nothing_without_a_gap(
     before: list[tuple[int, bytes]], after: list[tuple[int, bytes]], block: int
 ) -> None:
     log = KubeletLog()

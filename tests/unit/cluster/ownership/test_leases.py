@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent.cluster.api.timings import ApiTimings
 from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.pod import labels
@@ -29,15 +30,16 @@ class Clock:
 
 
 class Api:
-    """Records requests, and answers them as the test says."""
+    """Records requests, and answers them as the test has set."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
+        self.timings = ApiTimings()
         self.asked: list[tuple[str, str, Object | None]] = []
         self.errors: list[ClusterError] = []
         self.reachable = True
 
-    def unanswered(self) -> None:
+    def mark_unreachable(self) -> None:
         self.reachable = False
 
     async def request(self, verb: str, resource: str, path: str, *, body: Object | None = None, **_: Any) -> Object:
@@ -67,7 +69,9 @@ class Pool:
         self.version += 1
         name = self.leases.name if agent == ME else f"lease-of-{agent}"
         metadata = {"name": name, "uid": name, "resourceVersion": str(self.version)}
-        self.leases.take(kind, {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15}})
+        self.leases.apply_event(
+            kind, {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15}}
+        )
 
     def renew(self) -> None:
         """Let the own renewal succeed and come back on the watch."""
@@ -214,7 +218,7 @@ class Replicas:
         own.record_renewal()
         metadata = {"name": own.name, "uid": own.name, "resourceVersion": str(self.version)}
         for observer in self.observers.values():
-            observer.take(
+            observer.apply_event(
                 "MODIFIED",
                 {"metadata": metadata, "spec": {"holderIdentity": agent, "leaseDurationSeconds": 15, **spec}},
             )

@@ -1,0 +1,100 @@
+"""The agent of the command `run`: it lives in the process of the command, beside a scheduler in memory.
+
+Loaded only when a pipeline runs, because it loads the whole agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from typing import TYPE_CHECKING
+
+from agent.aio import cancel_and_wait, first_of
+from agent.app.serve import serve, stop_when_built
+from agent.cli.options import parse_duration
+from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
+from agent.cluster.environment.debugging import DebugOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.app.agent import App
+    from agent.cli.run import Choices
+    from agent.cli.run_pipeline import Endpoint
+    from agent.console.run_report import ExitCode
+    from agent.pipeline.parser import Pipeline
+    from agent.settings import Settings
+
+NO_CLUSTER = ". Create one with `kind create cluster`, or with `make cluster-up` in a checkout of this repository"
+
+
+async def run_with_agent(
+    choices: Choices, settings: Settings, pipeline: Pipeline, secrets: dict[str, str], tree: Path | None
+) -> ExitCode:
+    """Run the pipeline with an agent in this process. `tree` is the tar of the working tree, if there is one."""
+
+    async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
+        connection = settings.scheduler.model_copy(
+            update={
+                "address": endpoint.address,
+                "token_file": endpoint.token_file,
+                "protocol": "stream",
+                "tls": settings.scheduler.tls.model_copy(update={"enabled": False}),
+            }
+        )
+        debugging = DebugOptions(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
+        await serve_until_set(settings.model_copy(update={"scheduler": connection}), stop, debugging)
+
+    return await run_pipeline(
+        pipeline,
+        engine=engine,
+        secrets=secrets,
+        options=run_options(choices, settings),
+        timeouts=Timeouts(pipeline=parse_duration("--timeout", choices.timeout) if choices.timeout else None),
+    )
+
+
+def run_options(choices: Choices, settings: Settings) -> RunOptions:
+    """Return what the user asked to show and to keep, and the commands that the messages of the run name."""
+    context = [f"--context={choices.context}"] if choices.context else []
+
+    def kept_commands(environment: str) -> list[str]:
+        namespace, _, pod = environment.partition("/")
+        kubectl = shlex.join(["kubectl", *context, "-n", namespace])
+        return [
+            f"{kubectl} logs {pod} -c action",
+            f"{kubectl} describe pod {pod}",
+            f"{kubectl} exec -it {pod} -c files -- sh -c 'cd {settings.environment.workspace}; exec bash'",
+            f"{kubectl} delete pod {pod}",
+        ]
+
+    cleanup = ["sealci-agent", "cleanup", "--set", f"agent.pool={settings.agent.pool}"]
+    cleanup += ["--set", f"cluster.namespace={settings.cluster.namespace}"]
+    cleanup += ["--set", f"cluster.context={choices.context}"] if choices.context else []
+    return RunOptions(
+        artifacts=choices.artifacts,
+        output=choices.output,
+        quiet=choices.quiet,
+        reports=choices.reports,
+        kept_commands=kept_commands if choices.keep else None,
+        cleanup_command=shlex.join(cleanup),
+        no_cluster_hint=NO_CLUSTER,
+    )
+
+
+async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: DebugOptions) -> None:
+    """Run an agent in this process until `stop` is set and the agent has ended its sessions.
+
+    Raises:
+        AgentError: the agent could not start, or failed.
+    """
+    built: asyncio.Future[App] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(settings, built, debugging), name="agent")
+    try:
+        await first_of(serving, stop)
+        if not serving.done():
+            stop_when_built(built, "the pipeline has ended")
+        await asyncio.wait({serving})
+        serving.result()
+    finally:
+        await cancel_and_wait(serving, ignore_errors=True)

@@ -1,0 +1,17 @@
+"""The address of one container: what an exec or a log request is made for.
+
+A value without a lifetime of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRef:
+    """Namespace, Pod and container name."""
+
+    namespace: str
+    pod: str
+    container: str

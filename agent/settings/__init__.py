@@ -1,0 +1,169 @@
+"""Read the settings of the agent from defaults, a YAML file, the environment and flags.
+
+Later sources win: defaults < YAML file (`--config` or `SEALCI_CONFIG`) < `SEALCI_*` (two underscores nest:
+`SEALCI_AGENT__SLOTS=20`) < flags. A setting never holds a secret, only the path of a file with the secret. Secrets can
+therefore be rotated and never show in a process list. One `Settings` is read at the start and lives as long as the
+process. The descriptions are also the documentation: `docs/settings.md` and the chart's values are generated from them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from agent.domain.errors import SettingsError
+from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
+from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
+from agent.settings.sections import (
+    AgentSection,
+    ArtifactSettings,
+    ClusterSettings,
+    EnvironmentSettings,
+    HttpSettings,
+    LoggingSettings,
+    LogSettings,
+    MetricsSettings,
+    PolicySettings,
+    TracesSettings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "NAME_PATTERN",
+    "PREFIX",
+    "AgentSection",
+    "ArtifactSettings",
+    "ClassicSettings",
+    "ClusterSettings",
+    "EnvironmentSettings",
+    "HttpSettings",
+    "LogSettings",
+    "LoggingSettings",
+    "MetricsSettings",
+    "PolicySettings",
+    "SchedulerSettings",
+    "Settings",
+    "Tls",
+    "TracesSettings",
+    "checked_quantity",
+    "load",
+    "size",
+]
+
+PREFIX = "SEALCI_"
+# SEALCI_COMMIT is the commit that the image was built from. `sealci_agent_build_info` shows it.
+NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE", "SEALCI_COMMIT"})
+# The kubelet adds such variables for every Service whose name begins with `sealci-`.
+SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$")
+
+
+class Settings(BaseSettings):
+    """All settings of the agent, one attribute per section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    scheduler: SchedulerSettings = SchedulerSettings()
+    agent: AgentSection = AgentSection()
+    cluster: ClusterSettings = ClusterSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    policy: PolicySettings = PolicySettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
+    logs: LogSettings = LogSettings()
+    http: HttpSettings = HttpSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    traces: TracesSettings = TracesSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the strongest first: flags, environment, file."""
+        # The agent reads no .env file and no folder of secrets.
+        del dotenv_settings, file_secret_settings
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))
+
+
+def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check all sources.
+
+    Raises:
+        SettingsError: a key is unknown or a value is wrong. The message names every such key, one per line.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or (Path(environ["SEALCI_CONFIG"]) if environ.get("SEALCI_CONFIG") else None)
+    if file is not None and not file.is_file():
+        raise SettingsError(f"--config: {file} is not a file")
+    refuse_unknown_variables(environ)
+
+    class SettingsFromFile(Settings):
+        # pydantic takes the path of the YAML file from the class only.
+        model_config = SettingsConfigDict(yaml_file=file)
+
+    try:
+        return SettingsFromFile(**flags)
+    except ValidationError as error:
+        raise SettingsError("\n".join(describe_error(detail) for detail in error.errors())) from error
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"the settings cannot be read: {error}") from error
+
+
+def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Raise for variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
+
+    Raises:
+        SettingsError: there are such variables. The message names all of them, one per line.
+    """
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and not is_known_variable(name))
+    if unknown:
+        raise SettingsError("\n".join(f"{name}: there is no such setting" for name in unknown))
+
+
+def is_known_variable(variable: str) -> bool:
+    """Whether the agent accepts an environment variable that begins with `SEALCI_`."""
+    if variable in NOT_SETTINGS or ("__" not in variable and SERVICE_LINK.search(variable)):
+        return True
+    model: type[BaseModel] = Settings
+    for part in variable.removeprefix(PREFIX).lower().split("__"):
+        if part not in model.model_fields:
+            return False
+        kind = model.model_fields[part].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            # A setting, not a section. Further parts are keys of a mapping such as `agent.labels`.
+            return True
+        model = kind
+    return True
+
+
+def describe_error(detail: Any) -> str:
+    """Describe one validation error. The text names the key and the environment variable."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    variable = PREFIX + "__".join(part.upper() for part in path)
+    if detail["type"] == "extra_forbidden":
+        return f"{key} ({variable}): there is no such setting"
+    return f"{key} ({variable}): {detail['msg']}; got {detail['input']!r}"

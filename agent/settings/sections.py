@@ -1,0 +1,234 @@
+"""The other sections of the settings: the agent, the cluster, pods, limits, and the agent's own output.
+
+The sections live as long as the process.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from agent.settings.field_types import Buckets, Duration, Name, Quantity, Section, Size
+
+
+class AgentSection(Section):
+    """Identity and capacity of the agent."""
+
+    pool: Name = Field(
+        "default", description="Group of agents that may adopt each other's sessions. Use one pool for each release."
+    )
+    id: str = Field("", description="UID of the agent's pod. If empty, the agent generates an id at the start.")
+    slots: int = Field(10, ge=1, le=10_000, description="Number of sessions that the agent runs at once.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels that the agent reports to the scheduler at registration."
+    )
+    drain_timeout: Duration = Field(
+        600.0, description="Time after SIGTERM in which sessions may end. The agent then hands over the rest."
+    )
+    adoption: bool = Field(
+        True, description="Adopt sessions of dead agents of the pool, and hand over sessions at shutdown."
+    )
+    anchor: str = Field(
+        "",
+        description="ConfigMap in the namespace of actions that owns all pods and Leases. If empty, there is no owner.",
+    )
+
+
+class ClusterSettings(Section):
+    """Access to the Kubernetes API, and the agent's timing towards the cluster."""
+
+    namespace: Name = Field("default", description="Namespace of actions.")
+    kubeconfig: Path | None = Field(
+        None,
+        description="Path of a kubeconfig file. "
+        "If unset, the agent uses its service account, or the default kubeconfig outside a cluster.",
+    )
+    context: str = Field("", description="Context of the kubeconfig file. If empty, the current context.")
+    requests_per_second: float = Field(
+        200.0, gt=0, description="Client-side limit of requests to the Kubernetes API, per second."
+    )
+    request_timeout: Duration = Field(30.0, description="Timeout of one request. Watches and logs are not limited.")
+    retry_for: Duration = Field(60.0, description="Time in which a session retries a failed request.")
+    sweep_interval: Duration = Field(60.0, description="Time between two sweeps for orphans.")
+    lease_duration: Duration = Field(
+        15.0, ge=2, description="Time without a renewal until other agents judge this agent as dead."
+    )
+    lease_renew: Duration = Field(5.0, ge=0.5, description="Time between two renewals of the agent's own Lease.")
+    delete_timeout: Duration = Field(
+        60.0, description="Time until the agent deletes a pod by force, if a normal deletion does not finish."
+    )
+
+
+class EnvironmentSettings(Section):
+    """Shape of the pods of actions, beyond the fields that an action may set."""
+
+    profile: Literal["baseline", "restricted"] = Field(
+        "baseline", description="Pod Security Standard that the pods of actions follow."
+    )
+    user_namespaces: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Run pods of the profile `baseline` in a user namespace. "
+        "`auto` does so if the cluster's version supports user namespaces.",
+    )
+    user: int = Field(65532, ge=1, description="User id and group id of all containers in the profile `restricted`.")
+    image: str = Field(
+        "localhost/sealci-agent:dev",
+        description="Image of the containers `files` and `repository`. Use the agent's image.",
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="Pull policy of the images that actions name."
+    )
+    workspace: str = Field(
+        "/workspace", pattern=r"^/[A-Za-z0-9._/-]+$", description="Path where the workspace is mounted."
+    )
+    workspace_limit: Quantity = Field("10Gi", description="Size limit of the workspace volume.")
+    grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
+    pipefail: bool = Field(
+        False,
+        description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Extra labels of the pods of actions.")
+    pod_template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Partial pod that the agent merges over every pod of an action. "
+        "Use it for node selectors, tolerations, pull secrets, volumes or a runtime class.",
+    )
+
+    @model_validator(mode="after")
+    def processes_apart(self) -> EnvironmentSettings:
+        """Refuse templates that share the process namespace of the pod or of the node."""
+        # The supervisor stops the commands with `kill -TERM -1`, which reaches every process of its namespace.
+        for name in ("shareProcessNamespace", "hostPID"):
+            if self.pod_template.get("spec", {}).get(name):
+                raise ValueError(f"pod_template.spec.{name}: must not be set, because stop signals go to all processes")
+        return self
+
+
+class PolicySettings(Section):
+    """Limits on the requests of actions."""
+
+    images: tuple[str, ...] = Field(
+        ("*",), description="Allowed images, as globs. A glob is compared with the whole image reference."
+    )
+    require_digest: bool = Field(
+        False, description="Refuse images that are not named with a digest, as in `NAME@sha256:...`."
+    )
+    default_cpu: Quantity = Field("100m", description="CPU request of an action that requests no CPU.")
+    default_memory: Quantity = Field("256Mi", description="Memory request of an action that requests no memory.")
+    default_ephemeral_storage: Quantity = Field(
+        "", description="Ephemeral storage of an action that requests none. If empty, none is set."
+    )
+    limit_memory: bool = Field(True, description="Set the memory that an action requests as its memory limit too.")
+    max_cpu: Quantity = Field("", description="Largest CPU request. If empty, there is no maximum.")
+    max_memory: Quantity = Field("", description="Largest memory request. If empty, there is no maximum.")
+    max_ephemeral_storage: Quantity = Field(
+        "", description="Largest ephemeral storage request. If empty, there is no maximum."
+    )
+    default_timeout: Duration = Field(
+        3600.0, gt=0, description="Timeout of the commands of an action that sets no timeout."
+    )
+    max_timeout: Duration = Field(86400.0, gt=0, description="Largest timeout that an action may set.")
+    max_commands: int = Field(500, ge=1, le=1000, description="Largest number of commands of an action.")
+    max_variables: int = Field(
+        500, ge=0, description="Largest number of environment variables of an action, secrets included."
+    )
+    repository_schemes: tuple[Literal["https", "ssh", "http", "git"], ...] = Field(
+        ("https", "ssh"), description="Allowed URL schemes of repositories."
+    )
+    pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
+    pull_grace: Duration = Field(
+        30.0,
+        gt=0,
+        description="Time in which the kubelet may retry a failed image pull, or a failed sandbox of the pod, "
+        "before the action fails.",
+    )
+    registry_grace: Duration = Field(
+        40.0, gt=0, description="As `pull_grace`, when the registry cannot be reached or is overloaded."
+    )
+    pull_timeout: Duration = Field(
+        600.0, gt=0, description="Longest time for all images to be pulled and all containers to start."
+    )
+    clone_timeout: Duration = Field(600.0, gt=0, description="Longest time for the repository to be cloned.")
+
+
+class ArtifactSettings(Section):
+    """Limits on the artifacts of one action."""
+
+    max_files: int = Field(20_000, ge=1, description="Largest number of files of one action.")
+    max_file_size: Size = Field(1 << 30, description="Largest size of one file, in bytes.")
+    max_total_size: Size = Field(2 << 30, description="Largest size of all files of one action, in bytes.")
+    timeout: Duration = Field(
+        600.0, gt=0, description="Longest time to copy the files of one action, retries included."
+    )
+    parallel: int = Field(4, ge=1, description="Number of actions whose files the agent copies at once.")
+
+
+class LogSettings(Section):
+    """Limits on the log of one action, and how the agent follows the log."""
+
+    max_line: Size = Field(
+        16 << 20, description="Largest size of one line, in bytes. The agent cuts longer lines and adds a notice."
+    )
+    max_total: Size = Field(
+        256 << 20, description="Largest size of an action's log, in bytes. The agent drops the rest and adds a notice."
+    )
+    probe_after: Duration = Field(
+        30.0, gt=0, description="Time without output until the agent checks the connection that reads the log."
+    )
+    node_limit: Size = Field(
+        1 << 20,
+        description="Smallest `containerLogMaxSize` of all nodes, in bytes. "
+        "The agent assumes that a node rotates no log file below this size.",
+        ge=1,
+    )
+
+
+class HttpSettings(Section):
+    """Port for probes, metrics and the status page."""
+
+    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - probes come from the kubelet
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
+    status_page: bool = Field(
+        True,
+        description="Serve the status page at `/`. The page shows sessions and outcomes, and asks for no password.",
+    )
+
+
+class MetricsSettings(Section):
+    """Upper bounds of the histograms' buckets, in seconds."""
+
+    action_buckets: Buckets = Field(
+        (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200), description="Buckets for the duration of actions."
+    )
+    phase_buckets: Buckets = Field(
+        (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+        description="Buckets for the duration of the phases of an action, and of single commands.",
+    )
+    request_buckets: Buckets = Field(
+        (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        description="Buckets for the duration of requests to the Kubernetes API.",
+    )
+
+
+class TracesSettings(Section):
+    """Export of traces. The standard `OTEL_*` variables set headers, sampling and resource attributes."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="Base URL of an OTLP/HTTP collector, as in `http://collector:4318`. "
+        "If empty, the agent sends no traces. A URL needs the extra `otel`.",
+    )
+
+
+class LoggingSettings(Section):
+    """The agent's own log."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the entries that the agent logs."
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Format of the log. `auto` is `console` on a terminal and `json` otherwise."
+    )
