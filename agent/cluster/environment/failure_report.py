@@ -1,8 +1,8 @@
 """The report of a failed set-up or a failed action, for the person who reads its log: what, where, why, what to do.
 
 A report reads the pod's events, and the output of a failed clone, at the moment of the failure. If the read fails, the
-report contains the error, and the original failure stays. Only `StartupEvents` keeps state. It lives as long as its
-environment.
+report contains the error, and the original failure stays. Only `StartupEvents` keeps state. A `StartupEvents` lives as
+long as its environment.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ ADVICE = {
     Reason.CLUSTER_UNAVAILABLE: "The agent may lack a permission, or the cluster does not answer."
     " Ask the operators of the agent.",
 }
-# Number of events in a report.
+# Maximum number of events in a report.
 MAX_EVENTS = 20
-# Event reasons that explain no delay. Most occur in every pod. FailedScheduling is over once containers start.
+# Event reasons that explain no delay. Most occur in every pod. FailedScheduling no longer applies when containers
+# start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
 SANDBOX = "FailedCreatePodSandBox"
 # Parts of the message about a sandbox that differ at each try: ids of sandboxes, and the prefix of combined events.
 DIFFERS = re.compile(r"\b[0-9a-f]{12,}\b|^\(combined from similar events\): ")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = (SANDBOX, "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
-# Bytes of a container's output in a report.
+# Maximum number of bytes of a container's output in a report.
 MAX_OUTPUT = 64 * 1024
 
 
