@@ -53,7 +53,7 @@ SANDBOX = "FailedCreatePodSandBox"
 DIFFERS = re.compile(r"\b[0-9a-f]{12,}\b|^\(combined from similar events\): ")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = (SANDBOX, "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
-# Bytes of a container's output in a report.
+# Maximum number of bytes of a container's output in a report.
 MAX_OUTPUT = 64 * 1024
 
 

@@ -209,13 +209,10 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
-    plain = [
-        {"name": command_module.variable_name(name), "value": escape_variables(value)}
-        for name, value in values.items()
-        if name not in action.secrets
-    ]
+    rename = command_module.variable_name
+    plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
     secret = [
-        {"name": command_module.variable_name(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
+        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
         for name in action.secrets
     ]
     return plain + secret

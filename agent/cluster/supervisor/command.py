@@ -45,7 +45,7 @@ def script(name: str) -> str:
 SUPERVISOR = script("supervisor.sh")
 SETUP = script("setup.sh")
 INTERRUPT = script("interrupt.sh")
-# PID 1 comes first, as in interrupt.sh. The hook ignores failures: the kubelet reports a failed hook as an event.
+# PID 1 gets TERM first, as in interrupt.sh. The hook always exits with 0, because the kubelet reports a failed hook.
 PRE_STOP = "set +e; kill -TERM 1; kill -TERM -1; exit 0"
 
 
