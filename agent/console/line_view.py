@@ -8,7 +8,7 @@ from rich.console import Console
 
 from agent.console import final_summary
 from agent.console.formatting import size_text
-from agent.console.log_lines import LineSplitter
+from agent.console.terminal_text import LineSplitter
 from agent.console.run_report import ActionReport
 from agent.console.view import View
 from agent.domain import events as session_events

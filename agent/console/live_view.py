@@ -19,7 +19,7 @@ from rich.tree import Tree
 from agent.console import final_summary
 from agent.console.formatting import RESULT_COLOURS, duration_text, path_text, plural, rate_text, size_text
 from agent.console.listing import dependency_order, tree_parent
-from agent.console.log_lines import LineSplitter
+from agent.console.terminal_text import LineSplitter
 from agent.console.run_report import Report
 from agent.console.view import View
 from agent.domain.errors import Stage
