@@ -335,7 +335,7 @@ class RunDriver:
             for action in report.actions.values():
                 if action.environment and action.outcome and action.outcome.result is not Result.CANCELLED:
                     commands = self.options.kept_commands(action.environment)
-                    print_notice("\n  ".join([f"kept: the environment of {action.name}", *commands]))
+                    print_notice("\n".join([f"kept: the environment of {action.name}", *commands]))
         if self.interruptions.first.is_set():
             print_notice("cancelled: nothing is left in the cluster")
 

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from agent.console.formatting import RESULT_COLOURS, duration_text, path_text, plural, rate_text, size_text
+from agent.console import terminal_text
+from agent.console.formatting import (
+    RESULT_COLOURS,
+    duration_text,
+    plural,
+    rate_text,
+    shown_path,
+    size_text,
+    styled,
+    styled_log,
+)
 from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Result
 
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from agent.console.run_report import ActionReport, Report
 
@@ -46,7 +56,7 @@ ADVICE = {
 def failure_blocks(report: Report) -> Iterator[RenderableType]:
     """Yield a block for each action that failed."""
     for action in report.failed_actions:
-        yield Text()
+        yield styled()
         yield failure_block(action, only_option=len(report.actions) > 1)
 
 
@@ -58,27 +68,28 @@ def failure_block(action: ActionReport, *, only_option: bool) -> RenderableType:
     outcome = action.outcome
     if outcome is None:
         raise AssertionError("an action without an outcome has not failed")
-    message = f": {outcome.message or action.reason_text}"
-    parts: list[RenderableType] = [Text.assemble(("✘ ", "bold red"), (action.name, "bold"), (message, "red"))]
-    command = action.command_text(outcome.command)
-    if command:
-        parts += gutter(
-            [f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command.splitlines())]
-        )
+    # Only the first line of a message stands at the left margin, so that no message can fake a line of the summary.
+    first, *rest = terminal_text.lines(outcome.message or action.reason_text)
+    parts: list[RenderableType] = [styled(("✘ ", "bold red"), (action.name, "bold"), (f": {first}", "red"))]
+    parts += gutter(rest, "red")
+    command = terminal_text.lines(action.command_text(outcome.command).strip())
+    if any(command):
+        parts += gutter([f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command)])
     spent = duration_text(sum(action.stages.values()))
-    parts.append(Text(f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim"))
+    parts.append(styled((f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim")))
     if action.tail:
-        parts += [Text(f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"), *gutter(action.tail, "")]
+        parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
+        parts += gutter(action.tail, "")
     if action.notes:
-        parts += [Text(f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim")]
+        parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
         parts += gutter(action.notes)
-    parts += [Text.assemble(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
+    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
     return Group(*parts)
 
 
 def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
     """Return lines with a bar on their left."""
-    return [Text.assemble(("  │ ", "red"), Text.from_ansi(line, style=style)) for line in lines]
+    return [styled(("  │ ", "red"), styled_log(line, style)) for line in lines]
 
 
 def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
@@ -101,10 +112,12 @@ def outcome_table(report: Report, *, stages: bool) -> Table:
         table.add_column(column, no_wrap=True, justify="left" if column in ("action", "outcome", "reason") else "right")
     for action in report.actions.values():
         result = action.outcome.result if action.outcome else None
-        shown = Text(result.value, RESULT_COLOURS[result]) if result else Text("not ended", "red")
+        shown = styled((result.value, RESULT_COLOURS[result]) if result else ("not ended", "red"))
         times = stage_times(action) if stages else []
         files = f"{len(action.files)} ({size_text(action.size)})" if action.files else ""
-        table.add_row(Text(action.name), shown, Text(action.reason_text), *times, duration_text(action.seconds), files)
+        table.add_row(
+            styled(action.name), shown, styled(action.reason_text), *times, duration_text(action.seconds), files
+        )
     return table
 
 
@@ -117,12 +130,13 @@ def file_lines(report: Report) -> Iterator[Text]:
     """Yield where logs and files are. Nothing if they were not kept."""
     if not report.folder:
         return
-    yield Text(f"\nlogs and files: {report.folder}", "dim")
+    yield styled()
+    yield styled((f"logs and files: {terminal_text.quoted(report.folder)}", "dim"))
     for action in report.actions.values():
         for path, size in list(action.files.items())[:SHOWN_FILES]:
-            yield Text(f"  {action.name}/{path_text(path)}  {size_text(size)}")
+            yield styled(f"  {action.name}/{shown_path(path)}  {size_text(size)}")
         if len(action.files) > SHOWN_FILES:
-            yield Text(f"  {action.name}/...  {len(action.files) - SHOWN_FILES} more", "dim")
+            yield styled((f"  {action.name}/...  {len(action.files) - SHOWN_FILES} more", "dim"))
 
 
 def files_text(action: ActionReport) -> str:

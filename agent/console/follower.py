@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait, first_of
+from agent.console import terminal_text
 from agent.console.run_report import Report
 from agent.domain.errors import AgentError
 from agent.pipeline import event_codec
@@ -158,6 +159,6 @@ def discard_standard_output() -> None:
 
 
 def print_notice(text: str) -> None:
-    """Print a notice on standard error, apart from the pipeline's own output."""
-    sys.stderr.write(f"sealci-agent: {text}\n")
+    """Print a notice on standard error, apart from the pipeline's own output. Its further lines are indented."""
+    sys.stderr.write("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")) + "\n")
     sys.stderr.flush()

@@ -14,9 +14,9 @@ from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
-from agent.console.terminal_text import last_state
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode, Report
+from agent.console.terminal_text import last_state
 from agent.console.view import View
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, ArtifactSummary, CommandFinished, CommandStarted, Source, StageChanged
