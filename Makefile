@@ -56,7 +56,7 @@ test: lint cluster-up images tools ## all of it: lint, unit, flow, faults, e2e o
 	$(BIN)/pytest -m alone tests/faults tests/e2e
 
 test-faults: setup cluster-up images ## kill -9 at every step, broken streams, a long log
-	$(BIN)/pytest tests/faults
+	$(BIN)/pytest -m "not soak" tests/faults
 
 soak: setup cluster-up images ## a million log lines, and a thousand actions under faults of every kind (long)
 	$(BIN)/pytest tests/faults -m soak -s

@@ -26,8 +26,8 @@ from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, SettingsError
 from agent.domain.outcome import Result
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class RunDriver:
             Event.PIPELINE_ENDED: console,
             Event.INTERRUPTED_AGAIN: self.interruptions.second,
             Event.ENGINE_ENDED: agent,
-            Event.AGENT_READY: self.scheduler.dispatcher.ready,
+            Event.AGENT_READY: self.scheduler.dispatcher.agent_ready,
             Event.INTERRUPTED: self.interruptions.first,
             Event.OUTPUT_CLOSED: self.output_closed,
         }
@@ -276,7 +276,7 @@ class RunDriver:
 
     def why_not_ready(self) -> str:
         """Return why the agent takes no actions."""
-        for stream in self.scheduler.dispatcher.streams.values():
+        for stream in self.scheduler.dispatcher.agents.streams.values():
             if stream.health is not None:
                 why = stream.health.message or stream.health.status.value
                 return f"the agent is not ready: {why}{self.options.no_cluster_hint}"

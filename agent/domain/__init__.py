@@ -1,1 +1,4 @@
-"""The values that every part of the agent speaks in. Frozen data without I/O; nothing here imports another package."""
+"""The values that the whole agent uses: actions, events, outcomes, errors.
+
+All are immutable data or pure functions without I/O. This package imports no other package of the agent.
+"""

@@ -1,7 +1,7 @@
-"""The values that travel through the agent: what was asked, what happened, where a log stands.
+"""An action as a scheduler sends it, and the key that names its attempt.
 
-All are frozen and know neither gRPC nor Kubernetes. An `Action` lives from its arrival to the end of its session; an
-event from the moment it happens until the scheduler has acknowledged it.
+The values are immutable and know neither gRPC nor Kubernetes. An `Action` lives from its arrival in the agent to the
+end of its session.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class When(Enum):
-    """After which ending of the commands files are collected."""
+    """Which end of the commands lets the agent copy artifacts. The values are those of the pipeline file."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -25,7 +25,11 @@ class When(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What is cloned into the workspace before the first command. `depth` 0 is the whole history."""
+    """The Git repository that container `repository` clones into the workspace before the first command.
+
+    `ref` is a branch, tag or commit, "" for the default branch. `depth` is the number of commits, 0 for all.
+    `credentials` names a Secret of the cluster, "" for none.
+    """
 
     url: str
     ref: str = ""
@@ -36,7 +40,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Kubernetes quantities; empty means the policy's default."""
+    """The resources of container `action` as Kubernetes quantities. "" means the policy's default."""
 
     cpu: str = ""
     memory: str = ""
@@ -45,7 +49,10 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRules:
-    """Which files to copy out. No `paths`: what the commands created or changed in the workspace."""
+    """Which files of the workspace are artifacts. `paths` and `exclude` are globs relative to the workspace.
+
+    Without `paths`, the artifacts are the files that the commands created or changed.
+    """
 
     paths: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -53,13 +60,13 @@ class ArtifactRules:
 
     @property
     def declared(self) -> bool:
-        """Whether the user named the files, so that one which cannot be had fails the action."""
+        """Whether the user named the artifacts. A declared file that cannot be copied fails the action."""
         return bool(self.paths)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One attempt of one action, and which owner of it speaks."""
+    """One attempt of an action, with the claim of the agent that owns it. Attempts and claims count from 1."""
 
     action_id: str
     attempt: int = 1
@@ -67,13 +74,17 @@ class Key:
 
     @property
     def attempt_key(self) -> tuple[str, int]:
-        """What stays the same over adoptions."""
+        """The action id and the attempt, which an adoption does not change."""
         return (self.action_id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What was asked. `timeout` is seconds for the commands, None for the policy's default."""
+    """What a scheduler asks an agent to run.
+
+    `timeout` is the limit of the commands in seconds, None for the policy's default. `secrets` holds values, so `repr`
+    leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
+    """
 
     key: Key
     image: str
@@ -90,16 +101,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A request to end a session; `grace` is seconds between TERM and KILL, None for the policy's."""
+    """A scheduler's stop request for a session. `grace` is seconds between TERM and KILL, None for the policy's."""
 
     grace: float | None = None
     message: str = ""
-
-
-# ---- events
-
-
-# ---- files
-
-
-# ---- between agent and scheduler

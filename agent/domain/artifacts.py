@@ -1,17 +1,16 @@
-"""The files of an action as they travel: start, data, end."""
+"""The parts in which the files of an action travel: for each file a start, its data, and an end.
+
+A part lives until the next component has written or sent it. Parts of different files never mix.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class FileStart:
-    """A file follows. `path` is relative, without "..", as on the disk."""
+    """The start of a file. `path` is relative to the workspace and has no "..", `size` is in bytes."""
 
     path: bytes
     mode: int
@@ -20,14 +19,14 @@ class FileStart:
 
 @dataclass(frozen=True, slots=True)
 class FileData:
-    """The next bytes of the file that was started."""
+    """The next bytes of the current file."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class FileEnd:
-    """The file is whole; `sha256` is of the bytes that were read, equal to what the environment computed."""
+    """The end of the current file. `sha256` is the digest of its data, which the pod has computed too."""
 
     sha256: bytes
 

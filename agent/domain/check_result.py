@@ -1,7 +1,7 @@
-"""What the doctor finds: one line per check, for a person who wants to know why nothing works.
+"""The result of one check of `sealci-agent doctor`.
 
-A `Finding` lives from its check to its line of output. Both sides of the agent make them, the cluster's and the
-scheduler's, and neither knows the other; that is why the word stands here.
+The cluster's checks and the scheduler's checks both return these values and do not import each other. A `Finding` lives
+from its check until it is printed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """How a check ended. Only `FAILED` makes the doctor fail; `SKIPPED` could not be tried because another failed."""
+    """The result of a check. Only `FAILED` makes the doctor fail. `SKIPPED`: another check failed before."""
 
     OK = "ok"
     WARNING = "warning"
@@ -21,7 +21,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, how it is, and what to do about it when it is not well."""
+    """One check: its name, its verdict, what was found, and what the installer can do about a problem."""
 
     check: str
     verdict: Verdict
@@ -30,20 +30,20 @@ class Finding:
 
 
 def ok(check: str, detail: str) -> Finding:
-    """Return a check that is well."""
+    """Return the finding of a check without a problem."""
     return Finding(check, Verdict.OK, detail)
 
 
 def warning(check: str, detail: str, advice: str) -> Finding:
-    """Return a check that is not as it should be, but harms nothing yet."""
+    """Return the finding of a problem that does not stop the agent from working."""
     return Finding(check, Verdict.WARNING, detail, advice)
 
 
 def failed(check: str, detail: str, advice: str) -> Finding:
-    """Return a check that keeps the agent from its work."""
+    """Return the finding of a problem that stops the agent from working."""
     return Finding(check, Verdict.FAILED, detail, advice)
 
 
 def skipped(check: str, detail: str) -> Finding:
-    """Return a check that could not be tried."""
+    """Return the finding of a check that could not run."""
     return Finding(check, Verdict.SKIPPED, detail)

@@ -1,15 +1,15 @@
-"""What can go wrong, by who is told.
+"""The errors of the agent, and the enums that an outcome is made of.
 
     AgentError
-    ├── ActionFailed          the scheduler: this action ends, with a reason from one enum
-    ├── ClusterError          the cluster did not do what was asked; `retryable` says if asking again can help
-    ├── SchedulerError        the stream broke; the agent reconnects
-    │   └── Refused           the scheduler does not want this agent
-    └── SettingsError         the installer: a setting is wrong
+    ├── ActionFailed          the action ends; the scheduler gets the stage, the reason and the message
+    ├── ClusterError          a request to the API server failed; `retryable`: another try can succeed
+    ├── SchedulerError        the stream to the scheduler broke; the agent reconnects
+    │   └── Refused           the scheduler does not accept this agent
+    └── SettingsError         a setting is wrong; the installer gets the message
 
-Errors of clients (Kubernetes, gRPC) are wrapped at the edge with `from` and never travel further. Cancellation is no
-error: it stays `asyncio.CancelledError`. The enums live here because everything else speaks in them; they equal the
-enums of the contract (`tests/unit/protocol/test_translate.py` holds them equal) and the label values of the metrics.
+Each package adds errors of its own below `AgentError`. The package that calls a client library (Kubernetes, gRPC) wraps
+the library's errors with `raise ... from`. Cancellation is no error and stays `asyncio.CancelledError`.
+The values of the enums equal the contract's names (`tests/unit/protocol/test_translate.py`) and the metrics' labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enum import Enum
 
 
 class Stage(Enum):
-    """Where in its life a session is."""
+    """The part of a session: check of the action, set-up of the pod, the commands, the copy of artifacts."""
 
     ADMISSION = "admission"
     SETUP = "setup"
@@ -27,8 +27,12 @@ class Stage(Enum):
 
 
 class Reason(Enum):
-    """Why an attempt did not succeed; the value is its name on the wire, in metrics and in JSON."""
+    """Why an attempt did not succeed. The value is the name in metrics and in JSON output.
 
+    The contract uses the same names, except CANCELLED_BY_REQUEST for `CANCELLED`.
+    """
+
+    # The user's fault: the action has to change.
     COMMAND_FAILED = "COMMAND_FAILED"
     INVALID_CONFIGURATION = "INVALID_CONFIGURATION"
     IMAGE_PULL_FAILED = "IMAGE_PULL_FAILED"
@@ -37,6 +41,7 @@ class Reason(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
+    # The infrastructure's fault: another attempt can succeed without a change.
     UNSCHEDULABLE = "UNSCHEDULABLE"
     EVICTED = "EVICTED"
     PREEMPTED = "PREEMPTED"
@@ -48,7 +53,7 @@ class Reason(Enum):
 
     @property
     def infrastructure(self) -> bool:
-        """Whether the fault is the infrastructure's rather than the user's."""
+        """Whether the infrastructure is at fault. Another attempt can then succeed without a change of the action."""
         return self in INFRASTRUCTURE
 
 
@@ -67,7 +72,7 @@ INFRASTRUCTURE = frozenset(
 
 
 class Rejection(Enum):
-    """Why an action is not taken here, although another agent could."""
+    """Why an agent does not start an action now. The scheduler sends the action to another agent."""
 
     NO_SLOT = "no_slot"
     DRAINING = "draining"
@@ -75,13 +80,13 @@ class Rejection(Enum):
 
 
 class AgentError(Exception):
-    """Root of all errors of the agent."""
+    """The base class of all errors of the agent."""
 
 
 class ActionFailed(AgentError):
-    """The action ends here.
+    """The action ends with an outcome of this stage and reason.
 
-    `message` is one sentence for people; `log` the longer text for the set-up log, empty when the message says all.
+    `message` is one sentence for the user. `log` is a longer text for the action's log, "" for none.
     """
 
     def __init__(self, stage: Stage, reason: Reason, message: str, *, log: str = "") -> None:
@@ -95,8 +100,8 @@ class ActionFailed(AgentError):
 class ClusterError(AgentError):
     """A request to the cluster failed.
 
-    `reason` is what an action that cannot go on without it fails with; `retryable` whether asking again can help;
-    `retry_after` the server's wish in seconds; `status` the HTTP status, 0 when there was no answer.
+    `reason` becomes the reason of an action that needs the request. `retryable`: another try can succeed.
+    `retry_after` is the pause in seconds that the API server asks for. `status` is the HTTP status, 0 for no answer.
     """
 
     def __init__(
@@ -117,11 +122,15 @@ class ClusterError(AgentError):
 
 
 class SchedulerError(AgentError):
-    """The stream to the scheduler could not be opened or broke."""
+    """The stream to the scheduler cannot be opened, or it broke."""
 
 
 class Refused(SchedulerError):
-    """The scheduler does not want this agent; `permanent` when only another version of it helps."""
+    """The scheduler does not accept this agent.
+
+    `permanent`: only another version of the agent can be accepted. `retry_after` is the pause in seconds that the
+    scheduler asks for.
+    """
 
     def __init__(self, message: str, *, permanent: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -130,4 +139,4 @@ class Refused(SchedulerError):
 
 
 class SettingsError(AgentError):
-    """A setting is wrong; the message names the key and what is allowed."""
+    """A setting is wrong. The message names the key and what is allowed."""

@@ -1,21 +1,20 @@
-"""What a session reports to the scheduler."""
+"""The events that a session sends to the scheduler.
+
+An event lives from the moment it happens until the scheduler has acknowledged it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from agent.domain.errors import Rejection, Stage
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome
 
-if TYPE_CHECKING:
-    pass
-
 
 class Source(Enum):
-    """Who wrote a piece of log."""
+    """The writer of a piece of log: the commands, the set-up of the pod (such as the clone), or the agent."""
 
     COMMANDS = "commands"
     SETUP = "setup"
@@ -24,14 +23,14 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The action has a slot and a session here. `environment` names the pod, for people."""
+    """The agent has started a session for the action. `environment` is the name of the pod, for display."""
 
     environment: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The action is not run here; the only event of its attempt."""
+    """The agent does not start the action. The only event of its attempt on this agent."""
 
     why: Rejection
     message: str
@@ -39,7 +38,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class StageChanged:
-    """A stage began, or made progress that a person wants to see."""
+    """A stage started, or its progress changed. `detail` is the progress for display, "" for none."""
 
     stage: Stage
     detail: str = ""
@@ -47,7 +46,7 @@ class StageChanged:
 
 @dataclass(frozen=True, slots=True)
 class CommandStarted:
-    """Command `index`, from 1, is being run."""
+    """A command started. `index` counts from 1. `cursor` is the position in the log at the start."""
 
     index: int
     cursor: Cursor
@@ -55,7 +54,7 @@ class CommandStarted:
 
 @dataclass(frozen=True, slots=True)
 class CommandFinished:
-    """Command `index` ended after `seconds`."""
+    """A command ended. `index` counts from 1. `cursor` is the position in the log at the end."""
 
     index: int
     exit_code: int
@@ -65,7 +64,7 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, secrets masked; `cursor` is None for what does not come from the environment's log."""
+    """Up to 64 KiB of log, secrets masked. `cursor` is the end of the data, None for text of another source."""
 
     data: bytes
     cursor: Cursor | None = None
@@ -74,7 +73,7 @@ class LogChunk:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that was not sent. `path` is relative to the workspace, as on the disk."""
+    """A file of the workspace that was not copied. `path` is relative to the workspace, as bytes of the file system."""
 
     path: bytes
     why: str
@@ -82,7 +81,10 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSummary:
-    """What was uploaded; `left_out` names at most 100, `left_out_files` counts all."""
+    """The result of the copy. `bytes` is the size of all copied files.
+
+    `left_out` names at most 100 files that were not copied, `left_out_files` counts all of them.
+    """
 
     files: int = 0
     bytes: int = 0
@@ -92,7 +94,7 @@ class ArtifactSummary:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The attempt ended; always the last event."""
+    """The attempt ended. Always the last event."""
 
     outcome: Outcome
 

@@ -1,4 +1,4 @@
-"""The type of a decoded JSON object, as the Kubernetes API and the pipeline files send them."""
+"""The type of a decoded JSON object, such as an answer of the Kubernetes API."""
 
 from __future__ import annotations
 

@@ -1,22 +1,22 @@
-"""A byte position in the log of an environment."""
+"""The position in a pod's log up to which the agent has read.
+
+A cursor lives as long as a session. The scheduler stores it as opaque bytes and sends it back in a resume point.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A byte position in an environment's log, from which it can be read again exactly.
+    """A byte position in a pod's log. Reading can continue there without a lost or repeated byte.
 
-    The anchor is the start of a line: its timestamp (as the API wrote it) and its ordinal among the lines of that
-    timestamp, from 1. `offset` counts payload bytes from there (timestamps stripped, newlines included) that are done,
-    and may reach over later lines. `total` is the payload done since the start of the log, `command` the command
-    that runs there, 0 between two. An empty timestamp is the start of the log.
+    The Kubernetes API cannot start a log at a byte, only at a time. The position is therefore relative to a line.
+    `timestamp` is the time of the line as the API wrote it, "" for the start of the log. `count` is the number of the
+    line among the lines with that timestamp, from 1. `offset` is the number of bytes after the start of the line, with
+    newlines and without timestamps, and may reach into later lines. `total` is the number of bytes since the start of
+    the log. `command` is the number of the command that runs at the position, 0 between two commands.
     """
 
     timestamp: str = ""
@@ -26,15 +26,15 @@ class Cursor:
     command: int = 0
 
     def encode(self) -> bytes:
-        """Return the cursor as it travels on the wire, at most 100 bytes of ASCII."""
+        """Return the cursor in the form of the contract: at most 100 bytes of ASCII."""
         return f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}".encode("ascii")
 
     @classmethod
     def decode(cls, data: bytes) -> Cursor:
-        """Read what `encode` wrote; empty is the start of the log.
+        """Return the cursor that `encode` wrote. Empty data is the start of the log.
 
         Raises:
-            ValueError: it is no cursor of this version.
+            ValueError: the data is no cursor of this version.
         """
         if not data:
             return cls()

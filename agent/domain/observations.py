@@ -1,7 +1,7 @@
-"""What is seen of an environment: the values that the cluster's side reports and the session decides on.
+"""What the cluster side of the agent reports about an environment. The session decides on these values.
 
-They live as long as one look at the pod. The verdict of the commands is already in `Exited`, made by a pure function
-from the container's own status; nothing later may change it, only whether files could still be had.
+An observation lives until the session has processed it. `Exited` already contains the verdict of the commands, which a
+pure function makes from the status of container `action`. Later observations do not change the verdict.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The environment is being set up; `detail` says for what it waits, for people."""
+    """The environment is being set up. `detail` describes what it waits for, for display."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The container of the commands runs (or is about to: its files container may still be starting)."""
+    """Container `action` runs, or has ended while the node has not yet reported why. `detail` is for display."""
 
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SetupFailed:
-    """The environment cannot be set up. `log` is the text for the person who reads the set-up log."""
+    """The environment cannot be set up. `log` is a longer text for the action's log, "" for none."""
 
     reason: Reason
     message: str
@@ -43,8 +43,9 @@ class SetupFailed:
 class Exited:
     """The commands ended by themselves. `reason` None is success.
 
-    `exit_code` is the container's; `command` the last one that was started, 0 when unknown. `files` False: the
-    environment is gone or going, and `files_lost` says why.
+    `exit_code` is that of container `action`. `command` is the number of the last command that was started, 0 when
+    unknown. `files` False: artifacts cannot be copied, because the pod is gone or is being deleted. `files_lost` then
+    holds the cause.
     """
 
     exit_code: int
@@ -57,7 +58,10 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The environment went away before the commands ended. `unstarted`: with proof that no command ran."""
+    """The environment was lost before the commands ended. `unstarted`: the pod's status proves that no command ran.
+
+    The agent re-creates the pod only if `unstarted`. `log` is a longer text for the action's log, "" for none.
+    """
 
     reason: Reason
     message: str
@@ -71,9 +75,9 @@ FINAL = (SetupFailed, Exited, Lost)
 
 @dataclass(frozen=True, slots=True)
 class LogPiece:
-    """Payload bytes of the environment's log, timestamps stripped; `end` is the position after its last byte.
+    """The next bytes of a pod's log without timestamps. `end` is the position after the last byte.
 
-    `end.command` is not filled in here: only the marker reader knows it.
+    `end.command` is 0, because only the later reader of the markers knows the command.
     """
 
     data: bytes
@@ -82,10 +86,10 @@ class LogPiece:
 
 @dataclass(frozen=True, slots=True)
 class LogGap:
-    """The node began a new file of the log before the old one was read to its end.
+    """The node started a new log file before the agent had read the old file to its end.
 
-    Nothing between the lines of `since` and `until` (RFC 3339, "" the end) can be had any more. `certain`: something
-    was there. Otherwise the old file may have ended at `since`: the node serves it no longer, so nobody can know.
+    The lines between the timestamps `since` and `until` (RFC 3339, "" for the end of the log) cannot be read any more.
+    `certain`: lines were lost. Otherwise the old file may have ended at `since`.
     """
 
     since: str
@@ -95,13 +99,13 @@ class LogGap:
 
 @dataclass(frozen=True, slots=True)
 class LogLost:
-    """The log ends here although more may have been written; `why` is for people. Changes no verdict."""
+    """The agent cannot read the rest of the log. `why` is for display. The verdict of the commands does not change."""
 
     why: str
 
 
 class MarkerKind(Enum):
-    """What a marker of the supervisor announces."""
+    """The kinds of markers: a command started, a command finished, or the last command finished."""
 
     STARTED = "s"
     FINISHED = "f"
@@ -110,7 +114,7 @@ class MarkerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """An announcement of the supervisor, stripped from the log. `exit_code` is a hint, never the verdict."""
+    """A marker that was removed from the log. `exit_code` is for display. The verdict comes from the pod's status."""
 
     kind: MarkerKind
     command: int
@@ -119,9 +123,9 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The end of a collection that came whole.
+    """The last item of a complete collection of artifacts.
 
-    `refused` says why declared files are not among those that were sent, and is empty otherwise.
+    `refused` is the reason why declared files were not sent, "" when all were.
     """
 
     summary: ArtifactSummary

@@ -1,6 +1,7 @@
-"""Kubernetes quantities and human durations as numbers, so that a request can be held against a maximum.
+"""Read Kubernetes quantities and durations as numbers.
 
-Pure functions without state; both settings and admission speak through them.
+The policy compares the requests of an action with its maximum, and settings and pipeline files contain durations. Pure
+functions.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d
 
 
 def quantity(text: str) -> Decimal:
-    """Read a Kubernetes quantity such as "500m" or "1.5Gi".
+    """Return the number of a Kubernetes quantity such as "500m" or "1.5Gi".
 
     Raises:
-        ValueError: it is none; the message shows what is allowed.
+        ValueError: the text is no quantity. The message shows what is allowed.
     """
     match = QUANTITY.fullmatch(text)
     if match is None:
@@ -41,10 +42,10 @@ def quantity(text: str) -> Decimal:
 
 
 def seconds(value: str | int | float) -> float:
-    """Read a duration: a number of seconds, or text such as "90s", "10m" or "1h30m".
+    """Return a duration in seconds. `value` is a number of seconds, or text such as "90s", "10m" or "1h30m".
 
     Raises:
-        ValueError: it is none; the message shows what is allowed.
+        ValueError: the value is no duration. The message shows what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f'{value!r} is not a duration such as 30, "90s", "10m" or "1h30m"')

@@ -1,4 +1,4 @@
-"""What agent and scheduler report to each other about sessions and about the agent's health."""
+"""What agent and scheduler exchange about sessions and about the agent's health. The values live for one message."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session that the agent names to the scheduler, which answers with `Resume` or a discard.
+    """A session that the agent reports to the scheduler. The scheduler answers with `Resume` or with a discard.
 
-    `last_seq` is the highest number given so far; `adopted` says that nothing is known and all of `Resume` is needed.
+    `last_seq` is the highest event number so far. `adopted`: the agent took the session over from another agent and
+    needs every field of `Resume`.
     """
 
     key: Key
@@ -29,11 +30,11 @@ class SessionState:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Where the scheduler wants a named session to go on.
+    """The resume point of a session: what the scheduler has stored of it.
 
-    Everything up to `seq` is stored; `cursor` is that of the last stored event that had one, `stage` None when no stage
-    is stored, `command` the last command whose start is stored (0: none). `cancel` is a request still to be obeyed.
-    `secrets` come only for adopted sessions: the agent cannot read Secrets.
+    `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
+    None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
+    session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets.
     """
 
     key: Key
@@ -46,7 +47,7 @@ class Resume:
 
 
 class Readiness(Enum):
-    """Whether the scheduler may send actions."""
+    """Whether the scheduler may send actions to an agent. `DEGRADED`: the agent cannot use its cluster."""
 
     READY = "ready"
     DRAINING = "draining"
@@ -55,7 +56,11 @@ class Readiness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the agent is. `running` counts slots in use, environments being cleaned included; `message`: why degraded."""
+    """A health report of an agent.
+
+    `running` is the number of used slots. A slot is used until the pod is deleted. `message` is the cause of
+    `DEGRADED`. `remains` is the number of orphans and other objects that the agent could not delete so far.
+    """
 
     status: Readiness
     slots: int

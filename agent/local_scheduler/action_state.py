@@ -1,7 +1,7 @@
-"""How far an action is, and what an agent's event changes about it: pure.
+"""The state of one action in the local scheduler, and how an agent's event changes that state. Pure functions.
 
-A `ActionState` is one row of the store. It lives from the submission of its pipeline until the scheduler forgets the
-pipeline. Only the newest attempt is kept; what earlier ones did stands in the pipeline's events.
+An `ActionState` is one row of the store. It exists from the submission of its pipeline until the store deletes the
+pipeline. It describes the newest attempt only. The pipeline's events describe the earlier attempts.
 """
 
 from __future__ import annotations
@@ -22,19 +22,33 @@ if TYPE_CHECKING:
 
 
 class ActionStatus(Enum):
-    """Where an action is, as its scheduler sees it."""
+    """Whether an action waits for an agent, runs on an agent, or has ended. The values are stored."""
 
     WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
 
 
+class Admission(Enum):
+    """What the scheduler does with an event from the owner of an attempt.
+
+    APPLY: the event is the next. ACK: the event was applied before, so it is only acknowledged. DISCARD: the action has
+    ended, so the agent drops the session. GAP: events before this event are missing.
+    """
+
+    APPLY = "apply"
+    ACK = "ack"
+    DISCARD = "discard"
+    GAP = "gap"
+
+
 @dataclass(frozen=True, slots=True)
 class ActionState:
-    """What is known of an action. `agent` is the id of the one that holds it, `started` seconds since the epoch.
+    """The newest attempt of an action.
 
-    `seq`, `cursor`, `stage` and `command` are of the newest event; `log_bytes` is the length of the attempt's log.
-    `cancel` is the message of a request to end, None when there is none.
+    `agent` is the id of the last agent that had the attempt, "" while the action waits. `started` is in seconds since
+    the epoch, 0 before the attempt went to an agent. `seq`, `cursor`, `stage` and `command` come from the last applied
+    events. `log_bytes` is the length of the attempt's log. `cancel` is the message of a stop request, None without one.
     """
 
     pipeline: str
@@ -54,37 +68,50 @@ class ActionState:
 
     @property
     def action_id(self) -> str:
-        """The action's name among all pipelines."""
+        """The id of the action on the agents' stream: "<pipeline id>/<name>"."""
         return f"{self.pipeline}/{self.name}"
 
     @property
     def key(self) -> Key:
-        """The newest attempt and claim."""
+        """The action id with the newest attempt and claim."""
         return Key(self.action_id, self.attempt, self.claim)
 
     def assigned_to(self, agent: str, now: float) -> ActionState:
-        """Return it as running on an agent."""
+        """Return the state after the attempt went to an agent. `now` is in seconds since the epoch."""
         return replace(self, status=ActionStatus.RUNNING, agent=agent, started=now)
 
     def unassigned(self) -> ActionState:
-        """Return it as waiting again in the same attempt: its agent did not start it."""
+        """Return the state after an agent gave the attempt back unstarted. The attempt number stays."""
         return replace(self, status=ActionStatus.WAITING, agent="", seq=0)
 
     def next_attempt(self) -> ActionState:
-        """Return it as waiting in its next attempt."""
+        """Return the state in which the next attempt waits for an agent. A stop request is kept."""
         return ActionState(self.pipeline, self.name, attempt=self.attempt + 1, cancel=self.cancel)
 
     def with_outcome(self, outcome: Outcome) -> ActionState:
-        """Return it as ended."""
+        """Return the state after the action ended."""
         return replace(self, status=ActionStatus.ENDED, outcome=outcome)
 
     def elapsed(self, now: float) -> float:
-        """How long the attempt has run."""
+        """Return the seconds since the attempt went to an agent, 0 when it did not."""
         return max(0.0, now - self.started) if self.started else 0.0
 
 
+def admission(state: ActionState, seq: int) -> Admission:
+    """Decide what happens to event number `seq` of the newest attempt."""
+    # An agent repeats events after a reconnect. An event that is stored is acknowledged even when the action has ended.
+    if seq <= state.seq:
+        return Admission.ACK
+    if state.status is ActionStatus.ENDED:
+        return Admission.DISCARD
+    return Admission.APPLY if seq == state.seq + 1 else Admission.GAP
+
+
 def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tuple[ActionState, EventBody | None]:
-    """Return the state after the next event of its attempt, and what watchers are told of it."""
+    """Apply the next event of the attempt. Return the new state and the pipeline event for watchers, None if none.
+
+    `event` is None for a kind that this version does not know. Such an event only takes its number.
+    """
     state = replace(state, seq=seq)
     match event:
         case session_events.StageChanged():

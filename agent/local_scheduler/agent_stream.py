@@ -1,7 +1,7 @@
-"""A connected replica, as the scheduler sees it: what it can take, and what is on its way to it.
+"""The stream of one connected agent: its free slots, and the messages on their way to it.
 
-An `AgentStream` lives from a registration to the end of its stream. Nothing that is sent ever waits for the agent to
-read: acknowledgements are cumulative, so that at most one per session waits, and the rest is bounded by the sessions.
+An `AgentStream` lives from a registration to the end of the gRPC call. Sending never waits for the agent to read.
+The queue stays small, because acknowledgements are cumulative: at most one per session waits.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
 
     from agent.domain.actions import Key
     from agent.domain.session_state import Health
-    from agent.local_scheduler.registry import ActionRecord
+    from agent.local_scheduler.records import ActionRecord
 
 
 log = structlog.get_logger(__name__)
 
 
 class OutOfOrder(AgentError):
-    """An agent left out events; it must register again and go on from what is stored."""
+    """An agent skipped event numbers. Its stream ends, and the agent continues after the last stored event."""
 
 
 class AgentStream:
-    """One stream of one replica. `pod` is what stays of its id over reconnects."""
+    """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>"; a restarted agent keeps `pod`, not the nonce.
+
+    `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`.
+    """
 
     def __init__(self, agent_id: str, slots: int) -> None:
         self.agent_id = agent_id
-        self.pod = agent_id.partition(".")[0]
+        self.pod = pod_of(agent_id)
         self.slots = slots
         self.health: Health | None = None
         self.sessions: set[str] = set()
@@ -54,20 +57,19 @@ class AgentStream:
 
     @property
     def free_slots(self) -> int:
-        """How many actions may be sent now.
-
-        What it runs is known from its last health and from what was sent since; sessions that the health may not have
-        seen yet count as well.
-        """
+        """The number of actions that may be sent now. 0 or less: none."""
         if self.health is None or self.health.status is not Readiness.READY or self.full_until_health or self.closed:
             return 0
+        # The last health report may be older than the last actions and sessions, so the larger count is used.
         used = max(self.health.running + self.sent_since_health, len(self.sessions))
         return self.slots - used
 
     def update_health(self, health: Health) -> None:
-        """Take note of how the agent is, and answer it."""
+        """Store a health report and queue its acknowledgement."""
         if self.health is None or self.health.status is not health.status:
-            log.info("an agent is", agent=self.agent_id, status=health.status.value, why=health.message)
+            log.info(
+                "the readiness of an agent changed", agent=self.agent_id, status=health.status.value, why=health.message
+            )
         self.health = health
         self.slots = health.slots
         self.sent_since_health = 0
@@ -76,16 +78,15 @@ class AgentStream:
         self.wake.set()
 
     def send(self, message: wire.SchedulerMessage) -> None:
-        """Send something other than an acknowledgement."""
+        """Queue a message. Acknowledgements and discards have methods of their own."""
         self.messages.append(message)
         self.wake.set()
 
     def send_action(self, message: wire.Action) -> None:
-        """Send an action."""
         self.send(wire.SchedulerMessage(action=message))
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:
-        """Say from where a session goes on: all of it is stored."""
+        """Queue the resume point of a session: its last stored event. An adopted session gets its secrets again."""
         state = record.state
         secrets = {name: record.run.secrets[name] for name in record.plan.secrets} if adopted else {}
         resume = Resume(
@@ -100,12 +101,12 @@ class AgentStream:
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 
     def ack(self, key: Key, seq: int) -> None:
-        """Acknowledge all events of a session up to `seq`."""
+        """Queue the acknowledgement of all events of a session up to `seq`."""
         self.acks[key] = max(seq, self.acks.get(key, 0))
         self.wake.set()
 
     def discard(self, key: Key, message: str, *, claimed_by_other: bool = False) -> None:
-        """Tell the agent to drop a session."""
+        """Queue the request to drop a session. `claimed_by_other`: the pod belongs to another agent and must stay."""
         self.acks.pop(key, None)
         self.discards[key] = wire.Discard(
             action_id=key.action_id,
@@ -117,12 +118,12 @@ class AgentStream:
         self.wake.set()
 
     def close(self) -> None:
-        """End the stream after what waits was sent."""
+        """End the stream after the queued messages are sent."""
         self.closed = True
         self.wake.set()
 
     async def outgoing(self) -> AsyncIterator[wire.SchedulerMessage]:
-        """Yield what is to be sent, until closed. Read by one writer only."""
+        """Yield messages for the agent until the stream is closed. Only one task may iterate."""
         while True:
             self.wake.clear()
             while (message := self.next_message()) is not None:
@@ -132,7 +133,7 @@ class AgentStream:
             await self.wake.wait()
 
     def next_message(self) -> wire.SchedulerMessage | None:
-        """Take the next message, None when nothing waits."""
+        """Remove and return the next message, None when the queue is empty."""
         if self.messages:
             return self.messages.popleft()
         if self.discards:
@@ -147,7 +148,6 @@ class AgentStream:
         return None
 
 
-def least_loaded(streams: Iterable[AgentStream]) -> AgentStream | None:
-    """Return the agent with the largest share of free slots, None when all are full."""
-    free = [stream for stream in streams if stream.free_slots > 0]
-    return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)
+def pod_of(agent_id: str) -> str:
+    """Return the part of an agent id that stays the same when the agent restarts."""
+    return agent_id.partition(".")[0]

@@ -1,15 +1,17 @@
-"""Who runs what: actions go to agents with free slots, events come back, a lost agent's actions go on elsewhere.
+"""Decide which agent runs which action, and apply the agents' events.
 
-Everything runs on one event loop, so that a decision is never half made; what depends on a decision (sending, acking)
-is done when the store has it. An attempt is bound to the highest claim seen of it; older ones get Discard.
-An agent that is gone has the resume grace to come back, or an heir to adopt its sessions; then the next attempt begins.
+All decisions happen on one event loop, and no decision awaits in its middle. Effects of a decision (a message to an
+agent, an acknowledgement) happen only after the store has written it. An attempt belongs to the highest claim seen so
+far, and lower claims get Discard. When an agent is lost, its actions wait for the resume grace. In that time the agent
+may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,8 +21,9 @@ from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.action_state import ActionStatus, advance
-from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, least_loaded
+from agent.local_scheduler.action_state import ActionStatus, Admission, admission, advance
+from agent.local_scheduler.agent_pool import AgentPool
+from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
 from agent.local_scheduler.unknown_sessions import UnknownSessions
 from agent.pipeline.events import Started
 from agent.protocol import translate
@@ -32,91 +35,82 @@ if TYPE_CHECKING:
     from agent.domain.actions import Key
     from agent.domain.events import Event
     from agent.domain.session_state import Health
-    from agent.local_scheduler.registry import ActionRecord, PipelineRegistry
+    from agent.local_scheduler.options import SchedulerOptions
+    from agent.local_scheduler.records import ActionRecord
+    from agent.local_scheduler.registry import PipelineRegistry
     from agent.pipeline.parser import Pipeline
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerOptions:
-    """How patient the scheduler is; times in seconds. `attempts` is how often an action is begun at most."""
-
-    health_interval: float = 10.0
-    resume_grace: float = 60.0
-    attempts: int = 3
-    register_timeout: float = 15.0
-
-
 class Dispatcher:
-    """The agents that are connected, and what they have."""
+    """The decisions of one scheduler. The server owns the only instance.
+
+    `agent_ready` is set when the first agent reports that it is ready.
+    """
 
     def __init__(self, registry: PipelineRegistry, options: SchedulerOptions) -> None:
         self.registry = registry
         self.options = options
-        self.streams: dict[str, AgentStream] = {}
+        self.agents = AgentPool()
         self.unknown_sessions = UnknownSessions(options.resume_grace)
-        self.ready = asyncio.Event()
+        self.agent_ready = asyncio.Event()
         self.stopping = False
 
     def start(self) -> None:
-        """Give the agents of the time before a restart the grace to come back."""
+        """Start the grace timers of the actions that ran before a restart of the scheduler."""
         for record in self.registry.open_records():
             if record.state.status is ActionStatus.RUNNING:
                 record.sent_to_agent = True
                 self.start_grace_timer(record)
 
     def stop(self) -> None:
-        """End all streams and forget all timers."""
+        """Close all streams and cancel all timers."""
         self.stopping = True
         self.unknown_sessions.stop()
-        for stream in self.streams.values():
-            stream.close()
+        self.agents.close()
         for record in self.registry.open_records():
-            self.stop_grace_timer(record)
+            record.stop_grace_timer()
 
-    # ---- agents come and go
+    # ---- agents connect and disconnect
 
     async def register(self, stream: AgentStream, sessions: Sequence[SessionState]) -> None:
-        """Take an agent into the pool and answer for every session that it names.
+        """Add an agent and answer every session that its registration names.
 
         Raises:
             StoreFailed: nothing more can be stored.
         """
-        if (older := self.streams.get(stream.pod)) is not None:
-            older.close()
-        self.streams[stream.pod] = stream
+        self.agents.add(stream)
         log.info("agent registered", agent=stream.agent_id, slots=stream.slots, sessions=len(sessions))
         for session in sessions:
             await self.answer_session(stream, session)
         named = {session.key.action_id for session in sessions}
         for record in list(self.registry.open_records()):
             state = record.state
-            mine = state.status is ActionStatus.RUNNING and state.agent.partition(".")[0] == stream.pod
-            if mine and record.action_id not in named:
-                record.stream = None
+            of_this_pod = state.status is ActionStatus.RUNNING and pod_of(state.agent) == stream.pod
+            if of_this_pod and record.action_id not in named:
+                record.agent_id = ""
+                # The same process does not name an action that it never received, so the action can go out again.
                 if state.agent == stream.agent_id and state.seq == 0:
-                    self.stop_grace_timer(record)
+                    record.stop_grace_timer()
                     record.sent_to_agent = False
                 self.on_agent_lost(record)
         self.schedule()
 
     def unregister(self, stream: AgentStream) -> None:
-        """Take an agent out of the pool; its sessions wait for it or its heirs."""
-        stream.close()
-        if self.streams.get(stream.pod) is not stream:
+        """Remove an agent. Its actions wait for the agent or an adopting agent. Safe to repeat."""
+        if not self.agents.remove(stream):
             return
-        del self.streams[stream.pod]
-        log.info("agent gone", agent=stream.agent_id, sessions=len(stream.sessions))
+        log.info("agent disconnected", agent=stream.agent_id, sessions=len(stream.sessions))
         for action_id in sorted(stream.sessions):
             record = self.registry.find(action_id)
-            if record is not None and record.stream is stream:
-                record.stream = None
+            if record is not None and record.agent_id == stream.agent_id:
+                record.agent_id = ""
                 self.on_agent_lost(record)
         self.schedule()
 
     def on_agent_lost(self, record: ActionRecord) -> None:
-        """Decide about an action whose agent does not have it any more."""
+        """Start the grace timer of an action that its agent received. Otherwise let the action wait again."""
         if record.state.status is not ActionStatus.RUNNING or self.stopping:
             return
         if record.sent_to_agent:
@@ -125,7 +119,7 @@ class Dispatcher:
             self.registry.update(record, record.state.unassigned())
 
     async def answer_session(self, stream: AgentStream, session: SessionState) -> None:
-        """Answer for a session that an agent holds: go on, or drop it."""
+        """Answer a session that an agent reports: resume, discard, or wait as an unknown session."""
         key = session.key
         if self.registry.find(key.action_id) is None:
             self.unknown_sessions.wait(stream, session)
@@ -137,101 +131,96 @@ class Dispatcher:
             return
         state = replace(record.state, status=ActionStatus.RUNNING, agent=stream.agent_id, claim=key.claim)
         self.bind(record, stream)
-        bound = asyncio.Event()
-        self.registry.update(record, state, then=bound.set)
-        await self.registry.store.wait_until(bound)
-        if record.stream is stream and not stream.closed:
+        stored = asyncio.Event()
+        self.registry.update(record, state, then=stored.set)
+        await self.registry.store.wait_until(stored)
+        if record.action_id in stream.sessions and not stream.closed:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Bind an action to the stream of the agent that has it."""
-        self.stop_grace_timer(record)
-        if record.stream is not None:
-            record.stream.sessions.discard(record.action_id)
-        record.stream = stream
+        """Record that an agent has received an action and runs it."""
+        record.stop_grace_timer()
+        self.agents.bind(record, stream)
         record.sent_to_agent = True
-        stream.sessions.add(record.action_id)
 
-    # ---- lost and found
+    # ---- the grace timer of a lost agent's action
 
     def start_grace_timer(self, record: ActionRecord) -> None:
-        """Begin to wait for the agent of an action, or an heir."""
+        """Start the resume grace of an action, unless it runs already."""
         if record.grace_timer is None:
-            loop = asyncio.get_running_loop()
-            record.grace_timer = loop.call_later(self.options.resume_grace, self.on_grace_expired, record)
-
-    def stop_grace_timer(self, record: ActionRecord) -> None:
-        """Stop waiting."""
-        if record.grace_timer is not None:
-            record.grace_timer.cancel()
-            record.grace_timer = None
+            seconds = self.options.resume_grace
+            record.grace_timer = asyncio.get_running_loop().call_later(seconds, self.on_grace_expired, record)
 
     def on_grace_expired(self, record: ActionRecord) -> None:
-        """Nobody came: begin the next attempt, unless the action was cancelled or begun often enough."""
+        """Start the next attempt of a lost agent's action. A cancelled action and a last attempt end instead."""
         record.grace_timer = None
         state = record.state
         if state.status is not ActionStatus.RUNNING or self.registry.store.unusable:
             return
-        stage = state.stage or Stage.ADMISSION
         if state.cancel is not None:
-            outcome = Outcome(Result.CANCELLED, stage, Reason.CANCELLED, message=f"{state.cancel}; its agent was lost")
-            self.registry.end_action(record, outcome)
+            self.end(record, Result.CANCELLED, Reason.CANCELLED, f"{state.cancel}; the agent was lost")
         elif state.attempt >= self.options.attempts:
-            message = f"its agent was lost in attempt {state.attempt}, the last one"
-            self.registry.end_action(record, Outcome(Result.FAILED, stage, Reason.INTERNAL, message=message))
+            message = f"the agent was lost in attempt {state.attempt}, which was the last attempt"
+            self.end(record, Result.FAILED, Reason.INTERNAL, message)
         else:
-            log.warning("agent lost, next attempt", action=state.action_id, attempt=state.attempt + 1)
+            log.warning("agent lost, the next attempt starts", action=state.action_id, attempt=state.attempt + 1)
             record.sent_to_agent = False
             record.files = []
             self.registry.update(record, state.next_attempt())
         self.schedule()
 
-    # ---- work goes out
+    def end(self, record: ActionRecord, result: Result, reason: Reason, message: str) -> None:
+        """End an action in its current stage by a decision of the scheduler."""
+        stage = record.state.stage or Stage.ADMISSION
+        self.registry.end_action(record, Outcome(result, stage, reason, message=message))
 
-    async def submit(self, run_id: str, asked: Pipeline, secrets: Mapping[str, str]) -> None:
-        """Queue a pipeline; one that exists stays as it is.
+    # ---- actions go to agents
+
+    async def submit(self, run_id: str, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
+        """Queue a pipeline. If the same pipeline exists with this id, do nothing.
 
         Raises:
-            ValueError: the id is none.
-            PipelineExists: the id is another pipeline's.
+            PipelineIdInvalid: the id is malformed.
+            PipelineExists: another pipeline has the id.
             StoreFailed: nothing more can be stored.
         """
-        run = await self.registry.submit(run_id, asked, secrets)
+        run = await self.registry.submit(run_id, pipeline, secrets)
         for record in run.records.values():
-            if (found := self.unknown_sessions.claim(record.action_id)) is not None:
+            if (found := self.unknown_sessions.pop(record.action_id)) is not None:
                 await self.resume_unknown_session(record, *found)
         self.schedule()
 
     async def resume_unknown_session(self, record: ActionRecord, stream: AgentStream, session: SessionState) -> None:
-        """Have an action go on where it runs; all of it is told again."""
+        """Continue an action on the agent that already runs it. The agent sends all events of the attempt again."""
         if not stream.closed and record.state.status is ActionStatus.WAITING:
             same = replace(record.state, attempt=session.key.attempt, claim=session.key.claim)
             self.registry.update(record, same.assigned_to(stream.agent_id, time.time()), [Started(stream.agent_id)])
             await self.answer_session(stream, session)
 
     def schedule(self) -> None:
-        """Give waiting actions to agents with free slots, the least loaded first."""
+        """Assign waiting actions to agents with free slots, the least loaded agent first."""
         if self.stopping or self.registry.store.unusable:
             return
         for record in list(self.registry.ready_records()):
+            # `submit` is about to continue this action on the agent that already runs it.
             if record.action_id in self.unknown_sessions.waiting:
                 continue
-            stream = least_loaded(self.streams.values())
+            stream = self.agents.least_loaded()
             if stream is None:
                 return
             self.assign(record, stream)
 
     def assign(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Give an action to an agent; it is sent when the store has it."""
-        record.stream = stream
+        """Assign an action to an agent, and send the action after the assignment is stored."""
+        self.agents.bind(record, stream)
         record.sent_to_agent = False
-        stream.sessions.add(record.action_id)
         stream.sent_since_health += 1
         state = record.state.assigned_to(stream.agent_id, time.time())
 
         def send() -> None:
             current = record.state
-            if record.stream is not stream or stream.closed or current.status is not ActionStatus.RUNNING:
+            assigned = record.action_id in stream.sessions and current.status is ActionStatus.RUNNING
+            if stream.closed or not assigned:
                 return
             record.sent_to_agent = True
             stream.send_action(translate.action_message(record.plan.action(current.key, record.run.secrets)))
@@ -241,44 +230,41 @@ class Dispatcher:
         self.registry.update(record, state, [Started(stream.agent_id)], then=send)
 
     def cancel(self, run_id: str, message: str) -> None:
-        """End every action of a pipeline; those that an agent has end when it says so.
+        """Cancel every action of a pipeline. A running action ends when its agent reports the end.
 
         Raises:
-            PipelineUnknown: there is none.
+            PipelineUnknown: no pipeline has the id.
             StoreFailed: nothing more can be stored.
         """
         for record in self.registry.get(run_id).records.values():
             if record.state.status is ActionStatus.WAITING:
-                self.registry.end_action(
-                    record, Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message)
-                )
+                outcome = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message)
+                self.registry.end_action(record, outcome)
             elif record.state.status is ActionStatus.RUNNING and record.state.cancel is None:
                 state = replace(record.state, cancel=message)
-                self.registry.update(record, state, then=lambda record=record: self.send_cancel(record))  # type: ignore[misc]
+                self.registry.update(record, state, then=partial(self.send_cancel, record))
 
     def send_cancel(self, record: ActionRecord) -> None:
-        """Tell the agent that has an action to end it."""
+        """Send a stop request to the agent that has an action, if the action was sent and still runs."""
         state = record.state
-        if (
-            record.stream is not None
-            and record.sent_to_agent
-            and state.status is ActionStatus.RUNNING
-            and state.cancel is not None
-        ):
+        stream = self.agents.stream_of(record)
+        if stream is None or not record.sent_to_agent:
+            return
+        if state.status is ActionStatus.RUNNING and state.cancel is not None:
             message = translate.cancel_message(state.key.attempt_key, Cancel(message=state.cancel))
-            record.stream.send(wire.SchedulerMessage(cancel=message))
+            stream.send(wire.SchedulerMessage(cancel=message))
 
-    # ---- news comes in
+    # ---- agents report
 
     def update_health(self, stream: AgentStream, health: Health) -> None:
-        """Take note of how an agent is."""
+        """Store a health report of an agent and use the slots that became free."""
         stream.update_health(health)
         if health.status is Readiness.READY:
-            self.ready.set()
+            self.agent_ready.set()
         self.schedule()
 
     def owned_record(self, stream: AgentStream, key: Key) -> ActionRecord | None:
-        """Return the action that an agent speaks of if it may, else tell it to drop it."""
+        """Return the action of a key. If the agent does not own the attempt, queue a discard and return None."""
         record = self.registry.find(key.action_id)
         if record is None:
             if not self.unknown_sessions.holds(key):
@@ -292,71 +278,73 @@ class Dispatcher:
         return None
 
     async def receive(self, stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
-        """Take an event: once, in order, from the owner of the attempt only.
+        """Apply an event once, in order, and only from the owner of the attempt.
 
         Raises:
-            OutOfOrder: events before it are missing.
+            OutOfOrder: events before this event are missing.
             StoreFailed: nothing more can be stored.
         """
         await self.registry.store.wait_for_room()
         record = None if stream.closed else self.owned_record(stream, key)
         if record is None:
             return
+        match admission(record.state, seq):
+            case Admission.ACK:
+                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                if record.stored_seq:
+                    stream.ack(key, record.stored_seq)
+            case Admission.DISCARD:
+                stream.discard(key, "the action has ended")
+            case Admission.APPLY | Admission.GAP if isinstance(event, Rejected):
+                self.on_rejected(stream, record, event, key, seq)
+            case Admission.GAP:
+                raise OutOfOrder(f"event {seq} of {key.action_id} follows event {record.state.seq}")
+            case Admission.APPLY:
+                self.apply(stream, record, key, seq, event)
+
+    def apply(self, stream: AgentStream, record: ActionRecord, key: Key, seq: int, event: Event | None) -> None:
+        """Apply the next event of an attempt, and acknowledge the event after it is stored."""
         state = record.state
-        if seq <= state.seq:
-            if record.stored_seq:
-                stream.ack(key, record.stored_seq)
-            return
-        if state.status is ActionStatus.ENDED:
-            stream.discard(key, "the action has ended")
-            return
-        if isinstance(event, Rejected):
-            self.on_rejected(stream, record, event, key, seq)
-            return
-        if seq != state.seq + 1:
-            raise OutOfOrder(f"event {seq} of {key.action_id} follows {state.seq}")
-        if key.claim > state.claim or record.stream is not stream or state.status is ActionStatus.WAITING:
+        of_new_owner = key.claim > state.claim or record.action_id not in stream.sessions
+        if of_new_owner or state.status is ActionStatus.WAITING:
             state = replace(state, claim=key.claim, agent=stream.agent_id, status=ActionStatus.RUNNING)
             self.bind(record, stream)
         state, body = advance(state, seq, event, time.time())
-        self.registry.update(record, state, [body] if body else [], then=lambda: stream.ack(key, state.seq))
+        self.registry.update(record, state, [body] if body else [], then=lambda: stream.ack(key, seq))
         if state.status is ActionStatus.ENDED:
-            stream.sessions.discard(record.action_id)
-            record.stream = None
+            self.agents.unbind(record, stream)
             self.schedule()
 
     def on_rejected(self, stream: AgentStream, record: ActionRecord, event: Rejected, key: Key, seq: int) -> None:
-        """Give an action that an agent did not take to another, or let it wait."""
+        """Let an action that an agent rejected wait for another agent."""
         stream.ack(key, seq)
+        assigned = record.action_id in stream.sessions
         stream.sessions.discard(record.action_id)
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
+            # The agent drains or has no cluster. It gets no action before its next health report.
             stream.health = None
-        if record.stream is not stream or record.state.status is not ActionStatus.RUNNING:
+        if not assigned or record.state.status is not ActionStatus.RUNNING:
             return
         log.info("action rejected", action=key.action_id, agent=stream.agent_id, why=event.why.value)
-        record.stream = None
+        record.agent_id = ""
         record.sent_to_agent = False
         if record.state.cancel is not None:
-            message = record.state.cancel
-            self.registry.end_action(
-                record, Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=message)
-            )
+            outcome = Outcome(Result.CANCELLED, Stage.ADMISSION, Reason.CANCELLED, message=record.state.cancel)
+            self.registry.end_action(record, outcome)
         else:
             self.registry.update(record, record.state.unassigned())
         self.schedule()
 
     def on_unreadable_event(self, stream: AgentStream, key: Key, message: str) -> None:
-        """End the action of which an agent sent something that cannot be read."""
+        """End an action whose agent sent an event that cannot be decoded."""
         record = None if stream.closed else self.owned_record(stream, key)
         if record is None:
             return
         stream.discard(key, message)
         if record.state.status is not ActionStatus.ENDED:
-            stage = record.state.stage or Stage.ADMISSION
-            message = f"its agent sent something that cannot be read: {message}"
-            self.registry.end_action(record, Outcome(Result.FAILED, stage, Reason.INTERNAL, message=message))
-            stream.sessions.discard(record.action_id)
-            record.stream = None
+            text = f"the agent sent an event that cannot be decoded: {message}"
+            self.end(record, Result.FAILED, Reason.INTERNAL, text)
+            self.agents.unbind(record, stream)
             self.schedule()

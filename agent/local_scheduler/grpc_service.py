@@ -1,7 +1,7 @@
-"""The scheduler for one machine on the wire: the agents' service and the people's, on one port.
+"""The gRPC services of the local scheduler: one for agents and one for `sealci-agent submit`, on one port.
 
-A stream is read by one task and written by another that never wait for each other. A server lives from `start` to
-`stop`; stopping ends every stream, and agents go on with what they run until one answers again.
+One task reads an agent's stream and another task writes it. The two never wait for each other. A server lives from
+`start` to `stop`. When it stops, every stream ends, and the agents keep their sessions until a scheduler answers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import structlog
 from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
-from agent.local_scheduler.registry import PipelineExists, PipelineUnknown, StaleAttempt
-from agent.local_scheduler.store import StoreFailed
-from agent.local_scheduler.uploads import Upload, UploadRefused
+from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
+from agent.local_scheduler.storage.store import StoreFailed
+from agent.local_scheduler.storage.uploads import Upload, UploadRefused
 from agent.pipeline import parser
 from agent.pipeline.wire import local_pb2, local_pb2_grpc
 from agent.pipeline.yaml_document import PipelineFileError
@@ -33,18 +33,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.local_scheduler.dispatcher import Dispatcher
-    from agent.local_scheduler.registry import PipelineRegistry
+    from agent.local_scheduler.records import ActionRecord
+    from agent.pipeline.events import FileStored
 
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
+# Clients may ping once a second. A message has 4 MiB at most, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
-STOP_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may call: files that are read anew at each call, so that they can be rotated. None: not asked for."""
+    """The files that decide which calls are accepted. They are read at each call, so that they can be replaced.
+
+    `token_file` None: no token is required. `cert_file` and `key_file` None: plaintext. `ca_file` None: clients need
+    no certificate.
+    """
 
     token_file: Path | None = None
     cert_file: Path | None = None
@@ -52,7 +57,7 @@ class Access:
     ca_file: Path | None = None
 
     async def check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """End the call unless it brings the token."""
+        """Abort the call with UNAUTHENTICATED unless its metadata carries the token."""
         if self.token_file is None:
             return
         token = (await asyncio.to_thread(self.token_file.read_text, encoding="utf-8")).strip()
@@ -62,8 +67,34 @@ class Access:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
 
+class FilesNotStored(AgentError):
+    """The files of an upload cannot be written to the disk."""
+
+
+# The errors that abort a call, with the status of the call. The error's message becomes the details of the status.
+STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
+    PipelineFileError: grpc.StatusCode.INVALID_ARGUMENT,
+    PipelineIdInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    PipelineExists: grpc.StatusCode.ALREADY_EXISTS,
+    PipelineUnknown: grpc.StatusCode.NOT_FOUND,
+    StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
+    UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,
+    FilesNotStored: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+@contextlib.asynccontextmanager
+async def aborts(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Abort the call with the status of `STATUS_CODES` when the body raises one of its errors."""
+    try:
+        yield
+    except tuple(STATUS_CODES) as error:
+        await context.abort(STATUS_CODES[type(error)], str(error))
+
+
 class AgentService(agent_pb2_grpc.SchedulerServicer):
-    """What agents call."""
+    """The service that agents call. It lives as long as the server."""
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self.dispatcher = dispatcher
@@ -75,17 +106,18 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         requests: AsyncIterator[agent_pb2.AgentMessage],
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
-        """Hold the stream of one replica."""
-        # Read first: a call that is ended while its first message is being written ends with INTERNAL at the caller.
-        register = await self.first(requests, context)
+        """Serve the stream of one agent."""
+        # The registration is read before the token is checked. If a call is aborted while the client writes its first
+        # message, the client gets INTERNAL instead of the status.
+        register = await self.read_registration(requests, context)
         await self.access.check(context)
         if register.protocol_version != PROTOCOL_VERSION:
-            why = f"protocol version {register.protocol_version} is not spoken here, only {PROTOCOL_VERSION}"
+            why = f"protocol version {register.protocol_version} is not supported, only {PROTOCOL_VERSION}"
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
             yield agent_pb2.SchedulerMessage(refused=refused)
             return
         stream = AgentStream(register.agent_id, register.slots)
-        stream.send(agent_pb2.SchedulerMessage(registered=self.registered()))
+        stream.send(agent_pb2.SchedulerMessage(registered=self.registered_message()))
         reader = asyncio.create_task(self.read(requests, stream, register), name=f"read {register.agent_id}")
         try:
             async for message in stream.outgoing():
@@ -95,10 +127,10 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             reader.cancel()
             (ending,) = await asyncio.gather(reader, return_exceptions=True)
             if isinstance(ending, Exception):
-                log.error("stream failed", agent=stream.agent_id, exc_info=ending)
+                log.error("the stream of an agent failed", agent=stream.agent_id, exc_info=ending)
 
-    def registered(self) -> agent_pb2.Registered:
-        """Say how this scheduler wants to be talked to."""
+    def registered_message(self) -> agent_pb2.Registered:
+        """Return the answer to a registration: the intervals that the agent has to keep."""
         options = self.dispatcher.options
         return agent_pb2.Registered(
             health_interval=translate.duration(options.health_interval),
@@ -106,12 +138,12 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             scheduler="sealci-agent scheduler",
         )
 
-    async def first(
+    async def read_registration(
         self,
         requests: AsyncIterator[agent_pb2.AgentMessage],
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
     ) -> agent_pb2.Register:
-        """Return the registration that a stream begins with, or end the call."""
+        """Return the first message of a stream. Abort the call if it is no registration or does not come in time."""
         message = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.dispatcher.options.register_timeout):
@@ -124,7 +156,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
     async def read(
         self, requests: AsyncIterator[agent_pb2.AgentMessage], stream: AgentStream, register: agent_pb2.Register
     ) -> None:
-        """Read a stream to its end, and close it then: also when the agent was silent for three intervals."""
+        """Process the messages of a stream until the stream ends or the agent is silent for three health intervals."""
         limit = 3 * self.dispatcher.options.health_interval
         try:
             await self.dispatcher.register(stream, [translate.session_state(each) for each in register.sessions])
@@ -133,18 +165,18 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
                     message = await anext(requests, None)
                 if message is None:
                     return
-                await self.take(stream, message)
+                await self.process(stream, message)
         except TimeoutError:
-            log.warning("agent silent", agent=stream.agent_id, seconds=limit)
+            log.warning("an agent is silent, its stream is closed", agent=stream.agent_id, seconds=limit)
         except (OutOfOrder, StoreFailed, ActionFailed) as error:
-            log.warning("stream ended", agent=stream.agent_id, why=str(error))
+            log.warning("the stream of an agent is closed", agent=stream.agent_id, why=str(error))
         except grpc.aio.AbortError as error:
-            log.info("stream broke", agent=stream.agent_id, why=str(error))
+            log.info("the stream of an agent broke", agent=stream.agent_id, why=str(error))
         finally:
             self.dispatcher.unregister(stream)
 
-    async def take(self, stream: AgentStream, message: agent_pb2.AgentMessage) -> None:
-        """Take one message."""
+    async def process(self, stream: AgentStream, message: agent_pb2.AgentMessage) -> None:
+        """Pass one message of an agent to the dispatcher."""
         match message.WhichOneof("message"):
             case "health":
                 self.dispatcher.update_health(stream, translate.health(message.health))
@@ -165,55 +197,72 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         requests: AsyncIterator[agent_pb2.ArtifactChunk],
         context: grpc.aio.ServicerContext[agent_pb2.ArtifactChunk, agent_pb2.UploadReceipt],
     ) -> agent_pb2.UploadReceipt:
-        """Take the files of one action."""
+        """Receive and store the artifacts of one action."""
         await self.access.check(context)
         first = await anext(requests, None)
         if first is None or not first.HasField("header"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload begins with its header")
         assert first is not None  # noqa: S101 - abort raises
         header = first.header
-        try:
+        async with aborts(context):
             return await self.upload(Key(header.action_id, header.attempt, header.claim), first, requests)
-        except StaleAttempt as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except UploadRefused as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except OSError as error:
-            log.error("files cannot be stored", action=header.action_id, why=str(error))
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"files cannot be stored: {error.strerror}")
         raise AssertionError("abort raises")
 
     async def upload(
         self, key: Key, first: agent_pb2.ArtifactChunk, requests: AsyncIterator[agent_pb2.ArtifactChunk]
     ) -> agent_pb2.UploadReceipt:
-        """Receive files and put them into their place."""
+        """Receive files and store them in the folder of their action.
+
+        Raises:
+            StaleAttempt: the attempt is over, or another agent has claimed it.
+            UploadRefused: the upload breaks the contract.
+            FilesNotStored: the files cannot be written to the disk.
+            StoreFailed: nothing more can be stored.
+        """
         record = self.registry.record_for_upload(key)
         store = self.registry.store
         folder = store.folder(record.state.pipeline)
-        upload = await asyncio.to_thread(Upload, folder, record.plan.name, durable=store.durable)
-        record.upload = upload
         try:
-            chunk: agent_pb2.ArtifactChunk | None = first
-            while chunk is not None:
-                await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
-                chunk = await anext(requests, None)
-            async with record.upload_lock:
-                self.registry.record_for_upload(key)
-                files = await asyncio.to_thread(upload.finish, record.files)
-                self.registry.record_for_upload(key)
-                await self.registry.store_files(record, files)
-        finally:
-            record.upload = None
-            await asyncio.shield(asyncio.to_thread(upload.abandon))
+            upload = await asyncio.to_thread(Upload, folder, record.plan.name, durable=store.durable)
+            record.upload = upload
+            try:
+                files = await self.store_upload(record, upload, key, first, requests)
+            finally:
+                record.upload = None
+                await asyncio.shield(asyncio.to_thread(upload.abandon))
+        except OSError as error:
+            log.error("files cannot be stored", action=key.action_id, why=str(error))
+            raise FilesNotStored(f"files cannot be stored: {error.strerror}") from error
         return agent_pb2.UploadReceipt(files=len(files), bytes=sum(each.size for each in files))
+
+    async def store_upload(
+        self,
+        record: ActionRecord,
+        upload: Upload,
+        key: Key,
+        first: agent_pb2.ArtifactChunk,
+        requests: AsyncIterator[agent_pb2.ArtifactChunk],
+    ) -> list[FileStored]:
+        """Feed the chunks of a call to an upload, then store its files. Return the files."""
+        chunk: agent_pb2.ArtifactChunk | None = first
+        while chunk is not None:
+            await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
+            chunk = await anext(requests, None)
+        async with record.upload_lock:
+            # The attempt may become stale while the files arrive, while the lock is taken or while files are moved.
+            self.registry.record_for_upload(key)
+            files = await asyncio.to_thread(upload.finish, record.files)
+            self.registry.record_for_upload(key)
+            await self.registry.store_files(record, files)
+        return files
 
 
 class LocalService(local_pb2_grpc.LocalServicer):
-    """What `submit` calls."""
+    """The service that `sealci-agent submit` calls. It lives as long as the server."""
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self.dispatcher = dispatcher
-        self.registry: PipelineRegistry = dispatcher.registry
+        self.registry = dispatcher.registry
         self.access = access
 
     async def Submit(  # noqa: N802 - the contract's name
@@ -221,67 +270,46 @@ class LocalService(local_pb2_grpc.LocalServicer):
         request: local_pb2.SubmitRequest,
         context: grpc.aio.ServicerContext[local_pb2.SubmitRequest, local_pb2.PipelineEvent],
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
-        """Queue a pipeline and tell what happens."""
+        """Queue a pipeline and yield its events."""
         await self.access.check(context)
-        try:
-            asked = await asyncio.to_thread(parser.parse, request.text, request.file_name)
-            await self.dispatcher.submit(request.pipeline, asked, request.secrets)
-        except (PipelineFileError, ValueError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except PipelineExists as error:
-            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
-        except StoreFailed as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        async for event in self.watch(request.pipeline, 0, context):
-            yield event
+        async with aborts(context):
+            pipeline = await asyncio.to_thread(parser.parse, request.text, request.file_name)
+            await self.dispatcher.submit(request.pipeline, pipeline, request.secrets)
+            async for event in self.registry.watch(request.pipeline):
+                yield event
 
     async def Watch(  # noqa: N802 - the contract's name
         self,
         request: local_pb2.WatchRequest,
         context: grpc.aio.ServicerContext[local_pb2.WatchRequest, local_pb2.PipelineEvent],
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
-        """Tell what happens after a position."""
+        """Yield the events of a pipeline after a position."""
         await self.access.check(context)
-        async for event in self.watch(request.pipeline, request.after, context):
-            yield event
-
-    async def watch(
-        self, run_id: str, after: int, context: grpc.aio.ServicerContext[Any, local_pb2.PipelineEvent]
-    ) -> AsyncIterator[local_pb2.PipelineEvent]:
-        """Yield what happens after a position, or end the call."""
-        try:
-            async for event in self.registry.watch(run_id, after):
+        async with aborts(context):
+            async for event in self.registry.watch(request.pipeline, request.after):
                 yield event
-        except PipelineUnknown as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
-        except StoreFailed as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def Cancel(  # noqa: N802 - the contract's name
         self,
         request: local_pb2.CancelRequest,
         context: grpc.aio.ServicerContext[local_pb2.CancelRequest, local_pb2.CancelReply],
     ) -> local_pb2.CancelReply:
-        """End every action of a pipeline."""
+        """Cancel every action of a pipeline. A repeated request has no effect."""
         await self.access.check(context)
-        try:
+        async with aborts(context):
             self.dispatcher.cancel(request.pipeline, request.message or "cancelled by request")
-        except PipelineUnknown as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
-        except StoreFailed as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return local_pb2.CancelReply()
 
 
 class CannotListen(AgentError):
-    """The address cannot be listened on."""
+    """The server cannot listen on its address, or a file of TLS cannot be read."""
 
 
 async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[grpc.aio.Server, int]:
-    """Serve on an address and return the server and its port.
+    """Start a server on an address. Return the server and its port.
 
     Raises:
-        CannotListen: the address, or a file of TLS, cannot be used.
+        CannotListen: the server cannot listen on the address, or a file of TLS cannot be read.
     """
     server = grpc.aio.server(options=OPTIONS)
     agent_pb2_grpc.add_SchedulerServicer_to_server(AgentService(dispatcher, access), server)
@@ -296,7 +324,7 @@ async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[g
 
 
 async def stop(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
-    """End every stream and the server."""
+    """End every stream and stop the server."""
     dispatcher.stop()
     dispatcher.registry.close()
-    await server.stop(STOP_GRACE)
+    await server.stop(dispatcher.options.stop_grace)

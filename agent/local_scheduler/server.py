@@ -1,8 +1,10 @@
-"""The scheduler for one machine as a whole: store, registry, dispatcher and server, opened and closed together."""
+"""Open and close the local scheduler: its store, registry, dispatcher and gRPC server.
+
+`run` opens one for a single pipeline. `sealci-agent scheduler` serves one until it is stopped.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,11 +12,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.local_scheduler import grpc_service
-from agent.local_scheduler.dispatcher import Dispatcher, SchedulerOptions
+from agent.local_scheduler.dispatcher import Dispatcher
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.registry import PipelineRegistry
-from agent.local_scheduler.store import Store
+from agent.local_scheduler.storage.store import Store
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -25,7 +29,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """One that is open. `address` is host:port with the port that was found."""
+    """An open scheduler. `address` is host:port with the port on which the server listens."""
 
     dispatcher: Dispatcher
     registry: PipelineRegistry
@@ -35,31 +39,26 @@ class Scheduler:
 
 @contextlib.asynccontextmanager
 async def open_scheduler(
-    address: str,
-    folder: Path,
-    access: grpc_service.Access,
-    options: SchedulerOptions | None = None,
-    *,
-    durable: bool = True,
+    address: str, folder: Path, access: Access, options: SchedulerOptions | None = None, *, durable: bool = True
 ) -> AsyncIterator[Scheduler]:
-    """Serve a scheduler over a folder; with `durable` False its memory ends with it.
+    """Serve a scheduler over a folder. With `durable` False its tables are lost when it closes.
 
     Raises:
         StoreFailed: the folder cannot be used.
-        CannotListen: the address cannot be used.
+        CannotListen: the server cannot listen on the address.
     """
     store = Store(folder, durable=durable)
     registry = PipelineRegistry(store)
     await registry.open()
     dispatcher = Dispatcher(registry, options or SchedulerOptions())
     try:
-        wire, port = await grpc_service.start(dispatcher, address, access)
+        server, port = await grpc_service.start(dispatcher, address, access)
         try:
             dispatcher.start()
             host = address.rpartition(":")[0]
             yield Scheduler(dispatcher, registry, store, f"{host}:{port}")
         finally:
-            await grpc_service.stop(wire, dispatcher)
+            await grpc_service.stop(server, dispatcher)
     finally:
         await store.close()
 
@@ -73,11 +72,11 @@ async def serve_scheduler(
     options: SchedulerOptions | None = None,
     listening: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until `stop` is set; `listening` is told the address. The folder holds all it knows, over restarts.
+    """Serve a scheduler until `stop` is set. `listening` is called with the address of the server.
 
     Raises:
-        StoreFailed: the folder cannot be used, or no longer.
-        CannotListen: the address cannot be used.
+        StoreFailed: the folder cannot be used, or a write failed.
+        CannotListen: the server cannot listen on the address.
     """
     async with open_scheduler(address, folder, access, options) as scheduler:
         log.info("scheduler listens", address=scheduler.address, folder=str(folder))

@@ -1,7 +1,8 @@
-"""Sessions that agents hold and this scheduler does not know: it has lost its memory, or never was asked.
+"""Sessions that agents report and that the scheduler has no record of.
 
-Whoever submitted the action submits it again when it finds it unknown. Until then a session is neither told to go on
-nor dropped, and what it sends is not acknowledged; after the grace nobody wants it. Lives as long as the scheduler.
+They exist after a state loss of the scheduler, and when an agent of another scheduler connects. `submit` sends its
+pipeline again when the scheduler does not know the pipeline, so a session waits for that. While a session waits, the
+scheduler neither resumes nor discards it and acknowledges nothing. After the grace period the session is discarded.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ log = structlog.get_logger()
 
 
 class UnknownSessions:
-    """Those that wait, by the id of their action; `grace` is seconds."""
+    """The waiting sessions by action id. The dispatcher owns the only instance. `grace` is in seconds."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.waiting: dict[str, tuple[AgentStream, SessionState, asyncio.TimerHandle]] = {}
 
     def wait(self, stream: AgentStream, session: SessionState) -> None:
-        """Let a session wait, in place of an older claim's or stream's."""
+        """Start the grace period of a session, unless a session with a higher claim waits already."""
         action_id = session.key.action_id
-        older = self.claim(action_id)
+        older = self.pop(action_id)
         if older is not None and older[1].key.claim > session.key.claim:
             stream.discard(session.key, f"claim {older[1].key.claim} owns the attempt", claimed_by_other=True)
             stream, session = older
-        log.warning("an agent holds an action that nobody submitted", action=action_id, agent=stream.agent_id)
-        timer = asyncio.get_running_loop().call_later(self.grace, self.give_up, action_id)
+        log.warning("an agent reports a session of an unknown action", action=action_id, agent=stream.agent_id)
+        timer = asyncio.get_running_loop().call_later(self.grace, self.on_grace_expired, action_id)
         self.waiting[action_id] = (stream, session, timer)
 
     def holds(self, key: Key) -> bool:
-        """Whether exactly this session waits."""
+        """Return whether exactly this attempt and claim waits."""
         found = self.waiting.get(key.action_id)
         return found is not None and found[1].key == key
 
-    def claim(self, action_id: str) -> tuple[AgentStream, SessionState] | None:
-        """Return who runs an action that was submitted, and let it wait no longer."""
+    def pop(self, action_id: str) -> tuple[AgentStream, SessionState] | None:
+        """Remove and return the waiting session of an action and its agent's stream, None when no session waits."""
         found = self.waiting.pop(action_id, None)
         if found is None:
             return None
@@ -51,14 +52,14 @@ class UnknownSessions:
         timer.cancel()
         return stream, session
 
-    def give_up(self, action_id: str) -> None:
-        """Have a session dropped; one whose agent is away is dropped when it comes back and waits in vain again."""
-        found = self.claim(action_id)
+    def on_grace_expired(self, action_id: str) -> None:
+        """Discard a session. A disconnected agent reports the session again, and then a new grace period starts."""
+        found = self.pop(action_id)
         if found is not None:
             stream, session = found
             stream.discard(session.key, "the scheduler does not know this action")
 
     def stop(self) -> None:
-        """Forget all, and their timers."""
+        """Remove all sessions and cancel their timers."""
         for action_id in list(self.waiting):
-            self.claim(action_id)
+            self.pop(action_id)

@@ -1,1 +1,1 @@
-"""A pipeline: its file, its values, and the events that a scheduler reports about it."""
+"""Pipelines: the pipeline file, its secret values, and the events that a scheduler reports about a pipeline."""

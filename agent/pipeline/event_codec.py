@@ -1,6 +1,6 @@
-"""Events of pipelines as messages of `local.proto`, and back.
+"""Convert events of pipelines to messages of `local.proto` and back.
 
-Pure functions. The store keeps the same messages, with the bytes of logs left out: those stand in the log files.
+Pure functions. The store keeps the same messages without the bytes of logs, which are in the log files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def encode(event: PipelineEvent) -> wire.PipelineEvent:
-    """Write an event."""
     message = wire.PipelineEvent(
         pipeline=event.pipeline,
         position=event.position,
@@ -32,43 +31,43 @@ def encode(event: PipelineEvent) -> wire.PipelineEvent:
     return message
 
 
-def fill(message: wire.PipelineEvent, what: EventBody) -> None:
-    """Write what happened."""
-    match what:
+def fill(message: wire.PipelineEvent, body: EventBody) -> None:
+    """Set the field of `message` that belongs to the kind of event."""
+    match body:
         case events.Submitted():
-            plans = (wire.ActionPlan(name=p.name, needs=p.needs, commands=p.commands) for p in what.actions)
-            message.submitted.CopyFrom(wire.Submitted(name=what.name, actions=plans, folder=what.folder))
+            plans = (wire.ActionPlan(name=p.name, needs=p.needs, commands=p.commands) for p in body.actions)
+            message.submitted.CopyFrom(wire.Submitted(name=body.name, actions=plans, folder=body.folder))
         case events.Started():
-            message.started.agent = what.agent
+            message.started.agent = body.agent
         case session_events.Accepted():
-            message.accepted.environment = what.environment
+            message.accepted.environment = body.environment
         case session_events.StageChanged():
-            message.stage.CopyFrom(wire.Stage(stage=what.stage.value, detail=what.detail))
+            message.stage.CopyFrom(wire.Stage(stage=body.stage.value, detail=body.detail))
         case session_events.CommandStarted():
-            message.command_started.index = what.index
+            message.command_started.index = body.index
         case session_events.CommandFinished():
             message.command_finished.CopyFrom(
-                wire.CommandFinished(index=what.index, exit_code=what.exit_code, seconds=what.seconds)
+                wire.CommandFinished(index=body.index, exit_code=body.exit_code, seconds=body.seconds)
             )
         case events.LogText():
             message.log.CopyFrom(
-                wire.Log(data=what.data, source=what.source.value, offset=what.offset, length=len(what.data))
+                wire.Log(data=body.data, source=body.source.value, offset=body.offset, length=len(body.data))
             )
         case events.FileStored():
-            message.file.CopyFrom(wire.File(path=what.path, size=what.size, sha256=what.sha256))
+            message.file.CopyFrom(wire.File(path=body.path, size=body.size, sha256=body.sha256))
         case session_events.ArtifactSummary():
-            left_out = (wire.LeftOut(path=each.path, why=each.why) for each in what.left_out)
+            left_out = (wire.LeftOut(path=each.path, why=each.why) for each in body.left_out)
             message.summary.CopyFrom(
-                wire.Summary(files=what.files, bytes=what.bytes, left_out_files=what.left_out_files, left_out=left_out)
+                wire.Summary(files=body.files, bytes=body.bytes, left_out_files=body.left_out_files, left_out=left_out)
             )
         case events.ActionEnded():
-            message.finished.CopyFrom(encode_outcome(what.outcome, what.seconds))
+            message.finished.CopyFrom(encode_outcome(body.outcome, body.seconds))
         case events.Ended():
             message.ended.SetInParent()
 
 
 def encode_outcome(outcome: Outcome, seconds: float = 0.0) -> wire.Finished:
-    """Write an outcome."""
+    """Return an outcome as a message. `seconds` is the duration of the attempt."""
     return wire.Finished(
         result=outcome.result.value,
         stage=outcome.stage.value,
@@ -81,10 +80,10 @@ def encode_outcome(outcome: Outcome, seconds: float = 0.0) -> wire.Finished:
 
 
 def decode_outcome(message: wire.Finished) -> Outcome:
-    """Read an outcome.
+    """Return the outcome of a message.
 
     Raises:
-        ValueError: a word of it is unknown.
+        ValueError: a result, stage or reason is unknown to this version.
     """
     return Outcome(
         result=Result(message.result),
@@ -97,19 +96,19 @@ def decode_outcome(message: wire.Finished) -> Outcome:
 
 
 def decode(message: wire.PipelineEvent) -> PipelineEvent | None:
-    """Read an event, None when it is of a kind that a newer scheduler has.
+    """Return the event of a message, None when a newer scheduler sent a kind that this version does not know.
 
     Raises:
-        ValueError: a word of it is unknown.
+        ValueError: a value of an enum is unknown to this version.
     """
-    what = read(message)
-    if what is None:
+    body = read(message)
+    if body is None:
         return None
-    return events.PipelineEvent(message.pipeline, message.position, message.time, what, message.action, message.attempt)
+    return events.PipelineEvent(message.pipeline, message.position, message.time, body, message.action, message.attempt)
 
 
 def read(message: wire.PipelineEvent) -> EventBody | None:
-    """Read what happened."""
+    """Return the body of an event, None for an unknown kind."""
     match message.WhichOneof("event"):
         case "submitted":
             plans = (events.ActionPlan(p.name, tuple(p.needs), tuple(p.commands)) for p in message.submitted.actions)

@@ -1,7 +1,7 @@
-"""What happens in a pipeline, as the people who watch it see it.
+"""The events of a pipeline, which the local scheduler stores and sends to watchers.
 
-The scheduler numbers these without gaps, keeps them, and tells them to any number of watchers. What comes from an agent
-stays the value it is in `agent.domain.actions`; the rest, which only a scheduler knows, is here.
+The scheduler numbers the events of a pipeline without gaps. Any number of watchers may read them. Events that an agent
+reports keep their types of `agent.domain.events`. The types here are those that only the scheduler creates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ActionPlan:
-    """One action of a pipeline that was submitted."""
+    """An action of a submitted pipeline, as far as watchers need it."""
 
     name: str
     needs: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class ActionPlan:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The pipeline is queued; always its first event. `folder` holds logs and files, on the scheduler's machine."""
+    """The pipeline was queued. Always the first event. `folder` holds logs and artifacts on the scheduler's machine."""
 
     name: str
     actions: tuple[ActionPlan, ...]
@@ -36,14 +36,14 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An attempt was given to an agent."""
+    """The scheduler assigned an attempt to an agent. `agent` is the id of the agent."""
 
     agent: str
 
 
 @dataclass(frozen=True, slots=True)
 class LogText:
-    """Bytes of an attempt's log, as written; `offset` is where they stand in it."""
+    """Bytes of an attempt's log, secrets masked. `offset` is the position of the first byte in the log."""
 
     data: bytes
     source: events.Source
@@ -52,7 +52,7 @@ class LogText:
 
 @dataclass(frozen=True, slots=True)
 class FileStored:
-    """A file of the action is in the scheduler's folder. `path` is relative to the action's own folder."""
+    """The scheduler stored an artifact. `path` is relative to the folder of the action, as bytes of the file system."""
 
     path: bytes
     size: int
@@ -61,7 +61,7 @@ class FileStored:
 
 @dataclass(frozen=True, slots=True)
 class ActionEnded:
-    """The action's one end; `seconds` since its attempt was given to an agent, 0 when none was."""
+    """The action ended. `seconds` counts from the assignment of the attempt to an agent, 0 without an assignment."""
 
     outcome: Outcome
     seconds: float
@@ -69,7 +69,7 @@ class ActionEnded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Every action has ended; always the last event."""
+    """Every action of the pipeline has ended. Always the last event."""
 
 
 EventBody = (
@@ -89,7 +89,10 @@ EventBody = (
 
 @dataclass(frozen=True, slots=True)
 class PipelineEvent:
-    """One event of a pipeline. `position` counts from 1, `time` is seconds since the epoch, `action` is its name."""
+    """An event of a pipeline. `position` counts from 1 without gaps. `time` is in seconds since the epoch.
+
+    `action` is the name of the action, "" for an event of the whole pipeline. `attempt` is 0 then.
+    """
 
     pipeline: str
     position: int
@@ -101,7 +104,11 @@ class PipelineEvent:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """How far the copying of files is: how many are whole, bytes of all, the current one and what it will have."""
+    """The progress of an upload of artifacts.
+
+    `files` is the number of complete files, `sent` the number of received bytes of all files. `path`, `done` and
+    `size` are the path, the received bytes and the announced bytes of the current file.
+    """
 
     files: int
     sent: int

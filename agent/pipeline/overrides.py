@@ -1,6 +1,6 @@
-"""What the options of `run` change about a pipeline that was read from a file: which actions, and what they get.
+"""Apply the options of `sealci-agent run` to a pipeline: select actions, and add variables and secrets.
 
-Pure. The text of the file stays what it was; only the values that are run differ.
+Pure functions. Each returns a changed copy of the pipeline. The text of the pipeline file stays the same.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import AgentError
-from agent.pipeline.parser import VARIABLE
+from agent.pipeline.action_keys import VARIABLE
 from agent.pipeline.yaml_document import suggestion
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class OptionError(AgentError):
-    """An option does not fit the pipeline."""
+    """An option of `run` does not fit the pipeline. The message names the option."""
 
 
 def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
-    """Return these actions alone; what they need of the others is not waited for.
+    """Return the pipeline with only the named actions. Their needs outside the selection are dropped.
 
     Raises:
-        OptionError: there is no such action.
+        OptionError: the pipeline has no action of a name.
     """
     known = [each.name for each in pipeline.actions]
     for name in names:
@@ -43,28 +43,28 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
 
 
 def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
-    """Return the pipeline with variables for every action, over those of the file.
+    """Return the pipeline with variables for every action. They replace variables of the file with the same name.
 
     Raises:
-        OptionError: one is no variable, or a secret.
+        OptionError: a name is not a variable name, or is a secret of the pipeline.
     """
     for name in values:
-        check(name, "--env")
+        check_variable(name, "--env")
         if name in pipeline.secrets:
             raise OptionError(f"--env: {name} is a secret of the pipeline; set it in the environment or --secrets-file")
     return replace(pipeline, actions=tuple(replace(each, env={**each.env, **values}) for each in pipeline.actions))
 
 
 def with_secrets(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
-    """Return the pipeline with secrets for every action, beside those of the file.
+    """Return the pipeline with more names of secrets for every action.
 
     Raises:
-        OptionError: one is no variable, or is set in `env` already.
+        OptionError: a name is not a variable name, or is also set in `env`.
     """
     for name in names:
-        check(name, "--secret")
+        check_variable(name, "--secret")
         if any(name in each.env for each in pipeline.actions):
-            raise OptionError(f"--secret: {name} is set in `env` too")
+            raise OptionError(f"--secret: {name} is also set in `env`")
 
     def more(action: PipelineAction) -> PipelineAction:
         return replace(action, secrets=tuple(dict.fromkeys((*action.secrets, *names))))
@@ -73,16 +73,18 @@ def with_secrets(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
 
 
 def without_repositories(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline without clones: a tree of this machine is the workspace."""
+    """Return the pipeline without repositories. `run --repo` uploads a local folder as the workspace instead."""
     return replace(pipeline, actions=tuple(replace(each, repository=None) for each in pipeline.actions))
 
 
 def without_secrets(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline without its secrets: for a look that needs no values."""
+    """Return the pipeline without secrets. `run --list` uses it, because a list needs no secret values."""
     return replace(pipeline, actions=tuple(replace(each, secrets=()) for each in pipeline.actions))
 
 
-def check(name: str, option: str) -> None:
-    """Refuse what no shell takes for a variable."""
+def check_variable(name: str, option: str) -> None:
+    """Raise `OptionError` for a name that a shell does not accept as a variable."""
     if not VARIABLE.fullmatch(name):
-        raise OptionError(f"{option}: {name!r} is not a variable: letters, digits and '_', not beginning with a digit")
+        raise OptionError(
+            f"{option}: {name!r} is not a variable name: letters, digits and '_', not beginning with a digit"
+        )

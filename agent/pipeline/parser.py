@@ -1,4 +1,4 @@
-"""Pipeline files: what a person writes, read into values that the scheduler for one machine runs.
+"""Read pipeline files, which a user writes, into the `Pipeline` that the local scheduler runs.
 
     name: build
     actions:
@@ -6,29 +6,39 @@
         configuration: {container: debian:stable}
         commands: [make test]
 
-A file is read strictly and as a whole before anything starts. A `Pipeline` lives from its submission to its end; the
-server keeps its text and reads it again after a restart.
+A file is read completely before any action starts, and unknown keys are refused. A `Pipeline` lives from its submission
+to its end. The scheduler stores the text of the file and reads the text again after a restart.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources, When
-from agent.domain.quantities import quantity, seconds
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources
+from agent.pipeline.action_keys import (
+    read_artifacts,
+    read_commands,
+    read_env,
+    read_image,
+    read_repository,
+    read_resources,
+    read_secret_names,
+    read_timeout,
+)
 from agent.pipeline.yaml_document import PipelineFileError, Value, read_document, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from agent.domain.actions import Key
 
+# An action's name is also the name of its folder and of its log file.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PIPELINE_KEYS = ("name", "actions")
 ACTION_KEYS = (
     "configuration",
@@ -41,15 +51,16 @@ ACTION_KEYS = (
     "artifacts",
     "needs",
 )
-REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
-RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
-ARTIFACT_KEYS = ("paths", "exclude", "when")
+# Number of actions in one file at most.
 MAX_ACTIONS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineAction:
-    """One action of a file. `secrets` are names, `timeout` is seconds or None for the policy's default."""
+    """One action of a pipeline file. `secrets` holds names. `timeout` is in seconds, None: the policy's default.
+
+    `needs` holds the names of the actions that must succeed before this action starts.
+    """
 
     name: str
     image: str
@@ -63,7 +74,7 @@ class PipelineAction:
     needs: tuple[str, ...] = ()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
-        """Return what an agent is asked to run; `secrets` may hold more than this action names."""
+        """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
         return Action(
             key=key,
             image=self.image,
@@ -80,7 +91,7 @@ class PipelineAction:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A whole file: its actions in its own order, and the text it was read from."""
+    """A pipeline file: its actions in the order of the file. `source` is the file's name, `text` its contents."""
 
     name: str
     actions: tuple[PipelineAction, ...]
@@ -89,7 +100,7 @@ class Pipeline:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """All names of secrets, each once."""
+        """The names of all secrets, each once."""
         return tuple(dict.fromkeys(name for action in self.actions for name in action.secrets))
 
 
@@ -97,7 +108,7 @@ def load(path: Path) -> Pipeline:
     """Read a pipeline file.
 
     Raises:
-        PipelineFileError: it cannot be read, or is wrong; the message says where.
+        PipelineFileError: the file cannot be read or is not a valid pipeline.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -109,17 +120,17 @@ def load(path: Path) -> Pipeline:
 
 
 def parse(text: str, source: str) -> Pipeline:
-    """Read the text of a pipeline file; `source` is its name in messages.
+    """Read the text of a pipeline file. `source` is the name of the file in messages.
 
     Raises:
-        PipelineFileError: names the line, the key and what is allowed.
+        PipelineFileError: the text is not a valid pipeline. The message names the line, the key and what is allowed.
     """
     root = read_document(text, source)
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
         if "name" in keys:
-            action_name = checked_name(keys.pop("name"))
+            action_name = read_action_name(keys.pop("name"))
         return Pipeline(action_name, (read_action(action_name, root, keys),), source, text)
     keys = root.mapping("a mapping with `name` and `actions`", PIPELINE_KEYS)
     name = keys["name"].non_empty("a name") if "name" in keys else PurePosixPath(source).stem
@@ -138,26 +149,24 @@ def parse(text: str, source: str) -> Pipeline:
     return Pipeline(name, tuple(actions), source, text)
 
 
-def checked_name(value: Value) -> str:
-    """Read the name of an action."""
+def read_action_name(value: Value) -> str:
     name = value.text("a name")
     check_name(name, value)
     return name
 
 
 def check_name(name: str, value: Value) -> None:
-    """Refuse a name that is no safe file name: logs and files are stored under it."""
+    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name."""
     if not NAME.fullmatch(name) or ".." in name:
         value.refuse(
-            "is not a name of an action: 1 to 64 letters, digits, '.', '_' and '-', "
+            "is not an action name: 1 to 64 letters, digits, '.', '_' and '-', "
             "beginning and ending with a letter or digit, no '..'"
         )
     if ".log" in name:
-        value.refuse("is not a name of an action: '.log' is kept for the logs beside it")
+        value.refuse("is not an action name: '.log' is reserved for log files")
 
 
 def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
-    """Read the keys of one action."""
     if "configuration" not in keys:
         value.refuse("`configuration` is missing: {container: IMAGE}")
     if "commands" not in keys:
@@ -184,151 +193,32 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
     )
 
 
-def read_image(value: Value) -> str:
-    """Read an image reference; whether it exists is found out by the cluster."""
-    image = value.non_empty("an image such as debian:stable")
-    if any(character.isspace() for character in image):
-        value.refuse(f"must be an image such as debian:stable, not {image!r}")
-    return image
-
-
-def read_commands(value: Value) -> tuple[str, ...]:
-    """Read the commands; a bare `true` is the command, not a truth."""
-    commands = []
-    for item in value.items("a list of commands"):
-        if item.is_mapping:
-            item.refuse("must be a command, not a mapping: quote a command that contains ': '")
-        commands.append(item.non_empty("a command"))
-    if not commands:
-        value.refuse("must have at least one command")
-    return tuple(commands)
-
-
-def read_env(value: Value) -> dict[str, str]:
-    """Read variables; values are taken as they are written."""
-    env = {}
-    for name, item in value.mapping("a mapping from variables to texts").items():
-        check_variable(name, item)
-        env[name] = item.text('a text (quote an empty one: "")')
-    return env
-
-
-def read_secret_names(value: Value, env: Mapping[str, str]) -> tuple[str, ...]:
-    """Read names of secrets; they become variables, so none may be one already."""
-    names: list[str] = []
-    for item in value.items("a list of names"):
-        name = item.text("a name")
-        check_variable(name, item)
-        if name in env:
-            item.refuse(f"{name} stands in `env` too")
-        if name in names:
-            item.refuse(f"{name} stands twice")
-        names.append(name)
-    return tuple(names)
-
-
-def check_variable(name: str, value: Value) -> None:
-    """Refuse what no shell takes for a variable."""
-    if not VARIABLE.fullmatch(name):
-        value.refuse(f"{name!r} is not a variable: letters, digits and '_', not beginning with a digit")
-
-
-def read_repository(value: Value) -> Repository:
-    """Read what is cloned."""
-    keys = value.mapping("{url: URL}", REPO_KEYS)
-    if "url" not in keys:
-        value.refuse("`url` is missing")
-    depth = keys["depth"].text("a number of commits") if "depth" in keys else "0"
-    if not re.fullmatch(r"[0-9]{1,9}", depth):
-        keys["depth"].refuse(f"must be a number of commits, 0 for all, not {depth!r}")
-    return Repository(
-        url=keys["url"].non_empty("a URL"),
-        ref=keys["ref"].non_empty("a branch, tag or commit") if "ref" in keys else "",
-        depth=int(depth),
-        submodules=keys["submodules"].boolean() if "submodules" in keys else False,
-        credentials=keys["credentials"].non_empty("the name of a Secret") if "credentials" in keys else "",
-    )
-
-
-def read_resources(value: Value) -> Resources:
-    """Read quantities."""
-    keys = value.mapping(f"a mapping with {', '.join(RESOURCE_KEYS)}", RESOURCE_KEYS)
-    return Resources(**{name: measured(item, quantity) for name, item in keys.items()})
-
-
-def read_timeout(value: Value) -> float:
-    """Read a duration in seconds."""
-    length = seconds(measured(value, seconds))
-    if length <= 0:
-        value.refuse("must be longer than 0")
-    return length
-
-
-def measured(value: Value, reader: Callable[[str], object]) -> str:
-    """Return the text of a value that the reader takes."""
-    text = value.non_empty("a value")
-    try:
-        reader(text)
-    except ValueError as error:
-        value.refuse(str(error))
-    return text
-
-
-def read_artifacts(value: Value) -> ArtifactRules:
-    """Read which files are wanted; `none` for no files."""
-    if value.is_scalar:
-        if value.text() != "none":
-            value.refuse(f"must be `none` or a mapping with {', '.join(ARTIFACT_KEYS)}, not {value.kind}")
-        return ArtifactRules(when=When.NEVER)
-    keys = value.mapping(f"`none` or a mapping with {', '.join(ARTIFACT_KEYS)}", ARTIFACT_KEYS)
-    when = keys["when"].choice(each.value for each in When) if "when" in keys else When.SUCCESS.value
-    return ArtifactRules(
-        paths=read_globs(keys["paths"]) if "paths" in keys else (),
-        exclude=read_globs(keys["exclude"]) if "exclude" in keys else (),
-        when=When(when),
-    )
-
-
-def read_globs(value: Value) -> tuple[str, ...]:
-    """Read globs within the workspace."""
-    globs = []
-    for item in value.items("a list of globs"):
-        glob = item.non_empty("a glob")
-        if glob.startswith("/") or ".." in glob.split("/"):
-            item.refuse(f"must be within the workspace: relative and without '..', not {glob!r}")
-        globs.append(glob)
-    return tuple(globs)
-
-
 def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
-    """Refuse needs that name nothing, themselves, or each other in a circle."""
-    needs = {action.name: action.needs for action in actions}
+    """Refuse needs that name no action, that repeat a name, or that form a circle."""
+    names = [action.name for action in actions]
     for action in actions:
         where = values[action.name].mapping("an action").get("needs")
         for item, name in zip(where.items("a list") if where else (), action.needs, strict=True):
-            if name not in needs:
-                item.refuse(f"there is no action {name!r}{suggestion(name, needs)}; there are: {', '.join(needs)}")
+            if name not in names:
+                item.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
             if action.needs.count(name) > 1:
-                item.refuse(f"{name} stands twice")
-        circle = find_circle(action.name, needs)
-        if where and circle:
-            where.refuse(f"need each other in a circle: {' -> '.join(circle)}")
+                item.refuse(f"{name} is listed twice")
+    if circle := find_circle(actions):
+        where = values[circle[0]].mapping("an action")["needs"]
+        where.refuse(f"the needs form a circle: {' -> '.join(circle)}")
 
 
-def find_circle(start: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a way from an action back to itself, empty when there is none."""
-    came_from: dict[str, str] = {}
-    waiting = [start]
-    while waiting:
-        name = waiting.pop()
-        for need in needs.get(name, ()):
-            if need == start:
-                way = [start]
-                while name != start:
-                    way.append(name)
-                    name = came_from[name]
-                return [start, *reversed(way[1:]), start]
-            if need not in came_from:
-                came_from[need] = name
-                waiting.append(need)
+def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
+    """Return a circle of needs: every name needs the next, and the first name is also the last. Empty if none exists.
+
+    The circle starts with the action that is first in the file.
+    """
+    try:
+        TopologicalSorter({action.name: action.needs for action in actions}).prepare()
+    except CycleError as error:
+        # graphlib lists the circle from a need to the action that needs it.
+        *ring, _ = reversed(error.args[1])
+        names = [action.name for action in actions]
+        start = min(range(len(ring)), key=lambda index: names.index(ring[index]))
+        return [*ring[start:], *ring[: start + 1]]
     return []

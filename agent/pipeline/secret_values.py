@@ -1,7 +1,7 @@
-"""The values of the secrets that a pipeline file names: looked up where it is submitted, once, before anything starts.
+"""Look up the values of the secrets that a pipeline file names.
 
-A value is never part of a message. The server keeps the values of a pipeline in a file of their own until it has ended,
-so that no page of its database ever holds one.
+`run` and `submit` look them up once, before an action starts. No error message contains a value. The scheduler keeps
+the values in a file of their own until the pipeline has ended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import AgentError
-from agent.pipeline.parser import VARIABLE
+from agent.pipeline.action_keys import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 
 class SecretsError(AgentError):
-    """A secret that the file names has no value."""
+    """A secret has no value, or the file of secrets is not valid."""
 
 
 def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | None = None) -> dict[str, str]:
-    """Return the values of secrets, from a file of NAME=VALUE lines first and the environment second.
+    """Return the values of secrets by name. A line NAME=VALUE of `file` wins over a variable of `environ`.
 
     Raises:
-        SecretsError: one has no value, or the file is wrong; no value is ever part of the message.
+        SecretsError: a secret has no value, or the file is not valid. The message contains no value.
     """
-    known = dict(environ)
+    values = dict(environ)
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
+            # The text of a UnicodeDecodeError would show bytes of the file, so the message has the type only.
             raise SecretsError(f"the file of secrets {file} cannot be read: {type(error).__name__}") from error
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
@@ -38,8 +39,8 @@ def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | 
             name, separator, value = line.partition("=")
             if not separator or not VARIABLE.fullmatch(name.strip()):
                 raise SecretsError(f"{file}:{number}: is not NAME=VALUE")
-            known[name.strip()] = value
-    missing = [name for name in names if name not in known]
+            values[name.strip()] = value
+    missing = [name for name in names if name not in values]
     if missing:
         raise SecretsError(f"no value for the secrets {', '.join(missing)}: set them in the environment or in a file")
-    return {name: known[name] for name in names}
+    return {name: values[name] for name in names}

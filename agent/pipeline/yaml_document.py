@@ -1,7 +1,8 @@
-"""YAML read strictly, with the place of every value, so that a wrong file is answered with its line and key.
+"""Read a YAML document and keep the line and the key of every value, so that an error message can name both.
 
-Values are taken as they were written: `- true` is the command `true`, `FOO: 1.10` is the text `1.10`, and no `yes`
-turns into a boolean. A `Value` lives as long as the reading of one file; the first error ends it.
+Scalars stay text, because YAML's own types surprise users. `- true` is the command `true`, `FOO: 1.10` is the text
+"1.10", and `yes` is a boolean only where a boolean is allowed. A `Value` lives while one file is read. The first error
+ends the reading.
 """
 
 from __future__ import annotations
@@ -17,36 +18,37 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# Number of characters of a pipeline file at most.
 MAX_SIZE = 1 << 20
 NULL = "tag:yaml.org,2002:null"
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class PipelineFileError(AgentError):
-    """A pipeline file is wrong; the message names file, line, key and what is allowed."""
+    """A pipeline file is not valid. The message names the file, the line, the key and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A node of the file, which file it is in and under which keys."""
+    """A YAML node with the name of its file and the keys that lead to the node."""
 
     node: yaml.Node
     source: str
     path: tuple[str, ...] = ()
 
     def refuse(self, message: str) -> NoReturn:
-        """Refuse the file because of this value."""
+        """Raise `PipelineFileError` for this value."""
         key = ".".join(self.path)
         raise PipelineFileError(f"{self.source}:{self.line}: {key + ': ' if key else ''}{message}")
 
     @property
     def line(self) -> int:
-        """Line in the file, from 1."""
+        """The number of the node's first line in the file, from 1."""
         return int(self.node.start_mark.line) + 1
 
     @property
     def kind(self) -> str:
-        """What it is, for messages."""
+        """A description of the node for messages: "a mapping", "a list", "nothing", or the quoted text."""
         if isinstance(self.node, yaml.MappingNode):
             return "a mapping"
         if isinstance(self.node, yaml.SequenceNode):
@@ -57,16 +59,15 @@ class Value:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is one value, and not nothing."""
+        """Whether the node is a scalar other than null."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.tag != NULL
 
     @property
     def is_mapping(self) -> bool:
-        """Whether it has keys."""
         return isinstance(self.node, yaml.MappingNode)
 
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
-        """Return the values by key; with `allowed`, other keys are refused. `what` says what is wanted."""
+        """Return the values by key. If `allowed` is not empty, refuse other keys. `what` names the wanted type."""
         if not isinstance(self.node, yaml.MappingNode):
             self.refuse(f"must be {what}, not {self.kind}")
         names = tuple(allowed)
@@ -76,14 +77,14 @@ class Value:
             name = key.text("a key")
             here = Value(key_node, self.source, (*self.path, name))
             if name in found:
-                here.refuse("stands twice in this mapping")
+                here.refuse("this key is set twice")
             if names and name not in names:
                 here.refuse(f"there is no such key{suggestion(name, names)}; allowed: {', '.join(names)}")
             found[name] = Value(value_node, self.source, here.path)
         return found
 
     def items(self, what: str) -> list[Value]:
-        """Return the values of a list; their path is numbered from 1."""
+        """Return the values of a list. In messages they are numbered from 1. `what` names the wanted type."""
         if not isinstance(self.node, yaml.SequenceNode):
             self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
@@ -93,7 +94,7 @@ class Value:
         ]
 
     def text(self, what: str = "a text") -> str:
-        """Return one value as it was written."""
+        """Return the text of a scalar exactly as written in the file."""
         if not self.is_scalar:
             self.refuse(f"must be {what}, not {self.kind}")
         value = str(self.node.value)
@@ -102,14 +103,14 @@ class Value:
         return value
 
     def non_empty(self, what: str = "a text") -> str:
-        """Return one value that is not empty."""
+        """Return the text of a scalar. Refuse an empty text."""
         text = self.text(what)
         if not text.strip():
             self.refuse(f"must be {what}, not an empty text")
         return text
 
     def choice(self, allowed: Iterable[str]) -> str:
-        """Return one of a few words."""
+        """Return the text of a scalar. Refuse a text that is not in `allowed`."""
         names = tuple(allowed)
         text = self.text(f"one of {', '.join(names)}")
         if text not in names:
@@ -117,7 +118,7 @@ class Value:
         return text
 
     def boolean(self) -> bool:
-        """Return true or false."""
+        """Return a boolean. The spellings are those of `BOOLEANS`, in any case."""
         found = BOOLEANS.get(self.text("true or false").lower())
         if found is None:
             self.refuse(f"must be true or false, not {self.kind}")
@@ -125,7 +126,7 @@ class Value:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Say which of the names may have been meant, if any."""
+    """Return the end of a message that suggests the closest of `names`, or "" if none is close."""
     close = get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -134,10 +135,11 @@ def read_document(text: str, source: str) -> Value:
     """Read one YAML document.
 
     Raises:
-        PipelineFileError: it is no YAML, empty, or too large.
+        PipelineFileError: the text is not one YAML document, is empty, or is too large.
     """
     if len(text) > MAX_SIZE:
         raise PipelineFileError(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read")
+    # `compose` builds nodes with line numbers. It constructs no Python objects, so no tag of the file has an effect.
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

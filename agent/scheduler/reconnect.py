@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.backoff import Backoff
+from agent.backoff import Backoff
 from agent.domain.errors import Refused, SchedulerError
 from agent.scheduler.call_status import ROTATED, ConnectionBroken
 

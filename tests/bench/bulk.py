@@ -1,7 +1,7 @@
-"""How fast a log and files come, against raw `kubectl logs` and raw `kubectl exec tar`.
+"""Throughput of a log and of files, compared with `kubectl logs` and `kubectl exec tar`.
 
-Files are read by both from the same container of the same pod, one after the other; a log is written for each anew, at
-the same time of the run, because a follower cannot be faster than what writes.
+Agent and kubectl copy the files of the same container, one after the other. Each of them follows a log of its own while
+it is written, because a follower cannot be faster than the writer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from agent.protocol.wire import agent_pb2 as wire
 from tests.bench import bare, machine
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.observer import Observer
 from tests.bench.rows import Row, row
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
-    from tests.bench.desk import Agent, Desk
+    from tests.bench.minimal_scheduler import Agent, MinimalScheduler
 
 TIMES = 5
 MEGABYTES = 100
@@ -39,8 +39,8 @@ mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); 
 READ_LOG = """
 kubectl create -f "$FILE" >/dev/null
 follow() { kubectl logs -f bulk 2>/dev/null | (dd bs=1 count=1 2>/dev/null; date +%s.%N; cat >/dev/null; date +%s.%N); }
-until follow > "$FILE.told"; grep -q ^x "$FILE.told"; do :; done
-cat "$FILE.told"
+until follow > "$FILE.times"; grep -q ^x "$FILE.times"; do :; done
+cat "$FILE.times"
 kubectl delete pod bulk --grace-period=2 --wait >/dev/null
 """
 READ_FILES = """
@@ -52,70 +52,77 @@ GO = 'kubectl exec "$1" -c files -- touch /workspace/go'
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of what is much."""
-    kube.provider("log-limit", "500Mi")  # nothing is thrown away while it is read
+    """Measure a large log, a large file, and many files."""
+    kube.provider("log-limit", "500Mi")  # the node must not rotate the log while it is read
     try:
-        async with desk(namespace) as there:
-            agent = await there.agent()
-            rows = await logs(there, agent)
+        async with minimal_scheduler(namespace) as scheduler:
+            agent = await scheduler.agent()
+            rows = await logs(scheduler, agent)
     finally:
         kube.provider("log-limit", "default")
-    async with desk(namespace) as there, Observer(namespace) as seen:
-        agent = await there.agent()
-        rows.append(await files(there, agent, seen, f"one file of {BIG} MiB", ONE, BIG, "MiB/s", ">= 0.95"))
-        rows.append(await files(there, agent, seen, f"{MANY:,} files of 1 KiB", SMALL, MANY, "files/s", ">= 0.4"))
+    async with minimal_scheduler(namespace) as scheduler, Observer(namespace) as seen:
+        agent = await scheduler.agent()
+        rows.append(await files(scheduler, agent, seen, f"one file of {BIG} MiB", ONE, BIG, "MiB/s", ">= 0.95"))
+        rows.append(await files(scheduler, agent, seen, f"{MANY:,} files of 1 KiB", SMALL, MANY, "files/s", ">= 0.4"))
     return rows
 
 
-async def logs(there: Desk, agent: Agent) -> list[Row]:
-    """Read a log that is written as fast as can be, by the agent and by `kubectl logs -f` in turn."""
+async def logs(scheduler: MinimalScheduler, agent: Agent) -> list[Row]:
+    """Follow a log at full speed, by the agent and by `kubectl logs -f` in turn."""
     own, raw, cpu = [], [], []
     for number in range(TIMES):
         for which in (0, 1) if number % 2 else (1, 0):
             if which:
                 used = agent.cpu
-                given = await there.give(BUSYBOX, LOG).finished()
-                await there.idle()
+                given = await scheduler.give(BUSYBOX, LOG).finished()
+                await scheduler.idle()
                 assert given.log_bytes == LINES * 200, given.log_bytes
                 own.append(MEGABYTES / (given.last_log_at - given.first_log_at))
                 cpu.append(1000 * (agent.cpu - used) / MEGABYTES)
             else:
-                raw.append(MEGABYTES / await raw_log(there))
+                raw.append(MEGABYTES / await raw_log(scheduler))
     return [
         row(f"log of {MEGABYTES} MB as it is written", "MB/s", own, floor=raw, target=">= 0.95"),
-        row(f"log of {MEGABYTES} MB: CPU of the agent per MB", "ms", cpu, note="the kubelet sends each line apart"),
+        row(f"log of {MEGABYTES} MB: CPU of the agent per MB", "ms", cpu, note="the kubelet sends line by line"),
     ]
 
 
-async def raw_log(there: Desk) -> float:
-    """Follow the log of a bare pod; returns the seconds from its first byte to its last."""
-    file = there.folder / "bulk.json"
+async def raw_log(scheduler: MinimalScheduler) -> float:
+    """Follow the log of a plain pod. Return the seconds from its first byte to its last."""
+    file = scheduler.folder / "bulk.json"
     file.write_text(json.dumps(bare.pod("bulk", BUSYBOX, LOG)))
-    told = await bare.sh(there.namespace, READ_LOG, FILE=str(file))
-    first, last = told.split()
+    output = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
+    first, last = output.split()
     return float(last) - float(first.removeprefix("x"))
 
 
 async def files(
-    there: Desk, agent: Agent, seen: Observer, what: str, command: str, count: int, unit: str, target: str
+    scheduler: MinimalScheduler,
+    agent: Agent,
+    seen: Observer,
+    what: str,
+    command: str,
+    count: int,
+    unit: str,
+    target: str,
 ) -> Row:
     """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent."""
     own, raw, cpu = [], [], []
     for _ in range(TIMES):
-        given = there.give(BUSYBOX, command, artifacts=wire.ArtifactRules())
+        given = scheduler.give(BUSYBOX, command, artifacts=wire.ArtifactRules())
         await given.until(lambda each: b"made" in each.tail)
         name = seen.names[given.action.action_id]
         idle, used = machine.busy(), agent.cpu
-        told = await bare.sh(there.namespace, READ_FILES, name)
+        output = await bare.sh(scheduler.namespace, READ_FILES, name)
         between, used_raw, own_server = machine.busy(), agent.cpu, time.process_time()
-        await bare.sh(there.namespace, GO, name)
+        await bare.sh(scheduler.namespace, GO, name)
         await given.finished()
-        began, ended = map(float, told.split())
+        began, ended = map(float, output.split())
         raw.append(count / (ended - began))
         own.append(count / (given.finished_at - given.stages[wire.STAGE_ARTIFACTS]))
         spent = (machine.busy() - between, agent.cpu - used_raw, time.process_time() - own_server)
         cpu.append((between - idle - (used_raw - used), *spent))
-        await there.idle()
+        await scheduler.idle()
     raw_cpu, own_cpu, agent_cpu, server_cpu = (statistics.median(each) for each in zip(*cpu, strict=True))
     note = f"CPU-seconds: raw {raw_cpu:.1f}, own {own_cpu:.1f} (agent {agent_cpu:.1f}, scheduler {server_cpu:.1f})"
     return row(what, unit, own, floor=raw, target=target, note=note)

@@ -1,4 +1,4 @@
-"""A hundred trivial actions at once on a hundred slots, against a hundred bare pods made by one `kubectl create -f`."""
+"""A hundred trivial actions at once, compared with a hundred plain pods of one `kubectl create -f`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.bench import bare, machine
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.rows import Row, row
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
-    from tests.bench.desk import Agent, Desk
+    from tests.bench.minimal_scheduler import Agent, MinimalScheduler
 
 COUNT = 100
 TIMES = 2
@@ -25,17 +25,17 @@ kubectl delete pod -l bare=yes --grace-period=2 --wait >/dev/null
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of a hundred at once."""
+    """Measure both in turn."""
     own: list[tuple[float, float, float, float]] = []
     floor: list[tuple[float, float, float]] = []
-    async with desk(namespace) as there:
-        agent = await there.agent()
+    async with minimal_scheduler(namespace) as scheduler:
+        agent = await scheduler.agent()
         for number in range(TIMES):
             for which in (0, 1) if number % 2 else (1, 0):
                 if which:
-                    own.append(await actions(there, agent))
+                    own.append(await actions(scheduler, agent))
                 else:
-                    floor.append(await pods(there))
+                    floor.append(await pods(scheduler))
     ends, gone, cpu, agent_cpu = zip(*own, strict=True)
     what = f"{COUNT} actions at once"
     return [
@@ -49,26 +49,32 @@ async def measure(namespace: str) -> list[Row]:
 
 
 def median(floor: list[tuple[float, float, float]]) -> float:
-    """Return the median CPU of a bare pod."""
+    """Return the median CPU seconds of a plain pod."""
     return row("", "s", [each[2] for each in floor]).measured
 
 
-async def actions(there: Desk, agent: Agent) -> tuple[float, float, float, float]:
-    """Run all; returns seconds to the last end, until all are gone, CPU-seconds of machine and agent for each."""
+async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, float, float, float]:
+    """Run all actions.
+
+    Return the seconds to the last end and to the last deletion, and the CPU seconds of machine and agent per action.
+    """
     busy, used, began = machine.busy(), agent.cpu, time.time()
-    all_given = [there.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
+    all_given = [scheduler.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
     for given in all_given:
         await given.finished()
     ended = max(given.finished_at for given in all_given)
-    gone = await there.idle()
+    gone = await scheduler.idle()
     return ended - began, gone - began, (machine.busy() - busy) / COUNT, (agent.cpu - used) / COUNT
 
 
-async def pods(there: Desk) -> tuple[float, float, float]:
-    """Run all; returns seconds until all have ended, until all are gone, CPU-seconds of the machine for each."""
-    file = there.folder / "pods.json"
+async def pods(scheduler: MinimalScheduler) -> tuple[float, float, float]:
+    """Run all pods.
+
+    Return the seconds to the last end and to the last deletion, and the CPU seconds of the machine per pod.
+    """
+    file = scheduler.folder / "pods.json"
     items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]
     file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     busy, began = machine.busy(), time.time()
-    told = await bare.sh(there.namespace, WAIT, FILE=str(file))
-    return float(told) - began, time.time() - began, (machine.busy() - busy) / COUNT
+    output = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
+    return float(output) - began, time.time() - began, (machine.busy() - busy) / COUNT

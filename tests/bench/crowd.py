@@ -1,6 +1,6 @@
-"""500 sessions at once on one replica: memory, CPU, connections, tasks; and what it holds when it has nothing to do.
+"""500 sessions at once on one replica: memory, CPU, connections and tasks, compared with the idle agent.
 
-The pods live long enough to stand side by side and log a line every two seconds, against the scripted API.
+The pods of the scripted API run for 35 s, so that all run at the same time. Each writes a line every two seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import time
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Load, bed
+from tests.bench.scripted.bench_setup import Load, bench_setup
 
 SESSIONS = 500
 SCRIPT = "life=35 every=2"
@@ -20,17 +20,17 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure all of it; takes a minute."""
-    async with bed() as under:
-        agent = await under.agent(slots=SESSIONS)
+    """Measure everything, in about a minute."""
+    async with bench_setup() as setup:
+        agent = await setup.agent(slots=SESSIONS)
         idle = agent.costs
         began = time.monotonic()
-        await under.scheduler.ask(give=SCRIPT, count=SESSIONS, name="quiet")
-        await under.until(lambda seen: seen["running"] == [SESSIONS] and not seen["ends"])
-        await under.api.until(lambda seen: seen["alive"] == SESSIONS)
+        await setup.scheduler.ask(give=SCRIPT, count=SESSIONS, name="quiet")
+        await setup.until(lambda seen: seen["running"] == [SESSIONS] and not seen["ends"])
+        await setup.api.until(lambda seen: seen["alive"] == SESSIONS)
         all_there = time.monotonic() - began
         await asyncio.sleep(SETTLE)
-        await under.scheduler.ask(forget=True)
+        await setup.scheduler.ask(forget=True)
         rss: list[float] = []
         cpu: list[float] = []
         sockets: list[float] = []
@@ -43,10 +43,10 @@ async def measure(namespace: str = "") -> list[Row]:
             rss.append(after.rss / MIB)
             sockets.append(after.sockets)
         busy, tasks = load.share(), await agent.metric("asyncio_tasks")
-        late = (await under.scheduler.ask())["latency"]
-        seen = await under.until(lambda seen: seen["ends"].get("finished") == SESSIONS and seen["running"] == [0])
+        late = (await setup.scheduler.ask())["latency"]
+        seen = await setup.until(lambda seen: seen["ends"].get("finished") == SESSIONS and seen["running"] == [0])
         note = (
-            f"machine {busy:.0%} busy, all pods there after {all_there:.1f} s, {seen['ends'].get('failed', 0)} failed"
+            f"machine {busy:.0%} busy, all pods running after {all_there:.1f} s, {seen['ends'].get('failed', 0)} failed"
         )
         each = [(size - idle.rss / MIB) * 1024 / SESSIONS for size in rss]
         late_note = f"p99 {late['0.99'] * 1e3:.0f} ms, from the scripted API to the scheduler"

@@ -1,7 +1,7 @@
-"""Whether one action that floods its log, or sends a huge file, slows the log lines of the others.
+"""How much one action with a flood of log, or with a huge file, delays the log lines of other actions.
 
-Twenty quiet sessions write 20 lines a second each; how late their lines are is taken alone, beside a flood, alone, and
-beside a file, against the scripted API. A line carries the moment at which it was written.
+Twenty quiet sessions of the scripted API write 20 lines a second each. The delay of their lines is measured alone,
+beside a flood, alone again, and beside a file. Each line contains the time at which it was written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Bed, Load, bed
+from tests.bench.scripted.bench_setup import BenchSetup, Load, bench_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,14 +24,14 @@ MB = 1_000_000
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure all of it; takes a minute and a half."""
-    async with bed() as under:
-        await under.agent(
+    """Measure everything, in about a minute and a half."""
+    async with bench_setup() as setup:
+        await setup.agent(
             slots=QUIET + 1,
             logs={"max_total": 1 << 40},
             artifacts={"max_file_size": 1 << 40, "max_total_size": 1 << 40},
         )
-        await under.scheduler.ask(give=f"life={LIFE} every=0.05", count=QUIET, name="quiet")
+        await setup.scheduler.ask(give=f"life={LIFE} every=0.05", count=QUIET, name="quiet")
         await asyncio.sleep(2)
         alone: list[list[float]] = []
         beside: dict[str, list[float]] = {"flood": [], "file": []}
@@ -40,14 +40,14 @@ async def measure(namespace: str = "") -> list[Row]:
         for _ in range(ROUNDS):
             alone.append([])
             for kind, order in KINDS.items():
-                alone[-1].append(await late(under))
+                alone[-1].append(await quiet_delay(setup))
                 load = Load()
-                before = await under.scheduler.ask(name=kind, **order)
-                beside[kind].append(await late(under))
-                after = await under.scheduler.ask()
+                before = await setup.scheduler.ask(name=kind, **order)
+                beside[kind].append(await quiet_delay(setup))
+                after = await setup.scheduler.ask()
                 busy.append(load.share())
                 speed[kind].append(sum(after[key] - before[key] for key in ("log_bytes", "file_bytes")) / SECONDS / MB)
-                await under.until(lambda seen: seen["running"] == [QUIET])
+                await setup.until(lambda seen: seen["running"] == [QUIET])
         what = f"{QUIET} sessions at 20 lines/s"
         rows = [row(f"a quiet line's latency, p99, {what}, alone", "ms", [each for pair in alone for each in pair])]
         for index, (kind, values) in enumerate(beside.items()):
@@ -63,10 +63,10 @@ KINDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-async def late(under: Bed) -> float:
-    """Return the 99th percentile of how late quiet lines are from now on, in ms."""
+async def quiet_delay(setup: BenchSetup) -> float:
+    """Measure for SECONDS. Return the 99th percentile of the delay of quiet lines in ms."""
     await asyncio.sleep(0.7)
-    await under.scheduler.ask(forget=True)
+    await setup.scheduler.ask(forget=True)
     await asyncio.sleep(SECONDS - 0.7)
-    seen = await under.scheduler.ask()
+    seen = await setup.scheduler.ask()
     return float(seen["latency"]["0.99"]) * 1e3

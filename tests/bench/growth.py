@@ -1,11 +1,11 @@
-"""What 10,000 actions leave behind in one replica: memory, tasks, sockets, held before and after with nothing to do."""
+"""Growth of one replica over 10,000 actions: memory, tasks and sockets of the idle agent, before and after."""
 
 from __future__ import annotations
 
 import time
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Agent, Bed, Load, bed
+from tests.bench.scripted.bench_setup import Agent, BenchSetup, Load, bench_setup
 
 ACTIONS = 10_000
 WARM = 1_000
@@ -15,16 +15,16 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure it; takes two minutes."""
-    async with bed() as under:
-        agent = await under.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
-        await through(under, WARM)
-        rss, sockets, tasks = await held(agent)
+    """Measure everything, in about two minutes."""
+    async with bench_setup() as setup:
+        agent = await setup.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
+        await run_actions(setup, WARM)
+        rss, sockets, tasks = await resources(agent)
         load, began, cpu = Load(), time.monotonic(), agent.costs.cpu
-        await through(under, ACTIONS)
+        await run_actions(setup, ACTIONS)
         took, busy, used = time.monotonic() - began, load.share(), agent.costs.cpu - cpu
-        rss_after, sockets_after, tasks_after = await held(agent)
-        api = await under.api.ask()
+        rss_after, sockets_after, tasks_after = await resources(agent)
+        api = await setup.api.ask()
         note = f"after {WARM} and after {WARM + ACTIONS}: {rss:.1f} and {rss_after:.1f} MiB; machine {busy:.0%} busy"
         what = f"over {ACTIONS} actions"
         cost = f"{used / ACTIONS * 1e3:.1f} ms CPU per action"
@@ -37,10 +37,10 @@ async def measure(namespace: str = "") -> list[Row]:
         ]
 
 
-async def through(under: Bed, count: int) -> None:
-    """Run so many actions to their end."""
-    before = (await under.scheduler.ask())["ends"].get("finished", 0)
-    await under.until(
+async def run_actions(setup: BenchSetup, count: int) -> None:
+    """Run `count` actions to their end."""
+    before = (await setup.scheduler.ask())["ends"].get("finished", 0)
+    await setup.until(
         lambda seen: seen["ends"].get("finished", 0) == before + count and not any(seen["running"]),
         seconds=300,
         give=LIFE,
@@ -48,7 +48,7 @@ async def through(under: Bed, count: int) -> None:
     )
 
 
-async def held(agent: Agent) -> tuple[float, int, float]:
-    """Return resident MiB, sockets and tasks."""
+async def resources(agent: Agent) -> tuple[float, int, float]:
+    """Return the resident MiB, the sockets and the tasks of an agent."""
     costs = agent.costs
     return costs.rss / MIB, costs.sockets, await agent.metric("asyncio_tasks")

@@ -1,11 +1,11 @@
-"""How long an agent takes from its start to its registration, and what it holds when it has nothing to do."""
+"""Time from the start of an agent to its registration, and CPU and memory of an idle agent."""
 
 from __future__ import annotations
 
 import asyncio
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import Load, bed
+from tests.bench.scripted.bench_setup import Load, bench_setup
 
 TIMES = 15
 SETTLE = 0.5
@@ -13,21 +13,21 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure it; takes half a minute."""
+    """Measure everything, in about half a minute."""
     seconds: list[float] = []
     rss: list[float] = []
     cpu: list[float] = []
     load = Load()
-    async with bed() as under:
+    async with bench_setup() as setup:
         for _ in range(TIMES):
-            agent = await under.agent(slots=10)
-            seen = await under.scheduler.ask()
+            agent = await setup.agent(slots=10)
+            seen = await setup.scheduler.ask()
             seconds.append(seen["registered"][-1] - agent.asked)
             await asyncio.sleep(SETTLE)
             costs = agent.costs
             rss.append(costs.rss / MIB)
             cpu.append(costs.cpu)
-            await under.end(agent)
+            await setup.end(agent)
     note = f"machine {load.share():.0%} busy"
     return [
         row("start to registered", "s", seconds, target="<= 1.5", note=note),

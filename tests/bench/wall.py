@@ -1,7 +1,7 @@
-"""One trivial action against a script of bare kubectl, one after the other: what a person waits for.
+"""Duration of one trivial action, compared with the kubectl script of bare.py.
 
-An observer of the benchmark's own watches the pods: what the agent adds is the time between what others see. Beside it
-stands where the agent itself says that the time went, from its metrics.
+Both run alternately. An Observer measures the time that the agent adds. More rows show the duration of each phase, from
+the agent's metrics.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.protocol.wire import agent_pb2 as wire
 from tests.bench import bare
-from tests.bench.desk import desk
+from tests.bench.minimal_scheduler import minimal_scheduler
 from tests.bench.observer import Observer
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bed import free_port
+from tests.bench.scripted.bench_setup import free_port
 from tests.e2e.lab import BUSYBOX
 
 if TYPE_CHECKING:
-    from tests.bench.desk import Desk
+    from tests.bench.minimal_scheduler import MinimalScheduler
 
 TIMES = 15
 WARM = 1
@@ -30,13 +30,13 @@ SEED = 20261124
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of one action at a time."""
+    """Measure actions without and with files."""
     port = free_port()
-    async with desk(namespace) as there:
-        await there.agent(http={"port": port})
+    async with minimal_scheduler(namespace) as scheduler:
+        await scheduler.agent(http={"port": port})
         async with Observer(namespace) as seen:
-            plain = await pairs(there, seen, files=False)
-            files = await pairs(there, seen, files=True)
+            plain = await pairs(scheduler, seen, files=False)
+            files = await pairs(scheduler, seen, files=True)
         stages = await own_account(port)
     return [
         *plain.rows("one action without files", 0.95),
@@ -47,7 +47,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def own_account(port: int) -> list[Row]:
-    """Return the mean time of each phase as the agent counts it, over all actions of both kinds."""
+    """Return the rows of the mean duration of each phase, from the agent's metrics over all actions."""
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
         text = await response.text()
     family = next(
@@ -64,14 +64,13 @@ async def own_account(port: int) -> list[Row]:
 
 
 class Pairs:
-    """Samples of both ways, pair by pair: seconds until the end is known, and until nothing is left."""
+    """Samples of actions and scripts, in pairs: seconds until the end is known and until the pod is gone."""
 
     def __init__(self) -> None:
         self.own: list[tuple[float, float]] = []
         self.bare: list[bare.Bare] = []
 
     def rows(self, what: str, limit: float) -> list[Row]:
-        """Return both rows."""
         ends, gone = zip(*self.own, strict=True)
         floor = [each.read for each in self.bare]
         left = [each.gone for each in self.bare]
@@ -81,35 +80,34 @@ class Pairs:
         ]
 
 
-async def pairs(there: Desk, seen: Observer, *, files: bool) -> Pairs:
-    """Run both, one after the other, and change who is first each time."""
+async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
+    """Run an action and a script in turn. Swap their order in each pair."""
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found
-        # The kubelet looks at its containers once a second: a pair begins anywhere within one, both at the same place.
+        # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause.
         pause = chance.random()
         for which in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(pause)
             if which:
-                kept.own.append(await own(there, seen, files=files))
+                kept.own.append(await own(scheduler, seen, files=files))
             else:
-                kept.bare.append(await bare_run(there, number, files=files))
+                kept.bare.append(await bare_run(scheduler, number, files=files))
     return found
 
 
-async def own(there: Desk, seen: Observer, *, files: bool) -> tuple[float, float]:
-    """Run one action; returns the seconds to its end, and until it is gone."""
+async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
+    """Run one action. Return the seconds until its end is known and until its pod is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
-    given = await there.give(BUSYBOX, command, artifacts=rules).finished()
-    gone = await there.idle()
+    given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()
+    gone = await scheduler.idle()
     if not files:
         seen.add(given)
     return given.finished_at - given.given_at, gone - given.given_at
 
 
-async def bare_run(there: Desk, number: int, *, files: bool) -> bare.Bare:
-    """Run the script."""
+async def bare_run(scheduler: MinimalScheduler, number: int, *, files: bool) -> bare.Bare:
     command = "echo hello > /workspace/out; echo hello" if files else "echo hello"
     number = number + (1000 if files else 0)
-    return await bare.script(there.namespace, there.folder, number, BUSYBOX, command, files=files)
+    return await bare.script(scheduler.namespace, scheduler.folder, number, BUSYBOX, command, files=files)

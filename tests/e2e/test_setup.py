@@ -1,4 +1,4 @@
-"""Set-ups that fail: each gives its reason, a log that a person understands, and no wait longer than its limit."""
+"""Failed set-ups: each has its reason and an understandable log, and none takes longer than its time limit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
 from tests.e2e.registry import refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    pass
 
 SETTINGS: dict[str, Any] = {
     "policy": {
@@ -27,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 MISSING = "localhost/sealci-test/does-not-exist:1"
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
-    # name: (action, stage, reason, what the log must say)
+    # name: (action, stage, reason, what the log must contain)
     "malformed-image": ({"image": "localhost/UPPER:1"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
     "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "nowhere.invalid"),
@@ -74,13 +73,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = Lab(namespace, tmp_path_factory.mktemp("lab"), **SETTINGS)
-    try:
-        lab.agent()
-        yield lab
-    finally:
-        lab.close()
+def lab_settings() -> dict[str, Any]:
+    return SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +84,7 @@ def reports(lab: Lab) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_set_up_fails(reports: dict[str, Any], name: str) -> None:
+def test_a_failed_set_up_has_its_reason_and_log(reports: dict[str, Any], name: str) -> None:
     _, stage, reason, says = CASES[name]
     report = reports[name]
     assert report.finished["outcome"] == "failed", report
@@ -110,13 +104,9 @@ def test_a_registry_that_refuses(lab: Lab) -> None:
     assert "401" in report.text or "authorization" in report.text, report
 
 
-def test_no_command_runs_when_the_files_image_cannot_be_pulled(namespace: str, tmp_path: Path) -> None:
-    lab = Lab(namespace, tmp_path, **SETTINGS)
-    try:
-        lab.agent(environment={"image": MISSING})
-        report = lab.one(DEBIAN, "echo ran; touch /workspace/ran")
-        assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
-        assert "image of files" in report.text
-        assert "ran" not in report.text.splitlines()
-    finally:
-        lab.close()
+def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> None:
+    own_lab.agent(environment={"image": MISSING})
+    report = own_lab.one(DEBIAN, "echo ran; touch /workspace/ran")
+    assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
+    assert "image of files" in report.text
+    assert "ran" not in report.text.splitlines()

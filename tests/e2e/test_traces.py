@@ -1,4 +1,4 @@
-"""Traces of a real agent: spans reach a collector, the commands get their context, the log of the agent names both."""
+"""Traces of a real agent: a collector gets the spans, commands get the trace context, log lines have the trace id."""
 
 from __future__ import annotations
 
@@ -9,27 +9,23 @@ from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.fakes.collector import attributes, collecting
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 
-def test_an_action_s_commands_belong_to_its_span(namespace: str, tmp_path: Path) -> None:
-    lab = Lab(namespace, tmp_path)
-    try:
-        with collecting() as collector:
-            agent = lab.agent(traces={"endpoint": collector.url})
-            report = lab.one(BUSYBOX, "echo $TRACEPARENT", "echo x > made")
-            assert report.outcome == ("succeeded", None, 0)
-            until(lambda: any(each.name == "action" for each in collector.spans), "no span comes")
-            action = collector.named("action")
-            version, trace, span, flags = report.text.strip().split("-")
-            assert (version, trace, span) == ("00", action.trace_id.hex(), action.span_id.hex())
-            assert int(flags, 16) & 1, "not sampled"
-            stages = [each.name for each in collector.children(action)]
-            assert stages == ["setup", "commands", "artifacts", "cleanup"]
-            assert attributes(action)["sealci.outcome"] == "succeeded"
-            lines = [json.loads(line) for line in agent.log.splitlines()]
-            told = [each for each in lines if each.get("trace_id") == action.trace_id.hex()]
-            assert {"session began", "session ended"} <= {each["event"] for each in told}
-            assert {(each["action"], each["attempt"]) for each in told} == {(lab.action_ids(report)[0], 1)}
-    finally:
-        lab.close()
+def test_the_commands_of_an_action_get_its_trace_context(own_lab: Lab) -> None:
+    with collecting() as collector:
+        agent = own_lab.agent(traces={"endpoint": collector.url})
+        report = own_lab.one(BUSYBOX, "echo $TRACEPARENT", "echo x > made")
+        assert report.outcome == ("succeeded", None, 0)
+        until(lambda: any(each.name == "action" for each in collector.spans), "the collector receives no span")
+        action = collector.named("action")
+        version, trace, span, flags = report.text.strip().split("-")
+        assert (version, trace, span) == ("00", action.trace_id.hex(), action.span_id.hex())
+        assert int(flags, 16) & 1, "not sampled"
+        stages = [each.name for each in collector.children(action)]
+        assert stages == ["setup", "commands", "artifacts", "cleanup"]
+        assert attributes(action)["sealci.outcome"] == "succeeded"
+        lines = [json.loads(line) for line in agent.log.splitlines()]
+        logged = [each for each in lines if each.get("trace_id") == action.trace_id.hex()]
+        assert {"session began", "session ended"} <= {each["event"] for each in logged}
+        assert {(each["action"], each["attempt"]) for each in logged} == {(own_lab.action_ids(report)[0], 1)}

@@ -1,4 +1,4 @@
-"""`run` from a pipeline to its exit code, with an engine that the test plays."""
+"""`sealci-agent run` from a pipeline to its exit code, with a fake engine."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def ends_with(outcome: Outcome) -> Engine:
 
 
 class Terminal(io.StringIO):
-    """An output that a person looks at."""
+    """An output stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-async def test_who_holds_the_screen_has_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_view_writes_nothing_while_the_engine_holds_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("CI", raising=False)
     output = Terminal()
@@ -91,7 +91,7 @@ async def test_reports_are_written(tmp_path: Path) -> None:
         (EVICTED, ExitCode.INFRASTRUCTURE),
     ],
 )
-async def test_the_exit_code_says_how_it_went(tmp_path: Path, outcome: Outcome, code: ExitCode) -> None:
+async def test_the_exit_code_follows_the_outcome(tmp_path: Path, outcome: Outcome, code: ExitCode) -> None:
     output = io.StringIO()
     found = await run_pipeline(
         ONE,
@@ -158,7 +158,7 @@ async def test_the_first_interruption_cancels_and_waits(tmp_path: Path) -> None:
     assert clean.is_set()
 
 
-async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
+async def test_the_second_interruption_ends_the_run_at_once(tmp_path: Path) -> None:
     interruptions = Interruptions()
 
     async def engine(endpoint: Endpoint, _: asyncio.Event) -> None:
@@ -175,7 +175,7 @@ async def test_the_second_interruption_leaves_at_once(tmp_path: Path) -> None:
     assert found is ExitCode.INTERRUPTED
 
 
-async def test_an_engine_that_fails_is_the_infrastructures_fault(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_failed_engine_is_the_infrastructures_fault(capsys: pytest.CaptureFixture[str]) -> None:
     async def engine(_: Endpoint, __: asyncio.Event) -> None:
         raise AgentError("no cluster")
 
@@ -183,7 +183,7 @@ async def test_an_engine_that_fails_is_the_infrastructures_fault(capsys: pytest.
     assert "no cluster" in capsys.readouterr().err
 
 
-async def test_an_agent_that_is_never_ready_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_run_ends_when_the_agent_does_not_get_ready(capsys: pytest.CaptureFixture[str]) -> None:
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         token = endpoint.token_file.read_text()
         async with FakeAgent(endpoint.address, token=token, ready=False) as agent:
@@ -221,13 +221,13 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
 
 
 class Closed(io.StringIO):
-    """An output whose reader has gone."""
+    """An output stream whose reader has closed it."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
 
-async def test_a_closed_output_cancels_and_still_cleans(tmp_path: Path) -> None:
+async def test_a_closed_output_cancels_the_run_and_the_engine_cleans_up(tmp_path: Path) -> None:
     clean = asyncio.Event()
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler for one machine over real gRPC, with agents that the test plays."""
+"""The local scheduler over real gRPC, with fake agents."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, R
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.dispatcher import SchedulerOptions
 from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
 from agent.pipeline.events import ActionEnded, LogText, PipelineEvent
@@ -47,7 +47,7 @@ async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> Non
 
 
 async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
-    """Return how a pipeline went, once it has ended."""
+    """Wait for the end of a pipeline. Return its report and its events."""
     report, seen = Report(), []
     async with asyncio.timeout(10):
         async for message in scheduler.registry.watch(run_id):
@@ -67,7 +67,7 @@ def texts(seen: list[PipelineEvent]) -> bytes:
     return b"".join(event.body.data for event in seen if isinstance(event.body, LogText))
 
 
-async def test_an_action_runs_and_its_log_is_kept(tmp_path: Path) -> None:
+async def test_an_action_runs_and_its_log_is_stored(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
         await queue(scheduler)
         action = await agent.action()
@@ -79,7 +79,7 @@ async def test_an_action_runs_and_its_log_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / RUN / "a.log").read_bytes() == b"bytes \xff\n"
 
 
-async def test_actions_go_out_by_free_slots_and_the_21st_waits(tmp_path: Path) -> None:
+async def test_actions_are_sent_by_free_slots_and_the_21st_waits(tmp_path: Path) -> None:
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
         FakeAgent(scheduler.address, slots=20) as agent,
@@ -89,7 +89,7 @@ async def test_actions_go_out_by_free_slots_and_the_21st_waits(tmp_path: Path) -
         await agent.health(running=20)
         assert agent.queue("action").empty()
         await agent.live(actions[0])
-        assert agent.queue("action").empty(), "the slot is free only when health says so"
+        assert agent.queue("action").empty(), "the slot is free only after the next health report"
         await agent.health(running=19)
         last = await agent.action()
         assert last.name == "a20"
@@ -100,7 +100,7 @@ async def test_actions_go_out_by_free_slots_and_the_21st_waits(tmp_path: Path) -
     assert report.exit_code is ExitCode.SUCCEEDED
 
 
-async def test_the_least_loaded_ready_agent_is_first(tmp_path: Path) -> None:
+async def test_actions_go_to_the_least_loaded_ready_agent(tmp_path: Path) -> None:
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
         FakeAgent(scheduler.address, pod="busy", slots=4) as busy,
@@ -115,7 +115,7 @@ async def test_the_least_loaded_ready_agent_is_first(tmp_path: Path) -> None:
         assert leaving.queue("action").empty()
 
 
-async def test_needs_are_waited_for_and_a_failed_one_ends_what_needs_it(tmp_path: Path) -> None:
+async def test_a_failed_action_cancels_the_actions_that_need_it(tmp_path: Path) -> None:
     text = (
         "name: p\nactions:\n"
         "  first: {configuration: {container: i}, commands: [x]}\n"
@@ -171,7 +171,7 @@ async def test_a_gap_ends_the_stream(tmp_path: Path) -> None:
             await agent.ended.wait()
 
 
-async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
+async def test_an_action_continues_after_a_restart_of_the_scheduler(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
         await queue(scheduler, several(3).replace("[x]", "[x], secrets: [TOKEN]"))
         action = await agent.action()
@@ -181,7 +181,7 @@ async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
         await agent.event(key, LogChunk(b"one\n", Cursor("t", 1, 4, 4, 1)))
         await agent.acknowledged(key, 3)
     with (tmp_path / RUN / "a0.log").open("ab") as log:
-        log.write(b"bytes that nobody was told of")
+        log.write(b"bytes without a stored event")
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
         held = SessionState(key, last_seq=4)
         async with FakeAgent(scheduler.address, slots=5, sessions=[held], answer=succeed) as agent:
@@ -204,7 +204,7 @@ async def test_a_restart_in_the_middle_goes_on(tmp_path: Path) -> None:
     assert sum(isinstance(event.body, ActionEnded) for event in seen) == 3
 
 
-async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
+async def test_the_owner_of_an_older_claim_is_fenced(tmp_path: Path) -> None:
     text = ONE.replace("commands: [x]", "commands: [x], secrets: [TOKEN]")
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
@@ -215,10 +215,10 @@ async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
         key = translate.key(action)
         await frozen.event(key, Accepted("pod"))
         await frozen.acknowledged(key, 1)
-        heirs = Key(key.action_id, 1, 2)
-        session = SessionState(heirs, adopted=True)
-        async with FakeAgent(scheduler.address, pod="heir", sessions=[session]) as heir:
-            resume = await heir.take("resume")
+        adopted = Key(key.action_id, 1, 2)
+        session = SessionState(adopted, adopted=True)
+        async with FakeAgent(scheduler.address, pod="adopting", sessions=[session]) as adopting:
+            resume = await adopting.take("resume")
             assert isinstance(resume, wire.Resume)
             assert (resume.seq, resume.claim, dict(resume.secrets)) == (1, 2, {"TOKEN": "s3cret"})
             await frozen.event(key, LogChunk(b"stale\n"))
@@ -228,8 +228,8 @@ async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await frozen.upload(key, file_parts((b"f", b"x")))
             assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-            await heir.event(heirs, LogChunk(b"right\n"), seq=2)
-            await heir.event(heirs, Finished(FAILURE), seq=3)
+            await adopting.event(adopted, LogChunk(b"right\n"), seq=2)
+            await adopting.event(adopted, Finished(FAILURE), seq=3)
             _, seen = await watch(scheduler)
     assert texts(seen) == b"right\n"
 
@@ -237,7 +237,7 @@ async def test_an_older_claim_is_fenced(tmp_path: Path) -> None:
 async def test_an_adoption_during_a_stream_is_answered(tmp_path: Path) -> None:
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
-        FakeAgent(scheduler.address, pod="heir", ready=False) as heir,
+        FakeAgent(scheduler.address, pod="adopting", ready=False) as adopting,
     ):
         async with FakeAgent(scheduler.address, pod="dead") as dead:
             await queue(scheduler)
@@ -245,13 +245,13 @@ async def test_an_adoption_during_a_stream_is_answered(tmp_path: Path) -> None:
             await dead.event(key, Accepted("pod"))
             await dead.acknowledged(key, 1)
         state = SessionState(Key(key.action_id, 1, 2), adopted=True)
-        await heir.write(wire.AgentMessage(adopted=translate.session_state_message(state)))
-        resume = await heir.take("resume")
+        await adopting.write(wire.AgentMessage(adopted=translate.session_state_message(state)))
+        resume = await adopting.take("resume")
         assert isinstance(resume, wire.Resume)
         assert resume.seq == 1
 
 
-async def test_a_lost_agent_means_a_next_attempt_after_the_grace(tmp_path: Path) -> None:
+async def test_the_next_attempt_starts_when_the_grace_of_a_lost_agent_ends(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler:
         async with FakeAgent(scheduler.address, pod="dies") as dies:
             await queue(scheduler)
@@ -291,7 +291,7 @@ async def test_the_last_attempt_fails(tmp_path: Path) -> None:
     assert outcome
     assert (outcome.reason, outcome.message) == (
         Reason.INTERNAL,
-        "its agent was lost in attempt 2, the last one",
+        "the agent was lost in attempt 2, which was the last attempt",
     )
     assert report.exit_code is ExitCode.INFRASTRUCTURE
 
@@ -311,7 +311,7 @@ async def test_a_rejected_action_goes_to_another_agent(tmp_path: Path) -> None:
     assert report.exit_code is ExitCode.SUCCEEDED
 
 
-async def test_cancelling_ends_what_waits_and_asks_for_what_runs(tmp_path: Path) -> None:
+async def test_cancelling_ends_waiting_actions_and_stops_running_ones(tmp_path: Path) -> None:
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
         FakeAgent(scheduler.address, slots=1) as agent,
@@ -327,7 +327,7 @@ async def test_cancelling_ends_what_waits_and_asks_for_what_runs(tmp_path: Path)
     assert [each.outcome.result for each in report.actions.values() if each.outcome] == [Result.CANCELLED] * 2
 
 
-async def test_a_finished_session_that_is_named_is_discarded(tmp_path: Path) -> None:
+async def test_ended_and_unknown_sessions_are_discarded(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler:
         async with FakeAgent(scheduler.address) as agent:
             await queue(scheduler)
@@ -340,7 +340,7 @@ async def test_a_finished_session_that_is_named_is_discarded(tmp_path: Path) -> 
     assert {each.action_id for each in found if isinstance(each, wire.Discard)} == {f"{RUN}/a", "elsewhere/a"}
 
 
-async def test_a_silent_agent_is_dropped(tmp_path: Path) -> None:
+async def test_the_stream_of_a_silent_agent_is_closed(tmp_path: Path) -> None:
     options = SchedulerOptions(health_interval=0.02, resume_grace=0.02)
     async with (
         open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler,
@@ -348,7 +348,7 @@ async def test_a_silent_agent_is_dropped(tmp_path: Path) -> None:
     ):
         async with asyncio.timeout(5):
             await agent.ended.wait()
-        assert not scheduler.dispatcher.streams
+        assert not scheduler.dispatcher.agents.streams
 
 
 async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Pat
     ):
         async with asyncio.timeout(5):
             await older.ended.wait()
-        assert [each.agent_id for each in scheduler.dispatcher.streams.values()] == ["pod.2"]
+        assert [each.agent_id for each in scheduler.dispatcher.agents.streams.values()] == ["pod.2"]
 
 
 async def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ async def test_another_protocol_version_is_refused(tmp_path: Path) -> None:
         assert refused.why == wire.Refused.PROTOCOL_VERSION
 
 
-async def test_an_empty_token_lets_nobody_in(tmp_path: Path) -> None:
+async def test_no_call_passes_an_empty_token_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("\n")
     async with open_scheduler("127.0.0.1:0", tmp_path, Access(tmp_path / "token")) as scheduler:
         for token in ("", " "):
@@ -380,7 +380,7 @@ async def test_an_empty_token_lets_nobody_in(tmp_path: Path) -> None:
                 assert agent.code is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_without_the_token_nobody_comes_in(tmp_path: Path) -> None:
+async def test_a_call_without_the_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("right\n")
     async with open_scheduler("127.0.0.1:0", tmp_path, Access(tmp_path / "token")) as scheduler:
         async with FakeAgent(scheduler.address, token="wrong") as agent:
@@ -466,7 +466,7 @@ async def fail_with_files(agent: FakeAgent, action: wire.Action) -> None:
     await agent.live(action, life("é\n".encode(), FAILURE))
 
 
-async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) -> None:
+async def test_submit_continues_after_a_restart_of_the_scheduler(tmp_path: Path) -> None:
     output = io.StringIO()
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler:
         address = scheduler.address
@@ -493,7 +493,7 @@ async def test_submit_goes_on_over_a_restart_of_the_scheduler(tmp_path: Path) ->
     ]
 
 
-async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes_again(tmp_path: Path) -> None:
+async def test_an_action_continues_after_a_state_loss_when_submit_sends_it_again(tmp_path: Path) -> None:
     output = io.StringIO()
     async with open_scheduler("127.0.0.1:0", tmp_path / "old", Access()) as scheduler:
         address = scheduler.address
@@ -505,7 +505,7 @@ async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes
             key = translate.key(await agent.action())
             await agent.event(key, LogChunk(b"one\n"))
             await agent.acknowledged(key, 1)
-    key = Key(key.action_id, 2, 3)  # also an attempt and a claim that a fresh scheduler would not begin with
+    key = Key(key.action_id, 2, 3)  # an attempt and a claim with which a new scheduler does not start
     async with (
         open_scheduler(address, tmp_path / "new", Access()) as scheduler,
         FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,
@@ -520,10 +520,10 @@ async def test_a_scheduler_that_lost_its_memory_goes_on_when_the_submitter_comes
             assert await client is ExitCode.FAILED
         run_id = key.action_id.partition("/")[0]
         assert (tmp_path / "new" / run_id / "a.log").read_bytes() == b"one\ntwo\n"
-        assert "action" not in agent.received, "begun a second time"
+        assert "action" not in agent.received, "the action was sent a second time"
 
 
-async def test_no_secret_is_left_when_a_pipeline_has_ended(tmp_path: Path) -> None:
+async def test_no_secret_is_stored_after_the_end_of_a_pipeline(tmp_path: Path) -> None:
     text = ONE.replace("commands: [x]", "commands: [x], secrets: [TOKEN]")
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
         await queue(scheduler, text)

@@ -25,10 +25,10 @@ import aiohttp
 import structlog
 
 from agent.aio import cancel_and_wait
+from agent.backoff import Backoff
 from agent.cluster.logs.line_reader import Hole, LineReader
 from agent.cluster.logs.request import LogRequest
 from agent.cluster.logs.rotation import NODE_LIMIT, NodeFile
-from agent.domain.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogGap, LogLost, LogPiece
 

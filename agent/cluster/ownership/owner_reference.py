@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.backoff import Backoff
+from agent.backoff import Backoff
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 

@@ -1,4 +1,4 @@
-"""Quantities and durations, and what is refused with a sentence."""
+"""Quantities and durations, and the texts that are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_quantities(text: str, number: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "-1", "1 Gi", "1gi", "1GiB", "Gi", "1e3", "1.", ".5", "0x10", "1\n", "٣", "1" * 19, "1,5"]
 )
-def test_what_is_no_quantity(text: str) -> None:
+def test_a_malformed_quantity_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity such as"):
         quantity(text)
 
@@ -61,6 +61,6 @@ def test_durations(value: str | float, number: float) -> None:
     "value",
     ["", " ", "s", "-5s", "5x", "1m1h", "1 m", "inf", "nan", True, None, [], -1, float("nan"), float("inf")],
 )
-def test_what_is_no_duration(value: Any) -> None:
+def test_a_malformed_duration_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         seconds(value)

@@ -1,4 +1,4 @@
-"""What the options of `run` change about a pipeline."""
+"""The options of `run` that change a pipeline."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ actions:
 ASKED = parser.parse(TEXT, "p.yaml")
 
 
-def test_only_keeps_the_order_and_the_needs_among_what_is_kept() -> None:
+def test_selected_actions_keep_their_order_and_the_needs_among_them() -> None:
     kept = overrides.select_actions(ASKED, ["unit", "ship"])
     assert [(each.name, each.needs) for each in kept.actions] == [("ship", ("unit",)), ("unit", ())]
     with pytest.raises(OptionError, match="no action 'unti', did you mean 'unit'"):
         overrides.select_actions(ASKED, ["unti"])
 
 
-def test_variables_come_over_those_of_the_file() -> None:
+def test_variables_replace_those_of_the_file() -> None:
     changed = overrides.with_env(ASKED, {"A": "2", "B": ""})
     assert all(each.env == {"A": "2", "B": ""} for each in changed.actions)
-    for name, why in (("S", "is a secret"), ("1x", "is not a variable")):
+    for name, why in (("S", "is a secret"), ("1x", "is not a variable name")):
         with pytest.raises(OptionError, match=why):
             overrides.with_env(ASKED, {name: "x"})
 
 
-def test_secrets_come_beside_those_of_the_file() -> None:
+def test_secrets_are_added_to_those_of_the_file() -> None:
     changed = overrides.with_secrets(ASKED, ["T", "S"])
     assert {each.name: each.secrets for each in changed.actions}["unit"] == ("S", "T")
-    for name, why in (("A", "is set in `env` too"), ("a-b", "is not a variable")):
+    for name, why in (("A", "is also set in `env`"), ("a-b", "is not a variable name")):
         with pytest.raises(OptionError, match=why):
             overrides.with_secrets(ASKED, [name])
 
 
-def test_a_tree_takes_the_place_of_every_clone() -> None:
+def test_no_action_keeps_its_repository() -> None:
     assert all(each.repository is None for each in overrides.without_repositories(ASKED).actions)
 
 
-def test_the_list_is_a_tree() -> None:
+def test_the_listing_is_a_tree() -> None:
     output = io.StringIO()
     Console(file=output, width=100).print(listing.listing(ASKED))
     assert [line.rstrip() for line in output.getvalue().splitlines()] == [

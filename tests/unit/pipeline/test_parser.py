@@ -1,4 +1,4 @@
-"""Pipeline files: what is read, and exactly what is said about a wrong one."""
+"""Pipeline files: what is read, and the exact message for each mistake."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(text: str) -> object:
     return parse(dedent(text), "ci.yaml")
 
 
-def test_everything_is_read() -> None:
+def test_every_key_is_read() -> None:
     found = parse(dedent(FULL), "ci.yaml")
     build, test = found.actions
     assert (found.name, [action.name for action in found.actions]) == ("build and test", ["build", "test"])
@@ -66,7 +66,7 @@ def test_everything_is_read() -> None:
     assert found.secrets == ("TOKEN",)
 
 
-def test_an_action_gets_only_the_secrets_that_it_names() -> None:
+def test_an_action_gets_only_its_own_secrets() -> None:
     build, test = parse(dedent(FULL), "ci.yaml").actions
     known = {"TOKEN": "x", "OTHER": "y"}
     assert build.action(Key("p/build"), known).secrets == {"TOKEN": "x"}
@@ -126,7 +126,7 @@ WRONG = [
         A.replace("container: i", "container: a b"),
         "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'a b'",
     ),
-    (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: stands twice in this mapping"),
+    (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: this key is set twice"),
     (A.replace("[x]", "[]"), "ci.yaml:4: actions.a.commands: must have at least one command"),
     (A.replace("[x]", "x"), "ci.yaml:4: actions.a.commands: must be a list of commands, not 'x'"),
     (
@@ -138,19 +138,19 @@ WRONG = [
         "ci.yaml:5: actions.a.commands[1]: must be a command, not a mapping: quote a command that contains ': '",
     ),
     (A.replace("[x]", "[~]"), "ci.yaml:4: actions.a.commands[1]: must be a command, not nothing"),
-    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not a name of an action: {NAMES}"),
+    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not an action name: {NAMES}"),
     (
         A.replace("  a:", "  a.log:"),
-        "ci.yaml:3: actions.a.log: is not a name of an action: '.log' is kept for the logs beside it",
+        "ci.yaml:3: actions.a.log: is not an action name: '.log' is reserved for log files",
     ),
     (
         A + "    env: {1X: y}\n",
-        "ci.yaml:5: actions.a.env.1X: '1X' is not a variable: letters, digits and '_', not beginning with a digit",
+        "ci.yaml:5: actions.a.env.1X: '1X' is not a variable name: letters, digits and '_', not beginning with a digit",
     ),
     (A + "    env: {X: }\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not nothing'),
     (A + "    env: {X: [1]}\n", 'ci.yaml:5: actions.a.env.X: must be a text (quote an empty one: ""), not a list'),
-    (A + "    env: {X: y}\n    secrets: [X]\n", "ci.yaml:6: actions.a.secrets[1]: X stands in `env` too"),
-    (A + "    secrets: [X, X]\n", "ci.yaml:5: actions.a.secrets[2]: X stands twice"),
+    (A + "    env: {X: y}\n    secrets: [X]\n", "ci.yaml:6: actions.a.secrets[1]: X is also set in `env`"),
+    (A + "    secrets: [X, X]\n", "ci.yaml:5: actions.a.secrets[2]: X is listed twice"),
     (A + "    repo: {ref: main}\n", "ci.yaml:5: actions.a.repo: `url` is missing"),
     (
         A + "    repo: {url: u, depth: -1}\n",
@@ -192,11 +192,19 @@ WRONG = [
         A + "    needs: [A]\n",
         "ci.yaml:5: actions.a.needs[1]: there is no action 'A'; there are: a",
     ),
-    (A + "    needs: [a]\n", "ci.yaml:5: actions.a.needs: need each other in a circle: a -> a"),
+    (A + "    needs: [a]\n", "ci.yaml:5: actions.a.needs: the needs form a circle: a -> a"),
     (
         A + "    needs: [b]\n" + A.removeprefix("actions:\n").replace("a:", "b:", 1) + "    needs: [c]\n"
         "  c: {configuration: {container: i}, commands: [x], needs: [a]}\n",
-        "ci.yaml:5: actions.a.needs: need each other in a circle: a -> b -> c -> a",
+        "ci.yaml:5: actions.a.needs: the needs form a circle: a -> b -> c -> a",
+    ),
+    (
+        "actions:\n"
+        "  free: {configuration: {container: i}, commands: [x], needs: [d]}\n"
+        "  c: {configuration: {container: i}, commands: [x], needs: [e]}\n"
+        "  d: {configuration: {container: i}, commands: [x], needs: [c]}\n"
+        "  e: {configuration: {container: i}, commands: [x], needs: [d]}\n",
+        "ci.yaml:3: actions.c.needs: the needs form a circle: c -> e -> d -> c",
     ),
     (
         "a: [",
@@ -215,7 +223,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_file_is_told_with_line_key_and_what_is_allowed(text: str, message: str) -> None:
+def test_the_message_names_the_line_the_key_and_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(PipelineFileError) as wrong:
         parse(text, "ci.yaml")
     assert str(wrong.value) == message
@@ -233,7 +241,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         parse("[" * 500, "deep.yaml")
 
 
-def test_secrets_come_from_the_file_first_and_the_environment_second(tmp_path: Path) -> None:
+def test_a_secret_of_the_file_wins_over_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
     file.write_text("# comment\n\nA=from=file\nB=\n")
     assert find_secrets(["A", "B", "C"], {"A": "x", "C": "env"}, file) == {"A": "from=file", "B": "", "C": "env"}

@@ -1,0 +1,64 @@
+"""Record which agents are connected and which agent has which action.
+
+The pool lives as long as the dispatcher. It is not stored, because agents report their sessions when they register.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.local_scheduler.agent_stream import AgentStream, pod_of
+
+if TYPE_CHECKING:
+    from agent.local_scheduler.records import ActionRecord
+
+
+class AgentPool:
+    """The newest stream of each connected pod. The dispatcher owns the only instance.
+
+    An agent has an action if the action id is in the `sessions` of the agent's stream. At most one agent has an action.
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[str, AgentStream] = {}
+
+    def add(self, stream: AgentStream) -> None:
+        """Add a stream and close the older stream of the same pod."""
+        if (older := self.streams.get(stream.pod)) is not None:
+            older.close()
+        self.streams[stream.pod] = stream
+
+    def remove(self, stream: AgentStream) -> bool:
+        """Close and remove a stream. Return False when the pod has a newer stream or none."""
+        stream.close()
+        if self.streams.get(stream.pod) is not stream:
+            return False
+        del self.streams[stream.pod]
+        return True
+
+    def close(self) -> None:
+        for stream in self.streams.values():
+            stream.close()
+
+    def least_loaded(self) -> AgentStream | None:
+        """Return the stream with the largest share of free slots, None when every agent is full."""
+        free = [stream for stream in self.streams.values() if stream.free_slots > 0]
+        return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)
+
+    def stream_of(self, record: ActionRecord) -> AgentStream | None:
+        """Return the stream of the agent that has an action, None when no connected agent has it."""
+        stream = self.streams.get(pod_of(record.agent_id))
+        # After a reconnect, the agent's new stream has an action only when the agent has named the action.
+        return stream if stream is not None and record.action_id in stream.sessions else None
+
+    def bind(self, record: ActionRecord, stream: AgentStream) -> None:
+        """Record that the agent of a stream has an action and that no other agent has it."""
+        if (older := self.stream_of(record)) is not None:
+            older.sessions.discard(record.action_id)
+        record.agent_id = stream.agent_id
+        stream.sessions.add(record.action_id)
+
+    def unbind(self, record: ActionRecord, stream: AgentStream) -> None:
+        """Record that the agent of a stream no longer has an action."""
+        stream.sessions.discard(record.action_id)
+        record.agent_id = ""

@@ -1,0 +1,258 @@
+"""The processes of an experiment: the scripted API, the scheduler and the agents, and what each of them costs.
+
+A `BenchSetup` lives as long as one experiment's `async with`. Each agent is a process `python -m agent serve` with a
+configuration file and a kubeconfig. No code of an agent runs in the process of the benchmark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import yaml
+
+from agent.domain.json import Object
+from tests.bench import machine
+from tests.fakes import certificates
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+DEADLINE = 60.0
+PAUSE = 0.02
+
+
+class Child:
+    """A process that answers lines of JSON. The first line of its output is its port."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    async def ask(self, **order: Any) -> Object:
+        """Send an order and return the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        async with asyncio.timeout(DEADLINE):
+            answer: Object = json.loads(await self.process.stdout.readline())
+        return answer
+
+    async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
+        """Send an order, then poll until a condition of the answer holds. Return the last answer.
+
+        Raises:
+            TimeoutError: the condition did not hold in time.
+        """
+        async with asyncio.timeout(seconds):
+            seen = await self.ask(**order)
+            while not condition(seen):
+                await asyncio.sleep(PAUSE)
+                seen = await self.ask()
+        return seen
+
+
+@asynccontextmanager
+async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
+    """Run a module of the benchmark as a process until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE):
+            port = int(await process.stdout.readline())
+        yield Child(process, port)
+    finally:
+        await end_process(process)
+
+
+async def end_process(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """Send a signal to a process and wait for its end. Kill it after some seconds."""
+    if process.returncode is None:
+        process.send_signal(number)
+    try:
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The resources of a process: used CPU seconds, resident bytes, open sockets."""
+
+    cpu: float
+    rss: int
+    sockets: int
+
+    @classmethod
+    def of(cls, pid: int) -> Costs:
+        """Read the resources of a process from /proc."""
+        return cls(machine.cpu_of(pid), machine.memory_of(pid), machine.sockets_of(pid))
+
+
+@dataclass
+class Agent:
+    """One replica. `asked` is the time at which its process was started, in seconds of `time.time`."""
+
+    process: asyncio.subprocess.Process
+    asked: float
+    port: int
+
+    @property
+    def costs(self) -> Costs:
+        """Return its resources."""
+        return Costs.of(self.process.pid)
+
+    async def metric(self, name: str) -> float:
+        """Return the value of a metric without labels."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            text = await response.text()
+        return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"sealci_agent_{name} ")))
+
+
+@dataclass
+class BenchSetup:
+    """The scheduler and the agents of an experiment."""
+
+    scheduler: Child
+    folder: Path
+    kubeconfig: Path
+    stack: AsyncExitStack
+    namespace: str = "bench"
+    agents: list[Agent] = field(default_factory=list)
+
+    async def agent(self, *, slots: int, **settings: Object) -> Agent:
+        """Start a replica and wait until it is ready."""
+        agent = await self.begin(slots=slots, **settings)
+        await self.until(lambda seen: seen["ready"] == len(self.agents))
+        return agent
+
+    async def end(self, agent: Agent) -> None:
+        """Stop a replica and wait until the scheduler has noticed."""
+        await end_process(agent.process)
+        self.agents.remove(agent)
+        await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
+
+    async def begin(self, *, slots: int, **settings: Object) -> Agent:
+        """Start a replica."""
+        port = free_port()
+        values: Object = {
+            "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
+            "agent": {"slots": slots, "pool": "bench", "drain_timeout": 0.1},
+            "cluster": {"namespace": self.namespace, "kubeconfig": str(self.kubeconfig)},
+            "http": {"host": "127.0.0.1", "port": port},
+            "logging": {"format": "json"},
+        }
+        for section, fields in settings.items():
+            values[section] = values.get(section, {}) | fields
+        file = self.folder / f"agent-{port}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        log = (self.folder / f"agent-{port}.log").open("wb")
+        self.stack.callback(log.close)
+        asked = time.time()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "agent", "serve", "--config", str(file)), stderr=log, stdout=log
+        )
+        self.stack.push_async_callback(end_process, process)
+        self.agents.append(Agent(process, asked, port))
+        return self.agents[-1]
+
+    async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
+        """Send an order to the scheduler, then wait until a condition of its counters holds. Return the counters.
+
+        Raises:
+            TimeoutError: the condition did not hold in time.
+        """
+        return await self.scheduler.until(condition, seconds, **order)
+
+    @property
+    def cpu(self) -> float:
+        """Return the CPU seconds that all agents have used."""
+        return sum(agent.costs.cpu for agent in self.agents)
+
+    def agent_logs(self) -> str:
+        return "".join(file.read_text() for file in sorted(self.folder.glob("agent-*.log")))
+
+
+@dataclass(kw_only=True)
+class ScriptedSetup(BenchSetup):
+    """A setup with the scripted API."""
+
+    api: Child
+
+
+@asynccontextmanager
+async def bench_setup() -> AsyncIterator[ScriptedSetup]:
+    """Run the scripted API and the scheduler. `BenchSetup.agent` starts agents."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
+        authority = certificates.authority(folder, "ca")
+        own = certificates.signed(folder, "localhost", authority, "localhost", address="127.0.0.1")
+        api = await stack.enter_async_context(child("tests.bench.scripted.api", str(own.cert), str(own.key)))
+        scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(yaml.safe_dump(trust(f"https://127.0.0.1:{api.port}", authority.cert)))
+        agents = await stack.enter_async_context(AsyncExitStack())
+        yield ScriptedSetup(scheduler, folder, kubeconfig, agents, api=api)
+
+
+@asynccontextmanager
+async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[BenchSetup]:
+    """Run the scheduler, for agents of a running cluster."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
+        scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
+        agents = await stack.enter_async_context(AsyncExitStack())
+        yield BenchSetup(scheduler, folder, kubeconfig, agents, namespace)
+
+
+def trust(server: str, authority: Path) -> Object:
+    """Return a kubeconfig for a server and its certificate authority."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "bench",
+        "clusters": [{"name": "bench", "cluster": {"server": server, "certificate-authority": str(authority)}}],
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+        "users": [{"name": "bench", "user": {"token": "bench"}}],
+    }
+
+
+class Load:
+    """The load of the whole machine."""
+
+    def __init__(self) -> None:
+        self.busy, self.at = machine.busy(), time.monotonic()
+
+    def share(self) -> float:
+        """Return the busy share of all cores since the last call, 0 to 1."""
+        busy, at = machine.busy(), time.monotonic()
+        share = (busy - self.busy) / ((at - self.at) * (os.cpu_count() or 1))
+        self.busy, self.at = busy, at
+        return share
+
+
+def free_port() -> int:
+    """Return a port on which no process listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

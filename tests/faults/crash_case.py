@@ -1,0 +1,229 @@
+"""One case of the crash matrix: an agent is killed at one step of an action, and another agent follows.
+
+A CrashCase lives for one action. The local scheduler runs in this process, so that a test can delay its steps. The
+agents are real processes and the cluster is scripted. The checks read the stored outcome, log and files, and the pods
+and Secrets that are left. They use no report of an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import signal
+from typing import TYPE_CHECKING
+
+from agent.domain.errors import Stage
+from agent.domain.events import CommandFinished, Finished, StageChanged
+from agent.domain.json import Object
+from agent.domain.session_state import Readiness
+from agent.local_scheduler.action_state import ActionStatus
+from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.options import SchedulerOptions
+from agent.local_scheduler.server import open_scheduler
+from agent.pipeline import event_codec, parser
+from agent.pipeline.events import ActionEnded
+from tests.fakes.waiting import LONG
+from tests.faults.node import Cluster, Points
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.domain.actions import Key
+    from agent.domain.events import Event
+    from agent.domain.session_state import Health
+    from agent.local_scheduler.agent_stream import AgentStream
+    from agent.local_scheduler.records import ActionRecord
+    from agent.local_scheduler.server import Scheduler
+    from tests.faults.agent_processes import AgentProcesses, Child
+
+RUN = "pipeline1"
+SECRETS = {"TOKEN": "s3cret-value"}
+TEXT = """name: p
+actions:
+  a:
+    configuration: {container: alpine}
+    commands: [one, two]
+    secrets: [TOKEN]
+    repo: {url: "https://example.org/r.git"}
+"""
+LINES = [f"line {number} of the log\n".encode() for number in range(1, 41)]
+SCRIPT: list[bytes | str] = ["s:1", *LINES[:25], "f:1:0", "s:2", *LINES[25:], "f:2:0", "l:0:0"]
+FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
+# Steps at which no pod exists, so that no agent can adopt.
+BEFORE_ANY_POD = ("received", "accepted")
+
+
+class CrashCase:
+    """One run. The first agent is killed at `step`.
+
+    `column` names the next agent: the "same" replica after a restart, an"other" replica, or one that starts "later".
+    """
+
+    def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str) -> None:
+        self.folder = folder
+        self.processes = processes
+        self.step = step
+        self.column = column
+        # An agent that dies before it accepts is held at its first request, so that it creates no pod.
+        self.points = Points("accepted" if step == "received" else step)
+        self.cluster = Cluster(self.points, folder, SCRIPT, FILES)
+        self.accepts = step != "received"
+        self.given_up = asyncio.Event()
+        self.health_noticed = asyncio.Event()
+        self.agents: list[Child] = []
+
+    async def run(self) -> int:
+        """Run the case. Return the attempt in which the action succeeded."""
+        # A short grace where no agent can adopt: there is no pod, or no agent runs for a while.
+        short = self.step in BEFORE_ANY_POD or self.column == "later"
+        options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
+        async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
+            try:
+                await self.kill_and_replace(scheduler)
+                return await self.check(scheduler)
+            finally:
+                self.points.open.set()
+                for agent in self.agents:
+                    await agent.end(signal.SIGKILL)
+                await self.cluster.close()
+
+    async def kill_and_replace(self, scheduler: Scheduler) -> None:
+        """Kill the agent at the step, then start the next one."""
+        self.listen(scheduler)
+        first = await self.agent(scheduler, "replica-a")
+        await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
+        await self.points.reached.wait()
+        if self.column == "other":
+            await self.agent(scheduler, "replica-b")
+        assert await first.end(signal.SIGKILL) == -signal.SIGKILL
+        self.accepts = True
+        self.points.open.set()
+        if self.column == "same":
+            await self.agent(scheduler, "replica-a")
+        elif self.column == "later":
+            if scheduler.registry.get(RUN).records["a"].state.status is not ActionStatus.ENDED:
+                await self.given_up.wait()
+            await self.cluster.expire()
+            await self.agent(scheduler, "replica-c")
+
+    def listen(self, scheduler: Scheduler) -> None:
+        """Wrap methods of the scheduler, to notice health reports and lost attempts and to hold its own steps."""
+        dispatcher = scheduler.dispatcher
+        receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
+
+        async def delayed_receive(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
+            if not await self.hold(stream, event):
+                await receive(stream, key, seq, event)
+            if self.step == "outcome not acknowledged" and isinstance(event, Finished):
+                await self.points.at(self.step)
+
+        def noticed_health(stream: AgentStream, report: Health) -> None:
+            health(stream, report)
+            self.health_noticed.set()
+
+        def noticed_give_up(record: ActionRecord) -> None:
+            give_up(record)
+            self.given_up.set()
+
+        dispatcher.receive = delayed_receive  # type: ignore[method-assign]
+        dispatcher.update_health = noticed_health  # type: ignore[method-assign,assignment]
+        dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
+
+    async def hold(self, stream: AgentStream, event: Event | None) -> bool:
+        """Wait if an event belongs to the held step. Return whether its agent was killed meanwhile."""
+        if not self.accepts:
+            await self.points.open.wait()
+            return True
+        if isinstance(event, StageChanged) and event.stage is Stage.ARTIFACTS:
+            return await self.points.at("log drained")
+        if isinstance(event, CommandFinished) and event.index == 1:
+            return await self.points.at("command 1 ended")
+        if isinstance(event, Finished):
+            if self.step == "outcome not acknowledged" and not self.points.open.is_set():
+                stream.ack = lambda key, seq: None  # type: ignore[method-assign]
+            return await self.points.at("outcome sent")
+        return False
+
+    async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
+        """Start an agent and wait until it is ready. It connects to `address`, by default the scheduler's."""
+        number = len(self.agents)
+        config = self.folder / f"agent-{number}.json"
+        config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))
+        streams = scheduler.dispatcher.agents.streams
+        before = {stream.agent_id for stream in streams.values()}
+        child = await self.processes.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
+        self.agents.append(child)
+        while not any(
+            stream.health is not None and stream.health.status is Readiness.READY
+            for stream in streams.values()
+            if stream.pod == pod and stream.agent_id not in before
+        ):
+            assert child.code is None, child.log
+            self.health_noticed.clear()
+            await self.health_noticed.wait()
+        return child
+
+    def settings(self, address: str, pod: str) -> Object:
+        kubeconfig = self.folder / "kubeconfig"
+        cluster = [{"name": "k", "cluster": {"server": self.cluster.host}}]
+        contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
+        rest = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": cluster}
+        kubeconfig.write_text(json.dumps(rest | {"contexts": contexts, "users": [{"name": "u", "user": {}}]}))
+        return {
+            "scheduler": {
+                "address": address,
+                "tls": {"enabled": False},
+                "reconnect_max": "0.2s",
+                "keepalive": "2s",
+                "register_timeout": "2s",
+            },
+            "agent": {"id": pod, "slots": 4, "drain_timeout": "5s"},
+            "cluster": {
+                "namespace": "ci",
+                "kubeconfig": str(kubeconfig),
+                "lease_duration": "2s",
+                "lease_renew": "0.5s",
+                "sweep_interval": "0.5s",
+            },
+            "http": {"host": "127.0.0.1", "port": 0},
+            "logging": {"format": "json"},
+        }
+
+    async def check(self, scheduler: Scheduler) -> int:
+        """Check the stored outcome, log and files against the script. Return the attempt."""
+        assert await outcomes(scheduler) == ["succeeded"]
+        await self.cluster.until(
+            "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
+        )
+        last = self.agents[-1]
+        assert await last.end(signal.SIGTERM) == 0, last.log
+        stored = (self.folder / RUN / "a.log").read_bytes()
+        assert stored == b"".join(LINES), f"the log is {stored!r}"
+        files = {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()}
+        assert sums(files) == sums(FILES)
+        left = [lease["spec"]["holderIdentity"] for lease in self.cluster.leases.values()]
+        # A killed agent cannot delete its Lease.
+        assert [holder for holder in left if not holder.startswith("replica-a.")] == []
+        for agent in self.agents:
+            assert "Traceback" not in agent.log, agent.log
+            assert [name for name, value in SECRETS.items() if value in agent.log] == []
+        attempt = scheduler.registry.get(RUN).records["a"].state.attempt
+        if self.column != "later" and self.step not in BEFORE_ANY_POD:
+            assert attempt == 1, "the action was begun again although its pod was there"
+        return attempt
+
+
+async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
+    """Wait for the end of the pipeline and return every outcome of its action."""
+    found = []
+    async for message in scheduler.registry.watch(run):
+        event = event_codec.decode(message)
+        if event is not None and isinstance(event.body, ActionEnded):
+            found.append(event.body.outcome.result.value)
+    return found
+
+
+def sums(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -1,0 +1,20 @@
+"""Fixtures of the tests of agent.cluster: a scripted API server, and retries without their waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.cluster.api import client as clients
+from agent.cluster.api.timings import ApiTimings
+from tests.fakes.api import FakeApi
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry requests at once. A module opts in: `pytestmark = pytest.mark.usefixtures("no_backoff")`."""
+    monkeypatch.setattr(clients, "DEFAULT_TIMINGS", ApiTimings(retry_pause=0.0))

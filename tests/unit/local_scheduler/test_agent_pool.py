@@ -1,0 +1,53 @@
+"""The pool of connected agents: one stream for each pod, and one agent for each action."""
+
+from __future__ import annotations
+
+from agent.domain.session_state import Health, Readiness
+from agent.local_scheduler.action_state import ActionState
+from agent.local_scheduler.agent_pool import AgentPool
+from agent.local_scheduler.agent_stream import AgentStream
+from agent.local_scheduler.records import ActionRecord, PipelineRun
+from agent.local_scheduler.storage.changes import StoredPipeline
+from agent.pipeline.parser import PipelineAction
+
+
+def action_record() -> ActionRecord:
+    run = PipelineRun(StoredPipeline("pipeline1", "p.yaml", "", 0.0))
+    return ActionRecord(PipelineAction("a", "image", ("x",)), ActionState("pipeline1", "a"), run)
+
+
+def test_an_action_is_on_one_agent_at_most() -> None:
+    pool, record = AgentPool(), action_record()
+    first, second = AgentStream("first.1", 1), AgentStream("second.1", 1)
+    pool.add(first)
+    pool.add(second)
+    pool.bind(record, first)
+    pool.bind(record, second)
+    assert (first.sessions, second.sessions, record.agent_id) == (set(), {"pipeline1/a"}, "second.1")
+    assert pool.stream_of(record) is second
+    pool.unbind(record, second)
+    assert pool.stream_of(record) is None
+
+
+def test_a_new_stream_of_a_pod_has_no_action_of_the_older_stream() -> None:
+    pool, record = AgentPool(), action_record()
+    older, newer = AgentStream("pod.1", 1), AgentStream("pod.1", 1)
+    pool.add(older)
+    pool.bind(record, older)
+    pool.add(newer)
+    assert older.closed
+    assert pool.stream_of(record) is None
+    assert not pool.remove(older)
+    assert pool.remove(newer)
+
+
+def test_the_least_loaded_agent_has_the_largest_share_of_free_slots() -> None:
+    pool = AgentPool()
+    assert pool.least_loaded() is None
+    for name, slots, running in (("half", 4, 2), ("quarter", 4, 1), ("full", 50, 50)):
+        stream = AgentStream(name, slots)
+        stream.update_health(Health(Readiness.READY, slots, running))
+        pool.add(stream)
+    found = pool.least_loaded()
+    assert found is not None
+    assert found.agent_id == "quarter"
