@@ -48,7 +48,7 @@ async def serve(
             await app.run()
     except ExceptionGroup as group:
         # The first root task that failed has ended the others. Callers expect its error, not a group.
-        first = group.exceptions[0]
+        first = first_error(group)
         if not isinstance(first, Refused):
             raise first from group
         log.error("the scheduler refuses this version of the agent", reason=str(first))
@@ -57,6 +57,14 @@ async def serve(
         await client.close()
         await asyncio.to_thread(traces.close)
     return code
+
+
+def first_error(group: ExceptionGroup[Exception]) -> Exception:
+    """Return the error that a group of errors began with. Groups of task groups hold further groups."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def open_traces(settings: Settings) -> Traces:

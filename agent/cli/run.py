@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -179,6 +180,10 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
+    # Until the loop counts signals, each of them ends the command as Ctrl-C does: with its temporary folders removed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     choices = Choices(**given)
     check_choices(choices)
     if choices.listing:
@@ -254,7 +259,9 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
         try:
             code = run_once(choices, settings)
         except (SettingsError, click.UsageError) as error:
-            click.echo(f"sealci-agent: {error}", err=True)
+            from agent.console.follower import print_notice
+
+            print_notice(str(error))
             code = USAGE
         if code == INTERRUPTED:
             return code

@@ -18,7 +18,7 @@ import grpc
 
 from agent.aio import cancel_and_wait, first_of
 from agent.console import terminal_text
-from agent.console.follower import Follower, Interruptions, OutputClosed, print_notice
+from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError
@@ -101,6 +101,9 @@ async def submit(
             async with target.channel() as channel:
                 client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
                 return await client.run(pipeline, secrets, interruptions or own)
+        except ViewFailed as error:
+            print_notice(str(error))
+            return ExitCode.INFRASTRUCTURE
         except OutputClosed:
             return ExitCode.INTERRUPTED
         except OSError as error:

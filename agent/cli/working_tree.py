@@ -105,7 +105,7 @@ def git_files(root: Path) -> set[str]:
 
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a folder, and return its exit code and output."""
-    # Git's own check of the tree's owner stays on: the configuration of another user's tree can run programs as this user.
+    # Git's own check of the owner stays on. The configuration of another user's tree could run programs as this user.
     command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
     # Variables such as GIT_DIR would select another repository. LC_ALL=C keeps the messages that `in_git` reads.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
