@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from agent.cli.options import parse_assignments, read_pipeline, settings_options
 from agent.domain.errors import AgentError, SettingsError
@@ -236,20 +237,35 @@ def read_changed_pipeline(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
 
 
 def run_settings(choices: Choices) -> Settings:
-    """Return the settings of a run. The pool is its own, the HTTP port is any free port, and the log is quiet."""
+    """Return the settings of a run. The pool is its own, the HTTP port is any free port, and the log is quiet.
+
+    The namespace is the one of the kube context, as for kubectl, unless an option or a setting names another.
+    """
     import secrets
 
+    from agent.cluster.api.configuration import context_namespace
+
     given = (("context", choices.context), ("namespace", choices.namespace))
-    return load(
-        choices.config,
-        parse_assignments(
-            choices.assignments,
-            cluster={key: value for key, value in given if value},
-            agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
-            http={"host": "127.0.0.1", "port": 0},
-            logging={"level": "info" if choices.verbose else "error"},
-        ),
+    flags = parse_assignments(
+        choices.assignments,
+        cluster={key: value for key, value in given if value},
+        agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
+        http={"host": "127.0.0.1", "port": 0},
+        logging={"level": "info" if choices.verbose else "error"},
     )
+    settings = load(choices.config, flags)
+    if names_namespace(choices, flags) or not (namespace := context_namespace(settings.cluster)):
+        return settings
+    return load(choices.config, flags | {"cluster": flags["cluster"] | {"namespace": namespace}})
+
+
+def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
+    """Return whether an option, a variable or the file of settings names the namespace. The file is valid already."""
+    file = choices.config or os.environ.get("SEALCI_CONFIG")
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
+    in_file = (settings or {}).get("cluster") or {}
+    in_variables = any(name.upper() == "SEALCI_CLUSTER__NAMESPACE" for name in os.environ)
+    return "namespace" in flags["cluster"] or "namespace" in in_file or in_variables
 
 
 def run_on_changes(choices: Choices, settings: Settings) -> int:

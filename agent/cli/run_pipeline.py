@@ -13,13 +13,13 @@ import secrets as randomness
 import sys
 import tempfile
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
 from agent.aio import cancel_and_wait, first_of
+from agent.cli.run_states import IGNORED, Event, State
 from agent.console import report_files
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
@@ -91,35 +91,6 @@ class RunOptions:
     kept_commands: Callable[[str], Sequence[str]] | None = None
     cleanup_command: str = "sealci-agent cleanup"
     no_cluster_hint: str = ""
-
-
-class State(Enum):
-    """State of a run, until its pipeline has ended."""
-
-    STARTING = auto()
-    RUNNING = auto()
-    CANCELLING = auto()
-
-
-class Event(Enum):
-    """What a run waits for. If several have happened, the first in this order counts."""
-
-    PIPELINE_ENDED = auto()
-    INTERRUPTED_AGAIN = auto()
-    ENGINE_ENDED = auto()
-    AGENT_READY = auto()
-    INTERRUPTED = auto()
-    OUTPUT_CLOSED = auto()
-    START_TIMEOUT = auto()
-    TIMEOUT = auto()
-
-
-# Events that a state does not wait for: they have happened before, or change nothing any more.
-IGNORED = {
-    State.STARTING: frozenset[Event](),
-    State.RUNNING: frozenset({Event.AGENT_READY}),
-    State.CANCELLING: frozenset({Event.AGENT_READY, Event.INTERRUPTED, Event.OUTPUT_CLOSED}),
-}
 
 
 async def run_pipeline(

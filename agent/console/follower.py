@@ -54,7 +54,7 @@ class Interruptions:
         (self.second if self.first.is_set() else self.first).set()
 
     def hang_up(self) -> None:
-        """Ask the command to end. Never insists, because kernel and shell both send SIGHUP when a terminal is closed."""
+        """Ask the command to end. Never insist: kernel and shell both send SIGHUP when a terminal is closed."""
         self.first.set()
 
     @contextlib.contextmanager

@@ -134,4 +134,5 @@ class LineView(View):
         """Write unfinished lines and the summary."""
         for name in list(self.splitters):
             self.flush(name)
-        final_summary.print_summary(self.console, report)
+        # The lines above hold the notes already.
+        final_summary.print_summary(self.console, report, notes=False)

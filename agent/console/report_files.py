@@ -76,7 +76,7 @@ def junit(report: Report) -> str:
             element = ET.SubElement(case, kind, message=plain(message(action)))
             if kind != "skipped":
                 element.set("type", action.outcome.reason.value if action.outcome and action.outcome.reason else "")
-                element.text = plain("\n".join([*action.tail, *action.notes]))
+                element.text = plain("\n".join([*action.tail, *final_summary.shown_notes(action)]))
     suite.attrib.update({"tests": str(len(report.actions))} | {name: str(each) for name, each in counts.items()})
     suites = ET.Element("testsuites")
     suites.append(suite)
@@ -143,7 +143,7 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
     yield f"### ❌ {escape(action.name)}: {escape(message(action))}"
     command = action.command_text(action.outcome.command) if action.outcome else ""
     text = [*(terminal_text.lines(f"$ {command}") if command else []), *action.tail]
-    for lines in (text, list(action.notes)):
+    for lines in (text, final_summary.shown_notes(action)):
         if lines:
             yield ""
             # Indented by four spaces, because a log could close a fence.

@@ -53,7 +53,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "death"), PLACES, ids=[f"{o.__name__}.{n}" for o, n, _ in PLACES])
+@pytest.mark.parametrize(("owner", "name", "death"), PLACES, ids=[name for _, name, _ in PLACES])
 async def test_a_death_inside_a_run_ends_the_run_and_the_agent(
     owner: object,
     name: str,
