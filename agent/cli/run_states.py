@@ -17,7 +17,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What a run waits for. If several have happened, the first in this order counts."""
+    """What a run waits for. If several events have happened, the first in this order counts."""
 
     PIPELINE_ENDED = auto()
     INTERRUPTED_AGAIN = auto()
@@ -29,7 +29,7 @@ class Event(Enum):
     TIMEOUT = auto()
 
 
-# Events that a state does not wait for: they have happened before, or change nothing any more.
+# For each state, the events that the run does not wait for: they have happened before, or change nothing any more.
 IGNORED = {
     State.STARTING: frozenset[Event](),
     State.RUNNING: frozenset({Event.AGENT_READY}),

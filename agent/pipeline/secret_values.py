@@ -1,7 +1,7 @@
 """Look up the values of the secrets that a pipeline file names.
 
 `run` and `submit` look them up once, before an action starts. No error message contains a value. The scheduler keeps
-the values in a file of their own until the pipeline has ended.
+the values in one file per pipeline until the pipeline has ended.
 """
 
 from __future__ import annotations

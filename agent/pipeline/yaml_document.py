@@ -19,7 +19,7 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Number of characters of a pipeline file at most.
+# Maximum number of characters of a pipeline file.
 MAX_SIZE = 1 << 20
 # Number of nodes of a document at most, and of their characters. A node counts each time that an alias repeats it.
 MAX_NODES = 100_000
