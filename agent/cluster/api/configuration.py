@@ -72,7 +72,7 @@ def context_namespace(settings: ClusterSettings) -> str:
         named = [each for each in contexts if each["name"] == settings.context] if settings.context else [current]
         return str(named[0]["context"].get("namespace") or "") if named else ""
     except (ConfigException, OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
-        return ""  # `load_configuration` reads the same file and says what is wrong with it.
+        return ""  # `load_configuration` reads the same file, and its error describes what is wrong.
 
 
 def proxy_of(server: str) -> str | None:
