@@ -26,6 +26,9 @@ SUFFIXES = {
     "Pi": Decimal(2**50),
 }
 QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
+# Smallest quantities that a container starts with. runc needs 6 MiB of memory, and Kubernetes rounds CPU to 1m.
+# Kubernetes reads 0 as "no limit", so a maximum would not hold for a quantity of 0.
+MINIMA = {"cpu": "1m", "memory": "6Mi", "ephemeral-storage": "1Mi"}
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
 
@@ -39,6 +42,18 @@ def quantity(text: str) -> Decimal:
     if match is None:
         raise ValueError(f'{text!r} is not a quantity such as "500m", "2" or "1Gi"')
     return Decimal(match[1]) * SUFFIXES[match[2] or ""]
+
+
+def resource_quantity(resource: str, text: str) -> Decimal:
+    """Return the number of a quantity of a resource. `resource` is a key of `MINIMA`.
+
+    Raises:
+        ValueError: the text is no quantity, or is below the minimum of the resource.
+    """
+    number = quantity(text)
+    if number < quantity(MINIMA[resource]):
+        raise ValueError(f"{text} is below the minimum of {MINIMA[resource]}")
+    return number
 
 
 def seconds(value: str | int | float) -> float:

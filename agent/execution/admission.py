@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.domain.quantities import quantity
+from agent.domain.quantities import quantity, resource_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ def repository_credentials(asked: Repository) -> Iterator[str]:
 
 
 def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
-    """Check the requested quantities against the maxima of the policy."""
+    """Check the requested quantities against the minima of Kubernetes and the maxima of the policy."""
     pairs = (
         ("cpu", asked.cpu, policy.max_cpu),
         ("memory", asked.memory, policy.max_memory),
@@ -136,7 +136,7 @@ def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
         if not value:
             continue
         try:
-            number = quantity(value)
+            number = resource_quantity(name.replace("_", "-"), value)
         except ValueError as error:
             yield f"resources.{name}: {error}"
             continue

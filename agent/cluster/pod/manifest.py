@@ -227,17 +227,26 @@ def escape_command(command: list[str]) -> list[str]:
 
 
 def resources(plan: Plan, settings: Settings) -> Object:
-    """Return requests and limits: the action's values, else the defaults of the policy."""
+    """Return requests and limits: the action's values, else the defaults of the policy.
+
+    With a maximum of the policy, a resource that the action does not name has a limit too.
+    """
     asked, policy = plan.action.resources, settings.policy
     requests = {
         "cpu": asked.cpu or policy.default_cpu,
         "memory": asked.memory or policy.default_memory,
         "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
     }
-    # The default of the policy is an estimate, so only a memory request of the action becomes a limit.
     limits = {"ephemeral-storage": requests["ephemeral-storage"]}
-    if asked.memory and policy.limit_memory:
-        limits["memory"] = asked.memory
+    if not limits["ephemeral-storage"]:
+        limits["ephemeral-storage"] = policy.max_ephemeral_storage or settings.environment.workspace_limit
+        # Without a request, Kubernetes would reserve the whole limit on the node.
+        requests["ephemeral-storage"] = "0" if limits["ephemeral-storage"] else ""
+    # The default memory is an estimate. It becomes a limit only where a maximum would otherwise not hold.
+    if policy.limit_memory and (asked.memory or policy.max_memory):
+        limits["memory"] = requests["memory"]
+    if policy.limit_cpu:
+        limits["cpu"] = requests["cpu"]
     found = {"requests": requests, "limits": limits}
     return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
 
@@ -256,7 +265,7 @@ def files_container(plan: Plan, settings: Settings) -> Object:
                 seconds=plan.timeout + settings.policy.pull_timeout + seconds,
             )
         ),
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": settings.environment.helper_resources,
         # Root, because the image of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
@@ -292,7 +301,7 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         # The old name of the module, because the image on a node may be one release older than the agent.
         "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": settings.environment.clone_resources,
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": mounts,
     }

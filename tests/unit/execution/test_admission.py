@@ -53,6 +53,7 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
         repository("ssh://git@example.org/r"),
         repository("git@example.org:group/r.git", ref="feature/x", credentials="deploy.key-1"),
         {"resources": Resources("1", "1Gi", "100M")},
+        {"resources": Resources("1m", "6Mi", "1Mi")},
     ],
 )
 def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
@@ -98,6 +99,16 @@ def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
         ({"timeout": float("inf")}, "timeout: inf s"),
         ({"resources": Resources(cpu="lots")}, "resources.cpu: 'lots' is not a quantity"),
         ({"resources": Resources(memory="-1")}, "resources.memory: '-1' is not a quantity"),
+        ({"resources": Resources(memory="0")}, "resources.memory: 0 is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="0.0Gi")}, "resources.memory: 0.0Gi is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="1n")}, "resources.memory: 1n is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="6143Ki")}, "resources.memory: 6143Ki is below the minimum of 6Mi"),
+        ({"resources": Resources(cpu="0")}, "resources.cpu: 0 is below the minimum of 1m"),
+        ({"resources": Resources(cpu="999999n")}, "resources.cpu: 999999n is below the minimum of 1m"),
+        (
+            {"resources": Resources(ephemeral_storage="0k")},
+            "resources.ephemeral_storage: 0k is below the minimum of 1Mi",
+        ),
         (repository("http://example.org/r"), "the scheme 'http' is not allowed; allowed: https, ssh"),
         (repository("file:///etc"), "the scheme 'file' is not allowed"),
         (repository("/etc"), "of a path"),

@@ -24,6 +24,7 @@ ACTION = Action(
     secrets={"TOKEN": "hunter2-hunter2"},
 )
 REPOSITORY = Repository("https://example.org/r", "main", 1, credentials="deploy")
+NO_DISK, DISK = {"ephemeral-storage": "0"}, {"ephemeral-storage": "10Gi"}
 PLAN = Plan(ACTION, "sealci-build-1", "ci", "agent-1", "0123456789abcdef", timeout=60.0)
 CLONING = replace(PLAN, action=replace(ACTION, repository=REPOSITORY))
 WITHOUT_FILES = replace(PLAN, action=replace(ACTION, artifacts=ArtifactRules(when=When.NEVER)))
@@ -169,9 +170,17 @@ def test_a_user_namespace_only_if_the_plan_has_one() -> None:
 @pytest.mark.parametrize(
     ("asked", "policy", "expected"),
     [
-        (Resources(), {}, {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {}}),
-        (Resources("2", "1Gi"), {}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
-        (Resources("2", "1Gi"), {"limit_memory": False}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {}}),
+        (Resources(), {}, {"requests": {"cpu": "100m", "memory": "256Mi"} | NO_DISK, "limits": DISK}),
+        (
+            Resources("2", "1Gi"),
+            {},
+            {"requests": {"cpu": "2", "memory": "1Gi"} | NO_DISK, "limits": {"memory": "1Gi"} | DISK},
+        ),
+        (
+            Resources("2", "1Gi"),
+            {"limit_memory": False},
+            {"requests": {"cpu": "2", "memory": "1Gi"} | NO_DISK, "limits": DISK},
+        ),
         (
             Resources(ephemeral_storage="5Gi"),
             {},
@@ -227,3 +236,50 @@ def test_names_are_legal_and_unique(action_id: str) -> None:
     ]
     assert len({name, *others}) == 4
     assert name == labels.pod_name("pool", action_id, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "limits"),
+    [
+        # Attack: an action names nothing, so that no maximum applies.
+        ({"max_memory": "512Mi"}, Resources(), {"memory": "256Mi", "ephemeral-storage": "10Gi"}),
+        ({"max_memory": "512Mi"}, Resources(memory="300Mi"), {"memory": "300Mi", "ephemeral-storage": "10Gi"}),
+        ({"max_memory": "512Mi", "limit_memory": False}, Resources(), {"ephemeral-storage": "10Gi"}),
+        ({"max_ephemeral_storage": "50Mi"}, Resources(), {"ephemeral-storage": "50Mi"}),
+        ({"default_ephemeral_storage": "5Mi"}, Resources(), {"ephemeral-storage": "5Mi"}),
+        ({}, Resources(ephemeral_storage="9Mi"), {"ephemeral-storage": "9Mi"}),
+        ({"max_cpu": "2"}, Resources(), {"ephemeral-storage": "10Gi"}),
+        ({"max_cpu": "2", "limit_cpu": True}, Resources(), {"cpu": "100m", "ephemeral-storage": "10Gi"}),
+        ({"limit_cpu": True}, Resources(cpu="3"), {"cpu": "3", "ephemeral-storage": "10Gi"}),
+        ({}, Resources(), {"ephemeral-storage": "10Gi"}),
+    ],
+)
+def test_a_maximum_of_the_policy_also_limits_what_an_action_does_not_name(
+    policy: dict[str, Any], asked: Resources, limits: dict[str, str]
+) -> None:
+    plan = replace(PLAN, action=replace(ACTION, resources=asked))
+    action = containers(manifest.pod(plan, Settings.model_validate({"policy": policy})))["action"]
+    assert action["resources"]["limits"] == limits
+
+
+@pytest.mark.parametrize(
+    ("policy", "request_"),
+    [({}, "0"), ({"max_ephemeral_storage": "50Mi"}, "0"), ({"default_ephemeral_storage": "5Mi"}, "5Mi")],
+)
+def test_a_derived_disk_limit_reserves_nothing_on_the_node(policy: dict[str, Any], request_: str) -> None:
+    action = containers(manifest.pod(PLAN, Settings.model_validate({"policy": policy})))["action"]
+    assert action["resources"]["requests"]["ephemeral-storage"] == request_
+
+
+def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> None:
+    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "cpu": "1"}}
+    given = {"helper_resources": asked, "clone_resources": {"requests": {"cpu": ""}, "limits": {"memory": "2Gi"}}}
+    changed = containers(manifest.pod(CLONING, Settings.model_validate({"environment": given})))
+    assert changed["files"]["resources"] == asked
+    assert changed["repository"]["resources"] == {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}
+    default = containers(manifest.pod(CLONING, SETTINGS))
+    assert default["files"]["resources"] == {
+        "requests": {"cpu": "10m", "memory": "32Mi"},
+        "limits": {"memory": "512Mi"},
+    }
+    assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
