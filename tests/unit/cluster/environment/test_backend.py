@@ -119,7 +119,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
-        monkeypatch.setattr(environments, "create_pod", late_event_in_between)
+        monkeypatch.setattr(environments, "create_fitting_pod", late_event_in_between)
         await environment.create()
         backend.watch.apply_event("DELETED", earlier)
         assert environment.pod_state.pod is not None
