@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.domain.quantities import MINIMA, quantity, resource_quantity, seconds
+from agent.domain.references import image_reference, repository_url, secret_name
 
 
 def size(value: object) -> object:
@@ -60,8 +61,24 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
 Resources = Annotated[dict[str, dict[str, str]], AfterValidator(checked_resources)]
+HostPattern = Annotated[str, AfterValidator(repository_url.checked_pattern)]
+SecretName = Annotated[str, AfterValidator(secret_name.checked_secret_name)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def checked_image_pattern(value: str) -> str:
+    """Return the text unchanged.
+
+    Raises:
+        ValueError: the text is no pattern for images.
+    """
+    if value not in ("*", "**"):
+        image_reference.image_reference(value)
+    return value
+
+
+ImagePattern = Annotated[str, AfterValidator(checked_image_pattern)]
 
 
 class Section(BaseModel):

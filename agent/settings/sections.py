@@ -6,12 +6,23 @@ The sections live as long as the process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from agent.domain.quantities import quantity, resource_quantity
-from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, Section, Size
+from agent.settings.field_types import (
+    Buckets,
+    Duration,
+    HostPattern,
+    ImagePattern,
+    Name,
+    Quantity,
+    Resources,
+    SecretName,
+    Section,
+    Size,
+)
 
 
 class AgentSection(Section):
@@ -118,8 +129,10 @@ class EnvironmentSettings(Section):
 class PolicySettings(Section):
     """Limits on the requests of actions."""
 
-    images: tuple[str, ...] = Field(
-        ("*",), description="Allowed images, as globs. A glob is compared with the whole image reference."
+    images: tuple[ImagePattern, ...] = Field(
+        ("*",),
+        description="Allowed images, as patterns `HOST/PATH:TAG`. `*` stays within one part of a host, path or tag, "
+        "`**` matches several parts. `*` alone allows every image.",
     )
     require_digest: bool = Field(
         False, description="Refuse images that are not named with a digest, as in `NAME@sha256:...`."
@@ -154,6 +167,16 @@ class PolicySettings(Section):
     )
     repository_schemes: tuple[Literal["https", "ssh", "http", "git"], ...] = Field(
         ("https", "ssh"), description="Allowed URL schemes of repositories."
+    )
+    repository_hosts: tuple[HostPattern, ...] = Field(
+        ("*",),
+        description="Allowed repositories, as patterns `HOST[:PORT][/PATH]`. A path allows everything below it. "
+        "Submodules are not compared.",
+    )
+    credentials: dict[SecretName, Annotated[tuple[HostPattern, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Secrets that actions may name for cloning, each with the repositories that it may be used for, "
+        'as `{NAME: ["HOST[:PORT][/PATH]"]}`. An action may name no other Secret.',
     )
     pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
     pull_grace: Duration = Field(

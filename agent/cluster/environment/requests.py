@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
 
 
-# Number of times that the agent fits its own containers into the LimitRanges of the namespace. A refusal may hide another.
+# Number of times that the agent fits its own containers into the namespace's LimitRanges. A refusal may hide another.
 MAX_FITS = 4
 
 

@@ -55,7 +55,8 @@ LIMIT_RANGE = (
     "minimum memory usage per Pod is 1Gi, but request is 96Mi",
     "memory max limit to request ratio per Pod is 2, but provided ratio is 6.000000",
     "maximum cpu usage per Pod is 2.  No limit is specified",
-    "[minimum memory usage per Pod is 1Gi, but request is 96Mi, minimum memory usage per Container is 48Mi, but request is 32Mi]",
+    "[minimum memory usage per Pod is 1Gi, but request is 96Mi, "
+    "minimum memory usage per Container is 48Mi, but request is 32Mi]",
 )
 
 
@@ -79,7 +80,8 @@ def test_a_quota_that_wants_a_limit_is_a_configuration_error_that_names_what_to_
 @pytest.mark.parametrize(
     "message",
     [
-        "exceeded quota: bound, requested: requests.memory=96Mi, used: requests.memory=0, limited: requests.memory=64Mi",
+        "exceeded quota: bound, requested: requests.memory=96Mi, used: requests.memory=0, "
+        "limited: requests.memory=64Mi",
         "exceeded quota: bound, requested: pods=1, used: pods=0, limited: pods=0",
     ],
 )

@@ -1,4 +1,4 @@
-"""The agent's own containers give way to the LimitRange that refused the pod. The container of the action never does."""
+"""The agent's own containers give way to the LimitRange that refused the pod. Container `action` never does."""
 
 from __future__ import annotations
 
