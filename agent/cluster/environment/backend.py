@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.cluster.environment.context import Context, EnvironmentTimings
@@ -94,7 +95,8 @@ class PodBackend:
             ValueError: the session annotation of the pod cannot be read.
         """
         action, nonce = session_annotation.read(pod)
-        environment = PodEnvironment(self.context, self.registry, self.plan(action, nonce), adopted=pod)
+        plan = replace(self.plan(action, nonce), existing_secret=manifest.secret_of_older_agent(pod))
+        environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The answer to the claim is newer than the watch.
         self.watch.apply_event("MODIFIED", pod)

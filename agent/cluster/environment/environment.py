@@ -75,7 +75,7 @@ class PodEnvironment:
         self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
-            secret=plan.name,
+            secret=plan.secret_name,
             wants_files=plan.wants_files,
         )
 

@@ -41,6 +41,7 @@ class Plan:
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
     `keep_files`: the pod has container `files` although the action may want no files.
+    `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
     """
 
@@ -54,6 +55,11 @@ class Plan:
     owner: Object | None = None
     keep_files: bool = False
     upload_tree: bool = False
+    existing_secret: str = ""
+
+    @property
+    def secret_name(self) -> str:
+        return self.existing_secret or labels.secret_name(self.name, self.nonce)
 
     @property
     def wants_files(self) -> bool:
@@ -211,7 +217,8 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
         {"name": name, "value": escape_variables(value)} for name, value in values.items() if name not in action.secrets
     ]
     secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}} for name in action.secrets
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": name}}}
+        for name in action.secrets
     ]
     return plain + secret
 
@@ -331,6 +338,19 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
     return found
 
 
+def secret_of_older_agent(pod: Object) -> str:
+    """Return the name of a pod's Secret if an agent of version 0.1 created the pod, else "".
+
+    These agents gave the Secret the name of its pod. The function can go when no such pod can be adopted any more.
+    """
+    name = str(pod["metadata"]["name"])
+    for container in pod.get("spec", {}).get("containers", ()):
+        for variable in container.get("env", ()) if container["name"] == ACTION else ():
+            if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == name:
+                return name
+    return ""
+
+
 def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
     """Return the manifest of the Secret of an attempt.
 
@@ -340,7 +360,7 @@ def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": plan.name,
+            "name": plan.secret_name,
             "namespace": plan.namespace,
             "labels": {
                 labels.MANAGED_BY: labels.OWNER,

@@ -12,6 +12,7 @@ from agent.cluster.pod import labels, manifest
 from agent.cluster.pod.manifest import Plan
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
+from agent.domain.references.secret_name import checked_secret_name
 from agent.settings import Settings
 
 SETTINGS = Settings()
@@ -102,7 +103,7 @@ def test_commands_and_values_reach_the_container_unchanged() -> None:
     assert "$(" not in "".join(action["command"]).replace("$$", "")
     found = environment(action)
     assert expand(found["A"]) == "$(B) $$ $"
-    assert found["TOKEN"] == {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}
+    assert found["TOKEN"] == {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}
     assert (found["CI"], found["SEALCI_WORKSPACE"], found["SEALCI_ATTEMPT"]) == ("true", "/workspace", "2")
 
 
@@ -110,7 +111,7 @@ def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> Non
     action = replace(ACTION, env={"TOKEN": "plain", "CI": "no"})
     found = containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"]["env"]
     assert [each for each in found if each["name"] == "TOKEN"] == [
-        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}}
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}}
     ]
     assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
 
@@ -218,7 +219,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
 
 def test_the_pod_is_the_only_owner_of_the_secret() -> None:
     secret = manifest.secret(PLAN, SETTINGS, "uid-1")
-    assert secret["metadata"]["name"] == PLAN.name
+    assert secret["metadata"]["name"] == PLAN.secret_name
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
     assert secret["stringData"] == {"TOKEN": "hunter2-hunter2"}
     assert secret["immutable"] is True
@@ -283,3 +284,25 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
         "limits": {"memory": "512Mi"},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
+    """Attack: an action reads the ids of another action on the status page, and names the other's Secret."""
+    names = {replace(PLAN, nonce=nonce).secret_name for nonce in ("a", "b", "c")}
+    assert len(names) == 3
+    assert PLAN.secret_name == replace(PLAN, agent_id="another").secret_name
+    assert PLAN.nonce not in PLAN.secret_name
+    pod_name = labels.pod_name("default", "Build/1" * 9, 1)
+    for name in (pod_name, labels.secret_name(pod_name, "nonce"), labels.pod_name("default", "--", 1)):
+        with pytest.raises(ValueError, match="belongs to an action"):
+            checked_secret_name(name)
+
+
+def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
+    pod = manifest.pod(PLAN, SETTINGS)
+    assert manifest.secret_of_older_agent(pod) == ""
+    old = json.loads(json.dumps(pod).replace(PLAN.secret_name, PLAN.name))
+    assert manifest.secret_of_older_agent(old) == PLAN.name
+    plan = replace(PLAN, existing_secret=PLAN.name)
+    assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
+    assert manifest.secret_of_older_agent({"metadata": {"name": "x"}}) == ""
