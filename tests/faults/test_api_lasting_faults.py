@@ -63,7 +63,7 @@ async def test_a_request_that_always_fails_ends_the_action_with_its_reason(
         waited = [
             event.stage.detail for event in case.events() if event.HasField("stage") and QUOTA in event.stage.detail
         ]
-        assert waited, "no event says what the action waits for"
+        assert waited, "no event names what the action waits for"
 
 
 async def test_a_forbidden_log_is_reported_and_does_not_change_the_outcome(

@@ -244,11 +244,11 @@ def resources(plan: Plan, settings: Settings) -> Object:
         "memory": asked.memory or policy.default_memory,
         "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
     }
-    limits = {"ephemeral-storage": requests["ephemeral-storage"]}
-    if not limits["ephemeral-storage"]:
-        limits["ephemeral-storage"] = policy.max_ephemeral_storage or settings.environment.workspace_limit
+    disk = requests["ephemeral-storage"] or policy.max_ephemeral_storage or settings.environment.workspace_limit
+    limits = {"ephemeral-storage": disk}
+    if disk and not requests["ephemeral-storage"]:
         # Without a request, Kubernetes would reserve the whole limit on the node.
-        requests["ephemeral-storage"] = "0" if limits["ephemeral-storage"] else ""
+        requests["ephemeral-storage"] = "0"
     # The default memory is an estimate. It becomes a limit only where a maximum would otherwise not hold.
     if policy.limit_memory and (asked.memory or policy.max_memory):
         limits["memory"] = requests["memory"]

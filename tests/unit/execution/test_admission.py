@@ -20,7 +20,7 @@ POLICY = PolicySettings.model_validate(
 SECRET = "hunter2-hunter2"
 
 
-def repository(url: str = "https://example.org/r", **fields: Any) -> dict[str, Repository]:
+def repository(url: str = "https://example.org/r", **fields: Any) -> dict[str, Any]:
     return {"repository": Repository(url, **fields)}
 
 

@@ -1,4 +1,7 @@
-"""The report of a failed set-up: what, where, why and what to do. A failure to read the cause never hides it."""
+"""The report of a failed set-up: what failed, where, why, and what the user can do.
+
+A failure to read the cause of the failed set-up never hides the failed set-up.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,7 @@ def test_the_report_of_a_refused_pod_has_the_message_of_the_api_server_and_advic
     assert text.endswith(failure_report.ADVICE[Reason.QUOTA_EXCEEDED])
 
 
-# ---- a slow start
+# ---- explanations of a slow start
 
 
 SANDBOX = "Failed to create pod sandbox: cni plugin\n not initialized"
@@ -156,9 +159,9 @@ async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request
 async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
     api: FakeApi, reason: str, expected: Reason
 ) -> None:
-    api.events = [event_of(reason, "so it says", "2026-11-24T08:00:02Z")]
+    api.events = [event_of(reason, "because of X", "2026-11-24T08:00:02Z")]
     late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
     async with api.serving() as client:
         found = await add_report(client, pod(), late)
     assert found.reason is expected
-    assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"
+    assert found.message == f"{STARTING}: not done within 600 s: {reason}: because of X"
