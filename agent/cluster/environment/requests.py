@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.labels import SESSION
-from agent.cluster.pod.limit_range import fit_helpers
+from agent.cluster.pod.resources import fit_helpers
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 

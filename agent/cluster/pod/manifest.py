@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.packaging import workspace_command
 from agent.cluster.pod import labels, session_annotation
+from agent.cluster.pod.resources import HELPERS, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-ACTION, FILES, REPOSITORY = "action", "files", "repository"
+ACTION = "action"
+FILES, REPOSITORY = HELPERS
 # Seconds that the deadlines inside the pod allow for adoption by another agent.
 ADOPTION_SECONDS = 300.0
 READY_FOLDER = "/.sealci"
@@ -233,31 +235,6 @@ def escape_command(command: list[str]) -> list[str]:
     return [escape_variables(argument) for argument in command]
 
 
-def resources(plan: Plan, settings: Settings) -> Object:
-    """Return requests and limits: the action's values, else the defaults of the policy.
-
-    With a maximum of the policy, a resource that the action does not name has a limit too.
-    """
-    asked, policy = plan.action.resources, settings.policy
-    requests = {
-        "cpu": asked.cpu or policy.default_cpu,
-        "memory": asked.memory or policy.default_memory,
-        "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
-    }
-    disk = requests["ephemeral-storage"] or policy.max_ephemeral_storage or settings.environment.workspace_limit
-    limits = {"ephemeral-storage": disk}
-    if disk and not requests["ephemeral-storage"]:
-        # Without a request, Kubernetes would reserve the whole limit on the node.
-        requests["ephemeral-storage"] = "0"
-    # The default memory is an estimate. It becomes a limit only where a maximum would otherwise not hold.
-    if policy.limit_memory and (asked.memory or policy.max_memory):
-        limits["memory"] = requests["memory"]
-    if policy.limit_cpu:
-        limits["cpu"] = requests["cpu"]
-    found = {"requests": requests, "limits": limits}
-    return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
-
-
 def files_container(plan: Plan, settings: Settings) -> Object:
     """Return the container that keeps the workspace readable after the commands have ended."""
     seconds = settings.artifacts.timeout + ADOPTION_SECONDS
@@ -336,19 +313,6 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
             }
         )
     return found
-
-
-def secret_of_older_agent(pod: Object) -> str:
-    """Return the name of a pod's Secret if an agent of version 0.1 created the pod, else "".
-
-    These agents gave the Secret the name of its pod. The function can go when no such pod can be adopted any more.
-    """
-    name = str(pod["metadata"]["name"])
-    for container in pod.get("spec", {}).get("containers", ()):
-        for variable in container.get("env", ()) if container["name"] == ACTION else ():
-            if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == name:
-                return name
-    return ""
 
 
 def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:

@@ -1,4 +1,4 @@
-"""Fit the resources of the agent's own containers into the LimitRange that refused a pod. Pure.
+"""Requests and limits of container `action`, and how the agent's own containers fit into a LimitRange. Pure.
 
 The agent may not read LimitRanges, so it takes the numbers from the API server's message. Only the containers `files`
 and `repository` change, because no user asked for them. A refusal because of the action itself stays a refusal.
@@ -11,19 +11,48 @@ import re
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.manifest import FILES, REPOSITORY
 from agent.domain.json import Object
 from agent.domain.quantities import MINIMA, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.cluster.pod.manifest import Plan
+    from agent.settings import Settings
+
+# Names of the agent's own containers in the pod of an action.
+HELPERS = ("files", "repository")
 NUMBER = r"([0-9][0-9A-Za-z.]{0,30})"
 MAXIMUM = re.compile(rf"maximum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 MINIMUM = re.compile(rf"minimum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 RATIO = re.compile(rf"([a-z-]+) max limit to request ratio per Container is {NUMBER}, but provided ratio is {NUMBER}")
 # Largest difference between a ratio and its text, which has six digits after the point.
 ROUNDING = Decimal("0.000001")
+
+
+def resources(plan: Plan, settings: Settings) -> Object:
+    """Return requests and limits: the action's values, else the defaults of the policy.
+
+    With a maximum of the policy, a resource that the action does not name has a limit too.
+    """
+    asked, policy = plan.action.resources, settings.policy
+    requests = {
+        "cpu": asked.cpu or policy.default_cpu,
+        "memory": asked.memory or policy.default_memory,
+        "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
+    }
+    disk = requests["ephemeral-storage"] or policy.max_ephemeral_storage or settings.environment.workspace_limit
+    limits = {"ephemeral-storage": disk}
+    if disk and not requests["ephemeral-storage"]:
+        # Without a request, Kubernetes would reserve the whole limit on the node.
+        requests["ephemeral-storage"] = "0"
+    # The default memory is an estimate. It becomes a limit only where a maximum would otherwise not hold.
+    if policy.limit_memory and (asked.memory or policy.max_memory):
+        limits["memory"] = requests["memory"]
+    if policy.limit_cpu:
+        limits["cpu"] = requests["cpu"]
+    found = {"requests": requests, "limits": limits}
+    return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
 
 
 def fit_helpers(pod: Object, message: str) -> Object | None:
@@ -37,7 +66,7 @@ def fit_helpers(pod: Object, message: str) -> Object | None:
 def helpers(pod: Object) -> Iterator[Object]:
     spec = pod["spec"]
     for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
-        if container["name"] in (FILES, REPOSITORY):
+        if container["name"] in HELPERS:
             yield container
 
 

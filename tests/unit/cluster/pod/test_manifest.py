@@ -10,6 +10,7 @@ import pytest
 
 from agent.cluster.pod import labels, manifest
 from agent.cluster.pod.manifest import Plan
+from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
@@ -300,9 +301,9 @@ def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
 
 def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     pod = manifest.pod(PLAN, SETTINGS)
-    assert manifest.secret_of_older_agent(pod) == ""
+    assert secret_of_older_agent(pod) == ""
     old = json.loads(json.dumps(pod).replace(PLAN.secret_name, PLAN.name))
-    assert manifest.secret_of_older_agent(old) == PLAN.name
+    assert secret_of_older_agent(old) == PLAN.name
     plan = replace(PLAN, existing_secret=PLAN.name)
     assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
-    assert manifest.secret_of_older_agent({"metadata": {"name": "x"}}) == ""
+    assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""

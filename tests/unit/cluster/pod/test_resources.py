@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.pod.limit_range import fit_helpers
+from agent.cluster.pod.resources import fit_helpers
 
 HELPER = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}}
 CLONE = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}}
