@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Resources
     from agent.settings import PolicySettings
 
-# Number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
+# Maximum number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into 1.5 MiB of etcd.
+# Maximum number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into etcd's
+# limit of 1.5 MiB.
 MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -109,7 +110,7 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
     asked = action.repository
     if asked is None:
         return
-    # Git would take them for options.
+    # Git would read a URL or a ref with a leading `-` as an option.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
     if holds_credentials(asked.url):

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     Call = aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage]
 
-# Number of bytes of one message of the scheduler, at most. The contract names the same limit.
+# Maximum number of bytes of one message of the scheduler. The contract names the same limit.
 MAX_MESSAGE_BYTES = 16 << 20
-# Seconds until an unanswered ping ends the connection, at most. A shorter keepalive shortens this time too.
+# Maximum number of seconds until an unanswered ping ends the connection. If the setting `keepalive` is shorter, it is
+# the limit.
 LONGEST_PING_TIMEOUT = 10.0
 
 
@@ -38,7 +39,7 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
         ("grpc.keepalive_permit_without_calls", 1),
         # An action above the limits of the policy then fails alone. A message above this size ends the whole stream.
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # A channel of a shared pool would inherit the back-off and the connection of the channel before it.
+        # With the shared pool, a new channel would inherit the back-off and the connection of the previous channel.
         ("grpc.use_local_subchannel_pool", 1),
         # A retried call would hide an outage from the reconnect loop.
         ("grpc.enable_retries", 0),
@@ -77,8 +78,8 @@ def stub_of(channel: aio.Channel) -> agent_pb2_grpc.SchedulerAsyncStub:
 class StreamChannels:
     """The channels of one stream: the stream's own, and one for uploads that is opened at the first upload.
 
-    Uploads have a connection of their own because the calls of one connection share its window and its socket. A large
-    file would delay the heartbeat there.
+    Uploads have a connection of their own because the calls of one connection share its flow-control window and its
+    socket. A large file would delay the heartbeat there.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:
