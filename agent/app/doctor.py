@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 from agent.cluster.api.client import Client
 from agent.cluster.checks import cluster
 from agent.console import terminal_text
-from agent.domain.check_result import Verdict, failed
+from agent.domain.check_result import Verdict, failed, warning
 from agent.domain.errors import SettingsError
+from agent.domain.references.image_reference import image_reference
 from agent.scheduler.stream import checks as scheduler
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from agent.domain.check_result import Finding
-    from agent.settings import Settings
+    from agent.settings import PolicySettings, Settings
 
 PARTS = ("cluster", "scheduler")
 
@@ -36,6 +37,8 @@ async def examine(
 
     The probe pod runs `image` for at most `seconds`. If `image` is "", the pod runs the image that the settings name.
     """
+    for finding in check_images(settings.policy):
+        yield finding
     metrics = Metrics()
     if "scheduler" in parts:
         async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
@@ -54,6 +57,14 @@ async def examine(
                     yield finding
         finally:
             await client.close()
+
+
+def check_images(policy: PolicySettings) -> Iterator[Finding]:
+    """Yield a warning if patterns for images name no registry. Nodes may be set up to resolve short names elsewhere."""
+    patterns = [each for each in policy.images if each not in ("*", "**")]
+    if short := [each for each in patterns if not image_reference(each).named_host]:
+        detail = f"policy.images: {', '.join(short)}: without a registry, which means docker.io"
+        yield warning("policy: images", detail, "write the registry, as in docker.io/library/debian:*")
 
 
 async def report(findings: AsyncGenerator[Finding], *, write: Callable[[str], None], as_json: bool) -> bool:

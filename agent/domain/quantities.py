@@ -25,13 +25,15 @@ SUFFIXES = {
     "Ti": Decimal(2**40),
     "Pi": Decimal(2**50),
 }
+# Number of seconds of the longest duration: a hundred years. No clock and no field of Kubernetes holds much more.
+MAX_SECONDS = 100 * 365.25 * 86400
+# Number of characters of a duration, at most.
+MAX_DURATION_TEXT = 100
 QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
+# Smallest quantities that a container starts with. runc needs 6 MiB of memory, and Kubernetes rounds CPU to 1m.
+# Kubernetes reads 0 as "no limit", so a maximum would not hold for a quantity of 0.
+MINIMA = {"cpu": "1m", "memory": "6Mi", "ephemeral-storage": "1Mi"}
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
-
-# The longest duration, 100 years. Clocks and messages of gRPC hold it.
-MAX_SECONDS = 36_500 * 86_400
-# Number of characters of a duration at most.
-MAX_DIGITS = 100
 
 
 def quantity(text: str) -> Decimal:
@@ -46,32 +48,42 @@ def quantity(text: str) -> Decimal:
     return Decimal(match[1]) * SUFFIXES[match[2] or ""]
 
 
+def resource_quantity(resource: str, text: str) -> Decimal:
+    """Return the number of a quantity of a resource. `resource` is a key of `MINIMA`.
+
+    Raises:
+        ValueError: the text is no quantity, or is below the minimum of the resource.
+    """
+    number = quantity(text)
+    if number < quantity(MINIMA[resource]):
+        raise ValueError(f"{text} is below the minimum of {MINIMA[resource]}")
+    return number
+
+
 def seconds(value: str | int | float) -> float:
     """Return a duration in seconds. `value` is a number of seconds, or text such as "90s", "10m" or "1h30m".
 
     Raises:
-        ValueError: the value is no duration. The message shows what is allowed.
+        ValueError: the value is no duration, or longer than a hundred years. The message shows what is allowed.
     """
-    length = unbounded_seconds(value)
-    if length > MAX_SECONDS:
-        raise ValueError(f"{str(value)[:40]!r} is too long: a duration is at most {MAX_SECONDS // 86400} days")
-    return length
-
-
-def unbounded_seconds(value: str | int | float) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f'{value!r} is not a duration such as 30, "90s", "10m" or "1h30m"')
-    if isinstance(value, str):
-        text = value.strip()
-        if len(text) > MAX_DIGITS:
-            raise ValueError(f"{text[:40]!r}... is not a duration: it has more than {MAX_DIGITS} characters")
-        if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-            return float(text)
-        match = DURATION.fullmatch(text)
-        if not text or match is None:
-            raise ValueError(f'{value!r} is not a duration such as "90s", "10m" or "1h30m"')
-        days, hours, minutes, rest = (float(group or 0) for group in match.groups())
-        return days * 86400 + hours * 3600 + minutes * 60 + rest
-    if value < 0 or value != value or value == float("inf"):
+    number = seconds_of_text(value) if isinstance(value, str) else value
+    if number < 0 or number != number:
         raise ValueError(f"{value!r} is not a duration: it must be a number of seconds from 0 on")
-    return float(value)
+    if number > MAX_SECONDS:
+        text = str(value) if isinstance(value, (str, float)) else "the number"
+        raise ValueError(f"{text[:50]} is not a duration: the longest is 36525d")
+    return float(number)
+
+
+def seconds_of_text(value: str) -> float:
+    text = value.strip()
+    # A longer text holds no duration. Its numbers could be too large for a float.
+    match = DURATION.fullmatch(text) if len(text) <= MAX_DURATION_TEXT else None
+    if len(text) <= MAX_DURATION_TEXT and re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        return float(text)
+    if not text or match is None:
+        raise ValueError(f'{value[:50]!r} is not a duration such as "90s", "10m" or "1h30m"')
+    days, hours, minutes, rest = (float(group or 0) for group in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + rest

@@ -6,16 +6,24 @@ Pure. Each problem names the field, its value and what is allowed. All problems 
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.domain.quantities import quantity
+from agent.domain.quantities import quantity, resource_quantity
+from agent.domain.references.image_reference import image_matches
+from agent.domain.references.repository_url import (
+    RepositoryUrl,
+    holds_credentials,
+    read_repository_url,
+    scheme_of,
+    url_matches,
+)
+from agent.domain.references.secret_name import checked_secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.domain.actions import Action, Repository, Resources
+    from agent.domain.actions import Action, Resources
     from agent.settings import PolicySettings
 
 # Maximum number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
@@ -26,7 +34,6 @@ MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def admit(action: Action, policy: PolicySettings) -> float:
@@ -61,7 +68,7 @@ def image(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield "image: is missing"
     elif len(action.image) > 512 or re.search(r"\s", action.image):
         yield f"image: {action.image[:100]!r} is not an image reference"
-    elif not any(fnmatchcase(action.image, allowed) for allowed in policy.images):
+    elif not any(image_matches(action.image, allowed) for allowed in policy.images):
         yield f"image: {action.image!r} is not allowed; allowed: {', '.join(policy.images)}"
     if action.image and policy.require_digest and not DIGEST.search(action.image):
         yield f"image: {action.image[:512]!r} has no digest, and the policy wants one: NAME@sha256:..."
@@ -99,35 +106,48 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
-    if action.repository is None:
+    """Check the repository. A problem never contains the URL, which may hold a password."""
+    asked = action.repository
+    if asked is None:
         return
-    yield from repository_url(action.repository, policy)
-    yield from repository_credentials(action.repository)
-
-
-def repository_url(asked: Repository, policy: PolicySettings) -> Iterator[str]:
-    match = SCHEME.match(asked.url)
-    # Git uses SSH for user@host:path, which has no scheme.
-    scheme = match[1].lower() if match else ("ssh" if re.match(r"[\w.-]+@[\w.-]+:[^:]", asked.url) else "")
-    allowed = ", ".join(policy.repository_schemes)
-    if scheme not in policy.repository_schemes:
-        yield f"repository.url: the scheme {scheme or 'of a path'!r} is not allowed; allowed: {allowed}"
     # Git would read a URL or a ref with a leading `-` as an option.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
-
-
-def repository_credentials(asked: Repository) -> Iterator[str]:
-    """Check that the credentials are the name of a Secret, and that none stand in the URL, which the log shows."""
-    match = SCHEME.match(asked.url)
-    if match and match[1].lower() in ("http", "https") and "@" in asked.url[match.end() :].split("/")[0]:
+    if holds_credentials(asked.url):
         yield "repository.url: must not hold credentials; name a Secret in repository.credentials"
-    if asked.credentials and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", asked.credentials):
-        yield f"repository.credentials: {asked.credentials[:100]!r} is not the name of a Secret"
+    scheme = scheme_of(asked.url)
+    if scheme and scheme not in policy.repository_schemes:
+        allowed = ", ".join(policy.repository_schemes)
+        yield f"repository.url: the scheme {scheme[:50]!r} is not allowed; allowed: {allowed}"
+        return
+    try:
+        url = read_repository_url(asked.url)
+    except ValueError as error:
+        yield f"repository.url: {error}"
+        return
+    if not any(url_matches(url, pattern) for pattern in policy.repository_hosts):
+        hosts = ", ".join(policy.repository_hosts)
+        yield f"repository.url: the host {url.host[:253]} is not allowed; policy.repository_hosts: {hosts}"
+    if asked.credentials:
+        yield from repository_credentials(asked.credentials, url, policy)
+
+
+def repository_credentials(name: str, url: RepositoryUrl, policy: PolicySettings) -> Iterator[str]:
+    """Check that the policy binds the Secret to the repository. Else an author could send any Secret to any host."""
+    try:
+        checked_secret_name(name)
+    except ValueError as error:
+        yield f"repository.credentials: {error}"
+        return
+    patterns = policy.credentials.get(name, ())
+    if not patterns:
+        yield f"repository.credentials: policy.credentials of the agent names no Secret {name!r}"
+    elif not any(url_matches(url, pattern) for pattern in patterns):
+        yield f"repository.credentials: the Secret {name!r} may be used for {', '.join(patterns)} only"
 
 
 def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
-    """Check the requested quantities against the maxima of the policy."""
+    """Check the requested quantities against the minima of Kubernetes and the maxima of the policy."""
     pairs = (
         ("cpu", asked.cpu, policy.max_cpu),
         ("memory", asked.memory, policy.max_memory),
@@ -137,7 +157,7 @@ def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
         if not value:
             continue
         try:
-            number = quantity(value)
+            number = resource_quantity(name.replace("_", "-"), value)
         except ValueError as error:
             yield f"resources.{name}: {error}"
             continue

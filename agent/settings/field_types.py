@@ -1,4 +1,4 @@
-"""Types of single settings: durations, sizes, quantities, names and buckets.
+"""Types of single settings: durations, sizes, quantities, resources, names and buckets.
 
 Each type checks its values when the settings are read. A wrong value therefore ends the agent at its start, not in the
 middle of an action.
@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from agent.domain.quantities import quantity, seconds
+from agent.domain.quantities import MINIMA, quantity, resource_quantity, seconds
+from agent.domain.references import image_reference, repository_url, secret_name
 
 
 def size(value: object) -> object:
@@ -23,18 +24,61 @@ def checked_quantity(value: str) -> str:
     """Return the text unchanged.
 
     Raises:
-        ValueError: the text is neither empty nor a quantity.
+        ValueError: the text is neither empty nor a quantity above 0.
     """
-    if value:
-        quantity(value)
+    # Kubernetes reads 0 as "no limit".
+    if value and quantity(value) == 0:
+        raise ValueError(f"{value!r} must be above 0; leave the value empty for none")
+    return value
+
+
+def checked_resources(value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return requests and limits of a container, without the quantities that are empty.
+
+    Raises:
+        ValueError: a key is unknown, a quantity is malformed or too small, or a request is over its limit.
+    """
+    if unknown := value.keys() - {"requests", "limits"}:
+        raise ValueError(f"{sorted(unknown)[0]}: there is no such key; allowed: requests, limits")
+    # Settings are merged over the default, so an empty text is the only way to remove a quantity of the default.
+    value = {kind: {name: text for name, text in each.items() if text} for kind, each in value.items()}
+    for kind, quantities in value.items():
+        for name, text in quantities.items():
+            if name not in MINIMA:
+                raise ValueError(f"{kind}.{name}: there is no such resource; allowed: {', '.join(MINIMA)}")
+            try:
+                resource_quantity(name, text)
+            except ValueError as error:
+                raise ValueError(f"{kind}.{name}: {error}") from error
+    limits = value.get("limits", {})
+    for name, text in value.get("requests", {}).items():
+        if name in limits and quantity(text) > quantity(limits[name]):
+            raise ValueError(f"requests.{name}: {text} is over limits.{name}: {limits[name]}")
     return value
 
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
+Resources = Annotated[dict[str, dict[str, str]], AfterValidator(checked_resources)]
+HostPattern = Annotated[str, AfterValidator(repository_url.checked_pattern)]
+SecretName = Annotated[str, AfterValidator(secret_name.checked_secret_name)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def checked_image_pattern(value: str) -> str:
+    """Return the text unchanged.
+
+    Raises:
+        ValueError: the text is no pattern for images.
+    """
+    if value not in ("*", "**"):
+        image_reference.image_reference(value)
+    return value
+
+
+ImagePattern = Annotated[str, AfterValidator(checked_image_pattern)]
 
 
 class Section(BaseModel):

@@ -6,11 +6,23 @@ The sections live as long as the process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import Buckets, Duration, Name, Quantity, Section, Size
+from agent.domain.quantities import quantity, resource_quantity
+from agent.settings.field_types import (
+    Buckets,
+    Duration,
+    HostPattern,
+    ImagePattern,
+    Name,
+    Quantity,
+    Resources,
+    SecretName,
+    Section,
+    Size,
+)
 
 
 class AgentSection(Section):
@@ -83,7 +95,19 @@ class EnvironmentSettings(Section):
     workspace: str = Field(
         "/workspace", pattern=r"^/[A-Za-z0-9._/-]+$", description="Path where the workspace is mounted."
     )
-    workspace_limit: Quantity = Field("10Gi", description="Size limit of the workspace volume.")
+    workspace_limit: Quantity = Field(
+        "10Gi",
+        description="Size limit of the workspace volume. Also the limit of all disk of an action "
+        "if neither the action nor the policy names ephemeral storage.",
+    )
+    helper_resources: Resources = Field(
+        {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
+        description="Requests and limits of container `files`. An empty quantity removes one of the default.",
+    )
+    clone_resources: Resources = Field(
+        {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
+        description="Requests and limits of container `repository`. An empty quantity removes one of the default.",
+    )
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
     pipefail: bool = Field(
         False,
@@ -109,8 +133,10 @@ class EnvironmentSettings(Section):
 class PolicySettings(Section):
     """Limits on the requests of actions."""
 
-    images: tuple[str, ...] = Field(
-        ("*",), description="Allowed images, as globs. A glob is compared with the whole image reference."
+    images: tuple[ImagePattern, ...] = Field(
+        ("*",),
+        description="Allowed images, as patterns `HOST/PATH:TAG`. `*` stays within one part of a host, path or tag, "
+        "`**` matches several parts. `*` alone allows every image.",
     )
     require_digest: bool = Field(
         False, description="Refuse images that are not named with a digest, as in `NAME@sha256:...`."
@@ -118,10 +144,19 @@ class PolicySettings(Section):
     default_cpu: Quantity = Field("100m", description="CPU request of an action that requests no CPU.")
     default_memory: Quantity = Field("256Mi", description="Memory request of an action that requests no memory.")
     default_ephemeral_storage: Quantity = Field(
-        "", description="Ephemeral storage of an action that requests none. If empty, none is set."
+        "",
+        description="Ephemeral storage of an action that requests none, as request and limit. "
+        "If empty, the limit is `policy.max_ephemeral_storage` or else `environment.workspace_limit`.",
     )
-    limit_memory: bool = Field(True, description="Set the memory that an action requests as its memory limit too.")
-    max_cpu: Quantity = Field("", description="Largest CPU request. If empty, there is no maximum.")
+    limit_cpu: bool = Field(False, description="Set the CPU request of an action as its CPU limit too.")
+    limit_memory: bool = Field(
+        True,
+        description="Set the memory that an action requests as its memory limit too. "
+        "With `policy.max_memory`, the default becomes the limit of an action that requests no memory.",
+    )
+    max_cpu: Quantity = Field(
+        "", description="Largest CPU request. Bounds the use of CPU only with `limit_cpu`. If empty, no maximum."
+    )
     max_memory: Quantity = Field("", description="Largest memory request. If empty, there is no maximum.")
     max_ephemeral_storage: Quantity = Field(
         "", description="Largest ephemeral storage request. If empty, there is no maximum."
@@ -137,6 +172,16 @@ class PolicySettings(Section):
     repository_schemes: tuple[Literal["https", "ssh", "http", "git"], ...] = Field(
         ("https", "ssh"), description="Allowed URL schemes of repositories."
     )
+    repository_hosts: tuple[HostPattern, ...] = Field(
+        ("*",),
+        description="Allowed repositories, as patterns `HOST[:PORT][/PATH]`. A path allows everything below it. "
+        "Submodules are not compared.",
+    )
+    credentials: dict[SecretName, Annotated[tuple[HostPattern, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Secrets that actions may name for cloning, each with the repositories that it may be used for, "
+        'as `{NAME: ["HOST[:PORT][/PATH]"]}`. An action may name no other Secret.',
+    )
     pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
     pull_grace: Duration = Field(
         30.0,
@@ -151,6 +196,28 @@ class PolicySettings(Section):
         600.0, gt=0, description="Longest time for all images to be pulled and all containers to start."
     )
     clone_timeout: Duration = Field(600.0, gt=0, description="Longest time for the repository to be cloned.")
+
+    @model_validator(mode="after")
+    def defaults_within_maxima(self) -> PolicySettings:
+        """Refuse a default that is too small for a container, or outside the maximum of its resource."""
+        rows = (
+            ("cpu", self.default_cpu, self.max_cpu, self.limit_cpu),
+            ("memory", self.default_memory, self.max_memory, self.limit_memory),
+            ("ephemeral_storage", self.default_ephemeral_storage, self.max_ephemeral_storage, False),
+        )
+        for name, default, maximum, limited in rows:
+            for key, text in ((f"default_{name}", default), (f"max_{name}", maximum)):
+                if text:
+                    try:
+                        resource_quantity(name.replace("_", "-"), text)
+                    except ValueError as error:
+                        raise ValueError(f"policy.{key}: {error}") from error
+            if default and maximum and quantity(default) > quantity(maximum):
+                raise ValueError(f"policy.default_{name}: {default} is over policy.max_{name}: {maximum}")
+            # Without a default, Kubernetes would take the limit as the request, and one action would fill a node.
+            if maximum and limited and not default:
+                raise ValueError(f"policy.default_{name}: must be set, because policy.max_{name} and limit_{name} are")
+        return self
 
 
 class ArtifactSettings(Section):

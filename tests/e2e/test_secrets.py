@@ -160,12 +160,20 @@ def test_the_secret_exists_only_as_long_as_its_pod(lab: Lab) -> None:
     report = submission.reports["action"]
     (action_id,) = lab.action_ids(report)
     name = lab.observer.pods(action_id)[-1]["metadata"]["name"]
-    (found,) = kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={name}")
+    secret = kube.get("pods", "-n", lab.namespace, f"--field-selector=metadata.name={name}")[0]["spec"]["containers"][
+        -1
+    ]
+    (secret_name,) = {
+        each["valueFrom"]["secretKeyRef"]["name"]
+        for each in secret["env"]
+        if "secretKeyRef" in each.get("valueFrom", {})
+    }
+    (found,) = kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={secret_name}")
     assert {key: base64.b64decode(value).decode() for key, value in found["data"].items()} == VALUES
     assert [owner["kind"] for owner in found["metadata"]["ownerReferences"]] == ["Pod"]
     kube.kubectl("exec", "-n", lab.namespace, name, "-c", "action", "--", "touch", "go")
     assert submission.wait()["action"].outcome == SUCCEEDED
     until(
-        lambda: not kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={name}"),
+        lambda: not kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={secret_name}"),
         "the Secret remains",
     )

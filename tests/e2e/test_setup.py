@@ -18,7 +18,8 @@ SETTINGS: dict[str, Any] = {
         "pull_timeout": "20s",
         "pending_timeout": "5s",
         "repository_schemes": ["https", "git"],
-        "images": ["localhost/*", "*:5000/*", "nowhere.invalid/*"],
+        "images": ["localhost/**", "*:*/**", "nowhere.invalid/*"],
+        "credentials": {"no-such-secret": ["127.0.0.1"]},
         "max_memory": "2Gi",
         "max_cpu": "1000",
     }

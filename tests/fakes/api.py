@@ -251,7 +251,8 @@ class FakeApi(Changing):
             pod["metadata"] |= {"deletionTimestamp": "2026-11-24T09:00:00Z", "deletionGracePeriodSeconds": 30}
             await self.put(pod)
         else:
-            self.secrets.pop(name, None)
+            for secret in [each for each in self.secrets if each == name or each.startswith(f"{name}-")]:
+                del self.secrets[secret]
             await self.put(pod, "DELETED")
         return web.json_response(pod)
 

@@ -78,7 +78,7 @@ VERBS = {
     "log": Verb("get", f"/pods/{POD}/log", "pods/log"),
     "exec": Verb("get", f"/pods/{POD}/exec", "pods/exec", "files"),
     "create secret": Verb("create", "/secrets", "secrets"),
-    "delete secret": Verb("delete", "/secrets/", "secrets", "an old Secret"),
+    "delete secret": Verb("delete", "/secrets/", "secrets", "a lost answer to a Secret"),
     "create lease": Verb("create", "/leases", "leases", "adoption"),
     "patch lease": Verb("patch", "/leases/", "leases", "adoption"),
     "list leases": Verb("list", "/leases", "leases", "adoption"),
@@ -173,8 +173,9 @@ class ApiCase(World):
             return
         if self.verb.scene == "a lost answer":
             self.api.answer("create", "/pods", 504, "the answer is lost", applied=True)
-        if self.verb.scene == "an old Secret":
-            self.api.secrets[POD] = {}
+        if self.verb.scene == "a lost answer to a Secret":
+            # The agent repeats the request and finds the Secret of its earlier request.
+            self.api.answer("create", "/secrets", 504, "the answer is lost", applied=True)
         await self.hand_over()
 
     async def hand_over(self) -> None:

@@ -146,7 +146,7 @@ class Cluster(SharedApi):
         await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
         await self.change_status(name, containerStatuses=[waiting("action"), waiting("files")])
-        await self.wait_for(lambda: name in self.secrets)
+        await self.wait_for(lambda: any(each.startswith(f"{name}-") for each in self.secrets))
         await self.points.at("pulling")
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
         await self.change_status(name, initContainerStatuses=[clone])

@@ -210,8 +210,8 @@ async def test_the_adopting_agent_creates_a_missing_secret(estate: Estate) -> No
         await estate.until_reported()
         assert estate.api.secrets == {}
         estate.resume(stage=wire.STAGE_SETUP, secrets={"TOKEN": "s3cret-value"})
-        await estate.api.until("the Secret is created", lambda: estate.name in estate.api.secrets)
-        made = estate.api.secrets[estate.name]
+        await estate.api.until("the Secret is created", lambda: bool(estate.api.secrets))
+        (made,) = estate.api.secrets.values()
         assert made["stringData"] == {"TOKEN": "s3cret-value"}
         owners = made["metadata"]["ownerReferences"]
         assert [each["uid"] for each in owners] == [estate.api.pods[estate.name]["metadata"]["uid"]]

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from agent.domain.actions import Action, Cancel, Key
-from agent.domain.errors import Reason, Refused, Stage
+from agent.domain.errors import ActionFailed, Reason, Refused, Stage
 from agent.domain.events import Accepted, ArtifactSummary, Event, Finished, LeftOut, LogChunk, StageChanged
 from agent.domain.outcome import Outcome, Result
 from agent.domain.session_state import Readiness
+from agent.execution.admission import admit
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
+from agent.scheduler.stream.stream import refused_error
+from agent.settings import PolicySettings
 from tests.fakes.scheduler import FakeScheduler
 from tests.fakes.stream import Rig, rig
 
@@ -177,6 +181,27 @@ async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeSchedu
         assert len(scheduler.peers) == 1
 
 
+async def test_an_action_far_over_the_limits_of_the_policy_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
+    """The agent then fails this one action, because admission refuses it."""
+    async with rig(scheduler) as agent:
+        peer = await scheduler.connected()
+        large = dataclasses.replace(ACTION, env={f"A{number}": "x" * 30_000 for number in range(200)})
+        peer.send(action=translate.action_message(large))
+        (found,) = await agent.handlers.got("action")
+        assert found == large
+        with pytest.raises(ActionFailed, match="env and secrets: 6000690 bytes are too many"):
+            admit(found, PolicySettings())
+        assert len(scheduler.peers) == 1
+
+
+async def test_absurd_times_of_a_scheduler_are_bounded(scheduler: FakeScheduler) -> None:
+    scheduler.interval, scheduler.grace = 1e11, 1e-9
+    async with rig(scheduler) as agent:
+        assert await agent.handlers.got("registered") == (3600.0, 0.01)
+    refusal = wire.Refused(why=wire.Refused.TRY_LATER, retry_after=Duration(seconds=2**63 - 1))
+    assert refused_error(refusal).retry_after == 3600.0
+
+
 # ---- refused streams
 
 
@@ -286,7 +311,7 @@ async def test_a_message_over_the_size_limit_ends_its_stream_and_no_session(sche
         session = agent.outbox.open(ACTION.key)
         await session.send(LogChunk(b"one\n"))
         await session.wait_until_stored()
-        peer.send(drain=wire.Drain(message="x" * (5 << 20)))
+        peer.send(drain=wire.Drain(message="x" * (17 << 20)))
         await scheduler.connected(2)
         await session.send(LogChunk(b"two\n"))
         await session.wait_until_stored()

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import BaseModel
 
 from agent.settings import Settings
 from deploy.dev.docs.__main__ import DOCS, pages
@@ -19,10 +20,11 @@ def test_the_committed_page_is_what_make_docs_writes(path: Path) -> None:
     assert path.read_text("utf-8") == pages()[path], f"{path.name} is not current: make docs"
 
 
-def keys(values: dict[str, object], prefix: str = "") -> set[str]:
+def keys(section: BaseModel, prefix: str = "") -> set[str]:
+    """Return the keys of all settings. A mapping is one setting, a section is not."""
     found = set()
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
+    for name, value in section:
+        if isinstance(value, BaseModel):
             found |= keys(value, f"{prefix}{name}.")
         else:
             found.add(f"{prefix}{name}")
@@ -32,4 +34,4 @@ def keys(values: dict[str, object], prefix: str = "") -> set[str]:
 def test_the_settings_page_has_a_row_with_a_description_for_every_setting() -> None:
     text = (DOCS / "settings.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z_.]+)` \| `SEALCI_[A-Z_]+` \| .+ \| `.+` \| \S.* \|$", text, re.MULTILINE)
-    assert sorted(rows) == sorted(keys(Settings().model_dump(mode="json")))
+    assert sorted(rows) == sorted(keys(Settings()))

@@ -27,10 +27,23 @@ class Rule:
     """Text that the message must contain. Empty matches every message."""
     reason: Reason
     retryable: bool
+    advice: str = ""
+    """What a person can change. It follows the message."""
 
     def matches(self, status: int, message: str) -> bool:
         return status in self.statuses and self.needle in message
 
+
+# Words of `LimitRanger`: "maximum memory usage per Container is 256Mi, but limit is 512Mi". The containers `files` and
+# `repository` are the agent's own. The message does not name the container.
+LIMIT_RANGE = (
+    "the LimitRange of the namespace decides: change `resources` of the action, policy.default_* of the agent, or "
+    "environment.helper_resources and environment.clone_resources (the agent's own containers)"
+)
+MISSING_LIMITS = (
+    "the ResourceQuota of the namespace wants this quantity in every container: set policy.limit_cpu (CPU), "
+    "policy.max_memory (memory) and environment.helper_resources of the agent, or defaults in a LimitRange"
+)
 
 RULES = (
     # A 401 means that the token was rotated. The next request reads the new token.
@@ -39,16 +52,21 @@ RULES = (
     # When two creations count against a quota at the same time, the API server answers one of them with this conflict.
     Rule({409}, "please apply your changes to the latest version", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403}, "exceeded quota", Reason.QUOTA_EXCEEDED, True),
+    # No wait ends this: the quota bounds a quantity that a container does not name.
+    Rule({403}, "failed quota: ", Reason.INVALID_CONFIGURATION, False, MISSING_LIMITS),
     # The API server gives this answer while the namespace or the API server itself is still starting.
     Rule({403, 404}, "error looking up service account", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "not yet been initialized", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "no matches for kind", Reason.CLUSTER_UNAVAILABLE, True),
+    # A LimitRange sets its default limit before the API server compares the request with the limit.
+    Rule({422}, "must be less than or equal to", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
     Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
     # The admission plugin PodSecurity refused the pod. Every other 403 means that the agent lacks a permission.
     Rule({403}, "violates PodSecurity", Reason.INVALID_CONFIGURATION, False),
     Rule({403}, "denied the request", Reason.INVALID_CONFIGURATION, False),
-    Rule({403}, "maximum ", Reason.INVALID_CONFIGURATION, False),
-    Rule({403}, "minimum ", Reason.INVALID_CONFIGURATION, False),
+    Rule({403}, " usage per Container is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
+    Rule({403}, " usage per Pod is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
+    Rule({403}, " max limit to request ratio per ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
     Rule({403}, "is invalid", Reason.INVALID_CONFIGURATION, False),
 )
 
@@ -60,11 +78,12 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
         message = str(answer.get("message") or body)
     except (ValueError, AttributeError):
         message = body
-    reason, retryable = classify_status(status, message)
+    rule = matching_rule(status, message)
+    advice = f"; {rule.advice}" if rule.advice else ""
     return ClusterError(
-        f"{verb} {resource}: {message.strip()[:MAX_MESSAGE] or 'no message'} (HTTP {status})",
-        reason=reason,
-        retryable=retryable,
+        f"{verb} {resource}: {message.strip()[:MAX_MESSAGE] or 'no message'} (HTTP {status}){advice}",
+        reason=rule.reason,
+        retryable=rule.retryable,
         retry_after=whole_seconds(headers.get("Retry-After")),
         status=status,
     )
@@ -72,10 +91,15 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
 
 def classify_status(status: int, message: str) -> tuple[Reason, bool]:
     """Return the reason that an action fails with, and whether a retry can help."""
+    rule = matching_rule(status, message)
+    return rule.reason, rule.retryable
+
+
+def matching_rule(status: int, message: str) -> Rule:
     for rule in RULES:
         if rule.matches(status, message):
-            return rule.reason, rule.retryable
-    return Reason.CLUSTER_UNAVAILABLE, False
+            return rule
+    return Rule({status}, "", Reason.CLUSTER_UNAVAILABLE, False)
 
 
 def whole_seconds(value: str | None) -> float | None:

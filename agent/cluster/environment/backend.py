@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.cluster.environment.context import Context, EnvironmentTimings
@@ -15,6 +16,7 @@ from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
 from agent.cluster.pod import manifest, session_annotation
 from agent.cluster.pod.labels import pod_name
+from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
 
@@ -94,7 +96,8 @@ class PodBackend:
             ValueError: the session annotation of the pod cannot be read.
         """
         action, nonce = session_annotation.read(pod)
-        environment = PodEnvironment(self.context, self.registry, self.plan(action, nonce), adopted=pod)
+        plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod))
+        environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.
         self.watch.apply_event("MODIFIED", pod)

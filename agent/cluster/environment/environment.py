@@ -21,7 +21,7 @@ from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.action_container import ActionContainer
-from agent.cluster.environment.requests import create_pod, create_secret, delete_pod, find_own_uid
+from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower
 from agent.cluster.pod import manifest, recreate
 from agent.cluster.pod.fields import container_status
@@ -75,7 +75,7 @@ class PodEnvironment:
         self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
-            secret=plan.name,
+            secret=plan.secret_name,
             wants_files=plan.wants_files,
         )
 
@@ -116,7 +116,7 @@ class PodEnvironment:
         try:
             pod = await self.client.retry(
                 "create pod",
-                lambda: create_pod(self.client, self.path, body),
+                lambda: create_fitting_pod(self.client, self.path, body),
                 seconds=settings.policy.pending_timeout,
                 notify=report_wait,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.labels import SESSION
+from agent.cluster.pod.resources import fit_helpers
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -16,6 +17,27 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent.cluster.api.client import Client
+
+
+# Number of times that the agent fits its own containers into the namespace's LimitRanges. A refusal may hide another.
+MAX_FITS = 4
+
+
+async def create_fitting_pod(client: Client, path: str, body: Object) -> Object:
+    """Create a pod. If a LimitRange refuses the agent's own containers, create the pod with what it allows.
+
+    Raises:
+        ClusterError: the API server refuses the pod, or a pod of another session has its name.
+    """
+    for _ in range(MAX_FITS):
+        try:
+            return await create_pod(client, path, body)
+        except ClusterError as error:
+            fitted = fit_helpers(body, error.message) if error.status == 403 else None
+            if fitted is None:
+                raise
+            body = fitted
+    return await create_pod(client, path, body)
 
 
 async def create_pod(client: Client, path: str, body: Object) -> Object:

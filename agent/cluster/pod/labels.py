@@ -1,7 +1,9 @@
 """Names, labels and annotation keys of the objects that agents create, and the selector that finds them. Pure.
 
-Object names are deterministic, so an agent can repeat a create request whose answer was lost. Names contain a hash, so
-any action id is legal. Selectors always name the pool, so two releases and a `run` in one namespace stay apart.
+Names of pods are deterministic, so an agent can repeat a create request whose answer was lost, and two agents cannot
+both create a pod for one attempt. Names of Secrets depend on the random nonce of the session, so that an action id does
+not give them. Names contain a hash, so any action id is legal. Selectors always name the pool, so two releases and a
+`run` in one namespace stay apart.
 """
 
 from __future__ import annotations
@@ -26,10 +28,15 @@ def action_hash(action_id: str) -> str:
 
 
 def pod_name(pool: str, action_id: str, attempt: int) -> str:
-    """Return the name of the pod and of its Secret: a readable part, then a hash that makes the name unique."""
+    """Return the name of the pod: a readable part, then a hash that makes the name unique."""
     slug = re.sub(r"[^a-z0-9]+", "-", action_id.lower()).strip("-")[-24:].strip("-")
     digest = hashlib.sha256(f"{pool}\0{action_id}\0{attempt}".encode()).hexdigest()[:12]
     return "-".join(part for part in ("sealci", slug, digest) if part)
+
+
+def secret_name(pod_name: str, nonce: str) -> str:
+    """Return the name of the Secret of a pod. A re-created pod of the same session gets the same name."""
+    return f"{pod_name}-{hashlib.sha256(nonce.encode()).hexdigest()[:16]}"
 
 
 def pool_selector(pool: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.packaging import workspace_command
 from agent.cluster.pod import labels, session_annotation
+from agent.cluster.pod.resources import HELPERS, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-ACTION, FILES, REPOSITORY = "action", "files", "repository"
+ACTION = "action"
+FILES, REPOSITORY = HELPERS
 # Seconds that the deadlines inside the pod allow for adoption by another agent.
 ADOPTION_SECONDS = 300.0
 READY_FOLDER = "/.sealci"
@@ -41,6 +43,7 @@ class Plan:
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
     `keep_files`: the pod has container `files` although the action may want no files.
+    `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
     """
 
@@ -54,6 +57,11 @@ class Plan:
     owner: Object | None = None
     keep_files: bool = False
     upload_tree: bool = False
+    existing_secret: str = ""
+
+    @property
+    def secret_name(self) -> str:
+        return self.existing_secret or labels.secret_name(self.name, self.nonce)
 
     @property
     def wants_files(self) -> bool:
@@ -212,7 +220,7 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     rename = command_module.variable_name
     plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
     secret = [
-        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
+        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": name}}}
         for name in action.secrets
     ]
     return plain + secret
@@ -226,22 +234,6 @@ def escape_variables(text: str) -> str:
 def escape_command(command: list[str]) -> list[str]:
     """Return a command that the kubelet passes to the container unchanged."""
     return [escape_variables(argument) for argument in command]
-
-
-def resources(plan: Plan, settings: Settings) -> Object:
-    """Return requests and limits: the action's values, else the defaults of the policy."""
-    asked, policy = plan.action.resources, settings.policy
-    requests = {
-        "cpu": asked.cpu or policy.default_cpu,
-        "memory": asked.memory or policy.default_memory,
-        "ephemeral-storage": asked.ephemeral_storage or policy.default_ephemeral_storage,
-    }
-    # The default of the policy is an estimate, so only a memory request of the action becomes a limit.
-    limits = {"ephemeral-storage": requests["ephemeral-storage"]}
-    if asked.memory and policy.limit_memory:
-        limits["memory"] = asked.memory
-    found = {"requests": requests, "limits": limits}
-    return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
 
 
 def files_container(plan: Plan, settings: Settings) -> Object:
@@ -258,7 +250,7 @@ def files_container(plan: Plan, settings: Settings) -> Object:
                 seconds=plan.timeout + settings.policy.pull_timeout + seconds,
             )
         ),
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": settings.environment.helper_resources,
         # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
@@ -294,7 +286,7 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         # This is the old name of the module, because the image on a node may be one release older than the agent.
         "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": settings.environment.clone_resources,
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": mounts,
     }
@@ -334,7 +326,7 @@ def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": plan.name,
+            "name": plan.secret_name,
             "namespace": plan.namespace,
             "labels": {
                 labels.MANAGED_BY: labels.OWNER,

@@ -32,3 +32,16 @@ def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
     # Kubernetes' admission derives the priority from priorityClassName and refuses a different value.
     spec.pop("priority", None)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def secret_of_older_agent(pod: Object) -> str:
+    """Return the name of a pod's Secret if an agent of version 0.1 created the pod, else "".
+
+    These agents gave the Secret the name of its pod. The function can go when no such pod can be adopted any more.
+    """
+    name = str(pod["metadata"]["name"])
+    for container in pod.get("spec", {}).get("containers", ()):
+        for variable in container.get("env", ()) if container["name"] == ACTION else ():
+            if variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == name:
+                return name
+    return ""

@@ -22,6 +22,10 @@ Member = TypeVar("Member", bound=Enum)
 
 # Maximum number of bytes of an action's id. The contract (Action.action_id) names the same limit.
 MAX_ACTION_ID = 256
+# Largest number of seconds that protobuf allows in a Duration.
+MAX_DURATION = 315_576_000_000
+# Seconds between TERM and KILL after a cancellation, at most. A scheduler could otherwise keep the commands for ever.
+MAX_GRACE = 86400.0
 # Maximum number of characters of a text for people.
 MAX_TEXT = 16 << 10
 
@@ -94,8 +98,10 @@ def seconds(duration: Duration) -> float:
 
 
 def duration(value: float) -> Duration:
-    """Return seconds as a protobuf duration. Negative seconds become 0."""
-    whole, nanos = divmod(round(max(value, 0.0) * 1e9), 10**9)
+    """Return seconds as a protobuf duration. Negative seconds and NaN become 0, larger values the largest Duration."""
+    if not 0 < value < MAX_DURATION:
+        return Duration(seconds=MAX_DURATION if value > 0 else 0)
+    whole, nanos = divmod(round(value * 1e9), 10**9)
     return Duration(seconds=whole, nanos=nanos)
 
 

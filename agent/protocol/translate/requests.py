@@ -5,6 +5,8 @@ from __future__ import annotations
 from agent.domain import actions as domain
 from agent.domain import session_state
 from agent.protocol.translate.fields import (
+    MAX_DURATION,
+    MAX_GRACE,
     STAGES,
     WHENS,
     checked_key,
@@ -32,8 +34,8 @@ def action(message: wire.Action) -> domain.Action:
     if not message.commands:
         invalid("commands", "an empty list", "one command or more")
     timeout = seconds(message.timeout) if message.HasField("timeout") else None
-    if timeout is not None and timeout <= 0:
-        invalid("timeout", f"{timeout:g} s", "more than 0 s, or unset for the default")
+    if timeout is not None and not 0 < timeout <= MAX_DURATION:
+        invalid("timeout", f"{timeout:g} s", f"more than 0 s and at most {MAX_DURATION} s, or unset for the default")
     return domain.Action(
         key=found,
         image=message.image,
@@ -67,9 +69,9 @@ def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
 
 
 def cancel(message: wire.Cancel) -> domain.Cancel:
-    """Return a cancellation. A negative grace counts as unset, because a cancellation must always be obeyed."""
+    """Return a cancellation, which must always be obeyed: a negative grace counts as unset, a longer one is cut."""
     grace = seconds(message.grace) if message.HasField("grace") else None
-    return domain.Cancel(grace if grace is not None and grace >= 0 else None, message.message)
+    return domain.Cancel(min(grace, MAX_GRACE) if grace is not None and grace >= 0 else None, message.message)
 
 
 def resume(message: wire.Resume) -> session_state.Resume:

@@ -30,6 +30,12 @@ Delivery
   The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
   until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
 
+Size
+  The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
+  agent connects again. A scheduler must therefore refuse a larger action itself.
+  An Action has at most 512 KiB of commands, 128 KiB in one command, and 512 KiB of env and secrets. The agent fails
+  a larger one with INVALID_CONFIGURATION. The agent sends messages below 4 MiB.
+
 Liveness
   The scheduler answers every Health with an Ack whose action_id is empty. It acknowledges events as it stores them.
   If the agent has sent a message and receives nothing for 30 s (twice its setting `scheduler.keepalive`), the agent
@@ -927,7 +933,9 @@ class Refused(_message.Message):
     message: _builtins.str
     """for people"""
     @_builtins.property
-    def retry_after(self) -> _duration_pb2.Duration: ...
+    def retry_after(self) -> _duration_pb2.Duration:
+        """at most 1 hour; the agent retries after that time in any case"""
+
     def __init__(
         self,
         *,
@@ -1038,7 +1046,7 @@ class Action(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """of the commands; unset: the policy's default"""
+        """of the commands, above 0; unset: the policy's default"""
 
     @_builtins.property
     def artifacts(self) -> Global___ArtifactRules: ...
@@ -1110,14 +1118,14 @@ class Repository(_message.Message):
     SUBMODULES_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """https or ssh; the agent's policy may allow other schemes"""
+    """https or ssh, without credentials; the agent's policy may allow other schemes"""
     ref: _builtins.str
     """branch, tag or commit; empty: the default branch"""
     depth: _builtins.int
     """number of commits; 0: the whole history"""
     submodules: _builtins.bool
     credentials: _builtins.str
-    """name of a Kubernetes Secret in the namespace of the actions; empty: none"""
+    """name of a Kubernetes Secret that the policy binds to the url; empty: none"""
     def __init__(
         self,
         *,
@@ -1245,7 +1253,7 @@ class Cancel(_message.Message):
     """becomes the message of the outcome"""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """time between TERM and KILL; unset: the policy's default"""
+        """time between TERM and KILL, at most 1 day; unset: the policy's default"""
 
     def __init__(
         self,

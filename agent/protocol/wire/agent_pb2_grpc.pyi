@@ -30,6 +30,12 @@ Delivery
   The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
   until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
 
+Size
+  The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
+  agent connects again. A scheduler must therefore refuse a larger action itself.
+  An Action has at most 512 KiB of commands, 128 KiB in one command, and 512 KiB of env and secrets. The agent fails
+  a larger one with INVALID_CONFIGURATION. The agent sends messages below 4 MiB.
+
 Liveness
   The scheduler answers every Health with an Ack whose action_id is empty. It acknowledges events as it stores them.
   If the agent has sent a message and receives nothing for 30 s (twice its setting `scheduler.keepalive`), the agent

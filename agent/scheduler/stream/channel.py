@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Call = aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage]
 
+# Maximum number of bytes of one message of the scheduler. The contract names the same limit.
+MAX_MESSAGE_BYTES = 16 << 20
 # Maximum number of seconds until an unanswered ping ends the connection. If the setting `keepalive` is shorter, it is
 # the limit.
 LONGEST_PING_TIMEOUT = 10.0
@@ -35,6 +37,8 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
         # The agent notices a frozen scheduler within twice the keepalive.
         *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # An action above the limits of the policy then fails alone. A message above this size ends the whole stream.
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # With the shared pool, a new channel would inherit the back-off and the connection of the previous channel.
         ("grpc.use_local_subchannel_pool", 1),
         # A retried call would hide an outage from the reconnect loop.

@@ -43,6 +43,10 @@ CLOSE_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
 
+# Bounds of the times that a scheduler chooses, in seconds. Outside them an agent would flood its scheduler, or never
+# report again.
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -208,6 +212,6 @@ class Connection:
 
 
 def seconds_or(duration: Duration, default: float) -> float:
-    """Return a duration in seconds. Returns the default when the duration is unset, zero or negative."""
-    value = translate.seconds(duration)
-    return value if value > 0 else default
+    """Return a duration in seconds, at most `LONGEST_WAIT`. Return the default if it is unset, zero or negative."""
+    value = min(translate.seconds(duration), LONGEST_WAIT)
+    return max(value, SHORTEST_WAIT) if value > 0 else default

@@ -45,6 +45,8 @@ DEFAULT_GRACE = 60.0
 # Seconds until the next registration after the refusal POOL_UNKNOWN without a `retry_after`. The installer has to
 # create the pool first.
 POOL_UNKNOWN_DELAY = 60.0
+# Seconds until the next registration after any refusal, at most. Without a bound the agent might never return.
+LONGEST_RETRY_AFTER = 3600.0
 
 log = structlog.get_logger(__name__)
 
@@ -194,7 +196,9 @@ class Stream:
 def refused_error(message: wire.Refused) -> Refused:
     """Return the error that stands for a refusal. An unknown reason of a newer version is retried."""
     name = wire.Refused.Why.Name(message.why) if message.why in wire.Refused.Why.values() else str(message.why)
-    retry_after = max(translate.seconds(message.retry_after), 0.0) if message.HasField("retry_after") else None
+    retry_after = None
+    if message.HasField("retry_after"):
+        retry_after = min(max(translate.seconds(message.retry_after), 0.0), LONGEST_RETRY_AFTER)
     if message.why == wire.Refused.POOL_UNKNOWN and retry_after is None:
         retry_after = POOL_UNKNOWN_DELAY
     return Refused(

@@ -51,6 +51,7 @@ def test_a_malformed_quantity_is_refused(text: str) -> None:
         ("1h30m", 5400),
         ("1d", 86400),
         ("1d1h1m1.5s", 90061.5),
+        ("36525d", 36525 * 86400),
     ],
 )
 def test_durations(value: str | float, number: float) -> None:
@@ -62,5 +63,13 @@ def test_durations(value: str | float, number: float) -> None:
     ["", " ", "s", "-5s", "5x", "1m1h", "1 m", "inf", "nan", True, None, [], -1, float("nan"), float("inf")],
 )
 def test_a_malformed_duration_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        seconds(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["36525d1s", "9" * 30 + "d", "9" * 30, "9" * 99, "9" * 400, "9" * 400 + "d", 1e30, 10**400, -(10**400)]
+)
+def test_a_duration_that_no_clock_can_hold_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         seconds(value)

@@ -15,11 +15,12 @@ from agent.settings import PolicySettings
 ACTION = Action(Key("build"), "alpine:3", ("true",))
 POLICY = PolicySettings.model_validate(
     {"max_timeout": 100, "default_timeout": 60, "max_commands": 5, "max_variables": 3}
+    | {"credentials": {"deploy.key-1": ["example.org"]}}
 )
 SECRET = "hunter2-hunter2"
 
 
-def repository(url: str = "https://example.org/r", **fields: Any) -> dict[str, Repository]:
+def repository(url: str = "https://example.org/r", **fields: Any) -> dict[str, Any]:
     return {"repository": Repository(url, **fields)}
 
 
@@ -52,7 +53,9 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
         repository("HTTPS://example.org/r@v1"),
         repository("ssh://git@example.org/r"),
         repository("git@example.org:group/r.git", ref="feature/x", credentials="deploy.key-1"),
+        repository("https://example.org/r@v1", credentials="deploy.key-1"),
         {"resources": Resources("1", "1Gi", "100M")},
+        {"resources": Resources("1m", "6Mi", "1Mi")},
     ],
 )
 def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
@@ -98,12 +101,28 @@ def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
         ({"timeout": float("inf")}, "timeout: inf s"),
         ({"resources": Resources(cpu="lots")}, "resources.cpu: 'lots' is not a quantity"),
         ({"resources": Resources(memory="-1")}, "resources.memory: '-1' is not a quantity"),
+        ({"resources": Resources(memory="0")}, "resources.memory: 0 is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="0.0Gi")}, "resources.memory: 0.0Gi is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="1n")}, "resources.memory: 1n is below the minimum of 6Mi"),
+        ({"resources": Resources(memory="6143Ki")}, "resources.memory: 6143Ki is below the minimum of 6Mi"),
+        ({"resources": Resources(cpu="0")}, "resources.cpu: 0 is below the minimum of 1m"),
+        ({"resources": Resources(cpu="999999n")}, "resources.cpu: 999999n is below the minimum of 1m"),
+        (
+            {"resources": Resources(ephemeral_storage="0k")},
+            "resources.ephemeral_storage: 0k is below the minimum of 1Mi",
+        ),
         (repository("http://example.org/r"), "the scheme 'http' is not allowed; allowed: https, ssh"),
         (repository("file:///etc"), "the scheme 'file' is not allowed"),
-        (repository("/etc"), "of a path"),
-        (repository("../r"), "of a path"),
-        (repository("ext::sh -c date"), "is not allowed"),
-        (repository("https::file:///etc"), "is not allowed"),
+        (repository("/etc"), "repository.url: must have the form https://HOST/PATH"),
+        (repository("../r"), "repository.url: must have the form https://HOST/PATH"),
+        (repository("hello"), "repository.url: must have the form https://HOST/PATH"),
+        (repository("git://user:pw@example.org/r"), "must not hold credentials"),
+        (repository("ssh://user:pw@example.org/r"), "must not hold credentials"),
+        (repository("svn://user:pw@example.org/r"), "must not hold credentials"),
+        (repository("ftp://user:pw@exa mple/r"), "must not hold credentials"),
+        (repository("user:pw@example.org:r"), "must not hold credentials"),
+        (repository("ext::sh -c date"), "repository.url: must "),
+        (repository("https::file:///etc"), "repository.url: must "),
         (repository("--upload-pack=date"), "must not start with a dash"),
         (repository("-x@example.org:r"), "must not start with a dash"),
         (repository(ref="--upload-pack=date"), "must not start with a dash"),
@@ -128,9 +147,16 @@ def test_all_problems_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("image", "allowed"),
-    [("alpine:3", True), ("ghcr.io/acme/tool:1", True), ("ghcr.io/evil/tool", False), ("alpine", False)],
+    [
+        ("alpine:3", True),
+        ("alpine", True),
+        ("ghcr.io/acme/tool:1", True),
+        ("ghcr.io/evil/tool", False),
+        ("alpine:5000/evil", False),
+        ("ghcr.io/acme/group/tool", False),
+    ],
 )
-def test_the_allow_list_is_globs_over_the_whole_reference(image: str, allowed: bool) -> None:
+def test_the_allow_list_is_patterns_over_the_parts_of_a_reference(image: str, allowed: bool) -> None:
     policy = PolicySettings(images=("alpine:*", "ghcr.io/acme/*"))
     if allowed:
         admit(replace(ACTION, image=image), policy)
@@ -166,3 +192,62 @@ def test_a_digest_can_be_required(image: str, allowed: bool) -> None:
         admit(replace(ACTION, image=image), policy)
     else:
         assert any("digest" in each or "not an image" in each for each in problems(policy, image=image))
+
+
+CREDENTIALS = PolicySettings.model_validate(
+    {
+        "repository_schemes": ["https", "ssh", "http"],
+        "credentials": {"deploy": ["github.com/acme", "*.corp.example"], "any": ["*"]},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://github.com/acme/x.git", "deploy"),
+        ("git@github.com:acme/x.git", "deploy"),
+        ("ssh://git@git.corp.example/x", "deploy"),
+        ("https://elsewhere.example/x", "any"),
+        ("https://elsewhere.example/x", ""),
+    ],
+)
+def test_credentials_are_used_for_their_hosts(url: str, name: str) -> None:
+    admit(replace(ACTION, **repository(url, credentials=name)), CREDENTIALS)
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "problem"),
+    [
+        # Attack: an author names a Secret of another team and a server of their own.
+        ("http://attacker.example/x", "deploy", "the Secret 'deploy' may be used for github.com/acme, *.corp.example"),
+        ("https://github.com.attacker.example/acme/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
+        ("https://github.com/attacker/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
+        ("https://github.com/acme/../attacker/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
+        ("https://github.com/acme/x", "team-b", "policy.credentials of the agent names no Secret 'team-b'"),
+        ("https://github.com/acme/x", "deploy2", "policy.credentials of the agent names no Secret 'deploy2'"),
+        # Attack: the name of the Secret of a running action.
+        ("https://github.com/acme/x", "sealci-build-0123456789ab", "belongs to an action"),
+        ("https://github.com/acme/x", "sealci-0123456789ab-0123456789abcdef", "belongs to an action"),
+    ],
+)
+def test_credentials_are_refused_for_every_other_host(url: str, name: str, problem: str) -> None:
+    found = problems(CREDENTIALS, **repository(url, credentials=name))
+    assert len(found) == 1
+    assert found[0].startswith("repository.credentials: ")
+    assert problem in found[0]
+
+
+def test_no_credentials_may_be_named_by_default() -> None:
+    found = problems(PolicySettings(), **repository("https://github.com/acme/x", credentials="deploy"))
+    assert found == ["repository.credentials: policy.credentials of the agent names no Secret 'deploy'"]
+
+
+def test_the_hosts_of_repositories_can_be_limited() -> None:
+    policy = PolicySettings(repository_hosts=("github.com/acme", "git.corp:8443"))
+    admit(replace(ACTION, **repository("https://github.com/acme/x")), policy)
+    admit(replace(ACTION, **repository("ssh://git@git.corp:8443/x")), policy)
+    found = problems(policy, **repository("https://evil.example/x"))
+    assert found == [
+        "repository.url: the host evil.example is not allowed; policy.repository_hosts: github.com/acme, git.corp:8443"
+    ]

@@ -171,6 +171,10 @@ GOOD = wire.Action(action_id="a", attempt=1, claim=1, image="alpine", commands=[
         ({"commands": []}, "commands"),
         ({"timeout": Duration(seconds=-1)}, "timeout"),
         ({"timeout": Duration()}, "timeout"),
+        ({"timeout": Duration(seconds=2**63 - 1)}, "timeout"),
+        ({"timeout": Duration(seconds=-(2**63))}, "timeout"),
+        ({"timeout": Duration(seconds=1, nanos=-(2**31))}, "timeout"),
+        ({"timeout": Duration(seconds=fields.MAX_DURATION + 1)}, "timeout"),
         ({"artifacts": wire.ArtifactRules(when=9)}, "artifacts.when"),  # type: ignore[arg-type]
         ({"repository": wire.Repository(ref="main")}, "repository.url"),
     ],
@@ -210,6 +214,18 @@ def test_an_invalid_resume_point_fails(message: wire.Resume, named: str) -> None
 def test_an_invalid_grace_does_not_prevent_the_cancellation() -> None:
     message = wire.Cancel(action_id="a", attempt=1, grace=Duration(seconds=-5), message="stop")
     assert translate.cancel(message) == Cancel(None, "stop")
+
+
+def test_an_absurd_grace_does_not_prevent_the_end_of_the_commands() -> None:
+    message = wire.Cancel(action_id="a", attempt=1, grace=Duration(seconds=2**63 - 1), message="stop")
+    assert translate.cancel(message) == Cancel(fields.MAX_GRACE, "stop")
+
+
+@pytest.mark.parametrize("value", [1e30, float("inf"), float("nan"), -1e30, -1.0, 0.0, 1e-12, 3e11, 5e-324])
+def test_every_number_can_be_encoded_as_a_duration(value: float) -> None:
+    message = translate.duration(value)
+    message.ToJsonString()
+    assert 0 <= translate.seconds(message) <= fields.MAX_DURATION
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ async def test_an_environment_costs_three_requests_and_leaves_nothing(api: FakeA
         assert isinstance(await observed(environment, Waiting), Waiting)
         await api.status(name, phase="Running", containerStatuses=RUNNING)
         await observed(environment, Running)
-        assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
+        secret = environment.plan.secret_name
+        assert api.secrets[secret]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
         await environment.remove()
         assert (api.pods, api.secrets, backend.registry.owned_names) == ({}, {}, ())
         assert not backend.watch.is_watched(name)
@@ -96,10 +97,12 @@ async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -
         await environment.remove()
         # The Secret of the first pod still exists, because garbage collection is slower than a new pod of the same
         # name.
-        api.secrets[name] = {"metadata": {"name": name, "ownerReferences": [{"uid": "gone"}]}}
+        secret = environment.plan.secret_name
+        api.secrets[secret] = {"metadata": {"name": secret, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
         assert backend.registry.owned_names == (name,), "the sweep would delete the pod as an orphan"
-        assert api.secrets[name]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
+        secret = environment.plan.secret_name
+        assert api.secrets[secret]["metadata"]["ownerReferences"][0]["uid"] == api.pods[name]["metadata"]["uid"]
         await api.status(name, phase="Running", containerStatuses=RUNNING)
         await observed(environment, Running)
         await environment.remove()
@@ -120,7 +123,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
-        monkeypatch.setattr(environments, "create_pod", late_event_in_between)
+        monkeypatch.setattr(environments, "create_fitting_pod", late_event_in_between)
         await environment.create()
         backend.watch.apply_event("DELETED", earlier)
         assert environment.pod_state.pod is not None

@@ -10,8 +10,10 @@ import pytest
 
 from agent.cluster.pod import labels, manifest
 from agent.cluster.pod.manifest import Plan
+from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
+from agent.domain.references.secret_name import checked_secret_name
 from agent.settings import Settings
 
 SETTINGS = Settings()
@@ -24,6 +26,7 @@ ACTION = Action(
     secrets={"TOKEN": "hunter2-hunter2"},
 )
 REPOSITORY = Repository("https://example.org/r", "main", 1, credentials="deploy")
+NO_DISK, DISK = {"ephemeral-storage": "0"}, {"ephemeral-storage": "10Gi"}
 PLAN = Plan(ACTION, "sealci-build-1", "ci", "agent-1", "0123456789abcdef", timeout=60.0)
 CLONING = replace(PLAN, action=replace(ACTION, repository=REPOSITORY))
 WITHOUT_FILES = replace(PLAN, action=replace(ACTION, artifacts=ArtifactRules(when=When.NEVER)))
@@ -101,7 +104,7 @@ def test_commands_and_values_reach_the_container_unchanged() -> None:
     assert "$(" not in "".join(action["command"]).replace("$$", "")
     found = environment(action)
     assert expand(found["A"]) == "$(B) $$ $"
-    assert found["TOKEN"] == {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}
+    assert found["TOKEN"] == {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}
     assert (found["CI"], found["SEALCI_WORKSPACE"], found["SEALCI_ATTEMPT"]) == ("true", "/workspace", "2")
 
 
@@ -109,7 +112,7 @@ def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> Non
     action = replace(ACTION, env={"TOKEN": "plain", "CI": "no"})
     found = containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"]["env"]
     assert [each for each in found if each["name"] == "TOKEN"] == [
-        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "sealci-build-1", "key": "TOKEN"}}}
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}}
     ]
     assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
 
@@ -195,9 +198,17 @@ def test_a_user_namespace_only_if_the_plan_has_one() -> None:
 @pytest.mark.parametrize(
     ("asked", "policy", "expected"),
     [
-        (Resources(), {}, {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {}}),
-        (Resources("2", "1Gi"), {}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
-        (Resources("2", "1Gi"), {"limit_memory": False}, {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {}}),
+        (Resources(), {}, {"requests": {"cpu": "100m", "memory": "256Mi"} | NO_DISK, "limits": DISK}),
+        (
+            Resources("2", "1Gi"),
+            {},
+            {"requests": {"cpu": "2", "memory": "1Gi"} | NO_DISK, "limits": {"memory": "1Gi"} | DISK},
+        ),
+        (
+            Resources("2", "1Gi"),
+            {"limit_memory": False},
+            {"requests": {"cpu": "2", "memory": "1Gi"} | NO_DISK, "limits": DISK},
+        ),
         (
             Resources(ephemeral_storage="5Gi"),
             {},
@@ -235,7 +246,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
 
 def test_the_pod_is_the_only_owner_of_the_secret() -> None:
     secret = manifest.secret(PLAN, SETTINGS, "uid-1")
-    assert secret["metadata"]["name"] == PLAN.name
+    assert secret["metadata"]["name"] == PLAN.secret_name
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
     assert secret["stringData"] == {"TOKEN": "hunter2-hunter2"}
     assert secret["immutable"] is True
@@ -253,3 +264,72 @@ def test_names_are_legal_and_unique(action_id: str) -> None:
     ]
     assert len({name, *others}) == 4
     assert name == labels.pod_name("pool", action_id, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "limits"),
+    [
+        # Attack: an action names nothing, so that no maximum applies.
+        ({"max_memory": "512Mi"}, Resources(), {"memory": "256Mi", "ephemeral-storage": "10Gi"}),
+        ({"max_memory": "512Mi"}, Resources(memory="300Mi"), {"memory": "300Mi", "ephemeral-storage": "10Gi"}),
+        ({"max_memory": "512Mi", "limit_memory": False}, Resources(), {"ephemeral-storage": "10Gi"}),
+        ({"max_ephemeral_storage": "50Mi"}, Resources(), {"ephemeral-storage": "50Mi"}),
+        ({"default_ephemeral_storage": "5Mi"}, Resources(), {"ephemeral-storage": "5Mi"}),
+        ({}, Resources(ephemeral_storage="9Mi"), {"ephemeral-storage": "9Mi"}),
+        ({"max_cpu": "2"}, Resources(), {"ephemeral-storage": "10Gi"}),
+        ({"max_cpu": "2", "limit_cpu": True}, Resources(), {"cpu": "100m", "ephemeral-storage": "10Gi"}),
+        ({"limit_cpu": True}, Resources(cpu="3"), {"cpu": "3", "ephemeral-storage": "10Gi"}),
+        ({}, Resources(), {"ephemeral-storage": "10Gi"}),
+    ],
+)
+def test_a_maximum_of_the_policy_also_limits_what_an_action_does_not_name(
+    policy: dict[str, Any], asked: Resources, limits: dict[str, str]
+) -> None:
+    plan = replace(PLAN, action=replace(ACTION, resources=asked))
+    action = containers(manifest.pod(plan, Settings.model_validate({"policy": policy})))["action"]
+    assert action["resources"]["limits"] == limits
+
+
+@pytest.mark.parametrize(
+    ("policy", "request_"),
+    [({}, "0"), ({"max_ephemeral_storage": "50Mi"}, "0"), ({"default_ephemeral_storage": "5Mi"}, "5Mi")],
+)
+def test_a_derived_disk_limit_reserves_nothing_on_the_node(policy: dict[str, Any], request_: str) -> None:
+    action = containers(manifest.pod(PLAN, Settings.model_validate({"policy": policy})))["action"]
+    assert action["resources"]["requests"]["ephemeral-storage"] == request_
+
+
+def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> None:
+    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "cpu": "1"}}
+    given = {"helper_resources": asked, "clone_resources": {"requests": {"cpu": ""}, "limits": {"memory": "2Gi"}}}
+    changed = containers(manifest.pod(CLONING, Settings.model_validate({"environment": given})))
+    assert changed["files"]["resources"] == asked
+    assert changed["repository"]["resources"] == {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}
+    default = containers(manifest.pod(CLONING, SETTINGS))
+    assert default["files"]["resources"] == {
+        "requests": {"cpu": "10m", "memory": "32Mi"},
+        "limits": {"memory": "512Mi"},
+    }
+    assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
+    """Attack: an action reads the ids of another action on the status page, and names the other's Secret."""
+    names = {replace(PLAN, nonce=nonce).secret_name for nonce in ("a", "b", "c")}
+    assert len(names) == 3
+    assert PLAN.secret_name == replace(PLAN, agent_id="another").secret_name
+    assert PLAN.nonce not in PLAN.secret_name
+    pod_name = labels.pod_name("default", "Build/1" * 9, 1)
+    for name in (pod_name, labels.secret_name(pod_name, "nonce"), labels.pod_name("default", "--", 1)):
+        with pytest.raises(ValueError, match="belongs to an action"):
+            checked_secret_name(name)
+
+
+def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
+    pod = manifest.pod(PLAN, SETTINGS)
+    assert secret_of_older_agent(pod) == ""
+    old = json.loads(json.dumps(pod).replace(PLAN.secret_name, PLAN.name))
+    assert secret_of_older_agent(old) == PLAN.name
+    plan = replace(PLAN, existing_secret=PLAN.name)
+    assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
+    assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""

@@ -1,0 +1,91 @@
+"""Read image references and compare them with the patterns of the policy, part by part.
+
+A pattern that is compared as plain text lets `debian:*` match `debian:5000/evil`, an image of another registry. Here a
+`*` never leaves its part. Pure functions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from agent.domain.references.part_patterns import ANY_PARTS, host_matches, parts_match
+
+# Letters, digits, the signs of tags and paths, and the signs of patterns.
+SIGNS = r"A-Za-z0-9._*?\[\]!-"
+REFERENCE = re.compile(rf"(?P<name>[^@\s]+?)(?::(?P<tag>[{SIGNS}]+))?(?:@(?P<digest>[{SIGNS}:+]+))?")
+# No component of an image's path begins with a dot, so none is "..".
+COMPONENT = re.compile(rf"[A-Za-z0-9*?\[][{SIGNS}]*")
+HOST = re.compile(r"[A-Za-z0-9.*?-]+(:[0-9*]+)?")
+DEFAULT_HOST = "docker.io"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """The parts of an image reference or of a pattern. A part that is not named is "".
+
+    `named_host`: the text names its host. Otherwise `host` is the default of container runtimes.
+    """
+
+    host: str
+    path: tuple[str, ...]
+    tag: str
+    digest: str
+    named_host: bool
+
+
+def image_reference(text: str) -> ImageReference:
+    """Read an image reference or a pattern. Short names get their host and path, as `docker.io/library/debian`.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    match = REFERENCE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:100]!r} is not an image reference such as HOST/PATH:TAG")
+    first, slash, rest = match["name"].partition("/")
+    named = bool(slash) and is_host(first)
+    host, path = (first.lower(), rest) if named else (DEFAULT_HOST, match["name"])
+    components = path.split("/")
+    if not HOST.fullmatch(host) or not all(COMPONENT.fullmatch(each) for each in components):
+        raise ValueError(f"{text[:100]!r} is not an image reference such as HOST/PATH:TAG")
+    if host == "index.docker.io":
+        host = DEFAULT_HOST
+    if host == DEFAULT_HOST and len(components) == 1 and components[0] != ANY_PARTS:
+        components = ["library", *components]
+    return ImageReference(host, tuple(components), match["tag"] or "", match["digest"] or "", named)
+
+
+def is_host(component: str) -> bool:
+    """Whether container runtimes read the first component of a name as a host."""
+    return "." in component or ":" in component or component == "localhost" or component != component.lower()
+
+
+def image_matches(text: str, pattern: str) -> bool:
+    """Whether a pattern of the policy admits an image reference. `*` and `**` alone admit every text.
+
+    A pattern without a tag and a digest admits all of a repository. A pattern with a tag admits a digest beside the tag
+    only if its tag is `*`, because container runtimes ignore the tag of such a reference.
+    """
+    if pattern in ("*", ANY_PARTS):
+        return True
+    try:
+        image, allowed = image_reference(text), image_reference(pattern)
+    except ValueError:
+        return False
+    return (
+        host_matches(image.host, allowed.host)
+        and parts_match(image.path, allowed.path)
+        and version_matches(image, allowed)
+    )
+
+
+def version_matches(image: ImageReference, allowed: ImageReference) -> bool:
+    if allowed.tag and not fnmatchcase(image.tag or ("" if image.digest else "latest"), allowed.tag):
+        return False
+    if allowed.tag and not image.tag and image.digest:
+        return False
+    if allowed.digest:
+        return fnmatchcase(image.digest, allowed.digest)
+    return not image.digest or allowed.tag in ("", "*")
