@@ -184,8 +184,9 @@ class HttpSettings(Section):
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - probes come from the kubelet
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
     status_page: bool = Field(
-        True,
-        description="Serve the status page at `/`. The page shows sessions and outcomes, and asks for no password.",
+        False,
+        description="Serve the status page at `/`. The page asks for no password. "
+        "It shows ids, images, outcomes and messages to every peer that reaches the port.",
     )
 
 
