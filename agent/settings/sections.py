@@ -153,7 +153,10 @@ class ArtifactSettings(Section):
     max_file_size: Size = Field(1 << 30, description="Largest size of one file, in bytes.")
     max_total_size: Size = Field(2 << 30, description="Largest size of all files of one action, in bytes.")
     timeout: Duration = Field(
-        600.0, gt=0, description="Longest time to copy the files of one action, retries included."
+        600.0,
+        gt=0,
+        description="Longest time to copy the files of one action, retries included. "
+        "The wait for a turn (`artifacts.parallel`) does not count. It has the same limit of its own.",
     )
     parallel: int = Field(4, ge=1, description="Number of actions whose files the agent copies at once.")
 

@@ -8,6 +8,7 @@ removed, so that a test can ask for the invariant: all that was made is gone, ea
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -253,6 +254,9 @@ class FakeEnvironment:
         await self.end(143, 1)
         await self.unblock("commands")
         return True
+
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy one file out."""
