@@ -1,4 +1,4 @@
-"""Globs as regular expressions: what the agent did before. They backtrack, but say in few lines what a glob means."""
+"""Globs as regular expressions: what the agent did before. They backtrack, but show in few lines what a glob means."""
 
 from __future__ import annotations
 
