@@ -117,3 +117,25 @@ def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
     settings = load(write_settings(tmp_path, text), {})
     assert (settings.artifacts.max_file_size, settings.artifacts.timeout) == (64 << 20, 5400.0)
     assert settings.logs.max_line == 1024
+
+
+@pytest.mark.parametrize("classic", [{}, {"listen": "192.0.2.1"}, {"cert_file": "c", "key_file": "k"}])
+def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"any peer that reaches .* could run actions: set classic.ca_file"):
+        load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
+    # The stream protocol does not listen.
+    load(None, {"scheduler": {"classic": classic}}, {})
+
+
+@pytest.mark.parametrize(
+    "classic",
+    [
+        {"listen": "127.0.0.1"},
+        {"listen": "[::1]"},
+        {"listen": "localhost"},
+        {"open": True},
+        {"ca_file": "a", "cert_file": "c", "key_file": "k"},
+    ],
+)
+def test_a_classic_agent_that_only_its_scheduler_can_call_is_accepted(classic: dict[str, object]) -> None:
+    load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})

@@ -5,11 +5,15 @@
 {{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
 {{- end -}}
 {{- $_ := set $settings.scheduler "address" (include "sealci-agent.schedulerAddress" .) -}}
+{{- if and (include "sealci-agent.classic" .) (not .Values.scheduler.classic.ca_file) -}}
+{{- /* The NetworkPolicy admits only `networkPolicy.agent.schedulerFrom`. */ -}}
+{{- $_ := set $settings.scheduler.classic "open" true -}}
+{{- end -}}
 {{- if include "sealci-agent.demo" . -}}
 {{- $_ := set $settings.scheduler.tls "enabled" false -}}
 {{- end -}}
-{{- if .Values.credentials.token.existingSecret -}}
-{{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" .Values.credentials.token.key) -}}
+{{- if include "sealci-agent.tokenSecret" . -}}
+{{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" (include "sealci-agent.tokenKey" .)) -}}
 {{- end -}}
 {{- if .Values.credentials.ca.existingSecret -}}
 {{- $_ := set $settings.scheduler.tls "ca_file" (printf "/etc/sealci/ca/%s" .Values.credentials.ca.key) -}}

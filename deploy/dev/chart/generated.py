@@ -42,12 +42,13 @@ SET_BY_CHART = frozenset(
         "scheduler.tls.ca_file",
         "scheduler.tls.cert_file",
         "scheduler.tls.key_file",
+        "scheduler.classic.open",
     }
 )
 # Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
-    "cluster.namespace": "the namespace of the release",
+    "cluster.namespace": "the namespace of the release with `-actions` after it",
     "environment.image": "the image of the agent",
     "scheduler.address": "the demo scheduler, if `demoScheduler.enabled` is set",
 }
@@ -58,11 +59,13 @@ AT_LEAST_ONE = {"minimum": 1}
 PERCENT = {"minimum": 1, "maximum": 100}
 # Parts of the schema that do not follow from the type of the default.
 NARROWED: dict[str, Schema] = {
+    "actions.createNamespace": SWITCH,
     "actions.limits": OBJECTS,
     "autoscaling.maxReplicas": AT_LEAST_ONE,
     "autoscaling.minReplicas": AT_LEAST_ONE,
     "autoscaling.targetPercent": PERCENT,
     "dashboard.enabled": SWITCH,
+    "demoScheduler.from": OBJECTS,
     "demoScheduler.port": {"minimum": 1, "maximum": 65535},
     "demoScheduler.resumeGrace": {"pattern": DURATION},
     "extraEnv": OBJECTS,
@@ -79,6 +82,7 @@ NARROWED: dict[str, Schema] = {
     "keda.minReplicas": {"minimum": 0},
     "keda.pollingInterval": AT_LEAST_ONE,
     "keda.targetPercent": PERCENT,
+    "networkPolicy.actions.dns": STRINGS,
     "networkPolicy.actions.except": STRINGS,
     "networkPolicy.actions.exceptIPv6": STRINGS,
     "networkPolicy.actions.extraEgress": OBJECTS,
