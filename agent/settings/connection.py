@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import Duration, Section, Size
+from agent.settings.field_types import ADDRESS_PATTERN, Duration, Section, Size
 
 
 class Tls(Section):
@@ -95,7 +95,9 @@ class ClassicSettings(Section):
 class SchedulerSettings(Section):
     """Connection to the scheduler."""
 
-    address: str = Field("localhost:7080", description="Address of the scheduler, as `host:port`.", min_length=1)
+    address: str = Field(
+        "localhost:7080", description="Address of the scheduler, as `host:port`.", pattern=ADDRESS_PATTERN
+    )
     protocol: Literal["stream", "classic"] = Field(
         "stream", description="Protocol of the scheduler. `classic` is the protocol of SealCI 0.2."
     )

@@ -60,6 +60,15 @@ class ClusterSettings(Section):
         60.0, description="Time until the agent deletes a pod by force, if a normal deletion does not finish."
     )
 
+    @model_validator(mode="after")
+    def renewed_in_time(self) -> ClusterSettings:
+        """Refuse a renewal that comes after other agents judged this agent as dead."""
+        if self.lease_renew >= self.lease_duration:
+            raise ValueError(
+                f"lease_renew ({self.lease_renew:g} s) must be shorter than lease_duration ({self.lease_duration:g} s)"
+            )
+        return self
+
 
 class EnvironmentSettings(Section):
     """Shape of the pods of actions, beyond the fields that an action may set."""

@@ -148,6 +148,23 @@ WRONG: dict[str, tuple[Object, str]] = {
         "does not support classic",
     ),
     "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
+    "a quantity of another system": ({"policy": {"max_memory": "4GB"}}, "/policy/max_memory"),
+    "a quantity of Kubernetes": ({"resources": {"limits": {"memory": "lots"}}}, "/resources/limits/memory"),
+    "an address with a scheme": ({"scheduler": {"address": "https://h:443"}}, "/scheduler/address"),
+    "an address without a port": ({"scheduler": {"address": "foo"}}, "/scheduler/address"),
+    "an address with a name for a port": ({"scheduler": {"address": "foo:bar"}}, "/scheduler/address"),
+    "a lease that ends before its renewal": (
+        {"cluster": {"lease_duration": "5s", "lease_renew": "10s"}},
+        "cluster.lease_renew must be shorter",
+    ),
+    "a lease that ends at its renewal": (
+        {"cluster": {"lease_duration": "5s", "lease_renew": "5s"}},
+        "cluster.lease_renew must be shorter",
+    ),
+    "more replicas at least than at most": (
+        {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}},
+        "autoscaling.minReplicas must not be larger than autoscaling.maxReplicas",
+    ),
     "no namespace of its own": (
         {"actions": {"createNamespace": True}, "cluster": {"namespace": NAMESPACE}},
         "cluster.namespace must not be",

@@ -1,5 +1,10 @@
 {{- /* The settings file of the agents: the second half of the values, and values that the chart computes. Holds no secret. */ -}}
 {{- define "sealci-agent.settings" -}}
+{{- $renew := .Values.cluster.lease_renew -}}
+{{- $duration := .Values.cluster.lease_duration -}}
+{{- if or (eq (toString $renew) (toString $duration)) (gt (include "sealci-agent.seconds" $renew | int) (include "sealci-agent.seconds" $duration | int)) -}}
+{{- fail "cluster.lease_renew must be shorter than cluster.lease_duration" -}}
+{{- end -}}
 {{- $settings := dict -}}
 {{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "metrics" "traces" "logging" -}}
 {{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
