@@ -34,8 +34,8 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
-# No scheme except gRPC's `dns:///`: gRPC would look up `https` as a name, and dial for ever.
-ADDRESS_PATTERN = r"^(dns:///)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+# A host and a port, or a target with one of gRPC's own schemes. gRPC would look up `https` as a name and dial for ever.
+ADDRESS_PATTERN = r"^(([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|(dns|ipv4|ipv6|unix|xds):.+)$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

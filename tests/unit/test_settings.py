@@ -147,7 +147,9 @@ def test_an_address_that_grpc_would_dial_for_ever_is_refused(address: str) -> No
         load(None, {"scheduler": {"address": address}}, {})
 
 
-@pytest.mark.parametrize("address", ["h:443", "scheduler.x.svc:7080", "127.0.0.1:1", "[::1]:7080", "dns:///h:443"])
+@pytest.mark.parametrize(
+    "address", ["h:443", "scheduler.x.svc:7080", "127.0.0.1:1", "[::1]:7080", "dns:///h:443", "unix:/a"]
+)
 def test_an_address_of_a_host_and_a_port_is_accepted(address: str) -> None:
     assert load(None, {"scheduler": {"address": address}}, {}).scheduler.address == address
 

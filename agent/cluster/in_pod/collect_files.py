@@ -17,7 +17,7 @@ import time
 from hashlib import sha256
 
 from agent.cluster.in_pod.glob import compile_folders, compile_globs
-from agent.cluster.in_pod.workspace import FOLDER, fingerprint, walk
+from agent.cluster.in_pod.workspace import FOLDER, MAX_NAME, TOO_LONG, fingerprint, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ DEFAULT_EXCLUDES = frozenset(
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
 MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
-MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 MAX_OCTAL = 0o77777777777  # the largest number of a ustar header
 FLUSH_SECONDS = 5.0  # seconds between two writes of small pieces: the agent takes a long silence for a broken copy
 ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
@@ -227,7 +226,7 @@ class Collector:
         if not stat.S_ISREG(facts.st_mode):
             return self.leave_out(path, KINDS.get(stat.S_IFMT(facts.st_mode), "not a regular file"))
         if len(os.fsencode(path)) > MAX_NAME:
-            return self.leave_out(path, f"a path longer than {MAX_NAME} bytes")
+            return self.leave_out(path, TOO_LONG)
         try:
             file = os.open(name, FILE, dir_fd=folder)
         except OSError as error:
