@@ -1,8 +1,9 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
-Agents register with it and report their health. `run` dials the agent with the most free percent, as the real scheduler
-does. It joins host and port, parses them as a URI, and drops responses without a result. It lives from `start`
-to `stop` and may be started again on the same port, without its state.
+Agents register with the scheduler and report their health. `run` dials the agent with the most free percent, as the
+real scheduler does. Like the real scheduler, it joins host and port, parses them as a URI, and drops responses without
+a result. A ClassicScheduler lives from `start` to `stop`. A test may start it again on the same port, without its
+state.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Entry:
 
     @property
     def free(self) -> int:
-        """The free percent of its last health."""
+        """Return the free percent of the agent's last health report."""
         return self.health[-1].cpu_avail
 
 
@@ -83,7 +84,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """End all streams and calls, and lose the pool."""
+        """End all streams and calls, and drop the pool of agents."""
         channels, self.channels = self.channels, []
         for channel in channels:
             await channel.close()
@@ -109,7 +110,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         """Return the agent for the next action. The real scheduler does not check whether the agent is still alive."""
         return max(self.pool.values(), key=lambda each: each.free)
 
-    # ---- calls of agents
+    # ---- calls that agents make
 
     async def RegisterAgent(  # noqa: N802 - the contract's name
         self, request: scheduler_pb2.RegisterAgentRequest, context: Context
@@ -141,7 +142,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
                 await self.notify()
         return scheduler_pb2.Empty()
 
-    # ---- calls to agents
+    # ---- calls to agents, which this scheduler makes
 
     def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
         """Dial an agent for an action."""

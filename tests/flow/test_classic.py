@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
-SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # gRPC windows that do not grow
+# With these options, gRPC's windows do not grow.
+SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 FLOOD = (b"x" * 65535 + b"\n") * 100
 NOT_KEPT = "[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
 
@@ -86,7 +87,7 @@ class World:
         self.sessions.cancel(attempt_key, cancel)
 
     async def stop(self) -> None:
-        """Drain and close, in the order of the application."""
+        """Drain and close the parts in the order in which the application does."""
         self.sessions.drain("the test has ended")
         await self.sessions.idle()
         await self.connection.close()
@@ -94,7 +95,7 @@ class World:
         await self.scheduler.stop()
 
     def clean(self) -> bool:
-        """Whether no environment, session or call is left."""
+        """Return whether no environment, session or call is left."""
         return not self.backend.alive and not self.sessions.sessions and not self.connection.service.calls
 
     async def until_clean(self) -> None:

@@ -1,7 +1,7 @@
-"""The deletion of orphans: pods without an agent. Done by the sweep of each agent, and by `sealci-agent cleanup`.
+"""The deletion of orphans: pods without an agent. The sweep of each agent and `sealci-agent cleanup` delete orphans.
 
-The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
-nothing costs no request. A pod of the pool is an orphan in three cases:
+The sweep lives as long as the agent and runs at an interval. The sweep reads only the shared watch, so a sweep that
+finds nothing costs no request. A pod of the pool is an orphan in three cases:
 
 - The pod is this agent's own, and no session drives it.
 - The pod's agent is gone, and its session cannot be adopted.
@@ -43,7 +43,7 @@ CLEANUP_RETRY_SECONDS = 30.0
 class Sweep:
     """Deletes orphans at an interval. Owned by the application, lives as long as the agent.
 
-    `is_gone` is given if sessions cannot be adopted. It decides whether an agent, by its id, is gone.
+    `is_gone` returns whether the agent with an id is gone. It is None if sessions can be adopted.
     """
 
     def __init__(self, backend: PodBackend, interval: float, is_gone: Callable[[str], bool] | None = None) -> None:
@@ -53,8 +53,8 @@ class Sweep:
         self.metrics = backend.metrics
         self.is_gone = is_gone
         self.interval = interval
-        self.accepted_uids: set[str] = set()  # the API server has accepted the deletion
-        self.tried_uids: set[str] = set()  # in the last sweep
+        self.accepted_uids: set[str] = set()  # UIDs of pods whose deletion the API server has accepted
+        self.tried_uids: set[str] = set()  # UIDs of pods whose deletion the last sweep requested
         self.remaining = 0
 
     async def run(self) -> None:
@@ -78,7 +78,7 @@ class Sweep:
         self.metrics.remains.set(self.remaining)
 
     async def sweep(self, pod: Object) -> bool:
-        """Request the deletion of a pod, by force if the last sweep did so too.
+        """Request the deletion of a pod. Force the deletion if the last sweep requested it already.
 
         Return False if the pod has changed since the watch showed it. The next sweep judges the pod anew.
         """
@@ -92,7 +92,8 @@ class Sweep:
         else:
             log.warning("deleting an orphaned pod", pod=name, forced=grace == 0)
         try:
-            # Only this version of the pod: a newer one may have been claimed by another agent.
+            # The request names this version of the pod, because another agent may have claimed the pod in a newer
+            # version.
             accepted = await delete_pod(
                 self.backend.client, self.watch.path, name, uid, grace, self.interval, version=version
             )

@@ -2,7 +2,7 @@
 
 `run` lives as long as the process. A classic scheduler keeps no state. Whenever the stream of health ends, the agent
 registers again. Running calls do not notice. A classic scheduler never removes an agent from its pool. The last health
-message therefore reports that nothing is free, so that the scheduler chooses this agent last.
+message therefore reports no free slot, so that the scheduler chooses this agent last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     OwnAddress = Callable[[], Awaitable[wire.Hostname]]
     Call = aio.StreamUnaryCall[wire.HealthStatus, wire.Empty]
 
-# Seconds until the status of an ended stream of health must have arrived.
+# Seconds to wait for the status of a health stream that has ended.
 STATUS_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 def health_message(health: Health, memory: str) -> wire.Health:
     """Return the free slots in percent, and the memory that the policy gives to the actions in them.
 
-    An action of this protocol cannot ask for memory, so each gets `memory`, the policy's default. Nothing is free while
+    An action of this protocol cannot ask for memory, so each gets `memory`, the policy's default. No slot is free while
     the agent drains or cannot reach its cluster.
     """
     free = max(0, health.slots - health.running) if health.status is Readiness.READY else 0
@@ -51,7 +51,10 @@ def health_message(health: Health, memory: str) -> wire.Health:
 
 
 class Registration:
-    """Keeps this agent registered. `ClassicConnection` owns one. It sets `wake` when the health may have changed."""
+    """Keeps this agent registered.
+
+    `ClassicConnection` owns one, and sets its `wake` when the health may have changed.
+    """
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class Registration:
         try:
             async with cancelled_on_exit(ending, writing, ticking):
                 await first_of(ending, writing)
-                # If the writer has noticed the end first, the reason is still in the status of the call.
+                # If the writer has noticed the end before the reader, the status of the call still has the reason.
                 await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
                 if not self.reconnector.closing.is_set():
                     if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
@@ -167,7 +170,7 @@ class Registration:
                 else:
                     await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            # `end_reason` gets the status of the call, which has more details than this error.
+            # `end_reason` reads the status of the call, which has more details than this error.
             return
 
 
