@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import TYPE_CHECKING
 
 import structlog
@@ -39,6 +40,7 @@ async def serve(
         SettingsError: the settings name no usable cluster, or the library for traces is not installed.
         OSError: the HTTP port cannot be opened.
     """
+    raise_file_limit()
     traces = open_traces(settings)
     client = await Client.connect(settings.cluster, Metrics(VERSION, settings.metrics))
     code = 0
@@ -68,6 +70,18 @@ def first_error(group: ExceptionGroup[Exception]) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def raise_file_limit() -> None:
+    """Raise the number of files that this process may open to the hard limit.
+
+    The soft limit is often 1,024. Each session holds several connections: to the log, to a copy, to its upload.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:
+        log.warning("the limit of open files stays as it is", error=str(error))
 
 
 def open_traces(settings: Settings) -> Traces:

@@ -47,6 +47,11 @@ class Resources:
     ephemeral_storage: str = ""
 
 
+# Largest number of globs in `paths` and in `exclude`, and of characters in a glob. They travel in the URL of an exec.
+MAX_GLOBS = 100
+MAX_GLOB_CHARACTERS = 500
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactRules:
     """Which files of the workspace are artifacts. `paths` and `exclude` are globs relative to the workspace.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.quantities import quantity, resource_quantity
 from agent.domain.references.image_reference import image_matches
@@ -50,6 +51,7 @@ def admit(action: Action, policy: PolicySettings) -> float:
         *repository(action, policy),
         *resources(action.resources, policy),
         *timeout(action, policy),
+        *artifacts(action),
     ]
     if problems:
         text = "; ".join(problems)
@@ -168,3 +170,16 @@ def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
 def timeout(action: Action, policy: PolicySettings) -> Iterator[str]:
     if action.timeout is not None and not 0 < action.timeout <= policy.max_timeout:
         yield f"timeout: {action.timeout:g} s is not allowed; more than 0, at most {policy.max_timeout:g} s"
+
+
+def artifacts(action: Action) -> Iterator[str]:
+    """Check number and length of the globs, which bound the work of each copy."""
+    rules = action.artifacts
+    for name, globs in (("artifacts.paths", rules.paths), ("artifacts.exclude", rules.exclude)):
+        if len(globs) > MAX_GLOBS:
+            yield f"{name}: {len(globs)} globs are too many; at most {MAX_GLOBS}"
+        for glob in globs[:MAX_GLOBS]:
+            if len(glob) > MAX_GLOB_CHARACTERS:
+                yield f"{name}: {glob[:50]!r}... has {len(glob)} characters; at most {MAX_GLOB_CHARACTERS}"
+            if "\0" in glob:
+                yield f"{name}: {glob[:50]!r} holds a NUL byte"

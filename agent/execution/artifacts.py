@@ -9,7 +9,7 @@ the size of the files. The scheduler replaces what an earlier copy has sent.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -79,14 +79,17 @@ async def send_files(session: Session, environment: Environment, seconds: float)
         ActionFailed: with ARTIFACTS_FAILED. Files of a copy that was refused in part are stored.
     """
     rules = session.action.artifacts
-    end = asyncio.get_running_loop().time() + seconds
-    attempt = CopyAttempt(environment, rules, end)
+    attempt = CopyAttempt(environment, rules)
+    turns = Turns(environment, seconds)
     try:
-        async with asyncio.timeout_at(end):
-            async for turn in retrying(session):
-                with turn:
-                    attempt = CopyAttempt(environment, rules, end)
-                    await session.reporter.upload(attempt.parts())
+        async with asyncio.timeout(seconds) as limit:
+            async for each in retrying(session):
+                with each:
+                    async with turns.turn(limit):
+                        attempt = CopyAttempt(environment, rules, limit.when() or 0.0)
+                        await session.reporter.upload(attempt.parts())
+    except NoTurn as error:
+        raise files_failed(session, "timeout", str(error)) from error
     except TimeoutError as error:
         late = f"the files could not be copied within {seconds:g} s; {attempt.progress}"
         raise files_failed(session, "timeout", late) from error
@@ -123,13 +126,48 @@ def retrying(session: Session) -> AsyncRetrying:
     )
 
 
+class NoTurn(Exception):
+    """Other actions copied their files for so long that no turn came."""
+
+
+class Turns:
+    """The turns of one session to copy its files. All waits for a turn together last at most `seconds`."""
+
+    def __init__(self, environment: Environment, seconds: float) -> None:
+        self.environment = environment
+        self.seconds = seconds
+        self.waited = 0.0
+
+    @asynccontextmanager
+    async def turn(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. The wait does not count against `limit`, the time of the copy itself.
+
+        Raises:
+            NoTurn: no turn came in time.
+        """
+        loop, end = asyncio.get_running_loop(), limit.when()
+        began = loop.time()
+        limit.reschedule(None)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self.seconds - self.waited):
+                    await stack.enter_async_context(self.environment.copy_turn())
+            except TimeoutError as error:
+                text = f"the files could not be copied: other actions copied theirs for {self.seconds:g} s"
+                raise NoTurn(text) from error
+            waited = loop.time() - began
+            self.waited += waited
+            limit.reschedule(None if end is None else end + waited)
+            yield
+
+
 class CopyAttempt:
     """One try of the copy. It passes the parts on and keeps the result.
 
     `end` is its deadline by the event loop's clock.
     """
 
-    def __init__(self, environment: Environment, rules: ArtifactRules, end: float) -> None:
+    def __init__(self, environment: Environment, rules: ArtifactRules, end: float = 0.0) -> None:
         self.environment = environment
         self.rules = rules
         self.end = end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from agent.domain.actions import Action, ArtifactRules, Key
     from agent.domain.artifacts import FilePart
@@ -101,6 +102,9 @@ class Environment(Protocol):
 
     async def interrupt(self, grace: float) -> bool:
         """Send SIGTERM to the commands, and SIGKILL after `grace` seconds. Returns False if the pod is unreachable."""
+
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn to copy files out. The turn lasts as long as the returned context."""
 
     def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy files out of the pod within `seconds`, each with its checksum. The last item is `Collected`.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
+from agent.http.connections import Connections, listen
+
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from agent.settings import HttpSettings
@@ -44,6 +47,7 @@ class Http:
         self.page = page
         self.beat = time.monotonic()
         self.port = 0
+        self.connections: Connections | None = None
 
     async def run(self, started: asyncio.Event) -> None:
         """Listen until cancelled. Sets `started` when the port is open.
@@ -59,23 +63,38 @@ class Http:
             application.router.add_get("/", self.on_page)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
+        listeners: list[socket.socket] = []
         try:
-            site = web.TCPSite(runner, self.settings.host, self.settings.port)
-            await site.start()
-            self.port = runner.addresses[0][1]
-            started.set()
-            while True:
-                self.beat = time.monotonic()
-                await asyncio.sleep(BEAT_SECONDS)
-                self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT_SECONDS))
+            listeners = await listen(self.settings.host, self.settings.port)
+            self.port = listeners[0].getsockname()[1]
+            # aiohttp bounds neither the number of connections nor the time to the head of a request.
+            self.connections = Connections(cast("Callable[[], asyncio.Protocol]", runner.server))
+            async with asyncio.TaskGroup() as group:
+                for listener in listeners:
+                    group.create_task(self.connections.accept(listener), name="accept http")
+                started.set()
+                await self.keep_beat()
         finally:
+            for listener in listeners:
+                listener.close()
             await runner.cleanup()
+
+    async def keep_beat(self) -> None:
+        """Show that the event loop runs, and close connections without a request, until cancelled."""
+        while True:
+            self.beat = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - self.beat - BEAT_SECONDS))
+            if self.connections is not None:
+                self.connections.close_overdue()
 
     @web.middleware
     async def count_errors(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Count an unexpected error of a handler. aiohttp then logs the error and answers with 500."""
+        if self.connections is not None:
+            self.connections.saw_request(request.transport)
         try:
             return await handler(request)
         except web.HTTPException:

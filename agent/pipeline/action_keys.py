@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from agent.domain.actions import ArtifactRules, Repository, Resources, When
+from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, ArtifactRules, Repository, Resources, When
 from agent.domain.quantities import quantity, seconds
 
 if TYPE_CHECKING:
@@ -128,9 +128,13 @@ def read_artifacts(value: Value) -> ArtifactRules:
 
 
 def read_globs(value: Value) -> tuple[str, ...]:
-    globs = []
+    globs: list[str] = []
     for item in value.items("a list of globs"):
         glob = item.non_empty("a glob")
+        if len(globs) == MAX_GLOBS:
+            item.refuse(f"is one glob too many; at most {MAX_GLOBS} are allowed")
+        if len(glob) > MAX_GLOB_CHARACTERS:
+            item.refuse(f"must have at most {MAX_GLOB_CHARACTERS} characters, not {len(glob)}")
         if glob.startswith("/") or ".." in glob.split("/"):
             item.refuse(f"must be within the workspace: relative and without '..', not {glob!r}")
         globs.append(glob)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import Duration, Section, Size
+from agent.settings.field_types import ADDRESS_PATTERN, Duration, Section, Size
 
 
 class Tls(Section):
@@ -52,6 +52,11 @@ class ClassicSettings(Section):
         description="CA that verifies the scheduler's client certificate. "
         "If unset, the agent asks for no client certificate.",
     )
+    open: bool = Field(
+        False,
+        description="Accept calls without a client certificate on an address that other machines reach. "
+        "Any peer can then run actions. Set it only if a firewall or a NetworkPolicy admits only the scheduler.",
+    )
     health_interval: Duration = Field(5.0, gt=0, description="Time between two health reports when nothing changes.")
     queue: int = Field(
         100, ge=0, description="Number of actions that may wait for a slot. The agent refuses further actions."
@@ -70,6 +75,13 @@ class ClassicSettings(Section):
         7 * 86400.0, gt=0, description="Time until the agent deletes an action's artifacts."
     )
 
+    @property
+    def admits_anyone(self) -> bool:
+        """Whether peers on other machines can run actions without a client certificate."""
+        host = self.listen.strip("[]")
+        loopback = host == "localhost" or host == "::1" or host.startswith("127.")
+        return self.ca_file is None and not loopback
+
     @model_validator(mode="after")
     def pair(self) -> ClassicSettings:
         """Refuse a certificate without a key, a key without a certificate, and a CA without both."""
@@ -83,7 +95,9 @@ class ClassicSettings(Section):
 class SchedulerSettings(Section):
     """Connection to the scheduler."""
 
-    address: str = Field("localhost:7080", description="Address of the scheduler, as `host:port`.", min_length=1)
+    address: str = Field(
+        "localhost:7080", description="Address of the scheduler, as `host:port`.", pattern=ADDRESS_PATTERN
+    )
     protocol: Literal["stream", "classic"] = Field(
         "stream", description="Protocol of the scheduler. `classic` is the protocol of SealCI 0.2."
     )
@@ -111,3 +125,14 @@ class SchedulerSettings(Section):
         "One event of each session is always allowed.",
         ge=1 << 20,
     )
+
+    @model_validator(mode="after")
+    def classic_admits_only_the_scheduler(self) -> SchedulerSettings:
+        """Refuse to take calls from any machine. The classic protocol has no password."""
+        if self.protocol == "classic" and self.classic.admits_anyone and not self.classic.open:
+            raise ValueError(
+                f"with protocol classic, any peer that reaches {self.classic.listen}:{self.classic.port} could run "
+                "actions: set classic.ca_file (with cert_file and key_file) to require a client certificate, or "
+                "classic.listen to a loopback address, or classic.open to true if a firewall admits only the scheduler"
+            )
+        return self

@@ -72,6 +72,15 @@ class ClusterSettings(Section):
         60.0, description="Time until the agent deletes a pod by force, if a normal deletion does not finish."
     )
 
+    @model_validator(mode="after")
+    def renewed_in_time(self) -> ClusterSettings:
+        """Refuse a renewal that comes after other agents judged this agent as dead."""
+        if self.lease_renew >= self.lease_duration:
+            raise ValueError(
+                f"lease_renew ({self.lease_renew:g} s) must be shorter than lease_duration ({self.lease_duration:g} s)"
+            )
+        return self
+
 
 class EnvironmentSettings(Section):
     """Shape of the pods of actions, beyond the fields that an action may set."""
@@ -227,7 +236,10 @@ class ArtifactSettings(Section):
     max_file_size: Size = Field(1 << 30, description="Largest size of one file, in bytes.")
     max_total_size: Size = Field(2 << 30, description="Largest size of all files of one action, in bytes.")
     timeout: Duration = Field(
-        600.0, gt=0, description="Longest time to copy the files of one action, retries included."
+        600.0,
+        gt=0,
+        description="Longest time to copy the files of one action, retries included. "
+        "The wait for a turn (`artifacts.parallel`) does not count. It has the same limit of its own.",
     )
     parallel: int = Field(4, ge=1, description="Number of actions whose files the agent copies at once.")
 
@@ -258,8 +270,9 @@ class HttpSettings(Section):
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - probes come from the kubelet
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
     status_page: bool = Field(
-        True,
-        description="Serve the status page at `/`. The page shows sessions and outcomes, and asks for no password.",
+        False,
+        description="Serve the status page at `/`. The page asks for no password. "
+        "It shows ids, images, outcomes and messages to every peer that reaches the port.",
     )
 
 

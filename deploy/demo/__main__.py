@@ -8,6 +8,7 @@ duration of each step at its end.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -42,7 +43,7 @@ METRICS = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_tot
 # Selectors of all objects that the agents or the chart create, by resource types.
 CREATED_OBJECTS = {
     "pods,secrets,leases": "app.kubernetes.io/managed-by=sealci-agent",
-    "all,configmaps,roles,rolebindings": f"app.kubernetes.io/instance={RELEASE}",
+    "all,configmaps,secrets,roles,rolebindings,networkpolicies,namespaces": f"app.kubernetes.io/instance={RELEASE}",
 }
 PIP_INSTALL = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
 
@@ -134,11 +135,20 @@ def submit(pipeline: Path) -> bool:
         found = re.search(r"127\.0\.0\.1:\d+", line)
         if found is None:
             raise SystemExit(f"kubectl port-forward to {service} failed")
+        token = pipeline.with_name("token")
+        token.touch(0o600)
+        token.write_bytes(scheduler_token())
         command = [sys.executable, "-m", "agent", "submit", str(pipeline), "--scheduler", found[0], "--plaintext"]
-        return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+        return subprocess.run([*command, "--token-file", str(token)], cwd=ROOT, check=False).returncode == 0
     finally:
         forward.terminate()
         forward.wait(10)
+
+
+def scheduler_token() -> bytes:
+    """Return the token that the chart made for the demo scheduler."""
+    secret = f"secret/{RELEASE}-sealci-agent-scheduler"
+    return base64.b64decode(kubectl("get", "--namespace", NAMESPACE, secret, "--output=jsonpath={.data.token}"))
 
 
 def fetch(folder: Path) -> None:

@@ -148,7 +148,7 @@ class Agent:
             "cluster": {"namespace": lab.namespace},
             "environment": {"grace": "2s"},
             "policy": {"default_cpu": "5m", "default_memory": "16Mi"},
-            "http": {"host": "127.0.0.1", "port": 0},
+            "http": {"host": "127.0.0.1", "port": 0, "status_page": True},
             "logging": {"format": "json"},
         }
         config = lab.folder / f"agent-{number}.yaml"

@@ -6,6 +6,8 @@ definitions come from Go modules and stay in the cluster of the tests.
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import json
 import subprocess
 from pathlib import Path
@@ -79,8 +81,8 @@ def test_helm_lint_reports_nothing(file: Path) -> None:
 def test_the_api_server_accepts_the_objects_of_the_chart(file: Path, namespace: str, tmp_path: Path) -> None:
     values = yaml.safe_load(file.read_text())
     apart = "cluster" in values
-    if apart:
-        values["cluster"]["namespace"] = namespace
+    # A dry run does not create the namespace of actions that the chart creates by default.
+    values["cluster"] = {**values.get("cluster", {}), "namespace": namespace}
     # The pod of `helm test` needs the ServiceAccount, which a dry run does not create. test_chart.py runs that pod.
     objects = template(values, "--no-hooks", "--namespace", namespace if not apart else "default")
     words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
@@ -88,7 +90,8 @@ def test_the_api_server_accepts_the_objects_of_the_chart(file: Path, namespace: 
     assert len(output.splitlines()) == len(objects)
     settings = settings_of(objects, tmp_path)
     assert settings.cluster.namespace == namespace
-    assert not of_kind(objects, "Secret")
+    # The demo scheduler's token is the only Secret.
+    assert bool(of_kind(objects, "Secret")) == ("demoScheduler" in values)
     assert not of_kind(objects, "ClusterRole")
 
 
@@ -97,7 +100,7 @@ def test_the_default_values_give_the_agents_default_settings(tmp_path: Path) -> 
     name = f"{NAMESPACE}-rel-sealci-agent"
     assert settings["agent"].pop("anchor") == f"{name}-anchor"
     assert settings["agent"].pop("pool") == name
-    assert settings["cluster"].pop("namespace") == NAMESPACE
+    assert settings["cluster"].pop("namespace") == f"{NAMESPACE}-actions"
     assert settings["environment"].pop("image") == "sealci/agent:0.1.0"
     assert settings["environment"].pop("pod_template") == {"spec": {"serviceAccountName": f"{name}-actions"}}
     assert settings["scheduler"].pop("address") == "scheduler.example.org:443"
@@ -145,13 +148,33 @@ WRONG: dict[str, tuple[Object, str]] = {
         "does not support classic",
     ),
     "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
-    "no namespace of its own": ({"actions": {"createNamespace": True}}, "cluster.namespace must not be"),
+    "a quantity of another system": ({"policy": {"max_memory": "4GB"}}, "/policy/max_memory"),
+    "a quantity of Kubernetes": ({"resources": {"limits": {"memory": "lots"}}}, "/resources/limits/memory"),
+    "an address with a scheme": ({"scheduler": {"address": "https://h:443"}}, "/scheduler/address"),
+    "an address without a port": ({"scheduler": {"address": "foo"}}, "/scheduler/address"),
+    "an address with a name for a port": ({"scheduler": {"address": "foo:bar"}}, "/scheduler/address"),
+    "a lease that ends before its renewal": (
+        {"cluster": {"lease_duration": "5s", "lease_renew": "10s"}},
+        "cluster.lease_renew must be shorter",
+    ),
+    "a lease that ends at its renewal": (
+        {"cluster": {"lease_duration": "5s", "lease_renew": "5s"}},
+        "cluster.lease_renew must be shorter",
+    ),
+    "more replicas at least than at most": (
+        {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}},
+        "autoscaling.minReplicas must not be larger than autoscaling.maxReplicas",
+    ),
+    "no namespace of its own": (
+        {"actions": {"createNamespace": True}, "cluster": {"namespace": NAMESPACE}},
+        "cluster.namespace must not be",
+    ),
 }
 
 
 @pytest.mark.parametrize(("values", "says"), WRONG.values(), ids=WRONG)
 def test_wrong_values_are_refused_with_their_key(values: Object, says: str) -> None:
-    done = helm("template", "rel", str(CHART), values={**MINIMAL, **values})
+    done = helm("template", "rel", str(CHART), "--namespace", NAMESPACE, values={**MINIMAL, **values})
     assert done.returncode != 0
     assert says in done.stderr
 
@@ -202,19 +225,20 @@ def test_a_long_name_stays_unique_and_valid() -> None:
     assert roles[0]["metadata"]["name"] != roles[1]["metadata"]["name"]
 
 
-def test_only_a_classic_scheduler_reaches_the_port_for_actions() -> None:
+def test_only_a_classic_scheduler_reaches_the_port_for_actions(tmp_path: Path) -> None:
     (file,) = (each for each in FILES if each.name.startswith("classic"))
     values = yaml.safe_load(file.read_text())
     objects = template(values)
     (deployment,) = of_kind(objects, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert {"name": "actions", "containerPort": 7081, "protocol": "TCP"} in container["ports"]
+    assert settings_of(objects, tmp_path).scheduler.classic.open
     (host,) = (each for each in container["env"] if each["name"] == "SEALCI_SCHEDULER__CLASSIC__HOST")
     assert host["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
     policy = next(each for each in of_kind(objects, "NetworkPolicy") if "actions" not in each["metadata"]["name"])
-    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     peers = values["networkPolicy"]["agent"]["schedulerFrom"]
-    assert policy["spec"]["ingress"] == [{"ports": [{"port": 8080}]}, {"ports": [{"port": 7081}], "from": peers}]
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": 7081}], "from": peers}]
 
 
 def test_autoscalers_own_the_number_of_replicas() -> None:
@@ -223,3 +247,102 @@ def test_autoscalers_own_the_number_of_replicas() -> None:
         assert "replicas" not in deployment["spec"]
     (deployment,) = of_kind(template({**MINIMAL, "replicaCount": 3}), "Deployment")
     assert deployment["spec"]["replicas"] == 3
+
+
+# ---- safe defaults
+
+
+def policies(values: Object) -> dict[str, Object]:
+    """Return the spec of each NetworkPolicy by its name without the name of the release."""
+    found = of_kind(template(values), "NetworkPolicy")
+    return {each["metadata"]["name"].partition("sealci-agent")[2].strip("-"): each["spec"] for each in found}
+
+
+def test_actions_have_a_namespace_of_their_own_with_pod_security() -> None:
+    objects = template(MINIMAL)
+    (namespace,) = of_kind(objects, "Namespace")
+    assert namespace["metadata"]["name"] == f"{NAMESPACE}-actions"
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+    (role,) = of_kind(objects, "Role")
+    assert role["metadata"]["namespace"] == f"{NAMESPACE}-actions"
+    # A namespace that is named is taken as it is, the release's own too: it was asked for.
+    for name in ("team-a", NAMESPACE):
+        objects = template({**MINIMAL, "cluster": {"namespace": name}})
+        assert not of_kind(objects, "Namespace")
+        assert of_kind(objects, "Role")[0]["metadata"]["namespace"] == name
+
+
+def test_the_namespace_of_actions_is_legal_for_a_long_namespace(tmp_path: Path) -> None:
+    objects = template(MINIMAL, "--namespace", "a" * 63)
+    (namespace,) = of_kind(objects, "Namespace")
+    assert settings_of(objects, tmp_path).cluster.namespace == namespace["metadata"]["name"]
+
+
+def test_the_demo_scheduler_asks_for_a_random_token_and_admits_only_agents(tmp_path: Path) -> None:
+    demo: Object = {"demoScheduler": {"enabled": True}}
+    objects, again = template(demo), template(demo)
+    (secret,), (other,) = of_kind(objects, "Secret"), of_kind(again, "Secret")
+    token = base64.b64decode(secret["data"]["token"]).decode()
+    assert len(token) == 40
+    assert secret["data"] != other["data"]
+    name = "rel-sealci-agent-scheduler"
+    assert secret["metadata"]["name"] == name
+    assert settings_of(objects, tmp_path).scheduler.token_file == Path("/etc/sealci/token/token")
+    for deployment in of_kind(objects, "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        assert [each["secret"]["secretName"] for each in pod["volumes"] if each["name"] == "token"] == [name]
+    (scheduler,) = (each for each in of_kind(objects, "Deployment") if each["metadata"]["name"] == name)
+    assert "--token-file=/etc/sealci/token/token" in scheduler["spec"]["template"]["spec"]["containers"][0]["args"]
+    peer = {"ipBlock": {"cidr": "192.0.2.0/24"}}
+    (rule,) = policies({"demoScheduler": {"enabled": True, "from": [peer]}})["scheduler"]["ingress"]
+    components = [each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in rule["from"][:-1]]
+    assert components == ["agent", "doctor"]
+    assert rule["from"][-1] == peer
+    own = template({**demo, "credentials": {"token": {"existingSecret": "mine", "key": "k"}}})
+    assert not of_kind(own, "Secret")
+
+
+def test_only_named_peers_reach_the_http_port_of_agents() -> None:
+    assert policies(MINIMAL)[""]["ingress"] == []
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    spec = policies({**MINIMAL, "networkPolicy": {"agent": {"metricsFrom": [peer]}}})[""]
+    assert spec["ingress"] == [{"ports": [{"port": 8080}], "from": [peer]}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://collector:4318", 4318), ("http://collector", 80), ("https://[::1]:4319/x", 4319)]
+)
+def test_agents_reach_their_collector_of_traces(endpoint: str, port: int) -> None:
+    ports = policies({**MINIMAL, "traces": {"endpoint": endpoint}})[""]["egress"][1]["ports"]
+    assert {"port": port} in ports
+
+
+METADATA = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "fd00:ec2::23")
+
+
+def reachable(values: Object, address: str, port: int) -> bool:
+    """Return whether the NetworkPolicy of actions admits a connection to an address outside the cluster."""
+    ip = ipaddress.ip_address(address)
+    for rule in policies(values)["actions"]["egress"]:
+        if "ports" in rule and port not in [each["port"] for each in rule["ports"]]:
+            continue
+        for block in (each["ipBlock"] for each in rule["to"] if "ipBlock" in each):
+            inside, outside = ipaddress.ip_network(block["cidr"]), map(ipaddress.ip_network, block.get("except", ()))
+            if ip in inside and not any(ip in each for each in outside):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("address", [*METADATA, "fe80::a9fe:a9fe", "fd00:ec2::254"])
+def test_actions_reach_no_metadata_service(address: str) -> None:
+    assert not reachable(MINIMAL, address, 80)
+
+
+def test_private_addresses_can_be_switched_off() -> None:
+    private = ("10.96.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd12::1")
+    off = {**MINIMAL, "networkPolicy": {"actions": {"privateRanges": False}}}
+    for address in (*private, "192.0.2.1", "2001:db8::1"):
+        assert reachable(MINIMAL, address, 443)
+        assert reachable(off, address, 443) == (address not in private)
+    assert reachable(off, "169.254.20.10", 53)
+    assert not reachable(off, "169.254.20.10", 80)

@@ -8,6 +8,7 @@ that a test can check that every environment is removed exactly once. A FakeBack
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -252,6 +253,9 @@ class FakeEnvironment:
         await self.end(143, 1)
         await self.unblock("commands")
         return True
+
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Yield one file, then the result of the script."""

@@ -305,7 +305,7 @@ async def test_a_port_in_use_is_reported_as_such(world: World) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         async with world.agent(http={"host": "127.0.0.1", "port": taken.getsockname()[1]}):
-            with pytest.raises(OSError, match="address already in use"):
+            with pytest.raises(OSError, match="Address already in use"):
                 await world.left()
             world.task = asyncio.create_task(asyncio.sleep(0, 0))
 

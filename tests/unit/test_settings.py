@@ -143,3 +143,43 @@ def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
     settings = load(write_settings(tmp_path, text), {})
     assert (settings.artifacts.max_file_size, settings.artifacts.timeout) == (64 << 20, 5400.0)
     assert settings.logs.max_line == 1024
+
+
+@pytest.mark.parametrize("classic", [{}, {"listen": "192.0.2.1"}, {"cert_file": "c", "key_file": "k"}])
+def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"any peer that reaches .* could run actions: set classic.ca_file"):
+        load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
+    # The stream protocol does not listen.
+    load(None, {"scheduler": {"classic": classic}}, {})
+
+
+@pytest.mark.parametrize(
+    "classic",
+    [
+        {"listen": "127.0.0.1"},
+        {"listen": "[::1]"},
+        {"listen": "localhost"},
+        {"open": True},
+        {"ca_file": "a", "cert_file": "c", "key_file": "k"},
+    ],
+)
+def test_a_classic_agent_that_only_its_scheduler_can_call_is_accepted(classic: dict[str, object]) -> None:
+    load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
+
+
+@pytest.mark.parametrize("address", ["https://h:443", "foo", "foo:bar", "h:443/x", "::1:443", ""])
+def test_an_address_that_grpc_would_dial_for_ever_is_refused(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"scheduler\.address"):
+        load(None, {"scheduler": {"address": address}}, {})
+
+
+@pytest.mark.parametrize(
+    "address", ["h:443", "scheduler.x.svc:7080", "127.0.0.1:1", "[::1]:7080", "dns:///h:443", "unix:/a"]
+)
+def test_an_address_of_a_host_and_a_port_is_accepted(address: str) -> None:
+    assert load(None, {"scheduler": {"address": address}}, {}).scheduler.address == address
+
+
+def test_a_lease_that_ends_before_its_renewal_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"lease_renew \(5 s\) must be shorter than lease_duration \(5 s\)"):
+        load(None, {"cluster": {"lease_duration": "5s", "lease_renew": "5s"}}, {})

@@ -23,8 +23,8 @@ class ArchiveManifest:
     """What the collector reports about a whole collection. An immutable value.
 
     `left_out` names at most 100 files, and `left_out_files` is the number of all. `unmatched` are declared paths
-    without a file. `exceeded` is the declared file over a limit that ended the collection. `changed` files were
-    written while the collector read them.
+    without a file, and `links` are symbolic links on the way to them. `exceeded` is the declared file over a limit that
+    ended the collection. `changed` files were written while the collector read them.
     """
 
     files: int
@@ -34,6 +34,7 @@ class ArchiveManifest:
     unmatched: tuple[str, ...]
     exceeded: LeftOut | None
     changed: tuple[bytes, ...]
+    links: tuple[str, ...] = ()
 
 
 class ManifestReader:
@@ -77,7 +78,7 @@ class ManifestReader:
             ArchiveError: the manifest is incomplete or malformed.
         """
         try:
-            if self.rest or set(self.records) - {"changed", "left", "unmatched", "exceeded", "end"}:
+            if self.rest or set(self.records) - {"changed", "left", "unmatched", "link", "exceeded", "end"}:
                 raise ValueError
             ((files, size, left_out_files),) = self.records["end"]
             exceeded = [left_out(*values) for values in self.records.get("exceeded", [])]
@@ -88,6 +89,7 @@ class ManifestReader:
                 left_out_files=number(left_out_files),
                 unmatched=tuple(printable(glob) for (glob,) in self.records.get("unmatched", [])),
                 exceeded=exceeded[0] if exceeded else None,
+                links=tuple(printable(path) for (path,) in self.records.get("link", [])),
                 changed=tuple(encoded(path) for (path,) in self.records.get("changed", [])),
             )
         except (KeyError, ValueError, TypeError) as error:

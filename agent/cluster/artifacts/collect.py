@@ -8,6 +8,7 @@ Everything else is `CollectionBroken`. The files passed on are then void, and th
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # is `MARGIN` (a share) of the time limit, at most `MARGIN_SECONDS`.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
+# Seconds without a byte until a copy gives up its turn. The collector sends what it has every few seconds.
+SILENT_SECONDS = 120.0
 # Maximum number of characters of the collector's error output that an error keeps.
 MAX_STDERR = 1000
 # Maximum number of changed files that an error names.
@@ -112,7 +115,7 @@ async def read_archive(
     """
     reader = ArchiveReader(limits)
     async with open_exec(command, limits.seconds) as stream:
-        async for chunk in stream:
+        async for chunk in without_silence(stream):
             for item in reader.feed(chunk):
                 if not isinstance(item, ArchiveEnd):
                     yield item
@@ -120,6 +123,24 @@ async def read_archive(
             message = bytes(stream.stderr).decode("utf-8", "replace").strip()[-MAX_STDERR:] or "no message"
             raise CollectionBroken(f"the collector ended with {stream.exit_code}: {message}", retryable=True)
     reader.close()
+
+
+async def without_silence(stream: ExecOutput) -> AsyncIterator[memoryview]:
+    """Yield the chunks of the stream.
+
+    Raises:
+        CollectionBroken: no chunk came for `SILENT_SECONDS`.
+    """
+    chunks = aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise CollectionBroken(f"no file came for {SILENT_SECONDS:g} s", retryable=True) from error
+        yield chunk
 
 
 @contextmanager
@@ -140,5 +161,7 @@ def refusal(manifest: ArchiveManifest) -> str:
     if manifest.exceeded:
         return f"artifact {manifest.exceeded.path.decode('utf-8', 'replace')!r}: {manifest.exceeded.why}"
     if manifest.unmatched:
-        return "no file for the artifact paths " + ", ".join(repr(glob) for glob in manifest.unmatched)
+        globs = ", ".join(repr(glob) for glob in manifest.unmatched)
+        links = ", ".join(repr(path) for path in dict.fromkeys(manifest.links))
+        return f"no file for the artifact paths {globs}" + (f"; links are not followed: {links}" if links else "")
     return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -222,25 +222,26 @@ class PodEnvironment:
 
     # ---- the files of the environment
 
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        return self.context.copies
+
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`, including the wait for other copies. The last item is `Collected`."""
+        """Copy files out within `seconds`. The last item is `Collected`."""
         settings = self.context.settings.artifacts
-        end = time.monotonic() + seconds
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
             return execs.ExecStream(self.client, self.files_container, argv, seconds=seconds)
 
-        async with self.context.copies:
-            limits = ArchiveLimits(
-                files=settings.max_files,
-                file_bytes=settings.max_file_size,
-                total_bytes=settings.max_total_size,
-                seconds=max(0.0, end - time.monotonic()),
-            )
-            items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
-            async with aclosing(items):
-                async for item in items:
-                    yield item
+        limits = ArchiveLimits(
+            files=settings.max_files,
+            file_bytes=settings.max_file_size,
+            total_bytes=settings.max_total_size,
+            seconds=seconds,
+        )
+        items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
+        async with aclosing(items):
+            async for item in items:
+                yield item
 
     @property
     def files_container(self) -> ContainerRef:

@@ -17,7 +17,7 @@ import time
 from hashlib import sha256
 
 from agent.cluster.in_pod.glob import compile_folders, compile_globs
-from agent.cluster.in_pod.workspace import FOLDER, fingerprint, walk
+from agent.cluster.in_pod.workspace import FOLDER, MAX_NAME, TOO_LONG, fingerprint, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ DEFAULT_EXCLUDES = frozenset(
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
 MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
-MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 MAX_OCTAL = 0o77777777777  # the largest number that a ustar header can hold
+FLUSH_SECONDS = 5.0  # seconds between two writes of small pieces: the agent takes a long silence for a broken copy
 ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -86,6 +86,11 @@ def manifest_line(*values: str | int) -> str:
     return "[" + ", ".join([to_json(value) if isinstance(value, str) else str(value) for value in values]) + "]\n"
 
 
+def shorten(path: str) -> str:
+    """Return PATH as the manifest names it: cut if it is too long, because a line of the manifest has a bound."""
+    return path if len(os.fsencode(path)) <= MAX_NAME else path[:200] + "..."
+
+
 class Output:
     """Buffers standard output, because each write costs a frame of the exec's stream. The collector owns it."""
 
@@ -129,10 +134,12 @@ class Collector:
         self.out = out
         self.max_files, self.max_file_bytes, self.max_bytes, self.seconds = limits
         self.end = time.monotonic() + self.seconds
+        self.flush_at = time.monotonic() + FLUSH_SECONDS
         self.paths, self.folders = paths, [compile_folders(path) for path in paths]
-        self.patterns, self.exclude = compile_globs(paths), compile_globs(exclude)
+        self.globs, self.exclude = compile_globs(paths), compile_globs(exclude)
         self.old = old
         self.unmatched = set(range(len(paths)))
+        self.links: dict[int, str] = {}  # for each declared path the first link on the way to a match
         self.files = self.bytes = self.left_out_count = 0
         self.sent: list[str] = []
         self.changed: list[str] = []
@@ -157,35 +164,48 @@ class Collector:
 
     def enter(self, path: str, name: str) -> bool:
         """Return whether the folder PATH can hold a wanted file."""
-        if self.is_late(path) or any(pattern.fullmatch(path) for pattern in self.exclude):
+        names = path.split("/")
+        if self.is_late(path) or any(glob.matches(names) for glob in self.exclude):
             return False
         if self.paths:
-            parts = path.split("/")
-            return any(
-                all(each.fullmatch(parts[depth]) for depth, each in enumerate(patterns[: len(parts)]))
-                for patterns in self.folders
-            )
+            return any(self.leads_to(index, names) for index in range(len(self.paths)))
         if name in DEFAULT_EXCLUDES:
             self.leave_out(path, "excluded by default", self.left_out_by_default)
             return False
         return True
 
+    def leads_to(self, index: int, names: list[str]) -> bool:
+        """Return whether the path with the components NAMES can be a folder of a match of a declared path."""
+        return all(
+            glob.matches([name])
+            for glob, name in zip(self.folders[index], names)  # noqa: B905 - new in Python 3.10
+        )
+
     def is_late(self, path: str) -> bool:
         """Return whether the time limit has passed. If so, PATH and all later files are left out."""
-        if time.monotonic() <= self.end:
+        now = time.monotonic()
+        if now > self.flush_at:
+            self.flush_at = now + FLUSH_SECONDS
+            self.out.flush()
+        if now <= self.end:
             return False
         self.exceed(path, f"not reached within the limit of {self.seconds} s")
         return True
 
     def is_wanted(self, path: str, facts: os.stat_result) -> bool:
         """Return whether PATH belongs to the declared files or to the default set."""
-        if any(pattern.fullmatch(path) for pattern in self.exclude):
+        names = path.split("/")
+        if any(glob.matches(names) for glob in self.exclude):
             return False
         if not self.paths:
             return fingerprint(path, facts) not in self.old
-        hits = [index for index, pattern in enumerate(self.patterns) if pattern.fullmatch(path)]
+        hits = [index for index, glob in enumerate(self.globs) if glob.matches(names)]
         if stat.S_ISREG(facts.st_mode):
             self.unmatched.difference_update(hits)
+        elif stat.S_ISLNK(facts.st_mode):
+            for index in self.unmatched - self.links.keys():
+                if self.leads_to(index, names):
+                    self.links[index] = path
         return bool(hits)
 
     def leave_out(self, path: str, why: str, where: LeftOut | None = None) -> None:
@@ -193,12 +213,12 @@ class Collector:
         where = self.left_out if where is None else where
         self.left_out_count += 1
         if len(where) < MAX_LISTED:
-            where.append((path, why))
+            where.append((shorten(path), why))
 
     def exceed(self, path: str, why: str) -> None:
         """Leave PATH out of the default set, or fail if it is declared."""
         if self.paths:
-            raise DeclaredFileMissing(path, why)
+            raise DeclaredFileMissing(shorten(path), why)
         self.leave_out(path, why)
 
     def send_or_leave_out(self, path: str, name: str, folder: int, facts: os.stat_result) -> None:
@@ -206,7 +226,7 @@ class Collector:
         if not stat.S_ISREG(facts.st_mode):
             return self.leave_out(path, KINDS.get(stat.S_IFMT(facts.st_mode), "not a regular file"))
         if len(os.fsencode(path)) > MAX_NAME:
-            return self.leave_out(path[:200] + "...", f"a path longer than {MAX_NAME} bytes")
+            return self.leave_out(path, TOO_LONG)
         try:
             file = os.open(name, FILE, dir_fd=folder)
         except OSError as error:
@@ -260,7 +280,10 @@ class Collector:
         lines = self.sent
         lines += [manifest_line("changed", path) for path in self.changed[:MAX_LISTED]]
         lines += [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:MAX_LISTED]]
-        lines += [manifest_line("unmatched", self.paths[index]) for index in sorted(self.unmatched)]
+        for index in sorted(self.unmatched):
+            lines.append(manifest_line("unmatched", self.paths[index]))
+            if index in self.links:
+                lines.append(manifest_line("link", shorten(self.links[index])))
         if exceeded:
             lines.append(manifest_line("exceeded", *exceeded))
         lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))

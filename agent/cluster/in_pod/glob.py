@@ -1,13 +1,13 @@
 """Match paths against globs. Globs are relative to the workspace, as in GitLab's `artifacts:paths`.
 
+`*` and `?` do not match a slash, `**` does, `[...]` is a set. A glob that matches a folder matches all files in it.
+Paths and globs come from users, so a match must not backtrack: its time grows with the length of the path times the
+length of the glob.
+
 This module runs inside container `files` (see `workspace`), on Python 3.9 and the standard library only.
 """
 
 from __future__ import annotations
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import re
 
 
 def split_glob(glob: str) -> list[str]:
@@ -15,66 +15,114 @@ def split_glob(glob: str) -> list[str]:
     return [part for part in glob.split("/") if part not in ("", ".")]
 
 
-def translate(glob: str) -> str:
-    """Return a regular expression that matches whole paths relative to the workspace.
+class Component:
+    """One component of a glob. The pieces between its stars have a fixed length, so the first place is the best."""
 
-    `*` and `?` do not match a slash, `**` does, `[...]` is a set. A glob that matches a folder matches all files in it.
-    """
-    parts = split_glob(glob)
-    regex = ""
-    for index, part in enumerate(parts, 1):
-        if part != "**":
-            regex += translate_component(part) + ("/" if index < len(parts) else "")
-        else:
-            regex += "(?:.+/)?" if index < len(parts) else ".+"
-    return (regex or ".+") + ("/.+" if parts and glob.endswith("/") else "(?:/.+)?")
+    def __init__(self, part: str) -> None:
+        import re  # importing `re` takes as long as Python's start, and the default set has no globs
+
+        self.pieces = [(re.compile(regex, re.DOTALL), length) for regex, length in translate_pieces(part)]
+
+    def matches(self, name: str) -> bool:
+        """Return whether the component matches NAME, one component of a path."""
+        (first, at), *middle = self.pieces
+        if not middle:
+            return first.fullmatch(name) is not None
+        if not first.match(name):
+            return False
+        last, length = middle.pop()
+        for piece, _ in middle:
+            found = piece.search(name, at)
+            if not found:
+                return False
+            at = found.end()
+        start = len(name) - length
+        return start >= at and last.fullmatch(name, start) is not None
 
 
-def translate_component(part: str) -> str:
-    """Return a regular expression for one component of a glob."""
+def translate_pieces(part: str) -> list[tuple[str, int]]:
+    """Return a regular expression and a length in characters for each piece between the stars of a component."""
     import re
 
-    regex, at = "", 0
+    pieces, at = [("", 0)], 0
     while at < len(part):
         sign = part[at]
         at += 1
         # A set has at least one character, which may be the closing bracket itself.
         close = part.find("]", at + (2 if part[at : at + 1] in ("!", "^") else 1)) if sign == "[" else -1
         if sign == "*":
-            regex += "[^/]*"
-        elif sign == "?":
-            regex += "[^/]"
+            pieces.append(("", 0))
+            continue
+        if sign == "?":
+            regex = "."
         elif close > 0:
             negated = part[at] in "!^"
             inner = part[at + negated : close].replace("\\", "\\\\")
             for special in "[]^&~|":
                 inner = inner.replace(special, "\\" + special)
-            regex += "(?!/)[" + "^" * negated + inner + "]"
+            regex = "[" + "^" * negated + inner + "]"
             at = close + 1
         else:
             if sign == "\\" and at < len(part):
                 sign = part[at]
                 at += 1
-            regex += re.escape(sign)
-    return regex
+            regex = re.escape(sign)
+        pieces[-1] = (pieces[-1][0] + regex, pieces[-1][1] + 1)
+    return pieces
 
 
-def compile_globs(globs: list[str]) -> list[re.Pattern[str]]:
-    """Return a pattern for each glob, in order. An invalid glob matches its own text literally."""
-    if not globs:
-        return []
-    import re  # importing `re` takes as long as Python's start, and the default set has no globs
+class Glob:
+    """One glob. An invalid glob matches its own text literally."""
 
-    patterns = []
-    for glob in globs:
+    def __init__(self, glob: str) -> None:
+        import re
+
+        self.parts: list[Component | None] = []  # None stands for `**`
+        self.only_below = glob.endswith("/")
+        self.literal: str | None = None
         try:
-            patterns.append(re.compile(translate(glob), re.DOTALL))
+            self.parts = [None if part == "**" else Component(part) for part in split_glob(glob)]
         except re.error:
-            patterns.append(re.compile(re.escape(glob)))
-    return patterns
+            self.literal = glob
+
+    def matches(self, names: list[str]) -> bool:
+        """Return whether the glob matches the path with the components NAMES, or a folder above it."""
+        if self.literal is not None:
+            return "/".join(names) == self.literal
+        if not self.parts:
+            return True
+        if self.only_below:
+            names = names[:-1]
+        # The numbers of parts that some choice of `**` has matched with the components so far.
+        end, states = len(self.parts), {0}
+        for name in names:
+            states = self.advance(states, name)
+            if end in states:
+                return True
+            if not states:
+                return False
+        return False
+
+    def advance(self, states: set[int], name: str) -> set[int]:
+        """Return the states after one more component of the path."""
+        after = set()
+        for state in states:
+            # `**` may match no component, so the part after it is tried too. A `**` at the end matches one or more.
+            while self.parts[state] is None and state + 1 < len(self.parts):
+                after.add(state)
+                state += 1
+            part = self.parts[state]
+            if part is None or part.matches(name):
+                after.add(state + 1)
+        return after
 
 
-def compile_folders(glob: str) -> list[re.Pattern[str]]:
-    """Return a pattern for each folder on the way to a match of GLOB, up to the first `**`."""
+def compile_globs(globs: list[str]) -> list[Glob]:
+    """Return the globs, ready to match, in order."""
+    return [Glob(glob) for glob in globs]
+
+
+def compile_folders(glob: str) -> list[Glob]:
+    """Return a glob for each folder on the way to a match of GLOB, up to the first `**`."""
     parts = split_glob(glob)
     return compile_globs(parts[: parts.index("**")] if "**" in parts else parts)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Entry = tuple[str, str, int, os.stat_result]
 
 READY = "ready"
+MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
+TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # id of the clock that the kernel uses for file times; the module `time` has no name for this clock
@@ -44,7 +46,8 @@ def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str]
     """Yield (path, name, descriptor of the folder, lstat) of everything but folders, sorted by name.
 
     The descriptor stays open until the next step. `enter` decides whether to enter a folder, by its path and name.
-    `miss` receives the path of each unreadable entry and the reason.
+    `miss` receives the path of each unreadable entry and the reason, and of each folder whose path is too long: the
+    walk opens a folder component by component, so the time for one folder grows with its depth.
     """
     device = os.fstat(root).st_dev
     folders = [""]
@@ -71,7 +74,10 @@ def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str]
                 elif facts.st_dev != device:
                     miss(path, "another file system")
                 elif enter(path, entry.name):
-                    inner.append(path)
+                    if len(os.fsencode(path)) > MAX_NAME:
+                        miss(path, TOO_LONG)
+                    else:
+                        inner.append(path)
         finally:
             os.close(fd)
         folders.extend(reversed(inner))

@@ -138,7 +138,8 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + (policy.clone_timeout if plan.action.repository else 0)
         + plan.timeout
         + settings.environment.grace
-        + (settings.artifacts.timeout if plan.wants_files else 0)
+        # The wait for a turn to copy lasts at most as long as the copy.
+        + (2 * settings.artifacts.timeout if plan.wants_files else 0)
         + ADOPTION_SECONDS
     )
 
@@ -238,7 +239,7 @@ def escape_command(command: list[str]) -> list[str]:
 
 def files_container(plan: Plan, settings: Settings) -> Object:
     """Return the container that keeps the workspace readable after the commands have ended."""
-    seconds = settings.artifacts.timeout + ADOPTION_SECONDS
+    seconds = 2 * settings.artifacts.timeout + ADOPTION_SECONDS
     return {
         "name": FILES,
         "image": settings.environment.image,

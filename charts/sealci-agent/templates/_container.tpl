@@ -23,7 +23,7 @@
   readOnly: true
 - name: tmp
   mountPath: /tmp
-{{- if .Values.credentials.token.existingSecret }}
+{{- if include "sealci-agent.tokenSecret" . }}
 - name: token
   mountPath: /etc/sealci/token
   readOnly: true
@@ -49,15 +49,13 @@
     name: {{ include "sealci-agent.fullname" . }}
 - name: tmp
   emptyDir: {}
-{{- with .Values.credentials.token }}
-{{- if .existingSecret }}
+{{- with include "sealci-agent.tokenSecret" . }}
 - name: token
   secret:
-    secretName: {{ .existingSecret }}
+    secretName: {{ . }}
     items:
-      - key: {{ .key }}
-        path: {{ .key }}
-{{- end }}
+      - key: {{ include "sealci-agent.tokenKey" $ }}
+        path: {{ include "sealci-agent.tokenKey" $ }}
 {{- end }}
 {{- with .Values.credentials.ca }}
 {{- if .existingSecret }}

@@ -28,8 +28,34 @@
 {{- default (include "sealci-agent.unique" .) .Values.agent.pool -}}
 {{- end -}}
 
+{{- /* An account that creates pods in a namespace can mount every Secret in it, so actions get a namespace of their own. */ -}}
 {{- define "sealci-agent.actionsNamespace" -}}
-{{- default .Release.Namespace .Values.cluster.namespace -}}
+{{- if .Values.cluster.namespace -}}
+{{- .Values.cluster.namespace -}}
+{{- else if gt (len .Release.Namespace) 45 -}}
+{{- printf "%s-%s-actions" (.Release.Namespace | trunc 36 | trimSuffix "-") (.Release.Namespace | sha256sum | trunc 8) -}}
+{{- else -}}
+{{- printf "%s-actions" .Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* "true" if the chart creates the namespace of actions. */ -}}
+{{- define "sealci-agent.createsNamespace" -}}
+{{- $switch := toString .Values.actions.createNamespace -}}
+{{- if or (eq $switch "true") (and (eq $switch "auto") (not .Values.cluster.namespace)) -}}true{{- end -}}
+{{- end -}}
+
+{{- /* The Secret with the token for the scheduler. The demo scheduler has a token of its own. */ -}}
+{{- define "sealci-agent.tokenSecret" -}}
+{{- if .Values.credentials.token.existingSecret -}}
+{{- .Values.credentials.token.existingSecret -}}
+{{- else if include "sealci-agent.demo" . -}}
+{{- include "sealci-agent.schedulerName" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sealci-agent.tokenKey" -}}
+{{- if .Values.credentials.token.existingSecret -}}{{- .Values.credentials.token.key -}}{{- else -}}token{{- end -}}
 {{- end -}}
 
 {{- define "sealci-agent.anchor" -}}

@@ -1,15 +1,24 @@
 {{- /* The settings file of the agents: the second half of the values, and values that the chart computes. Holds no secret. */ -}}
 {{- define "sealci-agent.settings" -}}
+{{- $renew := .Values.cluster.lease_renew -}}
+{{- $duration := .Values.cluster.lease_duration -}}
+{{- if or (eq (toString $renew) (toString $duration)) (gt (include "sealci-agent.seconds" $renew | int) (include "sealci-agent.seconds" $duration | int)) -}}
+{{- fail "cluster.lease_renew must be shorter than cluster.lease_duration" -}}
+{{- end -}}
 {{- $settings := dict -}}
 {{- range $section := list "scheduler" "agent" "cluster" "environment" "policy" "artifacts" "logs" "http" "metrics" "traces" "logging" -}}
 {{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
 {{- end -}}
 {{- $_ := set $settings.scheduler "address" (include "sealci-agent.schedulerAddress" .) -}}
+{{- if and (include "sealci-agent.classic" .) (not .Values.scheduler.classic.ca_file) -}}
+{{- /* The NetworkPolicy admits only `networkPolicy.agent.schedulerFrom`. */ -}}
+{{- $_ := set $settings.scheduler.classic "open" true -}}
+{{- end -}}
 {{- if include "sealci-agent.demo" . -}}
 {{- $_ := set $settings.scheduler.tls "enabled" false -}}
 {{- end -}}
-{{- if .Values.credentials.token.existingSecret -}}
-{{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" .Values.credentials.token.key) -}}
+{{- if include "sealci-agent.tokenSecret" . -}}
+{{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" (include "sealci-agent.tokenKey" .)) -}}
 {{- end -}}
 {{- if .Values.credentials.ca.existingSecret -}}
 {{- $_ := set $settings.scheduler.tls "ca_file" (printf "/etc/sealci/ca/%s" .Values.credentials.ca.key) -}}

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from agent.domain import quantities
-from agent.settings import Settings, size
+from agent.settings import Settings, checked_quantity, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,9 @@ CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
 LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
+QUANTITY = f"^({quantities.QUANTITY.pattern})?$"
+# As Kubernetes reads quantities, which is more than the agent accepts.
+KUBERNETES_QUANTITY = r"^[0-9]+(\.[0-9]*)?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
 # Settings that are no values of the chart. The chart's templates set them from the release, mounted Secrets or the pod.
@@ -42,12 +45,13 @@ SET_BY_CHART = frozenset(
         "scheduler.tls.ca_file",
         "scheduler.tls.cert_file",
         "scheduler.tls.key_file",
+        "scheduler.classic.open",
     }
 )
 # Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
-    "cluster.namespace": "the namespace of the release",
+    "cluster.namespace": "the namespace of the release with `-actions` after it",
     "environment.image": "the image of the agent",
     "scheduler.address": "the demo scheduler, if `demoScheduler.enabled` is set",
 }
@@ -55,15 +59,23 @@ SWITCH = {"type": ["boolean", "string"], "enum": [True, False, "auto"]}
 STRINGS = {"items": {"type": "string"}}
 OBJECTS = {"items": {"type": "object"}}
 AT_LEAST_ONE = {"minimum": 1}
+QUANTITIES = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number"], "pattern": KUBERNETES_QUANTITY},
+}
+RESOURCES = {"patternProperties": {"^(requests|limits)$": QUANTITIES}}
 PERCENT = {"minimum": 1, "maximum": 100}
 # Parts of the schema that do not follow from the type of the default.
 NARROWED: dict[str, Schema] = {
+    "actions.createNamespace": SWITCH,
     "actions.limits": OBJECTS,
     "autoscaling.maxReplicas": AT_LEAST_ONE,
     "autoscaling.minReplicas": AT_LEAST_ONE,
     "autoscaling.targetPercent": PERCENT,
     "dashboard.enabled": SWITCH,
+    "demoScheduler.from": OBJECTS,
     "demoScheduler.port": {"minimum": 1, "maximum": 65535},
+    "demoScheduler.resources": RESOURCES,
     "demoScheduler.resumeGrace": {"pattern": DURATION},
     "extraEnv": OBJECTS,
     "extraEnvFrom": OBJECTS,
@@ -79,6 +91,7 @@ NARROWED: dict[str, Schema] = {
     "keda.minReplicas": {"minimum": 0},
     "keda.pollingInterval": AT_LEAST_ONE,
     "keda.targetPercent": PERCENT,
+    "networkPolicy.actions.dns": STRINGS,
     "networkPolicy.actions.except": STRINGS,
     "networkPolicy.actions.exceptIPv6": STRINGS,
     "networkPolicy.actions.extraEgress": OBJECTS,
@@ -94,6 +107,7 @@ NARROWED: dict[str, Schema] = {
     "rbac.extraRules": OBJECTS,
     "replicaCount": {"type": ["integer", "null"], "minimum": 0},
     "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
+    "resources": RESOURCES,
     "tolerations": OBJECTS,
     "topologySpreadConstraints": OBJECTS,
 }
@@ -187,6 +201,8 @@ def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) ->
     elif reader is size:
         schema |= {"type": ["integer", "string"], "pattern": SIZE}
         default = quantity(default)
+    elif reader is checked_quantity:
+        schema |= {"pattern": QUANTITY}
     if key in EMPTY_MEANS:
         default, comment = "", f"{comment} If empty, {EMPTY_MEANS[key]}."
         schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.domain.actions import Action, Key, Repository, Resources
+from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.execution.admission import MAX_COMMAND_BYTES, MAX_COMMANDS_BYTES, MAX_VARIABLES_BYTES, admit
 from agent.settings import PolicySettings
@@ -56,6 +56,7 @@ def test_a_plain_action_gets_the_default_timeout() -> None:
         repository("https://example.org/r@v1", credentials="deploy.key-1"),
         {"resources": Resources("1", "1Gi", "100M")},
         {"resources": Resources("1m", "6Mi", "1Mi")},
+        {"artifacts": ArtifactRules(("*" * 500,) * 100, ("*",) * 100)},
     ],
 )
 def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
@@ -251,3 +252,16 @@ def test_the_hosts_of_repositories_can_be_limited() -> None:
     assert found == [
         "repository.url: the host evil.example is not allowed; policy.repository_hosts: github.com/acme, git.corp:8443"
     ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        (ArtifactRules(("*",) * 101), "artifacts.paths: 101 globs are too many; at most 100"),
+        (ArtifactRules((), ("*",) * 101), "artifacts.exclude: 101 globs are too many; at most 100"),
+        (ArtifactRules(("*a" * 251,)), f"artifacts.paths: {'*a' * 25!r}... has 502 characters; at most 500"),
+        (ArtifactRules(("a\0b",)), "artifacts.paths: 'a\\x00b' holds a NUL byte"),
+    ],
+)
+def test_number_and_length_of_globs_are_bounded(rules: ArtifactRules, text: str) -> None:
+    assert problems(artifacts=rules) == [text]

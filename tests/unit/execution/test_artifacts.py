@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +35,10 @@ class Pod:
         self.breaks = breaks
         self.hangs = hangs
         self.seconds: list[float] = []
+        self.turns = asyncio.Semaphore(1)
+
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        return self.turns
 
     async def files(self, _: ArtifactRules, seconds: float) -> AsyncIterator[FilePart | Collected]:
         self.seconds.append(seconds)
@@ -79,6 +84,33 @@ async def test_the_failure_at_the_deadline_states_the_progress(breaks: int) -> N
         "the files could not be copied within 2 s; the last attempt copied 1 whole files, 3 bytes in all, which are"
         " not kept"
     )
+
+
+async def hold_turn(pod: Pod, seconds: float) -> None:
+    async with pod.turns:
+        await asyncio.sleep(seconds)
+
+
+@pytest.mark.looptime
+async def test_the_wait_for_a_turn_does_not_count_as_copying() -> None:
+    pod = Pod(0)
+    other = asyncio.create_task(hold_turn(pod, 29.0))
+    await asyncio.sleep(0)
+    _, outlet = await copied(pod, 30.0)
+    assert outlet.events == [ArtifactSummary(1, 3)]
+    assert pod.seconds[0] == pytest.approx(30.0, abs=0.01)
+    await other
+
+
+@pytest.mark.looptime
+async def test_all_waits_for_a_turn_together_have_a_bound() -> None:
+    pod = Pod(5)
+    others = [asyncio.create_task(hold_turn(pod, 20.0)) for _ in range(5)]
+    await asyncio.sleep(0)
+    with pytest.raises(ActionFailed, match="other actions copied theirs for 30 s") as raised:
+        await copied(pod, 30.0)
+    assert raised.value.reason is Reason.ARTIFACTS_FAILED
+    await asyncio.gather(*others)
 
 
 async def test_a_permanent_error_is_not_retried() -> None:

@@ -1,30 +1,39 @@
-"""The port for probes, metrics and the status page: an error of a handler is answered and counted."""
+"""The port for probes, metrics and the status page: errors of a handler, and floods of connections."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import socket
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
+import structlog
 
+from agent.http import connections
 from agent.http.server import Http
 from agent.settings import HttpSettings
 from agent.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 @asynccontextmanager
-async def serving(page: Callable[[], str]) -> AsyncIterator[tuple[aiohttp.ClientSession, Metrics]]:
+async def serving(page: Callable[[], str]) -> AsyncIterator[tuple[aiohttp.ClientSession, Metrics, int]]:
     metrics, started = Metrics(), asyncio.Event()
-    http = Http(HttpSettings(host="127.0.0.1", port=0), metrics, lambda: "", page)
+    http = Http(HttpSettings(host="127.0.0.1", port=0, status_page=True), metrics, lambda: "", page)
     task = asyncio.create_task(http.run(started), name="http")
     try:
         await started.wait()
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{http.port}") as session:
-            yield session, metrics
+        # Each request opens a connection of its own, as the kubelet does.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{http.port}", connector=connector) as session:
+            yield session, metrics, http.port
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -38,7 +47,7 @@ async def test_an_error_of_a_handler_is_answered_with_500_and_counted() -> None:
     def broken() -> str:
         raise RuntimeError("a defect of the status page")
 
-    async with serving(broken) as (session, metrics):
+    async with serving(broken) as (session, metrics, _):
         async with session.get("/") as answer:
             assert answer.status == 500
         assert errors(metrics) == 1
@@ -47,7 +56,118 @@ async def test_an_error_of_a_handler_is_answered_with_500_and_counted() -> None:
 
 
 async def test_an_unknown_path_is_no_error_of_the_agent() -> None:
-    async with serving(lambda: "page") as (session, metrics):
+    async with serving(lambda: "page") as (session, metrics, _):
         async with session.get("/nothing") as answer:
             assert answer.status == 404
         assert errors(metrics) == 0
+
+
+# Half of the head of a request, as in the attack of the security review.
+HALF = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture
+def half_open() -> Iterator[Callable[[int, int], list[socket.socket]]]:
+    """Yield a function that opens a number of connections to a port. It returns all that are open."""
+    opened: list[socket.socket] = []
+
+    def open_connections(port: int, number: int) -> list[socket.socket]:
+        for _ in range(number):
+            one = socket.socket()
+            one.setblocking(False)
+            opened.append(one)
+            assert one.connect_ex(("127.0.0.1", port)) in (0, errno.EINPROGRESS)
+        return opened
+
+    yield open_connections
+    for one in opened:
+        one.close()
+
+
+async def send_half(sockets: list[socket.socket]) -> None:
+    loop = asyncio.get_running_loop()
+    for one in sockets:
+        try:
+            await loop.sock_sendall(one, HALF)
+        except (ConnectionError, BrokenPipeError):
+            continue
+
+
+async def count_open(sockets: list[socket.socket]) -> int:
+    """Return how many of the connections the server has not closed."""
+    number = 0
+    for one in sockets:
+        try:
+            number += one.recv(1) != b""
+        except BlockingIOError:
+            number += 1
+        except ConnectionError:
+            pass
+    return number
+
+
+async def closed(one: socket.socket) -> None:
+    """Return when the server has closed the connection."""
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.get_running_loop().sock_recv(one, 1):
+            pass
+
+
+async def get(session: aiohttp.ClientSession, path: str) -> int:
+    async with asyncio.timeout(5), session.get(path) as answer:
+        return answer.status
+
+
+async def test_half_requests_keep_no_probe_out_and_are_closed(
+    half_open: Callable[[int, int], list[socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)
+    async with serving(lambda: "page") as (session, _, port):
+        # Fewer than the kernel keeps for an accept. The test and the server share one event loop.
+        for _ in range(4):
+            await send_half(half_open(port, 100)[-100:])
+            assert await get(session, "/livez") == 200
+        sockets = half_open(port, 0)
+        assert len(sockets) == 400
+        assert await count_open(sockets) <= connections.MAX_CONNECTIONS
+        async with asyncio.timeout(15):
+            await asyncio.gather(*(closed(one) for one in sockets))
+        assert await get(session, "/livez") == 200
+
+
+async def test_an_idle_connection_is_closed_and_a_used_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 2.0)
+    async with serving(lambda: "page") as (_, _, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(HALF + b"\r\n")
+            assert await reader.readuntil(b"ok\n")
+            await asyncio.sleep(0.7)
+        began = time.monotonic()
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        assert time.monotonic() - began > 0.5
+        writer.close()
+
+
+async def test_a_failing_accept_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ACCEPT_PAUSE", 0.01)
+    loop, attempts = asyncio.get_running_loop(), 0
+
+    async def no_descriptor(_: socket.socket) -> None:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serving(lambda: "page") as (session, _, _):
+        with structlog.testing.capture_logs() as logs:
+            with monkeypatch.context() as patched:
+                patched.setattr(loop, "sock_accept", no_descriptor)
+                # The accept that already waits still uses the loop's own function.
+                assert await get(session, "/livez") == 200
+                await asyncio.sleep(0.2)
+            assert await get(session, "/livez") == 200
+    assert attempts > 3
+    assert [entry["event"] for entry in logs] == ["the HTTP port cannot accept connections"]

@@ -195,6 +195,14 @@ WRONG = [
         "did you mean 'success'?",
     ),
     (
+        A + f"    artifacts: {{paths: [{'a, ' * 101}]}}\n",
+        "ci.yaml:5: actions.a.artifacts.paths[101]: is one glob too many; at most 100 are allowed",
+    ),
+    (
+        A + f"    artifacts: {{exclude: [{'a' * 501}]}}\n",
+        "ci.yaml:5: actions.a.artifacts.exclude[1]: must have at most 500 characters, not 501",
+    ),
+    (
         A + "    artifacts: {paths: [a/../b]}\n",
         "ci.yaml:5: actions.a.artifacts.paths[1]: must be within the workspace: relative and without '..', "
         "not 'a/../b'",

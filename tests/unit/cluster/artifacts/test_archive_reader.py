@@ -268,7 +268,7 @@ MANIFESTS = {
     "no json": manifest_text({b"a": b"1"}) + b"hello\n",
     "not a list": manifest_text({b"a": b"1"}) + b"5\n",
     "empty list": manifest_text({b"a": b"1"}) + b"[]\n",
-    "unknown line": manifest_text({b"a": b"1"}) + b'["link", "a"]\n',
+    "unknown line": manifest_text({b"a": b"1"}) + b'["device", "a"]\n',
     "left out without a reason": manifest_text({b"a": b"1"}) + b'["left", "a"]\n',
     "no line's end": manifest_text({b"a": b"1"})[:-1],
     "something after the last line": manifest_text({b"a": b"1"}) + b"x",

@@ -41,6 +41,7 @@ class Pod:
     stderr: bytes = b""
     commands: list[list[str]] = field(default_factory=list)
     frames_read: int = 0
+    silent: bool = False
     left: bool = False
 
     @asynccontextmanager
@@ -61,6 +62,8 @@ class Pod:
         for at in range(0, len(self.data), self.frame):
             self.frames_read += 1
             yield memoryview(self.data)[at : at + self.frame]
+            if self.silent:
+                await asyncio.Event().wait()
         if self.failure:
             raise self.failure
 
@@ -135,6 +138,15 @@ async def test_a_collection_over_its_deadline_is_not_retryable(pod: Pod) -> None
     assert not raised.value.retryable
 
 
+async def test_a_collection_that_falls_silent_is_broken(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect_module, "SILENT_SECONDS", 0.2)
+    pod.silent = True
+    with pytest.raises(collect_module.CollectionBroken, match=r"no file came for 0\.2 s") as raised:
+        await pod.collect()
+    assert raised.value.retryable
+    assert pod.left
+
+
 async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     (pod.workspace / "log").write_bytes(b"x")
     program = CHANGES + packaging.collect_files_program()[-1]
@@ -164,6 +176,17 @@ async def test_missing_declared_files_are_reported(pod: Pod) -> None:
     (pod.workspace / "big").write_bytes(bytes(LIMITS.file_bytes + 1))
     found, collected = await pod.collect(ArtifactRules(paths=("*",)))
     assert collected.refused == "artifact 'big': 1048577 bytes, over the limit of 1048576 for a file"
+
+
+async def test_a_declared_path_behind_a_link_names_the_link(pod: Pod) -> None:
+    (pod.workspace / "build-1").mkdir()
+    (pod.workspace / "build-1" / "app").write_bytes(b"x")
+    (pod.workspace / "dist").symlink_to("build-1")
+    (pod.workspace / "other").symlink_to("build-1")
+    _, collected = await pod.collect(ArtifactRules(("dist/**", "dist/app", "build-1/*")))
+    assert collected.refused == ("no file for the artifact paths 'dist/**', 'dist/app'; links are not followed: 'dist'")
+    _, collected = await pod.collect(ArtifactRules(("nothing/**",)))
+    assert collected.refused == "no file for the artifact paths 'nothing/**'"
 
 
 async def test_the_default_set_is_never_missing(pod: Pod) -> None:

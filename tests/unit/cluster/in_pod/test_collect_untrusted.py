@@ -77,6 +77,24 @@ def test_a_path_too_long_is_left_out(place: Place) -> None:
     subprocess.run(["rm", "-rf", place.root], check=True)
 
 
+@pytest.mark.parametrize("paths", [(), ("**",)])
+def test_a_link_at_the_end_of_a_path_beyond_a_line_of_the_manifest(place: Place, paths: tuple[str, ...]) -> None:
+    here = os.open(place.root, os.O_RDONLY)
+    for _ in range(700):
+        os.mkdir("d" * 200, dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.symlink("nowhere", "link", dir_fd=here)
+    os.close(here)
+    place.write("report.txt")
+    received = place.collect(*paths)
+    assert set(received.contents) == {b"report.txt"}
+    assert list(received.left_out.values()) == ["a path longer than 4096 bytes"]
+    assert max(map(len, received.left_out)) < 300
+    subprocess.run(["rm", "-rf", place.root], check=True)
+
+
 @pytest.fixture
 def as_nobody() -> Iterator[Place]:
     """Give a workspace that another user can read. Root can read every file, so the test must not run as root."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from agent.cluster.in_pod.glob import compile_folders, compile_globs
+from tests.unit.cluster.in_pod.regex_globs import regexes
 
 
 @pytest.mark.parametrize(
@@ -37,8 +42,40 @@ from agent.cluster.in_pod.glob import compile_folders, compile_globs
 )
 def test_globs(glob: str, matches: list[str], others: list[str]) -> None:
     (pattern,) = compile_globs([glob])
-    assert [path for path in matches if not pattern.fullmatch(path)] == []
-    assert [path for path in others if pattern.fullmatch(path)] == []
+    assert [path for path in matches if not pattern.matches(path.split("/"))] == []
+    assert [path for path in others if pattern.matches(path.split("/"))] == []
     for path in matches:
         folders = path.split("/")[:-1]
-        assert all(one.fullmatch(folder) for one, folder in zip(compile_folders(glob), folders, strict=False))
+        assert all(one.matches([folder]) for one, folder in zip(compile_folders(glob), folders, strict=False))
+
+
+@given(
+    glob=st.text("ab*?[]!^-\\/.\n", max_size=9),
+    path=st.text("ab]-/\\\n", min_size=1, max_size=9),
+)
+@example(glob="**/a/**/b", path="a/a/b/b/a")
+@settings(max_examples=500, deadline=None)
+def test_a_glob_means_the_same_as_its_regular_expression(glob: str, path: str) -> None:
+    names = [name for name in path.split("/") if name]
+    assume(names)
+    (regex,), (pattern,) = regexes([glob]), compile_globs([glob])
+    assert pattern.matches(names) == bool(regex.fullmatch("/".join(names)))
+
+
+@pytest.mark.parametrize(
+    ("glob", "path"),
+    [
+        ("*a" * 12 + "b", "a" * 200),
+        ("a*" * 100 + "b", "a" * 255),
+        ("*?" * 120 + "b", "a" * 255),
+        ("*/" * 200 + "x", "a/" * 2000 + "a"),
+        ("**/a/" * 40 + "b", "a/" * 2000 + "a"),
+        ("**/*a*a*/" * 20 + "b", ("a" * 40 + "/") * 100 + "a"),
+    ],
+)
+def test_no_glob_takes_long(glob: str, path: str) -> None:
+    (pattern,) = compile_globs([glob])
+    names = path.split("/")
+    began = time.process_time()
+    assert not pattern.matches(names)
+    assert time.process_time() - began < 0.5

@@ -86,4 +86,4 @@ def test_a_command_has_no_docstrings_and_no_comments() -> None:
 
 
 def test_the_collector_and_the_agent_accept_paths_of_the_same_length() -> None:
-    assert collect_files.MAX_NAME == MAX_PATH_BYTES
+    assert workspace.MAX_NAME == MAX_PATH_BYTES

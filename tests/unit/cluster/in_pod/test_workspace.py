@@ -30,6 +30,22 @@ def test_another_file_system_is_not_entered() -> None:
     assert "usr" in entered
 
 
+def test_folders_with_long_paths_are_not_entered(place: Place) -> None:
+    here = os.open(place.root, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    root = os.open(place.root, os.O_RDONLY)
+    missed: dict[str, str] = {}
+    assert not list(workspace.walk(root, lambda *_: True, missed.__setitem__))
+    os.close(root)
+    assert {len(path): why for path, why in missed.items()} == {4097: "a path longer than 4096 bytes"}
+    subprocess.run(["rm", "-rf", place.root], check=True)
+
+
 def start_program(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
     ready = place.root.parent / "ready"
     # A named pipe opens only when both ends are open. So a test that reads it waits for the program without polling.

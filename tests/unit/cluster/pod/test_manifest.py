@@ -169,7 +169,7 @@ def test_the_deadline_is_longer_than_all_waits_of_the_agent() -> None:
         return int(manifest.pod(plan, SETTINGS)["spec"]["activeDeadlineSeconds"])
 
     assert deadline(WITHOUT_FILES) == 600 + 60 + 10 + 300
-    assert deadline(PLAN) == deadline(WITHOUT_FILES) + 600
+    assert deadline(PLAN) == deadline(WITHOUT_FILES) + 2 * 600
     assert deadline(CLONING) == deadline(PLAN) + 600
     assert deadline(replace(PLAN, timeout=60.5)) == deadline(PLAN) + 1
 

@@ -1,0 +1,127 @@
+"""Accept the connections of the HTTP port, within a bound on their number and on the time without a request.
+
+Any pod of the cluster may open connections, pods of actions included. A flood of connections must neither use up the
+file descriptors of the agent nor keep the kubelet's probe out. Lives as long as the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.get_logger(__name__)
+
+# Number of open connections. For a further connection the agent closes one that waits for a request.
+MAX_CONNECTIONS = 64
+# Number of connections that the kernel keeps until the agent accepts them.
+BACKLOG = 128
+# Seconds from the accept of a connection to the whole head of its first request.
+HEAD_SECONDS = 10.0
+# Seconds from the start of a request to the next. Longer than the usual interval of scrapes.
+IDLE_SECONDS = 75.0
+# Seconds until the next accept after an accept failed, for example because no file descriptor is free.
+ACCEPT_PAUSE = 1.0
+
+
+class Connections:
+    """The open connections of the port. `protocol` makes the protocol of each connection."""
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self.protocol = protocol
+        # Times of `time.monotonic` by transport: of the accept, and of the last request if there was one.
+        self.accepted: dict[asyncio.BaseTransport, float] = {}
+        self.requested: dict[asyncio.BaseTransport, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.accepted)
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept connections one after another until cancelled."""
+        loop = asyncio.get_running_loop()
+        failing = False
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+                failing = False
+            except OSError as error:
+                # One line, not one per attempt: an accept without a free descriptor fails again at once.
+                if not failing:
+                    log.warning("the HTTP port cannot accept connections", error=str(error))
+                failing = True
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            self.make_room()
+            try:
+                # This returns after the event loop watches the connection. If a request is already there, the loop
+                # therefore reads it before later connections can push this connection out.
+                transport, _ = await loop.connect_accepted_socket(self.protocol, accepted)
+            except OSError:
+                accepted.close()
+                continue
+            self.accepted[transport] = time.monotonic()
+
+    def saw_request(self, transport: asyncio.BaseTransport | None) -> None:
+        """Start the time until the next request of a connection anew."""
+        if transport is not None:
+            self.requested[transport] = time.monotonic()
+
+    def make_room(self) -> None:
+        """Close connections until one more is within the bound: those without a request first, the oldest first."""
+        self.forget_closed()
+        order = sorted(self.accepted, key=lambda transport: (transport in self.requested, self.last_sign(transport)))
+        for transport in order[: max(0, len(order) - MAX_CONNECTIONS + 1)]:
+            self.abort(transport)
+
+    def close_overdue(self) -> None:
+        """Close connections whose next request is overdue."""
+        self.forget_closed()
+        now = time.monotonic()
+        for transport in list(self.accepted):
+            seconds = IDLE_SECONDS if transport in self.requested else HEAD_SECONDS
+            if now - self.last_sign(transport) > seconds:
+                self.abort(transport)
+
+    def last_sign(self, transport: asyncio.BaseTransport) -> float:
+        return self.requested.get(transport, self.accepted[transport])
+
+    def forget_closed(self) -> None:
+        for transport in [each for each in self.accepted if each.is_closing()]:
+            self.drop(transport)
+
+    def abort(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+        self.drop(transport)
+
+    def drop(self, transport: asyncio.BaseTransport) -> None:
+        self.accepted.pop(transport, None)
+        self.requested.pop(transport, None)
+
+
+async def listen(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets for all addresses of `host`, on one port. Port 0 selects a free port.
+
+    Raises:
+        OSError: an address is unknown or in use.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+            listeners.append(listener)
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
