@@ -109,8 +109,10 @@ def repository_url(asked: Repository, policy: PolicySettings) -> Iterator[str]:
     # Git takes user@host:path for SSH, without a scheme.
     scheme = match[1].lower() if match else ("ssh" if re.match(r"[\w.-]+@[\w.-]+:[^:]", asked.url) else "")
     allowed = ", ".join(policy.repository_schemes)
-    if scheme not in policy.repository_schemes:
-        yield f"repository.url: the scheme {scheme or 'of a path'!r} is not allowed; allowed: {allowed}"
+    if not scheme:
+        yield f"repository.url: a URL without a scheme is not allowed; allowed: {allowed}"
+    elif scheme not in policy.repository_schemes:
+        yield f"repository.url: the scheme {scheme!r} is not allowed; allowed: {allowed}"
     # Git would take them for options.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
