@@ -35,6 +35,8 @@ Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+SecretName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+CloneHost = Annotated[str, Field(pattern=r"^(\[[0-9a-f:.]+\]|[a-z0-9]([-a-z0-9._]{0,251}[a-z0-9])?)(:[0-9]{1,5})?$")]
 
 
 class Section(BaseModel):
