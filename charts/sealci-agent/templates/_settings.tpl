@@ -8,6 +8,9 @@
 {{- if include "sealci-agent.demo" . -}}
 {{- $_ := set $settings.scheduler.tls "enabled" false -}}
 {{- end -}}
+{{- if and (include "sealci-agent.classic" .) (not .Values.scheduler.classic.host) -}}
+{{- $_ := set $settings.scheduler.classic "host" (printf "%s.%s.svc" (include "sealci-agent.classicName" .) .Release.Namespace) -}}
+{{- end -}}
 {{- if .Values.credentials.token.existingSecret -}}
 {{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" .Values.credentials.token.key) -}}
 {{- end -}}
