@@ -1,4 +1,7 @@
-"""What holds for every test: whoever starts a task ends it; signals have their default; tables come to the end."""
+"""Rules for every test: no test leaves a task behind, signals have their defaults, and tables are printed last.
+
+It also marks the tests that need a cluster (`e2e`), by their folder.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ ENDING = 2.0
 TESTS = Path(__file__).parent
 ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
-# A loaded machine is slow, not wrong; a failure prints the blob that reproduces it.
+# No deadline per example: a loaded machine is slow, not wrong. A failure prints the blob that reproduces it.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give signals their default in what tests start: `&` has SIGINT and SIGQUIT ignored, `nohup` SIGHUP."""
+    """Restore the default handlers of signals, which the processes of tests inherit.
+
+    A shell starts a background job (`&`) with SIGINT and SIGQUIT ignored, and `nohup` a program with SIGHUP ignored.
+    """
     for number, default in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGQUIT, signal.SIG_DFL),
@@ -34,9 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, default)
-    # Without this call, the first synchronous test makes an event loop that is never closed: looptime's and
-    # pytest-asyncio's hooks call `get_event_loop`, which creates a loop in a thread that never had one. The garbage
-    # collector then fails whichever later test it runs in. After this call, `get_event_loop` raises, as both expect.
+    # Without this call, hooks of looptime and pytest-asyncio create an event loop before the first synchronous test.
+    # No code closes that loop. The garbage collector then fails a later test. After this call, `get_event_loop` raises,
+    # as both plugins expect.
     asyncio.set_event_loop(None)
 
 
@@ -49,7 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, str]], None]:
-    """Add a row to a table that is printed at the end: its title, the row's name, text by column."""
+    """Return a function that adds cells to a table after the tests: title of the table, name of the row, text by
+    column.
+    """
 
     def add(title: str, row: str, cells: Mapping[str, str]) -> None:
         request.node.user_properties.append(("table", (title, row, dict(cells))))
@@ -66,7 +74,7 @@ def no_task_is_left(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 async def tasks_that_end() -> AsyncIterator[None]:
-    """Compare the tasks after a test with those before; what is already ending is waited for."""
+    """Fail if there are more tasks after the test than before. Tasks that are ending get ENDING seconds."""
     before = asyncio.all_tasks()
     yield
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
@@ -89,12 +97,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for title, rows in tables.items():
         print_table(terminalreporter, title, rows)
     for kind, outcomes in counts.items():
-        said = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
-        terminalreporter.write_line(f"{kind}: {said}")
+        text = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        terminalreporter.write_line(f"{kind}: {text}")
 
 
 def print_table(reporter: pytest.TerminalReporter, title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
-    """Print a line per row, as wide as its columns need, each cell at most 60 characters."""
+    """Print one line per row. A cell has at most 60 characters."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [[title, *columns], *([row, *(cells.get(name, "") for name in columns)] for row, cells in rows.items())]
     widths = [max(len(line[index][:60]) for line in lines) + 2 for index in range(len(columns) + 1)]

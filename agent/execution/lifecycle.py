@@ -36,7 +36,7 @@ async def run_action(session: Session, backend: Backend, settings: Settings) -> 
 
 
 async def run_adopted(session: Session, environment: Environment, resume: Resume, settings: Settings) -> None:
-    """Run an adopted session from where the scheduler says that it stands, until its environment is gone."""
+    """Run an adopted session from the resume point that the scheduler sent, until its environment is gone."""
     session.resume(resume)
     await run_to_end(session, environment, partial(take_over, resume=resume), settings)
 

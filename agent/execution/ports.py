@@ -44,8 +44,8 @@ class Environment(Protocol):
     def name(self) -> str:
         """Return "namespace/pod", for people."""
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod and its Secret. A repeated call is safe. `tell` gets texts on what is awaited, for people.
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Create the pod and its Secret. A repeated call is safe. `notify` gets texts on what is awaited, for people.
 
         Raises:
             ActionFailed: the API refused for good, or was unreachable for too long.
@@ -85,7 +85,7 @@ class Environment(Protocol):
         """
 
     def log_ended(self) -> None:
-        """Tell the log reader that the last marker was seen, so that no more log will come."""
+        """Notify the log reader that the last marker was seen, so that no more log will come."""
 
     async def interrupt(self, grace: float) -> bool:
         """Send SIGTERM to the commands, and SIGKILL after `grace` seconds. Returns False if the pod is unreachable."""

@@ -59,7 +59,7 @@ class Session:
     """One attempt of an action. Owned by the `SessionRegistry`, lives until the environment is gone.
 
     `timeout` is the number of seconds that the commands may run. An adopted session (with an `environment`) starts
-    where the scheduler says that its former agent stood.
+    at the resume point of its former agent, which the scheduler sent.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Session:
         self.environment = environment
 
     def resume(self, resume: Resume) -> None:
-        """Continue where the scheduler says that the session stood when its former agent was lost."""
+        """Continue at the scheduler's resume point: where the session stood when its former agent was lost."""
         self.action = replace(self.action, secrets=dict(resume.secrets))
         self.progress.go_to(resume)
         self.reporter.resume(resume.stage, self.action.secrets)

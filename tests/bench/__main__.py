@@ -1,7 +1,7 @@
-"""Measures the agent on a cluster that is up: `make bench`, or the names of some experiments.
+"""Measures the agent on a running cluster: `make bench`.
 
-Without names, all run but `kwok` and `soak`; `make bench BENCH=NAME` runs any. Prints each row as it is there and all
-of them in the end; asserts nothing about time. Results go into the folder that `--out` names.
+By default all experiments but `kwok` and `soak` run. `make bench BENCH=NAME` runs one. The program prints the rows of
+each experiment and all rows at the end. A missed target does not fail it. The results go to the folder of `--out`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEFAULT = [name for name in EXPERIMENTS if name not in LONG]
 
 
 def main() -> None:
-    """Run the experiments that were asked for."""
+    """Run the experiments of the command line, by default DEFAULT."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("name", nargs="*", choices=[[], *EXPERIMENTS], help=f"one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the results")

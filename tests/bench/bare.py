@@ -1,6 +1,6 @@
-"""The floor: the same work by a script of bare kubectl, as short as a person can make it.
+"""The floor of the comparison: a short shell script that does the same work with kubectl only.
 
-Times are taken by the script itself, where it has what it waited for. `$1` is the name of the pod.
+The script itself takes the time at which it has the exit code. `$1` is the name of the pod.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from pathlib import Path
 
-# One watch tells when there is a log to follow, and the exit code: nothing is polled.
+# One watch shows when there is a log to follow, and the exit code, so that the script never polls.
 WATCH = """
-mkfifo "$FOLDER/$1.told"
+mkfifo "$FOLDER/$1.state"
 path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "files"
-"$KUBECTL" get pod "$1" --namespace "$NAMESPACE" --watch -o jsonpath="$path" > "$FOLDER/$1.told" &
-exec 3< "$FOLDER/$1.told"
+"$KUBECTL" get pod "$1" --namespace "$NAMESPACE" --watch -o jsonpath="$path" > "$FOLDER/$1.state" &
+exec 3< "$FOLDER/$1.state"
 until case $state in *running*|*terminated*) true;; *) false;; esac; do read -r state <&3; done
 """
 CODE = """
@@ -46,17 +46,17 @@ kubectl delete pod "$1" --grace-period=2 --wait >/dev/null
 
 @dataclass(frozen=True)
 class Bare:
-    """One run of the script: seconds from its start until the exit code was read, and until the pod was gone."""
+    """One run of the script: seconds from its start to the exit code (`read`) and until the pod is gone (`gone`)."""
 
     read: float
     gone: float
 
 
 def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str, Any]:
-    """Return the pod that a person would write; with `files`, a second container holds the workspace.
+    """Return a plain pod. If `files` is true, a second container keeps the workspace for the copy.
 
-    It has the token of its ServiceAccount, as every pod that says nothing of it: without any volume it would start
-    0.2 s sooner, because the kubelet looks after volumes every 0.3 s, and an action has its workspace.
+    The pod has the volume of its ServiceAccount's token, which is the default. Without any volume it would start 0.2 s
+    sooner than an action, which has a workspace: the kubelet checks volumes every 0.3 s.
     """
     small = {"requests": {"cpu": "1m", "memory": "8Mi"}}
     mount = [{"name": "workspace", "mountPath": "/workspace"}] if files else []
@@ -73,20 +73,19 @@ def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str
 
 
 async def script(namespace: str, folder: Path, number: int, image: str, command: str, *, files: bool = False) -> Bare:
-    """Run the script once."""
     name = f"bare-{number}"
     (folder / f"{name}.json").write_text(json.dumps(pod(name, image, command, files=files)))
     text = SCRIPT.format(watch=WATCH, code=CODE, copy=COPY if files else "")
     began = time.time()
     done = await sh(namespace, text, name, FOLDER=str(folder))
     ended = time.time()
-    told = next(line.split() for line in done.splitlines() if line.startswith("read "))
-    assert told[2] == "0", done
-    return Bare(float(told[1]) - began, ended - began)
+    words = next(line.split() for line in done.splitlines() if line.startswith("read "))
+    assert words[2] == "0", done
+    return Bare(float(words[1]) - began, ended - began)
 
 
 async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env: str) -> str:
-    """Run a shell script whose kubectl speaks of a namespace; returns what it prints."""
+    """Run a shell script whose kubectl uses a namespace. Return its output."""
     environment = kube.environment() | env | {"KUBECTL": kube.kubectl_path(), "NAMESPACE": namespace}
     text = f'set -e; kubectl() {{ "$KUBECTL" --namespace "$NAMESPACE" "$@"; }}\n{text}'
     process = await asyncio.create_subprocess_exec(
@@ -96,7 +95,7 @@ async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     finally:
-        with suppress(ProcessLookupError):  # nothing of it is left
+        with suppress(ProcessLookupError):  # no process of the script is left
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output.decode()

@@ -1,7 +1,7 @@
-"""How fast a log and files come, against raw `kubectl logs` and raw `kubectl exec tar`.
+"""Throughput of a log and of files, compared with `kubectl logs` and `kubectl exec tar`.
 
-Files are read by both from the same container of the same pod, one after the other; a log is written for each anew, at
-the same time of the run, because a follower cannot be faster than what writes.
+Agent and kubectl copy the files of the same container, one after the other. Each of them follows a log of its own while
+it is written, because a follower cannot be faster than the writer.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); 
 READ_LOG = """
 kubectl create -f "$FILE" >/dev/null
 follow() { kubectl logs -f bulk 2>/dev/null | (dd bs=1 count=1 2>/dev/null; date +%s.%N; cat >/dev/null; date +%s.%N); }
-until follow > "$FILE.told"; grep -q ^x "$FILE.told"; do :; done
-cat "$FILE.told"
+until follow > "$FILE.times"; grep -q ^x "$FILE.times"; do :; done
+cat "$FILE.times"
 kubectl delete pod bulk --grace-period=2 --wait >/dev/null
 """
 READ_FILES = """
@@ -52,8 +52,8 @@ GO = 'kubectl exec "$1" -c files -- touch /workspace/go'
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of what is much."""
-    kube.provider("log-limit", "500Mi")  # nothing is thrown away while it is read
+    """Measure a large log, a large file, and many files."""
+    kube.provider("log-limit", "500Mi")  # the node must not rotate the log while it is read
     try:
         async with minimal_scheduler(namespace) as scheduler:
             agent = await scheduler.agent()
@@ -68,7 +68,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def logs(scheduler: MinimalScheduler, agent: Agent) -> list[Row]:
-    """Read a log that is written as fast as can be, by the agent and by `kubectl logs -f` in turn."""
+    """Follow a log at full speed, by the agent and by `kubectl logs -f` in turn."""
     own, raw, cpu = [], [], []
     for number in range(TIMES):
         for which in (0, 1) if number % 2 else (1, 0):
@@ -83,16 +83,16 @@ async def logs(scheduler: MinimalScheduler, agent: Agent) -> list[Row]:
                 raw.append(MEGABYTES / await raw_log(scheduler))
     return [
         row(f"log of {MEGABYTES} MB as it is written", "MB/s", own, floor=raw, target=">= 0.95"),
-        row(f"log of {MEGABYTES} MB: CPU of the agent per MB", "ms", cpu, note="the kubelet sends each line apart"),
+        row(f"log of {MEGABYTES} MB: CPU of the agent per MB", "ms", cpu, note="the kubelet sends line by line"),
     ]
 
 
 async def raw_log(scheduler: MinimalScheduler) -> float:
-    """Follow the log of a bare pod; returns the seconds from its first byte to its last."""
+    """Follow the log of a plain pod. Return the seconds from its first byte to its last."""
     file = scheduler.folder / "bulk.json"
     file.write_text(json.dumps(bare.pod("bulk", BUSYBOX, LOG)))
-    told = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
-    first, last = told.split()
+    output = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
+    first, last = output.split()
     return float(last) - float(first.removeprefix("x"))
 
 
@@ -113,11 +113,11 @@ async def files(
         await given.until(lambda each: b"made" in each.tail)
         name = seen.names[given.action.action_id]
         idle, used = machine.busy(), agent.cpu
-        told = await bare.sh(scheduler.namespace, READ_FILES, name)
+        output = await bare.sh(scheduler.namespace, READ_FILES, name)
         between, used_raw, own_server = machine.busy(), agent.cpu, time.process_time()
         await bare.sh(scheduler.namespace, GO, name)
         await given.finished()
-        began, ended = map(float, told.split())
+        began, ended = map(float, output.split())
         raw.append(count / (ended - began))
         own.append(count / (given.finished_at - given.stages[wire.STAGE_ARTIFACTS]))
         spent = (machine.busy() - between, agent.cpu - used_raw, time.process_time() - own_server)

@@ -1,4 +1,4 @@
-"""A hundred trivial actions at once on a hundred slots, against a hundred bare pods made by one `kubectl create -f`."""
+"""A hundred trivial actions at once, compared with a hundred plain pods of one `kubectl create -f`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ kubectl delete pod -l bare=yes --grace-period=2 --wait >/dev/null
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of a hundred at once."""
+    """Measure both in turn."""
     own: list[tuple[float, float, float, float]] = []
     floor: list[tuple[float, float, float]] = []
     async with minimal_scheduler(namespace) as scheduler:
@@ -49,12 +49,15 @@ async def measure(namespace: str) -> list[Row]:
 
 
 def median(floor: list[tuple[float, float, float]]) -> float:
-    """Return the median CPU of a bare pod."""
+    """Return the median CPU seconds of a plain pod."""
     return row("", "s", [each[2] for each in floor]).measured
 
 
 async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, float, float, float]:
-    """Run all; returns seconds to the last end, until all are gone, CPU-seconds of machine and agent for each."""
+    """Run all actions.
+
+    Return the seconds to the last end and to the last deletion, and the CPU seconds of machine and agent per action.
+    """
     busy, used, began = machine.busy(), agent.cpu, time.time()
     all_given = [scheduler.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
     for given in all_given:
@@ -65,10 +68,13 @@ async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, flo
 
 
 async def pods(scheduler: MinimalScheduler) -> tuple[float, float, float]:
-    """Run all; returns seconds until all have ended, until all are gone, CPU-seconds of the machine for each."""
+    """Run all pods.
+
+    Return the seconds to the last end and to the last deletion, and the CPU seconds of the machine per pod.
+    """
     file = scheduler.folder / "pods.json"
     items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]
     file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     busy, began = machine.busy(), time.time()
-    told = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
-    return float(told) - began, time.time() - began, (machine.busy() - busy) / COUNT
+    output = await bare.sh(scheduler.namespace, WAIT, FILE=str(file))
+    return float(output) - began, time.time() - began, (machine.busy() - busy) / COUNT

@@ -1,6 +1,6 @@
-"""500 sessions at once on one replica: memory, CPU, connections, tasks; and what it holds when it has nothing to do.
+"""500 sessions at once on one replica: memory, CPU, connections and tasks, compared with the idle agent.
 
-The pods live long enough to stand side by side and log a line every two seconds, against the scripted API.
+The pods of the scripted API run for 35 s, so that all run at the same time. Each writes a line every two seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure all of it; takes a minute."""
+    """Measure everything, in about a minute."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SESSIONS)
         idle = agent.costs
@@ -46,7 +46,7 @@ async def measure(namespace: str = "") -> list[Row]:
         late = (await setup.scheduler.ask())["latency"]
         seen = await setup.until(lambda seen: seen["ends"].get("finished") == SESSIONS and seen["running"] == [0])
         note = (
-            f"machine {busy:.0%} busy, all pods there after {all_there:.1f} s, {seen['ends'].get('failed', 0)} failed"
+            f"machine {busy:.0%} busy, all pods running after {all_there:.1f} s, {seen['ends'].get('failed', 0)} failed"
         )
         each = [(size - idle.rss / MIB) * 1024 / SESSIONS for size in rss]
         late_note = f"p99 {late['0.99'] * 1e3:.0f} ms, from the scripted API to the scheduler"

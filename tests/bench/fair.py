@@ -1,7 +1,7 @@
-"""Whether one action that floods its log, or sends a huge file, slows the log lines of the others.
+"""How much one action with a flood of log, or with a huge file, delays the log lines of other actions.
 
-Twenty quiet sessions write 20 lines a second each; how late their lines are is taken alone, beside a flood, alone, and
-beside a file, against the scripted API. A line carries the moment at which it was written.
+Twenty quiet sessions of the scripted API write 20 lines a second each. The delay of their lines is measured alone,
+beside a flood, alone again, and beside a file. Each line contains the time at which it was written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MB = 1_000_000
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure all of it; takes a minute and a half."""
+    """Measure everything, in about a minute and a half."""
     async with bench_setup() as setup:
         await setup.agent(
             slots=QUIET + 1,
@@ -40,10 +40,10 @@ async def measure(namespace: str = "") -> list[Row]:
         for _ in range(ROUNDS):
             alone.append([])
             for kind, order in KINDS.items():
-                alone[-1].append(await late(setup))
+                alone[-1].append(await quiet_delay(setup))
                 load = Load()
                 before = await setup.scheduler.ask(name=kind, **order)
-                beside[kind].append(await late(setup))
+                beside[kind].append(await quiet_delay(setup))
                 after = await setup.scheduler.ask()
                 busy.append(load.share())
                 speed[kind].append(sum(after[key] - before[key] for key in ("log_bytes", "file_bytes")) / SECONDS / MB)
@@ -63,8 +63,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-async def late(setup: BenchSetup) -> float:
-    """Return the 99th percentile of how late quiet lines are from now on, in ms."""
+async def quiet_delay(setup: BenchSetup) -> float:
+    """Measure for SECONDS. Return the 99th percentile of the delay of quiet lines in ms."""
     await asyncio.sleep(0.7)
     await setup.scheduler.ask(forget=True)
     await asyncio.sleep(SECONDS - 0.7)

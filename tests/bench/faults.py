@@ -1,7 +1,7 @@
-"""What the fault tests print, as rows: lines lost over reconnects and an adoption, remains after kills.
+"""Figures of two fault tests as rows: lost lines over resets and an adoption, and pods left after random faults.
 
-`quick` runs what `make test` runs of them, `soak` the million lines and the thousand actions of `make soak`. The tests
-themselves hold that nothing is lost and nothing remains; how soon it is gone only a benchmark says.
+`quick` runs the size of `make test`, `soak` the size of `make soak`. The tests themselves fail if a line is lost or a
+pod remains. Only the benchmark reports how soon pods are gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sys
 
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bench_setup import ended
+from tests.bench.scripted.bench_setup import end_process
 
 TESTS = ("tests/faults/cluster/test_long_log.py", "tests/faults/cluster/test_churn.py")
 LINES = re.compile(r"(\d+) lines over (\d+) resets and an adoption: lost=(\d+) doubled=(\d+) reordered=(\d+)")
@@ -22,30 +22,30 @@ HOUR = 3600.0
 
 
 async def quick(namespace: str = "") -> list[Row]:
-    """Measure with 50,000 lines and 60 actions; takes two to three minutes."""
+    """Measure with 50,000 lines and 60 actions, in two to three minutes."""
     return rows(await tests("not soak"))
 
 
 async def soak(namespace: str = "") -> list[Row]:
-    """Measure with a million lines and a thousand actions; takes half an hour."""
+    """Measure with a million lines and a thousand actions, in half an hour."""
     return rows(await tests("soak"))
 
 
 async def tests(marker: str) -> str:
-    """Run the tests; returns what they print."""
+    """Run the tests with a marker expression. Return their output."""
     command = (sys.executable, "-m", "pytest", "-s", "-m", marker, *TESTS)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         async with asyncio.timeout(HOUR):
             output, _ = await process.communicate()
     finally:
-        await ended(process)
+        await end_process(process)
     assert process.returncode == 0, output.decode()
     return output.decode()
 
 
 def rows(text: str) -> list[Row]:
-    """Read what was printed."""
+    """Parse the output of the tests."""
     lines, resets, *wrong = numbers(LINES, text)
     actions, seconds, remains = numbers(CHURN, text)
     middle, late = numbers(GONE, text)
@@ -65,7 +65,7 @@ def rows(text: str) -> list[Row]:
 
 
 def numbers(pattern: re.Pattern[str], text: str) -> list[float]:
-    """Return the numbers that a line of the tests tells."""
+    """Return the numbers in the line of the output that matches."""
     found = pattern.search(text)
     assert found is not None, f"the tests did not print {pattern.pattern}: {text}"
     return [float(each) for each in found.groups()]

@@ -1,4 +1,4 @@
-"""What 10,000 actions leave behind in one replica: memory, tasks, sockets, held before and after with nothing to do."""
+"""Growth of one replica over 10,000 actions: memory, tasks and sockets of the idle agent, before and after."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure it; takes two minutes."""
+    """Measure everything, in about two minutes."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
-        await through(setup, WARM)
-        rss, sockets, tasks = await held(agent)
+        await run_actions(setup, WARM)
+        rss, sockets, tasks = await resources(agent)
         load, began, cpu = Load(), time.monotonic(), agent.costs.cpu
-        await through(setup, ACTIONS)
+        await run_actions(setup, ACTIONS)
         took, busy, used = time.monotonic() - began, load.share(), agent.costs.cpu - cpu
-        rss_after, sockets_after, tasks_after = await held(agent)
+        rss_after, sockets_after, tasks_after = await resources(agent)
         api = await setup.api.ask()
         note = f"after {WARM} and after {WARM + ACTIONS}: {rss:.1f} and {rss_after:.1f} MiB; machine {busy:.0%} busy"
         what = f"over {ACTIONS} actions"
@@ -37,8 +37,8 @@ async def measure(namespace: str = "") -> list[Row]:
         ]
 
 
-async def through(setup: BenchSetup, count: int) -> None:
-    """Run so many actions to their end."""
+async def run_actions(setup: BenchSetup, count: int) -> None:
+    """Run `count` actions to their end."""
     before = (await setup.scheduler.ask())["ends"].get("finished", 0)
     await setup.until(
         lambda seen: seen["ends"].get("finished", 0) == before + count and not any(seen["running"]),
@@ -48,7 +48,7 @@ async def through(setup: BenchSetup, count: int) -> None:
     )
 
 
-async def held(agent: Agent) -> tuple[float, int, float]:
-    """Return resident MiB, sockets and tasks."""
+async def resources(agent: Agent) -> tuple[float, int, float]:
+    """Return the resident MiB, the sockets and the tasks of an agent."""
     costs = agent.costs
     return costs.rss / MIB, costs.sockets, await agent.metric("asyncio_tasks")

@@ -1,9 +1,9 @@
-"""Actions a second of one, two and four replicas on the real API server, with kwok in place of a node.
+"""Actions per second of one, two and four replicas on a real API server, with kwok in place of a node.
 
-kwok says of each pod that it runs, and a second later that it has succeeded; API server, etcd, scheduler and admission
-are the cluster's own. What is simulated: the container, its exit code and the supervisor's termination message (the
-nonce comes from the container's command line, as the supervisor would take it), and the log, a file of one line that is
-the same for all pods. That log has no last marker, so the agent asks once more for each, a second after the end.
+kwok reports that each pod runs, and a second later that it has succeeded. API server, etcd, scheduler and admission are
+real. Simulated are the container, its exit code, its termination message, and the log. The nonce of the message comes
+from the command line of the container. The log is one file of one line for all pods. It has no last marker, so the
+agent requests each log once more, a second after the end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from agent.domain.json import Object
-from tests.bench.rate import SCALE, Pace, filled, scaled, watched
+from tests.bench.rate import SCALE, Pace, fill_slots, measure_windows, scaling_rows
 from tests.bench.rows import Row, row
-from tests.bench.scripted.bench_setup import ended, free_port, setup_on_cluster
+from tests.bench.scripted.bench_setup import end_process, free_port, setup_on_cluster
 from tests.e2e import kube
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ WINDOWS = 3
 WINDOW = 6.5
 LIFE = 1000
 READY = 60.0
-LINE = "2026-11-24T08:00:00.000000000Z stdout F a line of a pod that is simulated\n"
+LINE = "2026-11-24T08:00:00.000000000Z stdout F a line of a simulated pod\n"
 TEMPLATE = {
     "spec": {
         "nodeSelector": {LABEL: NODE},
@@ -82,22 +82,25 @@ ENDED = (
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure it; takes two minutes. Only the local cluster signs a certificate for the simulated node."""
+    """Measure everything, in about two minutes.
+
+    Only the local cluster can sign a certificate for the simulated node.
+    """
     async with node():
         paces = {replicas: await pace(namespace, replicas) for replicas in (1, *SCALE)}
     one = paces[1]
     rows = [row(f"actions/s, real API server with kwok, one replica, {SLOTS} slots", "/s", one.rates, note=one.note)]
     for replicas in SCALE:
-        rows += scaled(replicas, paces[replicas], one, "kwok")
+        rows += scaling_rows(replicas, paces[replicas], one, "kwok")
     return rows
 
 
 async def pace(namespace: str, replicas: int) -> Pace:
-    """Run replicas with full slots and look at them for some windows."""
+    """Run replicas with full slots and measure some windows."""
     async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
             await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
-        found = await watched(setup, await filled(setup), WINDOWS, WINDOW)
+        found = await measure_windows(setup, await fill_slots(setup), WINDOWS, WINDOW)
         await setup.scheduler.ask(stop=True)
         await setup.until(lambda seen: not any(seen["running"]))
         return found
@@ -105,7 +108,7 @@ async def pace(namespace: str, replicas: int) -> Pace:
 
 @asynccontextmanager
 async def node() -> AsyncIterator[None]:
-    """Have a node that kwok plays."""
+    """Run kwok as a node of the cluster."""
     binary = Path((await asyncio.to_thread(kube.provider, "build", "kwok", timeout=900)).splitlines()[-1]) / "kwok"
     address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
     pki = Path(kube.kubeconfig()).parent / "pki"
@@ -138,19 +141,19 @@ async def node() -> AsyncIterator[None]:
             yield
         finally:
             await asyncio.to_thread(kube.kubectl, "delete", "node", NODE, "--ignore-not-found")
-            await ended(process)
+            await end_process(process)
             log.close()
 
 
 def simulated() -> Object:
-    """Return the node."""
+    """Return the Node object."""
     metadata = {"name": NODE, "labels": {LABEL: NODE, "kubernetes.io/hostname": NODE}}
     taint = {"key": LABEL, "value": NODE, "effect": "NoSchedule"}
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [taint]}}
 
 
 def configuration(log: Path) -> list[Object]:
-    """Return how pods live there, and what is their log."""
+    """Return the stages of pods and nodes for kwok, and the file of the log."""
     unready = [
         {"key": '.status.conditions.[] | select( .type == "Ready" ) | .status', "operator": "NotIn", "values": ["True"]}
     ]

@@ -1,10 +1,10 @@
-"""How late a line of a log comes to the scheduler, against a raw follower of the same container.
+"""Delay of a log line from the container to the scheduler, compared with a raw follower of the same container.
 
-No process is started for a line: what is measured must not be the writers. The raw followers read some of the same
-containers through the same API with the same client, so that a line's way to both is the same but for the agent.
+The writers start no process per line, so that the writers do not limit the result. The raw followers read some of the
+same containers through the same API server with the same client. Their path differs from the agent's only by the agent.
 
-200 sessions are measured against the scripted API: 4,000 lines a second are more than a node of two cores brings to
-anybody (the raw followers too were half a second late, and the kubelet ended them).
+200 sessions are measured on the scripted API. A node of two cores cannot deliver their 4,000 lines a second: the raw
+followers were half a second late too, and the kubelet ended them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PER_SECOND = 20
 RAW = 5
 MARKER = 0x1E
 FOREVER = aiohttp.ClientTimeout(total=None)
-# Writes nothing until all of them run and are followed: `$1` seconds of the clock.
+# Waits until the time START, at which all writers run and are followed. `$1` of wait_for is in seconds.
 WRITER = f"""
 wait_for() {{ read -t "$1" -r x <>/dev/ptmx || true; }}
 while [ $EPOCHSECONDS -lt START ]; do wait_for 0.5; done
@@ -49,20 +49,20 @@ i=0; while [ $i -lt {SECONDS * PER_SECOND} ]; do echo "$EPOCHREALTIME"; wait_for
 
 @dataclass(eq=False)
 class Lines:
-    """When each line of one log came, by the time at which it was written."""
+    """The time at which each line of one log arrived, by the line. A line is the time at which it was written."""
 
     came: dict[bytes, float] = field(default_factory=dict)
     rest: bytes = b""
 
     def take(self, data: bytes, now: float) -> None:
-        """Take a piece of the log."""
+        """Record the complete lines of a piece of the log."""
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
             self.came.setdefault(line, now)
 
     @property
     def late(self) -> list[float]:
-        """Milliseconds from writing to coming; a raw follower sees markers too."""
+        """Return the delays of the lines in ms. Markers, which a raw follower sees too, are left out."""
         return [1000 * (now - float(line)) for line, now in self.came.items() if line and line[0] != MARKER]
 
 
@@ -77,7 +77,7 @@ class Trickle:
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of a trickle of lines in few and in many sessions."""
+    """Measure few sessions on the cluster and many on the scripted API."""
     rows = []
     for sessions in SESSIONS:
         async with minimal_scheduler(namespace) as scheduler:
@@ -93,7 +93,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def many() -> list[Row]:
-    """Return the rows of a trickle of lines in many sessions, from the scripted API."""
+    """Measure MANY sessions on the scripted API."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=MANY)
         await setup.scheduler.ask(give=f"life=3600 every={1 / PER_SECOND}", count=MANY, name="quiet")
@@ -128,7 +128,7 @@ async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> T
         for each in given:
             await each.until(lambda this: this.stages.get(wire.STAGE_COMMANDS), 200)
         for each, lines in zip(given, raw, strict=False):
-            await stack.enter_async_context(followed(client, seen, each, lines))
+            await stack.enter_async_context(raw_follower(client, seen, each, lines))
         if time.time() > start:
             raise AssertionError(f"{sessions} sessions took longer to start than {patience} s")
         await asyncio.sleep(start - time.time())
@@ -141,26 +141,26 @@ async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> T
 
 
 def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
-    """Put the samples together."""
+    """Combine the samples of all logs."""
     lines = sum(len(each.late) for each in own)
     more = [
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        if line in mine.came  # the agent's has no markers
+        if line in mine.came  # the agent's log has no markers
     ]
     late = [each for mine in own for each in mine.late]
     return Trickle(late, [each for theirs in raw for each in theirs.late], more, 1e6 * cpu / lines)
 
 
 @asynccontextmanager
-async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
-    """Follow the log of an action's container as the agent does, and look for the lines only."""
+async def raw_follower(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
+    """Follow the log of an action's container as the agent does, and only record the lines."""
 
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
         query = {"container": "action", "follow": "true"}
-        while given.outcome is None:  # a kubelet under load ends a follower that has waited long
+        while given.outcome is None:  # a kubelet under load ends a follower after a long wait
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():
                     lines.take(data, time.time())
@@ -170,5 +170,5 @@ async def followed(client: Client, seen: Observer, given: Given, lines: Lines) -
         yield
     finally:
         following.cancel()
-        with suppress(asyncio.CancelledError, ClusterError):  # the pod may be gone before its follower is asked again
+        with suppress(asyncio.CancelledError, ClusterError):  # the pod may be gone before the next request
             await following

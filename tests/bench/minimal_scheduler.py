@@ -1,7 +1,8 @@
-"""A scheduler that only gives actions and takes the time, and the agents that it gives them to.
+"""A minimal scheduler that sends actions and records when events arrive, and the agents that connect to it.
 
-The server lives in the benchmark's process, as long as one experiment; agents are processes of their own, as in a
-cluster. It acknowledges what comes at once and keeps nothing, so that what is measured is the agent.
+The server runs in the benchmark's process, as long as one experiment. The agents are processes of their own, as in a
+cluster. The server acknowledges each event at once and stores nothing, so that only the agent is measured. It differs
+from scripted/scheduler.py, a process that keeps all slots full: here an experiment follows each single action.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 2
 
 @dataclass(eq=False)
 class Given:
-    """One action that was given to an agent. Times are of `time.time`, seconds, 0 until they come."""
+    """One action that was sent to an agent. Times are seconds of `time.time`, 0 until the event arrives."""
 
     action: wire.Action
     given_at: float = 0.0
@@ -51,7 +52,7 @@ class Given:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, condition: Callable[[Given], object], timeout: float = 120) -> Given:
-        """Wait until something of it is so."""
+        """Wait until a condition of the action holds. Fail if the agent rejects the action."""
         async with asyncio.timeout(timeout):
             while not condition(self):
                 assert not self.refused, self.refused
@@ -60,14 +61,14 @@ class Given:
         return self
 
     async def finished(self, timeout: float = 300) -> Given:
-        """Wait for its end, which must be a success."""
+        """Wait for the end of the action. Fail if it did not succeed."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None
         assert self.outcome.result == wire.SUCCEEDED, self.outcome
         return self
 
     def take(self, event: wire.Event, now: float) -> None:
-        """Take one event."""
+        """Record one event."""
         match event.WhichOneof("event"):
             case "accepted":
                 self.accepted_at = now
@@ -83,13 +84,13 @@ class Given:
             case "finished":
                 self.finished_at, self.outcome = now, event.finished
             case "rejected":
-                self.refused = f"an agent took no action: {event.rejected}"
+                self.refused = f"an agent rejected an action: {event.rejected}"
         self.changed.set()
 
 
 @dataclass(eq=False)
 class Stream:
-    """The stream of one agent."""
+    """The stream of one agent, with its last health report."""
 
     outgoing: asyncio.Queue[wire.SchedulerMessage] = field(default_factory=asyncio.Queue)
     running: int = 0
@@ -98,7 +99,7 @@ class Stream:
 
 
 class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
-    """The scheduler."""
+    """The server, its streams, actions and agents."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -113,7 +114,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[MinimalScheduler]:
-        """Listen; in the end every agent is ended too."""
+        """Serve. At the end, stop every agent too."""
         server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -126,7 +127,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
             await server.stop(None)
 
     async def agent(self, **settings: Any) -> Agent:
-        """Start an agent, and wait until it takes actions."""
+        """Start an agent with these settings and wait until it is ready."""
         count = len(self.streams)
         agent = Agent(self, len(self.agents), settings)
         self.agents.append(agent)
@@ -134,11 +135,11 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         try:
             await self.until(lambda: len(self.streams) > count and self.streams[-1].ready, 30)
         except TimeoutError:
-            raise AssertionError(f"an agent does not become ready: {agent.log.read_text()}") from None
+            raise AssertionError(f"an agent did not become ready: {agent.log.read_text()}") from None
         return agent
 
     def give(self, image: str, *commands: str, stream: int = -1, **fields: Any) -> Given:
-        """Give an action to an agent: the last one that registered, unless another is named."""
+        """Send an action to an agent, by default the one that registered last."""
         name = f"bench/{os.getpid()}/{next(self.numbers)}"
         fields.setdefault("artifacts", wire.ArtifactRules(when=wire.ArtifactRules.NEVER))
         action = wire.Action(action_id=name, attempt=1, claim=1, name="bench", image=image, commands=commands, **fields)
@@ -148,18 +149,18 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return given
 
     async def idle(self, timeout: float = 120) -> float:
-        """Wait until no slot is in use: every environment is gone. Returns the time."""
+        """Wait until no slot is in use, so that every environment is gone. Return the time."""
         await self.until(lambda: not any(each.running for each in self.streams), timeout)
         self.given.clear()
         return time.time()
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> None:
-        """Wait until something of the streams is so."""
+        """Wait until a condition of the streams holds."""
         async with asyncio.timeout(timeout), self.changed:
             await self.changed.wait_for(condition)
 
     async def note(self) -> None:
-        """Let who waits look again."""
+        """Let every waiting task check its condition again."""
         async with self.changed:
             self.changed.notify_all()
 
@@ -168,7 +169,6 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[wire.AgentMessage], context: Any
     ) -> AsyncIterator[wire.SchedulerMessage]:
-        """Serve one stream."""
         stream = Stream()
         reader = asyncio.create_task(self.read(stream, request_iterator), name="bench reader")
         try:
@@ -180,7 +180,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
                 await reader
 
     async def read(self, stream: Stream, messages: AsyncIterator[wire.AgentMessage]) -> None:
-        """Read what the agent says."""
+        """Read the messages of one agent."""
         async for message in messages:
             match message.WhichOneof("message"):
                 case "register":
@@ -194,7 +194,6 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
                     self.take(stream, message.event)
 
     async def register(self, stream: Stream) -> None:
-        """Answer a registration."""
         registered = wire.Registered(scheduler="bench")
         registered.health_interval.FromSeconds(10)
         registered.resume_grace.FromSeconds(60)
@@ -204,7 +203,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         await self.note()
 
     def take(self, stream: Stream, event: wire.Event) -> None:
-        """Take one event, and acknowledge it."""
+        """Record an event and acknowledge it."""
         now = time.time()
         ack = wire.Ack(action_id=event.action_id, attempt=event.attempt, claim=event.claim, seq=event.seq)
         stream.outgoing.put_nowait(wire.SchedulerMessage(ack=ack))
@@ -213,7 +212,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[wire.ArtifactChunk], context: Any
     ) -> wire.UploadReceipt:
-        """Take one upload."""
+        """Receive one upload and count its bytes."""
         end = wire.UploadEnd()
         async for chunk in request_iterator:
             for part in chunk.parts:
@@ -224,7 +223,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
 
 
 class Agent:
-    """One `sealci-agent serve`."""
+    """One `sealci-agent serve` process."""
 
     def __init__(self, scheduler: MinimalScheduler, number: int, settings: dict[str, Any]) -> None:
         self.log = scheduler.folder / f"agent-{number}.log"
@@ -245,7 +244,6 @@ class Agent:
         self.started_at = 0.0
 
     async def start(self) -> None:
-        """Start the process."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALCI_")}
         self.started_at = time.time()
         with self.log.open("wb") as log:
@@ -254,17 +252,17 @@ class Agent:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Return the process id."""
         assert self.process is not None
         return self.process.pid
 
     @property
     def cpu(self) -> float:
-        """Its CPU-seconds so far."""
+        """Return the CPU seconds that it has used."""
         return machine.cpu_of(self.pid)
 
     async def stop(self) -> None:
-        """Ask it to leave."""
+        """Stop it with SIGTERM. Fail if its exit code is not 0."""
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(60):
@@ -274,7 +272,7 @@ class Agent:
 
 @asynccontextmanager
 async def minimal_scheduler(namespace: str) -> AsyncIterator[MinimalScheduler]:
-    """Have a desk over a namespace, with a folder of its own."""
+    """Run a MinimalScheduler for a namespace, with a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sealci-bench-") as folder:
         async with MinimalScheduler(namespace, Path(folder)).serving() as serving:
             yield serving

@@ -1,8 +1,8 @@
-"""Who sees a namespace's pods beside the agent: one watch of the benchmark's own, as long as an experiment.
+"""A watch of the pods beside the agent's, as long as an experiment. It shows the time that the agent adds to an action.
 
-What the agent adds is the time from the scheduler's message to the pod that others see, and from the exit that others
-see to the outcome at the scheduler. It holds the way through gRPC, the agent, and the API server's own time for a
-creation; a watch of the same kind brings the exit to both.
+That time has two parts: from the scheduler's message to the pod in the watch, and from the exit code in the watch to
+the outcome at the scheduler. It contains the time of gRPC, of the agent, and of the API server for a creation. Agent
+and benchmark see the exit code in watches of the same kind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SESSION = "sealci.dev/session"
 
 @asynccontextmanager
 async def api(namespace: str) -> AsyncIterator[Client]:
-    """Have a client of the cluster of the tests; its own limit is out of the way."""
+    """Yield a client of the cluster, without the agent's limit of requests."""
     settings = ClusterSettings(namespace=namespace, kubeconfig=Path(kube.kubeconfig()), requests_per_second=10_000)
     client = await Client.connect(settings, Metrics())
     try:
@@ -42,7 +42,7 @@ async def api(namespace: str) -> AsyncIterator[Client]:
 
 
 class Observer:
-    """The watch, and when it saw what: by the action's id, seconds of `time.time`."""
+    """The watch and its findings: name, creation and end of each pod by action id, in seconds of `time.time`."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -61,7 +61,7 @@ class Observer:
         await asyncio.gather(self.watching, return_exceptions=True)
 
     async def watch(self) -> None:
-        """Note what is seen, until it is cancelled."""
+        """Record the events of the watch until the task is cancelled."""
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         query = {"watch": "true", "labelSelector": "app.kubernetes.io/managed-by=sealci-agent"}
         forever = aiohttp.ClientTimeout(total=None)
@@ -73,7 +73,7 @@ class Observer:
                 self.take(json.loads(line), time.time())
 
     def take(self, event: dict[str, Any], now: float) -> None:
-        """Take one event of the watch."""
+        """Record one event of the watch."""
         pod = event["object"]
         name = json.loads(pod["metadata"]["annotations"][SESSION])["action_id"]
         self.names[name] = pod["metadata"]["name"]
@@ -83,13 +83,13 @@ class Observer:
                 self.ended.setdefault(name, now)
 
     def add(self, given: Given) -> None:
-        """Take the samples of an action that is over and gone."""
+        """Add the samples of an action that has ended and whose pod is gone."""
         name = given.action.action_id
         self.before.append(1000 * (self.created[name] - given.given_at))
         self.after.append(1000 * max(0.0, given.finished_at - self.ended[name]))
 
     def rows(self) -> list[Row]:
-        """Return what the agent adds to an action, seen from both of its sides."""
+        """Return the rows of the time that the agent adds."""
         added = [one + other for one, other in zip(self.before, self.after, strict=True)]
         count = f"{len(added)} actions"
         return [

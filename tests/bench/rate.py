@@ -1,8 +1,7 @@
-"""Actions a second of one, two and four replicas, and what one action costs: CPU of the agent, requests to the API.
+"""Actions per second of one, two and four replicas, and the cost of one action: CPU of the agent, requests to the API.
 
-Pods live one second, against the scripted API. How fast one replica is with its default limits is one figure; how well
-more of them add up is measured at a load of which the machine has room for four, as a rate, and at the most that each
-can do per CPU-second.
+The pods of the scripted API run for one second. One row is the rate of one replica with its default limits. The rows of
+several replicas use a load that leaves the machine room for four. They compare the rate, and the rate per CPU second.
 """
 
 from __future__ import annotations
@@ -39,7 +38,11 @@ KINDS: tuple[tuple[str, int, Object], ...] = (
 
 @dataclass
 class Pace:
-    """What was seen in windows of a few seconds: actions/s, agents' CPU seconds per action, the API's, busy share."""
+    """Samples of windows of a few seconds.
+
+    Per window: actions per second, CPU seconds of agents per action, and the busy share of the machine. `api_cpu` is in
+    CPU seconds of the scripted API per action.
+    """
 
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -48,50 +51,50 @@ class Pace:
     failed: int = 0
 
     def joined(self, other: Pace) -> Pace:
-        """Return the windows of both."""
+        """Return the samples of both."""
         windows = (self.rates + other.rates, self.cpu + other.cpu)
         return Pace(*windows, self.api_cpu, self.busy + other.busy, self.failed + other.failed)
 
     @property
     def rate(self) -> float:
-        """Actions a second."""
+        """Return the median of actions per second."""
         return median(self.rates)
 
     @property
     def per_cpu(self) -> float:
-        """Actions per CPU-second of the agents."""
+        """Return the median of actions per CPU second of the agents."""
         return 1 / median(self.cpu)
 
     @property
     def note(self) -> str:
-        """The load of the machine, and the agents' share."""
+        """Return the load of the machine and the CPU per action, for the note of a row."""
         failed = f", {self.failed} FAILED" if self.failed else ""
         return f"machine {median(self.busy):.0%} busy, {median(self.cpu) * 1e3:.1f} ms CPU of agents per action{failed}"
 
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
-    """Run replicas with full slots on the scripted API and look at them for some windows."""
+    """Run replicas with full slots on the scripted API and measure some windows."""
     async with bench_setup() as setup:
         for _ in range(replicas):
             await setup.begin(slots=slots, cluster=cluster or {})
-        before = await filled(setup, **order)
+        before = await fill_slots(setup, **order)
         first = await setup.api.ask()
-        found = await watched(setup, before, windows)
+        found = await measure_windows(setup, before, windows)
         last = await setup.api.ask()
         found.api_cpu = (last["cpu"] - first["cpu"]) / max(1, last["gone"] - first["gone"])
         return found
 
 
-async def filled(setup: BenchSetup, **order: Any) -> Object:
-    """Fill the slots of all agents, and wait until they work steadily; returns what the scheduler has seen then."""
+async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
+    """Fill the slots of all agents and wait WARM seconds. Return the state of the scheduler."""
     await setup.until(lambda seen: seen["ready"] == len(setup.agents))
     await setup.scheduler.ask(give=LIFE, count=-1, **order)
     await asyncio.sleep(WARM)
     return await setup.scheduler.ask()
 
 
-async def watched(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
-    """Look at what runs for some windows."""
+async def measure_windows(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
+    """Measure some windows."""
     found, load = Pace(), Load()
     cpu, began = setup.cpu, time.monotonic()
     for _ in range(windows):
@@ -108,7 +111,7 @@ async def watched(setup: BenchSetup, before: Object, windows: int, seconds: floa
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure all of it; takes about two minutes."""
+    """Measure everything, in about two minutes."""
     default = await pace(1, 100, 3)
     free = await pace(1, 120, 3, UNLIMITED)
     api = [1 / free.api_cpu]
@@ -130,21 +133,21 @@ async def measure(namespace: str = "") -> list[Row]:
     ]
     one = await pace(1, SLOTS, 2)
     paces = {replicas: await pace(replicas, SLOTS, 3) for replicas in SCALE}
-    # Before and after: what else the machine does changes slowly.
+    # One replica is measured before and after the others, because other load of the machine changes slowly.
     one = one.joined(await pace(1, SLOTS, 2))
     for replicas, many in paces.items():
-        rows += scaled(replicas, many, one)
+        rows += scaling_rows(replicas, many, one)
     for kind, limit, order in KINDS:
-        rows.append(per_action(kind, limit, await counted(**order)))
+        rows.append(per_action(kind, limit, await requests_per_action(**order)))
     return rows
 
 
-def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
-    """Return how well replicas add up: by rate while the machine has room, and per CPU-second."""
-    # The design asks it of two, on the scripted API: another one takes more of the machine than the agents do.
+def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
+    """Return the rows that compare several replicas with one: by rate, and per CPU second."""
+    # The target is for two replicas on the scripted API. Other API servers use more CPU than the agents.
     target = f">= {WANTED}" if replicas == WANTED_OF and not where else ""
     by_rate = median(many.busy) < BUSY
-    # One replica's median is the floor of each window of the many.
+    # The floor of every window is the median of one replica.
     rates, own = many.rates, [one.rate] * len(many.rates)
     per_cpu = [replicas / each for each in many.cpu]
     what = ", ".join(filter(None, [f"{replicas} replicas / one", where]))
@@ -161,8 +164,11 @@ def scaled(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Ro
     ]
 
 
-async def counted(**order: Any) -> dict[str, float]:
-    """Run actions to their end; returns the requests by verb and resource for one of them, as the API counted them."""
+async def requests_per_action(**order: Any) -> dict[str, float]:
+    """Run COUNTED actions to their end.
+
+    Return the requests per action, by verb and resource, as the API counted them.
+    """
     async with bench_setup() as setup:
         await setup.agent(slots=COUNTED)
         before = await setup.api.ask()
@@ -174,7 +180,10 @@ async def counted(**order: Any) -> dict[str, float]:
 
 
 def per_action(kind: str, limit: int, asked: dict[str, float]) -> Row:
-    """Return the requests that one action costs; Leases and watches go on without any, and are only noted."""
+    """Return the row of the requests per action.
+
+    Requests that idle agents send too, for Leases and watches, are left out.
+    """
     apart = {verb for verb in asked if verb.endswith(" leases") or verb.startswith(("watch ", "list "))}
     own = {verb: count for verb, count in asked.items() if verb not in apart}
     note = ", ".join(f"{verb} {count:.2f}" for verb, count in own.items())

@@ -44,7 +44,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def number(value: float) -> str:
-    """Return a number with three figures or so."""
+    """Return a number with about three digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
@@ -77,7 +77,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """Draw what was compared with a floor: the bar is the ratio, the floor is 1."""
+    """Draw the rows that have a floor. The length of a bar is the ratio, and a ratio of 1 is the floor."""
     top = max((each.ratio or 0.0 for each in rows), default=1.0)
     plot = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("against the floor", "target", "ratio", f"0 to {top:.1f}"):

@@ -1,7 +1,7 @@
-"""What a benchmark found, beside its floor and its target: one row of the table.
+"""One figure of a benchmark with its floor and its target: a row of the table.
 
-A row lives as long as a run of `make bench`. Timings of a machine do not travel; ratios to a floor that was measured in
-the same run, interleaved, do.
+Absolute times hold for one machine only. Ratios to a floor that was measured alternately in the same run can be
+compared between machines. A row lives as long as a run of `make bench`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor` and `measured` are medians in `unit`; `spread` is the interquartile range over the median.
+    """One figure. `floor` and `measured` are medians in `unit`. `spread` is the interquartile range over the median.
 
-    `ratio` is what the target speaks of; without a floor it is None and the target speaks of `measured`. `met` is None
-    where there is no target.
+    The target is compared with `ratio`, or with `measured` if there is no floor and `ratio` is None. `met` is None if
+    there is no target.
     """
 
     what: str
@@ -33,7 +33,7 @@ class Row:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for the file of results."""
+        """Return the fields for the file of results."""
         return asdict(self)
 
 
@@ -47,10 +47,10 @@ def row(
     inverse: bool = False,
     note: str = "",
 ) -> Row:
-    """Make a row of samples; `floor` pairs with `measured` sample by sample.
+    """Make a row from samples. Each sample of `floor` pairs with one of `measured`.
 
-    The ratio is the median over the pairs of measured / floor, or with `inverse` of floor / measured (times that stand
-    for speeds). The target is "<= X", ">= X" or "" and is held against the ratio, or `measured` without a floor.
+    The ratio is the median of measured / floor over the pairs, or of floor / measured if `inverse` is true. The target
+    is "<= X", ">= X" or "". It is compared with the ratio, or with the median of `measured` if there is no floor.
     """
     middle = statistics.median(measured)
     ratio = None
@@ -63,7 +63,7 @@ def row(
 
 
 def holds(target: str, value: float) -> bool | None:
-    """Say whether a value meets a target; None without one."""
+    """Return whether a value meets a target, None if there is no target."""
     if not target:
         return None
     sign, limit = target.split()[:2]
@@ -71,7 +71,7 @@ def holds(target: str, value: float) -> bool | None:
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Return the interquartile range of samples as a part of their median."""
+    """Return the interquartile range of samples divided by their median, 0 for fewer than two samples."""
     if len(samples) < 2 or not (middle := statistics.median(samples)):
         return 0.0
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""How long an agent takes from its start to its registration, and what it holds when it has nothing to do."""
+"""Time from the start of an agent to its registration, and CPU and memory of an idle agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure it; takes half a minute."""
+    """Measure everything, in about half a minute."""
     seconds: list[float] = []
     rss: list[float] = []
     cpu: list[float] = []

@@ -1,7 +1,7 @@
-"""One trivial action against a script of bare kubectl, one after the other: what a person waits for.
+"""Duration of one trivial action, compared with the kubectl script of bare.py.
 
-An observer of the benchmark's own watches the pods: what the agent adds is the time between what others see. Beside it
-stands where the agent itself says that the time went, from its metrics.
+Both run alternately. An Observer measures the time that the agent adds. More rows show the duration of each phase, from
+the agent's metrics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 20261124
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Return the rows of one action at a time."""
+    """Measure actions without and with files."""
     port = free_port()
     async with minimal_scheduler(namespace) as scheduler:
         await scheduler.agent(http={"port": port})
@@ -47,7 +47,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def own_account(port: int) -> list[Row]:
-    """Return the mean time of each phase as the agent counts it, over all actions of both kinds."""
+    """Return the rows of the mean duration of each phase, from the agent's metrics over all actions."""
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
         text = await response.text()
     family = next(
@@ -64,14 +64,13 @@ async def own_account(port: int) -> list[Row]:
 
 
 class Pairs:
-    """Samples of both ways, pair by pair: seconds until the end is known, and until nothing is left."""
+    """Samples of actions and scripts, in pairs: seconds until the end is known and until the pod is gone."""
 
     def __init__(self) -> None:
         self.own: list[tuple[float, float]] = []
         self.bare: list[bare.Bare] = []
 
     def rows(self, what: str, limit: float) -> list[Row]:
-        """Return both rows."""
         ends, gone = zip(*self.own, strict=True)
         floor = [each.read for each in self.bare]
         left = [each.gone for each in self.bare]
@@ -82,11 +81,11 @@ class Pairs:
 
 
 async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
-    """Run both, one after the other, and change who is first each time."""
+    """Run an action and a script in turn. Swap their order in each pair."""
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found
-        # The kubelet looks at its containers once a second: a pair begins anywhere within one, both at the same place.
+        # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause.
         pause = chance.random()
         for which in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(pause)
@@ -98,7 +97,7 @@ async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> 
 
 
 async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
-    """Run one action; returns the seconds to its end, and until it is gone."""
+    """Run one action. Return the seconds until its end is known and until its pod is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
     given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()
@@ -109,7 +108,6 @@ async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tu
 
 
 async def bare_run(scheduler: MinimalScheduler, number: int, *, files: bool) -> bare.Bare:
-    """Run the script."""
     command = "echo hello > /workspace/out; echo hello" if files else "echo hello"
     number = number + (1000 if files else 0)
     return await bare.script(scheduler.namespace, scheduler.folder, number, BUSYBOX, command, files=files)

@@ -1,4 +1,7 @@
-"""A real browser without a window: what a page becomes in it, and how it looks."""
+"""A real browser without a window, to render the status page.
+
+Each call starts a browser and ends it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def program() -> str:
 
 
 def browse(profile: Path, options: Sequence[str], url: str) -> str:
-    """Open a page once; returns what the browser prints."""
+    """Open a page in a new browser. Return the output of the browser."""
     command = [program(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
     command += ["--disable-dev-shm-usage", f"--user-data-dir={profile}", *options, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -29,11 +32,11 @@ def browse(profile: Path, options: Sequence[str], url: str) -> str:
 
 
 def document(profile: Path, url: str) -> str:
-    """Return the page as the browser understood it."""
+    """Return the document as the browser has parsed it."""
     return browse(profile, ["--dump-dom"], url)
 
 
 def picture(profile: Path, url: str, file: Path, *, width: int, height: int) -> None:
-    """Take a picture of a window of this size."""
+    """Write a picture of a page in a window of this size."""
     browse(profile, [f"--window-size={width},{height}", f"--screenshot={file}"], url)
     assert file.read_bytes().startswith(b"\x89PNG"), "no picture was taken"

@@ -1,7 +1,7 @@
-"""A door that pods wait at: it takes connections on the address that nodes reach, and answers when the test says so.
+"""A port at which pods wait: it accepts connections on an address that nodes reach, and never answers.
 
-A gate that is never opened is a peer that hangs: a registry that is slow, a git server behind a black hole. It lives as
-long as its block; whoever still waits then is let go.
+The test closes the connections to let the pods continue. A gate that stays shut is a peer that hangs, such as a slow
+registry or an unreachable git server. A Gate lives as long as its `with` block and closes all connections at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """One port; `address` is HOST:PORT as pods and nodes reach it."""
+    """One port. `address` is HOST:PORT for pods and nodes."""
 
     def __init__(self) -> None:
         self.server = socket.create_server((kube.provider("address").splitlines()[-1], 0))
@@ -31,34 +31,34 @@ class Gate:
 
     @property
     def knock(self) -> str:
-        """The command that waits at this gate."""
+        """Return the command that waits at this gate."""
         return f"nc {self.address.replace(':', ' ')} </dev/null"
 
     def accept(self) -> None:
-        """Take everybody."""
+        """Accept every connection."""
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
                 self.waiting.append(connection)
                 self.arrived.release()
 
-    def until_somebody_waits(self, timeout: float = 60) -> None:
-        """Wait for the next one to come."""
-        assert self.arrived.acquire(timeout=timeout), f"nobody comes to {self.address}"
+    def until_connected(self, timeout: float = 60) -> None:
+        """Wait for the next connection."""
+        assert self.arrived.acquire(timeout=timeout), f"no connection to {self.address}"
 
     def until_left(self, timeout: float = 60) -> None:
-        """Wait until the last one that came has gone by itself; it came with nothing to say."""
+        """Wait until the newest client has closed its connection."""
         self.waiting[-1].settimeout(timeout)
         with contextlib.suppress(ConnectionError):
             assert self.waiting[-1].recv(1) == b""
 
     def open(self) -> None:
-        """Let everybody go."""
+        """Close all connections, so that the waiting commands continue."""
         for connection in self.waiting:
             connection.close()
 
     def close(self) -> None:
-        """Take nobody any more."""
+        """Stop to listen and close all connections."""
         self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
         self.thread.join(5)
@@ -67,7 +67,6 @@ class Gate:
 
 @contextlib.contextmanager
 def gate() -> Iterator[Gate]:
-    """Hold a gate while the block runs."""
     made = Gate()
     try:
         yield made

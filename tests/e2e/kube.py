@@ -1,4 +1,4 @@
-"""The cluster as the tests see it: kubectl and the provider's verbs, never the agent's own client."""
+"""Access of the tests to the cluster: kubectl and the commands of deploy.dev.cluster, never the agent's own client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provider(*arguments: str, timeout: float = 300) -> str:
-    """Run a verb of `deploy/dev/cluster`."""
+    """Run a command of deploy.dev.cluster. Return its output."""
     command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"deploy.dev.cluster {' '.join(arguments)}: {done.stderr}{done.stdout}"
@@ -24,24 +24,24 @@ def provider(*arguments: str, timeout: float = 300) -> str:
 
 @cache
 def kubeconfig() -> str:
-    """Return the path of the kubeconfig; the cluster must be up (`make cluster-up`)."""
+    """Return the path of the kubeconfig. The cluster must run (`make cluster-up`)."""
     return provider("kubeconfig").splitlines()[-1]
 
 
 @cache
 def kubectl_path() -> str:
-    """Return the kubectl that fits the cluster."""
+    """Return the path of a kubectl of the cluster's version."""
     return provider("kubectl").splitlines()[-1]
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of programs that speak to the cluster."""
+    """Return the environment variables for programs that use the cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALCI_")}
     return kept | {"KUBECONFIG": kubeconfig(), "PYTHONUNBUFFERED": "1"}
 
 
 def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
-    """Run kubectl and return what it prints."""
+    """Run kubectl and return its output."""
     done = subprocess.run(
         [kubectl_path(), *arguments],
         env=environment(),
@@ -56,10 +56,10 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
 
 
 def settle() -> None:
-    """Let the cluster's own parts begin anew after the API server was away.
+    """Restart the cluster's own components after an outage of the API server.
 
-    They come back to it by themselves, but their pauses between tries grow with each outage: a controller manager was
-    seen to make no ServiceAccount for three minutes.
+    They reconnect by themselves, but their pauses between tries grow with each outage. Without the restart a controller
+    manager created no ServiceAccount for three minutes.
     """
     provider("apiserver", "start")
     provider("restart", "controller-manager", "scheduler", "kubelet")
@@ -67,9 +67,9 @@ def settle() -> None:
 
 @cache
 def version() -> tuple[int, int]:
-    """Return the cluster's version: major, minor."""
-    told = json.loads(kubectl("version", "--output", "json"))["serverVersion"]
-    return int(told["major"]), int(told["minor"].rstrip("+"))
+    """Return the major and minor version of the cluster."""
+    found = json.loads(kubectl("version", "--output", "json"))["serverVersion"]
+    return int(found["major"]), int(found["minor"].rstrip("+"))
 
 
 def get(kind: str, *arguments: str) -> list[Object]:

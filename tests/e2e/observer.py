@@ -1,7 +1,6 @@
-"""The invariant checker: watches the cluster by itself and holds what the agent said against what it saw.
+"""An observer of the pods of a namespace. It checks the reports of agents against the states that it has seen.
 
-It is not the agent: it reads pods through `kubectl get --watch`, and everything else from the disk. It lives as long as
-a namespace of tests.
+The observer is independent of the agent: it watches pods with `kubectl get --watch`. It lives as long as its lab.
 """
 
 from __future__ import annotations
@@ -18,7 +17,11 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 
 class Observer:
-    """Keeps every state of every pod of a namespace; by uid, when its commands ended and it was gone (monotonic)."""
+    """Stores every state of every pod of a namespace.
+
+    `ended` and `gone` have, by UID, the times at which the commands had ended and the pod was gone, in seconds of
+    `time.monotonic`.
+    """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -28,14 +31,14 @@ class Observer:
         self.open()
 
     def open(self) -> None:
-        """Begin to watch, or go on after `close`."""
+        """Start the watch, also again after `close`."""
         self.closing = threading.Event()
         self.process = self.watch()
         self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
         self.reader.start()
 
     def watch(self) -> subprocess.Popen[str]:
-        """Begin to watch."""
+        """Start kubectl."""
         return subprocess.Popen(
             [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
@@ -45,20 +48,23 @@ class Observer:
         )
 
     def read(self) -> None:
-        """Take every event as it comes; a watch that ends, as with an API server that is restarted, is begun again."""
+        """Read the events of the watch.
+
+        Start kubectl again when it ends, for example with a restart of the API server.
+        """
         while True:
             with self.process as process:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if not line.endswith("\n"):
-                        break  # cut off
+                        break  # an incomplete line
                     self.take(json.loads(line), time.monotonic())
             if self.closing.wait(0.1):
                 return
             self.process = self.watch()
 
     def take(self, event: Object, now: float) -> None:
-        """Take one event."""
+        """Record one event."""
         pod = event["object"]
         self.states.append(pod)
         uid = pod["metadata"]["uid"]
@@ -69,22 +75,21 @@ class Observer:
                 self.ended.setdefault(uid, now)
 
     def remained(self) -> list[float]:
-        """Return the seconds that pods stayed after their commands' end, where both were seen."""
+        """Return the seconds from the end of the commands to the deletion, for pods of which both were seen."""
         return [self.gone[uid] - at for uid, at in self.ended.items() if uid in self.gone]
 
     def close(self) -> None:
-        """Stop to watch."""
         self.closing.set()
         while self.reader.is_alive():
             self.process.terminate()
             self.reader.join(0.2)
 
     def pods(self, action_id: str) -> list[Object]:
-        """Return every state that the pods of an action had, in order."""
+        """Return every state of the pods of an action, in order."""
         return [pod for pod in self.states if session_of(pod).get("action_id") == action_id]
 
     def exit_codes(self, action_id: str) -> set[int]:
-        """Return the exit codes that containers `action` of an action ended with."""
+        """Return the exit codes of the containers `action` of an action."""
         return {
             status["state"]["terminated"]["exitCode"]
             for pod in self.pods(action_id)
@@ -93,15 +98,15 @@ class Observer:
         }
 
     def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
-        """Success only with exit code 0 in the container's status; a told code is one that was seen."""
+        """Check that a success has exit code 0 in the container's status, and that a reported code was seen."""
         seen = self.exit_codes(action_id)
         if outcome == "succeeded":
             assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"
         if exit_code is not None and seen:
-            assert exit_code in seen, f"{action_id} was told to end with {exit_code}, but ended with {seen}"
+            assert exit_code in seen, f"{action_id} was reported to end with {exit_code}, but ended with {seen}"
 
     def check_pods(self, *secret_values: str) -> None:
-        """No pod of ours ever held a secret, a token or a privilege."""
+        """Check that no pod of an agent had a secret, a token or a privilege."""
         for pod in self.states:
             if not session_of(pod):
                 continue
@@ -119,13 +124,13 @@ class Observer:
 
 
 def session_of(pod: Object) -> Object:
-    """Return what the agent wrote down about the session of a pod; empty for pods of others."""
+    """Return the session annotation of a pod, {} if there is none."""
     found: Object = json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}"))
     return found
 
 
 def remains(namespace: str) -> list[str]:
-    """Return what is left of ours in a namespace."""
+    """Return the pods and Secrets of agents that are left in a namespace."""
     return [
         f"{item['kind']}/{item['metadata']['name']}"
         for item in kube.get("pods,secrets", "-n", namespace, "-l", MANAGED)

@@ -1,4 +1,7 @@
-"""A container registry that never has anything: answers every pull with one status, on the address that nodes reach."""
+"""A container registry that answers every pull with one HTTP status, on an address that nodes reach.
+
+It lives as long as its `with` block.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PORT = 5000
 
 @contextlib.contextmanager
 def refusing(status: int) -> Iterator[str]:
-    """Serve while the block runs; yields the registry's name in image references."""
+    """Serve while the block runs. Yield the registry's name for image references."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -25,7 +28,7 @@ def refusing(status: int) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_GET = do_HEAD = answer  # noqa: N815 - the names that the library calls
+        do_GET = do_HEAD = answer  # noqa: N815 - names of the library
 
         def log_message(self, format: str, *args: object) -> None:
             """Stay quiet."""

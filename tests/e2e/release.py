@@ -1,7 +1,7 @@
-"""The chart as a user has it: installed, changed and removed by the real helm, and looked at with kubectl.
+"""A release of the chart: installed, changed and uninstalled with helm, and inspected with kubectl.
 
-A release lives as long as a test module. Its agents run in a namespace of their own, their actions in another; their
-scheduler is a process of this machine that pods reach, so that tests read its disk as in every other lab.
+A Release lives as long as a test module. Its agents run in a namespace of their own, and their actions in another. The
+scheduler is a process on this machine that pods reach, so that tests can read its disk.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ IMAGE = {"repository": "localhost/sealci-agent", "tag": "dev"}
 
 @cache
 def helm_path() -> str:
-    """Return helm, built from its Go module when it is not there."""
+    """Return the path of helm. Build it from its Go module if it is missing."""
     return kube.provider("helm", timeout=600).splitlines()[-1]
 
 
 def helm(*arguments: str, values: Object | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run helm; `values` are given as a file on its standard input."""
+    """Run helm with `values` on its standard input. Return its output."""
     more = ["--values", "-"] if values is not None else []
     return subprocess.run(
         [helm_path(), *arguments, *more],
@@ -52,13 +52,13 @@ class Release:
         self.values = {"image": IMAGE, **values}
 
     def helm(self, *arguments: str, values: Object | None = None) -> str:
-        """Run helm on this release and return what it prints."""
+        """Run helm on this release and return its output."""
         done = helm(*arguments, "--namespace", self.namespace, values=values)
         assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}\n{self.state()}"
         return done.stdout
 
     def install(self) -> str:
-        """Install the chart and wait until it is ready; returns the notes."""
+        """Install the chart and wait until it is ready. Return the notes."""
         words = ["install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout", "180s"]
         return self.helm(*words, values=self.values)
 
@@ -74,7 +74,7 @@ class Release:
 
     @property
     def deployment(self) -> str:
-        """The name of the agents' Deployment."""
+        """Return the name of the Deployment."""
         return f"{self.name}-sealci-agent"
 
     def kubectl(self, *arguments: str) -> str:
@@ -82,39 +82,39 @@ class Release:
         return kube.kubectl("--namespace", self.namespace, *arguments)
 
     def scale(self, replicas: int) -> None:
-        """Have so many agents, and wait until they are ready."""
+        """Scale to that many agents and wait until they are ready."""
         self.kubectl("scale", f"deployment/{self.deployment}", f"--replicas={replicas}")
         until(lambda: len(self.agents()) == replicas, f"there are not {replicas} agents: {self.state()}", 180)
 
     def agents(self) -> list[Object]:
-        """Return the agents' pods that are ready and do not leave."""
+        """Return the pods of agents that are ready and not being deleted."""
         selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=agent"
         found = kube.get("pods", "--namespace", self.namespace, "--selector", selector)
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and ready(pod)]
 
     def uids(self) -> set[str]:
-        """Return the UIDs of these pods, which are the agents' ids."""
+        """Return the UIDs of the agents' pods, which are the agent ids."""
         return {pod["metadata"]["uid"] for pod in self.agents()}
 
     def metrics(self, pod: Object) -> str:
-        """Return what an agent measures."""
+        """Return the metrics of an agent."""
         name = pod["metadata"]["name"]
         return kube.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{name}:8080/proxy/metrics")
 
     def anchor(self, namespace: str) -> str:
-        """Return the UID of the object that owns what the agents make."""
+        """Return the UID of the object that owns the pods of actions."""
         name = f"{self.namespace}-{self.deployment}-anchor"
         return str(kube.get("configmap", name, "--namespace", namespace)[0]["metadata"]["uid"])
 
     def state(self) -> str:
-        """Say how the release's pods are, for the message of a test that fails."""
+        """Return the state of the pods, for the message of a failure."""
         listed = kube.kubectl("get", "pods", "--namespace", self.namespace, check=False)
         selector = f"app.kubernetes.io/instance={self.name}"
         words = ("logs", "--namespace", self.namespace, "--selector", selector, "--tail=20", "--prefix")
         return listed + kube.kubectl(*words, check=False)
 
-    def left(self) -> list[str]:
-        """Return everything in the cluster that is of this release or of its agents."""
+    def leftovers(self) -> list[str]:
+        """Return every object in the cluster that belongs to this release or its agents."""
         kinds = kube.kubectl("api-resources", "--verbs=list", "--output=name").split()
         kinds = [kind for kind in kinds if not kind.startswith(("events", "componentstatuses"))]
         return [
@@ -125,11 +125,10 @@ class Release:
 
 
 def ready(pod: Object) -> bool:
-    """Whether a pod is ready."""
     conditions = pod.get("status", {}).get("conditions", ())
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def values_files() -> list[Path]:
-    """Return the values that the chart is tested with."""
+    """Return the files of values for the tests of the chart."""
     return sorted((CHART / "ci").glob("*-values.yaml"))

@@ -1,4 +1,4 @@
-"""A small git repository that pods can clone, for tests of what is cloned rather than of cloning itself."""
+"""A small git repository that pods can clone, for tests of other things than cloning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def repository(folder: Path) -> Iterator[str]:
-    """Serve a repository with one commit and one `file`; yields its URL."""
+    """Serve a repository with one commit and one file `file`. Yield its URL."""
     work = folder / "work"
     work.mkdir()
     (work / "file").write_text("cloned\n")

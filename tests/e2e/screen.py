@@ -1,7 +1,7 @@
-"""A terminal with nobody before it: a program on a pseudo-terminal, and what a person would see of it.
+"""A program on a pseudo-terminal, and the text that a user would see.
 
-It lives as long as its program. Every byte goes through a terminal emulator, so that what is asked for is what stands
-on the screen or has scrolled off its top, not the codes that drew it.
+A Screen lives as long as its program. A terminal emulator interprets every byte, so that a test reads the text on the
+screen and above it, without control codes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 COLOUR = re.compile(rb"\x1b\[[0-9;]*?(?:3[0-7]|9[0-7]|38)[;m]")
 
 
-# What the terminal that runs the tests, or the CI system, says of itself.
-OF_THE_CALLER = frozenset({"CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR"})
+# Environment variables of the terminal or CI system that runs the tests. The program must not inherit them.
+CALLERS_VARIABLES = frozenset({"CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR"})
 
 
 class Screen:
-    """One program on a terminal of its own; `also` is set whatever the caller's own terminal is."""
+    """One program on a terminal. `also` are additional environment variables."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Screen:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.master = master
-        plain = {name: value for name, value in env.items() if name not in OF_THE_CALLER}
+        plain = {name: value for name, value in env.items() if name not in CALLERS_VARIABLES}
         self.process = subprocess.Popen(
             list(command),
             env={**plain, "TERM": "xterm-256color", **(also or {})},
@@ -59,7 +59,7 @@ class Screen:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # The terminal of its own session: only then is Ctrl-C a signal.
+            # Make the terminal the controlling one of the session, so that Ctrl-C sends SIGINT.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
         )
         os.close(slave)
@@ -67,7 +67,7 @@ class Screen:
         self.reader.start()
 
     def read(self) -> None:
-        """Take what the program writes, as it comes."""
+        """Feed the output of the program to the emulator."""
         while True:
             try:
                 data = os.read(self.master, 1 << 16)
@@ -85,36 +85,36 @@ class Screen:
 
     @property
     def text(self) -> str:
-        """What a person can see, what scrolled off included."""
+        """Return the text of the screen and the lines that have scrolled off."""
         with self.changed:
             above = ["".join(line[x].data for x in range(self.display.columns)) for line in self.display.history.top]
             return "\n".join(line.rstrip() for line in [*above, *self.display.display]).rstrip()
 
     @property
     def colours(self) -> bool:
-        """Whether it ever wrote in colour."""
+        """Return whether the program has ever written in colour."""
         return bool(COLOUR.search(bytes(self.raw)))
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Send text to the program, as typed keys."""
         os.write(self.master, text.encode())
 
     def until(self, *parts: str, timeout: float = 60) -> str:
-        """Wait until all of these stand on the screen at once; returns it then."""
+        """Wait until the screen has all of these texts at the same time. Return its text."""
         deadline = time.monotonic() + timeout
         while True:
             shown = self.text
-            unfolded = shown.replace("\n", "")  # a long line goes on in the next
+            unfolded = shown.replace("\n", "")  # a long line continues in the next one
             if all(part in shown or part in unfolded for part in parts):
                 return shown
             with self.changed:
                 left = deadline - time.monotonic()
-                assert left > 0, f"{parts} did not come:\n{shown}"
-                assert self.open, f"{parts} did not come to the end:\n{shown}"
+                assert left > 0, f"{parts} is not on the screen:\n{shown}"
+                assert self.open, f"the program ended and {parts} is not on the screen:\n{shown}"
                 self.changed.wait(min(left, 1.0))
 
     def finish(self, timeout: float = 120) -> tuple[int, str]:
-        """Wait for the end; returns the exit code and what stands there."""
+        """Wait for the end of the program. Return the exit code and the text of the screen."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -125,7 +125,7 @@ class Screen:
         return code, self.text
 
     def close(self) -> None:
-        """End the program, if it has not ended, and the terminal."""
+        """Kill the program if it runs, and close the terminal."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)

@@ -1,4 +1,4 @@
-"""An agent dies or leaves with its action still running: another one brings the log, the files and the outcome."""
+"""An agent dies or stops while its action runs: another agent reports the log, the files and the outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from tests.e2e.lab import BUSYBOX, until
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Agent, Lab, Submission
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Submission
 
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 LINES = 40
@@ -18,7 +19,7 @@ WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 
 def counting(lab: Lab) -> tuple[Agent, Submission]:
-    """Start an agent with an action that counts, then wait until it does."""
+    """Start an agent and an action that counts, and wait until the action runs."""
     first = lab.agent(**QUICK)
     submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
     submission.until_running("count", "line 5\n")
@@ -33,7 +34,7 @@ def check_whole(submission: Submission) -> None:
     assert report.commands == [(1, 0), (2, 0), (3, 0)]
 
 
-def test_another_agent_takes_over_from_one_that_was_killed(own_lab: Lab) -> None:
+def test_another_agent_adopts_the_session_of_a_killed_agent(own_lab: Lab) -> None:
     first, submission = counting(own_lab)
     second = own_lab.agent(**QUICK)
     first.kill()
@@ -41,7 +42,7 @@ def test_another_agent_takes_over_from_one_that_was_killed(own_lab: Lab) -> None
     assert "adopted a session" in second.log
 
 
-def test_a_restarted_agent_takes_its_own_sessions_back(own_lab: Lab) -> None:
+def test_a_restarted_agent_adopts_its_own_sessions(own_lab: Lab) -> None:
     own_lab.settings = {"agent": {"id": "pod-of-the-agent"}}
     first, submission = counting(own_lab)
     first.kill()
@@ -50,7 +51,7 @@ def test_a_restarted_agent_takes_its_own_sessions_back(own_lab: Lab) -> None:
     assert "adopted a session" in second.log
 
 
-def test_an_agent_that_leaves_hands_its_sessions_over(own_lab: Lab) -> None:
+def test_a_stopping_agent_hands_its_sessions_over(own_lab: Lab) -> None:
     own_lab.settings = {"agent": {"drain_timeout": "1s"}}
     first, submission = counting(own_lab)
     own_lab.agent(**QUICK)
@@ -62,15 +63,15 @@ def test_an_agent_that_leaves_hands_its_sessions_over(own_lab: Lab) -> None:
     check_whole(submission)
 
 
-def test_a_frozen_agent_that_thaws_does_nothing_that_counts(own_lab: Lab) -> None:
+def test_a_thawed_agent_changes_nothing_of_an_adopted_session(own_lab: Lab) -> None:
     first, submission = counting(own_lab)
     second = own_lab.agent(**QUICK)
     first.process.send_signal(signal.SIGSTOP)
-    until(lambda: "adopted a session" in second.log, "nobody adopts", 30)
+    until(lambda: "adopted a session" in second.log, "the second agent did not adopt", 30)
     first.process.send_signal(signal.SIGCONT)
     check_whole(submission)
-    until(lambda: "session ended" in second.log, "the second does not end it", 30)
+    until(lambda: "session ended" in second.log, "the second agent did not end the session", 30)
     assert '"outcome": "succeeded"' not in first.log
-    until(lambda: "another agent has adopted" in first.log, "it does not notice")
+    until(lambda: "another agent has adopted" in first.log, "the first agent did not notice the adoption")
     deleted = re.findall(r'requests_total\{code="\w+",resource="pods",verb="delete"\} (\S+)', first.get("/metrics")[1])
     assert set(deleted) == {"0.0"}, "it has deleted what is another's"

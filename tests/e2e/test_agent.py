@@ -1,4 +1,4 @@
-"""The agent as a process: without a scheduler, under signals, with wrong settings, and its HTTP port."""
+"""The agent as a process: without a scheduler, with signals, with wrong settings, and its HTTP port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def metric(text: str, name: str, **labels: str) -> float:
-    """Return one sample."""
+    """Return the value of one sample."""
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
@@ -26,19 +26,19 @@ def metric(text: str, name: str, **labels: str) -> float:
     raise AssertionError(f"no {name} {labels}")
 
 
-def last_words(agent: Agent) -> tuple[str, int, int]:
-    """Return what the last line of its log says: what was finished, and what was handed over."""
+def end_counts(agent: Agent) -> tuple[str, int, int]:
+    """Return the numbers of finished and handed-over sessions in the last log line."""
     line = json.loads(agent.log.splitlines()[-1])
     return line["event"], line["finished"], line["handed_over"]
 
 
-def test_without_a_scheduler_it_says_so_once_and_becomes_ready_when_one_comes(own_lab: Lab, tmp_path: Path) -> None:
+def test_without_a_scheduler_the_agent_logs_it_once_and_becomes_ready_later(own_lab: Lab, tmp_path: Path) -> None:
     address = own_lab.address
     own_lab.scheduler.terminate()
     own_lab.scheduler.wait(10)
     agent = Agent(own_lab, 0, {"scheduler": {"reconnect_max": "1s"}})
     own_lab.agents.append(agent)
-    until(lambda: "cannot reach the scheduler" in agent.log, "it does not say that it cannot reach the scheduler")
+    until(lambda: "cannot reach the scheduler" in agent.log, "the agent did not log that it cannot reach the scheduler")
     until(
         lambda: metric(agent.get("/metrics")[1], "sealci_agent_stream_reconnects_total", reason="unavailable") > 3, ""
     )
@@ -52,48 +52,48 @@ def test_without_a_scheduler_it_says_so_once_and_becomes_ready_when_one_comes(ow
     assert own_lab.one(BUSYBOX, "echo hello").text == "hello\n"
 
 
-def test_an_idle_agent_leaves_at_once_and_is_deregistered(own_lab: Lab, tmp_path: Path) -> None:
+def test_an_idle_agent_stops_at_once_and_is_deregistered(own_lab: Lab, tmp_path: Path) -> None:
     agent = own_lab.agent()
     began = time.monotonic()
     agent.process.terminate()
     assert agent.process.wait(10) == 0
     print(f"\n  idle agent gone after {time.monotonic() - began:.2f} s")
-    until(lambda: "agent disconnected" in (tmp_path / "scheduler.log").read_text(), "the scheduler does not notice")
+    until(lambda: "agent disconnected" in (tmp_path / "scheduler.log").read_text(), "the scheduler did not notice")
     assert '"event": "left"' in agent.log
 
 
-def test_an_agent_that_never_registered_leaves_too(own_lab: Lab) -> None:
+def test_an_agent_that_never_registered_stops_too(own_lab: Lab) -> None:
     own_lab.scheduler.terminate()
     own_lab.scheduler.wait(10)
     agent = Agent(own_lab, 0, {})
     own_lab.agents.append(agent)
-    until(lambda: "cannot reach the scheduler" in agent.log, "it does not say that it cannot reach the scheduler")
+    until(lambda: "cannot reach the scheduler" in agent.log, "the agent did not log that it cannot reach the scheduler")
     agent.process.terminate()
     assert agent.process.wait(10) == 0
     assert '"event": "left"' in agent.log
 
 
-def test_a_term_lets_what_runs_end(own_lab: Lab) -> None:
+def test_sigterm_lets_running_actions_end(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"a": {"image": BUSYBOX, "commands": ["echo begun; sleep 4; echo done"]}})
     submission.until_running("a", "begun")
     agent.process.terminate()
     assert submission.wait()["a"].outcome == ("succeeded", None, 0)
     assert agent.process.wait(30) == 0
-    assert last_words(agent) == ("left", 1, 0)
+    assert end_counts(agent) == ("left", 1, 0)
 
 
-def test_a_second_term_cancels_what_runs_cleans_and_leaves(own_lab: Lab) -> None:
+def test_a_second_sigterm_cancels_running_actions_and_deletes_their_pods(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"a": {"image": BUSYBOX, "commands": ["echo begun; sleep 600"]}})
     submission.until_running("a", "begun")
     agent.process.terminate()
-    until(lambda: '"event": "draining"' in agent.log, "it does not drain")
+    until(lambda: '"event": "draining"' in agent.log, "the agent does not drain")
     agent.process.terminate()
     assert submission.wait()["a"].outcome[:2] == ("cancelled", "CANCELLED")
     assert agent.process.wait(30) == 0
     assert not remains(own_lab.namespace)
-    assert last_words(agent) == ("left", 1, 0)
+    assert end_counts(agent) == ("left", 1, 0)
 
 
 def test_wrong_settings_are_refused_with_their_key() -> None:
@@ -115,7 +115,7 @@ def test_wrong_settings_are_refused_with_their_key() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_file_of_settings_is_refused_with_its_keys(tmp_path: Path) -> None:
+def test_a_wrong_settings_file_is_refused_with_its_keys(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("agent: {slots: 0, pol: x}\npolicy: {max_memory: lots}\n")
     done = subprocess.run(
@@ -145,7 +145,7 @@ def test_metrics_parse_and_move(own_lab: Lab) -> None:
             "bad": {"image": BUSYBOX, "commands": ["false"], "artifacts": "none"},
         }
     )
-    until(lambda: metric(agent.get("/metrics")[1], "sealci_agent_slots_used") == 0, "slots are not free")
+    until(lambda: metric(agent.get("/metrics")[1], "sealci_agent_slots_used") == 0, "a slot is still in use")
     after = agent.get("/metrics")[1]
     assert metric(after, completed, result="succeeded", stage="artifacts") == 1
     assert metric(after, completed, result="failed", reason="COMMAND_FAILED", stage="commands") == 1

@@ -1,4 +1,4 @@
-"""The chart on the real cluster: installed, scaled, upgraded and removed while actions run, and nothing is lost."""
+"""The chart on a real cluster: installed, scaled, upgraded and uninstalled while actions run, and no action is lost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import Gate, gate
-from tests.e2e.lab import BUSYBOX, Lab, Report, Submission, open_lab, until
+from tests.e2e.lab import BUSYBOX, Lab, open_lab, until
 from tests.e2e.observer import Observer
 from tests.e2e.release import Release, helm
+from tests.e2e.submission import Report, Submission
 from tests.e2e.test_agent import metric
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 SLOTS = 10
-# For pods to start on a machine that does much else.
+# Seconds for pods to start on a busy machine.
 SLOW = 240
 AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/claim"
 
@@ -36,7 +37,7 @@ def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 
 @pytest.fixture(scope="module")
 def release(lab: Lab) -> Iterator[Release]:
-    """A release with two agents; the tests scale and change it, the last one uninstalls it."""
+    """Yield a release with two agents. The tests scale and change it. The last test uninstalls it."""
     namespace = f"{lab.namespace}-agents"
     values: Object = {
         "replicaCount": 2,
@@ -58,21 +59,21 @@ def release(lab: Lab) -> Iterator[Release]:
 
 
 def counting(gate: Gate) -> Object:
-    """Return an action that writes a line a second until the gate is opened, then how many it were into a file."""
+    """Return an action that writes a line a second until the gate is opened, then their number to a file."""
     count = "n=0; while kill -0 $! 2>/dev/null; do n=$((n+1)); echo line $n; sleep 1; done; echo $n > file"
     return {"image": BUSYBOX, "commands": [f"{gate.knock} & {count}"]}
 
 
 def started(lab: Lab, number: int, gate: Gate) -> Submission:
-    """Submit so many counting actions and wait until each of them runs."""
+    """Submit counting actions and wait until each of them runs."""
     submission = lab.start({f"a{i}": counting(gate) for i in range(number)})
     for _ in submission.names:
-        gate.until_somebody_waits(SLOW)
+        gate.until_connected(SLOW)
     return submission
 
 
 def check_whole(reports: dict[str, Report]) -> None:
-    """Every action succeeded with its whole log and its file."""
+    """Check that every action succeeded with its whole log and its file."""
     for report in reports.values():
         assert report.outcome == ("succeeded", None, 0), report
         lines = int(report.files["file"].read_text())
@@ -80,12 +81,12 @@ def check_whole(reports: dict[str, Report]) -> None:
 
 
 def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[list[dict[str, str]]]:
-    """Return the labels of every state of the pods of these actions, a list per action."""
+    """Return a list per action: the labels of every state of its pods."""
     ids = [lab.action_ids(report) for report in reports.values()]
     return [[pod["metadata"]["labels"] for each in found for pod in observer.pods(each)] for found in ids]
 
 
-def test_installed_it_is_ready_with_its_replicas_registered_and_runs_an_action(lab: Lab, release: Release) -> None:
+def test_an_installed_release_registers_its_replicas_and_runs_an_action(lab: Lab, release: Release) -> None:
     log = (lab.folder / "scheduler.log").read_text()
     registered = {
         json.loads(line)["agent"].partition(".")[0] for line in log.splitlines() if "agent registered" in line
@@ -103,28 +104,26 @@ def test_installed_it_is_ready_with_its_replicas_registered_and_runs_an_action(l
     assert pod["spec"]["serviceAccountName"] == f"{release.namespace}-{release.deployment}-actions"
 
 
-def test_helm_test_finds_everything_well(lab: Lab, release: Release) -> None:
-    told = release.helm("test", release.name, "--logs", "--timeout", "180s")
+def test_helm_test_succeeds(release: Release) -> None:
+    output = release.helm("test", release.name, "--logs", "--timeout", "180s")
     for check in ("right: create pods", "probe: pod runs", "probe: log", "probe: exec", "probe: pod deleted"):
-        assert check in told, told
-    assert "FAILED" not in told
+        assert check in output, output
+    assert "FAILED" not in output
 
 
-def test_the_agents_are_restricted_and_get_no_settings_from_services(release: Release) -> None:
+def test_agents_run_restricted_and_without_variables_of_services(release: Release) -> None:
     for pod in release.agents():
         spec = pod["spec"]
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
-        # Drain, grace, two deletions, a minute, half a minute.
+        # Seconds for the drain, the grace, two deletions, a minute and half a minute.
         assert spec["terminationGracePeriodSeconds"] == 1 + 2 + 120 + 60 + 30
         security = spec["containers"][0]["securityContext"]
         assert security["readOnlyRootFilesystem"] is True
         assert security["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_scaled_to_four_forty_actions_are_spread_and_no_agent_has_more_than_its_slots(
-    lab: Lab, release: Release
-) -> None:
+def test_forty_actions_are_spread_over_four_replicas_within_their_slots(lab: Lab, release: Release) -> None:
     release.scale(4)
     before = len(lab.observer.states)
     action = {"image": BUSYBOX, "commands": ["sleep 3"], "artifacts": "none"}
@@ -140,7 +139,7 @@ def test_scaled_to_four_forty_actions_are_spread_and_no_agent_has_more_than_its_
 
 
 def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return how many pods each agent had, and how many at once at most whose commands had not ended."""
+    """Return by agent the number of its pods, and the most of them that ran at the same time."""
     live: dict[str, set[str]] = {}
     seen: dict[str, set[str]] = {}
     most: dict[str, int] = {}
@@ -158,7 +157,7 @@ def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
     return {agent: len(names) for agent, names in seen.items()}, most
 
 
-def test_scaled_down_to_one_under_load_nothing_is_lost(lab: Lab, release: Release) -> None:
+def test_scaling_down_to_one_under_load_loses_nothing(lab: Lab, release: Release) -> None:
     release.scale(4)
     with gate() as end:
         submission = started(lab, 10, end)
@@ -170,13 +169,13 @@ def test_scaled_down_to_one_under_load_nothing_is_lost(lab: Lab, release: Releas
         assert {labels[ATTEMPT] for labels in states} == {"1"}
 
 
-def test_upgraded_while_twenty_actions_run_each_ends_once_with_log_and_files(lab: Lab, release: Release) -> None:
+def test_an_upgrade_while_twenty_actions_run_loses_no_action(lab: Lab, release: Release) -> None:
     kube.provider("tag", "localhost/sealci-agent:dev", "localhost/sealci-agent:next")
     release.scale(2)
     anchor, old = release.anchor(lab.namespace), release.uids()
     with gate() as end:
         submission = started(lab, 20, end)
-        # What `kubectl scale` has said stays so only when the chart says nothing.
+        # The number of `kubectl scale` stays only if the chart sets none.
         release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
         new = release.uids()
         assert len(new) == 2
@@ -192,15 +191,15 @@ def test_upgraded_while_twenty_actions_run_each_ends_once_with_log_and_files(lab
         assert int(states[-1][CLAIM]) > 1
 
 
-def test_no_upgrade_replaces_the_anchor(lab: Lab, release: Release) -> None:
+def test_an_upgrade_keeps_the_anchor(lab: Lab, release: Release) -> None:
     anchor = release.anchor(lab.namespace)
     release.upgrade("--force-replace", "--server-side=false", commonLabels={"changed": "yes"})
     assert release.anchor(lab.namespace) == anchor
 
 
-def test_uninstalled_under_load_nothing_is_left_anywhere(lab: Lab, release: Release) -> None:
+def test_an_uninstall_under_load_leaves_nothing(lab: Lab, release: Release) -> None:
     with gate() as end:
         submission = started(lab, 8, end)
         release.uninstall()
-        until(lambda: not release.left(), f"left: {release.left()}", 60)
+        until(lambda: not release.leftovers(), f"objects are left: {release.leftovers()}", 60)
         submission.abandon()

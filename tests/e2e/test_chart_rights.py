@@ -1,8 +1,8 @@
-"""Each right of the chart's Role removed in turn: what needs it fails with a reason and a sentence, no stack trace.
+"""Each right of the chart's Role is removed in turn: the agent fails with a reason and a message, without a traceback.
 
-The agent runs here with the token of a ServiceAccount that is bound to the Role as helm renders it. What an agent meets
-while it runs is tried by changing that Role under it; what it cannot begin without, by agents that never had the right.
-`get pods` and `delete secrets` are needed only after an answer of the API was lost: the doctor names them.
+The agent runs with the token of a ServiceAccount that is bound to the Role as helm renders it. A test removes rights of
+the running agent by changing the Role. Rights that an agent needs to start are missing from the beginning. The agent
+needs `get pods` and `delete secrets` only after a lost answer of the API server. test_doctor.py covers these two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lea
 
 
 class Account:
-    """A ServiceAccount with the chart's Role, from which rights can be taken. `without` takes them for good."""
+    """A ServiceAccount with the chart's Role. `without` names a right that it never has."""
 
     def __init__(self, namespace: str, name: str, folder: Path, *without: str) -> None:
         self.namespace = namespace
@@ -56,13 +56,13 @@ class Account:
 
     @property
     def settings(self) -> Object:
-        """The settings of an agent that is this account."""
+        """Return the settings of an agent that runs as this account."""
         cluster = {"kubeconfig": str(self.kubeconfig), **QUICK}
         return {"cluster": cluster, "agent": {"anchor": self.anchor, "drain_timeout": "1s"}}
 
     @contextlib.contextmanager
     def without(self, right: str) -> Iterator[None]:
-        """Take a right while the block runs."""
+        """Remove a right while the block runs."""
         kube.apply(lacking(self.role, right))
         self.await_right(right, "no")
         try:
@@ -72,7 +72,7 @@ class Account:
             self.await_right(right, "yes")
 
     def await_right(self, right: str, answer: str) -> None:
-        """Wait until the API has taken note."""
+        """Wait until the API server answers `kubectl auth can-i` accordingly."""
         user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
         verb, resource = right.split()
         resource, _, subresource = resource.partition("/")
@@ -81,7 +81,7 @@ class Account:
 
 
 def lacking(role: Object, right: str) -> Object:
-    """Return a Role without one right, written as `verb resource`."""
+    """Return a Role without one right, given as `verb resource`."""
     verb, resource = right.split()
     role = copy.deepcopy(role)
     (rule,) = (each for each in role["rules"] if each["resources"] == [resource])
@@ -137,7 +137,7 @@ def test_without_create_secrets(lab: Lab, account: Account) -> None:
     assert "The agent may lack a right" in report.text
 
 
-def test_without_get_of_logs_the_verdict_stands_and_the_log_says_that_it_is_lost(lab: Lab, account: Account) -> None:
+def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: Lab, account: Account) -> None:
     with account.without("get pods/log"):
         report = lab.one(BUSYBOX, "echo hello", artifacts="none")
     assert report.outcome == ("succeeded", None, 0)
@@ -146,10 +146,10 @@ def test_without_get_of_logs_the_verdict_stands_and_the_log_says_that_it_is_lost
 
 
 @pytest.mark.parametrize("right", ["get pods/exec", "create pods/exec"])
-def test_without_exec_declared_files_cannot_be_had(lab: Lab, account: Account, right: str) -> None:
+def test_without_exec_an_action_with_declared_files_fails(lab: Lab, account: Account, right: str) -> None:
     with account.without(right):
         report = lab.one(BUSYBOX, "echo x > file", artifacts={"paths": ["file"]})
-    # Before Kubernetes 1.35 an exec over a websocket asks for `get` alone.
+    # Before Kubernetes 1.35 an exec over a websocket needs only `get`.
     if report.outcome[0] == "succeeded":
         assert right == "create pods/exec"
         assert kube.version() < (1, 35)
@@ -159,24 +159,24 @@ def test_without_exec_declared_files_cannot_be_had(lab: Lab, account: Account, r
     assert "forbidden" in report.finished["message"]
 
 
-def test_without_list_of_events_a_failed_set_up_says_so(lab: Lab, account: Account) -> None:
+def test_without_list_of_events_a_failed_set_up_reports_it(lab: Lab, account: Account) -> None:
     with account.without("list events"):
         report = lab.one("NO:IMAGE", "true")
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
     assert "they cannot be read: list events: events is forbidden" in report.text
 
 
-def test_without_delete_pods_what_remains_is_said_and_removed_once_it_may_be(lab: Lab, account: Account) -> None:
+def test_without_delete_pods_a_left_pod_is_reported_and_deleted_later(lab: Lab, account: Account) -> None:
     with account.without("delete pods"):
         report = lab.one(BUSYBOX, "true", artifacts="none")
         assert report.outcome == ("succeeded", None, 0)
-        until(lambda: "an environment could not be removed" in lab.agents[0].log, "it is not said", 60)
+        until(lambda: "an environment could not be removed" in lab.agents[0].log, "the agent did not log it", 60)
         assert remains(lab.namespace)
     until(lambda: not remains(lab.namespace), f"left: {remains(lab.namespace)}")
     assert "delete pods: pods" in lab.agents[0].log
 
 
-def test_without_patch_of_pods_no_session_is_adopted_until_it_may_be(namespace: str, tmp_path: Path) -> None:
+def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(namespace: str, tmp_path: Path) -> None:
     account = Account(namespace, "adopting", tmp_path)
     settings = account.settings
     # An agent that renews its own Lease late, as on a slow machine, judges no other agent.
@@ -185,7 +185,7 @@ def test_without_patch_of_pods_no_session_is_adopted_until_it_may_be(namespace: 
         first = lab.agent()
         with gate() as end:
             submission = lab.start({"action": {"image": BUSYBOX, "commands": ["echo begun", end.knock]}})
-            end.until_somebody_waits()
+            end.until_connected()
             second = lab.agent()
             with account.without("patch pods"):
                 first.kill()
@@ -208,11 +208,11 @@ WITHOUT = {
     "get configmaps": "get configmaps: configmaps",
     "delete leases": "the agent's Lease could not be given back",
 }
-# An agent takes actions without these: it only cannot adopt those of others, or be adopted from at once.
+# An agent without one of these rights is ready. It cannot adopt, or its own sessions are adopted only after a delay.
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 
-def test_what_an_agent_cannot_begin_without_is_said_and_it_is_not_ready(own_lab: Lab, tmp_path: Path) -> None:
+def test_an_agent_reports_a_missing_right_that_it_needs_and_is_not_ready(own_lab: Lab, tmp_path: Path) -> None:
     agents: dict[str, Agent] = {}
     try:
         for number, right in enumerate(WITHOUT):

@@ -1,7 +1,7 @@
-"""What helm makes of the chart: no lint, nothing that a real API server refuses, wrong values named by their key.
+"""The rendered chart: helm lint is silent, a real API server accepts the objects, wrong values are named by their key.
 
-The kinds of others (PodMonitor, PrometheusRule, ScaledObject) are checked by their own definitions, which come with the
-Go modules of their projects and stay in the cluster of the tests.
+The API server checks PodMonitor, PrometheusRule and ScaledObject with the definitions of their projects, which come
+from the Go modules and stay in the cluster of the tests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MINIMAL = {"scheduler": {"address": "scheduler.example.org:443"}}
 
 
 def template(values: Object, *arguments: str) -> list[Object]:
-    """Return the objects that the chart makes of values."""
+    """Return the objects that helm renders from values."""
     done = helm("template", "rel", str(CHART), *(arguments or ("--namespace", NAMESPACE)), values=values)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
@@ -45,7 +45,7 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
 
 
 def settings_of(objects: list[Object], folder: Path) -> Settings:
-    """Read the agents' settings as the agents do."""
+    """Return the settings of the rendered agents, read as an agent does."""
     (found,) = (each for each in of_kind(objects, "ConfigMap") if "settings.yaml" in each["data"])
     file = folder / "settings.yaml"
     file.write_text(found["data"]["settings.yaml"])
@@ -54,7 +54,7 @@ def settings_of(objects: list[Object], folder: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def custom_kinds() -> None:
-    """Let the cluster know the kinds of others."""
+    """Install the definitions of the custom kinds."""
     for module, paths in CUSTOM.items():
         done = subprocess.run(
             ["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True, timeout=120
@@ -68,7 +68,7 @@ def custom_kinds() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_lint_is_content(file: Path) -> None:
+def test_helm_lint_reports_nothing(file: Path) -> None:
     done = helm("lint", "--strict", str(CHART), "--values", str(file))
     assert done.returncode == 0, done.stdout
     assert "0 chart(s) failed" in done.stdout
@@ -76,23 +76,23 @@ def test_lint_is_content(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 @pytest.mark.usefixtures("custom_kinds")
-def test_the_api_server_takes_what_the_chart_makes(file: Path, namespace: str, tmp_path: Path) -> None:
+def test_the_api_server_accepts_the_objects_of_the_chart(file: Path, namespace: str, tmp_path: Path) -> None:
     values = yaml.safe_load(file.read_text())
     apart = "cluster" in values
     if apart:
         values["cluster"]["namespace"] = namespace
-    # The pod of `helm test` needs the ServiceAccount, which a dry run does not make; test_chart.py runs it.
+    # The pod of `helm test` needs the ServiceAccount, which a dry run does not create. test_chart.py runs that pod.
     objects = template(values, "--no-hooks", "--namespace", namespace if not apart else "default")
     words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
-    told = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
-    assert len(told.splitlines()) == len(objects)
+    output = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
+    assert len(output.splitlines()) == len(objects)
     settings = settings_of(objects, tmp_path)
     assert settings.cluster.namespace == namespace
     assert not of_kind(objects, "Secret")
     assert not of_kind(objects, "ClusterRole")
 
 
-def test_the_chart_makes_the_settings_that_are_the_agents_defaults(tmp_path: Path) -> None:
+def test_the_default_values_give_the_agents_default_settings(tmp_path: Path) -> None:
     settings, defaults = settings_of(template(MINIMAL), tmp_path).model_dump(), Settings().model_dump()
     name = f"{NAMESPACE}-rel-sealci-agent"
     assert settings["agent"].pop("anchor") == f"{name}-anchor"
@@ -105,7 +105,7 @@ def test_the_chart_makes_the_settings_that_are_the_agents_defaults(tmp_path: Pat
         assert keys == {key: defaults[section][key] for key in keys}
 
 
-def test_credentials_are_files_of_secrets_that_exist(tmp_path: Path) -> None:
+def test_credentials_are_mounted_from_existing_secrets(tmp_path: Path) -> None:
     (hardened,) = (file for file in FILES if file.name.startswith("hardened"))
     objects = template(yaml.safe_load(hardened.read_text()))
     scheduler = settings_of(objects, tmp_path).scheduler
@@ -120,7 +120,7 @@ def test_credentials_are_files_of_secrets_that_exist(tmp_path: Path) -> None:
         "ca": "/etc/sealci/ca",
         "certificate": "/etc/sealci/certificate",
     }
-    # A subPath would never see a rotated token.
+    # A mount with subPath is never updated, so an agent would miss a rotated token.
     assert not [each for each in pod["containers"][0]["volumeMounts"] if "subPath" in each]
     names = {each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
     assert names == {"sealci-token", "sealci-ca", "sealci-certificate"}
@@ -168,7 +168,7 @@ def test_the_grace_of_the_agents_pods_follows_from_the_drain_time(
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == seconds
 
 
-def test_kinds_that_the_cluster_does_not_know_are_left_out_unless_asked_for() -> None:
+def test_kinds_that_the_cluster_does_not_know_are_left_out_by_default() -> None:
     kinds = ("PodMonitor", "PrometheusRule")
     known = [word for kind in kinds for word in ("--api-versions", f"monitoring.coreos.com/v1/{kind}")]
     on, off = ({section: {"enabled": value} for section in ("podMonitor", "prometheusRule")} for value in (True, False))
@@ -182,7 +182,7 @@ def test_kinds_that_the_cluster_does_not_know_are_left_out_unless_asked_for() ->
     assert not monitors(off, *known)
 
 
-def test_a_long_name_stays_unique_and_legal() -> None:
+def test_a_long_name_stays_unique_and_valid() -> None:
     long = {"fullnameOverride": "an-agent-with-a-name-that-nobody-wants-to-type"}
     objects = template({**MINIMAL, **long})
     names = {each["metadata"]["name"] for each in objects}

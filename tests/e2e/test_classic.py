@@ -1,7 +1,7 @@
-"""The classic wire on the real cluster: a scheduler of the field, written to its wire, hands actions to an agent.
+"""The classic protocol on a real cluster: a scheduler that speaks SealCI 0.2 sends actions to an agent.
 
-Each test is a coroutine, because that scheduler lives in it; the agent is a process of its own, as in production. After
-each test nothing may remain.
+The scheduler runs in the process of the test, so each test is a coroutine. The agent is a process. After each test no
+pod and no Secret may be left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLOTS = 20
 
 
 class ClassicLab:
-    """A classic scheduler and its agents over a namespace; to an `Agent` it is the lab that it belongs to."""
+    """A classic scheduler and its agents in a namespace. An `Agent` uses it as its lab."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -42,7 +42,6 @@ class ClassicLab:
 
     @property
     def address(self) -> str:
-        """Where agents register."""
         return self.scheduler.address
 
     async def agent(self, **cluster: Any) -> Agent:
@@ -54,14 +53,14 @@ class ClassicLab:
             "cluster": cluster,
             "policy": {"repository_schemes": ["https", "git"], "pull_grace": "1s"},
         }
-        agent = Agent(self, len(self.agents), settings)  # type: ignore[arg-type]  # it has what an agent asks of a lab
+        agent = Agent(self, len(self.agents), settings)  # type: ignore[arg-type]  # it has the attributes that an Agent uses
         self.agents.append(agent)
         await asyncio.to_thread(agent.until_ready)
         await self.scheduler.registered()
         return agent
 
     async def clean(self) -> None:
-        """Wait until nothing of ours is left in the namespace."""
+        """Wait until no pod and no Secret of an agent is left."""
         left = ["?"]
         async with asyncio.timeout(90):
             while left:
@@ -71,7 +70,7 @@ class ClassicLab:
 
 @pytest.fixture
 async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
-    """Give a lab with a scheduler that runs; in the end the agents leave as they should, and nothing remains."""
+    """Yield a lab with a running scheduler. At the end, check that the agents stop cleanly and that nothing is left."""
     lab = ClassicLab(namespace, tmp_path)
     await lab.scheduler.start()
     try:
@@ -89,7 +88,7 @@ async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
 
 
 async def test_success_failure_and_a_missing_image(lab: ClassicLab) -> None:
-    """The exit code is the command's, later commands do not run, and a set-up that fails says why."""
+    """The exit code is that of the command, later commands do not run, and a failed set-up gives its cause."""
     await lab.agent()
     run = lab.scheduler.run
     good, bad, missing, slow = await asyncio.gather(
@@ -135,7 +134,7 @@ async def test_a_repository_is_cloned_and_built(lab: ClassicLab, tmp_path: Path)
     assert "none.git" in none.text
 
 
-async def test_twenty_at_once_and_one_that_waits(lab: ClassicLab) -> None:
+async def test_twenty_actions_run_at_once_and_one_waits(lab: ClassicLab) -> None:
     await lab.agent()
     address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
     gate = asyncio.Event()
@@ -161,7 +160,7 @@ async def test_twenty_at_once_and_one_that_waits(lab: ClassicLab) -> None:
     await lab.scheduler.until("the agent reports no load", lambda: entry.load == 0, LONG)
 
 
-async def test_a_client_gone_in_the_middle_and_a_scheduler_that_restarts(lab: ClassicLab) -> None:
+async def test_a_disconnected_client_and_a_restarted_scheduler(lab: ClassicLab) -> None:
     agent = await lab.agent()
     call, answer = lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 300")), Answer()
     await until_text(call, answer, "begun")
@@ -180,7 +179,7 @@ async def test_a_client_gone_in_the_middle_and_a_scheduler_that_restarts(lab: Cl
     assert agent.log.count('"outcome": "cancelled"') == 4
 
 
-async def test_an_agent_that_is_killed_leaves_remains_that_the_next_one_sweeps(lab: ClassicLab) -> None:
+async def test_the_next_agent_sweeps_the_orphans_of_a_killed_agent(lab: ClassicLab) -> None:
     first = await lab.agent()
     call, answer = lab.scheduler.dial(asked(BUSYBOX, "echo begun; sleep 300")), Answer()
     await until_text(call, answer, "begun")
@@ -191,7 +190,7 @@ async def test_an_agent_that_is_killed_leaves_remains_that_the_next_one_sweeps(l
     lab.agents.remove(first)
     assert await asyncio.to_thread(remains, lab.namespace)
     second = await lab.agent(sweep_interval="1s", lease_duration="3s", lease_renew="1s")
-    await asyncio.to_thread(until, lambda: "deleting an orphaned pod" in second.log, "it does not sweep")
+    await asyncio.to_thread(until, lambda: "deleting an orphaned pod" in second.log, "the second agent did not sweep")
     await lab.clean()
     assert "adopted" not in second.log
 

@@ -1,4 +1,4 @@
-"""Of a clone only what the commands created or changed is sent; the rest the scheduler could fetch itself."""
+"""Of a clone, the agent sends only files that the commands created or changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.e2e.lab import Report
+    from tests.e2e.submission import Report
 
 CHANGES = """
 echo more >> changed
@@ -29,7 +29,7 @@ cat kept sub/kept > /dev/null
 
 
 def make_repository(folder: Path) -> None:
-    """Make a repository with a few files and two commits, the first one tagged."""
+    """Create a repository with a few files and two commits, the first one tagged."""
     work = folder / "work"
     (work / "sub").mkdir(parents=True)
     for name in ("changed", "same-size", "mode", "moved", "removed", "kept", "sub/kept"):
@@ -79,7 +79,7 @@ def actions(url: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_only_what_changed_is_sent(reports: dict[str, Report]) -> None:
+def test_only_changed_files_are_sent(reports: dict[str, Report]) -> None:
     report = reports["changes"]
     assert report.outcome == ("succeeded", None, 0), report
     assert {path: file.read_text() for path, file in report.files.items()} == {
@@ -106,7 +106,7 @@ def test_without_a_ref_the_head_is_cloned(reports: dict[str, Report]) -> None:
     assert reports["head"].text.splitlines()[:1] == ["later"]
 
 
-def test_declared_files_are_sent_also_when_they_are_the_clones(reports: dict[str, Report]) -> None:
+def test_declared_files_are_sent_even_if_they_are_unchanged(reports: dict[str, Report]) -> None:
     assert reports["declared"].outcome == ("succeeded", None, 0), reports["declared"]
     assert set(reports["declared"].files) == {"sub/kept"}
 

@@ -1,4 +1,4 @@
-"""What happens to commands: order, failure, exit codes, and what users do to their shell, on three shells."""
+"""Commands in three shells: order, failure, exit codes, and commands that change their shell."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
 
 @pytest.fixture(scope="module", params=SHELLS)
 def reports(request: pytest.FixtureRequest, lab: Lab) -> dict[str, Any]:
-    """Run every case of a shell at once."""
+    """Run all cases of a shell at once."""
     image = SHELLS[request.param]
     actions = {
         name: {"image": image, "commands": commands, "artifacts": "none"} for name, (commands, _, _) in CASES.items()
@@ -70,11 +70,11 @@ def test_shell(reports: dict[str, Any], name: str) -> None:
     report = reports[name]
     assert report.outcome == outcome, report
     if lines is not None:
-        # bash counts the nesting of `eval` in its trace: "++".
+        # bash shows the nesting of `eval` in its trace as "++".
         assert re.sub(r"^\++", "+", report.text, flags=re.MULTILINE).splitlines() == lines
 
 
-def test_a_failed_pipe_is_seen_where_the_shell_can_tell(lab: Lab) -> None:
+def test_a_failed_pipe_fails_the_command_in_shells_with_pipefail(lab: Lab) -> None:
     reports = lab.run({name: {"image": image, "commands": ["false | cat"]} for name, image in SHELLS.items()})
     assert reports["bash"].outcome == ("failed", "COMMAND_FAILED", 1)
     assert reports["busybox"].outcome == ("failed", "COMMAND_FAILED", 1)
@@ -88,12 +88,12 @@ def test_index_and_codes_of_commands(lab: Lab) -> None:
     assert "command 3" in report.finished["message"]
 
 
-def test_int_reaches_the_users_programs(lab: Lab) -> None:
+def test_programs_have_the_default_handler_of_sigint(lab: Lab) -> None:
     program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     assert lab.one(DEBIAN, f"python3 -c '{program}'").text == "True\n"
 
 
-def test_a_background_process_that_holds_stdout_does_not_hold_the_action(lab: Lab) -> None:
+def test_a_background_process_with_stdout_does_not_delay_the_end(lab: Lab) -> None:
     report = lab.one(DEBIAN, "sleep 1000 & echo started")
     assert report.outcome == ("succeeded", None, 0)
     assert report.text == "started\n"

@@ -1,4 +1,4 @@
-"""The doctor on the real cluster, as the agent's own service account: all well, and each right removed in turn."""
+"""The doctor on a real cluster, as the agent's ServiceAccount: with all rights, and without each right in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL = RIGHTS + LEASE_RIGHTS
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
-# What fails in the probe without a right: the rest of its life goes on.
+# The check of the probe pod that fails without a right. The other checks go on.
 SHOWS = {
     "get pods/log": {probe_pod.LOG},
     "get pods/exec": {probe_pod.EXEC},
@@ -38,7 +38,7 @@ SHOWS = {
 
 
 def account(namespace: str, name: str, rights: Iterable[Right]) -> list[Object]:
-    """Return a service account that has these rights."""
+    """Return the objects of a ServiceAccount with these rights."""
     rules = [{"apiGroups": [each.group], "resources": [each.resource], "verbs": [each.verb]} for each in rights]
     api = "rbac.authorization.k8s.io"
     meta = {"name": name, "namespace": namespace}
@@ -56,7 +56,7 @@ def account(namespace: str, name: str, rights: Iterable[Right]) -> list[Object]:
 
 
 def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
-    """Return a kubeconfig of a service account."""
+    """Return the path of a kubeconfig of a ServiceAccount."""
     config = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify", "--flatten"))
     token = kube.kubectl("create", "token", name, "-n", namespace).strip()
     config["users"] = [{"name": name, "user": {"token": token}}]
@@ -67,21 +67,21 @@ def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
 
 
 def settings(config: Path, namespace: str) -> Settings:
-    """Return an agent's settings for that account."""
+    """Return an agent's settings with that kubeconfig."""
     return load(None, {"cluster": {"kubeconfig": str(config), "namespace": namespace}}, {})
 
 
 async def findings(settings: Settings, seconds: float = 60) -> dict[str, Finding]:
-    """Examine the cluster."""
+    """Run the checks of the cluster."""
     return {each.check: each async for each in examine(settings, parts=("cluster",), seconds=seconds)}
 
 
 def slug(right: Right) -> str:
-    """Return a name for the account that lacks a right."""
+    """Return the name of the ServiceAccount without a right."""
     return "without-" + re.sub(r"\W", "-", str(right))
 
 
-async def test_each_right_that_is_removed_is_named(namespace: str, tmp_path: Path) -> None:
+async def test_each_missing_right_is_named(namespace: str, tmp_path: Path) -> None:
     kube.apply(*(each for gone in ALL for each in account(namespace, slug(gone), set(ALL) - {gone})))
     few_at_once = asyncio.Semaphore(4)
 
@@ -102,7 +102,7 @@ async def test_each_right_that_is_removed_is_named(namespace: str, tmp_path: Pat
         broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
         shown = SHOWS.get(str(gone), set())
         if str(gone) == "create pods/exec" and kube.version() < (1, 35):
-            shown = set()  # these versions ask for `get` alone
+            shown = set()  # these versions need only `get`
         assert broken == shown, (str(gone), seen)
         for check in broken:
             print(f"without {gone}: {seen[check].detail}")
@@ -111,7 +111,7 @@ async def test_each_right_that_is_removed_is_named(namespace: str, tmp_path: Pat
     until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 30)
 
 
-def test_the_command_tells_everything_and_its_exit_code(namespace: str, tmp_path: Path) -> None:
+def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
     kube.apply(*account(namespace, "agent", ALL))
     config = kubeconfig(tmp_path, namespace, "agent")
     scheduler, address = start_scheduler(tmp_path)
@@ -130,7 +130,9 @@ def test_the_command_tells_everything_and_its_exit_code(namespace: str, tmp_path
         probe = (probe_pod.POD_RUNS, probe_pod.LOG, probe_pod.EXEC, probe_pod.USER_NAMESPACE, probe_pod.POD_DELETED)
         for check in probe:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
-        assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1  # scheduler, cluster, rights, probe, sum
+        assert (
+            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
+        )  # lines: scheduler, cluster, rights, probe pod, summary
     finally:
         scheduler.terminate()
         scheduler.wait(10)
@@ -142,7 +144,7 @@ def test_the_command_tells_everything_and_its_exit_code(namespace: str, tmp_path
     assert lines[-1] == {"event": "finished", "well": False, "ok": 0, "warning": 0, "failed": 1, "skipped": 3}
 
 
-async def test_a_quota_that_leaves_no_room_is_said(namespace: str, tmp_path: Path) -> None:
+async def test_a_full_quota_is_reported(namespace: str) -> None:
     hard = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace}}
     kube.apply(hard | {"spec": {"hard": {"pods": "0"}}})
     try:
@@ -160,9 +162,9 @@ async def test_a_quota_that_leaves_no_room_is_said(namespace: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("image", "said"), [("localhost/nobody/has:1", "cannot be pulled"), ("localhost/sealci-test/nosh:1", "/bin/sh")]
+    ("image", "message"), [("localhost/nobody/has:1", "cannot be pulled"), ("localhost/sealci-test/nosh:1", "/bin/sh")]
 )
-async def test_a_pod_that_cannot_run_is_explained_and_removed(namespace: str, image: str, said: str) -> None:
+async def test_a_pod_that_cannot_run_is_explained_and_deleted(namespace: str, image: str, message: str) -> None:
     at = load(
         None,
         {
@@ -173,7 +175,7 @@ async def test_a_pod_that_cannot_run_is_explained_and_removed(namespace: str, im
     )
     found = {each.check: each async for each in examine(at, parts=("cluster",), image=image, seconds=60)}
     assert found[probe_pod.POD_RUNS].verdict is Verdict.FAILED
-    assert said in found[probe_pod.POD_RUNS].detail
+    assert message in found[probe_pod.POD_RUNS].detail
     assert found[probe_pod.LOG].verdict is Verdict.SKIPPED
     assert found[probe_pod.POD_DELETED].verdict is Verdict.OK
     assert not remains(namespace)

@@ -1,4 +1,4 @@
-"""How actions end when not by themselves: memory, time, cancel, deletion, a kubelet that goes away."""
+"""Actions that are ended from outside: out of memory, timeout, cancel, deletion, an outage of the kubelet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.observer import remains, session_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.e2e.lab import Report, Submission
+    from tests.e2e.submission import Report, Submission
 
 EAT = 'python3 -c "x = []\nwhile True: x.append(bytes(1 << 20))"'
 SMALL = {"resources": {"memory": "48Mi"}, "artifacts": "none"}
@@ -24,7 +24,7 @@ DEAF = "trap '' TERM; echo begun; while true; do sleep 1; done"
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Any]:
-    """Run what ends without a hand of ours, all at once."""
+    """Run all actions that the test itself does not end, at once."""
     return lab.run(
         {
             "child-memory": {"image": DEBIAN, "commands": [EAT, "echo never"], **SMALL},
@@ -56,23 +56,23 @@ def test_the_shell_killed_for_memory(reports: dict[str, Any]) -> None:
     assert reports["shell-memory"].outcome == ("failed", "OUT_OF_MEMORY", 137), reports["shell-memory"]
 
 
-def test_the_exit_code_decides_when_the_shell_went_on(reports: dict[str, Any]) -> None:
+def test_the_exit_code_decides_if_the_shell_survives(reports: dict[str, Any]) -> None:
     assert reports["survived"].outcome == ("succeeded", None, 0), reports["survived"]
     assert "went on" in reports["survived"].text
 
 
-def test_a_timeout_terminates_first(reports: dict[str, Any]) -> None:
+def test_a_timeout_sends_sigterm_first(reports: dict[str, Any]) -> None:
     report = reports["timeout"]
     assert report.outcome[:2] == ("failed", "DEADLINE_EXCEEDED"), report
     assert "begun" in report.text
     assert "got TERM" in report.text
 
 
-def test_a_timeout_kills_what_ignores_term(reports: dict[str, Any]) -> None:
+def test_a_timeout_kills_commands_that_ignore_sigterm(reports: dict[str, Any]) -> None:
     assert reports["timeout-deaf"].outcome == ("failed", "DEADLINE_EXCEEDED", 137), reports["timeout-deaf"]
 
 
-def test_files_are_kept_after_a_timeout_when_wanted(reports: dict[str, Any]) -> None:
+def test_files_are_copied_after_a_timeout_if_requested(reports: dict[str, Any]) -> None:
     report = reports["timeout-files"]
     assert report.outcome[:2] == ("failed", "DEADLINE_EXCEEDED"), report
     assert report.files["kept"].read_text() == "made\n"
@@ -83,7 +83,7 @@ def test_files_are_kept_after_a_timeout_when_wanted(reports: dict[str, Any]) -> 
 
 @pytest.fixture(scope="module")
 def silent() -> Iterator[Gate]:
-    """A peer that takes connections and never says a word."""
+    """Yield a peer that accepts connections and never answers."""
     with gate() as made:
         yield made
 
@@ -102,19 +102,19 @@ def test_cancel_while_a_registry_refuses(lab: Lab) -> None:
 
 def test_cancel_while_a_registry_is_slow(lab: Lab, silent: Gate) -> None:
     submission = lab.start({"a": {"image": f"{silent.address}/slow/image:1", "commands": ["true"]}})
-    silent.until_somebody_waits()
+    silent.until_connected()
     check_cancelled(submission, "setup")
 
 
 def test_cancel_while_a_repository_does_not_answer(lab: Lab, silent: Gate) -> None:
     repo = {"url": f"https://{silent.address}/none.git"}
     submission = lab.start({"a": {"image": BUSYBOX, "commands": ["true"], "repo": repo}})
-    silent.until_somebody_waits()
+    silent.until_connected()
     until_stage(submission, "setup", "cloning the repository")
     check_cancelled(submission, "setup")
 
 
-def test_cancel_while_commands_run_terminates_first(lab: Lab) -> None:
+def test_cancel_while_commands_run_sends_sigterm_first(lab: Lab) -> None:
     submission = lab.start({"a": {"image": BUSYBOX, "commands": [TRAP]}})
     submission.until_running("a", "begun")
     report = check_cancelled(submission, "commands")
@@ -122,7 +122,7 @@ def test_cancel_while_commands_run_terminates_first(lab: Lab) -> None:
     assert report.finished["exit_code"] == 9
 
 
-def test_cancel_kills_what_ignores_term(lab: Lab) -> None:
+def test_cancel_kills_commands_that_ignore_sigterm(lab: Lab) -> None:
     submission = lab.start({"a": {"image": BUSYBOX, "commands": [DEAF]}})
     submission.until_running("a", "begun")
     assert check_cancelled(submission, "commands").finished["exit_code"] == 137
@@ -136,16 +136,16 @@ def test_cancel_while_files_are_copied(lab: Lab) -> None:
 
 
 def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
-    """Wait until a stage, with a detail, was told."""
+    """Wait until a stage event with a detail was reported."""
 
-    def told(report: Report) -> bool:
+    def reported(report: Report) -> bool:
         return any(e["event"] == "stage" and e["stage"] == stage and detail in e["detail"] for e in report.events)
 
-    submission.until("a", told)
+    submission.until("a", reported)
 
 
 def check_cancelled(submission: Submission, stage: str) -> Report:
-    """Cancel; the action ends in its stage, and nothing of it is left."""
+    """Cancel the action. Check that it ends in its stage and that nothing is left."""
     submission.cancel()
     report = submission.wait(60)["a"]
     assert submission.process.returncode == 130
@@ -172,7 +172,7 @@ TOLD = ("trap", "leaves-with-0", "replaced-leaves-with-0")
 
 @pytest.fixture(scope="module")
 def deleted(lab: Lab) -> dict[str, Report]:
-    """Run one action for each way, and delete its pod under it."""
+    """Run one action for each way of deletion and delete its pod."""
     actions = {name: {"image": BUSYBOX, "commands": [command]} for name, (command, _) in DELETED.items()}
     submission = lab.start(actions)
     for name in actions:
@@ -184,7 +184,7 @@ def deleted(lab: Lab) -> dict[str, Report]:
 
 
 @pytest.mark.parametrize("name", DELETED)
-def test_a_pod_that_somebody_deletes(deleted: dict[str, Report], name: str) -> None:
+def test_a_deleted_pod(deleted: dict[str, Report], name: str) -> None:
     report = deleted[name]
     assert report.outcome == ("failed", "POD_DELETED", None), report
     assert report.finished["stage"] == "commands"
@@ -193,7 +193,7 @@ def test_a_pod_that_somebody_deletes(deleted: dict[str, Report], name: str) -> N
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_commands_are_told_of_a_deletion_with_grace(deleted: dict[str, Report], name: str) -> None:
+def test_commands_get_sigterm_on_a_deletion_with_grace(deleted: dict[str, Report], name: str) -> None:
     assert "\ngot TERM\n" in deleted[name].text
 
 
@@ -202,14 +202,14 @@ def test_commands_are_told_of_a_deletion_with_grace(deleted: dict[str, Report], 
 
 @pytest.fixture
 def stop_kubelet() -> Iterator[Callable[[], object]]:
-    """A way to stop the kubelet; whatever happens, it runs afterwards."""
+    """Yield a function that stops the kubelet. The kubelet runs again at the end."""
     yield lambda: kube.provider("kubelet", "stop")
     kube.provider("kubelet", "start")
 
 
 @pytest.mark.alone
-def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
-    """One action goes on over the outage, one ends within it; the holder's connection tells when it has ended."""
+def test_an_outage_of_the_kubelet_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
+    """One action runs over the outage and one ends during it. The connection of a background process shows its end."""
     with gate() as within, gate() as holder, gate() as across:
         count = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done"
         held = [f"{holder.knock} & echo begun; {within.knock}", count, "echo made > file"]
@@ -218,7 +218,7 @@ def test_a_kubelet_that_stops_and_comes_back_changes_nothing(lab: Lab, stop_kube
             {"within": {"image": BUSYBOX, "commands": held}, "across": {"image": BUSYBOX, "commands": going_on}}
         )
         for each in (within, holder, across):
-            each.until_somebody_waits()
+            each.until_connected()
         for name in submission.names:
             submission.until_running(name, "begun")
         stop_kubelet()

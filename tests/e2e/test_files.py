@@ -1,4 +1,4 @@
-"""Which files of an action come out, as they were: content, mode and name, after which endings, from which images."""
+"""Copied files of an action: content, mode and name are unchanged, for each kind of end and for several images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tests.e2e.lab import BUSYBOX, DEBIAN
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 NOTAR, NONROOT = (f"localhost/sealci-test/{name}:1" for name in ("notar", "nonroot"))
 BIG = 50 << 20
 
-# Prints, as its last line, every regular file of the workspace with its sha256 and mode: the truth, not the agent's.
+# Prints, as its last line, every regular file of the workspace with its sha256 and mode: the expected files.
 TRUTH = r"""
 import hashlib, json, os, stat
 found = {}
@@ -136,15 +137,15 @@ SUCCEEDED = ("succeeded", None, 0)
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Report]:
-    """Run every action of this module at once."""
+    """Run all actions of this module at once."""
     return lab.run(ACTIONS, timeout=280)
 
 
-def told_and_stored(report: Report) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Return what the action itself saw of its files, and what is on the scheduler's disk."""
-    told = json.loads(report.text.splitlines()[-1])
+def printed_and_stored(report: Report) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return sha256 and mode of each file, as the action printed them and as the scheduler has stored them."""
+    printed = json.loads(report.text.splitlines()[-1])
     stored = {path: [digest(file), file.stat().st_mode & 0o777] for path, file in report.files.items()}
-    return told, stored
+    return printed, stored
 
 
 def digest(file: Path) -> str:
@@ -163,28 +164,28 @@ def test_success_without_files(reports: dict[str, Report]) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("big", 1), ("many", 5000), ("names", 20), ("old-times", 2)])
-def test_files_arrive_as_they_were(reports: dict[str, Report], name: str, count: int) -> None:
+def test_files_arrive_unchanged(reports: dict[str, Report], name: str, count: int) -> None:
     report = reports[name]
     assert report.outcome == SUCCEEDED, report
-    told, stored = told_and_stored(report)
-    assert len(told) == count
-    assert stored == told
+    printed, stored = printed_and_stored(report)
+    assert len(printed) == count
+    assert stored == printed
 
 
-def test_the_big_file_is_told_with_its_sha256(reports: dict[str, Report]) -> None:
+def test_the_big_file_is_reported_with_its_sha256(reports: dict[str, Report]) -> None:
     (event,) = artifacts(reports["big"])
     assert (event["path"], event["size"]) == ("big.bin", BIG)
     assert event["sha256"] == digest(reports["big"].files["big.bin"])
 
 
-def test_hard_names_are_on_the_disk(reports: dict[str, Report]) -> None:
+def test_files_with_unusual_names_are_stored(reports: dict[str, Report]) -> None:
     names = {os.fsencode(path) for path in reports["names"].files}
     deep = b"deep/" * 60 + b"bottom"
     assert {b"line\nbreak", b"not-utf8-\xff\xfe", b"with two  spaces ", b"empty", deep, b"n" * 255, b"a/..b/c"} <= names
     assert "ünïcødé-✓-日本" in {event["path"] for event in artifacts(reports["names"])}
 
 
-def test_old_times_hide_nothing(reports: dict[str, Report]) -> None:
+def test_files_with_old_timestamps_are_sent(reports: dict[str, Report]) -> None:
     assert reports["old-times"].text.splitlines()[0] == "2"
 
 
@@ -243,14 +244,14 @@ def test_a_declared_path_that_matches_nothing_keeps_a_failure(reports: dict[str,
     assert "'no-such'" in report.text
 
 
-def test_what_is_left_out_by_default_is_said(reports: dict[str, Report]) -> None:
+def test_files_left_out_by_default_are_reported(reports: dict[str, Report]) -> None:
     text = reports["caches"].text
     assert "[3 files were left out]" in text
     for folder in ("node_modules", ".venv", "a/.git"):
         assert f"  {folder}: excluded by default" in text
 
 
-def test_no_files_container_where_no_files_are_wanted(lab: Lab, reports: dict[str, Report]) -> None:
+def test_no_files_container_without_artifacts(lab: Lab, reports: dict[str, Report]) -> None:
     for name, wanted in (("none", ["action"]), ("no-files", ["files", "action"])):
         (action_id,) = lab.action_ids(reports[name])
         pod = lab.observer.pods(action_id)[-1]

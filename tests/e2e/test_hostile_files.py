@@ -1,4 +1,4 @@
-"""Files that try to leave the workspace, or are too many or too large: a reason for each, never a hang."""
+"""Files that try to leave the workspace, or are too many or too large: each gets a reason, and no action hangs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Report
+    from tests.e2e.submission import Report
 
 SUCCEEDED = ("succeeded", None, 0)
 LIMITS = {"max_files": 10, "max_file_size": "64Ki", "max_total_size": "128Ki"}
@@ -79,7 +79,7 @@ LIMITED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def free(lab: Lab) -> dict[str, Report]:
-    """Run the actions that meet no limit."""
+    """Run the actions of FREE under an agent with the default limits."""
     return lab.run(FREE)
 
 
@@ -105,7 +105,7 @@ def test_links_are_not_followed(free: dict[str, Report]) -> None:
         assert f"  {link}: a symbolic link\n" in report.text
 
 
-def test_what_is_no_file_is_not_opened(free: dict[str, Report]) -> None:
+def test_special_files_are_not_opened(free: dict[str, Report]) -> None:
     report = free["special"]
     assert report.outcome == SUCCEEDED, report
     assert set(report.files) == {"good"}
@@ -124,21 +124,23 @@ def test_what_is_no_file_is_not_opened(free: dict[str, Report]) -> None:
         ("declared-folder", "empty"),
     ],
 )
-def test_what_cannot_be_sent_is_no_declared_file(free: dict[str, Report], name: str, glob: str) -> None:
+def test_a_declared_path_with_only_special_files_fails_the_action(
+    free: dict[str, Report], name: str, glob: str
+) -> None:
     report = free[name]
     assert report.outcome == ("failed", "ARTIFACTS_FAILED", 0), report
     assert repr(glob) in report.finished["message"]
     assert report.files == {}
 
 
-def test_an_emptied_workspace_is_still_a_workspace(free: dict[str, Report]) -> None:
+def test_files_are_sent_after_the_workspace_was_emptied(free: dict[str, Report]) -> None:
     report = free["workspace-gone"]
     assert report.outcome == SUCCEEDED, report
     assert set(report.files) == {"y"}
 
 
 @pytest.mark.parametrize(
-    ("name", "sent", "said"),
+    ("name", "sent", "message"),
     [
         ("many", 10, "over the limit of 10 files"),
         ("large", 2, "f1-65: 66560 bytes, over the limit of 65536 for a file"),
@@ -146,44 +148,44 @@ def test_an_emptied_workspace_is_still_a_workspace(free: dict[str, Report]) -> N
         ("endless", 10, "a-sparse: 966367641600 bytes, over the limit of 65536 for a file"),
     ],
 )
-def test_the_default_set_is_cut_loudly_and_keeps_its_verdict(
-    limited: dict[str, Report], name: str, sent: int, said: str
+def test_limits_cut_the_default_files_with_a_message_and_keep_the_outcome(
+    limited: dict[str, Report], name: str, sent: int, message: str
 ) -> None:
     report = limited[name]
     assert report.outcome == SUCCEEDED, report
     assert len(report.files) == sent
     assert "left out" in report.text.splitlines()[0]
-    assert said in report.text
+    assert message in report.text
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("declared-many", "over the limit of 10 files"),
         ("declared-large", "66560 bytes, over the limit of 65536 for a file"),
         ("declared-total", "over the limit of 131072 bytes in all"),
     ],
 )
-def test_declared_files_over_a_limit_fail_the_action(limited: dict[str, Report], name: str, said: str) -> None:
+def test_declared_files_over_a_limit_fail_the_action(limited: dict[str, Report], name: str, message: str) -> None:
     report = limited[name]
     assert report.outcome == ("failed", "ARTIFACTS_FAILED", 0), report
-    assert said in report.finished["message"]
-    assert said in report.text
+    assert message in report.finished["message"]
+    assert message in report.text
 
 
-def test_limits_count_only_what_is_declared(limited: dict[str, Report]) -> None:
+def test_limits_count_only_declared_files(limited: dict[str, Report]) -> None:
     report = limited["declared-few"]
     assert report.outcome == SUCCEEDED, report
     assert set(report.files) == {"f1", "f2"}
 
 
-def test_a_failure_stays_what_it_was(limited: dict[str, Report]) -> None:
+def test_a_limit_does_not_change_a_failure(limited: dict[str, Report]) -> None:
     report = limited["declared-large-failed"]
     assert report.outcome == ("failed", "COMMAND_FAILED", 4), report
     assert "over the limit" in report.text
 
 
-def test_nothing_was_written_outside(free: dict[str, Report], limited: dict[str, Report]) -> None:
+def test_no_file_was_written_outside_of_the_folder(free: dict[str, Report], limited: dict[str, Report]) -> None:
     for report in (*free.values(), *limited.values()):
         for path in (report.folder / report.name).rglob("*"):
             assert not path.is_symlink()

@@ -1,4 +1,4 @@
-"""The bytes that commands write are the bytes on the scheduler's disk: all, in order, once."""
+"""The scheduler stores the bytes that commands write: all of them, in order and once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from tests.e2e import kube
 from tests.e2e.lab import BASH, BUSYBOX, DEBIAN
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 LONG = 5 << 20
 LINES = 100_000
 SEEDED = "import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes({}){})"
-# containerd takes the CR of a CR LF for a part of the line's end: it is not in the node's log, so nobody can have it.
+# containerd takes the CR of a CR LF as part of the line's end. It is not in the node's log, so no reader gets it.
 NO_CRLF = ".replace(b'\\r\\n', b'\\n')"
 ALL_BYTES = bytes(range(256)) * 40
 TAIL = "".join(f"line {number}\n" for number in range(200))
@@ -71,7 +72,7 @@ CASES: dict[str, tuple[str, list[str], bytes]] = {
         b"\x1esealci:\x1esealci:00000000:s:1\n\x1e",
     ),
 }
-# The last lines and the end come at once; so often that a lost race would show.
+# The last lines and the end come at the same time. Many repetitions would show a race.
 LAST = {f"last-moment-{number}": (DEBIAN, [python(f"print({TAIL!r}, end='')")], TAIL.encode()) for number in range(6)}
 KILLED = "import os, signal; os.write(1, {!r}); os.kill(os.getppid(), signal.SIGKILL)"
 CASES |= LAST
@@ -79,7 +80,7 @@ CASES |= LAST
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Report]:
-    """Run all at once; the long silence is as long as the rest together."""
+    """Run all cases at once. The long silence takes as long as all others together."""
     actions: dict[str, dict[str, Any]] = {
         name: {"image": image, "commands": commands, "artifacts": "none"}
         for name, (image, commands, _) in CASES.items()
@@ -89,7 +90,7 @@ def reports(lab: Lab) -> dict[str, Report]:
 
 @pytest.fixture(scope="module")
 def failed(lab: Lab) -> dict[str, Report]:
-    """Run actions that write and die."""
+    """Run actions that write and then fail."""
     return lab.run(
         {
             "exit": {"image": DEBIAN, "commands": [f"printf %s {shlex.quote(TAIL)}; exit 3"]},
@@ -113,9 +114,9 @@ def test_log(reports: dict[str, Report], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_text_that_is_told_is_the_log(reports: dict[str, Report], name: str) -> None:
-    told = "".join(event["text"] for event in reports[name].events if event["event"] == "log")
-    assert told == reports[name].text
+def test_the_printed_text_is_the_stored_log(reports: dict[str, Report], name: str) -> None:
+    printed = "".join(event["text"] for event in reports[name].events if event["event"] == "log")
+    assert printed == reports[name].text
 
 
 @pytest.mark.parametrize(
@@ -123,12 +124,12 @@ def test_the_text_that_is_told_is_the_log(reports: dict[str, Report], name: str)
     [
         ("exit", ("failed", "COMMAND_FAILED", 3), TAIL),
         ("killed", ("failed", "COMMAND_FAILED", 137), TAIL),
-        # The shell itself says what became of its child.
+        # The shell itself reports the end of its child.
         ("timeout", ("failed", "DEADLINE_EXCEEDED", 143), f"{TAIL}Terminated\n"),
         ("last-words", ("failed", "DEADLINE_EXCEEDED", 1), "hello\nbye\n"),
     ],
 )
-def test_the_log_of_a_failure_is_whole(
+def test_the_log_of_a_failure_is_complete(
     failed: dict[str, Report], name: str, outcome: tuple[str, str, int], log: str
 ) -> None:
     assert failed[name].outcome == outcome, failed[name]
@@ -136,12 +137,12 @@ def test_the_log_of_a_failure_is_whole(
 
 
 @pytest.mark.parametrize("image", [BUSYBOX, DEBIAN])
-def test_windows_line_ends_stay_line_ends(lab: Lab, image: str) -> None:
+def test_windows_line_ends_become_line_ends(lab: Lab, image: str) -> None:
     report = lab.one(image, "printf 'a\\r\\nb\\r\\n'")
     assert report.log.replace(b"\r\n", b"\n") == b"a\nb\n"
 
 
-def test_lines_come_as_they_are_written(lab: Lab) -> None:
+def test_lines_arrive_while_the_action_runs(lab: Lab) -> None:
     command = "echo first; until [ -e go ]; do sleep 0.1; done; echo last"
     submission = lab.start({"action": {"image": BUSYBOX, "commands": [command], "timeout": "60s"}})
     submission.until_running("action", "first")

@@ -1,4 +1,4 @@
-"""Many at once: each with its own log and files, one more waits, and one that is poisoned harms no other."""
+"""Many actions at once: each has its own log and files, one more waits, and a deleted one does not disturb others."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_twenty_run_and_the_twenty_first_waits(lab: Lab) -> None:
     assert lab.agents[0].get("/metrics")[1].count(f"sealci_agent_slots_used {SLOTS}.0\n") == 1
     waiting = [name for name, report in submission.reports.items() if not report.events]
     assert len(waiting) == 1
-    poisoned = running(lab)[0]
-    kube.kubectl("delete", "pod", "-n", lab.namespace, poisoned, "--grace-period=0", "--force", "--wait=false")
-    until(lambda: len(running(lab)) == SLOTS and poisoned not in running(lab), "the last one does not begin", 60)
+    deleted = running(lab)[0]
+    kube.kubectl("delete", "pod", "-n", lab.namespace, deleted, "--grace-period=0", "--force", "--wait=false")
+    until(lambda: len(running(lab)) == SLOTS and deleted not in running(lab), "the last action did not begin", 60)
     for pod in running(lab):
         kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "/workspace/go")
     reports = submission.wait()
@@ -53,8 +53,8 @@ POISONED: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
-def test_poisoned_actions_harm_no_other(lab: Lab) -> None:
-    """The healthy ones begin before the others and end after them."""
+def test_failing_actions_do_not_disturb_others(lab: Lab) -> None:
+    """The undisturbed actions begin before the failing ones and end after them."""
     wait = "while [ ! -e /workspace/go ]; do sleep 0.2; done"
     healthy = {
         f"healthy{i}": {"image": BUSYBOX, "commands": [f"echo begun {i}", wait, f"echo {i} | tee file"]}
@@ -76,7 +76,7 @@ def test_poisoned_actions_harm_no_other(lab: Lab) -> None:
 
 
 def running(lab: Lab) -> list[str]:
-    """Return the pods whose action runs."""
+    """Return the pods whose container `action` runs."""
     return [
         pod["metadata"]["name"]
         for pod in kube.get("pods", "-n", lab.namespace)

@@ -1,4 +1,4 @@
-"""What a pod may: seen from inside, in both profiles."""
+"""Rights of a pod in both profiles, as seen from inside the pod."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ dpkg-deb --build p hello.deb && dpkg -i hello.deb && cat /opt/hello
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve a small repository; yields its URL."""
+    """Serve a small repository. Yield its URL."""
     with repository(tmp_path_factory.mktemp("git")) as url:
         yield url
 
@@ -37,7 +37,7 @@ def lab_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def baseline(lab: Lab, repositories: str) -> dict[str, Any]:
-    """Run what the baseline profile promises, all at once."""
+    """Run the actions that the baseline profile must allow, all at once."""
     repo = {"url": repositories}
     commit = "echo x >> file && git -c user.name=x -c user.email=x@x commit -qam second && git log --format=%s"
     return lab.run(
@@ -68,12 +68,12 @@ def test_no_new_privileges_and_seccomp(baseline: dict[str, Any]) -> None:
     found = dict(line.split(":\t") for line in baseline["status"].text.splitlines())
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
-    # The runtime's default set and not one more: no SYS_ADMIN (21), NET_ADMIN (12), SYS_PTRACE (19).
+    # Only the runtime's default capabilities: no SYS_ADMIN (21), NET_ADMIN (12), SYS_PTRACE (19).
     bounding = int(found["CapBnd"], 16)
     assert not bounding & (1 << 21 | 1 << 12 | 1 << 19)
 
 
-def test_root_is_nobody_on_the_node(baseline: dict[str, Any]) -> None:
+def test_root_is_an_unprivileged_user_on_the_node(baseline: dict[str, Any]) -> None:
     uid, mapping = baseline["userns"].text.splitlines()
     assert uid == "0"
     inside, outside, _ = (int(each) for each in mapping.split())
@@ -82,7 +82,7 @@ def test_root_is_nobody_on_the_node(baseline: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [("chown", "1234\n"), ("su", "nobody\n"), ("commit", "second\nfirst\n")])
-def test_root_can_do_what_builds_do(baseline: dict[str, Any], name: str, text: str) -> None:
+def test_root_can_do_the_work_of_builds(baseline: dict[str, Any], name: str, text: str) -> None:
     assert baseline[name].outcome == ("succeeded", None, 0), baseline[name]
     assert baseline[name].text.startswith(text)
 
@@ -99,7 +99,7 @@ def test_another_user_can_write_the_clone(baseline: dict[str, Any]) -> None:
     assert set(report.files) == {"file", "new"}
 
 
-def test_a_ref_that_does_not_exist_is_said(lab: Lab, repositories: str) -> None:
+def test_a_missing_ref_is_reported(lab: Lab, repositories: str) -> None:
     report = lab.one(BUSYBOX, "echo never", repo={"url": repositories, "ref": "no-such-branch"})
     assert report.outcome == ("failed", "REPOSITORY_FAILED", None), report
     assert "no-such-branch" in report.text
@@ -139,7 +139,7 @@ def test_the_restricted_profile(restricted: Lab, repositories: str) -> None:
     assert reports["umask"].files["private"].read_text() == "x\n"
 
 
-def test_baseline_where_restricted_is_enforced_is_said(restricted: Lab) -> None:
+def test_the_baseline_profile_in_a_restricted_namespace_is_reported(restricted: Lab) -> None:
     restricted.agents[0].stop()
     restricted.agent(environment={"profile": "baseline"})
     report = restricted.one(BUSYBOX, "echo never")
@@ -153,8 +153,8 @@ IMAGES_CHOOSE = {
 }
 
 
-def test_an_image_that_insists_on_root_is_told_so(restricted: Lab) -> None:
-    """An installer who lets images choose their user still has none run as root."""
+def test_an_image_that_requires_root_is_reported(restricted: Lab) -> None:
+    """If the pod template lets images choose their user, an image that runs as root is still refused."""
     restricted.agents[0].stop()
     restricted.agent(environment={"pod_template": {"spec": IMAGES_CHOOSE}})
     reports = restricted.run(

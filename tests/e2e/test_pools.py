@@ -1,4 +1,4 @@
-"""Two pools and a `run` in one namespace: neither sees, sweeps or cleans the other's."""
+"""Two pools and a `sealci-agent run` in one namespace: none of them sees, sweeps or deletes pods of another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pods(lab: Lab) -> list[str]:
     ]
 
 
-def test_pools_leave_each_other_alone(own_lab: Lab, namespace: str, tmp_path: Path) -> None:
+def test_pools_do_not_touch_each_other(own_lab: Lab, namespace: str, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Lab(namespace, tmp_path / "other", cluster={"sweep_interval": "1s"})
     try:

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real agents: alerts are tested and loaded, each query of the dashboard has an answer."""
+"""A real Prometheus scrapes real agents: it loads the alerts, and each query of the dashboard has an answer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ PHASES = {"schedule", "pull", "clone", "commands", "artifacts", "cleanup"}
 
 @cache
 def program(name: str) -> str:
-    """Return a program of Debian's Prometheus."""
+    """Return the path of a program of Prometheus."""
     return str(Path(kube.provider("prometheus", timeout=900).splitlines()[-1]) / name)
 
 
 def dashboard() -> list[tuple[str, str]]:
-    """Return each query of the dashboard with its panel's title, its variables filled in."""
+    """Return each query of the dashboard, with its variables filled in, by the title of its panel."""
     panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
     return [(panel["title"], fill(target["expr"])) for panel in panels for target in panel.get("targets", ())]
 
 
 def fill(query: str) -> str:
-    """Fill in the variables as Grafana would for all namespaces and pods."""
+    """Fill in the variables as Grafana does for all namespaces and pods."""
     for name, value in {"$namespace": ".*", "$pod": ".*", "$__rate_interval": "2m", "$__range": "5m"}.items():
         query = query.replace(name, value)
     assert "$" not in query, query
@@ -76,10 +76,9 @@ class Prometheus:
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([program("prometheus"), *flags], stdout=log, stderr=log)
-        until(self.ready, "Prometheus does not become ready", 60)
+        until(self.ready, "Prometheus did not become ready", 60)
 
     def ready(self) -> bool:
-        """Whether it answers."""
         assert self.process.poll() is None, self.log.read_text()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5) as answer:
@@ -88,18 +87,17 @@ class Prometheus:
             return False
 
     def get(self, path: str, **query: str) -> Any:
-        """Ask its API."""
+        """Return the data of a request to its API."""
         asked = f"{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{asked}", timeout=30) as answer:
             return json.load(answer)["data"]
 
-    def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
-        """Evaluate a query now; what is no number is left out."""
+    def query(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Evaluate a query now. Values that are not numbers are left out."""
         found = [(each["metric"], float(each["value"][1])) for each in self.get("query", query=query)["result"]]
         return [(labels, value) for labels, value in found if not math.isnan(value)]
 
     def close(self) -> None:
-        """End it."""
         self.process.terminate()
         self.process.wait(20)
 
@@ -110,7 +108,7 @@ def series(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
     return {(each.name, frozenset(each.labels.items())) for family in families for each in family.samples}
 
 
-def test_promtool_agrees_with_the_alerts() -> None:
+def test_promtool_accepts_the_alerts() -> None:
     promtool = program("promtool")
     for command in (["check", "rules", str(FILES / "alerts.yaml")], ["test", "rules", "alerts_test.yaml"]):
         done = subprocess.run(
@@ -124,7 +122,7 @@ def test_promtool_agrees_with_the_alerts() -> None:
     assert {rule["alert"] for rule in rules} == fired == silent
 
 
-def test_alerts_and_dashboard_speak_of_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_use_existing_metrics() -> None:
     table = (ROOT / "docs" / "metrics.md").read_text()
     known = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     used = {each for _, query in dashboard() for each in re.findall(r"\b(?:sealci_agent|process)_\w+", query)}
@@ -143,7 +141,7 @@ def test_alerts_and_dashboard_speak_of_metrics_that_there_are() -> None:
 
 
 def busy(lab: Lab, folder: Path) -> None:
-    """Have the agents do a little of everything: clone, succeed, fail, lose a pod."""
+    """Run actions of each kind: a clone, a success, a failure, a lost pod."""
     with repository(folder) as url:
         reports = lab.run(
             {
@@ -162,7 +160,7 @@ def busy(lab: Lab, folder: Path) -> None:
 
 @pytest.fixture
 def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
-    """Two agents of two slots, and a Prometheus that scrapes them."""
+    """Yield a lab with two agents of two slots, and a Prometheus that scrapes them."""
     with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2}) as lab:
         agents = [lab.agent(), lab.agent()]
         prometheus = Prometheus(tmp_path, {f"agent-{number}": agent.port for number, agent in enumerate(agents)})
@@ -175,31 +173,34 @@ def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
 def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Prometheus], tmp_path: Path) -> None:
     lab, prometheus = scraped
     before = [series(agent.get("/metrics")[1]) for agent in lab.agents]
-    until(lambda: len(prometheus.ask("sealci_agent_build_info")) == 2, "the agents are not scraped")
+    until(lambda: len(prometheus.query("sealci_agent_build_info")) == 2, "the agents are not scraped")
     busy(lab, tmp_path)
-    until(lambda: prometheus.ask("sum(sealci_agent_actions_completed_total) >= 4"), "not all is counted")
-    until(lambda: prometheus.ask('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'), "no cleaning")
+    until(lambda: prometheus.query("sum(sealci_agent_actions_completed_total) >= 4"), "an action is not counted")
+    until(
+        lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'),
+        "a clean-up is not counted",
+    )
     # A rate needs two samples around a change.
-    until(lambda: prometheus.ask("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "no rates")
+    until(lambda: prometheus.query("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "there is no rate")
     empty = []
     print()
     for title, query in dashboard():
-        answer = prometheus.ask(query)
+        answer = prometheus.query(query)
         shown = ", ".join(f"{' '.join(labels.values())}={value:.4g}" for labels, value in answer[:4])
         print(f"  {title}: {query}\n    -> {len(answer)}: {shown}")
         if not answer:
             empty.append((title, query))
     assert not empty
-    counted = {labels["phase"] for labels, _ in prometheus.ask("sealci_agent_phase_duration_seconds_count > 0")}
+    counted = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_count > 0")}
     assert counted == PHASES
-    timed = {labels["phase"] for labels, _ in prometheus.ask("sealci_agent_phase_duration_seconds_sum > 0")}
-    # A clone between two looks is timed by whole seconds of the pod, so it may have taken none.
+    timed = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_sum > 0")}
+    # The duration of a short clone comes from whole seconds of the pod's status, so it may be 0.
     assert timed | {"clone"} == PHASES
-    ended = prometheus.ask("sealci_agent_actions_completed_total > 0")
+    ended = prometheus.query("sealci_agent_actions_completed_total > 0")
     faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}
     assert faults == {("", ""), ("user", "COMMAND_FAILED"), ("infrastructure", "POD_DELETED")}
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert len(rules) == 8
-    assert all(rule["health"] == "ok" for rule in rules), rules
+    assert [rule for rule in rules if rule["health"] != "ok"] == []
     assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
     assert [series(agent.get("/metrics")[1]) for agent in lab.agents] == before, "series appeared on the way"

@@ -1,4 +1,4 @@
-"""Something real: a published package is cloned, tested and built in a Debian image, and what comes back installs."""
+"""A published Python package is cloned, tested and built in a Debian image, and the built package installs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_published_package_is_built(own_lab: Lab, tmp_path: Path) -> None:
     assert reports["verify"].outcome == ("succeeded", None, 0), reports["verify"]
     wheel = next(path for name, path in build.files.items() if name.endswith(".whl"))
     assert set(build.files) == {f"dist/{wheel.name}", "report.xml"}
-    suite = ElementTree.parse(build.files["report.xml"]).getroot().find("testsuite")  # noqa: S314 - our own build's
+    suite = ElementTree.parse(build.files["report.xml"]).getroot().find("testsuite")  # noqa: S314 - the report of our own build
     assert suite is not None
     assert int(suite.attrib["tests"]) > 50
     assert (suite.attrib["failures"], suite.attrib["errors"]) == ("0", "0")

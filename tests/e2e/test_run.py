@@ -1,4 +1,4 @@
-"""`sealci-agent run`: a pipeline from a terminal on the real cluster, its exit codes and what it leaves."""
+"""`sealci-agent run` on a real cluster: its exit codes, its output and its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Runs pipelines in a namespace, and reads what they print."""
+    """Runs pipelines in a namespace with `sealci-agent run`."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Terminal:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
-    """Wait for the end of a run."""
+    """Wait for the end of a run. Return exit code, output and errors."""
     with process:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -58,15 +58,15 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 
 
 def lines(out: str) -> list[dict[str, Any]]:
-    """Read JSON lines."""
+    """Parse JSON lines."""
     return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.fixture
 def terminal(namespace: str, tmp_path: Path) -> Iterator[Terminal]:
-    """A terminal; nothing of it may remain in the cluster."""
+    """Yield a Terminal. Fail if it leaves a pod or a Secret."""
     yield Terminal(tmp_path, namespace)
-    until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 30)
+    until(lambda: not remains(namespace), f"pods or Secrets remain: {remains(namespace)}", 30)
 
 
 def test_success_leaves_logs_and_files(terminal: Terminal, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_success_leaves_logs_and_files(terminal: Terminal, tmp_path: Path) -> No
     assert "succeeded" in text
 
 
-def test_a_failing_command_is_told_in_json(terminal: Terminal) -> None:
+def test_a_failing_command_is_printed_as_json(terminal: Terminal) -> None:
     actions = {"bad": {"image": BUSYBOX, "commands": ["echo one", "exit 5"]}}
     code, out, _ = finish(terminal.start(actions, "--output", "json"))
     assert code == 1
@@ -92,11 +92,11 @@ def test_a_failing_command_is_told_in_json(terminal: Terminal) -> None:
     ][-1].items()
 
 
-def test_a_missing_image_is_told_within_its_limit(terminal: Terminal) -> None:
+def test_a_missing_image_fails_within_its_time_limit(terminal: Terminal) -> None:
     actions = {"bad": {"image": "localhost/sealci-test/not-there:1", "commands": ["echo never"]}}
     began = time.monotonic()
     code, out, _ = finish(terminal.start(actions, "--output", "json"), timeout=90)
-    print(f"\n  a missing image was told after {time.monotonic() - began:.0f} s")
+    print(f"\n  a missing image was reported after {time.monotonic() - began:.0f} s")
     assert code == 1
     events = lines(out)
     assert (events[-1]["outcome"], events[-1]["reason"]) == ("failed", "IMAGE_PULL_FAILED")
@@ -105,14 +105,14 @@ def test_a_missing_image_is_told_within_its_limit(terminal: Terminal) -> None:
         assert part in log
 
 
-def test_files_are_told_with_their_sums(terminal: Terminal, tmp_path: Path) -> None:
+def test_files_are_printed_with_their_sha256(terminal: Terminal, tmp_path: Path) -> None:
     out = tmp_path / "out"
     actions = {"one": {"image": BUSYBOX, "commands": ["mkdir d; echo made > d/f; : > empty"]}}
     code, text, _ = finish(terminal.start(actions, "--artifacts", str(out), "--output", "json"))
     assert code == 0, text
-    told = {each["path"]: (each["size"], each["sha256"]) for each in lines(text) if each["event"] == "artifact"}
+    printed = {each["path"]: (each["size"], each["sha256"]) for each in lines(text) if each["event"] == "artifact"}
     content = {path: (out / "one" / path).read_bytes() for path in ("d/f", "empty")}
-    assert told == {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()}
+    assert printed == {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()}
 
 
 def test_several_actions_are_prefixed_and_needs_are_kept(terminal: Terminal) -> None:
@@ -126,7 +126,7 @@ def test_several_actions_are_prefixed_and_needs_are_kept(terminal: Terminal) -> 
     assert [line.split()[0] for line in shown] == ["first", "second"]
 
 
-def test_a_wrong_file_names_line_and_key(terminal: Terminal, tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_with_line_and_key(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text("name: x\nactions:\n  a:\n    configuration: {container: b}\n    comands: [c]\n")
     code, _, err = finish(terminal.start_file(file))
@@ -148,7 +148,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", USAGE)
-def test_wrong_usage_names_what_is_wrong(terminal: Terminal, name: str) -> None:
+def test_wrong_usage_is_explained(terminal: Terminal, name: str) -> None:
     options, says = USAGE[name]
     wanted = ["NO_SUCH_SECRET"] if name == "secret" else []
     actions = {"a": {"image": BUSYBOX, "commands": ["true"], "secrets": wanted}}
@@ -166,7 +166,7 @@ def test_a_missing_file_is_named(terminal: Terminal, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "context", "closed"])
-def test_no_cluster_is_one_sentence(terminal: Terminal, tmp_path: Path, what: str) -> None:
+def test_a_missing_cluster_is_reported_in_one_sentence(terminal: Terminal, tmp_path: Path, what: str) -> None:
     known = json.loads(kube.kubectl("config", "view", "--raw", "-o", "json"))
     known["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     (tmp_path / "closed").write_text(json.dumps(known))
@@ -180,9 +180,9 @@ def test_no_cluster_is_one_sentence(terminal: Terminal, tmp_path: Path, what: st
 
 
 @pytest.mark.parametrize("image", [BUSYBOX, "localhost/sealci-test/not-there:1"], ids=["running", "setup"])
-def test_interrupted_it_cleans_and_says_so(terminal: Terminal, namespace: str, image: str) -> None:
+def test_an_interrupted_run_deletes_its_pods_and_reports_it(terminal: Terminal, namespace: str, image: str) -> None:
     process = terminal.start({"long": {"image": image, "commands": ["sleep 1000"]}}, "--output", "plain")
-    until(lambda: remains(namespace), "no pod comes", 30)
+    until(lambda: remains(namespace), "no pod was created", 30)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process, timeout=60)
     assert code == 130

@@ -1,4 +1,4 @@
-"""`sealci-agent run` on a terminal, as a person has it: every flag on a pseudo-terminal and the real cluster."""
+"""`sealci-agent run` on a pseudo-terminal and a real cluster, with every flag."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MISSING = "localhost/sealci-test/not-there:1"
 
 
-class Desk:
-    """Starts runs of pipelines on terminals of their own, and ends what did not end."""
+class TerminalRuns:
+    """Starts `sealci-agent run` on pseudo-terminals and ends the programs that still run."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self.folder = folder
@@ -33,14 +33,14 @@ class Desk:
         self.file = folder / "pipeline.yaml"
 
     def write(self, actions: dict[str, Any]) -> None:
-        """Write the pipeline."""
+        """Write the pipeline file."""
         spelt = {key: spelled({"image": BUSYBOX, **each}) for key, each in actions.items()}
         partial = self.file.with_suffix(".part")
         partial.write_text(yaml.safe_dump({"name": "p", "actions": spelt}, sort_keys=False))
         partial.replace(self.file)
 
     def run(self, actions: dict[str, Any], *options: str, env: dict[str, str] | None = None) -> Screen:
-        """Run these actions."""
+        """Start a run of these actions."""
         self.write(actions)
         command = [*COMMAND, "run", str(self.file), "--namespace", self.namespace, *options]
         command += ["--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"]
@@ -50,49 +50,49 @@ class Desk:
 
 
 @pytest.fixture
-def desk(namespace: str, tmp_path: Path) -> Iterator[Desk]:
-    """A desk; nothing of it may remain in the cluster."""
-    desk = Desk(tmp_path, namespace)
-    yield desk
-    for screen in desk.screens:
+def terminals(namespace: str, tmp_path: Path) -> Iterator[TerminalRuns]:
+    """Yield TerminalRuns. Fail if a run leaves a pod or a Secret."""
+    terminals = TerminalRuns(tmp_path, namespace)
+    yield terminals
+    for screen in terminals.screens:
         screen.close()
     try:
-        until(lambda: not remains(namespace), f"remains: {remains(namespace)}", 60)
+        until(lambda: not remains(namespace), f"pods or Secrets remain: {remains(namespace)}", 60)
     finally:
-        # What one test leaves fails that test, not its neighbours too.
+        # Delete leftovers, so that they fail only this test.
         kube.kubectl("delete", "pods,secrets", "-n", namespace, "-l", MANAGED, "--grace-period=0", "--force")
 
 
-def test_a_tree_lives_and_ends_in_a_table(desk: Desk, tmp_path: Path) -> None:
+def test_a_live_tree_ends_in_a_table(terminals: TerminalRuns, tmp_path: Path) -> None:
     out, junit, page = tmp_path / "out", tmp_path / "r" / "junit.xml", tmp_path / "r" / "summary.md"
     actions = {
         "build": {"commands": ["echo the build speaks; until test -e go; do sleep 0.1; done", "echo made > file"]},
         "bad": {"needs": ["build"], "commands": ["true", "for i in $(seq 30); do echo word $i; done; nosuchprogram"]},
         "never": {"needs": ["bad"], "commands": ["true"]},
     }
-    screen = desk.run(actions, "--artifacts", str(out), "--report", str(junit), "--report", str(page))
+    screen = terminals.run(actions, "--artifacts", str(out), "--report", str(junit), "--report", str(page))
     shown = screen.until("build  commands", "│ the build speaks", "· never  waiting")
     order = [next(i for i, line in enumerate(shown.splitlines()) if f" {name} " in line) for name in actions]
     assert order == sorted(order)
-    pod = kube.get("pods", "-n", desk.namespace)[0]["metadata"]["name"]
-    kube.kubectl("exec", "-n", desk.namespace, pod, "-c", "files", "--", "touch", "/workspace/go")
+    pod = kube.get("pods", "-n", terminals.namespace)[0]["metadata"]["name"]
+    kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "files", "--", "touch", "/workspace/go")
     code, shown = screen.finish()
     assert code == 1, shown
     assert screen.colours
     assert "the build speaks" not in shown, "what has ended is collapsed"
     lines = shown.splitlines()
     block = lines.index("✘ bad: command 2 failed with exit code 127 (not found)")
-    said = "\n".join(lines[block:])
+    report = "\n".join(lines[block:])
     for part in ("│ $ for i in", "exit code 127", "last 20 lines", "│ word 30", "nosuchprogram: not found", "its pod"):
-        assert part in said
-    assert "word 5\n" not in said
-    assert "try: The program is not found" in said
+        assert part in report
+    assert "word 5\n" not in report
+    assert "try: The program is not found" in report
     heads = next(line.split() for line in lines if line.startswith("action"))
     assert heads == ["action", "outcome", "reason", "set-up", "commands", "copying", "time", "files"]
     assert next(line.split()[1:2] for line in lines if line.startswith("build ")) == ["succeeded"]
-    assert any(line.split() == ["build/file", "5", "B"] for line in lines)
+    assert ["build/file", "5", "B"] in [line.split() for line in lines]
     assert (out / "build" / "file").read_text() == "made\n"
-    suite = ET.parse(junit).getroot()[0]  # noqa: S314 - our own
+    suite = ET.parse(junit).getroot()[0]  # noqa: S314 - our own file
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
         "tests": "3",
         "failures": "1",
@@ -102,12 +102,12 @@ def test_a_tree_lives_and_ends_in_a_table(desk: Desk, tmp_path: Path) -> None:
     assert "❌ failed COMMAND_FAILED (exit code 127)" in page.read_text()
 
 
-def test_set_up_and_files_show_as_they_happen(desk: Desk) -> None:
-    screen = desk.run({"a": {"image": MISSING, "commands": ["true"]}})
+def test_progress_of_set_up_and_files_is_shown(terminals: TerminalRuns) -> None:
+    screen = terminals.run({"a": {"image": MISSING, "commands": ["true"]}})
     screen.until("a  setup", "pulling the image of action", timeout=90)
     screen.type("\x03")
     assert screen.finish()[0] == 130
-    screen = desk.run({"a": {"commands": ["dd if=/dev/zero of=big bs=1M count=700 2>/dev/null"]}})
+    screen = terminals.run({"a": {"commands": ["dd if=/dev/zero of=big bs=1M count=700 2>/dev/null"]}})
     screen.until("a  artifacts", "MB/s  big", timeout=90)
     code, shown = screen.finish()
     assert (code, "1 (700.0 MiB)" in shown) == (0, True), shown
@@ -118,53 +118,53 @@ def test_set_up_and_files_show_as_they_happen(desk: Desk) -> None:
     [({"NO_COLOR": "1"}, (), False), ({"CI": "true"}, (), False), ({}, ("--output", "plain"), False)],
     ids=["no-color", "ci", "plain"],
 )
-def test_without_colours(desk: Desk, env: dict[str, str], options: tuple[str, ...], colours: bool) -> None:
-    screen = desk.run({"a": {"commands": ["echo one"]}, "b": {"commands": ["echo two"]}}, *options, env=env)
+def test_without_colours(terminals: TerminalRuns, env: dict[str, str], options: tuple[str, ...], colours: bool) -> None:
+    screen = terminals.run({"a": {"commands": ["echo one"]}, "b": {"commands": ["echo two"]}}, *options, env=env)
     code, shown = screen.finish()
     assert (code, screen.colours) == (0, colours)
     assert ("a │ one" in shown) is ("NO_COLOR" not in env)
 
 
-def test_json_lines_on_a_terminal(desk: Desk) -> None:
-    screen = desk.run({"a": {"commands": ["echo one"]}}, "--output", "json")
+def test_json_lines_on_a_terminal(terminals: TerminalRuns) -> None:
+    screen = terminals.run({"a": {"commands": ["echo one"]}}, "--output", "json")
     assert screen.finish()[0] == 0
     events = [json.loads(line) for line in screen.raw.decode().splitlines()]
     assert events[-1]["event"] == "finished"
 
 
-def test_quiet(desk: Desk) -> None:
-    assert desk.run({"a": {"commands": ["echo one"]}}, "--quiet").finish() == (0, "")
-    code, shown = desk.run({"a": {"commands": ["echo one; exit 3"]}}, "-q").finish()
+def test_quiet(terminals: TerminalRuns) -> None:
+    assert terminals.run({"a": {"commands": ["echo one"]}}, "--quiet").finish() == (0, "")
+    code, shown = terminals.run({"a": {"commands": ["echo one; exit 3"]}}, "-q").finish()
     assert code == 1
     assert "✘ a: command 1 failed with exit code 3" in shown
 
 
-def test_list_and_only(desk: Desk) -> None:
+def test_list_and_only(terminals: TerminalRuns) -> None:
     actions = {"one": {"commands": ["exit 1"]}, "two": {"needs": ["one"], "commands": ["echo only two"]}}
-    code, shown = desk.run(actions, "--list").finish()
+    code, shown = terminals.run(actions, "--list").finish()
     assert code == 0
     assert [line.split("  ")[0] for line in shown.splitlines()] == ["p", "└── one", ""]
     assert "    └── two  " in shown
-    code, shown = desk.run(actions, "--only", "two").finish()
+    code, shown = terminals.run(actions, "--only", "two").finish()
     assert code == 0, shown
     assert "only two" in shown
-    code, shown = desk.run(actions, "--only", "tow").finish()
+    code, shown = terminals.run(actions, "--only", "tow").finish()
     assert code == 2
     assert "did you mean 'two'" in " ".join(shown.split())
 
 
-def test_env_and_secrets(desk: Desk) -> None:
+def test_env_and_secrets(terminals: TerminalRuns) -> None:
     actions = {"a": {"env": {"KEPT": "1", "OVER": "file"}, "commands": ["echo $KEPT $OVER $NEW; echo s=$TOKEN"]}}
     options = ("--env", "OVER=option", "--env", "NEW=a=b", "--secret", "TOKEN")
-    code, shown = desk.run(actions, *options, env={"TOKEN": "value-of-the-token"}).finish()
+    code, shown = terminals.run(actions, *options, env={"TOKEN": "value-of-the-token"}).finish()
     assert code == 0, shown
     assert "1 option a=b" in shown
     assert "s=***" in shown
     assert "value-of-the-token" not in shown
-    assert desk.run(actions, "--secret", "NOT_SET_ANYWHERE").finish()[0] == 2
+    assert terminals.run(actions, "--secret", "NOT_SET_ANYWHERE").finish()[0] == 2
 
 
-def test_the_working_tree_is_the_workspace(desk: Desk, tmp_path: Path) -> None:
+def test_the_working_tree_is_the_workspace(terminals: TerminalRuns, tmp_path: Path) -> None:
     tree, out = tmp_path / "tree", tmp_path / "out"
     (tree / "src").mkdir(parents=True)
     (tree / ".gitignore").write_text("*.log\n/build/\n")
@@ -188,7 +188,7 @@ def test_the_working_tree_is_the_workspace(desk: Desk, tmp_path: Path) -> None:
             "commands": ["find . | sort", "cat link 'new é'; src/run; sha256sum blob", "echo made > made"],
         }
     }
-    code, shown = desk.run(actions, "--repo", str(tree), "--artifacts", str(out)).finish()
+    code, shown = terminals.run(actions, "--repo", str(tree), "--artifacts", str(out)).finish()
     assert code == 0, shown
     found = {line for line in shown.splitlines() if line.startswith("./")}
     assert found == {"./.gitignore", "./blob", "./link", "./new é", "./src", "./src/main", "./src/run"}
@@ -198,27 +198,27 @@ def test_the_working_tree_is_the_workspace(desk: Desk, tmp_path: Path) -> None:
     assert sorted(os.listdir(out / "a")) == ["made"], "what was brought is not collected"
 
 
-def test_keep_leaves_the_environment_and_says_how_to_look(desk: Desk) -> None:
-    code, shown = desk.run({"a": {"commands": ["echo kept > file; exit 4"]}}, "--keep").finish()
+def test_keep_leaves_the_pod_and_prints_how_to_inspect_it(terminals: TerminalRuns) -> None:
+    code, shown = terminals.run({"a": {"commands": ["echo kept > file; exit 4"]}}, "--keep").finish()
     assert code == 1, shown
-    told = " ".join(shown.split())
-    pod = kube.get("pods", "-n", desk.namespace)[0]["metadata"]["name"]
+    text = " ".join(shown.split())
+    pod = kube.get("pods", "-n", terminals.namespace)[0]["metadata"]["name"]
     for verb in ("logs", "describe pod", "exec -it", "delete pod"):
-        assert f"kubectl -n {desk.namespace} {verb} {pod}" in told
-    kept = kube.kubectl("exec", "-n", desk.namespace, pod, "-c", "files", "--", "cat", "/workspace/file")
+        assert f"kubectl -n {terminals.namespace} {verb} {pod}" in text
+    kept = kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "files", "--", "cat", "/workspace/file")
     assert kept == "kept\n"
-    kube.kubectl("delete", "pod", "-n", desk.namespace, pod, "--grace-period=1")
+    kube.kubectl("delete", "pod", "-n", terminals.namespace, pod, "--grace-period=1")
 
 
-def test_a_failure_opens_a_shell(desk: Desk) -> None:
+def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
     actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
-    screen = desk.run(actions, "--shell-on-failure")
+    screen = terminals.run(actions, "--shell-on-failure")
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
-    # One job: between two of them a signal can reach the one that has just ended, and nobody else.
+    # One command: between two commands a signal can reach only the one that has just ended.
     screen.type("cat file; sh -c 'stty size; sleep 100'\r")
     screen.until("here", "40 120")
     screen.type("\x03")
-    # The terminal throws away what is typed before the signal has come.
+    # The terminal discards the input before the signal.
     screen.until("^C")
     screen.type("echo still $((40 + 2))\r")
     screen.until("still 42")
@@ -228,12 +228,12 @@ def test_a_failure_opens_a_shell(desk: Desk) -> None:
     assert "✘ a: command 1 failed with exit code 5" in shown
 
 
-def test_watch_runs_again_when_the_file_changes(desk: Desk) -> None:
-    screen = desk.run({"a": {"commands": ["echo first"]}}, "--watch")
+def test_watch_runs_again_when_the_file_changes(terminals: TerminalRuns) -> None:
+    screen = terminals.run({"a": {"commands": ["echo first"]}}, "--watch")
     screen.until("first", "watching", timeout=90)
-    desk.file.write_text("name: [broken")
+    terminals.file.write_text("name: [broken")
     screen.until("is not valid YAML")
-    desk.write({"a": {"commands": ["echo second"]}})
+    terminals.write({"a": {"commands": ["echo second"]}})
     screen.until("second", "succeeded", timeout=90)
     screen.type("\x03")
     assert screen.finish()[0] == 130
@@ -247,28 +247,30 @@ STAGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_cleans_in_each_stage_and_says_so(desk: Desk, stage: str) -> None:
+def test_ctrl_c_in_each_stage_deletes_the_pod_and_reports_it(terminals: TerminalRuns, stage: str) -> None:
     action, parts = STAGES[stage]
-    screen = desk.run({"a": action})
+    screen = terminals.run({"a": action})
     screen.until(*parts, timeout=90)
     screen.type("\x03")
     code, shown = screen.finish()
     assert code == 130, shown
     assert "interrupted: cancelling and cleaning up. Press Ctrl-C again to exit at once" in shown
     assert "nothing is left in the cluster" in shown
-    assert not remains(desk.namespace)
+    assert not remains(terminals.namespace)
 
 
-def test_ctrl_c_before_the_agent_is_ready(desk: Desk) -> None:
-    screen = desk.run({"a": {"commands": ["sleep 100"]}})
-    until(lambda: screen.raw, "nothing is drawn", 30)
+def test_ctrl_c_before_the_agent_is_ready(terminals: TerminalRuns) -> None:
+    screen = terminals.run({"a": {"commands": ["sleep 100"]}})
+    until(lambda: screen.raw, "nothing is shown", 30)
     screen.type("\x03")
     assert screen.finish()[0] == 130
-    assert not remains(desk.namespace)
+    assert not remains(terminals.namespace)
 
 
-def test_ctrl_c_twice_leaves_at_once(desk: Desk) -> None:
-    screen = desk.run({"a": {"commands": ["trap '' TERM; echo deaf; sleep 1000"]}}, "--set", "environment.grace=20s")
+def test_ctrl_c_twice_exits_at_once(terminals: TerminalRuns) -> None:
+    screen = terminals.run(
+        {"a": {"commands": ["trap '' TERM; echo deaf; sleep 1000"]}}, "--set", "environment.grace=20s"
+    )
     screen.until("deaf", timeout=90)
     screen.type("\x03")
     screen.until("cancelling")
@@ -277,14 +279,17 @@ def test_ctrl_c_twice_leaves_at_once(desk: Desk) -> None:
     assert code == 130
     assert "exiting at once" in shown
     assert "sealci-agent cleanup --set agent.pool=run-" in " ".join(shown.split())
-    leftover = kube.get("pods", "-n", desk.namespace)
-    assert all(pod["metadata"].get("deletionTimestamp") for pod in leftover), "its deletion was asked for"
+    leftover = kube.get("pods", "-n", terminals.namespace)
+    kept = [pod["metadata"]["name"] for pod in leftover if not pod["metadata"].get("deletionTimestamp")]
+    assert kept == [], "the deletion of a pod was not requested"
     for pod in leftover:
-        kube.kubectl("delete", "pod", "-n", desk.namespace, pod["metadata"]["name"], "--grace-period=0", "--force")
+        kube.kubectl("delete", "pod", "-n", terminals.namespace, pod["metadata"]["name"], "--grace-period=0", "--force")
 
 
-def test_no_cluster_is_one_sentence_with_the_command_that_gives_one(desk: Desk, tmp_path: Path) -> None:
-    code, shown = desk.run({"a": {"commands": ["true"]}}, env={"KUBECONFIG": str(tmp_path / "none")}).finish()
+def test_a_missing_cluster_is_reported_with_the_command_that_creates_one(
+    terminals: TerminalRuns, tmp_path: Path
+) -> None:
+    code, shown = terminals.run({"a": {"commands": ["true"]}}, env={"KUBECONFIG": str(tmp_path / "none")}).finish()
     assert code == 3
     assert shown.startswith("sealci-agent: ")
     assert "cluster" in shown
@@ -292,7 +297,7 @@ def test_no_cluster_is_one_sentence_with_the_command_that_gives_one(desk: Desk, 
     assert shown.count("\n") <= 2, shown
 
 
-def test_help_teaches_and_the_shell_completes(tmp_path: Path) -> None:
+def test_help_has_examples_and_the_shell_completes(tmp_path: Path) -> None:
     code, shown = Screen([*COMMAND, "run", "--help"], kube.environment(), lines=90).finish()
     assert code == 0
     assert "sealci-agent run pipeline.yaml --repo ." in shown

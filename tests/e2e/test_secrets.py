@@ -1,4 +1,4 @@
-"""Secrets reach the commands whole, and nothing else: in whatever form they are printed, no trace of them is stored."""
+"""Secrets reach the commands unchanged. In whatever form the commands print them, no trace of them is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.e2e import kube
 from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, until
 
 if TYPE_CHECKING:
-    from tests.e2e.lab import Lab, Report
+    from tests.e2e.lab import Lab
+    from tests.e2e.submission import Report
 
 TOKEN = 'tök"en/+?&=$(HOME)$$ \\n%<end>' + "0123456789abcdef" * 2
 KEY = "-----BEGIN KEY-----\n" + "".join(
@@ -81,20 +82,20 @@ FAILURES = {"failing": 3, "killed": 137}
 
 
 def traces() -> list[bytes]:
-    """Return what would betray a secret: the values, their lines, and their usual encodings."""
+    """Return the byte strings that must not be stored: the values, their lines, and their usual encodings."""
     found = []
     for value in (TOKEN, PASSWORD, *LINES):
         raw = value.encode()
         found += [raw, base64.b64encode(raw).rstrip(b"="), quote(value).encode(), quote_plus(value).encode()]
         found += [quote(value, safe="").encode(), json.dumps(value)[1:-1].encode()]
-        # Whatever stands before it, from the second or third byte on its base64 is one of these.
+        # Bytes before the value shift its base64. These are the three possible encodings.
         found += [base64.b64encode(raw[skipped:])[:-4] for skipped in (1, 2)]
     return found
 
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Report]:
-    """Run every action of this module at once."""
+    """Run all actions of this module at once."""
     return lab.run(ACTIONS, secret_values=VALUES)
 
 
@@ -105,15 +106,15 @@ def test_outcome(reports: dict[str, Report], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-def test_no_trace_in_what_is_stored_and_told(reports: dict[str, Report], name: str) -> None:
+def test_no_trace_in_the_stored_and_printed_data(reports: dict[str, Report], name: str) -> None:
     report = reports[name]
-    told = json.dumps(report.events, ensure_ascii=False).encode()
+    printed = json.dumps(report.events, ensure_ascii=False).encode()
     for trace in traces():
         assert trace not in report.log
-        assert trace not in told
+        assert trace not in printed
 
 
-def test_the_values_arrive_as_they_are(reports: dict[str, Report]) -> None:
+def test_the_values_arrive_unchanged(reports: dict[str, Report]) -> None:
     digests = [line.split()[0] for line in reports["arrives"].text.splitlines()]
     assert digests == [hashlib.sha256(value.encode()).hexdigest() for value in VALUES.values()]
 
@@ -127,32 +128,32 @@ def test_the_rest_of_the_log_is_as_written(reports: dict[str, Report]) -> None:
     assert reports["killed"].text == "***"
 
 
-def test_a_name_that_is_told_is_masked(reports: dict[str, Report]) -> None:
+def test_a_secret_in_a_reported_file_name_is_masked(reports: dict[str, Report]) -> None:
     assert "link-***: a symbolic link" in reports["left-out"].text
     assert "pipe-***: a named pipe" in reports["declared-left-out"].text
 
 
-def test_nothing_is_on_the_schedulers_disk_after_the_end(lab: Lab, reports: dict[str, Report]) -> None:
+def test_no_trace_on_the_schedulers_disk_after_the_end(lab: Lab, reports: dict[str, Report]) -> None:
     assert reports
     stored = [path for path in lab.folder.rglob("*") if path.is_file()]
-    assert any(path.name == "scheduler.sqlite3" for path in stored)
+    assert "scheduler.sqlite3" in [path.name for path in stored]
     for path in stored:
         data = path.read_bytes()
         for trace in traces():
             assert trace not in data, path
 
 
-def test_nothing_is_in_pods_metrics_and_logs_of_the_agent(lab: Lab, reports: dict[str, Report]) -> None:
+def test_no_trace_in_pods_metrics_and_logs_of_the_agent(lab: Lab, reports: dict[str, Report]) -> None:
     assert reports
     pods = json.dumps(lab.observer.states, ensure_ascii=False).encode()
     (agent,) = lab.agents
     shown = (pods, agent.log.encode(), agent.get("/metrics")[1].encode(), (lab.folder / "scheduler.log").read_bytes())
     for trace in traces():
-        assert not any(trace in text for text in shown)
+        assert [text[:200] for text in shown if trace in text] == []
     assert b'"secretKeyRef"' in pods
 
 
-def test_the_secret_is_in_the_cluster_only_while_its_pod_is(lab: Lab) -> None:
+def test_the_secret_exists_only_as_long_as_its_pod(lab: Lab) -> None:
     wait = "echo $PASSWORD; until [ -e go ]; do sleep 0.1; done"
     submission = lab.start({"action": action(BUSYBOX, wait)}, secret_values=VALUES)
     submission.until_running("action", "***")
@@ -164,4 +165,7 @@ def test_the_secret_is_in_the_cluster_only_while_its_pod_is(lab: Lab) -> None:
     assert [owner["kind"] for owner in found["metadata"]["ownerReferences"]] == ["Pod"]
     kube.kubectl("exec", "-n", lab.namespace, name, "-c", "action", "--", "touch", "go")
     assert submission.wait()["action"].outcome == SUCCEEDED
-    until(lambda: not kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={name}"), "it remains")
+    until(
+        lambda: not kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={name}"),
+        "the Secret remains",
+    )

@@ -1,4 +1,4 @@
-"""Set-ups that fail: each gives its reason, a log that a person understands, and no wait longer than its limit."""
+"""Failed set-ups: each has its reason and an understandable log, and none takes longer than its time limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 MISSING = "localhost/sealci-test/does-not-exist:1"
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
-    # name: (action, stage, reason, what the log must say)
+    # name: (action, stage, reason, what the log must contain)
     "malformed-image": ({"image": "localhost/UPPER:1"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
     "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "nowhere.invalid"),
@@ -84,7 +84,7 @@ def reports(lab: Lab) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_set_up_fails(reports: dict[str, Any], name: str) -> None:
+def test_a_failed_set_up_has_its_reason_and_log(reports: dict[str, Any], name: str) -> None:
     _, stage, reason, says = CASES[name]
     report = reports[name]
     assert report.finished["outcome"] == "failed", report

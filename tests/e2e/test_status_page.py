@@ -1,4 +1,4 @@
-"""The status page of a real agent with real sessions, in a real Chromium."""
+"""The status page of a real agent with sessions, in a real Chromium."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SECRET = "a-value-nobody-may-see"
 
 
-def test_the_page_shows_what_runs_and_what_ended(lab: Lab, tmp_path: Path) -> None:
+def test_the_page_shows_running_and_ended_sessions(lab: Lab, tmp_path: Path) -> None:
     secret = {"TOKEN": SECRET}
     url = f"http://127.0.0.1:{lab.agents[0].port}/"
     bad = "echo $TOKEN; echo '<script>' >&2; exit 7"

@@ -1,4 +1,4 @@
-"""Traces of a real agent: spans reach a collector, the commands get their context, the log of the agent names both."""
+"""Traces of a real agent: a collector gets the spans, commands get the trace context, log lines have the trace id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-def test_an_action_s_commands_belong_to_its_span(own_lab: Lab) -> None:
+def test_the_commands_of_an_action_get_its_trace_context(own_lab: Lab) -> None:
     with collecting() as collector:
         agent = own_lab.agent(traces={"endpoint": collector.url})
         report = own_lab.one(BUSYBOX, "echo $TRACEPARENT", "echo x > made")

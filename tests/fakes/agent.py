@@ -1,6 +1,6 @@
-"""An agent that a test plays: it registers with a real scheduler and says exactly what the test wants.
+"""An agent that a test controls: it registers with a real scheduler and sends exactly what the test asks for.
 
-It lives as long as its `async with`. Nothing is answered by itself, unless the test gives it an `answer` to actions.
+A FakeAgent lives as long as its `async with`. It sends no event by itself, unless the test passes `answer`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DEADLINE = 10.0
 
 
 def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:
-    """Return all events of a short action."""
+    """Return all events of a short action, from Accepted to Finished."""
     return [
         Accepted("actions/pod"),
         StageChanged(Stage.SETUP),
@@ -59,7 +59,7 @@ def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:
 
 
 def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.ArtifactPart]:
-    """Return the parts of whole files, with their end."""
+    """Return the upload parts of whole files, then the end of the upload."""
     parts = []
     for path, content in files:
         parts.append(translate.part_message(FileStart(path, mode, len(content))))
@@ -71,7 +71,10 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 
 
 class FakeAgent:
-    """One replica. `received` has what the scheduler sent, by kind, `Registered` and answers to health left out."""
+    """One replica.
+
+    `received` holds the scheduler's messages by kind, without `Registered` and the answers to health.
+    """
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):  # `code` says what it was
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the reader stores the status in `code`
             await self.write(wire.AgentMessage(register=register))
         answers = [asyncio.ensure_future(self.registered.wait()), asyncio.ensure_future(self.ended.wait())]
         await asyncio.wait(answers, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
@@ -141,7 +144,7 @@ class FakeAgent:
         await self.channel.close()
 
     async def read(self) -> None:
-        """Sort what comes."""
+        """Read the stream to its end and queue each message by kind."""
         try:
             async for message in self.call:
                 kind = message.WhichOneof("message")
@@ -160,7 +163,7 @@ class FakeAgent:
             self.ended.set()
 
     async def note(self, ack: wire.Ack) -> None:
-        """Remember what is acknowledged."""
+        """Store the acknowledged number of an attempt. Queue an acknowledgement of health."""
         if ack.action_id:
             async with self.acked:
                 self.acks[ack.action_id, ack.attempt] = ack.seq
@@ -169,46 +172,44 @@ class FakeAgent:
             self.queue("heard").put_nowait(ack)
 
     def queue(self, kind: str) -> asyncio.Queue[object]:
-        """Return what came of a kind."""
+        """Return the queue of a kind of message."""
         return self.received.setdefault(kind, asyncio.Queue())
 
     async def take(self, kind: str) -> object:
-        """Return the next message of a kind."""
+        """Wait for the next message of a kind and return it."""
         async with asyncio.timeout(DEADLINE):
             return await self.queue(kind).get()
 
     async def action(self) -> wire.Action:
-        """Return the next action."""
         found = await self.take("action")
         assert isinstance(found, wire.Action)
         return found
 
     async def acknowledged(self, key: Key, seq: int) -> None:
-        """Wait for an acknowledgement."""
+        """Wait until the scheduler has acknowledged an event of an attempt."""
         async with asyncio.timeout(DEADLINE), self.acked:
             await self.acked.wait_for(lambda: self.acks.get(key.attempt_key, 0) >= seq)
 
     async def write(self, message: wire.AgentMessage) -> None:
-        """Send a message."""
         async with self.writing:
             await self.call.write(message)
 
     async def health(self, status: Readiness = Readiness.READY, running: int | None = None, message: str = "") -> None:
-        """Say how it is, and wait until that was heard."""
+        """Report the agent's health and wait for the acknowledgement."""
         self.running = self.running if running is None else running
         health = Health(status, self.slots, self.running, message=message)
         await self.write(wire.AgentMessage(health=translate.health_message(health)))
         await self.take("heard")
 
     async def event(self, key: Key, event: Event, seq: int | None = None) -> int:
-        """Send an event, with the next number unless one is given; return the number."""
+        """Send an event. Return its sequence number, by default the next of the attempt."""
         if seq is None:
             seq = self.seqs[key.attempt_key] = self.seqs.get(key.attempt_key, 0) + 1
         await self.write(wire.AgentMessage(event=translate.event_message(key, seq, event)))
         return seq
 
     async def live(self, action: wire.Action, events: Sequence[Event] | None = None) -> None:
-        """Send all events of an action and wait until they are stored."""
+        """Send all events of an action and wait until the scheduler has acknowledged them."""
         key = translate.key(action)
         seq = 0
         for event in life() if events is None else events:
@@ -218,7 +219,7 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Send files."""
+        """Upload files, then report the summary if there is one."""
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:
             yield wire.ArtifactChunk(header=translate.upload_header_message(key, self.agent_id))
@@ -234,5 +235,5 @@ class FakeAgent:
 
 
 async def succeed(agent: FakeAgent, action: wire.Action) -> None:
-    """Answer an action with a short successful life."""
+    """Answer an action with the events of a short success."""
     await agent.live(action)

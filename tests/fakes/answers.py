@@ -1,4 +1,7 @@
-"""What the API for tests was asked, and the answers that a test puts before the real ones."""
+"""Requests that FakeApi has received, and scripted answers that replace its own.
+
+Both live as long as the FakeApi of a test.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from agent.domain.json import Object
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Play = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+# Status of a scripted answer that never comes.
 HANG = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived."""
+    """One received request. `at` is the loop's time in seconds."""
 
     verb: str
     path: str
@@ -29,7 +33,11 @@ class Request:
 
 @dataclass(slots=True)
 class Scripted:
-    """An answer that is given instead of the real one; a status of `HANG` is none at all; `play` does more."""
+    """An answer to the next `times` requests of a verb on paths that contain `part`.
+
+    The status `HANG` means no answer. If `applied` is true, the request takes effect first. `play` answers in place of
+    `status` and `body`.
+    """
 
     verb: str
     part: str
@@ -41,15 +49,13 @@ class Scripted:
     play: Play | None = None
 
     def fits(self, verb: str, path: str) -> bool:
-        """Whether this is for a request."""
         return self.times > 0 and self.verb in ("", verb) and self.part in path
 
 
 def status_text(status: int, message: str) -> str:
-    """Return a failure as the API writes it."""
+    """Return the JSON text of a Status object, as an API server writes failures."""
     return json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
 
 
 def failed(status: int, message: str) -> web.Response:
-    """Return a failure."""
     return web.Response(status=status, text=status_text(status, message))

@@ -1,7 +1,8 @@
-"""A Kubernetes API for tests: pods that are created, listed, watched and deleted over real HTTP on loopback.
+"""A Kubernetes API server for tests: creates, lists, watches and deletes pods over real HTTP on loopback.
 
-Its state is a dict of pods with a version that grows; its behaviour is a script: `answer` puts answers before the real
-ones, `slow_removal` makes deletions wait, `cut` ends all watches. Tests wait with `until`, never by sleeping.
+A FakeApi lives as long as a test. Its state is a dict of pods and a resource version that grows. A test changes the
+behaviour: `answer` replaces answers, `slow_removal` delays deletions, `cut` ends all watches. Tests wait with `until`
+and never sleep.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from tests.fakes.waiting import Changing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-Told = tuple[int, Object]
+# Resource version and watch event.
+WatchEvent = tuple[int, Object]
 __all__ = ["HANG", "PODS", "FakeApi", "Request", "Scripted", "failed", "pod_of", "status_text"]
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
@@ -36,7 +38,7 @@ PODS = "/api/v1/namespaces/{namespace}/pods"
 
 @dataclass(eq=False)
 class FakeApi(Changing):
-    """The server, its state and its script."""
+    """The server, its state, and the scripted answers."""
 
     pods: dict[str, Object] = field(default_factory=dict)
     secrets: dict[str, Object] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class FakeApi(Changing):
     def __post_init__(self) -> None:
         self.requests: list[Request] = []
         self.scripts: list[Scripted] = []
-        self.told: list[Told] = []
+        self.pod_events: list[WatchEvent] = []
         self.watches = 0
         self.cuts = 0
         self.releases = 0
@@ -59,15 +61,15 @@ class FakeApi(Changing):
         self.changed = asyncio.Condition()
         self.host = ""
         self.tls: ssl.SSLContext | None = None
-        self.order: Callable[[list[Told]], list[Told]] = list
+        self.order: Callable[[list[WatchEvent]], list[WatchEvent]] = list
         self.settings = ClusterSettings(namespace="ci")
 
     # ---- the server
 
     @asynccontextmanager
     async def serving(self, **settings: Any) -> AsyncIterator[Client]:
-        """Serve, and hand out a client whose settings are these."""
-        application = web.Application(middlewares=[self.note])
+        """Serve requests. Yield a client with these cluster settings."""
+        application = web.Application(middlewares=[self.record])
         router = application.router
         router.add_get("/version", self.on_version)
         router.add_get("/api/v1/namespaces/{namespace}/events", self.on_events)
@@ -78,7 +80,7 @@ class FakeApi(Changing):
         router.add_get(f"{PODS}/{{name}}", self.on_get)
         router.add_delete(f"{PODS}/{{name}}", self.on_delete)
         router.add_get(f"{PODS}/{{name}}/log", self.on_log)
-        self.more(router)
+        self.add_routes(router)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.tls)
@@ -94,19 +96,19 @@ class FakeApi(Changing):
             await self.notify()
             await runner.cleanup()
 
-    def more(self, router: web.UrlDispatcher) -> None:
-        """Add what else is served."""
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Add the routes of a subclass."""
 
     def client(self, **settings: Any) -> Client:
-        """Return one more client."""
+        """Return one more client, with these cluster settings."""
         configuration = Configuration(host=self.host)
         configuration.connection_pool_maxsize = 0
         self.settings = ClusterSettings.model_validate({"namespace": "ci", **settings})
         return Client(ApiClient(configuration), self.settings, Metrics(), self.timings)
 
     @web.middleware
-    async def note(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
-        """Note a request, and give the scripted answer if there is one."""
+    async def record(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
+        """Record a request, then give the scripted answer or the real one."""
         query = dict(request.query)
         plain = request.path.endswith(("/pods", "/events", "/leases"))
         verb = {"POST": "create", "DELETE": "delete", "PATCH": "patch"}.get(request.method, "list" if plain else "get")
@@ -143,43 +145,45 @@ class FakeApi(Changing):
         applied: bool = False,
         **headers: str,
     ) -> None:
-        """Answer the next `times` requests of a verb on paths that hold `part` like this; `applied`: done first."""
+        """Script the answer to the next `times` requests of a verb on paths that contain `part`.
+
+        If `applied` is true, the request takes effect first.
+        """
         text = status_text(status, message) if body is None else body
         self.scripts.append(
             Scripted(verb, part, status, text, {k.replace("_", "-"): v for k, v in headers.items()}, times, applied)
         )
 
     async def cut(self) -> None:
-        """End every watch."""
         self.cuts += 1
         await self.notify()
 
     async def release(self) -> None:
-        """Let go of every request that hangs."""
+        """Answer every request that hangs."""
         self.releases += 1
         await self.notify()
 
     async def put(self, pod: Object, kind: str = "MODIFIED") -> Object:
-        """Store a pod in a new version and tell the watches."""
+        """Store a pod with a new resource version and send the event to the watches."""
         self.version += 1
         pod["metadata"]["resourceVersion"] = str(self.version)
         if kind == "DELETED":
             self.pods.pop(pod["metadata"]["name"], None)
         else:
             self.pods[pod["metadata"]["name"]] = pod
-        self.told.append((self.version, {"type": kind, "object": deepcopy(pod)}))
+        self.pod_events.append((self.version, {"type": kind, "object": deepcopy(pod)}))
         await self.notify()
         return pod
 
     async def status(self, name: str, **status: Any) -> None:
-        """Change the status of a pod."""
+        """Merge fields into the status of a pod and bind the pod to a node."""
         pod = deepcopy(self.pods[name])
         pod["spec"]["nodeName"] = "node-1"
         pod["status"] = pod.get("status", {}) | status
         await self.put(pod)
 
     async def remove(self, name: str, *, silently: bool = False) -> None:
-        """Take a pod away, for the watches to see or not."""
+        """Delete a pod. If `silently` is true, no watch receives the event."""
         pod = deepcopy(self.pods[name])
         if silently:
             del self.pods[name]
@@ -192,23 +196,20 @@ class FakeApi(Changing):
         requests = [f"{each.verb} {each.path} {each.query or ''}".rstrip() for each in self.requests[-20:]]
         return "\n".join([*pods, f"secrets: {list(self.secrets)}", f"watches: {self.watches}", *requests])
 
-    def asked(self, verb: str, part: str = "") -> list[Request]:
-        """Return the requests of a verb so far."""
+    def requests_for(self, verb: str, part: str = "") -> list[Request]:
+        """Return the received requests of a verb whose path contains `part`."""
         return [each for each in self.requests if each.verb == verb and part in each.path]
 
     # ---- the API
 
     async def on_version(self, request: web.Request) -> web.Response:
-        """Say the version."""
         return web.json_response({"major": "1", "minor": "37+", "gitVersion": "v1.37.2"})
 
     async def on_events(self, request: web.Request) -> web.Response:
-        """List events."""
         uid = request.query["fieldSelector"].removeprefix("involvedObject.uid=")
         return web.json_response({"items": [each for each in self.events if each["involvedObject"]["uid"] == uid]})
 
     async def on_secret(self, request: web.Request) -> web.Response:
-        """Create a Secret."""
         secret = await request.json()
         name = secret["metadata"]["name"]
         if name in self.secrets:
@@ -218,12 +219,10 @@ class FakeApi(Changing):
         return web.json_response(secret, status=201)
 
     async def on_delete_secret(self, request: web.Request) -> web.Response:
-        """Delete a Secret."""
         gone = self.secrets.pop(request.match_info["name"], None)
         return failed(404, "not found") if gone is None else web.json_response({})
 
     async def on_create(self, request: web.Request) -> web.Response:
-        """Create a pod."""
         pod = await request.json()
         name = pod["metadata"]["name"]
         if name in self.pods:
@@ -235,12 +234,11 @@ class FakeApi(Changing):
         return web.json_response(await self.put(pod, "ADDED"), status=201)
 
     async def on_get(self, request: web.Request) -> web.Response:
-        """Get a pod."""
         pod = self.pods.get(request.match_info["name"])
         return failed(404, "not found") if pod is None else web.json_response(pod)
 
     async def on_delete(self, request: web.Request) -> web.Response:
-        """Delete a pod, at once or by halves."""
+        """Delete a pod, or only mark it as deleted if `slow_removal` is true."""
         name = request.match_info["name"]
         body = json.loads(await request.read() or b"{}")
         pod = deepcopy(self.pods.get(name))
@@ -270,7 +268,7 @@ class FakeApi(Changing):
         return response
 
     async def follow(self, request: web.Request, response: web.StreamResponse, key: tuple[str, str]) -> None:
-        """Send the log of a container as it grows; headers come with its first byte."""
+        """Send the log of a container while it grows. As in a kubelet, the headers come with the first byte."""
         sent, over = 0, False
         while not over:
             over = not self.runs(*key)
@@ -283,7 +281,6 @@ class FakeApi(Changing):
                 await self.wait_for(lambda: len(self.logs[key]) > sent or not self.runs(*key))  # noqa: B023
 
     def runs(self, name: str, container: str) -> bool:
-        """Whether a container runs."""
         statuses = self.pods.get(name, {}).get("status", {}).get("containerStatuses", ())
         return not self.stopping and any(each["name"] == container and "running" in each["state"] for each in statuses)
 
@@ -295,13 +292,13 @@ class FakeApi(Changing):
             {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
         )
 
-    def news(self, cuts: int, since: int, told: list[Told]) -> bool:
-        """Whether a watch has something to do."""
-        return self.stopping or self.cuts != cuts or self.bookmarks or bool(told and told[-1][0] > since)
+    def must_act(self, cuts: int, since: int, events: list[WatchEvent]) -> bool:
+        """Return whether a watch must send an event, send a bookmark or end."""
+        return self.stopping or self.cuts != cuts or self.bookmarks or bool(events and events[-1][0] > since)
 
-    async def on_watch(self, request: web.Request, told: list[Told] | None = None) -> web.StreamResponse:
-        """Stream what happens after a version until the watch is cut."""
-        told = self.told if told is None else told
+    async def on_watch(self, request: web.Request, events: list[WatchEvent] | None = None) -> web.StreamResponse:
+        """Send the events after a resource version until the watch ends."""
+        events = self.pod_events if events is None else events
         since, cuts = int(request.query["resourceVersion"]), self.cuts
         response = web.StreamResponse()
         await response.prepare(request)
@@ -310,27 +307,27 @@ class FakeApi(Changing):
         seconds = float(request.query.get("timeoutSeconds", 0))
         with suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(seconds if seconds > 0 else None):
-                await self.tell_all(response, since, cuts, told)
+                await self.send_events(response, since, cuts, events)
         self.watches -= 1
         return response
 
-    async def tell_all(self, response: web.StreamResponse, since: int, cuts: int, told: list[Told]) -> None:
-        """Write the events of a watch as they come."""
+    async def send_events(self, response: web.StreamResponse, since: int, cuts: int, events: list[WatchEvent]) -> None:
+        """Send each new event of a watch until the watch is cut or the server stops."""
         while not self.stopping and self.cuts == cuts:
-            fresh = [each for each in told if each[0] > since]
+            fresh = [each for each in events if each[0] > since]
             for _, event in self.order(fresh):
-                await response.write(written(event))
+                await response.write(encode_event(event))
             since = max([since, *(version for version, _ in fresh)])
             if self.bookmarks:
                 bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
                 await response.write(json.dumps(bookmark).encode() + b"\n")
                 self.bookmarks = False
             seen = since
-            await self.wait_for(lambda: self.news(cuts, seen, told))  # noqa: B023 - awaited at once
+            await self.wait_for(lambda: self.must_act(cuts, seen, events))  # noqa: B023 - awaited at once
 
 
-def written(event: Object) -> bytes:
-    """Return an event as the API server writes it: compact, its fields in order."""
+def encode_event(event: Object) -> bytes:
+    """Return an event as an API server writes it: compact, with its fields in the usual order."""
     found, head = event["object"], ("name", "namespace", "uid", "resourceVersion")
     metadata = {key: found["metadata"][key] for key in head if key in found["metadata"]} | found["metadata"]
     kind = {"kind": found.get("kind", "Pod"), "apiVersion": found.get("apiVersion", "v1"), "metadata": metadata}
@@ -339,7 +336,7 @@ def written(event: Object) -> bytes:
 
 
 def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:
-    """Return a pod of this pool."""
+    """Return a pod with the labels of an agent of the pool `default`."""
     labels = {"app.kubernetes.io/managed-by": "sealci-agent", "sealci.dev/pool": "default", "sealci.dev/agent": agent}
     metadata = {
         "name": name,

@@ -1,8 +1,8 @@
-"""A cluster in memory: environments whose life is a script, with the supervisor's real markers in their logs.
+"""A cluster in memory: scripted environments whose logs have the real markers of the supervisor.
 
-Left to itself an environment pulls, runs all commands with code 0 and ends well. A `Script` says what differs; a test
-that wants to hold a stage sets `holds` and lets it go on by hand. The backend counts what was made and what was
-removed, so that a test can ask for the invariant: all that was made is gone, each exactly once.
+By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes that. A
+step in `holds` waits until the test continues it. The backend counts creations and removals, so that a test can check
+that every environment is removed exactly once. A FakeBackend lives as long as a test.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ NONCE = "0123456789abcdef"
 
 @dataclass
 class Script:
-    """What differs from a life in which all goes well.
+    """Changes to the default run of an environment.
 
     Args:
-        creates: what each `create` does instead of making the pod: an error to raise, None for nothing unusual.
-        setups: what is observed after each `create`; the last counts for all further ones.
-        codes: the exit code of each command, in order; the first that is not 0 is the last.
-        output: what each command writes.
-        end: what is observed in the end, instead of what follows from the codes.
-        holds: where the environment waits to be told: "create", "setup", "commands", "files", "remove".
+        creates: for each `create` the error to raise, or None.
+        setups: the observations after each `create`. The last entry counts for all later ones.
+        codes: the exit code of each command, in order. A code other than 0 must be the last.
+        output: the bytes that each command writes.
+        end: the last observation, in place of the one that follows from the codes.
+        holds: the steps that wait for the test: "create", "setup", "commands", "files", "remove".
         collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
         interactive: somebody sits at a terminal.
         deaf: the commands cannot be interrupted.
-        remove_error: what `remove` raises, which it must not.
+        remove_error: an error that `remove` raises, which a real one must not do.
     """
 
     creates: list[BaseException | None] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Script:
 
 
 class FakeBackend(Changing):
-    """Makes environments; `script` gives each action its script."""
+    """Creates environments. `script` returns the Script of an action."""
 
     def __init__(self) -> None:
         self.reachable = True
@@ -82,7 +82,6 @@ class FakeBackend(Changing):
         self.changed = asyncio.Condition()
 
     def environment(self, action: Action) -> FakeEnvironment:
-        """Return the environment of an attempt."""
         environment = FakeEnvironment(self, action, self.script(action))
         self.environments[action.key.action_id] = environment
         return environment
@@ -92,7 +91,7 @@ class FakeBackend(Changing):
         return "\n".join(f"{each.name}: {each.steps}" for each in self.environments.values()) or "no environment"
 
     async def at(self, action_id: str, step: str) -> FakeEnvironment:
-        """Wait until an environment has come to a step."""
+        """Wait until an environment has reached a step. Return it."""
         await self.until(
             f"{action_id} reaches the step {step}",
             lambda: action_id in self.environments and step in self.environments[action_id].steps,
@@ -101,7 +100,7 @@ class FakeBackend(Changing):
 
 
 class FakeEnvironment:
-    """One environment. `steps` says what has happened, in order."""
+    """One environment. `steps` lists what has happened, in order."""
 
     def __init__(self, backend: FakeBackend, action: Action, script: Script) -> None:
         self.backend = backend
@@ -121,35 +120,34 @@ class FakeEnvironment:
 
     @property
     def name(self) -> str:
-        """Where it is."""
         return f"memory/{self.action.key.action_id}"
 
     async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Note that the environment was adopted."""
+        """Record the adoption."""
         await self.note("take over")
 
     @property
     def running_for(self) -> float:
-        """Say that the commands have just begun, once they have."""
+        """Return a moment if the commands have begun, otherwise 0."""
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
     @property
     def recreatable(self) -> bool:
-        """It always can be made again."""
+        """The pod can always be re-created."""
         return True
 
     def release(self) -> None:
-        """Note that nobody drives it."""
+        """Record that no session drives the environment."""
         self.steps.append("release")
 
     def disown(self) -> None:
         """Note that the environment is another agent's now."""
         self.disowned = True
 
-    # ---- the hand of the test
+    # ---- methods for the test
 
     async def note(self, step: str) -> None:
-        """Note a step, and wait there if the script holds it."""
+        """Record a step. Wait if the script holds it."""
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
@@ -161,7 +159,7 @@ class FakeEnvironment:
         await self.backend.notify()
 
     async def show(self, *observations: Observation) -> None:
-        """Let the pod be seen like this."""
+        """Add observations of the pod."""
         self.seen += observations
         await self.backend.notify()
 
@@ -172,11 +170,11 @@ class FakeEnvironment:
         await self.backend.notify()
 
     async def mark(self, text: str) -> None:
-        """Append a marker of the supervisor."""
+        """Append a marker of the supervisor to the log."""
         await self.write(f"\x1esealci:{NONCE}:{text}\n".encode())
 
     async def run_commands(self) -> None:
-        """Write what the commands write, and end."""
+        """Write the log of all commands and end the container."""
         codes = self.script.codes or (0,) * len(self.action.commands)
         for number, code in enumerate(codes, 1):
             await self.mark(f"s:{number}")
@@ -194,10 +192,10 @@ class FakeEnvironment:
         files = self.action.artifacts.when.value != "never"
         await self.show(self.script.end or Exited(code, command, reason, message, files))
 
-    # ---- the verbs
+    # ---- the environment port
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Make the pod."""
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Create the pod."""
         self.creations += 1
         self.backend.alive.add(self.name)
         await self.note("create")
@@ -209,7 +207,7 @@ class FakeEnvironment:
         await self.show(*setup)
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield what is shown; a new look begins with the newest."""
+        """Yield the observations. A later call begins with the newest one."""
         await self.note("setup")
         position = max(0, len(self.seen) - 1) if self.playing else 0
         while True:
@@ -225,7 +223,7 @@ class FakeEnvironment:
         return MarkerReader(NONCE)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log; the commands begin when somebody reads it."""
+        """Yield the log. The first reader starts the commands."""
         self.playing = True
         await self.note("log")
         if not any(isinstance(seen, FINAL) for seen in self.seen):
@@ -241,7 +239,7 @@ class FakeEnvironment:
             position += 1
 
     def log_ended(self) -> None:
-        """Take note of the last marker."""
+        """Record the end of the log."""
         self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
@@ -255,7 +253,7 @@ class FakeEnvironment:
         return True
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy one file out."""
+        """Yield one file, then the result of the script."""
         await self.note("files")
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
@@ -268,7 +266,7 @@ class FakeEnvironment:
 
     @property
     def interactive(self) -> bool:
-        """Say whether the script has somebody sit at a terminal."""
+        """Return whether the script has a person at a terminal."""
         return self.script.interactive
 
     async def upload_workspace(self) -> None:
@@ -276,9 +274,9 @@ class FakeEnvironment:
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
-        """Note that somebody looks."""
+        """Record that a person looks at the environment."""
         await self.note("hold_for_debugging")
-        return "the pod says so" if outcome.result is Result.FAILED else ""
+        return "the pod shows the cause" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
         """Remove the pod, unless it is another agent's."""
@@ -294,5 +292,5 @@ class FakeEnvironment:
 
 
 def collected(refused: str = "", left_out: int = 0) -> Collected:
-    """Return the end of a collection of one file."""
+    """Return the result of a collection of one file."""
     return Collected(ArtifactSummary(files=1, bytes=8, left_out_files=left_out), refused)

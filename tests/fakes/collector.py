@@ -1,4 +1,7 @@
-"""A collector of traces: takes real OTLP over HTTP on loopback, and keeps the spans."""
+"""A collector of traces for tests: receives real OTLP over HTTP on loopback and stores the spans.
+
+A Collector lives as long as the block of `collecting`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """What was received. `url` is what an exporter is given."""
+    """The received spans. `url` is the endpoint for an exporter."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -28,7 +31,7 @@ class Collector:
         self.paths: set[str] = set()
 
     def take(self, path: str, body: bytes) -> None:
-        """Keep one export."""
+        """Store the spans of one export."""
         self.paths.add(path)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resources.append(attributes(resource.resource))
@@ -36,24 +39,22 @@ class Collector:
                 self.spans.extend(scope.spans)
 
     def named(self, name: str) -> Span:
-        """Return the one span of a name."""
         (span,) = [each for each in self.spans if each.name == name]
         return span
 
     def children(self, parent: Span) -> list[Span]:
-        """Return the spans of a parent by their start."""
+        """Return the child spans of a span in the order of their start."""
         found = [each for each in self.spans if each.parent_span_id == parent.span_id]
         return sorted(found, key=lambda each: each.start_time_unix_nano)
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """Return the attributes of a span or resource."""
     return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in thing.attributes}
 
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """Serve a collector in a thread of its own: the exporter's thread blocks on it."""
+    """Serve a collector in a thread, because the exporter blocks its own thread on each request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -66,7 +67,7 @@ def collecting() -> Iterator[Collector]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
+            """Log no request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(server.server_address[1])

@@ -1,8 +1,8 @@
-"""What an API can do to a request, by name: the vocabulary of the API's fault tests.
+"""Faults of an API server by name, for FakeApi: wrong answers, outages, and watches with missing or doubled events.
 
-A fault lives for the requests that it is put before (`put`); the rest of the API goes on as it is. Answers are told
-in the words of a real API server, because the agent has to tell some of them apart by these. What is random follows
-from nothing but the order of requests; an outage is real: every connection is aborted and the door is shut.
+`put` injects a fault into the next requests of a verb. All other requests succeed. The answers use the texts of a real
+API server, because the agent distinguishes some failures by text. An outage aborts every connection and closes the
+port. Nothing is random. Faults lives as long as a test.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.fakes.answers import Handler, Play
-    from tests.fakes.api import FakeApi, Told
+    from tests.fakes.api import FakeApi, WatchEvent
 
+# Seconds between two bytes of a slow answer, and between two looks at a condition.
 PACE = 0.02
 EXPIRED = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}\n'
 CONFLICT = "Operation cannot be fulfilled on it: the object has been modified; please apply your changes to the"
 WEBHOOK = 'admission webhook "rules.example.org" denied the request: the image has no owner'
-# Status, message, headers.
+# Status, message and headers of the answer, by the name of the fault.
 ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
     "401": (401, "Unauthorized", {}),
     "403 right": (403, 'is forbidden: User "agent" cannot do this in the namespace "ci"', {}),
@@ -44,9 +45,10 @@ ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
 
 
 class Faults:
-    """Puts faults before the answers of one API.
+    """Injects faults into the answers of one FakeApi.
 
-    `felt` says whether an outage has been noticed and may end, `other` is a certificate that nobody trusts.
+    `felt` returns whether the agent has noticed an outage, so that the outage may end. `other` is a certificate that
+    the agent does not trust.
     """
 
     def __init__(self, api: FakeApi, felt: Callable[[], bool]) -> None:
@@ -54,10 +56,10 @@ class Faults:
         self.felt = felt
         self.other: ssl.SSLContext | None = None
         self.hits = 0
-        self.doors: set[asyncio.Task[None]] = set()
+        self.outages: set[asyncio.Task[None]] = set()
 
     def put(self, name: str, verb: str, part: str, times: int) -> None:
-        """Put a named fault before the next `times` requests of a verb on paths that hold `part`."""
+        """Inject a named fault into the next `times` requests of a verb on paths that contain `part`."""
         if order := ORDERS.get(name):
             self.api.order = order
             return
@@ -77,11 +79,11 @@ class Faults:
         self.api.scripts.append(Scripted(verb, part, HANG, "", {}, times, play=self.counted(play)))
 
     def lift(self) -> None:
-        """Take all faults away."""
+        """Remove all faults."""
         self.api.scripts.clear()
 
     def counted(self, play: Play) -> Play:
-        """Count how often a fault was met."""
+        """Wrap a fault so that `hits` counts the requests that met it."""
 
         def counting(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
             self.hits += 1
@@ -90,7 +92,7 @@ class Faults:
         return counting
 
     def answer(self, make: Callable[..., web.Response], **answer: object) -> Play:
-        """Return what answers so."""
+        """Return a fault that answers with a fixed response."""
 
         async def play(request: web.Request, handler: Handler) -> web.StreamResponse:
             return make(**answer)
@@ -100,31 +102,31 @@ class Faults:
     # ---- the connection
 
     async def refused(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let nobody in for a while, beginning with this request."""
+        """Refuse all connections until the agent has noticed, beginning with this request."""
         return await self.outage(None)
 
     async def untrusted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Stand behind a certificate that nobody trusts for a while."""
+        """Serve with a certificate that the agent does not trust, until the agent has noticed."""
         return await self.outage(self.other)
 
     async def outage(self, certificate: ssl.SSLContext | None) -> web.StreamResponse:
-        """Break every connection; come back at the same address."""
+        """Abort every connection and listen on the same address later, meanwhile with `certificate` if there is one."""
         api = self.api
         port = api.runner.addresses[0][1]
         await shut(api.site)
         if certificate is not None:
             api.site = web.TCPSite(api.runner, "127.0.0.1", port, ssl_context=certificate)
             await api.site.start()
-        back = asyncio.create_task(self.come_back(port, certificate is not None), name="the door")
-        self.doors.add(back)
+        back = asyncio.create_task(self.come_back(port, certificate is not None), name="end of the outage")
+        self.outages.add(back)
         for connection in api.runner.server.connections if api.runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
         return web.Response(status=500)
 
     async def come_back(self, port: int, stands: bool) -> None:
-        """Open the door again."""
-        while not self.felt() and not self.api.stopping:  # noqa: ASYNC110 - a counter wakes nobody
+        """Listen again on the port when the agent has noticed the outage."""
+        while not self.felt() and not self.api.stopping:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(PACE)
         if stands:
             await shut(self.api.site)
@@ -132,25 +134,25 @@ class Faults:
         await self.api.site.start()
 
     async def close(self) -> None:
-        """Wait for the doors."""
-        await asyncio.gather(*self.doors)
+        """Wait until every outage has ended."""
+        await asyncio.gather(*self.outages)
 
     # ---- the answer
 
     async def applied(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Do what is asked, and never answer."""
+        """Apply the request and send no answer."""
         if request.query.get("watch") != "true" and not request.path.endswith(("/exec", "/log")):
             await handler(request)
         await self.gone(request)
         return web.Response()
 
     async def gone(self, request: web.Request) -> None:
-        """Wait until who asked has left, or the test is over."""
-        while request.transport is not None and not request.transport.is_closing() and not self.api.stopping:  # noqa: ASYNC110 - a transport wakes nobody
+        """Wait until the client has closed the connection or the test ends."""
+        while request.transport is not None and not request.transport.is_closing() and not self.api.stopping:  # noqa: ASYNC110 - a closing transport has no event
             await asyncio.sleep(PACE)
 
     async def body(self, request: web.Request, handler: Handler) -> bytes:
-        """Return what would have been answered."""
+        """Return the body of the real answer."""
         if request.query.get("watch") == "true":
             return json.dumps({"type": "MODIFIED", "object": {"kind": "Pod"}}).encode()
         if request.path.endswith("/log"):
@@ -161,7 +163,7 @@ class Faults:
         return answer.body
 
     async def half(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Do what is asked, and break off in the middle of the answer."""
+        """Apply the request and break off in the middle of the answer."""
         if request.path.endswith("/exec"):
             request["fault"] = "half"
             return await handler(request)
@@ -175,7 +177,7 @@ class Faults:
         return response
 
     async def slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Do what is asked, and answer byte by byte, for longer than anybody should wait."""
+        """Apply the request and answer byte by byte, for longer than the agent may wait."""
         if request.path.endswith("/exec"):
             request["fault"] = "slow"
             return await handler(request)
@@ -194,7 +196,7 @@ class Faults:
         return response
 
     async def silent(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Begin to answer, and say nothing."""
+        """Send the headers of an answer and no body."""
         response = web.StreamResponse()
         with suppress(ConnectionError):
             await response.prepare(request)
@@ -203,11 +205,11 @@ class Faults:
 
 
 async def shut(site: web.BaseSite) -> None:
-    """Stop to listen. What is just being accepted comes in first.
+    """Stop to listen, after the connections that the loop is accepting now.
 
-    asyncio forgets a connection whose acceptance is under way when its server is closed: it stays open, and silent.
+    If a server is closed while asyncio accepts a connection, asyncio forgets that connection: it stays open and silent.
     """
-    server = site._server
+    server = site._server  # noqa: SLF001 - aiohttp has no public way
     assert isinstance(server, asyncio.Server)
     for listening in server.sockets:
         asyncio.get_running_loop().remove_reader(listening.fileno())
@@ -219,22 +221,22 @@ async def shut(site: web.BaseSite) -> None:
 # ---- the order of events in a watch
 
 
-def doubled(events: list[Told]) -> list[Told]:
-    """Tell each twice."""
+def doubled(events: list[WatchEvent]) -> list[WatchEvent]:
+    """Send each event twice."""
     return [each for event in events for each in (event, event)]
 
 
-def backwards(events: list[Told]) -> list[Told]:
-    """Tell the newest first, and the one before the end again at the end."""
+def backwards(events: list[WatchEvent]) -> list[WatchEvent]:
+    """Send the newest event first, and the first of the old order once more at the end."""
     return [*reversed(events), *events[:1]]
 
 
-def with_gaps(events: list[Told]) -> list[Told]:
-    """Never tell what matters: that commands have ended, that a pod is gone."""
+def with_gaps(events: list[WatchEvent]) -> list[WatchEvent]:
+    """Leave out the events that matter: the end of the commands and the deletion of the pod."""
     return [each for each in events if each[1]["type"] != "DELETED" and "exitCode" not in json.dumps(each[1])]
 
 
-ORDERS: dict[str, Callable[[list[Told]], list[Told]]] = {
+ORDERS: dict[str, Callable[[list[WatchEvent]], list[WatchEvent]]] = {
     "doubled": doubled,
     "reordered": backwards,
     "missing": with_gaps,

@@ -1,8 +1,8 @@
-"""A container's log as the kubelet serves it, with its oddities; the oracle of every test of the log path.
+"""The log of a container as a kubelet serves it. Tests of the log path use it for the expected result.
 
-Modelled on kubelet's `ReadLogs` and containerd's CRI log files: a line of the file is a piece of at most 16 KiB with a
-timestamp of its own; pieces are joined again, and only the first gets the prefix; `since` is compared per piece and
-whole second; a file that was rotated away is not served to a new reader.
+The model is the kubelet's `ReadLogs` over containerd's CRI log files. A line of a file is a piece of at most 16 KiB
+with its own timestamp. The kubelet joins the pieces of a line, and only the first piece gets the prefix. The kubelet
+compares `since` per piece and in whole seconds. A new reader gets nothing of a file that was rotated away.
 """
 
 from __future__ import annotations
@@ -17,30 +17,36 @@ EPOCH = 1_795_000_000 * SECOND
 
 @dataclass
 class KubeletLog:
-    """`zone` is the node's, in minutes; `piece` how long a piece of a line may be."""
+    """The log of one container.
+
+    `zone` is the node's offset to UTC in minutes, `piece` the most bytes of a piece of a line.
+    """
 
     zone: int = 0
     piece: int = PIECE
     records: list[tuple[int, bytes]] = field(default_factory=list)
     current: int = 0
-    """Index of the first record that was not rotated away."""
+    """Index of the first record of the current file."""
 
     def write(self, payload: bytes, at: int) -> None:
-        """Write payload, in pieces, all at one time (ns). A rest without newline is a piece of its own."""
+        """Append payload in pieces, all with one timestamp in nanoseconds.
+
+        A rest without newline is a piece of its own.
+        """
         for line in split_lines(payload):
             for start in range(0, len(line), self.piece):
                 self.records.append((at, line[start : start + self.piece]))
 
     def rotate(self) -> None:
-        """Begin a new file; the old one is no longer served."""
+        """Begin a new file. `body` returns nothing of the old one."""
         self.current = len(self.records)
 
     def payload(self) -> bytes:
-        """All that was written."""
+        """Return all payload that was written."""
         return b"".join(piece for _, piece in self.records)
 
     def body(self, since: str = "") -> bytes:
-        """What a new reader is served, from the whole second of `since` on."""
+        """Return the response to a new reader, from the whole second of `since` on."""
         floor = 0
         if since:
             floor = int(datetime.fromisoformat(since).timestamp()) * SECOND
@@ -48,7 +54,7 @@ class KubeletLog:
 
 
 def render(records: list[tuple[int, bytes]], floor: int, zone: int) -> bytes:
-    """Join pieces to lines with prefixes, as `logWriter.write` does."""
+    """Join pieces to lines with prefixes, as `logWriter.write` of the kubelet does."""
     parts: list[bytes] = []
     line_start = True
     for at, piece in records:
@@ -67,6 +73,6 @@ def stamp(at: int, zone: int = 0) -> bytes:
 
 
 def split_lines(payload: bytes) -> list[bytes]:
-    """Split after newlines only."""
+    """Split after newlines only, unlike `splitlines`."""
     lines = payload.split(b"\n")
     return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])

@@ -1,4 +1,7 @@
-"""The API for tests as several agents share it: Leases, and claims by an optimistic lock."""
+"""FakeApi for several agents: adds Leases, and claims of pods by an optimistic lock.
+
+A SharedApi lives as long as a test.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,15 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 @dataclass(eq=False)
 class SharedApi(FakeApi):
-    """The server, with Leases by name."""
+    """The server. `leases` holds the Leases by name."""
 
     leases: dict[str, Object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.leases_told: list[tuple[int, Object]] = []
+        self.lease_events: list[tuple[int, Object]] = []
 
-    def more(self, router: web.UrlDispatcher) -> None:
-        """Add Leases and patches."""
+    def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_patch(f"{PODS}/{{name}}", self.on_patch_pod)
         router.add_get(LEASES, self.on_list_leases)
         router.add_post(LEASES, self.on_create_lease)
@@ -37,7 +39,7 @@ class SharedApi(FakeApi):
         router.add_delete(f"{LEASES}/{{name}}", self.on_delete_lease)
 
     async def on_patch_pod(self, request: web.Request) -> web.Response:
-        """Merge into a pod, if it is still of the version that the patch names."""
+        """Merge a patch into a pod. Answer 409 if the patch names another resource version."""
         pod, body = self.pods.get(request.match_info["name"]), await request.json()
         if pod is None:
             return failed(404, "not found")
@@ -46,15 +48,13 @@ class SharedApi(FakeApi):
         return web.json_response(await self.put(merged(pod, body)))
 
     async def on_list_leases(self, request: web.Request) -> web.StreamResponse:
-        """List Leases, or watch them."""
         if request.query.get("watch") == "true":
-            return await self.on_watch(request, self.leases_told)
+            return await self.on_watch(request, self.lease_events)
         return web.json_response(
             {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.leases.values())}
         )
 
     async def on_create_lease(self, request: web.Request) -> web.Response:
-        """Create a Lease."""
         lease = await request.json()
         if lease["metadata"]["name"] in self.leases:
             return failed(409, "already exists")
@@ -62,14 +62,12 @@ class SharedApi(FakeApi):
         return web.json_response(await self.put_lease(lease, "ADDED"), status=201)
 
     async def on_patch_lease(self, request: web.Request) -> web.Response:
-        """Renew a Lease."""
         lease = self.leases.get(request.match_info["name"])
         if lease is None:
             return failed(404, "not found")
         return web.json_response(await self.put_lease(merged(lease, await request.json())))
 
     async def on_delete_lease(self, request: web.Request) -> web.Response:
-        """Give a Lease back."""
         lease = self.leases.get(request.match_info["name"])
         if lease is None:
             return failed(404, "not found")
@@ -79,20 +77,20 @@ class SharedApi(FakeApi):
         return web.json_response(await self.put_lease(deepcopy(lease), "DELETED"))
 
     async def put_lease(self, lease: Object, kind: str = "MODIFIED") -> Object:
-        """Store a Lease in a new version and tell the watches."""
+        """Store a Lease with a new resource version and send the event to the watches."""
         self.version += 1
         name = lease["metadata"]["name"]
         lease["metadata"]["resourceVersion"] = str(self.version)
         self.leases[name] = lease
         if kind == "DELETED":
             del self.leases[name]
-        self.leases_told.append((self.version, {"type": kind, "object": deepcopy(lease)}))
+        self.lease_events.append((self.version, {"type": kind, "object": deepcopy(lease)}))
         await self.notify()
         return lease
 
 
 def stale(found: Object, patch: Object) -> bool:
-    """Whether a patch names another version than the one that is there."""
+    """Return whether a patch names another resource version than the object has."""
     version = found["metadata"]["resourceVersion"]
     return bool(patch.get("metadata", {}).get("resourceVersion", version) != version)
 

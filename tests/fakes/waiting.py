@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Seconds until a wait fails. A loaded machine needs several; the tests' own timeouts are longer.
+# Seconds until a wait fails. A loaded machine needs several seconds. The timeouts of the tests are longer.
 DEADLINE = 15.0
 # Seconds for a wait that spans faults of the cluster, of a stream or of a real agent process.
 LONG = 55.0
@@ -42,7 +42,7 @@ class Changing:
             raise AssertionError(failure(what, seconds, self.describe())) from None
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait without a deadline. Only a fake's own server code uses this; `until` is for tests."""
+        """Wait without a deadline. Only the server code of a fake may call this. Tests call `until`."""
         async with self.changed:
             await self.changed.wait_for(condition)
 

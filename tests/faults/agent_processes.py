@@ -1,7 +1,7 @@
-"""Agents as processes of their own, started within milliseconds: one process imports everything once, and forks.
+"""Starts agents as processes within milliseconds: a helper process imports the agent once and forks for each start.
 
-A processes lives as long as a test. Each child runs the command line `sealci-agent` as everywhere else; it is ended by
-its own pid, with -9 or politely.
+AgentProcesses lives as long as a test. Each child runs the command line `sealci-agent`. A test ends a child by a signal
+to its process id.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from agent.domain.json import Object
 if TYPE_CHECKING:
     from pathlib import Path
 
-# An agent that leaves waits for its pods to go. After the API server has restarted again and again, a kubelet was seen
-# to hear of a deletion 43 s late: its own pause between two tries to connect.
+# Seconds until an agent must have ended after a signal. An agent that stops waits until its pods are gone. After
+# several restarts of the API server a kubelet learned of a deletion 43 s late, after a pause of its own.
 LEAVING = 90.0
 
 
 class Child:
-    """One process. `code` is its exit code, negative for a signal."""
+    """One agent process. `code` is its exit code, negative for a signal, None while it runs."""
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
@@ -35,11 +35,11 @@ class Child:
 
     @property
     def log(self) -> str:
-        """Its own log."""
+        """Return what the process has logged."""
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     async def end(self, number: signal.Signals) -> int:
-        """Send a signal and wait for the end."""
+        """Send a signal, wait for the end and return the exit code."""
         if self.code is None:
             os.kill(self.pid, number)
         async with asyncio.timeout(LEAVING):
@@ -49,7 +49,7 @@ class Child:
 
 
 class AgentProcesses:
-    """The process that forks, as seen by the test."""
+    """The helper process and the agents that it has started."""
 
     def __init__(self) -> None:
         self.children: dict[int, Child] = {}
@@ -74,21 +74,21 @@ class AgentProcesses:
         await self.reader
 
     async def read(self) -> None:
-        """Take what is told of children."""
+        """Read the reports of the helper: a child was started, or has ended with a code."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            told = json.loads(line)
-            if "code" in told:
-                child = self.children[told["pid"]]
-                child.code = told["code"]
+            report = json.loads(line)
+            if "code" in report:
+                child = self.children[report["pid"]]
+                child.code = report["code"]
                 child.ended.set()
             else:
                 assert self.log_file is not None
-                child = self.children[told["pid"]] = Child(told["pid"], self.log_file)
+                child = self.children[report["pid"]] = Child(report["pid"], self.log_file)
                 self.started.put_nowait(child)
 
     async def start(self, log: Path, *arguments: str) -> Child:
-        """Start `sealci-agent` with these arguments."""
+        """Start `sealci-agent` with these arguments. Its output goes to the file `log`."""
         assert self.process.stdin is not None
         async with asyncio.timeout(30), self.starting:
             self.log_file = log
@@ -97,7 +97,7 @@ class AgentProcesses:
 
 
 def main() -> None:
-    """Fork for each line, and tell of the ends of children, until the input ends."""
+    """Fork for each line of input and report the end of each child, until the input ends."""
     for module in ("agent.app.serve", "agent.cli.main", "agent.local_scheduler.server"):
         importlib.import_module(module)
 
@@ -123,22 +123,22 @@ def main() -> None:
 
 
 def become(order: Object) -> None:
-    """Run the command line in a forked process."""
+    """Run the command line in the forked process, then exit."""
     from agent.cli.main import main as command_line
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
-    for here, there in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(here, there)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
     sys.argv = ["sealci-agent", *order["arguments"]]
     code: Any = 1
     try:
         command_line()
         code = 0
-    except SystemExit as left:
-        code = left.code or 0
+    except SystemExit as error:
+        code = error.code or 0
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

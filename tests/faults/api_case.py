@@ -1,8 +1,8 @@
-"""One cell of the API's matrix: one verb, one fault, one action, the whole agent in this process.
+"""One case of the matrix of API faults: one request, one fault, one action, with the whole agent in this process.
 
-A cell lives for one action. The agent is `app.serve.serve`, with all its parts, between a scripted API with a node
-behind it and a scheduler that notes every breach of the contract; what it logs is kept. The oracle looks at what others
-saw: the scheduler, the API, the metrics.
+An ApiCase lives for one action. The agent is `agent.app.serve.serve` with all its parts. It runs between a scripted API
+with a node and a scheduler that records every breach of the protocol. The checks use what the scheduler and the API
+received, the metrics, and the agent's log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ FORMER = "pod-a.0"
 
 @dataclass(frozen=True)
 class Verb:
-    """One request of the agent: as the API is asked for it, as the metrics name it, and what brings it about."""
+    """One request of the agent: its verb and path, its resource in the metrics, and the scene in which the agent sends
+    it.
+    """
 
     verb: str
     part: str
@@ -58,8 +60,8 @@ class Verb:
     scene: str = ""
 
     @property
-    def counted(self) -> str:
-        """The verb in the metrics."""
+    def metrics_verb(self) -> str:
+        """Return the verb in the metrics."""
         return "create" if self.resource == "pods/exec" else self.verb
 
 
@@ -86,24 +88,24 @@ VERBS = {
 
 
 class Node(Cluster):
-    """A node that may be unable to pull."""
+    """A node that cannot pull images if `pulls` is false."""
 
     pulls = True
 
-    async def live(self, name: str) -> None:
-        """Live a pod through, or let its image be wrong."""
+    async def run_pod(self, name: str) -> None:
+        """Run a pod to its end, or report that the name of its image is invalid."""
         if self.pulls:
-            await super().live(name)
+            await super().run_pod(name)
             return
         wrong = waiting("action")
         wrong["state"]["waiting"] = {"reason": "InvalidImageName", "message": "alpine::x"}
         uid = self.pods[name]["metadata"]["uid"]
         self.events.append({"involvedObject": {"uid": uid}, "type": "Warning", "reason": "InspectFailed"})
-        await self.tell(name, containerStatuses=[wrong])
+        await self.change_status(name, containerStatuses=[wrong])
 
 
 class ApiCase(World):
-    """The agent, its scheduler, its API."""
+    """The agent, its scheduler and its API."""
 
     api: Node
     deadline = 50.0
@@ -117,8 +119,8 @@ class ApiCase(World):
         self.api = Node(Points(), folder, SCRIPT, FILES)
         self.api.pulls = self.verb.scene != "a bad image"
         self.faults = Faults(self.api, self.felt)
-        self.said: list[Any] = []
-        self.stray: list[Object] = []
+        self.log_lines: list[Any] = []
+        self.loop_errors: list[Object] = []
         rules = ArtifactRules() if self.verb.scene == "files" else ArtifactRules(when=When.NEVER)
         self.action = Action(Key("build"), "alpine", ("make",), secrets={"TOKEN": SECRET}, artifacts=rules)
         self.more: dict[str, Object] = {
@@ -130,12 +132,12 @@ class ApiCase(World):
         }
 
     def trust(self, own: ssl.SSLContext, other: ssl.SSLContext, authority: Path) -> None:
-        """Speak TLS."""
+        """Serve the API over TLS, for an agent that trusts `authority`."""
         self.api.tls, self.faults.other = own, other
         self.authority = authority
 
     def settings(self, **more: Any) -> Settings:
-        """Return settings for this case: its Leases are quicker than an installer may ask for."""
+        """Return the agent's settings. The Lease intervals are shorter than the settings allow."""
         settings = super().settings(**more)
         if self.api.tls:
             config = json.loads((self.folder / "config").read_text())
@@ -146,9 +148,9 @@ class ApiCase(World):
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[App]:
-        """Run the agent; what it says and what goes astray is kept."""
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.stray.append(context))
-        with capture_logs() as self.said:
+        """Run the agent. Store its log lines and the errors that reach the event loop."""
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.loop_errors.append(context))
+        with capture_logs() as self.log_lines:
             async with self.agent(**self.more) as app:
                 try:
                     yield app
@@ -159,7 +161,7 @@ class ApiCase(World):
     # ---- the action
 
     async def begin_action(self, app: App) -> None:
-        """Bring about that the action runs on this agent, in the scene of the verb."""
+        """Start the action on this agent, in the scene of the request."""
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
@@ -175,7 +177,9 @@ class ApiCase(World):
         await self.hand_over()
 
     async def hand_over(self) -> None:
-        """Give the agent the action; while the cluster is away it rejects it, and as any scheduler one tries again."""
+        """Send the action to the agent, again after each rejection: the agent rejects actions while the API is
+        unreachable.
+        """
         rejected = True
         while rejected:
             self.scheduler.stored.pop(self.action.key.attempt_key, None)
@@ -185,7 +189,7 @@ class ApiCase(World):
             rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
-        """Return the outcome, once nothing remains."""
+        """Wait until the pod and the Secret are gone and return the outcome."""
         outcome = await self.outcome()
         await self.api.until(
             "every pod and Secret is deleted", lambda: not self.api.pods and not self.api.secrets, LONG
@@ -196,7 +200,7 @@ class ApiCase(World):
     # ---- what is held against it
 
     def check(self, app: App, outcome: wire.Outcome) -> None:
-        """Hold what others saw against the rules that are the same for every case."""
+        """Check the rules that hold for every case."""
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
@@ -204,15 +208,15 @@ class ApiCase(World):
         if outcome.result == wire.SUCCEEDED:
             assert self.log == b"".join(LINES), "success without the whole log"
             assert outcome.exit_code == 0
-        text = json.dumps(self.said, default=repr)
+        text = json.dumps(self.log_lines, default=repr)
         assert SECRET not in text
         assert "exc_info" not in text
         assert "Traceback" not in text
-        assert [each for each in self.stray if "SSL" not in str(each)] == []
+        assert [each for each in self.loop_errors if "SSL" not in str(each)] == []
 
     @property
     def log(self) -> bytes:
-        """The log of the commands that is stored."""
+        """Return the stored log of the commands."""
         return b"".join(
             event.log.data
             for event in self.events()
@@ -221,33 +225,33 @@ class ApiCase(World):
 
     @property
     def words(self) -> str:
-        """All that the developer is told: outcome, set-up log, what is waited for."""
+        """Return all text that the developer sees: stage details, log, message of the outcome."""
         words = [event.stage.detail for event in self.events() if event.HasField("stage")]
         words += [event.log.data.decode() for event in self.events() if event.HasField("log")]
         words += [event.finished.message for event in self.events() if event.HasField("finished")]
         return "\n".join(words)
 
     def tries(self) -> list[float]:
-        """When the verb was asked for."""
+        """Return the loop's times at which the request was received."""
         return [
             each.at
-            for each in self.api.asked(self.verb.verb)
+            for each in self.api.requests_for(self.verb.verb)
             if each.path.endswith(self.verb.part) or (self.verb.part.endswith("/") and self.verb.part in each.path)
         ]
 
     def felt(self) -> bool:
-        """Whether some request of the agent got no answer."""
+        """Return whether some request of the agent got no answer."""
         app = getattr(self, "app", None)
         text = app.metrics.text().decode() if app else ""
         return any('code="error"' in line and not line.endswith(" 0.0") for line in text.splitlines())
 
     async def until_counted(self, app: App, code: str) -> None:
-        """Wait until each try that met the fault is in the metrics: the last answer may still be on its way."""
+        """Wait until the metrics count each request that met the fault. The last answer may still be on its way."""
         async with asyncio.timeout(10):
-            while self.counted(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric tells nobody of a change
+            while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
                 await asyncio.sleep(0.01)
 
-    def counted(self, app: App, code: str) -> float:
-        """How often the metrics say that the verb ended in a class of codes."""
-        labels = {"verb": self.verb.counted, "resource": self.verb.resource, "code": code}
+    def count_of(self, app: App, code: str) -> float:
+        """Return how often the request ended in a class of codes, by the metrics."""
+        labels = {"verb": self.verb.metrics_verb, "resource": self.verb.resource, "code": code}
         return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

@@ -1,8 +1,8 @@
-"""One cell of the crash matrix: a pipeline of one action, an agent that is killed at one step, and who comes after it.
+"""One case of the crash matrix: an agent is killed at one step of an action, and another agent follows.
 
-A cell lives for one run. The scheduler is the real one for one machine, in this process, so that what it stores can be
-held; the agents are real processes; the cluster is scripted. What counts is checked from outside of the agent: the
-outcome, the log byte by byte, the files by their sums, and that nothing remains.
+A CrashCase lives for one action. The local scheduler runs in this process, so that a test can delay its steps. The
+agents are real processes and the cluster is scripted. The checks read the stored outcome, log and files, and the pods
+and Secrets that are left. They use no report of an agent.
 """
 
 from __future__ import annotations
@@ -51,33 +51,37 @@ actions:
 LINES = [f"line {number} of the log\n".encode() for number in range(1, 41)]
 SCRIPT: list[bytes | str] = ["s:1", *LINES[:25], "f:1:0", "s:2", *LINES[25:], "f:2:0", "l:0:0"]
 FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
+# Steps at which no pod exists, so that no agent can adopt.
 BEFORE_ANY_POD = ("received", "accepted")
 
 
 class CrashCase:
-    """`step` is where the first agent is killed, `column` who comes then: "same", "other" or "nobody" for a while."""
+    """One run. The first agent is killed at `step`.
+
+    `column` names the next agent: the "same" replica after a restart, an"other" replica, or one that starts "later".
+    """
 
     def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str) -> None:
         self.folder = folder
         self.processes = processes
         self.step = step
         self.column = column
-        # Before an agent has accepted it stands at its first request: no pod is to come of it.
+        # An agent that dies before it accepts is held at its first request, so that it creates no pod.
         self.points = Points("accepted" if step == "received" else step)
         self.cluster = Cluster(self.points, folder, SCRIPT, FILES)
         self.accepts = step != "received"
         self.given_up = asyncio.Event()
-        self.noted = asyncio.Event()
+        self.health_noticed = asyncio.Event()
         self.agents: list[Child] = []
 
     async def run(self) -> int:
-        """Run the cell; returns the attempt in which the action succeeded."""
-        # Who was killed before its pod was there is waited for; nobody can take over from it.
-        short = self.step in BEFORE_ANY_POD or self.column == "nobody"
+        """Run the case. Return the attempt in which the action succeeded."""
+        # A short grace where no agent can adopt: there is no pod, or no agent runs for a while.
+        short = self.step in BEFORE_ANY_POD or self.column == "later"
         options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
         async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
             try:
-                await self.live(scheduler)
+                await self.kill_and_replace(scheduler)
                 return await self.check(scheduler)
             finally:
                 self.points.open.set()
@@ -85,8 +89,8 @@ class CrashCase:
                     await agent.end(signal.SIGKILL)
                 await self.cluster.close()
 
-    async def live(self, scheduler: Scheduler) -> None:
-        """Kill the agent at the step, let the next one come, and wait for the end."""
+    async def kill_and_replace(self, scheduler: Scheduler) -> None:
+        """Kill the agent at the step, then start the next one."""
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
         await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
@@ -98,37 +102,37 @@ class CrashCase:
         self.points.open.set()
         if self.column == "same":
             await self.agent(scheduler, "replica-a")
-        elif self.column == "nobody":
+        elif self.column == "later":
             if scheduler.registry.get(RUN).records["a"].state.status is not ActionStatus.ENDED:
                 await self.given_up.wait()
             await self.cluster.expire()
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Hear of health and of what is given up, and hold what only the scheduler can see."""
+        """Wrap methods of the scheduler, to notice health reports and lost attempts and to hold its own steps."""
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
-        async def held(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
-            if not await self.holds(stream, event):
+        async def delayed_receive(stream: AgentStream, key: Key, seq: int, event: Event | None) -> None:
+            if not await self.hold(stream, event):
                 await receive(stream, key, seq, event)
             if self.step == "outcome not acknowledged" and isinstance(event, Finished):
                 await self.points.at(self.step)
 
-        def noted_health(stream: AgentStream, told: Health) -> None:
-            health(stream, told)
-            self.noted.set()
+        def noticed_health(stream: AgentStream, report: Health) -> None:
+            health(stream, report)
+            self.health_noticed.set()
 
-        def noted_give_up(record: ActionRecord) -> None:
+        def noticed_give_up(record: ActionRecord) -> None:
             give_up(record)
             self.given_up.set()
 
-        dispatcher.receive = held  # type: ignore[method-assign]
-        dispatcher.update_health = noted_health  # type: ignore[method-assign,assignment]
-        dispatcher.on_grace_expired = noted_give_up  # type: ignore[method-assign]
+        dispatcher.receive = delayed_receive  # type: ignore[method-assign]
+        dispatcher.update_health = noticed_health  # type: ignore[method-assign,assignment]
+        dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
-    async def holds(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait at the steps of the scheduler; returns whether the event came from an agent that was killed there."""
+    async def hold(self, stream: AgentStream, event: Event | None) -> bool:
+        """Wait if an event belongs to the held step. Return whether its agent was killed meanwhile."""
         if not self.accepts:
             await self.points.open.wait()
             return True
@@ -143,7 +147,7 @@ class CrashCase:
         return False
 
     async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
-        """Start an agent, which dials `address` or the scheduler itself, and wait until it takes actions."""
+        """Start an agent and wait until it is ready. It connects to `address`, by default the scheduler's."""
         number = len(self.agents)
         config = self.folder / f"agent-{number}.json"
         config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))
@@ -157,12 +161,11 @@ class CrashCase:
             if stream.pod == pod and stream.agent_id not in before
         ):
             assert child.code is None, child.log
-            self.noted.clear()
-            await self.noted.wait()
+            self.health_noticed.clear()
+            await self.health_noticed.wait()
         return child
 
     def settings(self, address: str, pod: str) -> Object:
-        """Return the settings of an agent."""
         kubeconfig = self.folder / "kubeconfig"
         cluster = [{"name": "k", "cluster": {"server": self.cluster.host}}]
         contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
@@ -189,7 +192,7 @@ class CrashCase:
         }
 
     async def check(self, scheduler: Scheduler) -> int:
-        """Hold what is stored against what was written; returns the attempt."""
+        """Check the stored outcome, log and files against the script. Return the attempt."""
         assert await outcomes(scheduler) == ["succeeded"]
         await self.cluster.until(
             "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
@@ -201,18 +204,19 @@ class CrashCase:
         files = {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()}
         assert sums(files) == sums(FILES)
         left = [lease["spec"]["holderIdentity"] for lease in self.cluster.leases.values()]
-        assert all(holder.startswith("replica-a.") for holder in left), f"Leases that were not given back: {left}"
+        # A killed agent cannot delete its Lease.
+        assert [holder for holder in left if not holder.startswith("replica-a.")] == []
         for agent in self.agents:
             assert "Traceback" not in agent.log, agent.log
-            assert not any(value in agent.log for value in SECRETS.values())
+            assert [name for name, value in SECRETS.items() if value in agent.log] == []
         attempt = scheduler.registry.get(RUN).records["a"].state.attempt
-        if self.column != "nobody" and self.step not in BEFORE_ANY_POD:
+        if self.column != "later" and self.step not in BEFORE_ANY_POD:
             assert attempt == 1, "the action was begun again although its pod was there"
         return attempt
 
 
 async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
-    """Wait for the end of the pipeline; return every outcome that was told of its action."""
+    """Wait for the end of the pipeline and return every outcome of its action."""
     found = []
     async for message in scheduler.registry.watch(run):
         event = event_codec.decode(message)
@@ -222,5 +226,4 @@ async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
 
 
 def sums(files: dict[str, bytes]) -> dict[str, str]:
-    """Return the sha256 of each file."""
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -1,7 +1,7 @@
-"""A node for the API for tests: it lives pods through, from their scheduling to their log, and stops where it is told.
+"""A scripted cluster: the API of the tests with a node that runs each pod from its scheduling to its end.
 
-A node lives as long as a test. `Points` is where a test holds the world: whoever reaches the held point waits until it
-is let go, so that an agent can be killed exactly there.
+A Cluster lives as long as a test. `Points` stops the cluster at one named point until the test opens it, so that a test
+can kill an agent exactly there.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+# Number of log bytes that are appended at once.
 AT_ONCE = 1 << 18
+# Seconds between two bytes of a slow exec.
 SLOW = 0.02
 
 
 class Points:
-    """One point is held; every other is passed."""
+    """Named points of a run. `at` waits only at the point that is held."""
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -38,7 +40,7 @@ class Points:
         self.open = asyncio.Event()
 
     async def at(self, point: str) -> bool:
-        """Wait here if this point is held; returns whether it was, once."""
+        """Wait if this point is held. Return whether it was. The point is held only once."""
         if point != self.held or self.open.is_set():
             return False
         self.reached.set()
@@ -47,7 +49,7 @@ class Points:
 
 
 class Cluster(SharedApi):
-    """The API with a node behind it. `script` is the log: bytes of lines, and markers as text ("s:1")."""
+    """The API with a node. `script` is the log of a pod: bytes of a line, or the text of a marker ("s:1")."""
 
     def __init__(self, points: Points, folder: Path, script: Sequence[bytes | str], files: dict[str, bytes]) -> None:
         super().__init__()
@@ -55,42 +57,39 @@ class Cluster(SharedApi):
         self.folder = folder
         self.script = script
         self.files = files
-        self.lives: dict[str, asyncio.Task[None]] = {}
+        self.runs_of_pods: dict[str, asyncio.Task[None]] = {}
         self.pace: Callable[[int], Awaitable[None]] | None = None
         self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
 
-    def more(self, router: web.UrlDispatcher) -> None:
-        """Add exec."""
-        super().more(router)
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        super().add_routes(router)
         router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
 
     async def close(self) -> None:
-        """End all lives."""
-        for life in self.lives.values():
-            life.cancel()
-        await asyncio.gather(*self.lives.values(), return_exceptions=True)
+        """Stop all pods."""
+        for run in self.runs_of_pods.values():
+            run.cancel()
+        await asyncio.gather(*self.runs_of_pods.values(), return_exceptions=True)
 
     # ---- the API, with its points
 
     async def on_create(self, request: web.Request) -> web.Response:
-        """Create a pod, and let it live."""
+        """Create a pod and run it."""
         if await self.points.at("accepted"):
             return web.Response(status=503)
         answer = await super().on_create(request)
         if answer.status == 201:
             name = (await request.json())["metadata"]["name"]
-            self.lives[name] = asyncio.create_task(self.live(name), name=f"life of {name}")
+            self.runs_of_pods[name] = asyncio.create_task(self.run_pod(name), name=f"run of {name}")
         await self.points.at("pod created")
         return answer
 
     async def on_secret(self, request: web.Request) -> web.Response:
-        """Create a Secret."""
         answer = await super().on_secret(request)
         await self.points.at("Secret created")
         return answer
 
     async def on_delete(self, request: web.Request) -> web.Response:
-        """Delete a pod."""
         if await self.points.at("delete sent"):
             return web.Response(status=503)
         answer = await super().on_delete(request)
@@ -111,7 +110,7 @@ class Cluster(SharedApi):
             await socket.send_bytes(b"\x01" + data[half:])
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # whoever asked was killed
+            pass  # the agent was killed
         return socket
 
     async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
@@ -119,13 +118,13 @@ class Cluster(SharedApi):
         socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await socket.prepare(request)
         name = request.match_info["name"]
-        here = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
-        argv = [here.get(word, word) for word in request.query.getall("command")]
+        paths = {SNAPSHOT: str(self.folder / f"{name}.snapshot"), "/workspace": str(self.workspace(name))}
+        argv = [paths.get(word, word) for word in request.query.getall("command")]
         process = await asyncio.create_subprocess_exec(sys.executable, *argv[1:], stdout=asyncio.subprocess.PIPE)
         return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
-        """Break off in the middle, or send one byte at a time."""
+        """Send the output with the fault of the request: half of it, or one byte at a time."""
         if request["fault"] == "half":
             await socket.send_bytes(b"\x01" + data[: len(data) // 2])
             assert request.transport is not None
@@ -136,21 +135,21 @@ class Cluster(SharedApi):
             await asyncio.sleep(SLOW)
 
     def workspace(self, name: str) -> Path:
-        """Where the files of a pod are."""
+        """Return the folder with the files of a pod."""
         return self.folder / f"{name}.workspace"
 
     # ---- the node
 
-    async def live(self, name: str) -> None:
-        """Live a pod through."""
+    async def run_pod(self, name: str) -> None:
+        """Run a pod to its end."""
         session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
-        await self.tell(name, conditions=[{"type": "PodScheduled", "status": "True"}])
+        await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
-        await self.tell(name, containerStatuses=[waiting("action"), waiting("files")])
+        await self.change_status(name, containerStatuses=[waiting("action"), waiting("files")])
         await self.wait_for(lambda: name in self.secrets)
         await self.points.at("pulling")
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
-        await self.tell(name, initContainerStatuses=[clone])
+        await self.change_status(name, initContainerStatuses=[clone])
         await self.points.at("cloning")
         self.workspace(name).mkdir()
         (self.workspace(name) / "cloned").write_text("not one of the action's own files")
@@ -158,7 +157,7 @@ class Cluster(SharedApi):
         cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
         self.logs[name, "action"] = b""
         both = [running("action"), running("files")]
-        await self.tell(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
+        await self.change_status(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
         await self.points.at("running")
         await self.write(name, session["nonce"])
         for path, data in self.files.items():
@@ -166,11 +165,11 @@ class Cluster(SharedApi):
         message = f"sealci {session['nonce']} completed {self.commands}\nsealci {session['nonce']} end 0\n"
         terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": now()}
         ended = {"name": "action", "state": {"terminated": terminated}}
-        await self.tell(name, containerStatuses=[ended, running("files")])
+        await self.change_status(name, containerStatuses=[ended, running("files")])
         await self.points.at("container ended")
 
     async def write(self, name: str, nonce: str) -> None:
-        """Write the log; one line is held in its middle."""
+        """Write the log. The point `mid-line` is in the middle of one line."""
         waits = b""
         for number, line in enumerate(self.script):
             if self.pace is not None:
@@ -188,35 +187,34 @@ class Cluster(SharedApi):
                 waits = b""
 
     async def put_log(self, name: str, data: bytes) -> None:
-        """Append to the log of a pod."""
         self.logs[name, "action"] += data
         await self.notify()
 
-    async def tell(self, name: str, **status: Any) -> None:
-        """Change the status of a pod that may be gone."""
+    async def change_status(self, name: str, **status: Any) -> None:
+        """Change the status of a pod. Do nothing if the pod is gone."""
         if name in self.pods:
             await self.status(name, **status)
 
     async def expire(self) -> None:
-        """Let every pod come to its own deadline."""
+        """End every pod by its activeDeadlineSeconds."""
         await self.close()
         for name, pod in list(self.pods.items()):
             over = {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": now()}}
             statuses = pod.get("status", {}).get("containerStatuses", ())
             ended = [each if "terminated" in each["state"] else {**each, "state": over} for each in statuses]
-            await self.tell(name, phase="Failed", reason="DeadlineExceeded", containerStatuses=ended)
+            await self.change_status(name, phase="Failed", reason="DeadlineExceeded", containerStatuses=ended)
 
 
 def now() -> str:
-    """Return the time as the API writes it."""
+    """Return the time in the API's format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def waiting(name: str) -> Object:
-    """Return the status of a container that is being made."""
+    """Return the status of a container that is being created."""
     return {"name": name, "state": {"waiting": {"reason": "ContainerCreating"}}}
 
 
 def running(name: str) -> Object:
-    """Return the status of a container that runs."""
+    """Return the status of a running container."""
     return {"name": name, "started": True, "state": {"running": {"startedAt": now()}}}

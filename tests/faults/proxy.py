@@ -1,10 +1,17 @@
-"""A TCP proxy with named faults, in front of a scheduler or an API server; what is random follows from its seed.
+"""A TCP proxy with named faults, in front of a scheduler or an API server. A seed determines all random choices.
 
-A proxy lives as long as its `async with`. Faults: `latency` (at most so many seconds before each piece), `pieces`
-(slices of at most so many bytes), `rate` (bytes a second towards the target), `swallow` (a black hole: nothing passes,
-nothing closes), `fin` and `reset` (all connections end, politely or not), `half_open` (the target's side ends, and the
-agent is not told), `stall` (the connection that has brought most is silent from now on, all others live), `reset_after`
-(RST once so many more bytes have passed). `heal` ends those that last.
+A Proxy lives as long as its `async with`. Its faults:
+
+- `latency`: the most seconds of delay before each piece of data.
+- `pieces`: the most bytes of a piece.
+- `rate`: bytes per second towards the target.
+- `swallow`: a black hole, in which no data passes and no connection closes.
+- `fin`, `reset`: all connections end, by FIN or by RST.
+- `half_open`: the target's side of all connections ends, and the client gets no FIN.
+- `stall`: no more data passes to the client that has received most.
+- `reset_after`: all connections end by RST after that many more bytes.
+
+`heal` ends the faults that last.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ LINGER_NONE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listens on `address` and passes on to `target` (host:port)."""
+    """Listens on `address` and forwards to `target` (host:port)."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
         self.host, _, port = target.rpartition(":")
@@ -31,7 +38,7 @@ class Proxy:
         self.pieces = 0
         self.rate = 0
         self.hole = False
-        self.brought: Counter[asyncio.StreamWriter] = Counter()
+        self.forwarded: Counter[asyncio.StreamWriter] = Counter()
         self.stalled: set[asyncio.StreamWriter] = set()
         self.budget = -1
         self.pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -55,12 +62,12 @@ class Proxy:
     # ---- faults
 
     def swallow(self) -> None:
-        """Begin the black hole; also for connections to come."""
+        """Begin the black hole, also for later connections."""
         self.hole = True
         self.healed.clear()
 
     def heal(self) -> None:
-        """End every fault that lasts; what fell into a hole is lost with its connection."""
+        """End every fault that lasts. Reset the connections whose data the black hole has swallowed."""
         self.latency, self.pieces, self.rate = 0.0, 0, 0
         if self.hole:
             self.hole = False
@@ -68,13 +75,13 @@ class Proxy:
         self.healed.set()
 
     def fin(self) -> None:
-        """End all connections as a peer does that leaves."""
+        """Close all connections with FIN."""
         for pair in list(self.pairs):
             for writer in pair:
                 writer.close()
 
     def reset(self) -> None:
-        """Break all connections with RST."""
+        """Close all connections with RST."""
         for pair in list(self.pairs):
             for writer in pair:
                 if not writer.is_closing():
@@ -83,18 +90,18 @@ class Proxy:
                     writer.transport.abort()
 
     def half_open(self) -> None:
-        """End the target's side only."""
+        """Close the connections to the target, and begin a black hole."""
         self.swallow()
         for _, target in list(self.pairs):
             target.close()
 
     def stall(self) -> None:
-        """Let nothing more pass to the client that was sent most, and tell nobody."""
-        (busiest, _), *_ = self.brought.most_common(1)
+        """Forward no more data to the client that has received most."""
+        (busiest, _), *_ = self.forwarded.most_common(1)
         self.stalled.add(busiest)
 
     def reset_after(self, size: int) -> None:
-        """Break all connections when so many more bytes have passed, once."""
+        """Reset all connections once, after `size` more bytes."""
         self.budget = size
 
     # ---- inside
@@ -118,19 +125,19 @@ class Proxy:
         }
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            await self.healed.wait()  # in a hole nobody learns of an end
+            await self.healed.wait()  # in a black hole the other side must not see the end
         finally:
             for copy in copies:
                 copy.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
             self.pairs.discard(pair)
             self.stalled.discard(writer)
-            del self.brought[writer]
+            del self.forwarded[writer]
             for each in pair:
                 each.close()
 
     async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        """Pass bytes on, with the faults of the moment."""
+        """Forward data with the current faults until the end of the connection."""
         try:
             while data := await reader.read(READ):
                 for piece in self.cut(data):
@@ -146,16 +153,16 @@ class Proxy:
             return
 
     def count(self, writer: asyncio.StreamWriter, size: int, *, up: bool) -> None:
-        """Take note of what has passed."""
+        """Count forwarded bytes and reset all connections when the budget of `reset_after` is used."""
         if not up:
-            self.brought[writer] += size
+            self.forwarded[writer] += size
         if self.budget >= 0:
             self.budget -= size
             if self.budget < 0:
                 self.reset()
 
     def cut(self, data: bytes) -> list[bytes]:
-        """Return the data in slices."""
+        """Return the data in pieces of random size."""
         slices = []
         while self.pieces and data:
             size = self.random.randint(1, self.pieces)
@@ -165,7 +172,7 @@ class Proxy:
 
 
 class Threaded:
-    """A proxy in a thread with a loop of its own, for tests that wait without one."""
+    """A Proxy in a thread with its own event loop, for tests without one."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
         self.target = target
@@ -176,7 +183,6 @@ class Threaded:
         assert self.ready.wait(10)
 
     async def serve(self) -> None:
-        """Serve until `close`."""
         self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
         async with Proxy(self.target, self.seed) as self.proxy:
             self.ready.set()
@@ -184,14 +190,12 @@ class Threaded:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
         return self.proxy.address
 
     def fault(self, name: str, *arguments: int) -> None:
-        """Inject a fault of the proxy, or heal it."""
+        """Call a fault method of the proxy, or `heal`, in the proxy's thread."""
         self.loop.call_soon_threadsafe(getattr(self.proxy, name), *arguments)
 
     def close(self) -> None:
-        """End it."""
         self.loop.call_soon_threadsafe(self.over.set)
         self.thread.join(10)

@@ -1,4 +1,7 @@
-"""A session that was claimed, between its former agent and the scheduler's word: it goes on, is dropped, or is left."""
+"""Answers of the scheduler to an adopted session: resume, discard, or none before the agent stops.
+
+The agent has claimed the pod of a dead agent and reported the session to the scheduler.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ ADOPTING: Object = {
 
 
 class Estate(World):
-    """A world in which an agent has died and left a pod."""
+    """A World in which an agent has died and left a pod."""
 
     api: SharedApi
 
@@ -46,7 +49,7 @@ class Estate(World):
         self.name = ""
 
     async def orphan(self, action: Action = ACTION) -> None:
-        """Make the pod of an action as its former agent did; that died before it could make a Secret."""
+        """Create the pod of an action as the dead agent did. That agent died before it could create the Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
         environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
@@ -60,14 +63,14 @@ class Estate(World):
         self.name = environment.plan.name
 
     async def run_commands(self) -> None:
-        """Let the commands of the pod run."""
+        """Set the status of the pod to running."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.api.logs[self.name, "action"] = b""
         running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
         await self.api.status(self.name, phase="Running", containerStatuses=[running])
 
-    async def named(self) -> None:
-        """Wait until the agent has named the session to the scheduler."""
+    async def until_reported(self) -> None:
+        """Wait until the agent has reported the adopted session to the scheduler."""
         await self.scheduler.until(
             "the agent has reported an adopted session",
             lambda: bool(self.scheduler.peers and self.scheduler.peer.adopted),
@@ -75,24 +78,24 @@ class Estate(World):
         state = self.scheduler.peer.adopted[-1]
         assert (state.action_id, state.attempt, state.claim, state.adopted) == ("build", 1, 2, True)
 
-    async def orphaned(self) -> None:
-        """Have an agent that has claimed and named what another left."""
+    async def adopted(self) -> None:
+        """Wait until the agent has claimed the pod of the dead agent and reported the session."""
         await self.ready()
         await self.orphan()
         await self.run_commands()
-        await self.named()
+        await self.until_reported()
 
     def resume(self, **more: Any) -> None:
-        """Say where the session goes on."""
+        """Send Resume for the session, after three stored events."""
         self.scheduler.stored["build", 1] = [wire.Event(action_id="build", attempt=1, seq=seq) for seq in (1, 2, 3)]
         self.scheduler.peer.send(resume=wire.Resume(action_id="build", attempt=1, claim=2, seq=3, **more))
 
     def discard(self, **more: Any) -> None:
-        """Say that nobody wants the session."""
+        """Send Discard for the session."""
         self.scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=2, **more))
 
     def label(self) -> tuple[str, str]:
-        """Whose the pod is."""
+        """Return the agent and the claim in the labels of the pod."""
         labels = self.api.pods[self.name]["metadata"]["labels"]
         return labels[labels_module.AGENT], labels[labels_module.CLAIM]
 
@@ -102,9 +105,9 @@ def estate(tmp_path: Path) -> Estate:
     return Estate(tmp_path)
 
 
-async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
+async def test_an_adopted_session_resumes_where_the_scheduler_says(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        await estate.orphaned()
+        await estate.adopted()
         estate.resume(stage=wire.STAGE_COMMANDS)
         await estate.end(estate.name)
         outcome = await estate.outcome()
@@ -118,9 +121,9 @@ async def test_it_goes_on_where_the_scheduler_says(estate: Estate) -> None:
     assert estate.scheduler.breaches == []
 
 
-async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
+async def test_the_pod_of_a_discarded_session_is_deleted(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        await estate.orphaned()
+        await estate.adopted()
         estate.discard(message="ended")
         await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
         await app.sessions.idle()
@@ -128,48 +131,48 @@ async def test_what_the_scheduler_discards_is_cleaned(estate: Estate) -> None:
     assert estate.events() == []
 
 
-async def test_what_another_has_claimed_by_the_schedulers_word_is_left(estate: Estate) -> None:
+async def test_a_session_that_another_agent_claimed_is_released_on_discard(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
-        await estate.orphaned()
+        await estate.adopted()
         estate.discard(claimed_by_other=True, message="claim 3")
         await app.sessions.idle()
         await app.sweep.run_once()
-        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
+        assert (app.pods.registry.owned_names, estate.api.requests_for("delete", "pods")) == ((), [])
         assert estate.name in estate.api.pods
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-async def test_a_higher_claim_ends_it_here_and_touches_nothing(estate: Estate, resumed: bool) -> None:
+async def test_a_higher_claim_on_the_pod_ends_the_session_and_keeps_the_pod(estate: Estate, resumed: bool) -> None:
     async with estate.agent(**ADOPTING) as app:
-        await estate.orphaned()
+        await estate.adopted()
         if resumed:
             estate.resume(stage=wire.STAGE_COMMANDS)
-            await estate.api.until("the log is requested", lambda: bool(estate.api.asked("get", "/log")))
+            await estate.api.until("the log is requested", lambda: bool(estate.api.requests_for("get", "/log")))
         pod = json.loads(json.dumps(estate.api.pods[estate.name]))
         pod["metadata"]["labels"] |= {labels_module.AGENT: "pod-b.1", labels_module.CLAIM: "3"}
         await estate.api.put(pod)
         await app.sessions.idle()
-        assert (app.pods.registry.owned_names, estate.api.asked("delete", "pods")) == ((), [])
+        assert (app.pods.registry.owned_names, estate.api.requests_for("delete", "pods")) == ((), [])
         assert estate.label() == ("pod-b.1", "3")
         assert app.metrics.registry.get_sample_value("sealci_agent_sessions_superseded_total") == 1
-    assert not any(event.HasField("finished") for event in estate.events())
+    assert [event for event in estate.events() if event.HasField("finished")] == []
 
 
 @pytest.mark.parametrize("twice", [False, True])
-async def test_an_agent_that_leaves_before_the_schedulers_word_leaves_the_pod(estate: Estate, twice: bool) -> None:
+async def test_an_agent_that_stops_before_the_schedulers_answer_keeps_the_pod(estate: Estate, twice: bool) -> None:
     more = {**ADOPTING, "agent": {**ADOPTING["agent"], "drain_timeout": 60.0 if twice else 0.05}}
     async with estate.agent(**more) as app:
-        await estate.orphaned()
+        await estate.adopted()
         app.stop("SIGTERM")
         if twice:
             app.stop("SIGTERM")
         assert await estate.left() == 0
-        assert estate.api.asked("delete", "pods") == []
+        assert estate.api.requests_for("delete", "pods") == []
         assert estate.label()[0] == app.pods.agent_id
-        assert estate.api.leases == {}, "nobody may adopt before the Lease has run out"
+        assert estate.api.leases == {}, "no other agent may adopt before the Lease has expired"
 
 
-async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_behind(estate: Estate) -> None:
+async def test_a_session_handed_over_right_after_its_adoption_leaves_no_state(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
         adopt, dropped = app.adoption.start_session, asyncio.Event()
 
@@ -189,9 +192,9 @@ async def test_a_session_that_is_dropped_as_soon_as_it_is_taken_leaves_nothing_b
         assert estate.name in estate.api.pods
 
 
-async def test_a_pending_cancel_comes_with_the_resume(estate: Estate) -> None:
+async def test_a_pending_cancel_in_the_resume_cancels_the_session(estate: Estate) -> None:
     async with estate.agent(**ADOPTING):
-        await estate.orphaned()
+        await estate.adopted()
         cancel = translate.cancel_message(("build", 1), Cancel(message="not wanted"))
         estate.resume(stage=wire.STAGE_COMMANDS, pending_cancel=cancel)
         outcome = await estate.outcome()
@@ -199,12 +202,12 @@ async def test_a_pending_cancel_comes_with_the_resume(estate: Estate) -> None:
         await estate.api.until("every pod is deleted", lambda: not estate.api.pods)
 
 
-async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: Estate) -> None:
+async def test_the_adopting_agent_creates_a_missing_secret(estate: Estate) -> None:
     secret = Action(Key("build"), "alpine", ("x",), secrets={"TOKEN": "s3cret-value"}, artifacts=ACTION.artifacts)
     async with estate.agent(**ADOPTING):
         await estate.ready()
         await estate.orphan(secret)
-        await estate.named()
+        await estate.until_reported()
         assert estate.api.secrets == {}
         estate.resume(stage=wire.STAGE_SETUP, secrets={"TOKEN": "s3cret-value"})
         await estate.api.until("the Secret is created", lambda: estate.name in estate.api.secrets)
@@ -220,23 +223,23 @@ async def test_a_secret_that_its_agent_could_not_make_any_more_is_made(estate: E
         )
 
 
-async def test_who_is_draining_adopts_nothing(estate: Estate) -> None:
+async def test_a_draining_agent_adopts_nothing(estate: Estate) -> None:
     async with estate.agent(**ADOPTING) as app:
         await estate.ready()
         name = await estate.begin()
         app.stop("SIGTERM")
         await estate.scheduler.until("the agent reports DRAINING", lambda: estate.reports(wire.Health.DRAINING))
         await estate.orphan(Action(Key("other"), "alpine", ("x",), artifacts=ACTION.artifacts))
-        await known(app, estate.name)
+        await until_watched(app, estate.name)
         await app.adoption.run_once()
-        assert estate.api.asked("patch", "pods") == []
+        assert estate.api.requests_for("patch", "pods") == []
         await estate.end(name)
         assert await estate.left() == 0
     assert estate.label()[0] == FORMER
 
 
-async def known(app: App, name: str) -> None:
-    """Wait until the agent's watch has told of a pod."""
+async def until_watched(app: App, name: str) -> None:
+    """Wait until the agent's watch has received a pod."""
     watched = app.watch.watch(name)
     while watched.pod is None:
         await watched.wait_for_change(watched.version)

@@ -1,4 +1,4 @@
-"""The API fails and does not recover: every wait has its end, and the agent says how it is meanwhile."""
+"""The API fails and does not recover: every wait of the agent ends, and the agent reports DEGRADED meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUOTA = "exceeded quota: team"
 
 
 def case_of(folder: Path, verb: str, fault: str) -> ApiCase:
-    """Return a cell in which a verb fails for ever."""
+    """Return a case in which a request always fails."""
     case = ApiCase(folder, verb)
     case.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, EVER)
     return case
@@ -45,7 +45,9 @@ def case_of(folder: Path, verb: str, fault: str) -> ApiCase:
         ("list events", "503", "IMAGE_PULL_FAILED", "InvalidImageName"),
     ],
 )
-async def test_it_ends_with_its_reason(verb: str, fault: str, reason: str, sentence: str, tmp_path: Path) -> None:
+async def test_a_request_that_always_fails_ends_the_action_with_its_reason(
+    verb: str, fault: str, reason: str, sentence: str, tmp_path: Path
+) -> None:
     case = case_of(tmp_path, verb, fault)
     short = EnvironmentTimings(secret_retry_seconds=1.0, events_retry_seconds=0.5)
     case.timings = replace(case.timings, environment=short)
@@ -61,10 +63,10 @@ async def test_it_ends_with_its_reason(verb: str, fault: str, reason: str, sente
         waited = [
             event.stage.detail for event in case.events() if event.HasField("stage") and QUOTA in event.stage.detail
         ]
-        assert waited, "the developer was not told for what the action waits"
+        assert waited, "no event names what the action waits for"
 
 
-async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
+async def test_a_forbidden_log_is_reported_and_does_not_change_the_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "Timings", partial(follower.Timings, refused=0.3))
@@ -77,7 +79,7 @@ async def test_a_log_that_may_not_be_read_is_said_and_changes_no_verdict(
     assert case.log == b""
 
 
-async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path: Path) -> None:
+async def test_a_pod_that_may_not_be_deleted_is_counted_and_swept_later(tmp_path: Path) -> None:
     case = case_of(tmp_path, "delete pod", "403 right")
     async with case.living() as app:
         await case.begin_action(app)
@@ -101,7 +103,9 @@ async def test_what_may_not_be_deleted_is_counted_and_swept_when_it_may(tmp_path
         ("version", "503", "the cluster has not answered yet"),
     ],
 )
-async def test_it_is_degraded_and_says_why_until_it_passes(verb: str, fault: str, why: str, tmp_path: Path) -> None:
+async def test_the_agent_reports_degraded_and_the_cause_until_the_fault_ends(
+    verb: str, fault: str, why: str, tmp_path: Path
+) -> None:
     case = case_of(tmp_path, verb, fault)
     async with case.living() as app:
         await case.scheduler.until(

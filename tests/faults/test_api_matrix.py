@@ -1,4 +1,4 @@
-"""The API fails, per verb: each fault has one rule, and this table is the list of the rules."""
+"""Each fault of each request of the agent follows one rule. TABLE lists the rules and is printed after the tests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 TITLE = "the API fails"
 QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
-# Rules; all but the failures end as if nothing had happened, with the whole log: asked again within a bound, or at the
-# pace that the agent has anyway, listed again, waited for and said so, left to the sweep, done without.
+# The rules. After all but the failures the action succeeds with its whole log.
+# RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: it repeats the request at the usual interval.
+# LISTED: it lists again. WAITS: it waits and reports the cause. SWEPT: the sweep deletes the pod later.
+# WITHOUT: it continues without the answer.
 RETRIED = "again"
 AT_ITS_PACE = "pace"
 LISTED = "relist"
@@ -37,7 +39,7 @@ WITHOUT = "without"
 CLUSTER, CONFIGURATION, FILES = "CLUSTER_UNAVAILABLE", "INVALID_CONFIGURATION", "ARTIFACTS_FAILED"
 FAILURES = (CLUSTER, CONFIGURATION, FILES)
 
-# What may pass by itself: everybody's rule for it is to ask again.
+# Faults that may end by themselves. The rule for them is to repeat the request.
 PASSING = ("refused", "TLS", "401", "429", "500", "503", "504", "applied", "half", "slow")
 READS = ("403 right", "404")
 WRITES = (*READS, "409")
@@ -46,7 +48,7 @@ STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
 
 
 def rules(passing: str) -> dict[str, str]:
-    """Return the rules of a verb for what may pass."""
+    """Return the rules of a request for the faults that may end by themselves."""
     return dict.fromkeys(PASSING, passing)
 
 
@@ -71,7 +73,7 @@ TABLE: dict[str, dict[str, str]] = {
     "list events": rules(RETRIED) | {"403 right": WITHOUT, "404": WITHOUT},
     "version": rules(RETRIED) | {"403 right": WITHOUT, "404": WITHOUT},
 }
-CELLS = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
+CASES = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +116,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLConte
     return contexts[0], contexts[1], own.cert
 
 
-@pytest.mark.parametrize(("verb", "fault"), CELLS, ids=[f"{verb}-{fault}".replace(" ", "_") for verb, fault in CELLS])
-async def test_a_fault_has_its_rule(
+@pytest.mark.parametrize(("verb", "fault"), CASES, ids=[f"{verb}-{fault}".replace(" ", "_") for verb, fault in CASES])
+async def test_each_fault_of_each_request_follows_its_rule(
     verb: str,
     fault: str,
     tmp_path: Path,
@@ -158,7 +160,7 @@ async def test_a_fault_has_its_rule(
 
 
 def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a watch only for a moment, where the fault is that it does not tell."""
+    """Shorten the agent's limits for a silent watch, if the fault makes the watch silent."""
     if fault in ("silent", "slow", "applied"):
         monkeypatch.setattr(client, "DEFAULT_TIMINGS", replace(QUICK, watch_silence=0.2, watch_connect=0.2))
     if fault == "missing":
@@ -167,7 +169,7 @@ def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
-    """Hold the outcome and the requests against the rule."""
+    """Check the outcome and the requests against the rule."""
     words = case.words
     expected = rule if rule in FAILURES else "IMAGE_PULL_FAILED" if case.verb.scene == "a bad image" else ""
     reason = wire.Reason.Name(outcome.reason) if outcome.result == wire.FAILED else ""
@@ -175,11 +177,11 @@ def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
     if rule in FAILURES:
         assert outcome.message, "a failure without a sentence"
     if rule == WAITS:
-        assert "exceeded quota: team" in words, "nobody was told why the action waits"
+        assert "exceeded quota: team" in words, "no event names why the action waits"
     if case.verb.scene == "a bad image":
         assert ("InspectFailed" in words) == (rule == RETRIED)
     if case.verb.resource == "version":
-        made = case.api.asked("create", "/pods")[0].body or {}
-        assert made["spec"].get("hostUsers") is (False if rule == RETRIED else None), "a wish of security was dropped"
+        made = case.api.requests_for("create", "/pods")[0].body or {}
+        assert made["spec"].get("hostUsers") is (False if rule == RETRIED else None), "hostUsers was dropped"
     if rule in (RETRIED, AT_ITS_PACE, LISTED):
         assert len(case.tries()) >= case.faults.hits

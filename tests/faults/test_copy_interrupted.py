@@ -1,7 +1,7 @@
-"""The copy of 100 MiB is cut at every tenth, on the side of the pod and of the scheduler: whole in the end, never less.
+"""A copy of 100 MiB is interrupted at every tenth, between pod and agent or agent and scheduler: never stored in part.
 
-One agent, a real process, and the real scheduler, each behind a proxy; the pod's side is a websocket that the real
-collector writes to. A cell cuts the first try once; the real cluster has cells of its own below.
+The agent is a real process. Between agent and scheduler stands a proxy. The exec is a websocket to which the real
+collector writes. Each case interrupts the first try once. cluster/test_copy_on_the_cluster.py has cases on a cluster.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ SCRIPT: list[bytes | str] = ["s:1", b"line\n", "f:1:0", "s:2", b"line\n", "f:2:0
 
 
 class Pods(Cluster):
-    """Pods whose exec is cut: the first one after `cut_at` bytes of its stdout, every one while `for_ever`."""
+    """A cluster that interrupts an exec after `cut_at` bytes of output: the first one, or every one if `for_ever` is
+    true.
+    """
 
     cut_at: int | None = None
     for_ever = False
@@ -50,7 +52,7 @@ class Pods(Cluster):
     execs = 0
 
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
-        """Run the collector over the workspace of a pod, and send what it writes as it comes."""
+        """Run the collector over the workspace of a pod and forward its output."""
         self.execs += 1
         socket, process = await self.start_collector(request)
         assert process.stdout is not None
@@ -67,7 +69,7 @@ class Pods(Cluster):
                 await socket.send_bytes(b"\x01" + data)
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # whoever asked has hung up
+            pass  # the agent has closed the connection
         finally:
             if process.returncode is None:
                 process.kill()
@@ -77,19 +79,19 @@ class Pods(Cluster):
     async def break_off(
         self, request: web.Request, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
     ) -> None:
-        """End it before its end: a connection that breaks, a polite close without a status, a collector killed."""
+        """Interrupt an exec: reset the connection, close it without a status, or kill the collector."""
         if self.how == "reset":
             assert request.transport
             request.transport.abort()
         elif self.how == "killed":
             process.kill()
             causes = [{"reason": "ExitCode", "message": "137"}]
-            told = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
-            await socket.send_bytes(b"\x03" + json.dumps(told).encode())
+            failure = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+            await socket.send_bytes(b"\x03" + json.dumps(failure).encode())
 
 
 class Copy(CrashCase):
-    """One agent for all cells; each cell is a pipeline of its own."""
+    """One agent for all cases. Each case is a pipeline of its own."""
 
     def __init__(self, folder: Path, processes: AgentProcesses, data: bytes) -> None:
         super().__init__(folder, processes, "", "same")
@@ -98,21 +100,22 @@ class Copy(CrashCase):
         self.sum = hashlib.sha256(data).hexdigest()
 
     def settings(self, address: str, pod: str) -> Object:
-        """Return the settings of the agent, which may try for a while."""
+        """Return the settings of the agent, with longer limits than in other cases."""
         settings = super().settings(address, pod)
-        settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}  # a busy machine is no fault here
+        # A busy machine must not break the stream.
+        settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}
         settings["cluster"] |= {"lease_duration": "20s", "lease_renew": "2s"}
         return settings
 
     async def one(self, scheduler: Scheduler, run: str) -> str:
-        """Run one action; return its outcome."""
+        """Run one action and return its outcome."""
         await scheduler.dispatcher.submit(run, parser.parse(BUILT_ONLY, "p.yaml"), SECRETS)
         async with asyncio.timeout(110):
             (outcome,) = await outcomes(scheduler, run)
         return outcome
 
     def stored(self, run: str) -> str | None:
-        """Return the sha256 of what the scheduler has stored."""
+        """Return the sha256 of the stored file, None if there is none."""
         file = self.folder / run / "a" / "built"
         if not file.exists():
             return None
@@ -120,7 +123,7 @@ class Copy(CrashCase):
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     def forget(self, run: str) -> None:
-        """Remove the files of a run, there and here."""
+        """Delete the stored file and the workspaces."""
         (self.folder / run / "a" / "built").unlink()
         for folder in self.folder.glob("*.workspace"):
             shutil.rmtree(folder)
@@ -128,7 +131,7 @@ class Copy(CrashCase):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("side", SIDES)
-async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
+async def test_a_copy_interrupted_at_any_tenth_is_complete_after_a_retry(
     side: str, tmp_path: Path, in_table: Callable[[str, str, Mapping[str, str]], None]
 ) -> None:
     data = random.Random(1).randbytes(SIZE)
@@ -153,7 +156,7 @@ async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
                     outcome = await copy.one(scheduler, run)
                     tries = copy.pods.execs - before
                     whole = copy.stored(run) == copy.sum
-                    seen = f"{outcome}, {tries} tries, {'whole' if whole else 'NOT WHOLE'}"
+                    seen = f"{outcome}, {tries} tries, {'complete' if whole else 'INCOMPLETE'}"
                     in_table("100 MiB cut at", f"{tenth * 10} %", {side: seen})
                     assert (outcome, whole) == ("succeeded", True), seen
                     assert tries >= 2, "nothing was cut"
@@ -165,7 +168,7 @@ async def test_a_copy_that_is_cut_at_any_tenth_is_whole_in_the_end(
 
 
 @pytest.mark.timeout(180)
-async def test_an_exec_that_is_always_cut_is_never_a_success(tmp_path: Path) -> None:
+async def test_a_copy_that_is_always_interrupted_never_succeeds(tmp_path: Path) -> None:
     async with asyncio.TaskGroup() as group:
         for how in ("reset", "closed", "killed"):
             (tmp_path / how).mkdir()
@@ -173,7 +176,7 @@ async def test_an_exec_that_is_always_cut_is_never_a_success(tmp_path: Path) -> 
 
 
 async def always_cut(how: str, tmp_path: Path) -> None:
-    """Run an action whose copy never comes to its end."""
+    """Run an action whose copy is interrupted at every try."""
     async with AgentProcesses() as processes:
         copy = Copy(tmp_path, processes, b"x" * (2 * CHUNK))
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK

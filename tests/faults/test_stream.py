@@ -1,4 +1,4 @@
-"""The stream breaks in every way while the action runs: it goes on, its log is complete and once, memory is bounded."""
+"""The stream to the scheduler breaks in every way while an action runs: the action continues and no line is lost."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 NOTICED = 30.0
 OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
-UNKNOWN = b"\xca\x3e\x03new"  # field 1001, of a message that this agent's version does not know
+UNKNOWN = b"\xca\x3e\x03new"  # field 1001: a kind of message that the agent does not know
 MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
 
 
 class Line(CrashCase):
-    """One agent that is connected through a proxy; its action stands in mid-line until it is let go."""
+    """One agent behind a proxy. Its action stops in the middle of a line until `points` is opened."""
 
     scheduler: Scheduler
     proxy: Proxy
@@ -56,7 +56,7 @@ class Line(CrashCase):
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[Line]:
-        """Connect everything and submit the action."""
+        """Start cluster, scheduler, proxy and agent, and submit the action."""
         async with (
             self.cluster.serving(),
             open_scheduler("127.0.0.1:0", self.folder, Access(), OPTIONS) as self.scheduler,
@@ -66,7 +66,7 @@ class Line(CrashCase):
                 self.listen(self.scheduler)
                 self.count_registrations()
                 self.child = await self.agent(self.scheduler, "replica-a", self.proxy.address)
-                await self.registered()
+                await self.until_registered()
                 await self.scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
                 yield self
             finally:
@@ -76,7 +76,7 @@ class Line(CrashCase):
                 await self.cluster.close()
 
     def count_registrations(self) -> None:
-        """Let `registered` wait for the next one."""
+        """Wrap the scheduler's method so that `until_registered` can wait for a registration."""
         register = self.scheduler.dispatcher.register
 
         async def counted(*arguments: Any) -> None:
@@ -85,13 +85,12 @@ class Line(CrashCase):
 
         self.scheduler.dispatcher.register = counted  # type: ignore[method-assign,assignment]
 
-    async def registered(self) -> None:
-        """Wait for the next registration of the agent."""
+    async def until_registered(self) -> None:
         async with asyncio.timeout(NOTICED):
             await self.registrations.acquire()
 
-    async def ended(self) -> None:
-        """Wait for the outcome and hold everything against what was written."""
+    async def check_end(self) -> None:
+        """Wait for the outcome. Check the stored log and files and that no agent has adopted."""
         async with asyncio.timeout(50):
             assert await outcomes(self.scheduler) == ["succeeded"]
             assert (self.folder / RUN / "a.log").read_bytes() == self.log
@@ -106,14 +105,14 @@ class Line(CrashCase):
             assert "Traceback" not in self.child.log
 
     def memory(self, key: str) -> int:
-        """Return the agent's memory in bytes."""
+        """Return a memory figure of the agent's process in bytes."""
         found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
         assert found
         return int(found[1]) * 1024
 
     @property
     def over(self) -> bool:
-        """Whether the commands of the only pod have ended."""
+        """Return whether the commands of the only pod have ended."""
         statuses = [each for pod in self.cluster.pods.values() for each in pod["status"].get("containerStatuses", ())]
         return any("terminated" in each["state"] for each in statuses)
 
@@ -133,32 +132,32 @@ BREAKS: dict[str, Callable[[Proxy], None]] = {
 
 
 @pytest.mark.parametrize("fault", BREAKS)
-async def test_a_break_is_noticed_and_nothing_is_lost_or_doubled(
+async def test_a_broken_stream_is_noticed_and_no_line_is_lost_or_doubled(
     fault: str, tmp_path: Path, processes: AgentProcesses
 ) -> None:
     async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
-        line.points.open.set()  # the action writes on, and ends, meanwhile
+        line.points.open.set()  # meanwhile the action writes the rest of its log and ends
         await line.cluster.until("the action has ended", lambda: line.over, LONG)
-        await told(line.child, LOST)
+        await until_logged(line.child, LOST)
         line.proxy.heal()
-        await line.registered()
-        await line.ended()
+        await line.until_registered()
+        await line.check_end()
 
 
-async def test_slices_and_latency_break_nothing(tmp_path: Path, processes: AgentProcesses) -> None:
+async def test_small_slices_and_latency_do_not_break_the_stream(tmp_path: Path, processes: AgentProcesses) -> None:
     line = Line(tmp_path, processes)
     line.points.open.set()
     async with line.up():
         line.proxy.pieces, line.proxy.latency = 300, 0.002
         await line.cluster.until("a pod is created", lambda: bool(line.cluster.pods), LONG)
         line.proxy.pieces = 3000
-        await line.ended()
+        await line.check_end()
         assert line.registrations.locked(), "the stream was broken"
 
 
-async def test_a_connection_of_limited_age_is_opened_anew(
+async def test_a_connection_of_limited_age_is_opened_again(
     tmp_path: Path, processes: AgentProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age = (("grpc.max_connection_age_ms", 400), ("grpc.max_connection_age_grace_ms", 100))
@@ -167,12 +166,12 @@ async def test_a_connection_of_limited_age_is_opened_anew(
 
     async def pace(number: int) -> None:
         if number in (8, 20, 30):
-            await line.registered()
+            await line.until_registered()
 
     line.cluster.pace = pace
     line.points.open.set()
     async with line.up():
-        await line.ended()
+        await line.check_end()
 
 
 async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, processes: AgentProcesses) -> None:
@@ -181,11 +180,11 @@ async def test_a_message_of_an_unknown_kind_is_ignored(tmp_path: Path, processes
         (stream,) = line.scheduler.dispatcher.agents.streams.values()
         stream.send(wire.SchedulerMessage.FromString(UNKNOWN))
         line.points.open.set()
-        await line.ended()
+        await line.check_end()
         assert line.registrations.locked(), "the stream was broken"
 
 
-async def test_a_scheduler_that_reads_slowly_holds_the_log_back_and_not_in_memory(
+async def test_a_slow_scheduler_does_not_fill_the_memory_of_the_agent(
     tmp_path: Path, processes: AgentProcesses
 ) -> None:
     lines = [b"%08d %s\n" % (number, b"x" * 1000) for number in range(12_000)]
@@ -195,18 +194,20 @@ async def test_a_scheduler_that_reads_slowly_holds_the_log_back_and_not_in_memor
         before = line.memory("VmRSS")
         line.proxy.rate = 4 * MEBIBYTE
         line.points.open.set()
-        await line.ended()
+        await line.check_end()
         print(f"12 MB of log to a slow reader: {(line.peak - before) / MEBIBYTE:.1f} MiB more at the most")
         assert line.peak - before < 24 * MEBIBYTE
 
 
-async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path, processes: AgentProcesses) -> None:
+async def test_a_frozen_scheduler_is_noticed_and_the_action_continues(
+    tmp_path: Path, processes: AgentProcesses
+) -> None:
     line = Line(tmp_path, processes)
     store = tmp_path / "store"
     arguments = ("scheduler", "--listen", "127.0.0.1:0", "--folder", str(store))
     async with line.cluster.serving(), asyncio.timeout(55):
         scheduler = await processes.start(tmp_path / "scheduler.log", *arguments)
-        address = await told(scheduler, r'"address": "([^"]+)"')
+        address = await until_logged(scheduler, r'"address": "([^"]+)"')
         config = tmp_path / "agent.json"
         config.write_text(json.dumps(line.settings(address, "replica-a")))
         agent = await processes.start(tmp_path / "agent.log", "serve", "--config", str(config))
@@ -216,7 +217,7 @@ async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path,
         await line.points.reached.wait()
         os.kill(scheduler.pid, signal.SIGSTOP)
         line.points.open.set()
-        await told(agent, LOST)
+        await until_logged(agent, LOST)
         os.kill(scheduler.pid, signal.SIGCONT)
         assert (await submission).value == 0
         assert [each.read_bytes() for each in store.glob("*/a.log")] == [line.log]
@@ -226,10 +227,10 @@ async def test_a_scheduler_that_is_frozen_is_noticed_and_goes_on(tmp_path: Path,
         await line.cluster.close()
 
 
-async def told(child: Child, pattern: str) -> str:
-    """Wait until a process has written something to its log."""
+async def until_logged(child: Child, pattern: str) -> str:
+    """Wait until a process has logged a pattern. Return the first group."""
     async with asyncio.timeout(NOTICED):
         while not (found := re.search(pattern, child.log)):
             assert child.code is None, child.log
-            await asyncio.sleep(0.05)  # another process's file: nothing tells of a change
+            await asyncio.sleep(0.05)  # a file of another process has no event
     return found[1]

@@ -288,7 +288,7 @@ async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> 
         await world.scheduler.until("an event is stored", lambda: bool(world.events()))
         assert world.events()[0].rejected.why == wire.Rejected.CLUSTER_UNAVAILABLE
         await world.api.until(
-            "the version is requested a second time", lambda: len(world.api.asked("get", "version")) == 2
+            "the version is requested a second time", lambda: len(world.api.requests_for("get", "version")) == 2
         )
         await world.api.release()
         await world.scheduler.until("the agent reports READY", lambda: world.reports(wire.Health.READY))
@@ -347,7 +347,7 @@ async def test_every_object_names_the_owner_that_the_agent_finds_first(world: Wo
 async def test_an_agent_without_its_owner_runs_nothing_and_can_be_stopped(world: World) -> None:
     async with world.agent(agent={"anchor": "anchor"}) as app:
         await world.api.until(
-            "the ConfigMap is requested a second time", lambda: len(world.api.asked("get", "configmaps")) > 1
+            "the ConfigMap is requested a second time", lambda: len(world.api.requests_for("get", "configmaps")) > 1
         )
         assert (await world.get("/livez"))[0] == 200
         assert (await world.get("/readyz"))[0] == 503

@@ -361,7 +361,7 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         frozen.send_signal(signal.SIGCONT)
         frozen.kill()
         await frozen.wait()
-        frozen._transport.close()  # type: ignore[attr-defined]
+        frozen._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way
 
 
 # ---- leaving

@@ -605,7 +605,7 @@ async def test_the_workspace_is_uploaded_before_the_commands_and_held_after_a_fa
         "hold_for_debugging",
         "remove",
     ]
-    assert sent.log.endswith(b"the pod says so\n"), "what the cluster says of a failure stands in its log"
+    assert sent.log.endswith(b"the pod shows the cause\n"), "the cluster's message about a failure is in its log"
     assert sent.outcome.reason is Reason.COMMAND_FAILED
 
 

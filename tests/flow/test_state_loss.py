@@ -85,7 +85,7 @@ async def test_a_state_loss_during_clean_up_sends_the_outcome_after_a_notice(wor
         world.api.slow_removal, world.api.force_works = True, False
         await world.end(name)
         await world.outcome()
-        await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.asked("delete", "pods")))
+        await world.api.until("a pod is asked to be deleted", lambda: bool(world.api.requests_for("delete", "pods")))
         world.lose_state()
         await app.sessions.sessions[ACTION.key.attempt_key].progress.reset_requested.wait()
         await world.api.remove(name)

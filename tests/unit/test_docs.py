@@ -1,4 +1,4 @@
-"""What the pages say about files, commands, settings and pipeline files, held against the repository.
+"""Compare what the pages state about files, commands, settings and pipeline files with the repository.
 
 A page that names something that does not exist fails here, with its line.
 """
@@ -88,7 +88,7 @@ def test_paths_in_the_repository_exist(page: Path) -> None:
 
 
 def misused(words: list[str]) -> str:
-    """Say what is wrong with a `sealci-agent` command line, "" for nothing."""
+    """Return what is wrong with a `sealci-agent` command line, "" for nothing."""
     if len(words) < 2 or words[1] in ("-h", "--help"):
         return ""
     command = cli.commands.get(words[1])

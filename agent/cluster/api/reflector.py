@@ -63,7 +63,7 @@ class Reflector:
     def on_update(self, name: str, found: Object | None) -> None:
         """Act on a change of an object. None if the object was deleted."""
 
-    def on_delete(self, name: str, last: Object | None) -> None:
+    def on_delete(self, name: str, last: Object | None) -> None:  # noqa: ARG002 - a hook that subclasses override
         """Act on a deletion. `last` is the last state, None if a list only lacked the object."""
         self.on_update(name, None)
 

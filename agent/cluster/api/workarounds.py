@@ -34,5 +34,5 @@ def session_of(api: ApiClient) -> aiohttp.ClientSession:
     """
     rest = api.rest_client
     if rest.pool_manager is None:
-        rest.pool_manager = rest._create_pool_manager()  # The library has no public way.
+        rest.pool_manager = rest._create_pool_manager()  # noqa: SLF001 - the library has no public way
     return rest.pool_manager

@@ -95,8 +95,8 @@ class PodEnvironment:
 
     # ---- set-up
 
-    async def create(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod, and then its Secret, owned by the pod. `tell` gets each reason to wait, for people.
+    async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
 
         Raises:
             ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
@@ -105,8 +105,8 @@ class PodEnvironment:
         body = self.recreation_manifest or manifest.pod(self.plan, settings)
 
         async def report_wait(why: str) -> None:
-            if tell is not None:
-                await tell(f"waiting for the cluster: {why}")
+            if notify is not None:
+                await notify(f"waiting for the cluster: {why}")
 
         if not self.registry.owns(self.plan.name):
             self.own()
@@ -126,9 +126,9 @@ class PodEnvironment:
             text = f"the environment cannot be created: {error.message}"
             raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refusal_text(error)) from error
 
-    async def create_secret(self, tell: Callable[[str], Awaitable[None]] | None = None) -> None:
+    async def create_secret(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         body = manifest.secret(self.plan, self.context.settings, self.uid)
-        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, tell)
+        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, notify)
 
     async def take_over(self, values: Mapping[str, str]) -> None:
         """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.

@@ -51,11 +51,11 @@ async def read_conflicting_pod(client: Client, path: str) -> Object:
 
 
 async def create_secret(
-    client: Client, body: Object, retry_seconds: float, tell: Callable[[str], Awaitable[None]] | None = None
+    client: Client, body: Object, retry_seconds: float, notify: Callable[[str], Awaitable[None]] | None = None
 ) -> None:
     """Create a Secret, and replace one of the same name: it belongs to an earlier pod of the session.
 
-    `tell` gets each reason to retry, for people.
+    `notify` gets each reason to retry, for people.
 
     Raises:
         ClusterError: the API server refuses the Secret, or retries failed for `retry_seconds`.
@@ -71,7 +71,7 @@ async def create_secret(
             await delete_secret(client, f"{path}/{body['metadata']['name']}")
             raise ClusterError(error.message, status=409, retryable=True) from error
 
-    await client.retry("create secret", attempt, seconds=retry_seconds, notify=tell)
+    await client.retry("create secret", attempt, seconds=retry_seconds, notify=notify)
 
 
 async def delete_secret(client: Client, path: str) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds until the Lease of a dead agent is deleted, and until a deleted Lease is forgotten.
+# Seconds until the Lease of a dead agent is deleted, and until the agent drops its record of a deleted Lease.
 EXPIRED_AFTER_SECONDS = 600.0
 # Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the others, because
 # it may not have seen their renewals either.

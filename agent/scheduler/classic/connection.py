@@ -61,7 +61,7 @@ class ClassicConnection:
         self.port = 0
         self.finished = asyncio.Event()
 
-    def open(self, key: Key, *, adopted: bool = False) -> Call:
+    def open(self, key: Key, *, adopted: bool = False) -> Call:  # noqa: ARG002 - the port's signature
         """Return the call that asked for the action. Its client is the only receiver of the session's events."""
         return self.service.calls[key.attempt_key]
 

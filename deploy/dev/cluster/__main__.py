@@ -128,7 +128,10 @@ def run_build_verb(settings: configuration.Settings, provider: Provider, verb: s
 
 
 def run_component_verb(
-    settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]
+    settings: configuration.Settings,  # noqa: ARG001 - all verbs have the same parameters
+    provider: Provider,
+    verb: str,
+    arguments: list[str],
 ) -> int | None:
     """Start or stop components. Return the exit code, or None if the words are no such command."""
     match verb, arguments:

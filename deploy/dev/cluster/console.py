@@ -18,7 +18,7 @@ PROGRESS_SECONDS = 10
 
 
 class CommandFailed(Exception):
-    """The command cannot continue. `main` prints the text, which says why, and exits with code 1 and no traceback."""
+    """The command cannot continue. `main` prints the text (the cause) and exits with code 1 and no traceback."""
 
 
 def report(line: str) -> None:

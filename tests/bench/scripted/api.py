@@ -1,10 +1,10 @@
-"""A Kubernetes API whose pods live as their commands say: a process of its own, so that it shares no loop with agents.
+"""A scripted Kubernetes API server as a process: the command of a pod determines what the pod does.
 
     python -m tests.bench.scripted.api CERTIFICATE KEY
 
-It prints its port, then answers each line on its standard input with one line of JSON: what it was asked so far by verb
-and resource, its CPU seconds, its connections, how many pods have come and gone. It ends when the input ends. It speaks
-TLS as an API server does, tells its watches everything that a real one tells, and notes what no agent should do.
+It prints its port. It answers each line of its standard input with a line of JSON: requests by verb and resource, CPU
+seconds, connections, and the numbers of created and deleted pods. It ends when the input ends. Like a real API server
+it speaks TLS and sends every event to its watches.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERBS = {"POST": "create", "GET": "get", "DELETE": "delete", "PATCH": "patch"}
 
 
 class Api:
-    """The server and all its objects."""
+    """The server and its objects."""
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
@@ -53,8 +53,7 @@ class Api:
 
     # ---- requests
 
-    def asked(self, connection: Connection, request: Asked) -> None:
-        """Answer one request."""
+    def on_request(self, connection: Connection, request: Asked) -> None:
         path = request.path.split("/")
         resource = path[6] if path[1] == "apis" else path[5] if len(path) > 5 else path[1]
         rest = path[7:] if path[1] == "apis" else path[6:]
@@ -73,7 +72,7 @@ class Api:
         answers.get(f"{verb} {resource}", self.other)(connection, request, name)
 
     def other(self, connection: Connection, request: Asked, name: str) -> None:
-        """Take what is only counted."""
+        """Answer a request that is only counted."""
         if name == "version":
             connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
         elif request.method == "POST":
@@ -84,7 +83,7 @@ class Api:
     # ---- pods
 
     def create(self, connection: Connection, request: Asked, name: str) -> None:
-        """Begin a life."""
+        """Create a pod and start it."""
         self.made += 1
         life = PodLife(request.body, f"7d9f1c1e-0000-4000-8000-{self.made:012d}", self.made)
         if life.name in self.lives:
@@ -92,27 +91,27 @@ class Api:
             return
         self.lives[life.name] = life
         self.most = max(self.most, len(self.lives))
-        connection.answer(201, self.tell(life, b"ADDED"))
+        connection.answer(201, self.notify(life, b"ADDED"))
         loop, script = asyncio.get_running_loop(), life.script
         loop.call_later(0.002, self.step, life, life.bind)
         loop.call_later(script.start / 2, self.step, life, life.creating)
         loop.call_later(script.start, self.run, life)
 
-    def tell(self, life: PodLife, kind: bytes = b"MODIFIED") -> bytes:
-        """Tell the watches what a pod is now; returns it."""
+    def notify(self, life: PodLife, kind: bytes = b"MODIFIED") -> bytes:
+        """Send the current state of a pod to the watches. Return the pod as JSON."""
         self.version += 1
         text = life.text(self.version)
-        self.feeds["pods"].tell(kind, self.version, life.labels, text)
+        self.feeds["pods"].send(kind, self.version, life.labels, text)
         return text
 
     def step(self, life: PodLife, change: Callable[[], None]) -> None:
-        """Change what is said of a pod."""
+        """Change the status of a pod, unless it is deleted."""
         if self.lives.get(life.name) is life and not life.deleted:
             change()
-            self.tell(life)
+            self.notify(life)
 
     def run(self, life: PodLife) -> None:
-        """Let the commands begin."""
+        """Start the commands of a pod."""
         self.step(life, life.running)
         self.write(life, life.marker("s:1"))
         loop, script = asyncio.get_running_loop(), life.script
@@ -126,14 +125,14 @@ class Api:
         loop.call_at(until, self.end, life)
 
     def line(self, life: PodLife, until: float) -> None:
-        """Write one more line."""
+        """Write one line and schedule the next."""
         loop = asyncio.get_running_loop()
         if self.lives.get(life.name) is life and loop.time() < until:
             self.write(life, life.stamped())
             loop.call_later(life.script.every, self.line, life, until)
 
     async def flood(self, life: PodLife, until: float) -> None:
-        """Write as fast as it is taken."""
+        """Write log as fast as the followers read it."""
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
             block = life.stamped() * (FRAME // life.script.size)
@@ -145,14 +144,14 @@ class Api:
         self.end(life)
 
     def write(self, life: PodLife, data: bytes) -> None:
-        """Append to the log and to those who follow it."""
+        """Append to the log and send the data to its followers."""
         if not life.script.every or len(life.log) < 3:
             life.log.append(data)
         for connection in self.followers.get(life.name, ()):
             connection.send(data)
 
     def end(self, life: PodLife) -> None:
-        """End the commands; the log ends with them."""
+        """End the commands and the log of a pod."""
         if self.lives.get(life.name) is not life:
             return
         last = [life.marker(f"f:{number}:0") for number in range(1, len(life.commands) + 1)]
@@ -162,7 +161,6 @@ class Api:
             connection.end()
 
     def get(self, connection: Connection, request: Asked, name: str) -> None:
-        """Show one pod."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -170,7 +168,7 @@ class Api:
             connection.answer(200, life.text(self.version))
 
     def follow(self, connection: Connection, request: Asked, name: str) -> None:
-        """Serve the log of a pod, to its end when it is followed."""
+        """Serve the log of a pod, or follow it to its end."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -185,7 +183,7 @@ class Api:
         connection.on_lost = lambda: followers.remove(connection) if connection in followers else None
 
     def delete(self, connection: Connection, request: Asked, name: str) -> None:
-        """Delete a pod: at once when all its containers have ended, else after its files container has left."""
+        """Delete a pod: at once if all containers have ended, otherwise after container `files` has ended."""
         life = self.lives.get(name)
         if life is None or json.loads(request.body or b"{}").get("preconditions", {}).get("uid", life.uid) != life.uid:
             connection.answer(404 if life is None else 409, missing(name))
@@ -195,20 +193,20 @@ class Api:
             self.forget(life)
             return
         life.deleting()
-        connection.answer(200, self.tell(life))
+        connection.answer(200, self.notify(life))
         asyncio.get_running_loop().call_later(GRACE, self.forget, life)
 
     def forget(self, life: PodLife) -> None:
-        """Let a pod be gone."""
+        """Remove a pod and send the event."""
         if self.lives.get(life.name) is life:
             del self.lives[life.name]
             self.gone += 1
-            self.tell(life, b"DELETED")
+            self.notify(life, b"DELETED")
             for connection in self.followers.pop(life.name, ()):
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Stream the one file of a pod, as the collector does."""
+        """Send the file of a pod in the format of the collector."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -217,7 +215,7 @@ class Api:
         self.start(self.stream(connection, life.script.file))
 
     async def stream(self, connection: Connection, size: int) -> None:
-        """Send an archive in the frames of an exec, no faster than it is taken."""
+        """Send an archive in the frames of an exec, no faster than the client reads."""
         for block in archive(size):
             for at in range(0, len(block), FRAME):
                 connection.message(b"\x01" + block[at : at + FRAME])
@@ -226,7 +224,7 @@ class Api:
         connection.message(SUCCESS)
 
     def start(self, work: Any) -> None:
-        """Run something in the background."""
+        """Run a coroutine in the background."""
         task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
@@ -234,7 +232,7 @@ class Api:
     # ---- lists, watches, Leases
 
     def list(self, connection: Connection, request: Asked, name: str) -> None:
-        """List what fits a selector."""
+        """List the objects that a selector matches."""
         selector = selector_of(request.query)
         if name == "pods":
             found = [life.text(self.version) for life in self.lives.values() if fits(selector, life.labels)]
@@ -243,37 +241,36 @@ class Api:
         connection.answer(200, b'{"metadata":{"resourceVersion":"%d"},"items":[%b]}' % (self.version, b",".join(found)))
 
     def watch(self, connection: Connection, request: Asked, name: str) -> None:
-        """Open a watch."""
         self.feeds[name].watch(connection, request.query)
 
     def lease(self, connection: Connection, request: Asked, name: str) -> None:
-        """Make, renew or give back a Lease."""
+        """Create, renew or delete a Lease."""
         body = json.loads(request.body or b"{}")
         name = body["metadata"]["name"] if request.method == "POST" else name
         found = self.leases.get(name)
         if request.method == "DELETE" or (request.method == "PATCH" and found is None):
             gone = self.leases.pop(name, None)
             if gone is not None:
-                self.tell_lease(b"DELETED", gone)
+                self.notify_lease(b"DELETED", gone)
             connection.answer(404 if gone is None else 200, b"{}" if gone else missing(name))
             return
         lease = {"metadata": {"uid": f"uid-{name}"}} if found is None else found
         lease = lease | body | {"metadata": lease["metadata"] | body["metadata"]}
         self.leases[name] = lease
-        connection.answer(201 if found is None else 200, self.tell_lease(b"MODIFIED" if found else b"ADDED", lease))
+        connection.answer(201 if found is None else 200, self.notify_lease(b"MODIFIED" if found else b"ADDED", lease))
 
-    def tell_lease(self, kind: bytes, lease: Object) -> bytes:
-        """Tell the watches what a Lease is now; returns it."""
+    def notify_lease(self, kind: bytes, lease: Object) -> bytes:
+        """Send the current state of a Lease to the watches. Return it as JSON."""
         self.version += 1
         lease["metadata"]["resourceVersion"] = str(self.version)
         text = json.dumps(lease).encode()
-        self.feeds["leases"].tell(kind, self.version, lease["metadata"]["labels"], text)
+        self.feeds["leases"].send(kind, self.version, lease["metadata"]["labels"], text)
         return text
 
     # ---- what was seen
 
     def seen(self) -> Object:
-        """Return what the bench wants to know."""
+        """Return the counters for the benchmark."""
         return {
             "requests": dict(self.requests),
             "cpu": time.process_time(),
@@ -285,7 +282,6 @@ class Api:
         }
 
     async def serve(self, certificate: str, key: str) -> None:
-        """Serve until the standard input ends."""
         loop = asyncio.get_running_loop()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
@@ -300,7 +296,7 @@ class Api:
         server.close()
 
     async def bookmarks(self) -> None:
-        """Say now and then that the watches are current."""
+        """Send bookmarks to all watches every BOOKMARK seconds."""
         while True:
             await asyncio.sleep(BOOKMARK)
             for feed in self.feeds.values():
@@ -308,7 +304,7 @@ class Api:
 
 
 def missing(name: str) -> bytes:
-    """Return what the API says of what is not there."""
+    """Return the answer for a missing object."""
     return json.dumps({"kind": "Status", "message": f'pods "{name}" not found', "code": 404}).encode()
 
 

@@ -1,4 +1,4 @@
-"""The bytes that the collector writes for one file of zeros, without a disk: headers, data, manifest, end."""
+"""The output of the collector for one file of zeros, without a disk: headers, data, manifest, end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 256 * 1024
 
 @cache
 def digest(size: int) -> str:
-    """Return the hash of so many zeros."""
+    """Return the sha256 of `size` zeros."""
     found, block = sha256(), bytes(BLOCK)
     for at in range(0, size, BLOCK):
         found.update(block[: min(BLOCK, size - at)])

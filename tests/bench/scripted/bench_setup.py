@@ -35,14 +35,14 @@ PAUSE = 0.02
 
 
 class Child:
-    """A process that answers lines of JSON; the first line that it prints is its port."""
+    """A process that answers lines of JSON. The first line of its output is its port."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
         self.port = port
 
     async def ask(self, **order: Any) -> Object:
-        """Give an order and return the answer."""
+        """Send an order and return the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -51,10 +51,10 @@ class Child:
         return answer
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Give an order and ask until a condition holds; returns the last answer.
+        """Send an order, then poll until a condition of the answer holds. Return the last answer.
 
         Raises:
-            TimeoutError: it did not come to that.
+            TimeoutError: the condition did not hold in time.
         """
         async with asyncio.timeout(seconds):
             seen = await self.ask(**order)
@@ -66,7 +66,7 @@ class Child:
 
 @asynccontextmanager
 async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a module of ours until the block ends."""
+    """Run a module of the benchmark as a process until the block ends."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),
         stdin=asyncio.subprocess.PIPE,
@@ -79,11 +79,11 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
             port = int(await process.stdout.readline())
         yield Child(process, port)
     finally:
-        await ended(process)
+        await end_process(process)
 
 
-async def ended(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
-    """Tell a process to end, and make sure that it has."""
+async def end_process(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+    """Send a signal to a process and wait for its end. Kill it after some seconds."""
     if process.returncode is None:
         process.send_signal(number)
     try:
@@ -96,7 +96,7 @@ async def ended(process: asyncio.subprocess.Process, number: int = signal.SIGTER
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a process has used and holds: CPU seconds so far, resident bytes, open sockets."""
+    """The resources of a process: used CPU seconds, resident bytes, open sockets."""
 
     cpu: float
     rss: int
@@ -104,19 +104,13 @@ class Costs:
 
     @classmethod
     def of(cls, pid: int) -> Costs:
-        """Read a process's own from /proc."""
-        sockets = 0
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                sockets += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
-            except FileNotFoundError:
-                continue  # closed meanwhile
-        return cls(machine.cpu_of(pid), machine.memory_of(pid), sockets)
+        """Read the resources of a process from /proc."""
+        return cls(machine.cpu_of(pid), machine.memory_of(pid), machine.sockets_of(pid))
 
 
 @dataclass
 class Agent:
-    """One replica. `asked` is when its process was asked for, by the wall clock."""
+    """One replica. `asked` is the time at which its process was started, in seconds of `time.time`."""
 
     process: asyncio.subprocess.Process
     asked: float
@@ -124,11 +118,11 @@ class Agent:
 
     @property
     def costs(self) -> Costs:
-        """Its costs so far."""
+        """Return its resources."""
         return Costs.of(self.process.pid)
 
     async def metric(self, name: str) -> float:
-        """Return one of its metrics that has no labels."""
+        """Return the value of a metric without labels."""
         url = f"http://127.0.0.1:{self.port}/metrics"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             text = await response.text()
@@ -137,7 +131,7 @@ class Agent:
 
 @dataclass
 class BenchSetup:
-    """The processes around the agents, and the agents."""
+    """The scheduler and the agents of an experiment."""
 
     scheduler: Child
     folder: Path
@@ -147,19 +141,19 @@ class BenchSetup:
     agents: list[Agent] = field(default_factory=list)
 
     async def agent(self, *, slots: int, **settings: Object) -> Agent:
-        """Start one more replica and wait until it takes actions."""
+        """Start a replica and wait until it is ready."""
         agent = await self.begin(slots=slots, **settings)
         await self.until(lambda seen: seen["ready"] == len(self.agents))
         return agent
 
     async def end(self, agent: Agent) -> None:
-        """Let a replica leave."""
-        await ended(agent.process)
+        """Stop a replica and wait until the scheduler has noticed."""
+        await end_process(agent.process)
         self.agents.remove(agent)
         await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
 
     async def begin(self, *, slots: int, **settings: Object) -> Agent:
-        """Start one more replica."""
+        """Start a replica."""
         port = free_port()
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
@@ -178,38 +172,37 @@ class BenchSetup:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "agent", "serve", "--config", str(file)), stderr=log, stdout=log
         )
-        self.stack.push_async_callback(ended, process)
+        self.stack.push_async_callback(end_process, process)
         self.agents.append(Agent(process, asked, port))
         return self.agents[-1]
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Wait until the scheduler has seen something; returns what it has seen.
+        """Send an order to the scheduler, then wait until a condition of its counters holds. Return the counters.
 
         Raises:
-            TimeoutError: it did not come to that.
+            TimeoutError: the condition did not hold in time.
         """
         return await self.scheduler.until(condition, seconds, **order)
 
     @property
     def cpu(self) -> float:
-        """CPU seconds of all agents so far."""
+        """Return the CPU seconds that all agents have used."""
         return sum(agent.costs.cpu for agent in self.agents)
 
-    def said(self) -> str:
-        """Return what the agents have logged."""
+    def agent_logs(self) -> str:
         return "".join(file.read_text() for file in sorted(self.folder.glob("agent-*.log")))
 
 
 @dataclass(kw_only=True)
 class ScriptedSetup(BenchSetup):
-    """A bed whose API is scripted."""
+    """A setup with the scripted API."""
 
     api: Child
 
 
 @asynccontextmanager
 async def bench_setup() -> AsyncIterator[ScriptedSetup]:
-    """Bring up the scripted API and the scheduler; agents come by `BenchSetup.agent`."""
+    """Run the scripted API and the scheduler. `BenchSetup.agent` starts agents."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         authority = certificates.authority(folder, "ca")
@@ -224,7 +217,7 @@ async def bench_setup() -> AsyncIterator[ScriptedSetup]:
 
 @asynccontextmanager
 async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[BenchSetup]:
-    """Bring up the scheduler for agents of a cluster that is there."""
+    """Run the scheduler, for agents of a running cluster."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
@@ -233,7 +226,7 @@ async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[Be
 
 
 def trust(server: str, authority: Path) -> Object:
-    """Return a kubeconfig for a server."""
+    """Return a kubeconfig for a server and its certificate authority."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
@@ -245,13 +238,13 @@ def trust(server: str, authority: Path) -> Object:
 
 
 class Load:
-    """How busy the whole machine is."""
+    """The load of the whole machine."""
 
     def __init__(self) -> None:
         self.busy, self.at = machine.busy(), time.monotonic()
 
     def share(self) -> float:
-        """Return the share of all cores that was busy since this was last asked, 0 to 1."""
+        """Return the busy share of all cores since the last call, 0 to 1."""
         busy, at = machine.busy(), time.monotonic()
         share = (busy - self.busy) / ((at - self.at) * (os.cpu_count() or 1))
         self.busy, self.at = busy, at
@@ -259,7 +252,7 @@ class Load:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,8 +1,8 @@
-"""HTTP/1.1 as lean as a bench needs it: requests in, answers and open-ended streams out, websockets for exec.
+"""A minimal HTTP/1.1 server for the benchmark: requests, answers, streams without end, and websockets for exec.
 
-A `Connection` lives as long as its socket. aiohttp's server costs a millisecond for each request, which the machine
-that is measured would have to share; this one costs a tenth of that. It reads what the agent's client writes (requests
-with a length, one after the other) and nothing else.
+A `Connection` lives as long as its socket. A request costs a tenth of the millisecond that aiohttp's server needs, so
+that the server takes little CPU from the agents on the same machine. It supports only what the agent's client sends:
+requests with a Content-Length, one after the other.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Asked:
 
 
 class Service(Protocol):
-    """Who answers; called in the loop, must be quick."""
+    """The service that answers requests. Its methods run in the event loop and must not block."""
 
     connections: set[Connection]
 
-    def asked(self, connection: Connection, request: Asked) -> None:
+    def on_request(self, connection: Connection, request: Asked) -> None:
         """Answer a request, now or later."""
 
 
 class Connection(asyncio.Protocol):
-    """One client's socket. `on_lost` is called when it goes while a stream is open."""
+    """The socket of one client. `on_lost` is called if the client disconnects during a stream."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -61,40 +61,37 @@ class Connection(asyncio.Protocol):
     # ---- the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take note of a new client."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self.service.connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Take note that the client is gone."""
         self.service.connections.discard(self)
         self.room.set()
         if self.on_lost is not None:
             self.on_lost()
 
     def pause_writing(self) -> None:
-        """Hold whoever writes much."""
+        """Make writers of streams wait."""
         self.room.clear()
 
     def resume_writing(self) -> None:
-        """Let go on."""
+        """Let writers of streams continue."""
         self.room.set()
 
     @property
     def is_open(self) -> bool:
-        """Whether anything can be written."""
         return not self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
-        """Read requests as they become whole."""
+        """Handle all complete requests or frames in the buffer."""
         self.buffer += data
         while self.frame() if self.websocket else self.request():
             continue
 
     def request(self) -> bool:
-        """Take one request off the buffer; False when none is whole."""
+        """Handle one request of the buffer. Return False if none is complete."""
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return False
@@ -108,7 +105,7 @@ class Connection(asyncio.Protocol):
         method, target, _ = first.split(" ")
         path, _, query = target.partition("?")
         key = headers.get("sec-websocket-key", "")
-        self.service.asked(self, Asked(method, unquote(path), dict(parse_qsl(query)), body, key))
+        self.service.on_request(self, Asked(method, unquote(path), dict(parse_qsl(query)), body, key))
         return True
 
     # ---- answers
@@ -119,17 +116,17 @@ class Connection(asyncio.Protocol):
         self.transport.write(head(status) + length + body)
 
     def begin(self, kind: bytes = b"application/json") -> None:
-        """Begin an answer of unknown length."""
+        """Begin a stream."""
         self.streams = True
         self.transport.write(head(200, kind) + b"Transfer-Encoding: chunked\r\n\r\n")
 
     def send(self, data: bytes) -> None:
-        """Send the next part of an answer that was begun."""
+        """Send the next part of a stream."""
         if data and self.is_open:
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        """End an answer that was begun; the connection can be used again."""
+        """End a stream. The connection can be used again."""
         self.streams, self.on_lost = False, None
         if self.is_open:
             self.transport.write(b"0\r\n\r\n")
@@ -137,7 +134,7 @@ class Connection(asyncio.Protocol):
     # ---- websockets
 
     def upgrade(self, key: str) -> None:
-        """Go on as a websocket."""
+        """Switch to the websocket protocol."""
         self.websocket = True
         accept = base64.b64encode(hashlib.sha1(key.encode() + UPGRADE.encode()).digest()).decode()  # noqa: S324
         self.transport.write(
@@ -158,7 +155,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(bytes([0x80 | kind]) + length + data)
 
     def frame(self) -> bool:
-        """Take one small frame of the client's off the buffer: only its pings and its goodbye matter."""
+        """Handle one small frame of the buffer: a ping or a close. Return False if no frame is complete."""
         if len(self.buffer) < 6 or len(self.buffer) < 6 + (self.buffer[1] & 0x7F):
             return False
         kind, size = self.buffer[0] & 0xF, self.buffer[1] & 0x7F

@@ -1,9 +1,9 @@
-"""The life of one scripted pod: its states as the API writes them, and its log as the kubelet serves it.
+"""The states of one scripted pod in the format of the API, and its log in the format of the kubelet.
 
-What a pod does is said by its last command, in words such as `life=1 every=0.05`: so the action that a scheduler hands
-out is the script, and the agent under measurement is the agent as it is. A life goes as on a real cluster (bound,
-creating, running, succeeded, deleted), with the supervisor's markers and termination message. Its JSON is put together
-from parts that are made once, for the server must be much cheaper than the agent.
+The last command of an action is the script of its pod, in words such as `life=1 every=0.05`. So the scheduler controls
+the pods, and the agent needs no change. The states are those of a real cluster: bound, creating, running, succeeded,
+deleted, with the supervisor's markers and termination message. The JSON is built from prepared parts, because the
+server must use much less CPU than the agent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from agent.domain.json import Object
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a pod does: seconds of its whole life, seconds until it runs, seconds between lines (0: one line),
-    bytes of a line, whether it floods its log, bytes of its one file."""
+    """The behaviour of a pod.
+
+    `life` is the seconds from creation to end, `start` the seconds until it runs, `every` the seconds between lines (0:
+    one line), `size` the bytes of a line. `flood`: it writes log as fast as possible. `file` is the bytes of its file.
+    """
 
     life: float = 1.0
     start: float = 0.1
@@ -29,7 +32,7 @@ class Script:
 
     @classmethod
     def read(cls, command: str) -> Script:
-        """Read the words of a command; others than ours are ignored."""
+        """Parse the words of a command. Unknown words are ignored."""
         words = dict(word.split("=", 1) for word in command.split() if "=" in word)
         return cls(
             life=float(words.get("life", 1)),
@@ -42,7 +45,7 @@ class Script:
 
 
 def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
-    """Return an entry of managedFields: as large as a real one, read by nobody."""
+    """Return an entry of managedFields, as large as a real one. No component reads it."""
     leaf: Object = {f"f:{name}{number}": {} for number in range(depth) for name in fields}
     return {
         "manager": manager,
@@ -55,7 +58,7 @@ def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
 
 
 def stamp() -> str:
-    """Return the time of now, to the second, as the API writes it."""
+    """Return the current time in the API's format, in whole seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -71,7 +74,7 @@ CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
 
 
 class PodLife:
-    """One pod. `body` is what was asked for; `state` is what the API says of it now."""
+    """One pod. `body` is the request that created the pod. `status` is its current status as JSON."""
 
     def __init__(self, body: bytes, uid: str, address: int) -> None:
         pod = json.loads(body)
@@ -86,7 +89,7 @@ class PodLife:
         self.script = Script.read(self.commands[-1])
         self.made = stamp()
         self.address = f"10.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
-        # The order of fields is that of the real API.
+        # The order of the fields is that of the real API.
         head = {"name": self.name, "namespace": metadata["namespace"], "uid": uid, "resourceVersion": "@VERSION@"}
         rest = {"generation": 1, "creationTimestamp": self.made, "labels": self.labels}
         metadata = head | rest | {"annotations": metadata["annotations"]}
@@ -103,21 +106,21 @@ class PodLife:
     # ---- states
 
     def bind(self) -> None:
-        """Be given a node."""
+        """Set the node."""
         self.bound = b',"nodeName":"node-1"'
-        self.status = self.phase("Pending", scheduled=True)
+        self.status = self.phase("Pending")
 
     def creating(self) -> None:
-        """Be prepared by the kubelet."""
+        """Set the state to creating."""
         states = dict.fromkeys(self.containers, CREATING)
         self.status = self.phase("Pending", states)
 
     def running(self) -> None:
-        """Run."""
+        """Set the state to running."""
         self.status = self.phase("Running", dict.fromkeys(self.containers, RUNNING % stamp()))
 
     def ended(self) -> None:
-        """Have succeeded; a container that holds files lives on."""
+        """Set the state to succeeded. Container `files`, if there is one, still runs."""
         self.finished = len(self.containers) == 1
         now = stamp()
         message = f"sealci {self.nonce} completed {len(self.commands)}\nsealci {self.nonce} end 0\n"
@@ -128,11 +131,11 @@ class PodLife:
         self.status = self.phase("Succeeded" if self.finished else "Running", states)
 
     def deleting(self) -> None:
-        """Be deleted with a grace."""
+        """Mark the pod as deleted, with a grace period."""
         self.deleted = f',"deletionTimestamp":"{stamp()}","deletionGracePeriodSeconds":10'.encode()
 
-    def phase(self, phase: str, states: dict[str, str] | None = None, *, scheduled: bool = True) -> bytes:
-        """Return a status as the kubelet writes it."""
+    def phase(self, phase: str, states: dict[str, str] | None = None) -> bytes:
+        """Return a status in the kubelet's format."""
         kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
         conditions = ",".join(
             f'{{"type":"{kind}","status":"True","observedGeneration":1,"lastProbeTime":null,'
@@ -161,11 +164,11 @@ class PodLife:
     # ---- the log
 
     def marker(self, text: str) -> bytes:
-        """Return a marker of the supervisor's as a line of the log."""
+        """Return a marker of the supervisor as a line of the log."""
         return line(f"\x1esealci:{self.nonce}:{text}".encode())
 
     def stamped(self) -> bytes:
-        """Return a line that holds its own time, so that whoever receives it can tell how long it took."""
+        """Return a line with the current time, so that the scheduler can compute the delay."""
         text = b"at %d " % time.time_ns()
         return line(text.ljust(self.script.size, b"."))
 

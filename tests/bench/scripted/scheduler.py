@@ -1,10 +1,10 @@
-"""A scheduler that keeps every slot full: a process of its own, over the real contract.
+"""A scheduler that keeps every slot full: a process that speaks the real protocol.
 
     python -m tests.bench.scripted.scheduler
 
-It prints its port, then obeys each line of JSON on its standard input and answers it with one line of JSON: what it has
-seen so far. `{"give": "life=1", "count": 100}` puts actions into the queue (-1: without end), `{"stop": true}` empties
-it, `{"forget": true}` begins new latencies. It acknowledges everything at once and stores nothing.
+It prints its port. Each line of JSON on its standard input is an order, which it answers with its counters as a line of
+JSON. `{"give": "life=1", "count": 100}` queues actions (-1: without end), `{"stop": true}` empties the queue,
+`{"forget": true}` clears the latencies. It acknowledges each event at once and stores nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SECRETS = {"TOKEN": "bench-secret-value"}
 
 
 class Peer:
-    """One agent: its stream, its room, and what it has not answered yet."""
+    """One agent: its stream, its free slots, and the actions that it has not accepted yet."""
 
     def __init__(self) -> None:
         self.acks: dict[Place, int] = {}
@@ -51,7 +51,7 @@ class Peer:
 
     @property
     def room(self) -> int:
-        """How many more actions it can take."""
+        """Return the number of actions that it can take now."""
         return self.slots - self.running - len(self.unaccepted) if self.ready else 0
 
     def send(self, **message: Any) -> None:
@@ -60,13 +60,13 @@ class Peer:
         self.wake.set()
 
     def acknowledge(self, event: wire.Event) -> None:
-        """Acknowledge an event; of those that wait only the last is sent."""
+        """Acknowledge an event. Only the last acknowledgement of a session is sent."""
         self.acks[event.action_id, event.attempt, event.claim] = event.seq
         self.wake.set()
 
 
 class Scheduler(agent_pb2_grpc.SchedulerServicer):
-    """The queue and everybody who takes from it."""
+    """The queue of actions and the agents."""
 
     def __init__(self) -> None:
         self.peers: list[Peer] = []
@@ -75,14 +75,13 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         self.events = self.log_bytes = self.lines = self.file_bytes = 0
         self.ends: Counter[str] = Counter()
         self.latencies: list[float] = []
-        self.said = ""
+        self.last_failure = ""
 
     # ---- the contract
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[wire.SchedulerMessage]:
-        """Serve one stream."""
         peer = Peer()
         reader = asyncio.create_task(self.read(peer, request_iterator), name="reader")
         try:
@@ -102,7 +101,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             reader.cancel()
 
     async def read(self, peer: Peer, messages: AsyncIterator[wire.AgentMessage]) -> None:
-        """Read what an agent says."""
+        """Read the messages of an agent."""
         async for message in messages:
             match message.WhichOneof("message"):
                 case "event":
@@ -114,7 +113,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         peer.wake.set()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
-        """Take an agent into the pool."""
+        """Register an agent."""
         peer.slots, peer.registered = register.slots, time.time()
         self.peers.append(peer)
         registered = wire.Registered(scheduler="bench")
@@ -123,14 +122,14 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         peer.send(registered=registered)
 
     def health(self, peer: Peer, health: wire.Health) -> None:
-        """Learn how much room an agent has, and fill it."""
+        """Record a health report and fill the free slots."""
         peer.ready = health.status == wire.Health.READY
         peer.slots, peer.running = health.slots, health.running
         peer.send(ack=wire.Ack())
         self.fill(peer)
 
     def event(self, peer: Peer, event: wire.Event) -> None:
-        """Take an event."""
+        """Count and acknowledge an event."""
         self.events += 1
         peer.acknowledge(event)
         match event.WhichOneof("event"):
@@ -146,10 +145,10 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                 peer.finished += 1
                 if event.finished.result != wire.SUCCEEDED:
                     self.ends["failed"] += 1
-                    self.said = event.finished.message
+                    self.last_failure = event.finished.message
 
     def log(self, event: wire.Event) -> None:
-        """Count a piece of log; the lines of quiet actions tell when they were written."""
+        """Count a piece of log. The lines of quiet actions contain the time at which they were written."""
         data = event.log.data
         self.log_bytes += len(data)
         if not event.action_id.startswith(QUIET):
@@ -163,7 +162,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> wire.UploadReceipt:
-        """Take files and keep none."""
+        """Receive an upload and count its bytes."""
         last: wire.ArtifactChunk | None = None
         async for chunk in request_iterator:
             self.file_bytes += sum(len(part.data) for part in chunk.parts)
@@ -174,7 +173,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
     # ---- the queue
 
     def fill(self, peer: Peer) -> None:
-        """Hand out as much as an agent can take."""
+        """Send actions until the agent has no free slot."""
         while self.queue and peer.room > 0:
             order, count = self.queue.popleft()
             if count != 1:
@@ -190,7 +189,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             peer.send(action=action)
 
     def obey(self, order: Object) -> None:
-        """Do what the bench wants."""
+        """Execute an order of the benchmark."""
         if "give" in order:
             self.queue.append((order, order.get("count", 1)))
         if order.get("stop"):
@@ -201,7 +200,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             self.fill(peer)
 
     def seen(self) -> Object:
-        """Return what the bench wants to know; latencies in seconds."""
+        """Return the counters for the benchmark. Latencies are in seconds."""
         ordered = sorted(self.latencies)
         return {
             "cpu": time.process_time(),
@@ -211,7 +210,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             "file_bytes": self.file_bytes,
             "lines": self.lines,
             "ends": dict(self.ends),
-            "said": self.said,
+            "last_failure": self.last_failure,
             "registered": [peer.registered for peer in self.peers],
             "ready": sum(peer.ready for peer in self.peers),
             "running": [peer.running for peer in self.peers],
@@ -220,7 +219,6 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         }
 
     async def serve(self) -> None:
-        """Serve until the standard input ends."""
         server = aio.server(options=(("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)))
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, server)
         port = server.add_insecure_port("localhost:0")

@@ -1,7 +1,7 @@
-"""What tests of lost pods share: a lab in a namespace of its own, and what people and nodes do to pods.
+"""Helpers for tests of lost pods: deletion, eviction, faults of the node, and the checks of the outcome.
 
-Everything here goes through kubectl and the provider's verbs; the agent is only looked at from outside. Whatever a test
-does to the node is undone when its block ends.
+They use kubectl and the commands of deploy.dev.cluster, never the agent's own client. A change of the node ends with
+its `with` block.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.e2e.lab import Report, Submission
+    from tests.e2e.submission import Report, Submission
 
 
-TRAP = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
-PATIENT = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"
+# Commands that write "begun" and then wait: exit 9 on SIGTERM, exit 0 on SIGTERM, no trap.
+EXITS_WITH_9 = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
+EXITS_WITH_0 = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"
 PLAIN = "echo begun; exec sleep 1000"
 SECURE = {"allowPrivilegeEscalation": False}
 
@@ -39,7 +40,7 @@ def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
 
 
 def pod(lab: Lab, name: str) -> Object:
-    """Wait for the pod that an action has now."""
+    """Wait for the current pod of an action and return it."""
 
     def found() -> Object | None:
         pods = [each for each in kube.get("pods", "-n", lab.namespace) if session_of(each).get("name") == name]
@@ -55,27 +56,27 @@ def uids(lab: Lab, name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def until_told(submission: Submission, name: str, detail: str) -> None:
-    """Wait until the progress of a set-up says something."""
+def until_detail(submission: Submission, name: str, detail: str) -> None:
+    """Wait until a stage event of an action contains a text."""
 
-    def told(report: Report) -> bool:
+    def has_detail(report: Report) -> bool:
         return any(e["event"] == "stage" and detail in e["detail"] for e in report.events)
 
-    submission.until(name, told)
+    submission.until(name, has_detail)
 
 
-def until_made_again(lab: Lab, name: str, times: int = 1) -> None:
-    """Wait until an action has had another pod."""
-    until(lambda: len(uids(lab, name)) == times + 1, f"the pod of {name} is not made again", 60)
+def until_recreated(lab: Lab, name: str, times: int = 1) -> None:
+    """Wait until the pod of an action was re-created `times` times."""
+    until(lambda: len(uids(lab, name)) == times + 1, f"the pod of {name} was not re-created", 60)
 
 
 def delete(lab: Lab, name: str, *options: str) -> None:
-    """Delete the pod of an action, as a person does."""
+    """Delete the pod of an action with kubectl."""
     kube.kubectl("delete", "pod", "-n", lab.namespace, pod(lab, name)["metadata"]["name"], "--wait=false", *options)
 
 
 def evict(lab: Lab, name: str) -> None:
-    """Ask the API to evict the pod of an action, as a drain does for each."""
+    """Evict the pod of an action through the API, as `kubectl drain` does."""
     target = pod(lab, name)["metadata"]["name"]
     metadata = {"name": target, "namespace": lab.namespace}
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
@@ -84,12 +85,12 @@ def evict(lab: Lab, name: str) -> None:
 
 
 def statuses(lab: Lab, uid: str) -> list[Object]:
-    """Return every status that a pod was seen in."""
+    """Return every observed status of a pod, in order."""
     return [each["status"] for each in list(lab.observer.states) if each["metadata"]["uid"] == uid]
 
 
 def ends(lab: Lab, uid: str, container: str = "action") -> list[Object]:
-    """Return every status in which a container of a pod was seen to have ended."""
+    """Return every observed status of a container that has terminated."""
     return [
         each
         for status in statuses(lab, uid)
@@ -102,23 +103,21 @@ def ends(lab: Lab, uid: str, container: str = "action") -> list[Object]:
 
 
 def node() -> Object:
-    """Return the one node."""
+    """Return the only node of the cluster."""
     return kube.get("nodes")[0]
 
 
 def node_name() -> str:
-    """Return its name."""
     return str(node()["metadata"]["name"])
 
 
 def tainted() -> list[str]:
-    """Return the keys of the node's taints."""
     return [each["key"] for each in node()["spec"].get("taints", ())]
 
 
 @contextlib.contextmanager
 def cordoned() -> Iterator[None]:
-    """Let nothing new come to the node."""
+    """Keep new pods off the node."""
     kube.kubectl("cordon", node_name())
     try:
         yield
@@ -128,7 +127,7 @@ def cordoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def started_with(component: str, *flags: str) -> Iterator[None]:
-    """Run a component of the cluster with more flags."""
+    """Run a component of the cluster with additional flags."""
     kube.provider(component, "start", *flags)
     try:
         yield
@@ -138,17 +137,17 @@ def started_with(component: str, *flags: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped(component: str) -> Iterator[None]:
-    """Have a component of the node away, and wait afterwards until the node takes pods again."""
+    """Stop a component of the node. At the end, start it and wait until the node accepts pods."""
     kube.provider(component, "stop")
     try:
         yield
     finally:
         kube.provider(component, "start")
-        until(lambda: not tainted(), f"the node stays tainted: {tainted()}", 60)
+        until(lambda: not tainted(), f"the node is still tainted: {tainted()}", 60)
 
 
 def too_much_memory() -> int:
-    """Return more bytes than the node has available and less than it has in all, which a kubelet would refuse."""
+    """Return more bytes than the node has available, and less than its capacity, which a kubelet refuses."""
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
     memory = summary["node"]["memory"]
     return int(memory["availableBytes"]) + int(memory["workingSetBytes"]) // 2
@@ -158,13 +157,13 @@ def too_much_memory() -> int:
 
 
 def until_begun(submission: Submission, *names: str) -> None:
-    """Wait until the commands of actions have written something."""
+    """Wait until each action has logged "begun"."""
     for name in names:
         submission.until_running(name, "begun")
 
 
 def check_lost(report: Report, reason: str, *words: str) -> None:
-    """Hold that an action failed for a reason of the infrastructure, with what it had written, in one pod."""
+    """Check that an action failed in its commands for a reason of the infrastructure, with its log so far."""
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "commands"
     for word in words:
@@ -172,8 +171,8 @@ def check_lost(report: Report, reason: str, *words: str) -> None:
     assert report.text.startswith("begun\n"), report
 
 
-def check_made_again(lab: Lab, report: Report, *words: str) -> None:
-    """Hold that an action succeeded in its second pod, in the same attempt, and that its log says why."""
+def check_recreated(lab: Lab, report: Report, *words: str) -> None:
+    """Check that an action succeeded in its second pod, in the first attempt, and that the log gives the reason."""
     assert report.outcome == ("succeeded", None, 0), report
     assert len(uids(lab, report.name)) == 2, uids(lab, report.name)
     assert "no command had run, so the pod is re-created\n" in report.text, report

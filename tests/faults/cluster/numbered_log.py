@@ -1,7 +1,7 @@
-"""A writer whose log can be held against what was stored: numbered lines that say when they were written.
+"""A writer of numbered lines with timestamps, and an account of the lines that are missing in the stored log.
 
-`program` is what an action runs; an `Account` is made of a stored log, and knows which lines are missing and whether a
-mark stands exactly there. Both are told how many lines there are, so that nothing is taken from the agent's word.
+`program` returns the command of an action. An `Account` of a stored log lists the missing lines and checks that a gap
+marker stands exactly there. The test passes the number of lines to both, so that no figure comes from the agent.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from itertools import pairwise
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
 TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
-# What a container runtime passes on at once; so much of a file can come after its follower has left it.
+# Number of bytes that a container runtime writes at once. The kubelet may lose them when its file is rotated.
 PASSED_ON = 64 << 10
 BEGUN = re.compile(rb"\d{1,8}( \d{0,19}( x{0,69})?)?")
 SIZE = 100
 GAP = re.compile(rb"\[gap in the log: lines between (\S+) and (\S+) (may be|are) missing: .*\]")
-# Between the clock that a line names and the node's stamp on it lie a pipe and a busy machine.
+# Seconds that the time in a line and the node's timestamp may differ: a pipe and a busy machine lie between them.
 APART = 2.0
 
 WRITER = """
@@ -46,18 +46,18 @@ for step in sys.argv[1:]:
 
 
 def program(*steps: str) -> str:
-    """Return the command: "write:LINES:BYTES A SECOND", "wait:FILE", "print:TEXT"."""
+    """Return a command with these steps: "write:LINES:BYTES PER SECOND", "wait:FILE", "print:TEXT"."""
     return " ".join(["python3", "-c", shlex.quote(WRITER), *map(shlex.quote, steps)])
 
 
-def stamped(timestamp: bytes) -> float:
-    """Return a timestamp of the node's as seconds since 1970."""
+def seconds_of(timestamp: bytes) -> float:
+    """Return a timestamp of the node as seconds since 1970."""
     return datetime.fromisoformat(timestamp.decode()[:26] + "+00:00").timestamp()
 
 
 @dataclass
 class Mark:
-    """A gap as it is said: behind line `after`, in front of the next; seconds since 1970."""
+    """A gap marker after line `after`. Its span is in seconds since 1970."""
 
     after: int
     since: float
@@ -67,10 +67,11 @@ class Mark:
 
 @dataclass
 class Account:
-    """What is in a log of `total` lines: `lost` counts lines, `unmarked` those of them where no mark stands.
+    """The content of a log of `total` lines.
 
-    `torn` counts holes that only the node can know of: it begins a new file within a line, a follower goes on with the
-    rest of that line, and what the runtime still put at the end of the old file is served to nobody.
+    `lost` counts missing lines. `unmarked` lists the holes without a gap marker. `torn` counts holes that no reader can
+    detect: the node begins a new file within a line, so the kubelet continues with the rest of that line and does not
+    serve the last bytes of the old file.
     """
 
     total: int
@@ -84,7 +85,7 @@ class Account:
 
     @classmethod
     def of(cls, log: bytes, total: int) -> Account:
-        """Take a log apart. A line that a mark cuts off counts as lost."""
+        """Parse a log. A line that a gap marker cuts off counts as lost."""
         account = cls(total)
         times = {0: 0.0}
         tails: dict[int, bytes] = {}
@@ -95,7 +96,7 @@ class Account:
                 times[number] = int(found[2]) / 1e9
             elif found := GAP.fullmatch(line):
                 last = account.numbers[-1] if account.numbers else 0
-                account.marks.append(Mark(last, stamped(found[1]), stamped(found[2]), found[3] == b"are"))
+                account.marks.append(Mark(last, seconds_of(found[1]), seconds_of(found[2]), found[3] == b"are"))
                 if account.foreign and BEGUN.fullmatch(account.foreign[-1]):
                     account.foreign.pop()
             elif TAIL.fullmatch(line):
@@ -106,7 +107,7 @@ class Account:
         return account
 
     def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
-        """Hold the marks against the holes in the numbers; behind the lines of `tails` stands the rest of one."""
+        """Compare the gap markers with the holes in the numbers. `tails` are rests of a line, by the line before."""
         marked = {mark.after: mark for mark in self.marks}
         holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}
         self.foreign += [tail for before, tail in tails.items() if before not in holes]
@@ -125,21 +126,23 @@ class Account:
 
     @property
     def doubled(self) -> int:
-        """How many lines came again."""
+        """Return the number of repeated lines."""
         return len(self.numbers) - len(set(self.numbers))
 
     @property
     def reordered(self) -> int:
-        """How many lines came before one that is older."""
+        """Return the number of lines that stand before an older line."""
         return sum(one > two for one, two in zip(self.numbers, self.numbers[1:], strict=False))
 
     def check(self) -> None:
-        """Nothing doubled or out of order, nothing missing where nothing is said, every span that of its lines."""
+        """Check that no line is doubled, reordered or missing without a marker, and that the span of each marker is
+        right.
+        """
         assert (self.doubled, self.reordered, self.foreign) == (0, 0, [])
         assert self.unmarked == []
         assert self.wrong_spans == []
         empty = [mark for mark in self.marks if mark.certain and mark.after + 1 in self.numbers]
-        assert empty == [], "said to be certain, and nothing is missing"
+        assert empty == [], "markers of certain gaps where no line is missing"
 
     def __str__(self) -> str:
         certain = sum(mark.certain for mark in self.marks)

@@ -1,4 +1,7 @@
-"""An agent on the real cluster that reaches the API through a proxy."""
+"""An agent on a real cluster that reaches the API server through a proxy.
+
+Agent, lab and proxy live as long as the `with` block.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Three replicas on the real cluster, each behind proxies of its own, and the faults that fall on them, from one seed.
+"""Three replicas on a real cluster, each behind its own proxies, and random faults of them from one seed.
 
-A faults lives as long as a churn. Faults come one after another from a shuffled deck, so that each kind comes; those of
-one replica do not overlap, those of different ones do. The last replica is never killed nor replaced: what leaks shows
-in it. The scheduler is a process too, and is killed and started again over its folder.
+RandomFaults lives as long as a test. The faults come from a shuffled deck, so that every kind occurs. The faults of one
+replica never overlap. No fault kills or replaces the last replica, so that a leak shows in it. The scheduler is a
+process too: a fault kills it and starts it again over its folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import re
 import signal
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import yaml
 
+from tests.bench import machine
 from tests.e2e import kube
 from tests.faults.proxy import Proxy
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from tests.faults.agent_processes import AgentProcesses, Child
 
 REPLICAS = 3
+# Seconds until an agent must be ready.
 READY = 90.0
+# Number of times that each kind of fault is in the deck.
 DECK = {
     "kill -9 and restart": 3,
     "freeze and thaw": 2,
@@ -47,13 +50,15 @@ DECK = {
     "scheduler kill -9 and restart": 1,
     "apiserver restart": 1,
 }
+# Faults of parts that all replicas share.
 SHARED = ("scheduler kill -9 and restart", "apiserver restart")
+# Faults that end the process of a replica.
 ENDING = ("kill -9 and restart", "SIGTERM and replacement")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one agent holds: bytes of memory, tasks of its loop, sockets."""
+    """The resources of one agent: bytes of memory, tasks of its event loop, sockets."""
 
     memory: int
     tasks: int
@@ -64,7 +69,7 @@ class Measure:
 
 
 class Replica:
-    """One place of the Deployment: its process may be replaced, its proxies stay."""
+    """One replica of a Deployment. Faults replace its process. Its proxies live as long as the test."""
 
     def __init__(self, faults: RandomFaults, number: int) -> None:
         self.faults = faults
@@ -76,18 +81,18 @@ class Replica:
 
     @property
     def child(self) -> Child:
-        """The process of now."""
+        """Return the current process."""
         return self.children[-1]
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Replica]:
-        """Have the proxies."""
+        """Run the proxies to the scheduler and to the API server."""
         seed = self.faults.seed + self.number
         async with Proxy(self.faults.address, seed) as self.stream, Proxy(self.faults.api, seed + 100) as self.cluster:
             yield self
 
     async def start(self, *, new_pod: bool = False) -> None:
-        """Start the process: again in the same pod, or in a new one."""
+        """Start a process, in the same pod as before or in a new one."""
         self.pods += new_pod
         self.starts += 1
         name = f"replica-{self.number}-{self.pods}"
@@ -103,7 +108,7 @@ class Replica:
         self.children.append(await self.faults.processes.start(log, "serve", "--config", str(config)))
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask its port; 0 when it does not answer."""
+        """Return status and text of an HTTP request to the agent. The status is 0 if the agent does not answer."""
         found = re.search(r'"port": (\d+)', self.child.log)
         if not found:
             return 0, ""
@@ -117,24 +122,22 @@ class Replica:
             return 0, ""
 
     async def ready(self) -> None:
-        """Wait until it takes actions."""
-        await until(lambda: self.is_ready(), f"replica {self.number} does not become ready", READY)
+        """Wait until the agent is ready."""
+        await until(lambda: self.is_ready(), f"replica {self.number} did not become ready", READY)
 
     async def is_ready(self) -> bool:
-        """Whether it takes actions."""
         assert self.child.code is None, f"it left with {self.child.code}: {self.child.log}"
         return (await self.get("/readyz"))[0] == 200
 
     async def measure(self) -> Measure:
-        """Return what it holds."""
         text = (await self.get("/metrics"))[1]
         values = dict(re.findall(r"^(\w+) ([0-9.e+]+)$", text, re.MULTILINE))
         memory, tasks = values["process_resident_memory_bytes"], values["sealci_agent_asyncio_tasks"]
-        return Measure(int(float(memory)), int(float(tasks)), sockets_of(self.child.pid))
+        return Measure(int(float(memory)), int(float(tasks)), machine.sockets_of(self.child.pid))
 
 
 class RandomFaults:
-    """The replicas, their scheduler, and what befalls them."""
+    """The replicas, their scheduler, and the injected faults."""
 
     def __init__(self, folder: Path, processes: AgentProcesses, namespace: str, seed: int) -> None:
         self.folder = folder
@@ -152,7 +155,7 @@ class RandomFaults:
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[RandomFaults]:
-        """Have a scheduler and all replicas, ready."""
+        """Run a scheduler and all replicas. Kill what is left at the end."""
         await self.start_scheduler()
         async with AsyncExitStack() as stack:
             for number in range(REPLICAS):
@@ -169,7 +172,7 @@ class RandomFaults:
                         await child.end(signal.SIGKILL)
 
     async def start_scheduler(self) -> None:
-        """Start the scheduler: the first time on any port, then on the same."""
+        """Start the scheduler, on any port the first time and on the same port later."""
         listen = self.address or "127.0.0.1:0"
         log = self.folder / f"scheduler-{len(self.schedulers)}.log"
         arguments = ("scheduler", "--listen", listen, "--folder", str(self.store), "--resume-grace", "20s")
@@ -181,15 +184,14 @@ class RandomFaults:
             found = re.search(r'"address": "([^"]+)"|address=(\S+)', child.log)
             return (found[1] or found[2]) if found else ""
 
-        self.address = await until(listens, "the scheduler does not listen", 30)
+        self.address = await until(listens, "the scheduler did not start", 30)
 
     @property
     def store(self) -> Path:
-        """The folder of the scheduler."""
         return self.folder / "scheduler"
 
     def settings(self, name: str, address: str) -> dict[str, Any]:
-        """Return the settings of an agent: quick to notice, so that much happens."""
+        """Return the settings of an agent. The short intervals let it notice faults soon."""
         return {
             "scheduler": {
                 "address": address,
@@ -214,7 +216,7 @@ class RandomFaults:
     # ---- faults
 
     def inject_next(self, falling: asyncio.TaskGroup) -> None:
-        """Let the next fault fall."""
+        """Inject the next fault of the deck in a task of the group."""
         if not self.deck:
             self.deck = [kind for kind, times in DECK.items() for _ in range(times)]
             self.random.shuffle(self.deck)
@@ -223,26 +225,26 @@ class RandomFaults:
         falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
     async def inject(self, kind: str, replica: Replica, strength: float) -> None:
-        """Let one fault fall, and pass."""
+        """Run one fault to its end. Faults of one replica, and faults of the shared parts, wait for each other."""
         async with self.fault if kind in SHARED else replica.fault:
             self.injected[kind] += 1
             await FAULTS[kind](self, replica, strength)
 
     async def restart(self, replica: Replica, strength: float) -> None:
-        """Kill the process; the kubelet starts it again in the same pod."""
+        """Kill the process. Then start it again in the same pod, as a kubelet does."""
         await replica.child.end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await replica.start()
         await replica.ready()
 
     async def replace(self, replica: Replica, strength: float) -> None:
-        """Ask the process to leave; another pod comes in its place."""
+        """Stop the process with SIGTERM and start another pod."""
         assert await replica.child.end(signal.SIGTERM) == 0, replica.child.log
         await replica.start(new_pod=True)
         await replica.ready()
 
     async def freeze(self, replica: Replica, strength: float) -> None:
-        """Freeze the process, often for long enough to be taken for dead."""
+        """Freeze the process, often until other agents consider it dead."""
         os.kill(replica.child.pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(1 + 14 * strength)
@@ -250,67 +252,66 @@ class RandomFaults:
             os.kill(replica.child.pid, signal.SIGCONT)
 
     async def restart_scheduler(self, replica: Replica, strength: float) -> None:
-        """Kill the scheduler; it comes again over its folder."""
+        """Kill the scheduler and start it again over its folder."""
         await self.schedulers[-1].end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await self.start_scheduler()
 
     async def restart_apiserver(self, replica: Replica, strength: float) -> None:
-        """Restart the API server of the cluster."""
         await asyncio.to_thread(kube.provider, "restart", "apiserver")
 
 
 async def for_a_while(proxy: Proxy, seconds: float) -> None:
-    """Let a fault of a proxy last, then end it."""
+    """End the fault of a proxy after some seconds."""
     await asyncio.sleep(seconds)
     proxy.heal()
 
 
 async def slow(proxy: Proxy, strength: float) -> None:
-    """Delay and cut up what passes."""
+    """Delay the data and split it into small pieces."""
     proxy.latency, proxy.pieces = 0.05, 500
     await for_a_while(proxy, 1 + 3 * strength)
 
 
 async def delayed(proxy: Proxy, strength: float) -> None:
-    """Delay what passes."""
+    """Delay the data."""
     proxy.latency = 0.3
     await for_a_while(proxy, 1 + 4 * strength)
 
 
 async def hole(proxy: Proxy, strength: float) -> None:
-    """Let nothing pass."""
+    """Swallow all data."""
     proxy.swallow()
     await for_a_while(proxy, 1 + 9 * strength)
 
 
 async def half(proxy: Proxy, strength: float) -> None:
-    """End the far side, and tell nobody."""
+    """Close the connections to the target without a FIN to the agent."""
     proxy.half_open()
     await for_a_while(proxy, 1 + 5 * strength)
 
 
 async def reset(proxy: Proxy, strength: float) -> None:
-    """Break all connections."""
+    """Reset all connections."""
     proxy.reset()
 
 
 async def fin(proxy: Proxy, strength: float) -> None:
-    """End all connections."""
+    """Close all connections."""
     proxy.fin()
 
 
 def on_stream(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Let a fault fall on the way to the scheduler."""
+    """Return a fault of the connection to the scheduler."""
     return lambda _, replica, strength: fault(replica.stream, strength)
 
 
 def on_api(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Let a fault fall on the way to the API."""
+    """Return a fault of the connection to the API server."""
     return lambda _, replica, strength: fault(replica.cluster, strength)
 
 
@@ -332,7 +333,7 @@ FAULTS: dict[str, Callable[[RandomFaults, Replica, float], Awaitable[None]]] = {
 
 
 async def until(condition: Callable[[], Awaitable[Any]], message: str, timeout: float) -> Any:
-    """Wait until something of another process is so: nothing tells of it."""
+    """Poll until a condition of another process holds. Return its value."""
     end = asyncio.get_running_loop().time() + timeout
     while not (found := await condition()):
         assert asyncio.get_running_loop().time() < end, message
@@ -341,14 +342,4 @@ async def until(condition: Callable[[], Awaitable[Any]], message: str, timeout: 
 
 
 def cluster_of_tests() -> Any:
-    """Return the kubeconfig of the cluster."""
     return yaml.safe_load(Path(kube.kubeconfig()).read_text())
-
-
-def sockets_of(pid: int) -> int:
-    """Count the sockets of a process."""
-    count = 0
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            count += os.readlink(link).startswith("socket:")
-    return count

@@ -1,4 +1,4 @@
-"""The real API server is stopped for a minute under actions that run, and restarted in the middle of what agents do."""
+"""The real API server is stopped for a minute while actions run, and restarted during set-up, copy and deletion."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from tests.e2e.lab import BUSYBOX, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Agent, Lab, Report
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Report
 
 pytestmark = pytest.mark.alone
 OUTAGE = 60.0
 LINES = 100
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.8; done; echo made > file"
 WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
-# Leases that run out four times in the outage.
+# The Leases expire four times during the outage.
 QUICK = {"cluster": {"lease_duration": "15s", "lease_renew": "3s", "request_timeout": "10s"}}
 DEGRADED = '"status": "degraded", "why": "the cluster does not answer"'
 READY = '"status": "ready"'
@@ -32,19 +33,19 @@ ACTIONS = [f"count{number}" for number in range(4)]
 
 @pytest.fixture(autouse=True)
 def the_api_server(namespace: str) -> Iterator[None]:
-    """Leave the cluster with an API server that everybody has come back to."""
+    """Restart the cluster's own components after each test, so that they reconnect to the API server."""
     yield
     kube.settle()
 
 
-def counted(agent: Agent, name: str) -> float:
-    """Return a metric of an agent."""
+def metric(agent: Agent, name: str) -> float:
+    """Return the value of a metric of an agent."""
     found = [line for line in agent.get("/metrics")[1].splitlines() if line.startswith(f"sealci_agent_{name} ")]
     return float(found[0].rsplit(" ", 1)[1])
 
 
 def check_first(lab: Lab, report: Report) -> None:
-    """It was one pod, of the first attempt and the first claim."""
+    """Check that the action had one pod, in its first attempt and with its first claim."""
     pods = [pod for action_id in lab.action_ids(report) for pod in lab.observer.pods(action_id)]
     labels = [pod["metadata"]["labels"] for pod in pods]
     assert {(each[labels_module.ATTEMPT], each[labels_module.CLAIM]) for each in labels} == {("1", "1")}
@@ -52,7 +53,7 @@ def check_first(lab: Lab, report: Report) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_minute_without_the_api_server_loses_nothing_and_nobody_adopts(own_lab: Lab) -> None:
+def test_a_minute_without_the_api_server_loses_no_log_and_causes_no_adoption(own_lab: Lab) -> None:
     agents = [own_lab.agent(**QUICK) for _ in range(3)]
     submission = own_lab.start({name: {"image": BUSYBOX, "commands": [COUNT]} for name in ACTIONS})
     for name in ACTIONS:
@@ -63,25 +64,25 @@ def test_a_minute_without_the_api_server_loses_nothing_and_nobody_adopts(own_lab
     kube.provider("apiserver", "stop")
     stopped = time.monotonic()
     for agent in agents:
-        until(lambda: agent.get("/readyz")[0] == 503, "an agent does not notice that the API is away", 40)  # noqa: B023
-        until(lambda: counted(agent, "degraded") == 1, "it does not count that", 10)  # noqa: B023
-        assert counted(agent, "cluster_reachable") == 0
-    until(lambda: scheduler_log.read_text().count(DEGRADED) == 3, "the scheduler was not told", 10)
+        until(lambda: agent.get("/readyz")[0] == 503, "an agent did not become unready", 40)  # noqa: B023
+        until(lambda: metric(agent, "degraded") == 1, "the metric degraded is not 1", 10)  # noqa: B023
+        assert metric(agent, "cluster_reachable") == 0
+    until(lambda: scheduler_log.read_text().count(DEGRADED) == 3, "DEGRADED was not received three times", 10)
     noticed = time.monotonic() - stopped
     threading.Event().wait(OUTAGE - noticed)
     assert [agent.get("/livez")[0] for agent in agents] == [200, 200, 200]
     kube.provider("apiserver", "start")
     lasted = time.monotonic() - stopped
     for agent in agents:
-        until(lambda: agent.get("/readyz")[0] == 200, "an agent does not come back", 40)  # noqa: B023
-        until(lambda: counted(agent, "degraded") == 0, "it still counts the outage", 10)  # noqa: B023
+        until(lambda: agent.get("/readyz")[0] == 200, "an agent did not become ready again", 40)  # noqa: B023
+        until(lambda: metric(agent, "degraded") == 0, "the metric degraded is not 0", 10)  # noqa: B023
     own_lab.observer.open()
     for report in submission.wait(240).values():
         assert report.outcome == ("succeeded", None, 0), report
         assert report.text == WHOLE
         assert report.files["file"].read_text() == "made\n"
         check_first(own_lab, report)
-    assert [counted(agent, "sessions_adopted_total") for agent in agents] == [0, 0, 0]
+    assert [metric(agent, "sessions_adopted_total") for agent in agents] == [0, 0, 0]
     assert scheduler_log.read_text().count(READY) == ready + 3
     print(f"{len(ACTIONS)} actions, 3 agents, {lasted:.0f} s without an API server, DEGRADED after {noticed:.1f} s")
 
@@ -91,7 +92,7 @@ MAKE = "dd if=/dev/urandom of=big bs=1M count=200 2>/dev/null; sha256sum big"
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("moment", ["set-up", "copy", "delete"])
-def test_an_api_server_that_is_restarted_in_the_middle_breaks_nothing(own_lab: Lab, moment: str) -> None:
+def test_an_action_succeeds_when_the_api_server_restarts_meanwhile(own_lab: Lab, moment: str) -> None:
     agent = own_lab.agent(**QUICK)
     event = {"set-up": ("stage", "setup"), "copy": ("stage", "artifacts"), "delete": ("finished", "artifacts")}[moment]
     submission = own_lab.start({"make": {"image": BUSYBOX, "commands": [MAKE]}})
@@ -104,6 +105,6 @@ def test_an_api_server_that_is_restarted_in_the_middle_breaks_nothing(own_lab: L
     with report.files["big"].open("rb") as file:
         assert report.text.split()[0] == hashlib.file_digest(file, "sha256").hexdigest()
     check_first(own_lab, report)
-    until(lambda: counted(agent, "environments") == 0, "the environment is not removed", 60)
-    assert counted(agent, "cleanup_failures_total") == 0
-    print(f"restarted in the {moment}: {counted(agent, 'artifact_retries_total'):.0f} copies made again")
+    until(lambda: metric(agent, "environments") == 0, "the environment was not removed", 60)
+    assert metric(agent, "cleanup_failures_total") == 0
+    print(f"restarted in the {moment}: {metric(agent, 'artifact_retries_total'):.0f} copies repeated")

@@ -1,4 +1,4 @@
-"""A copy of 100 MiB from a real pod, whose exec is cut: whole in the end."""
+"""The exec of a copy of 100 MiB from a real pod is interrupted. The stored file is complete after a retry."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def copying(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("tenth", [2, 5, 9])
-def test_a_copy_from_a_real_pod_that_is_cut_is_whole_in_the_end(
+def test_an_interrupted_copy_from_a_real_pod_is_complete_after_a_retry(
     copying: tuple[Lab, Agent, Threaded], tenth: int
 ) -> None:
     lab, agent, proxy = copying
     before = agent.log.count("copying files broke")
-    # All that passes before the copy is small against a tenth of it.
+    # The traffic before the copy is small compared with a tenth of the copy.
     proxy.fault("reset_after", SIZE * tenth // 10)
     report = lab.one(DEBIAN, COMMAND, artifacts={"paths": ["built"]})
     assert report.outcome == ("succeeded", None, 0), report
     with report.files["built"].open("rb") as stored:
         assert hashlib.file_digest(stored, "sha256").hexdigest() == report.text.split()[0]
     broke = agent.log.count("copying files broke") - before
-    print(f"cut at {tenth * 10} % of a real copy: whole, after {broke + 1} tries")
+    print(f"cut at {tenth * 10} % of a real copy: complete after {broke + 1} tries")
     assert broke == 1

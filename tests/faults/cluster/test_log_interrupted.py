@@ -1,4 +1,4 @@
-"""The log of the real cluster over rotations, cuts, stalls and a kubelet restarted: whole, or marked where not."""
+"""A log on a real cluster over rotations, broken connections and a restarted kubelet: complete, or each gap marked."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from tests.faults.cluster.proxied_agent import proxied_agent
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.lab import Agent, Lab, Submission
+    from tests.e2e.lab import Agent, Lab
+    from tests.e2e.submission import Submission
     from tests.faults.proxy import Threaded
 
 pytestmark = pytest.mark.alone
 LIMIT = 1 << 20
-FULL = LIMIT // 140 + 1000  # lines that fill a file of the node's, its own words counted
+FULL = LIMIT // 140 + 1000  # number of lines that fill a log file of the node, with the node's own prefixes
 RATE = 500_000
 SETTINGS = {"logs": {"probe_after": "3s"}, "scheduler": {"window": "128Ki", "keepalive": "30s"}}
 
 
 class Hard:
-    """An agent that reaches the API through a proxy, on nodes that keep a mebibyte of a log."""
+    """An agent that reaches the API server through a proxy, on a node that rotates log files of 1 MiB."""
 
     def __init__(self, lab: Lab, agent: Agent, proxy: Threaded) -> None:
         self.lab = lab
@@ -45,15 +46,15 @@ class Hard:
         return Writing(self, submission)
 
     def gaps(self, kind: str) -> int:
-        """Return how many gaps of a kind the agent has counted; it counts when a session has ended."""
-        until(lambda: "sealci_agent_slots_used 0.0" in self.agent.get("/metrics")[1], "a session does not end", 60)
+        """Return the number of gaps of a kind in the metrics. The agent counts a gap at the end of its session."""
+        until(lambda: "sealci_agent_slots_used 0.0" in self.agent.get("/metrics")[1], "a session did not end", 60)
         found = re.search(rf'log_gaps_total{{kind="{kind}"}} (\d+)', self.agent.get("/metrics")[1])
         assert found
         return int(found[1])
 
 
 class Writing:
-    """A writer that runs."""
+    """A running writer."""
 
     def __init__(self, hard: Hard, submission: Submission) -> None:
         self.hard = hard
@@ -63,25 +64,25 @@ class Writing:
         self.where = ("-n", hard.lab.namespace, self.pod, "-c", "action")
 
     def go(self, name: str) -> None:
-        """Let the writer go on; past the proxy."""
+        """Create the file that the writer waits for. kubectl does not use the proxy."""
         kube.kubectl("exec", *self.where, "--", "touch", name)
 
     def head(self) -> str:
-        """Return when the node's current file begins, "" while it is empty."""
+        """Return the first timestamp of the node's current log file, "" while the file is empty."""
         return kube.kubectl("logs", *self.where, "--timestamps", "--limit-bytes=30")
 
     def until_rotated(self, head: str) -> str:
-        """Wait until the node has begun another file."""
-        (now,) = until(lambda: [now] if (now := self.head()) != head else [], "no rotation", 30)
+        """Wait until the node has begun another log file."""
+        (now,) = until(lambda: [now] if (now := self.head()) != head else [], "the node did not rotate the log", 30)
         return str(now)
 
     def until_stored(self, number: int) -> None:
-        """Wait until the scheduler has a line."""
+        """Wait until the scheduler has stored a line."""
         log = self.submission.reports["writer"].folder / "writer.log"
-        until(lambda: b"\n%08d " % number in log.read_bytes(), f"line {number} does not come", 60)
+        until(lambda: b"\n%08d " % number in log.read_bytes(), f"line {number} was not stored", 60)
 
     def account(self, total: int) -> Account:
-        """Wait for the end."""
+        """Wait for the end of the action and return the account of its log."""
         report = self.submission.wait()["writer"]
         assert report.outcome == ("succeeded", None, 0), report
         first, _, rest = report.log.partition(b"\n")
@@ -103,8 +104,8 @@ def hard(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
 
 
 @pytest.mark.timeout(180)
-def test_nothing_is_lost_of_a_paced_log_over_rotations_cuts_a_stall_and_a_kubelet(hard: Hard) -> None:
-    """The stream breaks while less than the node's limit is unread, never while a full file waits for its rotation."""
+def test_a_paced_log_is_complete_over_rotations_and_broken_connections(hard: Hard) -> None:
+    """Each connection breaks while less than one log file is unread, so that no rotation can lose a line."""
     steps, lines = [], 0
     for turn in range(4):
         steps += [f"write:4000:{RATE // 2}", f"wait:full{turn}", f"write:{FULL - 3000}:{RATE}", f"wait:next{turn}"]
@@ -134,8 +135,8 @@ def test_nothing_is_lost_of_a_paced_log_over_rotations_cuts_a_stall_and_a_kubele
 
 
 @pytest.mark.timeout(180)
-def test_a_fast_writer_whose_follower_is_cut_every_two_seconds_is_whole_or_marked(hard: Hard) -> None:
-    """What a cut and a rotation at one time take is marked exactly."""
+def test_every_gap_of_a_fast_log_is_marked_when_connections_break_often(hard: Hard) -> None:
+    """If a connection breaks during a rotation, the gap marker spans exactly the lost lines."""
     lines = 60_000
     writing = hard.start(f"write:{lines}:{RATE}")
     over = threading.Event()
@@ -154,7 +155,7 @@ def test_a_fast_writer_whose_follower_is_cut_every_two_seconds_is_whole_or_marke
 
 
 @pytest.mark.timeout(180)
-def test_writers_side_by_side_on_one_pipe_lose_nothing(hard: Hard) -> None:
+def test_several_writers_on_one_pipe_lose_no_line(hard: Hard) -> None:
     one = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo {name} $i; done"
     names = "abcd"
     command = " & ".join(f"sh -c {shlex.quote(one.format(name=name))}" for name in names) + " & wait"
@@ -167,7 +168,7 @@ def test_writers_side_by_side_on_one_pipe_lose_nothing(hard: Hard) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(hard: Hard) -> None:
+def test_a_gap_while_the_agent_cannot_reach_the_api_is_marked_and_counted(hard: Hard) -> None:
     before, lost, after = 3000, 60_000, 1000
     counted = hard.gaps("certain")
     writing = hard.start(
@@ -181,7 +182,7 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
     hard.proxy.fault("heal")
     writing.go("back")
     account = writing.account(before + lost + after)
-    # Less than any file holds had been read of the first: that lines are missing is certain.
+    # The agent had read less than one file, so it knows for certain that lines are missing.
     assert account.marks[0].after == before
     assert account.marks[0].certain
     assert account.lost >= FULL
@@ -189,8 +190,10 @@ def test_what_a_node_throws_away_while_the_agent_is_away_is_marked_and_counted(h
 
 
 @pytest.mark.timeout(180)
-def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: Hard) -> None:
-    """The scheduler stands still, so nothing is read while the node begins file after file, all windows full."""
+def test_a_gap_while_the_scheduler_reads_nothing_is_marked(hard: Hard) -> None:
+    """The scheduler is frozen, so the agent stops reading when its windows are full, while the node rotates file after
+    file.
+    """
     lines, more = 700_000, 1000
     counted = hard.gaps("possible") + hard.gaps("certain")
     writing = hard.start(f"write:{lines}:3000000", "wait:end", f"write:{more}:{RATE}")
@@ -207,5 +210,5 @@ def test_what_a_node_throws_away_while_the_reader_is_held_back_is_marked(hard: H
     assert hard.gaps("possible") + hard.gaps("certain") == counted + len(account.marks)
 
 
-def test_sizes() -> None:
+def test_a_numbered_line_has_the_expected_size() -> None:
     assert len(b"00000001 1795000000000000000 " + b"x" * 70 + b"\n") == SIZE

@@ -1,4 +1,4 @@
-"""A long log on the real cluster, over streams that are reset and an agent that is killed: each line once, in order."""
+"""A long log on a real cluster, over resets of the stream and a killed agent: each line is stored once and in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-# Before its middle it waits, so that the agent is killed while it runs, however slow that agent's heir starts.
+# The writer waits before its middle for the file `go`, so that it still runs when the agent is killed.
 COUNT = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
     " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"
@@ -51,7 +51,7 @@ def test_no_line_is_lost_doubled_or_out_of_order(own_lab: Lab, proxy: Threaded, 
     for tenth in range(1, 9):
         submission.until_running("count")
         log = report.folder / "count.log"
-        until(lambda: log.stat().st_size >= size * tenth // 10, f"the log does not grow: {tenth}", 300)  # noqa: B023
+        until(lambda: log.stat().st_size >= size * tenth // 10, f"the log did not reach {tenth} tenths", 300)  # noqa: B023
         if tenth == 4:
             second = own_lab.agent(**QUICK)
             first.kill()

@@ -1,7 +1,7 @@
-"""The pod is lost before a command ran, with proof: made again, once, in the same attempt, and the log says so.
+"""The pod is lost before a command ran, on a real cluster: re-created once in the same attempt, with a line in the log.
 
-All on the real cluster. The proofs are three: it never had a node, its kubelet refused it, or its final status shows
-that the container of the commands was never made. Without one of them it is lost.
+The agent re-creates a pod only with a proof that no command ran. There are three proofs: the pod never had a node, the
+kubelet refused it, or its final status shows that container `action` was never created.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.e2e import kube
 from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.faults.cluster import lost_pods
-from tests.faults.cluster.lost_pods import check_made_again, until_made_again, until_told
+from tests.faults.cluster.lost_pods import check_recreated, until_detail, until_recreated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,47 +24,47 @@ QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
 HELLO = {"image": BUSYBOX, "commands": ["echo hello; echo made > file"]}
 
 
-def test_deleted_before_it_had_a_node(lab: Lab) -> None:
+def test_a_pod_deleted_before_it_had_a_node_is_recreated(lab: Lab) -> None:
     with lost_pods.cordoned():
         submission = lab.start({"a": HELLO}, secret_values={})
-        until_told(submission, "a", "waiting for a node: ")
+        until_detail(submission, "a", "waiting for a node: ")
         lost_pods.delete(lab, "a")
-        until_made_again(lab, "a")
+        until_recreated(lab, "a")
     report = submission.wait(60)["a"]
-    check_made_again(lab, report, "the pod was deleted before it had a node")
+    check_recreated(lab, report, "the pod was deleted before it had a node")
     assert report.files["file"].read_text() == "made\n"
 
 
-def test_an_heir_makes_it_again_too(tmp_path: Path) -> None:
-    """Its agent is killed while no node is found; what the heir knows of image and commands stands in the pod."""
+def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
+    """The first agent is killed while no node is found. The adopting agent reads image and commands from the pod."""
     with lost_pods.lab_of(tmp_path) as lab, lost_pods.cordoned():
         first = lab.agent(**QUICK)
         action = {**HELLO, "commands": ['echo "$GREETING" | sed s/e/E/'], "secrets": ["GREETING"]}
         submission = lab.start({"a": action}, secret_values={"GREETING": "hello-secret"})
-        until_told(submission, "a", "waiting for a node: ")
+        until_detail(submission, "a", "waiting for a node: ")
         lost_pods.pod(lab, "a")
         second = lab.agent(**QUICK)
         first.kill()
-        until(lambda: "adopted a session" in second.log, "nobody adopts", 60)
+        until(lambda: "adopted a session" in second.log, "the second agent did not adopt", 60)
         lost_pods.delete(lab, "a")
-        until_made_again(lab, "a")
+        until_recreated(lab, "a")
         kube.kubectl("uncordon", lost_pods.node_name())
         report = submission.wait(60)["a"]
-        check_made_again(lab, report, "the pod was deleted before it had a node")
+        check_recreated(lab, report, "the pod was deleted before it had a node")
         assert report.text.endswith("hEllo-secret\n")
 
 
 @pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
-def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
-    """Made again once; the second time it is lost, and not for anything that the action did."""
+def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: Any) -> None:
+    """The pod is re-created once. The second loss ends the action with a reason of the infrastructure."""
     name = how.__name__
     with gate() as registry:
         submission = lab.start({name: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
-        registry.until_somebody_waits()
+        registry.until_connected()
         how(lab, name)
-    # A kubelet ends a pod only when its pull has ended; from here on the registry refuses.
-    until_made_again(lab, name)
-    until_told(submission, name, "pulling the image of action")
+    # A kubelet ends a pod only after the pull. The registry refuses from here on.
+    until_recreated(lab, name)
+    until_detail(submission, name, "pulling the image of action")
     how(lab, name)
     report = submission.wait(90)[name]
     reason = "EVICTED" if how is lost_pods.evict else "POD_DELETED"
@@ -74,10 +74,10 @@ def test_ended_while_its_image_is_pulled(lab: Lab, how: Any) -> None:
     assert len(lost_pods.uids(lab, name)) == 2
 
 
-def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
+def test_a_pod_deleted_by_force_is_not_recreated(lab: Lab) -> None:
     with gate() as registry:
         submission = lab.start({"forced": {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
-        registry.until_somebody_waits()
+        registry.until_connected()
         lost_pods.delete(lab, "forced", "--force", "--grace-period=0")
         report = submission.wait(60)["forced"]
     assert report.outcome == ("failed", "POD_DELETED", None), report
@@ -85,8 +85,11 @@ def test_deleted_by_force_is_no_proof(lab: Lab) -> None:
     assert len(lost_pods.uids(lab, "forced")) == 1
 
 
-def test_refused_by_its_kubelet(tmp_path: Path) -> None:
-    """A pod that comes past the scheduler is admitted by the kubelet alone, and there is not so much cpu."""
+def test_a_pod_that_the_kubelet_refuses_is_recreated_once(tmp_path: Path) -> None:
+    """A pod with a nodeName bypasses the Kubernetes scheduler.
+
+    The kubelet refuses it, because it requests too much CPU.
+    """
     template = {"spec": {"nodeName": lost_pods.node_name()}}
     with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as lab:
         lab.agent()
@@ -97,8 +100,8 @@ def test_refused_by_its_kubelet(tmp_path: Path) -> None:
         assert len(lost_pods.uids(lab, "action")) == 2
 
 
-def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
-    """The status says only that containers start; the events say why they do not, and so does the agent."""
+def test_a_node_that_creates_no_sandbox_is_reported(tmp_path: Path) -> None:
+    """The pod's status gives no cause. The agent reports the cause from the pod's events."""
     template = {"spec": {"runtimeClassName": "sealci-none"}}
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "none"}
     kube.apply({**runtime, "metadata": {"name": "sealci-none"}})
@@ -106,7 +109,7 @@ def test_a_node_that_makes_no_sandbox_is_told(tmp_path: Path) -> None:
         with lost_pods.lab_of(tmp_path, environment={"pod_template": template}, policy={"pull_timeout": "10s"}) as lab:
             lab.agent()
             submission = lab.start({"a": HELLO})
-            until_told(submission, "a", "FailedCreatePodSandBox: ")
+            until_detail(submission, "a", "FailedCreatePodSandBox: ")
             report = submission.wait(60)["a"]
         assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None), report
         assert "FailedCreatePodSandBox: " in report.finished["message"]

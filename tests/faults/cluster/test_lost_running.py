@@ -1,7 +1,7 @@
-"""The pod is lost after its commands began: the infrastructure's reason, never COMMAND_FAILED, never success.
+"""The pod is lost after its commands began, on a real cluster: never COMMAND_FAILED, never success.
 
-All on the real cluster: what the kubelet, the scheduler, the node controller and people really do to a pod, and what
-they only seem to do (a kubelet or a container runtime that is away for a while, a sidecar that never ends).
+The outcome names the infrastructure: eviction, preemption, a lost node. The last tests hold what must not lose a pod:
+a restart of the container runtime and a sidecar that never ends.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tests.e2e.gate import gate
 from tests.e2e.lab import BUSYBOX, Lab, until
 from tests.e2e.observer import remains
 from tests.faults.cluster import lost_pods
-from tests.faults.cluster.lost_pods import PATIENT, PLAIN, SECURE, TRAP, check_lost, until_begun
+from tests.faults.cluster.lost_pods import EXITS_WITH_0, EXITS_WITH_9, PLAIN, SECURE, check_lost, until_begun
 
 if TYPE_CHECKING:
     pass
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 
-# Without these the cluster waits five minutes before it gives the pods of a lost node up.
+# Without these tolerations the cluster deletes the pods of a lost node only after five minutes.
 LEAVES_AT_ONCE = [
     {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
     for key in ("unreachable", "not-ready")
@@ -35,13 +35,13 @@ ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Let the pods of a lost node fail at once."""
+    """Let the cluster delete the pods of a lost node at once."""
     template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
     return {"environment": {"pod_template": template}, "cluster": {"delete_timeout": "3s"}}
 
 
-def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
-    """Start an action and wait until it runs."""
+def start_and_wait(lab: Lab, name: str, command: str, **keys: Any) -> Any:
+    """Start an action and wait until it has logged "begun"."""
     submission = lab.start({name: {"image": BUSYBOX, "commands": [command], **keys}})
     until_begun(submission, name)
     return submission
@@ -50,27 +50,27 @@ def begun(lab: Lab, name: str, command: str, **keys: Any) -> Any:
 # ---- what the node does
 
 
-def test_evicted_for_its_ephemeral_storage(lab: Lab) -> None:
+def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
     fill = "echo begun; head -c 60000000 /dev/zero > /big; exec sleep 1000"
-    submission = begun(lab, "fills", fill, resources={"ephemeral_storage": "20Mi"})
+    submission = start_and_wait(lab, "fills", fill, resources={"ephemeral_storage": "20Mi"})
     check_lost(submission.wait(90)["fills"], "EVICTED", "ephemeral local storage usage exceeds")
 
 
-def test_evicted_for_memory(lab: Lab) -> None:
-    """A server that leaves with 0 when it is told to go has not succeeded, and none that leaves with 9 failed."""
-    actions = {"server": PATIENT, "strict": TRAP}
+def test_eviction_for_memory(lab: Lab) -> None:
+    """The exit code after the eviction does not matter, neither 0 nor 9."""
+    actions = {"server": EXITS_WITH_0, "strict": EXITS_WITH_9}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
     with lost_pods.started_with("kubelet", f"--eviction-hard=memory.available<{lost_pods.too_much_memory()}"):
         reports = submission.wait(120)
-    until(lambda: not lost_pods.tainted(), f"the node stays tainted: {lost_pods.tainted()}", 60)
+    until(lambda: not lost_pods.tainted(), f"the node is still tainted: {lost_pods.tainted()}", 60)
     for report in reports.values():
         check_lost(report, "EVICTED", "The node was low on resource: memory")
 
 
-def test_drained(lab: Lab) -> None:
-    """The real `kubectl drain`: the commands are told, the infrastructure is to blame whatever they answer."""
-    actions = {"traps": TRAP, "leaves": PATIENT}
+def test_kubectl_drain(lab: Lab) -> None:
+    """`kubectl drain` sends SIGTERM to the commands. Whatever their exit code, the reason is EVICTED."""
+    actions = {"traps": EXITS_WITH_9, "leaves": EXITS_WITH_0}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
     uid = lost_pods.uids(lab, "traps")[0]
@@ -82,12 +82,12 @@ def test_drained(lab: Lab) -> None:
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
-    # Whoever reads of its end knows by this that the commands could have begun.
+    # This message proves to an adopting agent that the commands may have begun.
     assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "files")} == {"ready"}
 
 
-def test_preempted_by_a_higher_priority(lab: Lab) -> None:
-    submission = begun(lab, "low", TRAP, resources={"cpu": "1500m"})
+def test_preemption_by_a_higher_priority(lab: Lab) -> None:
+    submission = start_and_wait(lab, "low", EXITS_WITH_9, resources={"cpu": "1500m"})
     name = f"{lab.namespace}-high"
     priority = {
         "apiVersion": "scheduling.k8s.io/v1",
@@ -107,17 +107,20 @@ def test_preempted_by_a_higher_priority(lab: Lab) -> None:
     check_lost(report, "PREEMPTED", "PreemptionByScheduler")
 
 
-def test_the_node_is_lost(lab: Lab) -> None:
-    """The node controller finds the node silent, and nobody carries the deletion out."""
-    submission = begun(lab, "a", PLAIN)
+def test_a_lost_node(lab: Lab) -> None:
+    """The node controller marks the node as lost, and no kubelet carries out the deletion of the pod."""
+    submission = start_and_wait(lab, "a", PLAIN)
     with lost_pods.stopped("kubelet"), lost_pods.started_with("controller-manager", *NODE_CONTROLLER):
         report = submission.wait(200)["a"]
-        until(lambda: not remains(lab.namespace), "the pod object remains", 30)
+        until(lambda: not remains(lab.namespace), "the pod object was not deleted", 30)
     check_lost(report, "NODE_LOST", "does not carry that out")
 
 
-def test_a_container_runtime_that_restarts(lab: Lab) -> None:
-    """What runs over the outage is whole; of what ended within it nobody knows the exit code: no verdict is made up."""
+def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
+    """An action that runs over the restart succeeds with its whole log.
+
+    The exit code of an action that ends during the restart is unknown. The agent must not invent an outcome.
+    """
     count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; done"
     with gate() as within, gate() as holder, gate() as across:
         commands = {
@@ -126,7 +129,7 @@ def test_a_container_runtime_that_restarts(lab: Lab) -> None:
         }
         submission = lab.start({name: {"image": BUSYBOX, "commands": each} for name, each in commands.items()})
         for each in (within, holder, across):
-            each.until_somebody_waits()
+            each.until_connected()
         until_begun(submission, *commands)
         with lost_pods.stopped("containerd"):
             within.open()
@@ -149,8 +152,8 @@ def test_a_container_runtime_that_restarts(lab: Lab) -> None:
 # ---- a sidecar that never ends
 
 
-def ended_beside(lab: Lab, name: str) -> None:
-    """Run actions beside a sidecar; their outcome does not wait for it, and neither does the clean-up."""
+def run_beside(lab: Lab, name: str) -> None:
+    """Run actions beside a sidecar. Neither their outcome nor the clean-up waits for the sidecar."""
     reports = lab.run(
         {
             "good": {"image": BUSYBOX, "commands": ["echo made > file"]},
@@ -168,7 +171,7 @@ def ended_beside(lab: Lab, name: str) -> None:
         for status in (*each.get("containerStatuses", ()), *each.get("initContainerStatuses", ()))
         if status["name"] == name
     ]
-    assert any("running" in state for state in seen), f"no sidecar was there: {seen}"
+    assert [state for state in seen if "running" in state], f"the sidecar never ran: {seen}"
 
 
 def sidecar(name: str, **more: Any) -> Object:
@@ -176,16 +179,16 @@ def sidecar(name: str, **more: Any) -> Object:
 
 
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
-def test_a_sidecar_of_the_template_that_never_ends(lab: Lab, kind: str, tmp_path: Any) -> None:
+def test_an_endless_sidecar_of_the_pod_template(lab: Lab, kind: str, tmp_path: Any) -> None:
     more = {"restartPolicy": "Always"} if kind == "initContainers" else {}
     template = {"spec": {kind: [sidecar("mesh", **more)]}}
     with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as own:
         own.agent()
-        ended_beside(own, "mesh")
+        run_beside(own, "mesh")
 
 
-def test_a_sidecar_that_admission_injects_and_that_never_ends(lab: Lab) -> None:
-    """What a mutating webhook does, by the API server's own mutating policy."""
+def test_an_endless_sidecar_injected_by_admission(lab: Lab) -> None:
+    """A MutatingAdmissionPolicy of the API server injects the sidecar, as a webhook would."""
     name = f"{lab.namespace}-inject"
     security = "Object.spec.containers.securityContext{allowPrivilegeEscalation: false}"
     injected = f'name: "injected", image: "{BUSYBOX}", command: {json.dumps(ENDLESS)}, securityContext: {security}'
@@ -205,13 +208,13 @@ def test_a_sidecar_that_admission_injects_and_that_never_ends(lab: Lab) -> None:
         {**api, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": name, "matchResources": here}},
     )
     try:
-        until(lambda: injects(lab), "nothing is injected", 30)
-        ended_beside(lab, "injected")
+        until(lambda: injects(lab), "the policy does not inject the sidecar", 30)
+        run_beside(lab, "injected")
     finally:
         kube.kubectl("delete", "mutatingadmissionpolicybinding,mutatingadmissionpolicy", name)
 
 
 def injects(lab: Lab) -> bool:
-    """Whether the policy is in force."""
+    """Return whether the policy is in force."""
     dry = ("run", "probe", "-n", lab.namespace, f"--image={BUSYBOX}", "--dry-run=server", "-o", "json")
     return len(json.loads(kube.kubectl(*dry))["spec"]["containers"]) > 1

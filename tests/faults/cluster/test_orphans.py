@@ -1,4 +1,4 @@
-"""What nobody owns is swept, counted when it is gone and said when it cannot be; on the real cluster."""
+"""Orphans on a real cluster: agents delete and count them, and log what they cannot delete."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ DELETE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]}
 
 
 def sample(agent: Agent, name: str) -> float:
-    """Return one series of an agent."""
+    """Return the value of one series of an agent's metrics."""
     found = re.search(rf"^sealci_agent_{re.escape(name)} (\S+)$", agent.get("/metrics")[1], re.MULTILINE)
     assert found, name
     return float(found[1])
 
 
-def stray(lab: Lab, agent_id: str, **metadata: Any) -> None:
-    """Make a pod that carries the labels of an agent, and no session."""
+def create_orphan(lab: Lab, agent_id: str, **metadata: Any) -> None:
+    """Create a pod with the labels of an agent and without a session."""
     labels = {
         "app.kubernetes.io/managed-by": "sealci-agent",
         "sealci.dev/pool": lab.pool,
@@ -55,30 +55,30 @@ def stray(lab: Lab, agent_id: str, **metadata: Any) -> None:
 
 
 def agent_id(lab: Lab) -> str:
-    """Return who holds the one Lease of the pool."""
+    """Return the holder of the only Lease of the pool."""
     leases = kube.get("leases", "-n", lab.namespace, "-l", f"sealci.dev/pool={lab.pool}")
     assert len(leases) == 1
     return str(leases[0]["spec"]["holderIdentity"])
 
 
-def test_what_no_session_owns_is_swept_and_a_foreign_finalizer_is_told(own_lab: Lab) -> None:
+def test_an_orphan_is_swept_and_a_foreign_finalizer_is_logged(own_lab: Lab) -> None:
     agent = own_lab.agent(**SWEEPING)
     submission = own_lab.start({"lives": {"image": BUSYBOX, "commands": [PLAIN]}})
     lost_pods.until_begun(submission, "lives")
-    stray(own_lab, agent_id(own_lab), finalizers=["example.org/kept"])
-    until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
+    create_orphan(own_lab, agent_id(own_lab), finalizers=["example.org/kept"])
+    until(lambda: sample(agent, "remains") == 1, "the orphan is not counted in remains", 60)
     assert sample(agent, "cleanup_failures_total") > 0
     assert sample(agent, 'swept_total{kind="pod"}') == 0
     assert "example.org/kept" in agent.log
     kube.kubectl("patch", "pod", "-n", own_lab.namespace, "stray", "-p", '{"metadata":{"finalizers":null}}')
-    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "what was swept is not counted", 60)
+    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "the swept pod is not counted", 60)
     assert sample(agent, "remains") == 0
     assert len(lost_pods.uids(own_lab, "lives")) == 1, "a living session was swept"
     submission.cancel()
     assert submission.wait(60)["lives"].outcome[0] == "cancelled"
 
 
-def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(own_lab: Lab, tmp_path: Path) -> None:
+def test_an_agent_without_the_right_to_delete_reports_it_and_sweeps_later(own_lab: Lab, tmp_path: Path) -> None:
     rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "agent", "namespace": own_lab.namespace}}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": rbac["metadata"]}
     subject = {"kind": "ServiceAccount", "name": "agent", "namespace": own_lab.namespace}
@@ -92,17 +92,17 @@ def test_an_agent_that_may_not_delete_says_so_and_sweeps_when_it_may(own_lab: La
     agent = own_lab.agent(cluster=cluster, environment={"user_namespaces": "always"})
     report = own_lab.one(BUSYBOX, "echo hello", artifacts="none")
     assert report.outcome == ("succeeded", None, 0), report
-    until(lambda: sample(agent, "remains") == 1, "what cannot be removed is not counted", 60)
+    until(lambda: sample(agent, "remains") == 1, "the orphan is not counted in remains", 60)
     assert sample(agent, "cleanup_failures_total") > 0
     assert "cannot delete resource" in agent.log
     assert lost_pods.pod(own_lab, "action")
     kube.apply({**rbac, "kind": "Role", "rules": [*RIGHTS, DELETE]})
-    until(lambda: sample(agent, "remains") == 0, "what can be removed is not", 60)
-    until(lambda: not remains(own_lab.namespace), "it remains", 30)
-    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "it is not counted", 30)
+    until(lambda: sample(agent, "remains") == 0, "the pod is still counted in remains", 60)
+    until(lambda: not remains(own_lab.namespace), "the pod was not deleted", 30)
+    until(lambda: sample(agent, 'swept_total{kind="pod"}') == 1, "the swept pod is not counted", 30)
 
 
-def test_cleanup_when_no_agent_lives_any_more(own_lab: Lab) -> None:
+def test_the_cleanup_command_when_no_agent_runs(own_lab: Lab) -> None:
     agent = own_lab.agent(cluster={"lease_duration": "2s", "lease_renew": "1s"})
     secret = {"TOKEN": "s3cret-of-cleanup"}
     submission = own_lab.start(
@@ -114,21 +114,21 @@ def test_cleanup_when_no_agent_lives_any_more(own_lab: Lab) -> None:
     stale = f"would delete Lease {own_lab.namespace}/"
 
     def dry_run() -> str:
-        shown = cleaned(own_lab, "--dry-run")
+        shown = cleanup(own_lab, "--dry-run")
         return shown if stale in shown else ""
 
-    dry = until(dry_run, "no Lease is stale")
+    dry = until(dry_run, "no Lease is reported as stale")
     assert f"would delete {own_lab.namespace}/{pod}" in dry
     assert len(remains(own_lab.namespace)) == 2
-    assert f"deleted {own_lab.namespace}/{pod}" in cleaned(own_lab)
-    until(lambda: not remains(own_lab.namespace), "something remains", 30)
+    assert f"deleted {own_lab.namespace}/{pod}" in cleanup(own_lab)
+    until(lambda: not remains(own_lab.namespace), "a pod or Secret remains", 30)
     assert kube.get("leases", "-n", own_lab.namespace) == []
-    assert "0 environments" in cleaned(own_lab)
+    assert "0 environments" in cleanup(own_lab)
     submission.abandon()
 
 
-def cleaned(lab: Lab, *more: str) -> str:
-    """Run `sealci-agent cleanup`; returns what it says."""
+def cleanup(lab: Lab, *more: str) -> str:
+    """Run `sealci-agent cleanup` and return its output."""
     settings = ["--set", f"agent.pool={lab.pool}", "--set", f"cluster.namespace={lab.namespace}"]
     done = subprocess.run(
         [*COMMAND, "cleanup", *settings, *more],

@@ -1,4 +1,4 @@
-"""The scheduler dies and its folder is lost while an action runs on the real cluster: it is told all of it again."""
+"""The scheduler loses its state while an action runs on a real cluster: the agent sends all events again."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def lab_settings() -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
-def test_a_scheduler_with_an_empty_memory_is_told_all_of_it(own_lab: Lab) -> None:
+def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
-    submission.cancelled = True  # it reports that the scheduler lost its state
+    submission.cancelled = True  # the client reports that the scheduler has lost its state
     submission.until_running("count", "line 5\n")
     own_lab.scheduler.kill()
     own_lab.scheduler.wait(10)

@@ -1,7 +1,6 @@
-"""Short actions of every kind, and what must be told of each of them: the outcome, each byte of log, each file.
+"""Short actions of every kind, with the expected result of each: the outcome, the log and the files.
 
-Pure: everything follows from the seed. A workload lives as long as a churn. What is expected is computed here and never
-asked of an agent.
+A seed determines everything. The expected result is computed here and never comes from an agent.
 """
 
 from __future__ import annotations
@@ -19,8 +18,12 @@ MASKED = "***"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One action. `written` is what its commands write; `early`: it is cancelled at once, not when it has written."""
+class PlannedAction:
+    """One action and its expected result.
+
+    `written` is the log of its commands. If `early` is true, an action to cancel is cancelled at once, otherwise after
+    it has written its log.
+    """
 
     kind: str
     run: str
@@ -32,7 +35,7 @@ class Asked:
 
     @property
     def text(self) -> str:
-        """The pipeline file."""
+        """Return the text of the pipeline file."""
         action = {
             "image": BUSYBOX,
             "commands": list(self.commands),
@@ -44,22 +47,22 @@ class Asked:
 
     @property
     def outcome(self) -> tuple[str, str, int | None]:
-        """Result, reason and exit code; the code of a cancelled action does not matter."""
+        """Return the expected result, reason and exit code. The exit code of a cancelled action is not checked."""
         if self.kind == "cancel":
             return "cancelled", "CANCELLED", None
         return ("failed", "COMMAND_FAILED", 7) if self.kind == "failure" else ("succeeded", "", 0)
 
 
-def workload(seed: int, count: int, secret: str) -> list[Asked]:
-    """Return that many actions; every value of a secret begins with `secret`."""
+def workload(seed: int, count: int, secret: str) -> list[PlannedAction]:
+    """Return `count` actions. Every value of a secret begins with `secret`."""
     rng = random.Random(seed)
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=max(count - len(KINDS), 0)) + list(KINDS)
     rng.shuffle(kinds)
-    return [asked(rng, kind, f"run{number:06}", secret) for number, kind in enumerate(kinds[:count])]
+    return [random_action(rng, kind, f"run{number:06}", secret) for number, kind in enumerate(kinds[:count])]
 
 
-def asked(rng: random.Random, kind: str, run: str, secret: str) -> Asked:
-    """Make one action."""
+def random_action(rng: random.Random, kind: str, run: str, secret: str) -> PlannedAction:
+    """Return one random action of a kind."""
     lines, pause = rng.randint(2, 300), rng.choice((0, 0, 0.2, 1, 2))
     half = lines // 2
     commands = [
@@ -83,4 +86,4 @@ def asked(rng: random.Random, kind: str, run: str, secret: str) -> Asked:
         commands += [f"seq 1 {size} > out", "mkdir deep", f"echo {run} > deep/small"]
         files["out"] = "".join(f"{number}\n" for number in range(1, size + 1)).encode()
         files["deep/small"] = f"{run}\n".encode()
-    return Asked(kind, run, tuple(commands), written.encode(), files, secrets, early=rng.random() < 0.3)
+    return PlannedAction(kind, run, tuple(commands), written.encode(), files, secrets, early=rng.random() < 0.3)

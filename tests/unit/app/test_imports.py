@@ -9,7 +9,7 @@ PROGRAM = "import sys, agent.cli.main, agent.app.serve; print(*{name.partition('
 UNUSED = {"requests", "oauthlib", "urllib3", "websocket", "rich", "pygments", "opentelemetry", "sqlite3", "pathspec"}
 
 
-def test_what_an_agent_does_not_use_is_not_loaded() -> None:
+def test_an_agent_loads_no_unused_module() -> None:
     command = [sys.executable, "-c", PROGRAM]
     loaded = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True).stdout.split()
     assert "kubernetes" in loaded

@@ -50,25 +50,25 @@ class Engine:
     def __init__(self, program: str) -> None:
         self.program = program
 
-    def arguments(self, settings: Settings) -> dict[str, str]:
+    def arguments(self, settings: Settings) -> dict[str, str]:  # noqa: ARG002 - the builder's interface
         # The Dockerfiles' defaults are the public base images.
         return {}
 
     def prepare(self, settings: Settings) -> None:
         """Do nothing."""
 
-    def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
+    def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:  # noqa: ARG002 - the builder's interface
         stage = ["--target", target] if target else []
         run([self.program, "build", "--file", dockerfile, "--tag", name, *stage, context], seconds=BUILD_SECONDS)
 
-    def save(self, settings: Settings, name: str, archive: Path) -> None:
+    def save(self, settings: Settings, name: str, archive: Path) -> None:  # noqa: ARG002 - the builder's interface
         run([self.program, "save", "--output", archive, name], seconds=BUILD_SECONDS)
 
 
 class Buildah:
     """The builder that uses buildah with a storage of its own in the cache."""
 
-    def arguments(self, settings: Settings) -> dict[str, str]:
+    def arguments(self, settings: Settings) -> dict[str, str]:  # noqa: ARG002 - the builder's interface
         return {"BASE": BASE, "BUSYBOX": BUSYBOX}
 
     def prepare(self, settings: Settings) -> None:

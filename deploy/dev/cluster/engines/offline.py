@@ -86,7 +86,7 @@ class Offline:
         for network in (self.settings.pod_network, self.settings.service_network):
             run(self.command(["ip", "route", "replace", network, "via", address]))
 
-    def wait_for_services(self, api: KubeApi) -> None:
+    def wait_for_services(self, api: KubeApi) -> None:  # noqa: ARG002 - the engine's interface
         wait_until(lambda: cluster_dns.answers(self.settings), "cluster DNS behind its Service")
 
     def is_running(self) -> bool:

@@ -85,7 +85,7 @@ class Node:
         writer.close()
 
     async def handle(self, verb: str, name: str, flags: list[str]) -> dict[str, Any]:
-        """Return the answer to a request. If the request failed, the answer's key `error` says why."""
+        """Return the answer to a request. If the request failed, the answer's key `error` holds the cause."""
         if verb == "status":
             return {n: c.pid is not None for n, c in self.components.items()}
         if name not in self.components:

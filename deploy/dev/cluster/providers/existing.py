@@ -47,7 +47,7 @@ class Existing:
     def address(self) -> NoReturn:
         raise CommandFailed("the pods of an existing cluster cannot reach this machine")
 
-    def load(self, archive: Path) -> NoReturn:
+    def load(self, archive: Path) -> NoReturn:  # noqa: ARG002 - the provider's interface
         raise CommandFailed("cannot load images into an existing cluster. Push them to a registry that it pulls from.")
 
     def tag(self, image: str, name: str) -> NoReturn:
@@ -59,5 +59,5 @@ class Existing:
     def stop(self, name: str) -> NoReturn:
         raise CommandFailed(f"cannot stop {name} of an existing cluster")
 
-    def start(self, name: str, flags: Sequence[str] = ()) -> NoReturn:
+    def start(self, name: str, flags: Sequence[str] = ()) -> NoReturn:  # noqa: ARG002 - the provider's interface
         raise CommandFailed(f"cannot start {name} of an existing cluster")

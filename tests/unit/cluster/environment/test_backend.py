@@ -147,7 +147,7 @@ async def test_a_pod_of_another_session_is_neither_taken_nor_deleted(api: FakeAp
             await two.create()
         await two.remove()
         assert api.pods[one.plan.name]["metadata"]["annotations"][SESSION].find(one.plan.nonce) > 0
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_create_waits_for_the_end_of_an_earlier_pod_of_the_same_name(
@@ -159,7 +159,7 @@ async def test_create_waits_for_the_end_of_an_earlier_pod_of_the_same_name(
         await old.create()
         await backend.client.request("delete", "pods", f"{old.path}/{old.plan.name}")
         new = asyncio.create_task(backend.environment(ACTION).create())
-        await api.until("the pod is requested a fourth time", lambda: len(api.asked("create", "pods")) > 3)
+        await api.until("the pod is requested a fourth time", lambda: len(api.requests_for("create", "pods")) > 3)
         assert not new.done()
         await api.remove(old.plan.name)
         await new
@@ -184,14 +184,14 @@ async def test_a_refused_pod_fails_the_set_up_with_the_message_of_the_api_server
         assert failed.value.reason is reason
         assert message in failed.value.log
         await environment.remove()
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(api: FakeApi) -> None:
     async with backend_on(api) as backend:
         environment = backend.environment(ACTION)
         task = asyncio.create_task(environment.create())
-        await api.until("the Secret is requested", lambda: len(api.asked("create", "secrets")) == 1)
+        await api.until("the Secret is requested", lambda: len(api.requests_for("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
         environment.uid = ""  # as if the answer had never arrived
@@ -238,8 +238,10 @@ async def test_a_pod_that_is_still_there_after_its_deletion_is_deleted_by_force(
         environment = backend.environment(ACTION)
         await environment.create()
         await environment.remove()
-        assert [(request.body or {}).get("gracePeriodSeconds") for request in api.asked("delete")] == [None, 0]
-        assert all((request.body or {})["preconditions"]["uid"] == environment.uid for request in api.asked("delete"))
+        assert [(request.body or {}).get("gracePeriodSeconds") for request in api.requests_for("delete")] == [None, 0]
+        assert all(
+            (request.body or {})["preconditions"]["uid"] == environment.uid for request in api.requests_for("delete")
+        )
         assert api.pods == {}
 
 
@@ -270,7 +272,7 @@ async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> Non
         event = {
             "type": "Warning",
             "reason": "Failed",
-            "message": "the registry said no",
+            "message": "the registry refused",
             "involvedObject": {"uid": environment.uid},
         }
         api.events.append(event)
@@ -280,5 +282,5 @@ async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> Non
         )
         seen = await observed(environment, SetupFailed)
         assert isinstance(seen, SetupFailed)
-        assert "the registry said no" in seen.log
+        assert "the registry refused" in seen.log
         await environment.remove()

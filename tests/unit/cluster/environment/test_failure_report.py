@@ -68,7 +68,11 @@ async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:
     async with api.serving() as client:
         found = await add_report(client, pod(), SetupFailed(Reason.REPOSITORY_FAILED, "not found"))
     assert "Output of the clone:\n  Cloning https://example.org/r\n  fatal: � not found\n" in found.log
-    assert api.asked("get", "/log")[0].query == {"container": "repository", "limitBytes": "65536", "tailLines": "200"}
+    assert api.requests_for("get", "/log")[0].query == {
+        "container": "repository",
+        "limitBytes": "65536",
+        "tailLines": "200",
+    }
 
 
 async def test_a_report_names_unreadable_events_and_leaves_out_unreadable_output(api: FakeApi) -> None:
@@ -134,13 +138,13 @@ async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request
         assert events.recheck(0.0) is None
         assert await events.describe_wait(pod(), starting, 100.0) == starting
         assert events.recheck(100.0) == TIMINGS.slow_start_seconds
-        assert api.asked("list") == []
+        assert api.requests_for("list") == []
         expected = Waiting(
             f"{STARTING}: FailedCreatePodSandBox: Failed to create pod sandbox: cni plugin not initialized"
         )
         assert await events.describe_wait(pod(), starting, 100.0 + TIMINGS.slow_start_seconds) == expected
         assert await events.describe_wait(pod(), starting, 101.0 + TIMINGS.slow_start_seconds) == expected
-        assert len(api.asked("list")) == 1
+        assert len(api.requests_for("list")) == 1
         assert await events.describe_wait(pod(), Waiting("pulling"), 120.0) == Waiting("pulling")
         assert events.recheck(120.0) is None
 
@@ -152,9 +156,9 @@ async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request
 async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
     api: FakeApi, reason: str, expected: Reason
 ) -> None:
-    api.events = [event_of(reason, "so it says", "2026-11-24T08:00:02Z")]
+    api.events = [event_of(reason, "because of X", "2026-11-24T08:00:02Z")]
     late = SetupFailed(Reason.IMAGE_PULL_FAILED, f"{STARTING}: not done within 600 s")
     async with api.serving() as client:
         found = await add_report(client, pod(), late)
     assert found.reason is expected
-    assert found.message == f"{STARTING}: not done within 600 s: {reason}: so it says"
+    assert found.message == f"{STARTING}: not done within 600 s: {reason}: because of X"

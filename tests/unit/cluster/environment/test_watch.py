@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
+# A client for watches of which no test makes a request.
+NO_CLIENT = SimpleNamespace(timings=ApiTimings())
+
+
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Make every wait between two lists short, and note how long it would have been at most."""
@@ -97,7 +101,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
             lifetimes = iter([-29.9])  # the first watch gives up after 0.1 s: the reflector adds 30 s
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 async def refused_once(api: FakeApi, status: int) -> None:
@@ -112,7 +116,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
     api.answer("watch", "pods", 200, body=error)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert len(api.asked("list")) == 2
+    assert len(api.requests_for("list")) == 2
 
 
 @pytest.mark.parametrize(
@@ -158,9 +162,9 @@ async def test_after_the_cut_of_a_long_watch_no_list_is_needed(api: FakeApi) -> 
         await api.put(pod_of("a", phase="Running"), "ADDED")
         await wait_for_phase(watch.watch("a"), "Running")
         await api.cut()
-        await api.until("the watch is requested a second time", lambda: len(api.asked("watch")) == 2)
-    assert len(api.asked("list")) == 1
-    assert api.asked("watch")[1].query["resourceVersion"] == str(api.version)
+        await api.until("the watch is requested a second time", lambda: len(api.requests_for("watch")) == 2)
+    assert len(api.requests_for("list")) == 1
+    assert api.requests_for("watch")[1].query["resourceVersion"] == str(api.version)
 
 
 async def test_a_bookmark_moves_the_version_on(api: FakeApi) -> None:
@@ -169,7 +173,7 @@ async def test_a_bookmark_moves_the_version_on(api: FakeApi) -> None:
     api.answer("watch", "pods", 200, body=bookmark)
     async with watching(api):
         await api.until("the watch is open", lambda: api.watches == 1)
-    assert [each.query["resourceVersion"] for each in api.asked("watch")] == ["100", "777"]
+    assert [each.query["resourceVersion"] for each in api.requests_for("watch")] == ["100", "777"]
 
 
 async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
@@ -185,7 +189,7 @@ async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
 
 @pytest.fixture
 def watch() -> PodWatch:
-    return PodWatch(SimpleNamespace(timings=ApiTimings()), "ci", "default", None)  # type: ignore[arg-type]  # no request
+    return PodWatch(NO_CLIENT, "ci", "default", None)  # type: ignore[arg-type]  # no request is made
 
 
 def version(pod: Object, number: int, **status: str) -> Object:
@@ -286,8 +290,7 @@ def owned_by(agent: str, number: int = 10, **status: str) -> Object:
 
 @pytest.fixture
 def mine() -> PodWatch:
-    client = SimpleNamespace(timings=ApiTimings())
-    return PodWatch(client, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
+    return PodWatch(NO_CLIENT, "ci", "default", None, "pod-1.own")  # type: ignore[arg-type]  # no request is made
 
 
 def take(watch: PodWatch, line: bytes) -> Object:

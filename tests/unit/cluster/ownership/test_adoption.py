@@ -15,7 +15,7 @@ from agent.cluster.ownership.orphans import Sweep
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, Key
 from agent.settings import Settings
-from tests.fakes.api import written
+from tests.fakes.api import encode_event
 from tests.fakes.shared_api import SharedApi
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class AdoptingAgent:
         self.sweep = Sweep(self.backend, 60.0)
 
     def take(self, environment: PodEnvironment) -> bool:
-        """Take a session, unless the test says that an earlier session of the attempt still ends here."""
+        """Take a session, unless the test sets that an earlier session of the attempt still ends here."""
         if self.busy:
             environment.release()
         else:
@@ -102,7 +102,7 @@ async def test_a_claim_raises_the_claim_number_and_labels_the_pod_with_the_agent
     assert taken.plan.action.key == Key("build", 1, 2)
     assert (taken.uid, taken.plan.nonce) == (dead.uid, dead.plan.nonce)
     assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
-    (patch,) = api.asked("patch")
+    (patch,) = api.requests_for("patch")
     assert patch.body is not None
     assert patch.body["metadata"]["resourceVersion"] == version
     await adopter.adoption.run_once()
@@ -114,7 +114,7 @@ async def test_a_pod_of_which_only_the_head_was_decoded_is_adopted(
     api: SharedApi, client: Client, dead: PodEnvironment
 ) -> None:
     adopter = AdoptingAgent(client)
-    event = adopter.watch.parse_event(written({"type": "ADDED", "object": api.pods[dead.plan.name]}))
+    event = adopter.watch.parse_event(encode_event({"type": "ADDED", "object": api.pods[dead.plan.name]}))
     adopter.watch.apply_event(event["type"], event["object"])
     assert UNREAD in adopter.watch.objects[dead.plan.name]
     await adopter.adoption.run_once()
@@ -131,7 +131,7 @@ async def test_one_of_two_claiming_agents_wins(api: SharedApi, client: Client, d
     await two.adoption.run_once()
     assert (len(one.taken), len(two.taken)) == (1, 0)
     assert labels(api, dead.plan.name) == ("uid-one.1", "2")
-    assert len(api.asked("patch")) == 2, "the second agent has tried, and its resource version was refused"
+    assert len(api.requests_for("patch")) == 2, "the second agent has tried, and its resource version was refused"
     await two.list_pods()
     await two.adoption.run_once()
     assert two.taken == []
@@ -145,7 +145,7 @@ async def test_an_agent_that_drains_or_is_full_claims_nothing(
     adopter.open = False
     await adopter.list_pods()
     await adopter.adoption.run_once()
-    assert (adopter.taken, api.asked("patch")) == ([], [])
+    assert (adopter.taken, api.requests_for("patch")) == ([], [])
 
 
 async def test_a_pod_of_a_living_agent_is_not_claimed(api: SharedApi, client: Client) -> None:
@@ -153,7 +153,7 @@ async def test_a_pod_of_a_living_agent_is_not_claimed(api: SharedApi, client: Cl
     adopter = AdoptingAgent(client)
     await adopter.list_pods()
     await adopter.adoption.run_once()
-    assert (adopter.taken, api.asked("patch")) == ([], [])
+    assert (adopter.taken, api.requests_for("patch")) == ([], [])
 
 
 async def test_a_claim_whose_answer_was_lost_is_adopted_without_another_patch(
@@ -170,7 +170,7 @@ async def test_a_claim_whose_answer_was_lost_is_adopted_without_another_patch(
     assert dead.plan.name in api.pods, "the sweep deletes a claimed pod"
     await adopter.adoption.run_once()
     assert [each.plan.action.key.claim for each in adopter.taken] == [2]
-    assert len(api.asked("patch")) == 1
+    assert len(api.requests_for("patch")) == 1
     assert adopter.backend.registry.claimed_names == frozenset()
 
 
@@ -190,7 +190,7 @@ async def test_a_session_that_cannot_start_yet_stays_claimed_and_is_offered_agai
     adopter.busy = False
     await adopter.adoption.run_once()
     assert [each.plan.action.key.claim for each in adopter.taken] == [2]
-    assert len(api.asked("patch")) == 1
+    assert len(api.requests_for("patch")) == 1
 
 
 async def test_a_failed_claim_is_repeated(api: SharedApi, client: Client, dead: PodEnvironment) -> None:

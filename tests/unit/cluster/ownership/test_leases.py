@@ -31,7 +31,7 @@ class Clock:
 
 
 class Api:
-    """Records requests, and answers them as the test says."""
+    """Records requests, and answers them as the test has set."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()

@@ -98,7 +98,7 @@ async def test_an_orphan_that_is_still_there_is_deleted_by_force(api: SharedApi)
         backend = await backend_of(client)
         sweep = Sweep(backend, 60.0)
         seen = [await sweep_and_list(sweep) for _ in range(3)]
-        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, 0]
         assert api.pods == {}
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
 
@@ -111,7 +111,7 @@ async def test_a_pod_that_changed_since_it_was_judged_is_judged_anew(api: Shared
         api.answer("delete", "pods", 409, "the precondition does not match")
         sweep = Sweep(backend, 60.0)
         seen = [await sweep_and_list(sweep) for _ in range(2)]
-        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, None]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, None]
         assert seen == [(0, 0, 0), (0, 0, 0)]
 
 
@@ -132,7 +132,7 @@ async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: 
         await backend.watch.list()
         await sweep.run_once()
         assert list(api.pods) == [environment.plan.name]
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
 
 
 async def test_another_pod_of_the_same_name_is_not_deleted(api: SharedApi) -> None:
@@ -163,7 +163,7 @@ async def test_the_first_sweep_waits_for_the_first_list(api: SharedApi) -> None:
         backend = PodBackend(settings, client, watch, "agent-1", ClusterFacts())
         task = asyncio.create_task(Sweep(backend, 60.0).run(), name="sweep")
         await watch.list()
-        assert api.asked("delete") == []
+        assert api.requests_for("delete") == []
         watch.synced.set()
         await api.until("every pod is deleted", lambda: not api.pods)
         task.cancel()
@@ -201,7 +201,7 @@ async def test_cleanup_deletes_all_pods_of_the_pool(api: SharedApi, dry_run: boo
     async with api.serving() as client:
         assert await cleanup(client, "ci", "default", dry_run=dry_run) == CleanupResult(("a", "b"), (), {})
     assert list(api.pods) == (["a", "b"] if dry_run else [])
-    assert api.asked("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
+    assert api.requests_for("list")[0].query["labelSelector"].endswith("sealci.dev/pool=default")
 
 
 async def test_pods_of_dead_agents_are_orphans_if_sessions_cannot_be_adopted(api: SharedApi) -> None:
@@ -239,5 +239,5 @@ async def test_a_pod_that_was_deleted_between_two_sweeps_gets_its_grace(api: Sha
         await sweep.sweep_gone()
         await sweep.sweep_gone()
         seen = [await sweep_and_list(sweep) for _ in range(3)]
-        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.asked("delete")] == [None, 0]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, 0]
         assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]
