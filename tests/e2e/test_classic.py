@@ -231,9 +231,9 @@ async def test_agents_of_the_chart_are_dialed_back_at_their_service(namespace: s
         assert (entry.host, entry.port) == (f"http://{service}.{release.namespace}.svc", 7081)
         (pod,) = await asyncio.to_thread(release.agents)
         find = ("get", "endpoints", service, "--namespace", release.namespace, "--output", "json")
-        async with asyncio.timeout(30):
-            while pod["status"]["podIP"] not in await asyncio.to_thread(kube.kubectl, *find):
-                await asyncio.sleep(0.5)
+        await asyncio.to_thread(
+            until, lambda: pod["status"]["podIP"] in kube.kubectl(*find), "the pod is no endpoint of the Service", 30
+        )
         # The scheduler of this test is outside the cluster's DNS and Services, and dials the endpoint.
         entry.host = f"http://{pod['status']['podIP']}"
         answer = await scheduler.run(BUSYBOX, "echo from a pod", number=1)

@@ -247,8 +247,8 @@ class Leases(Reflector):
     def age(self, name: str) -> float:
         """Return the seconds since the last change of a Lease.
 
-        The observer sees only what happened since its own start. The renewal time in the Lease tells more, but comes
-        from the clock of the other agent. It must not decide alone: `has_run_out` comes first.
+        The observer sees only what happened since its own start. The renewal time in the Lease is older, but
+        comes from the clock of the other agent. It must not decide alone: `has_run_out` comes first.
         """
         seen = self.clock() - self._changed_at[name][1]
         renewed = parse_timestamp(self.objects[name].get("spec", {}).get("renewTime"))
