@@ -3,12 +3,14 @@
 The flow of one action:
 
 1. `cli` reads the settings. `app.wiring` builds the agent, and `app.agent` runs it until a stop request.
-2. `scheduler.stream` registers with the scheduler. `protocol.translate` turns its messages into `domain.actions`.
+2. `scheduler.stream` registers with the scheduler. `protocol.translate` turns the scheduler's messages into
+   `domain.actions`.
 3. `execution.registry` admits an action by policy, gives it a slot and starts an `execution.session`.
 4. `execution.lifecycle` is the whole life of a session: create, follow, collect, report, clean up.
 5. `cluster.pod.manifest` builds the pod and its Secret. `cluster.environment` creates, watches and deletes them.
-6. `cluster.pod.status` judges what happened to the pod. The verdict of an action comes only from there.
-7. `cluster.logs` and `cluster.artifacts` read bytes out of the pod. `scheduler.stream.outbox` keeps them until stored.
+6. `cluster.pod.status` judges what happened to the pod. Only this module decides the verdict of an action.
+7. `cluster.logs` and `cluster.artifacts` read bytes out of the pod. `scheduler.stream.outbox` keeps the bytes until the
+   scheduler has stored them.
 8. `cluster.ownership` adopts the sessions of dead agents, and deletes the pods that no living agent owns.
 
 The packages, from the top layer to the bottom:

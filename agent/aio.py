@@ -25,7 +25,7 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any], ignore_errors: bool = False
     """Cancel the tasks that still run and wait until all of them have ended.
 
     Never raises the error of a task. An error that a task raises while it is being cancelled is logged. With
-    `ignore_errors` the errors of all tasks are dropped, also those from before the call.
+    `ignore_errors` the errors of all tasks are dropped, including errors that a task raised before the call.
     """
     running = {task for task in tasks if not task.done()}
     for task in running:
@@ -55,7 +55,8 @@ async def first_of(*awaited: asyncio.Future[Any] | asyncio.Event, timeout: float
 async def run_until_set(work: Coroutine[Any, Any, T], event: asyncio.Event, *, name: str) -> asyncio.Task[T] | None:
     """Run `work` in a task called `name` until the work ends or `event` is set.
 
-    Returns the ended task, or None if the event was set first. The task has then been cancelled and has ended.
+    Returns the ended task, or None if the event was set first. In the second case the task has been cancelled and has
+    ended.
     """
     task = asyncio.create_task(work, name=name)
     async with cancelled_on_exit(task):
@@ -65,7 +66,7 @@ async def run_until_set(work: Coroutine[Any, Any, T], event: asyncio.Event, *, n
 
 @asynccontextmanager
 async def cancelled_on_exit(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
-    """Cancel the tasks when the block ends, however it ends, and wait until they have ended."""
+    """Cancel the tasks when the block ends, with or without an error, and wait until the tasks have ended."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Pauses between the tries of an operation that fails.
 
-Every reconnect loop of the agent uses this class, so that all of them spread their load in the same way. A `Backoff`
-lives as long as the loop that owns it.
+Every reconnect loop of the agent uses this class, so that all loops spread their requests over time in the same way. A
+`Backoff` lives as long as the loop that owns it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class Backoff:
     """Computes the next pause of one loop. The loop calls `reset` after a success.
 
     The bound of the pause doubles with each failure, from `first` to `longest` seconds. The pause is random between
-    `least_share` times the bound and the bound. 0.0 is full jitter.
+    `least_share` times the bound and the bound. A `least_share` of 0.0 is full jitter.
     """
 
     def __init__(self, first: float, longest: float, *, least_share: float = 0.0) -> None:
         self.bound = wait_exponential(multiplier=first, max=longest)
         self.least_share = least_share
-        # tenacity computes a wait from the state of a call. Only the number of the attempt matters here.
+        # tenacity computes a pause from a RetryCallState. Only the number of the try in this state is used here.
         self.state = RetryCallState(AsyncRetrying(), None, (), {})
 
     @property
@@ -36,5 +36,5 @@ class Backoff:
         return random.uniform(self.least_share * bound, bound)  # noqa: S311 - spreads load, guards nothing
 
     def reset(self) -> None:
-        """Start again with the shortest bound."""
+        """Start again with the bound `first`."""
         self.state.attempt_number = 1

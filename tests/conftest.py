@@ -1,6 +1,6 @@
 """Rules for every test: no test leaves a task behind, signals have their defaults, and tables are printed last.
 
-It also marks the tests that need a cluster (`e2e`), by their folder.
+This module also marks the tests that need a cluster (`e2e`), by their folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ENDING = 2.0
 TESTS = Path(__file__).parent
 ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
-# No deadline per example: a loaded machine is slow, not wrong. A failure prints the blob that reproduces it.
+# Hypothesis sets no deadline per example, because a loaded machine is slow and not wrong. A failure prints the blob
+# that reproduces the example.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
 
@@ -55,8 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, str]], None]:
-    """Return a function that adds cells to a table after the tests: title of the table, name of the row, text by
-    column.
+    """Return a function that adds cells to a table. pytest prints all tables after the tests.
+
+    The function takes the title of the table, the name of the row, and the texts of the cells by column.
     """
 
     def add(title: str, row: str, cells: Mapping[str, str]) -> None:

@@ -1,8 +1,9 @@
 """The agent as a whole: starts its parts, waits for a stop request, and ends them in order.
 
-One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks are started in one task group, with
-names for people. The failure of one root task ends the process, because a restart is better than an agent without one
-of its parts. The order at the end is: drain, sessions end, the stream is closed, the other parts are cancelled.
+One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks run in one task group, and each task
+has a name for log lines. The failure of one root task ends the process, because a restart is better than an agent
+without one of its parts. The order at the end is: drain, sessions end, the stream is closed, the other parts are
+cancelled.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class App:
         self.shutdown.request(why)
 
     async def run(self) -> None:
-        """Run until a stop request, then end in order."""
+        """Run until a stop request arrives, then end all parts in order."""
         started = asyncio.Event()
         http = self.start(self.http.run(started), "http")
         async with asyncio.timeout(self.timings.http_start):
@@ -113,7 +114,7 @@ class App:
         return parts
 
     async def resolve_owner(self) -> bool:
-        """Find the owner of all objects that this agent creates. Returns False if a stop request comes first."""
+        """Find the object that owns all pods and Leases of this agent. Returns False if a stop request comes first."""
         search = owner_reference.find(self.client, self.settings)
         task = await run_until_set(search, self.shutdown.requested, name="owner reference")
         if task is None:
@@ -122,7 +123,7 @@ class App:
         return True
 
     async def watch_cluster_health(self) -> None:
-        """Report each change in the cluster's health, and ask the API server while it does not answer."""
+        """Report each change in the cluster's health. While the API server does not answer, send it requests."""
         reported = None
         while True:
             trouble = self.status.trouble
@@ -132,10 +133,11 @@ class App:
                 self.metrics.degraded.set(bool(trouble))
                 self.health.notify()
             if not self.client.reachable:
-                # Sessions may send no request for minutes, and only an answer makes the client reachable again.
+                # Sessions may send no request for minutes. The client counts as unreachable until the API server
+                # answers a request.
                 await self.client.probe()
             await asyncio.sleep(self.timings.cluster_poll)
 
     async def detect_capabilities(self) -> None:
-        """Ask what the cluster supports. The agent accepts no action before that."""
+        """Ask the API server what the cluster supports. The agent accepts no action before the answer."""
         self.facts.set_user_namespaces(await user_namespaces(self.client, self.settings))

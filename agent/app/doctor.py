@@ -1,7 +1,7 @@
 """Checks every precondition of the agent, one after the other, and reports each in one line.
 
-Lives for one run of `sealci-agent doctor`, by a person or as the chart's `helm test`. The doctor uses the settings and
-the permissions of the agent, so its findings hold for the agent too.
+The checks live for one run of `sealci-agent doctor`, which a person or the chart's `helm test` starts. The doctor uses
+the settings and the permissions of the agent, so each finding is also true for the agent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PARTS = ("cluster", "scheduler")
 async def examine(
     settings: Settings, *, parts: tuple[str, ...] = PARTS, image: str = "", seconds: float
 ) -> AsyncGenerator[Finding]:
-    """Yield each finding as soon as it is known.
+    """Yield the finding of each check as soon as the check ends.
 
-    The probe pod runs `image`, or the image in the settings if it is "", for at most `seconds`.
+    The probe pod runs `image` for at most `seconds`. If `image` is "", the pod runs the image that the settings name.
     """
     metrics = Metrics()
     if "scheduler" in parts:
@@ -82,7 +82,7 @@ def json_object(finding: Finding) -> dict[str, str]:
 
 
 def text_line(finding: Finding) -> str:
-    # Upper case, because a failure must be visible in a long list.
+    # A failed check is printed in upper case, because a failure must be visible in a long list.
     verdict = finding.verdict.value if finding.verdict is not Verdict.FAILED else "FAILED"
     detail = " ".join(finding.detail.split())
     return f"{verdict:<8} {finding.check:<25} {detail}{f' -> {finding.advice}' if finding.advice else ''}"

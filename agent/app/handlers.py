@@ -1,7 +1,8 @@
-"""Routes requests to the sessions: those of the scheduler, and those that follow from what other agents do.
+"""Routes requests to the sessions: requests of the scheduler, and adoptions by this agent or by other agents.
 
-One `Handlers` lives as long as the agent. The connections to the scheduler and to the cluster call it, and it calls
-the sessions. The sessions in turn need these connections, so `Handlers` is built first and bound to the sessions last.
+One `Handlers` lives as long as the agent. The connections to the scheduler and to the cluster call `Handlers`, and
+`Handlers` calls the sessions. The sessions in turn need these connections, so `Handlers` is built first and bound to
+the sessions last.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from agent.domain.session_state import Resume
     from agent.execution.registry import SessionRegistry
 
-# Number of adopted sessions beyond the agent's slots. Adoption needs no free slot, but must have a bound.
+# Maximum number of adopted sessions in addition to the agent's slots. Adoption needs no free slot, but must have a
+# limit.
 MAX_ADOPTED = 500
 
 
 class Handlers:
     """Implements `scheduler.stream.inbox.Handlers`, and the callbacks of adoption and of the pod watch.
 
-    Unusable before `bind`. No connection runs before that.
+    `bind` must be called before any other method. The connections start after `bind`.
     """
 
     sessions: SessionRegistry
@@ -34,7 +36,7 @@ class Handlers:
     shutdown: Shutdown
 
     def bind(self, sessions: SessionRegistry, pods: PodBackend, shutdown: Shutdown) -> None:
-        """Set the receivers, after all parts were built. See `wiring.build`."""
+        """Set the objects that receive the requests, after all parts are built. See `wiring.build`."""
         self.sessions = sessions
         self.pods = pods
         self.shutdown = shutdown
@@ -42,7 +44,7 @@ class Handlers:
     # ---- requests of the scheduler
 
     def registered(self, interval: float, grace: float) -> None:
-        """Do nothing. The stream itself keeps to the interval and to the grace period."""
+        """Do nothing. The stream itself applies the health interval and the grace period that the scheduler names."""
 
     def action(self, action: Action) -> None:
         self.sessions.action(action)
@@ -66,19 +68,19 @@ class Handlers:
         """Report a session again after a state loss of the scheduler. Returns False if there is no such session."""
         return self.sessions.reset(key, resume)
 
-    # ---- other agents
+    # ---- requests that follow from other agents
 
     def may_adopt(self) -> bool:
-        """Return whether this agent adopts sessions now. It does not while it drains."""
+        """Return whether this agent adopts sessions now. An agent that drains adopts none."""
         sessions = self.sessions
         return not sessions.draining and sessions.used < sessions.settings.agent.slots + MAX_ADOPTED
 
     def adopt(self, environment: PodEnvironment) -> bool:
-        """Continue a claimed session. Returns False if that is not possible yet."""
+        """Start the session of a claimed pod. Returns False if the session cannot start yet."""
         return self.sessions.adopt(environment.plan.action, environment)
 
     def pod_changed(self, pod: Object) -> None:
-        """Drop a session if this pod shows that another agent has claimed it."""
+        """Drop the session of this pod if the pod shows that another agent has claimed the pod."""
         environment = self.pods.find_superseded(pod)
         if environment is not None:
             self.sessions.superseded(environment.plan.action.key.attempt_key)

@@ -31,7 +31,9 @@ async def serve(
     debug: DebugOptions | None = None,
     timings: AppTimings = TIMINGS,
 ) -> int:
-    """Run one agent to its end. Returns the exit code of the process. `on_start` gets the agent before it runs.
+    """Run one agent to its end. Returns the exit code of the process.
+
+    `on_start` receives the agent before the agent runs.
 
     Raises:
         SettingsError: the settings name no usable cluster, or the library for traces is not installed.
@@ -47,7 +49,8 @@ async def serve(
                 on_start.set_result(app)
             await app.run()
     except ExceptionGroup as group:
-        # The first root task that failed has ended the others. Callers expect its error, not a group.
+        # The first root task that failed has ended the other tasks. Callers expect the error of that task, not a group
+        # of errors.
         first = group.exceptions[0]
         if not isinstance(first, Refused):
             raise first from group
@@ -60,15 +63,15 @@ async def serve(
 
 
 def open_traces(settings: Settings) -> Traces:
-    """Return the exporter of traces. Without an endpoint in the settings it exports nothing.
+    """Return the exporter of traces. If the settings name no endpoint, the exporter does nothing.
 
     Raises:
-        SettingsError: there is an endpoint, but the library is not installed.
+        SettingsError: the settings name an endpoint, but the library is not installed.
     """
     if not settings.traces.endpoint:
         return Traces()
     try:
-        # Loaded only when used: the library costs memory and start-up time.
+        # The library is imported only if traces are exported, because it costs memory and start-up time.
         from agent.telemetry.otel import OpenTelemetry
     except ImportError as error:
         missing = f"traces.endpoint: the extra `otel` is not installed (pip install sealci-agent[otel]): {error}"
@@ -77,7 +80,10 @@ def open_traces(settings: Settings) -> Traces:
 
 
 def stop_when_built(built: asyncio.Future[App], why: str) -> None:
-    """Ask an agent to stop, as soon as it is built. `built` is the `on_start` of `serve`."""
+    """Ask an agent to stop, now or as soon as `built` has the agent.
+
+    `serve` sets the result of `built` through `on_start`.
+    """
     if built.done():
         built.result().stop(why)
     else:

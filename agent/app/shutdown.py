@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds that a stopped session may take beyond its grace period and the two deletions of its pod, gentle and forced.
+# Seconds that a stopped session may take in addition to its grace period and to both deletions of its pod. The first
+# deletion is graceful, the second is forced.
 CLEANUP_MARGIN = 60.0
 
 
@@ -60,7 +61,10 @@ class Shutdown:
         self.requested.set()
 
     async def end_sessions(self) -> int:
-        """Wait for the sessions, then hand over or stop the rest. Returns how many were handed over."""
+        """Wait for the sessions, then hand over or stop the rest.
+
+        Returns the number of sessions that were handed over.
+        """
         handed_over = 0
         # The API server denies access when the agent's Helm release, and with it the agent's rights, was deleted.
         denied = self.leases.access_denied
@@ -78,7 +82,8 @@ class Shutdown:
                     "the Kubernetes API denies access (401/403): the Helm release was probably uninstalled; exiting"
                 )
                 await first_of(idle, timeout=self.timings.last_events)
-                # The garbage collector of the cluster deletes the pods with their owner.
+                # The agent may not delete pods any more. The garbage collector deletes them, because their owner was
+                # deleted with the release.
                 self.sessions.disown_all()
             self.sessions.abandon()
         return handed_over

@@ -1,7 +1,7 @@
-"""How the agent is: its health for the scheduler, its readiness for Kubernetes, its status page for people.
+"""The state of the agent: health for the scheduler, readiness for Kubernetes, and the status page for people.
 
-One `AgentStatus` lives as long as the agent. Except for the rows of sessions that ended it stores nothing: it asks the
-parts of the agent each time.
+One `AgentStatus` lives as long as the agent. It stores only the rows of ended sessions. Each call reads everything else
+from the parts of the agent.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from agent.scheduler.stream.connection import Connection, Identity
     from agent.settings import Settings
 
-# Number of ended sessions that the status page shows.
+# Maximum number of ended sessions that the status page shows.
 RECENT_SESSIONS = 50
 
 
 class AgentStatus:
-    """Reads the health of the agent from its parts. Unusable before `bind`."""
+    """Reads the health of the agent from its parts. `bind` must be called before any other method."""
 
     sessions: SessionRegistry
     connection: Connection | ClassicConnection
@@ -46,7 +46,7 @@ class AgentStatus:
         self.recent: deque[SessionRow] = deque(maxlen=RECENT_SESSIONS)
 
     def bind(self, sessions: SessionRegistry, connection: Connection | ClassicConnection) -> None:
-        """Set the parts that themselves report the health. See `wiring.build`."""
+        """Set the parts that are built after this object, because they report the health. See `wiring.build`."""
         self.sessions = sessions
         self.connection = connection
 

@@ -1,4 +1,4 @@
-"""The waits of the agent that no setting changes. Tests pass shorter ones."""
+"""The waits of the agent that no setting changes. Tests pass shorter waits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from agent.execution.timings import SessionTimings
 
 @dataclass(frozen=True, slots=True)
 class AppTimings:
-    """Waits in seconds, with those of the sessions, the environments and the adoption."""
+    """Waits in seconds, including the waits of sessions, environments and adoption."""
 
     # Seconds until the HTTP port must be open.
     http_start: float = 10.0
-    # Seconds between two looks at the health of the cluster.
+    # Seconds between two checks of the cluster's health.
     cluster_poll: float = 1.0
-    # Seconds for sessions to send their last events after the API server has denied access to a leaving agent.
+    # Seconds that sessions have to send their last events after the API server has denied access to an agent that
+    # leaves.
     last_events: float = 2.0
     session: SessionTimings = field(default_factory=SessionTimings)
     environment: EnvironmentTimings = field(default_factory=EnvironmentTimings)

@@ -1,4 +1,4 @@
-"""Builds the agent from its parts. The only place that knows how they are joined. Nothing here runs yet."""
+"""Builds the agent from its parts. Only this module connects the parts with each other. It starts no task."""
 
 from __future__ import annotations
 
@@ -45,32 +45,34 @@ def build(
     metrics = client.metrics
     identity = Identity.of(settings.agent.id, VERSION)
     handlers = Handlers()
-    # The classic protocol ends a session with its agent: no other agent can adopt it, and its pod is an orphan.
+    # In the classic protocol, a session ends when its agent ends. No other agent can adopt the session, so the pod
+    # becomes an orphan.
     classic = settings.scheduler.protocol == "classic"
     adopts = settings.agent.adoption and not classic
 
-    # ---- the cluster's side
+    # ---- parts that use the cluster
     namespace, pool = settings.cluster.namespace, settings.agent.pool
     watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
-    # Filled while the agent runs: the cluster may answer late, and a stop request must not wait for the answer.
+    # The agent finds the facts while it runs. The cluster may answer late, and a stop request must not wait for the
+    # answer.
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)
     sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None)
     adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
 
-    # ---- the scheduler's side
+    # ---- parts that use the scheduler
     status = AgentStatus(settings, identity, client, pods, leases, sweep)
     limits = settings.scheduler
     outbox = Outbox(limits.window, metrics, limits.window_total, on_state_loss=handlers.reset)
     health = HealthReporter(status.health, outbox.wake)
     connection = connect(settings, identity, outbox, handlers, health, client)
 
-    # ---- the sessions between them
+    # ---- the sessions, which use both
     sessions = SessionRegistry(
         settings,
         pods,
-        # A classic scheduler reads the events of an action from its own call, not from the stream.
+        # With the classic protocol, the events of an action go into the gRPC call for this action, not into the outbox.
         outbox if isinstance(connection, Connection) else connection,
         metrics,
         task_group,
@@ -82,7 +84,7 @@ def build(
     shutdown = Shutdown(settings, sessions, leases, health, timings, hands_over=adopts)
 
     # Sessions send through the connection, and the connection's requests reach the sessions. Sessions report changes of
-    # the health, and the health counts the sessions. These two circles are closed here, and nowhere else.
+    # the health, and the health counts the sessions. The two calls of `bind` close these two circles of references.
     handlers.bind(sessions, pods, shutdown)
     status.bind(sessions, connection)
 
@@ -112,9 +114,9 @@ def build(
 def connect(
     settings: Settings, identity: Identity, outbox: Outbox, handlers: Handlers, health: HealthReporter, client: Client
 ) -> Connection | ClassicConnection:
-    """Return the connection to the scheduler, of the protocol in the settings."""
+    """Return the connection to the scheduler for the protocol that the settings name."""
     if settings.scheduler.protocol == "classic":
-        # Only agents that speak the classic protocol load its contract and its server.
+        # Only an agent that speaks the classic protocol loads this module, and with it a gRPC server.
         from agent.scheduler.classic.connection import ClassicConnection
 
         return ClassicConnection(settings, handlers, client.metrics, health)

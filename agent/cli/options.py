@@ -1,6 +1,6 @@
 """Options that several commands share, and functions that read their values.
 
-Used while the command line is read. Every error here is an error of the user and names the option.
+The functions run while the command line is read. Every error here is an error of the user and names the option.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def parse_duration(option: str, text: str) -> float:
 def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:
-    """Read a pipeline file and apply `change`. Returns the pipeline and the values of the secrets that it then names.
+    """Read a pipeline file and apply `change`.
+
+    Returns the changed pipeline and the values of the secrets that it names.
 
     Raises:
         SettingsError: the file or a secret is wrong or missing, or the change is not possible.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 USAGE, INTERRUPTED = 2, 130
-# Seconds between two looks at a file with `--watch`.
+# Seconds between two checks of the file with `--watch`.
 WATCH_SECONDS = 0.3
 HELP = """Run a pipeline FILE on the current Kubernetes context, without a scheduler of your own.
 
@@ -85,10 +85,11 @@ class Choices:
 
 
 def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the name of an action. The pipeline file stands on the command line already."""
+    """Complete the name of an action in the shell. The pipeline file is already named on the command line."""
     from agent.pipeline.parser import load as load_pipeline
 
-    # click does not parse the arguments while the value of an option is typed. The shell passes the whole line.
+    # click does not parse the arguments while the value of an option is typed. The shell passes the whole line in
+    # `COMP_WORDS`.
     words = os.environ.get("COMP_WORDS", "").split()
     names: list[str] = []
     for file in (Path(word) for word in words[2:] if Path(word).is_file()):
@@ -231,7 +232,7 @@ def read_changed_pipeline(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
 
 
 def run_settings(choices: Choices) -> Settings:
-    """Return the settings of a run. The pool is its own, the HTTP port is any free port, and the log is quiet."""
+    """Return the settings of a run. Each run has a pool of its own, any free HTTP port, and logs only errors."""
     import secrets
 
     given = (("context", choices.context), ("namespace", choices.namespace))
@@ -248,7 +249,10 @@ def run_settings(choices: Choices) -> Settings:
 
 
 def run_on_changes(choices: Choices, settings: Settings) -> int:
-    """Run the file, and again whenever the file changes. Returns the exit code when the user interrupts."""
+    """Run the pipeline file now, and again whenever the file changes.
+
+    Returns the exit code when the user interrupts.
+    """
     while True:
         before = fingerprint(choices.file)
         try:
@@ -267,7 +271,7 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
 
 def wait_for_change(file: Path, before: tuple[int, ...]) -> None:
     """Wait until the fingerprint of a file differs from `before`."""
-    # Editors replace files, which ends a watch by inotify. So this looks again and again.
+    # Editors replace files, which would end a watch by inotify. Therefore the loop compares fingerprints.
     while fingerprint(file) == before:
         time.sleep(WATCH_SECONDS)
 

@@ -1,6 +1,6 @@
-"""The agent of the command `run`: it lives in the process of the command, beside a scheduler in memory.
+"""The agent of the command `run`. The agent and a scheduler in memory run in the process of the command.
 
-Loaded only when a pipeline runs, because it loads the whole agent.
+This module is imported only when a pipeline runs, because it imports the whole agent.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def run_with_agent(
 
 
 def run_options(choices: Choices, settings: Settings) -> RunOptions:
-    """Return what the user asked to show and to keep, and the commands that the messages of the run name."""
+    """Return what the user wants to see and to keep, and the commands that the run's messages suggest."""
     context = [f"--context={choices.context}"] if choices.context else []
 
     def kept_commands(environment: str) -> list[str]:

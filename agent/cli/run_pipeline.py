@@ -1,7 +1,7 @@
 """Run a pipeline from a file to its outcomes, with a scheduler in memory and an agent in the same process.
 
-Everything that a run starts ends here. Whatever happens, the actions are cancelled, and the agent is asked to stop and
-is waited for, so that nothing is left in the cluster. Only a second interruption exits without waiting.
+However a run ends, this module cancels its actions, asks the agent to stop, and waits for the agent. So nothing is left
+in the cluster. Only a second interruption exits without waiting.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 OPTIONS = SchedulerOptions(health_interval=5.0, resume_grace=30.0)
-# Seconds until the process exits after a second interruption, if the agent has not sent its deletions by then.
+# Seconds until the process exits after a second interruption, if the agent has not sent its delete requests by then.
 EXIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The scheduler of a run, as its engine reaches it: in plaintext on this machine.
+    """The address of a run's scheduler, for the run's engine. The scheduler listens on this machine, in plaintext.
 
-    Only this run has the token. `screen` gives the terminal to the engine, for a shell.
+    `token_file` holds a token that only this run knows. `screen` gives the terminal to the engine, for a shell.
     """
 
     address: str
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest times of a run, in seconds.
+    """Time limits of a run, in seconds.
 
     `start`: until the agent is ready. `cancel`: until a cancelled pipeline has ended. `stop`: until the engine has
     stopped. `pipeline`: until the pipeline is cancelled. None: no limit.
@@ -78,10 +78,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the user asked a run to show and to keep, and the hints for its messages.
+    """What the user wants a run to show and to keep, and hints for the run's messages.
 
     `kept_commands` returns the commands that inspect and delete an environment that was kept. `cleanup_command` deletes
-    what may be left. `no_cluster_hint` is added to errors about a missing cluster.
+    all that a run may leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster.
     """
 
     artifacts: Path | None = None
@@ -102,7 +102,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What a run waits for. If several have happened, the first in this order counts."""
+    """What a run waits for. If several events have happened, the first in this order counts."""
 
     PIPELINE_ENDED = auto()
     INTERRUPTED_AGAIN = auto()
@@ -114,7 +114,7 @@ class Event(Enum):
     TIMEOUT = auto()
 
 
-# Events that a state does not wait for: they have happened before, or change nothing any more.
+# For each state, the events that the run does not wait for: they have happened before, or change nothing any more.
 IGNORED = {
     State.STARTING: frozenset[Event](),
     State.RUNNING: frozenset({Event.AGENT_READY}),
@@ -134,8 +134,8 @@ async def run_pipeline(
 ) -> ExitCode:
     """Run a pipeline and show it on `stream`, by default standard output.
 
-    `engine` is the agent. It gets the scheduler's endpoint and an event, and runs until the event is set. Then it ends
-    its sessions and returns. An error that it raises means that it could not run.
+    `engine` runs an agent. It gets the scheduler's endpoint and an event, and runs until the event is set. Then it ends
+    its sessions and returns. If `engine` raises an error, the agent could not run.
     """
     options = options or RunOptions()
     view = open_view(options.output, stream or sys.stdout, quiet=options.quiet)
@@ -175,7 +175,7 @@ class RunDriver:
         self.output_closed = asyncio.Event()
         self.output_error = ""
         self.state = State.STARTING
-        # Times of the event loop. Infinity: no deadline.
+        # Deadlines by the event loop's clock. Infinity means no deadline.
         self.start_deadline = self.deadline = float("inf")
         view.transfers = lambda: scheduler.registry.transfers(self.id)
 
@@ -266,7 +266,7 @@ class RunDriver:
                 return Event.TIMEOUT
 
     async def followed_to_end(self, console: asyncio.Task[None]) -> bool:
-        """Return whether the console followed the pipeline to its end. Otherwise print why not."""
+        """Return whether the console followed the pipeline to its end. If not, print the reason."""
         try:
             console.result()
         except AgentError as error:
@@ -291,14 +291,14 @@ class RunDriver:
         self.deadline = asyncio.get_running_loop().time() + self.timeouts.cancel
 
     async def exit_at_once(self, agent: asyncio.Task[None]) -> ExitCode:
-        """Give the engine a moment to request its deletions, then exit without waiting for them."""
+        """Give the engine `EXIT_SECONDS` to send its delete requests, then exit without waiting for the answers."""
         await self.follower.notify(
             f"exiting at once, while pods are being deleted. `{self.options.cleanup_command}` deletes what may be left"
         )
         agent.cancel()
         await asyncio.wait({agent}, timeout=EXIT_SECONDS)
         if not agent.done():
-            # An ordinary exit would wait for the engine.
+            # `os._exit` exits at once. An ordinary exit would wait for the engine.
             sys.stdout.flush()
             os._exit(ExitCode.INTERRUPTED)
         return ExitCode.INTERRUPTED
@@ -322,7 +322,7 @@ class RunDriver:
     async def show_result(self) -> None:
         """Show the result on the console, and write the report files."""
         report = self.follower.report
-        # The path as the user typed it, not the scheduler's absolute path.
+        # The report shows the path as the user typed it, not the scheduler's absolute path.
         report.folder = str(self.options.artifacts or "")
         for file in self.options.reports:
             await asyncio.to_thread(report_files.write, report, file)

@@ -1,8 +1,8 @@
 """The client of `sealci-agent submit`: submit a pipeline to a scheduler that runs elsewhere, and show it.
 
 The client chooses the id of the pipeline. It can therefore repeat a submission whose answer was lost, and no action
-runs twice. After a broken connection it continues at the next event. Without any answer for a while it gives up, and
-the pipeline continues without it. A `Client` lives as long as the command.
+runs twice. After a broken connection the client continues at the next event. If no answer arrives for a while, the
+client exits, and the pipeline continues without the client. A `Client` lives as long as the command.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
-# A later attempt may succeed after these codes. gRPC maps a broken connection to any of them.
+# Status codes after which a later call may succeed. gRPC maps a broken connection to any of these codes.
 RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
-# Seconds between two attempts to connect.
+# Seconds between two tries to connect.
 RETRY_SECONDS = 0.5
-# Seconds until a scheduler must have answered a cancellation.
+# Seconds that a scheduler has to answer a request to cancel.
 CANCEL_SECONDS = 10.0
 
 
@@ -124,7 +124,7 @@ class Client:
         self.id = randomness.token_hex(5)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], interruptions: Interruptions) -> ExitCode:
-        """Submit and follow. The first interruption cancels the pipeline, the second exits at once."""
+        """Submit the pipeline and follow it. The first interruption cancels the pipeline, the second exits at once."""
         follow_task = asyncio.create_task(self.follow(pipeline, secrets), name="follow")
         try:
             await first_of(follow_task, interruptions.first)
@@ -140,7 +140,7 @@ class Client:
         return ExitCode.INTERRUPTED if interruptions.first.is_set() else self.follower.report.exit_code
 
     async def follow(self, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
-        """Follow the pipeline to its end, across lost connections.
+        """Follow the pipeline to its end. Reconnect after each lost connection.
 
         Raises:
             Unreachable: the scheduler does not answer for too long, or refuses the call.
@@ -164,7 +164,7 @@ class Client:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def events(self, request: wire.SubmitRequest) -> AsyncIterator[wire.PipelineEvent]:
-        """Submit, or continue after the last event that was shown."""
+        """Submit the pipeline and yield its events. After a reconnect, continue after the last event that was shown."""
         metadata = self.target.metadata()
         if self.follower.position:
             watch = wire.WatchRequest(pipeline=self.id, after=self.follower.position)

@@ -1,8 +1,9 @@
 """Pack the working tree of this machine into a tar, for `run --repo`.
 
-The tar holds what a commit of everything would hold. In a git tree, git lists the files, so that every kind of ignore
-rule counts. Elsewhere this module reads the `.gitignore` files. `.git` is left out, because its configuration may hold
-credentials. The command creates the tar once for each run, in a private folder, and deletes it at the end.
+The tar holds the files that a commit of all changes would hold. In a git tree, git lists the files, so that every kind
+of ignore rule counts. Outside a git tree, this module reads the `.gitignore` files. `.git` is left out, because its
+configuration may hold credentials. The command creates the tar once for each run, in a private folder, and deletes it
+at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Seconds until git must have answered.
+# Seconds that git has to answer.
 GIT_SECONDS = 120.0
 
 
@@ -87,7 +88,7 @@ def git_files(root: Path) -> set[str]:
     found = {os.fsdecode(name) for name in answer.stdout.split(b"\0") if name}
     inner = {name.rstrip("/") for name in found if (root / name).is_dir() and not (root / name).is_symlink()}
     for folder in inner:
-        # Of a submodule, or of another repository inside, git lists only the folder.
+        # For a submodule or another nested repository, git lists only the folder and not its files.
         found |= (
             {f"{folder}/{name}" for name in git_files(root / folder)} if (root / folder / ".git").exists() else set()
         )
@@ -121,7 +122,10 @@ def other_files(root: Path) -> Iterator[str]:
 
 
 def ignored(path: str, rules: list[tuple[str, pathspec.GitIgnoreSpec]]) -> bool:
-    """Return whether a path is ignored. `rules` has the outermost folder first. The innermost match counts."""
+    """Return whether a path is ignored. `rules` has the outermost folder first.
+
+    If several rules match, the rule of the innermost folder counts.
+    """
     for prefix, spec in reversed(rules):
         if path.startswith(prefix):
             verdict = spec.check_file(path.removeprefix(prefix)).include

@@ -1,6 +1,7 @@
 """Print the end of a pipeline: a block for each failure, the table of actions, and where the files are.
 
-Pure: every function makes objects that rich prints, from a report. The reader wants to know what broke and what to try.
+Pure: every function turns a report into objects that the library rich prints. The reader wants to know what broke and
+what to try.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
 
     from agent.console.run_report import ActionReport, Report
 
-# Number of files that are listed for each action.
+# Maximum number of files that are listed for each action.
 SHOWN_FILES = 50
 # Number of columns below which the table has no times of stages.
 NARROW = 90
 STAGES = {Stage.SETUP: "set-up", Stage.COMMANDS: "commands", Stage.ARTIFACTS: "copying"}
-# What to try after these exit codes of a command.
+# What the user can try after each of these exit codes of a command.
 HINTS = {
     126: "The file is not executable: chmod +x it, or run it through its interpreter.",
     127: "The program is not found. Check that the image has it on its PATH.",
     137: "The process was killed, often because of memory. Request more memory: resources: {memory: 1Gi}.",
 }
-# What to try after these reasons. A failed set-up has no entry, because its own log holds the cause.
+# What the user can try after each of these reasons. A failed set-up has no entry, because its own log holds the cause.
 ADVICE = {
     Reason.COMMAND_FAILED: "--shell-on-failure opens a shell in the workspace, --keep leaves the whole environment.",
     Reason.OUT_OF_MEMORY: "Request more memory: resources: {memory: 1Gi}, or use less in the commands.",
@@ -114,7 +115,7 @@ def stage_times(action: ActionReport) -> list[str]:
 
 
 def file_lines(report: Report) -> Iterator[Text]:
-    """Yield where logs and files are. Nothing if they were not kept."""
+    """Yield where logs and files are. Yield nothing if logs and files were not kept."""
     if not report.folder:
         return
     yield Text(f"\nlogs and files: {report.folder}", "dim")
@@ -131,7 +132,7 @@ def files_text(action: ActionReport) -> str:
         return ""
     text = f"{plural(len(action.files), 'file')}, {size_text(action.size)}"
     seconds = action.stages.get(Stage.ARTIFACTS, 0.0)
-    # The time of a small copy is mostly its start, so its rate means nothing.
+    # A small copy needs most of its time for its start, so the rate of a small copy means nothing.
     return f"{text} at {rate_text(action.size, seconds)}" if action.size >= 1 << 20 and seconds else text
 
 

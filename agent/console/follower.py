@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from agent.console.view import View
     from agent.pipeline.wire import local_pb2 as wire
 
-# Seconds until the view shows again that time passes.
+# Seconds between two updates of the times in the view.
 TICK_SECONDS = 0.12
 # Seconds until a notice is dropped, because the terminal is stopped or a shell uses it.
 NOTICE_SECONDS = 2.0
 
 
 class OutputClosed(AgentError):
-    """The reader of the output has closed it."""
+    """The reader of the output has closed the output."""
 
 
 class Interruptions:
-    """Counts Ctrl-C for one command. The first asks the command to end, the second insists."""
+    """Counts Ctrl-C for one command. The first asks the command to end. The second makes it exit at once."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -48,7 +48,7 @@ class Interruptions:
     def count_signals(self) -> Iterator[None]:
         """Count SIGINT, SIGTERM and SIGHUP of this process as interruptions while the block runs."""
         loop = asyncio.get_running_loop()
-        # A closed terminal interrupts too, except under nohup, which makes the process ignore SIGHUP.
+        # A closed terminal (SIGHUP) is an interruption too, except under nohup, which makes the process ignore SIGHUP.
         hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         numbers = [signal.SIGINT, signal.SIGTERM, *hang_up]
         for number in numbers:
@@ -90,7 +90,10 @@ class Follower:
             await cancel_and_wait(clock, events, ignore_errors=True)
 
     async def show_events(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
-        """Show the events until the stream ends. Events of a newer scheduler that have no meaning here are skipped."""
+        """Show the events until the stream ends.
+
+        Events of a newer scheduler that this version does not know are skipped.
+        """
         async for message in stream:
             event = event_codec.decode(message)
             self.position = message.position
@@ -101,7 +104,7 @@ class Follower:
                 await self.call_view("show", event)
 
     async def tick_until_closed(self) -> None:
-        """Let the view show that time passes. Returns when the output is closed."""
+        """Update the times in the view at an interval. Returns when the output is closed."""
         while self.view is not None:
             await asyncio.sleep(TICK_SECONDS)
             async with self.screen:

@@ -18,7 +18,7 @@ def size_text(size: float) -> str:
 
 def rate_text(size: float, seconds: float) -> str:
     """Return the rate of `size` bytes in `seconds` as text."""
-    # MB and not MiB: networks and disks are measured in MB/s.
+    # The unit is MB and not MiB, because networks and disks are measured in MB/s.
     return f"{size / 1e6 / max(seconds, 0.001):.1f} MB/s"
 
 

@@ -50,7 +50,7 @@ class JsonView(View):
                 )
 
     def decoder(self, action: str) -> codecs.IncrementalDecoder:
-        """Return the decoder of an action's log. It keeps a character that arrives in two pieces."""
+        """Return the decoder of an action's log. The decoder joins a character that arrives in two pieces."""
         if action not in self.decoders:
             self.decoders[action] = codecs.getincrementaldecoder("utf-8")("replace")
         return self.decoders[action]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
-# Columns of the summary. A file has no width, so nothing is cut for a narrow window.
+# Number of columns of the summary. A file has no width, so the summary is wide enough for all columns.
 SUMMARY_WIDTH = 200
 
 
@@ -61,7 +61,7 @@ class LineView(View):
             case events.ActionEnded() as end:
                 self.show_end(name, end)
             case session_events.Accepted() | session_events.CommandFinished() | events.FileStored() | events.Ended():
-                pass  # The lines before and the summary show all that a reader needs of these.
+                pass  # The earlier lines and the summary show all that a reader needs of these events.
             case _ as unreachable:
                 assert_never(unreachable)
 
@@ -87,7 +87,10 @@ class LineView(View):
             self.write(name, line)
 
     def show_stage(self, name: str, stage: Stage, detail: str) -> None:
-        """Write that a stage began, or its new detail. The stage `commands` shows itself by its commands."""
+        """Write that a stage began, or its new detail.
+
+        For stage `commands` nothing is written, because each command writes a line.
+        """
         if detail:
             self.write_notice(name, f"{stage.value}: {detail}")
         elif self.stages.get(name) is not stage and stage is not Stage.COMMANDS:

@@ -1,8 +1,8 @@
 """Show a pipeline on a terminal as a tree that is drawn again and again.
 
 Actions stand under the actions that they need, with stage, time and the last lines of the log. The log gets as many
-lines as the window has room for. An action that has ended is one line. If the pipeline has a single action, its log
-stays on the screen above one status line. At the end the summary replaces the tree.
+lines as fit on the terminal. An action that has ended is one line. If the pipeline has a single action, its log stays
+on the screen above one status line. At the end the summary replaces the tree.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
-# Replacements for terminals without UTF-8.
+# Replacements for characters that a terminal without UTF-8 cannot show.
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
 # Number of columns of the bar of a file that is being copied.
 BAR_WIDTH = 24
-# Largest number of log lines shown under one action.
+# Maximum number of log lines shown under one action.
 MAX_LOG_LINES = 12
-# Seconds until an event may cause the next drawing. More drawings would only cost CPU time.
+# Minimum number of seconds between two drawings. More drawings would only cost CPU time.
 DRAW_SECONDS = 0.1
 
 
@@ -90,7 +90,7 @@ class LiveView(View):
             self.recent_lines.setdefault(name, deque(maxlen=MAX_LOG_LINES)).extend(lines)
 
     def live_region(self) -> Live:
-        """Return the part of the screen that is drawn again and again. Created at the first call."""
+        """Return the part of the screen that is drawn again and again. The first call creates it."""
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self.live.start()
@@ -114,7 +114,7 @@ class LiveView(View):
         self.hold()
         final_summary.print_summary(self.console, report)
 
-    # ---- the picture
+    # ---- what the view draws
 
     def picture(self, now: float) -> RenderableType:
         """Return the tree, or the status line of a single action. `now`: seconds since the epoch."""
@@ -146,7 +146,7 @@ class LiveView(View):
         return Text.assemble((self.report.name, "bold"), (f"  {spent}  {', '.join(counts)}", "dim"))
 
     def shown_actions(self) -> tuple[list[ActionReport], int]:
-        """Return the actions that fit into the window, in the order of the file, and the number of the others."""
+        """Return the actions that fit on the terminal, in the order of the file, and the number of the others."""
         actions = list(self.report.actions.values())
         height = max(4, self.console.height - 3)
         if len(actions) <= height:
@@ -184,7 +184,7 @@ class LiveView(View):
 
 
 def display_rank(action: ActionReport) -> int:
-    """Return the rank of an action in a window that is too small: running, failed, waiting, then all others."""
+    """Return the rank of an action on a terminal that is too small: running, failed, waiting, then all others."""
     if action.outcome is None:
         return 0 if action.attempts else 2
     return 1 if action.outcome.result is Result.FAILED else 3
@@ -254,7 +254,7 @@ def log_line(line: str) -> Text:
 
 def styled_line(line: str, style: str) -> Text:
     """Return a line of a log as text. Colours are kept. U+FFFD replaces control characters."""
-    # A control character could move the cursor out of the tree.
+    # A control character could move the terminal's cursor out of the tree.
     text = Text.from_ansi(line.expandtabs(), style=style)
     text.plain = "".join(letter if letter >= " " else "�" for letter in text.plain)
     return text

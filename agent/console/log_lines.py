@@ -1,7 +1,7 @@
 """Cut the log of an action into lines that a terminal can show.
 
-A `LineSplitter` lives as long as its action. The scheduler keeps the exact bytes of the log, so this module may lose
-some. It replaces bytes that are not UTF-8, and keeps only the last state of a progress bar.
+A `LineSplitter` lives as long as its action. The scheduler keeps the exact bytes of the log, so this module need not
+keep every byte. It replaces bytes that are not UTF-8, and keeps only the last state of a progress bar.
 """
 
 from __future__ import annotations

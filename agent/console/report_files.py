@@ -1,7 +1,7 @@
 """Write the result of a pipeline in formats that CI systems show: JUnit XML and Markdown. Pure, apart from `write`.
 
-In JUnit each action is a test case. A user's reason makes a failure, an infrastructure's reason makes an error. A
-cancelled action is skipped.
+In JUnit each action is a test case. A reason that is the user's fault becomes a failure, and a reason that is the
+infrastructure's fault becomes an error. A cancelled action is skipped.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def plain(text: str) -> str:
     return NOT_XML.sub("�", ANSI.sub("", text))
 
 
-# ---- JUnit
+# ---- reports as JUnit XML
 
 
 def junit(report: Report) -> str:
@@ -102,7 +102,7 @@ def message(action: ActionReport) -> str:
     return (action.outcome.message or action.reason_text) if action.outcome else "not ended"
 
 
-# ---- Markdown
+# ---- reports as Markdown
 
 
 def markdown(report: Report) -> str:
@@ -147,7 +147,7 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
     for lines in (text, list(action.notes)):
         if lines:
             yield ""
-            # Indented by four spaces, because a log could close a fence.
+            # The log is indented by four spaces, because a line of the log could end a fenced code block.
             yield from (f"    {plain(line)}" for line in lines)
     for each in final_summary.advice(action, only_option=only_option):
         yield f"\n{escape(each)}"

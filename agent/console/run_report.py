@@ -1,4 +1,6 @@
-"""Collect the events of a pipeline into a report. Views and report files show it, and it decides the exit code.
+"""Collect the events of a pipeline into a report.
+
+Views and report files show the report, and the report decides the exit code.
 
 Pure. A `Report` lives as long as the command follows its pipeline. Of each log it keeps only the last lines.
 """
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
     from agent.domain.errors import Stage
     from agent.pipeline.events import PipelineEvent
 
-# Number of lines kept from the end of what the commands wrote.
+# Maximum number of lines kept from the end of what the commands wrote.
 TAIL_LINES = 20
-# Number of lines kept of what the agent and the clone logged.
+# Maximum number of lines kept of what the agent and the clone logged.
 NOTE_LINES = 80
 
 
@@ -51,7 +53,7 @@ EXIT_CODES = {
     Severity.CANCELLED: ExitCode.FAILED,
     Severity.INFRASTRUCTURE_FAILURE: ExitCode.INFRASTRUCTURE,
     Severity.USER_FAILURE: ExitCode.FAILED,
-    # Without an outcome the scheduler or the connection to it has failed.
+    # If an action has no outcome, the scheduler or the connection to the scheduler has failed.
     Severity.NOT_ENDED: ExitCode.INFRASTRUCTURE,
 }
 
@@ -74,7 +76,8 @@ class ActionReport:
 
     `seconds` is the duration of the whole action, 0 if it never ran. `started_at` and `stage_since` are seconds since
     the epoch. `stages` holds the seconds of each stage that has ended. `tail` is the end of what the commands wrote.
-    `notes` is what the agent and the clone logged. `splitters` has True for the commands and False for the others.
+    `notes` is what the agent and the clone logged. `splitters` has the key True for the log of the commands and False
+    for all other log.
     """
 
     name: str
@@ -116,7 +119,7 @@ class ActionReport:
         return self.commands[number - 1] if 0 < number <= len(self.commands) else ""
 
     def begin_attempt(self, attempt: int, now: float) -> None:
-        """Start an attempt, and drop what is known of the attempt before."""
+        """Start an attempt, and drop the state of the previous attempt."""
         self.attempts, self.started_at, self.stage_since = attempt, now, now
         self.stage, self.detail, self.command = None, "", 0
         self.files.clear()
@@ -195,7 +198,7 @@ class Report:
 
     @property
     def failed_actions(self) -> list[ActionReport]:
-        """Actions with the result `failed`, in the order of the file. Cancelled actions are not among them."""
+        """Actions with the result `failed`, in the order of the file. Cancelled actions do not count as failed."""
         return [each for each in self.actions.values() if each.outcome and each.outcome.result is Result.FAILED]
 
     @property

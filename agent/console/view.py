@@ -1,7 +1,7 @@
 """The interface of everything that shows a pipeline.
 
-A view lives as long as the command follows its pipeline. A view only shows: no result depends on it. The follower calls
-the methods of a view one at a time, on a thread, because a full pipe or a stopped terminal blocks them.
+A view lives as long as the command follows its pipeline. A view only shows events, and no result depends on a view. The
+follower calls the methods of a view one at a time, on a thread, because a full pipe or a stopped terminal blocks them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def no_transfers() -> Mapping[str, Transfer]:
-    """Return no transfer. For `submit`, which does not learn of them."""
+    """Return no transfer. `submit` uses this function, because a remote scheduler does not send transfers."""
     return {}
 
 

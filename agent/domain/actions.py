@@ -101,7 +101,10 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A scheduler's stop request for a session. `grace` is seconds between TERM and KILL, None for the policy's."""
+    """A scheduler's stop request for a session.
+
+    `grace` is the number of seconds between TERM and KILL, None for the policy's default.
+    """
 
     grace: float | None = None
     message: str = ""

@@ -21,7 +21,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: its name, its verdict, what was found, and what the installer can do about a problem."""
+    """One check: its name, its result, what was found, and what the installer can do about a problem."""
 
     check: str
     verdict: Verdict

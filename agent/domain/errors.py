@@ -32,7 +32,7 @@ class Reason(Enum):
     The contract uses the same names, except CANCELLED_BY_REQUEST for `CANCELLED`.
     """
 
-    # The user's fault: the action has to change.
+    # The reasons below are the user's fault: the action has to change.
     COMMAND_FAILED = "COMMAND_FAILED"
     INVALID_CONFIGURATION = "INVALID_CONFIGURATION"
     IMAGE_PULL_FAILED = "IMAGE_PULL_FAILED"
@@ -41,7 +41,7 @@ class Reason(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
-    # The infrastructure's fault: another attempt can succeed without a change.
+    # The reasons below are the infrastructure's fault: another attempt can succeed without a change of the action.
     UNSCHEDULABLE = "UNSCHEDULABLE"
     EVICTED = "EVICTED"
     PREEMPTED = "PREEMPTED"

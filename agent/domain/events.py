@@ -83,7 +83,7 @@ class LeftOut:
 class ArtifactSummary:
     """The result of the copy. `bytes` is the size of all copied files.
 
-    `left_out` names at most 100 files that were not copied, `left_out_files` counts all of them.
+    `left_out` names at most 100 files that were not copied, `left_out_files` is the number of all such files.
     """
 
     files: int = 0

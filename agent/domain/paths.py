@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-# Number of bytes of a path, as PATH_MAX of Linux.
+# Maximum number of bytes of a path, the same as Linux's PATH_MAX.
 MAX_PATH_BYTES = 4096
 
 

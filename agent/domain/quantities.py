@@ -1,7 +1,7 @@
 """Read Kubernetes quantities and durations as numbers.
 
-The policy compares the requests of an action with its maximum, and settings and pipeline files contain durations. Pure
-functions.
+The policy compares the quantities that an action requests with maximum values. Settings and pipeline files contain
+durations. Pure functions.
 """
 
 from __future__ import annotations

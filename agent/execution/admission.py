@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from agent.domain.actions import Action, Repository, Resources
     from agent.settings import PolicySettings
 
-# Number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
+# Maximum number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into 1.5 MiB of etcd.
+# Maximum number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into etcd's
+# limit of 1.5 MiB.
 MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -106,14 +107,14 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 def repository_url(asked: Repository, policy: PolicySettings) -> Iterator[str]:
     match = SCHEME.match(asked.url)
-    # Git takes user@host:path for SSH, without a scheme.
+    # Git uses SSH for user@host:path, which has no scheme.
     scheme = match[1].lower() if match else ("ssh" if re.match(r"[\w.-]+@[\w.-]+:[^:]", asked.url) else "")
     allowed = ", ".join(policy.repository_schemes)
     if not scheme:
         yield f"repository.url: a URL without a scheme is not allowed; allowed: {allowed}"
     elif scheme not in policy.repository_schemes:
         yield f"repository.url: the scheme {scheme!r} is not allowed; allowed: {allowed}"
-    # Git would take them for options.
+    # Git would read a URL or a ref with a leading `-` as an option.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"
 

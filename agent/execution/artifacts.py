@@ -1,7 +1,9 @@
-"""Files from the environment to the scheduler. One copy is one upload. A broken copy starts again from its first file.
+"""Copies files from the environment to the scheduler. One copy is one upload.
 
-Lives as long as stage ARTIFACTS of a session. Nothing is stored in the agent, so the memory is bounded whatever the
-size of the files. The scheduler replaces what an earlier attempt has sent.
+A broken copy starts again from its first file.
+
+The objects live as long as stage ARTIFACTS of a session. The agent stores no file, so the memory is bounded whatever
+the size of the files. The scheduler replaces what an earlier copy has sent.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Number of left-out files that are named in the log. The summary names more.
+# Maximum number of left-out files that are named in the log. The summary names more.
 MAX_NAMED = 20
 
 
@@ -55,7 +57,7 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
     succeeded = outcome.result is Result.SUCCEEDED
     if not wanted(rules, outcome):
         return outcome
-    # A stop request that ended the commands has done its work. Only a new one ends the copy.
+    # A stop request that ended the commands has done its work. Only a new stop request ends the copy.
     session.clear_stop_request()
     await session.reporter.enter(Stage.ARTIFACTS)
     try:
@@ -64,14 +66,14 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
         await session.run_until_stopped(send_files(session, environment, settings.artifacts.timeout))
     except ActionFailed as failure:
         await session.reporter.write_log(f"[{failure.message}]")
-        # A success stays one if the pod was lost with its files and the action had named no files.
+        # A successful action stays successful if its pod and files are lost but the action named no files.
         if succeeded and (rules.declared or end.files):
             return replace(session.failure_outcome(failure), exit_code=outcome.exit_code)
     return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
 
 
 async def send_files(session: Session, environment: Environment, seconds: float) -> None:
-    """Copy all files of the session out, within `seconds` for all attempts, and report which files were left out.
+    """Copy all files of the session out, within `seconds` for all tries, and report which files were left out.
 
     Raises:
         ActionFailed: with ARTIFACTS_FAILED. Files of a copy that was refused in part are stored.
@@ -98,12 +100,12 @@ async def send_files(session: Session, environment: Environment, seconds: float)
 
 
 def retrying(session: Session) -> AsyncRetrying:
-    """Return the attempts to copy the files of a session."""
+    """Return the loop that retries the copy of a session's files."""
     backoff = session.timings.upload_backoff
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # The API server may ask for a long wait. The time limit for all attempts bounds the wait.
+        # The API server may ask for a long wait. The time limit for all tries of the copy bounds the wait.
         asked = error.retry_after if isinstance(error, ClusterError) else None
         return backoff(state) if asked is None else asked
 
@@ -122,7 +124,10 @@ def retrying(session: Session) -> AsyncRetrying:
 
 
 class CopyAttempt:
-    """One attempt, until `end` (the loop's time): passes the parts on and keeps the result of the copy."""
+    """One try of the copy. It passes the parts on and keeps the result.
+
+    `end` is its deadline by the event loop's clock.
+    """
 
     def __init__(self, environment: Environment, rules: ArtifactRules, end: float) -> None:
         self.environment = environment
@@ -134,7 +139,7 @@ class CopyAttempt:
 
     @property
     def progress(self) -> str:
-        """Return how far this attempt came, for people."""
+        """Return how many files and bytes were copied so far, for people."""
         return f"the last attempt copied {self.files} whole files, {self.bytes} bytes in all, which are not kept"
 
     async def parts(self) -> AsyncIterator[FilePart]:
@@ -152,7 +157,7 @@ class CopyAttempt:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether a new attempt can succeed after this error."""
+    """Return whether another try of the copy can succeed after this error."""
     return isinstance(error, SchedulerError) or (isinstance(error, ClusterError) and error.retryable)
 
 

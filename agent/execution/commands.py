@@ -1,7 +1,7 @@
-"""The commands of a session: followed to their end, with their log to its last byte, or stopped.
+"""Follows the commands of a session to their end and their log to its last byte, or stops the commands.
 
-Lives as long as the commands run. The last observation of the pod decides the outcome. If the session stopped the
-commands (cancel, timeout), the stop request decides it instead.
+The tasks of this module live as long as the commands run. The last observation of the pod decides the outcome. If the
+session stopped the commands (cancel, timeout), the stop request decides the outcome instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
         await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
-    # The session may report again after a state loss of the scheduler. Then the end that was seen first counts.
+    # After a state loss of the scheduler, the session reports everything again. The end of the commands that was seen
+    # first then counts.
     progress = session.progress
     return progress.commands_end or progress.commands_ended(judge_end(session, seen))
 
@@ -70,7 +71,7 @@ def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
 
 
 def environment_lost(stage: Stage, seen: Observation | None) -> ActionFailed:
-    """Return the failure of an environment that went away."""
+    """Return the failure of an environment that was lost."""
     if isinstance(seen, Lost):
         return ActionFailed(stage, seen.reason, seen.message, log=seen.log)
     return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")
@@ -97,7 +98,7 @@ async def wait_or_stop(
     if end.done():
         return end.result()
     message = f"the commands did not end within {session.timeout:g} s"
-    # Changes nothing if a stop request has ended the wait: the first request counts.
+    # This call changes nothing if another stop request has ended the wait, because the first request counts.
     session.request_stop(StopRequest(Reason.DEADLINE_EXCEEDED, message))
     request = session.stop_request
     grace = request.grace if request is not None and request.grace is not None else settings.environment.grace

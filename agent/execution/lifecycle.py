@@ -1,4 +1,4 @@
-"""The whole life of a session on one screen: set up, run the commands, collect the files, report, clean up.
+"""The whole life of a session: set up, run the commands, collect the files, report, clean up.
 
 Everything that happens in a session becomes one outcome. The environment is removed after the scheduler has stored the
 outcome, whatever the outcome is. `run_action` returns when the API server reports that the environment is gone.
@@ -42,7 +42,10 @@ async def run_adopted(session: Session, environment: Environment, resume: Resume
 
 
 async def run_to_end(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Run and report the session, again after each state loss of the scheduler. Then remove the environment."""
+    """Run and report the session, and report it again after each state loss of the scheduler.
+
+    Then remove the environment.
+    """
     session.attach(environment)
     try:
         while not await session.run_until_reset(run_once(session, environment, start, settings)):
@@ -55,7 +58,7 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
 
 
 async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Accept, start, run the commands, collect the files, and report the outcome."""
+    """Accept the action, start the environment, run the commands, collect the files, and report the outcome."""
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
@@ -102,7 +105,9 @@ async def set_up(session: Session, environment: Environment) -> None:
 
 
 async def wait_until_running(session: Session, environment: Environment) -> None:
-    """Wait until the commands run or have ended. Re-create, once, an environment that is lost before they started.
+    """Wait until the commands run or have ended.
+
+    Re-create the environment once if it is lost before the commands started.
 
     Raises:
         ActionFailed, Interrupted: the commands do not start.
@@ -139,7 +144,7 @@ async def observe_setup(session: Session, environment: Environment) -> Observati
 
 
 async def hold_for_debugging(session: Session, environment: Environment, outcome: Outcome) -> None:
-    """Keep the environment while the person at the terminal looks at it. A new stop request ends this."""
+    """Keep the environment while the person at the terminal looks at it. A new stop request ends the wait."""
     session.clear_stop_request()
     try:
         note = await session.run_until_stopped(environment.hold_for_debugging(outcome))

@@ -1,11 +1,11 @@
-"""The two interfaces through which a session works: an environment to run in, and an outlet for its events.
+"""The two interfaces through which a session works: an environment to run in, and a sink for its events.
 
-`execution` declares them, other packages implement them: `cluster.environment` makes environments of Kubernetes pods,
-`scheduler.stream.outbox` delivers events. The flow tests implement both in memory.
+`execution` declares the interfaces, and other packages implement them: `cluster.environment` makes environments of
+Kubernetes pods, `scheduler.stream.outbox` delivers events. The flow tests implement both in memory.
 
-A session calls its environment in this order: `Backend.environment` (no I/O), `create`, `observations` beside `log`,
-`files`, `remove`. `remove` is always called, also after a failed `create`. Every method may be cancelled at any await.
-Methods raise only the errors of `agent.domain.errors` and `CancelledError`.
+A session calls its environment in this order: `Backend.environment` (no I/O), `create`, `observations` and `log` at the
+same time, `files`, `remove`. `remove` is always called, also after a failed `create`. Every method may be cancelled at
+any await. Methods raise only the errors of `agent.domain.errors` and `CancelledError`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class MarkerReader(Protocol):
-    """Separates the supervisor's markers from the text of a log, exact to the byte. Belongs to one log stream."""
+    """Separates the supervisor's markers from the text of a log, exact to the byte.
+
+    A reader belongs to one log stream.
+    """
 
     @property
     def buffered(self) -> int:
@@ -38,14 +41,16 @@ class MarkerReader(Protocol):
 
 
 class Environment(Protocol):
-    """The pod of one action and the pod's Secret, as a session sees them. Lives as long as the session."""
+    """The pod of one action and the pod's Secret, as a session sees them. It lives as long as the session."""
 
     @property
     def name(self) -> str:
         """Return "namespace/pod", for people."""
 
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod and its Secret. A repeated call is safe. `notify` gets texts on what is awaited, for people.
+        """Create the pod and its Secret. A repeated call is safe.
+
+        `notify` gets texts for people: what the set-up waits for.
 
         Raises:
             ActionFailed: the API refused for good, or was unreachable for too long.
@@ -60,7 +65,7 @@ class Environment(Protocol):
 
     @property
     def recreatable(self) -> bool:
-        """Return whether `create` works again after `remove`. An adopted pod may not hold all that is needed."""
+        """Return whether `create` works again after `remove`. An adopted pod may lack what `create` needs."""
 
     @property
     def running_for(self) -> float:
@@ -101,9 +106,9 @@ class Environment(Protocol):
 
     @property
     def interactive(self) -> bool:
-        """Return whether a person at a terminal takes part.
+        """Return whether a person at a terminal uses the environment.
 
-        `upload_workspace` and `hold_for_debugging` are called only then.
+        `upload_workspace` and `hold_for_debugging` are called only if this is True.
         """
 
     async def upload_workspace(self) -> None:
@@ -124,7 +129,7 @@ class Environment(Protocol):
 
 
 class Backend(Protocol):
-    """Makes environments. One per agent."""
+    """Makes environments. There is one per agent."""
 
     @property
     def reachable(self) -> bool:
@@ -135,20 +140,20 @@ class Backend(Protocol):
 
 
 class SessionSink(Protocol):
-    """Delivers the events of one session to the scheduler. Lives as long as the session.
+    """Delivers the events of one session to the scheduler. It lives as long as the session.
 
-    An outlet numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
-    reconnect. Its window bounds the memory: while the window is full, `send` waits, and so does the reader of the log.
+    A sink numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
+    reconnect. Its window bounds the memory: while the window is full, `send` waits, and the log is not read.
     """
 
     async def send(self, event: Event) -> None:
-        """Put an event into the window. Waits while the window is full. The event is not yet delivered on return."""
+        """Put an event into the window. Waits while the window is full. May return before the event is delivered."""
 
     async def wait_until_stored(self) -> None:
         """Wait until the scheduler has acknowledged every event."""
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Send files beside the stream of events. Returns when the scheduler has stored all of them.
+        """Send files in a gRPC call of their own. Returns when the scheduler has stored all of them.
 
         Raises:
             SchedulerError: the upload broke. The caller starts again from the first file.
@@ -163,10 +168,10 @@ class SessionSink(Protocol):
 
 
 class EventSink(Protocol):
-    """Opens an outlet for each session. One per agent."""
+    """Opens a sink for each session. There is one per agent."""
 
     def open(self, key: Key, *, adopted: bool = False) -> SessionSink:
-        """Return the outlet of a new session.
+        """Return the sink of a new session.
 
-        The outlet of an adopted session sends nothing until the scheduler has answered where the session stands.
+        The sink of an adopted session sends nothing until the scheduler has sent the resume point.
         """

@@ -1,6 +1,6 @@
 """How far one session has come: its phase, its outcome, and the point from which its events and log are reported.
 
-A `SessionProgress` belongs to one `Session` and lives as long. Only its own methods change it.
+A `SessionProgress` belongs to one `Session` and lives as long as this session. Only its own methods change it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class SessionPhase(Enum):
     """The phases of a session, in their order."""
 
-    # Only adopted sessions: the scheduler has not yet answered where the session stands.
+    # Only adopted sessions have this phase. The scheduler has not yet sent the resume point.
     AWAITING_RESUME = "awaiting resume"
     # The environment is still to be created, or to be taken over.
     STARTING = "starting"
-    # The environment exists. A session that reports anew after a state loss keeps it.
+    # The environment exists. A session that reports again after a state loss stays in this phase.
     STARTED = "started"
-    # There is nothing more to report. Only the clean-up is left.
+    # The session has nothing more to report. Only the clean-up is left.
     FINISHED = "finished"
 
 
@@ -43,8 +43,9 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started. `log_start` is where the log is read from, `stored_seq` the last event that the scheduler has stored. Both
-    change when the session is adopted, and when the scheduler has lost its state (`reset_requested`).
+    started. `log_start` is the cursor from which the log is read, `stored_seq` is the number of the last event that the
+    scheduler has stored. Both change when the session is adopted, and when the scheduler has lost its state
+    (`reset_requested`).
     """
 
     def __init__(self, *, adopted: bool = False) -> None:
@@ -78,10 +79,10 @@ class SessionProgress:
         """Return whether the outcome is decided, or the session was dropped."""
         return self.outcome is not None or self.finished
 
-    # ---- where the scheduler wants the session to go on
+    # ---- resume points from the scheduler
 
     def resume(self, resume: Resume) -> bool:
-        """Hand over the scheduler's answer for an adopted session. Returns False if the session awaits none."""
+        """Give the resume point to an adopted session that waits for it. Returns False if the session does not wait."""
         if self.resume_point is None or self.resume_point.done():
             return False
         self.resume_point.set_result(resume)
@@ -90,12 +91,12 @@ class SessionProgress:
         return True
 
     def request_reset(self, resume: Resume) -> None:
-        """Ask the session to report again what comes after `resume.seq`, because the scheduler has lost it."""
+        """Ask the session to report all events after `resume.seq` again, because the scheduler has lost them."""
         self.reset_point = resume
         self.reset_requested.set()
 
     def take_reset(self) -> Resume:
-        """Go back to where the scheduler's state ends, and return that point. Needs a reset request."""
+        """Go back to the resume point of the last reset request, and return this point."""
         assert self.reset_point is not None  # noqa: S101 - set together with `reset_requested`
         self.reset_requested.clear()
         self.go_to(self.reset_point)
@@ -122,7 +123,7 @@ class SessionProgress:
         self.commands_end = end
         return end
 
-    # ---- its end
+    # ---- the end of the session
 
     def decide(self, outcome: Outcome) -> Outcome:
         """Store the outcome and return it. The first outcome counts and is returned by every later call."""
@@ -131,5 +132,5 @@ class SessionProgress:
         return self.outcome
 
     def finish(self) -> None:
-        """Note that nothing more is to be reported."""
+        """Record that the session has nothing more to report."""
         self.phase = SessionPhase.FINISHED

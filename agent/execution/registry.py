@@ -1,8 +1,9 @@
 """All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
 
-The registry lives as long as the agent. The reader of the scheduler's stream calls its handlers, so they are
-synchronous and quick. Each session runs in a task of its own in the application's task group, and a fault in one
-session ends no other. The slots in use are counted from the sessions that exist, never by adding and subtracting.
+The registry lives as long as the agent. The reader of the scheduler's stream calls the registry's methods for requests,
+so these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
+a fault in one session ends no other. The slots in use are counted from the sessions that exist, never by adding and
+subtracting.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def ignore(*_: object) -> None:
 
 
 class SessionRegistry:
-    """Accepts actions and owns their sessions until their environments are gone. One per agent.
+    """Accepts actions and owns their sessions until their environments are gone. There is one per agent.
 
-    `sessions` holds each session by its attempt. `attempt_tasks` holds also the tasks that only report an action
-    without a session. `on_change` is called when the number of sessions may have changed, `on_end` with each session
-    that ended with an outcome.
+    `sessions` holds each session by its attempt. `attempt_tasks` also holds tasks that only report why an action got no
+    session. `on_change` is called when the number of sessions may have changed, `on_end` with each session that ended
+    with an outcome.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class SessionRegistry:
         for stage in SESSION_STAGES:
             metrics.actions_running.labels(stage).set_function(partial(self.count_in, stage))
 
-    # ---- room
+    # ---- slots
 
     @property
     def used(self) -> int:
@@ -99,7 +100,7 @@ class SessionRegistry:
         return sum(session.stage_label == stage for session in self.sessions.values())
 
     def refusal(self) -> Rejected | None:
-        """Return why no action can be accepted now, None if one can."""
+        """Return why the agent cannot accept an action now, None if it can."""
         if self.draining:
             return Rejected(Rejection.DRAINING, "the agent is leaving")
         if self.used >= self.settings.agent.slots:
@@ -116,10 +117,10 @@ class SessionRegistry:
         self.changed.set()
         self.on_change()
 
-    # ---- sessions begin
+    # ---- the start of sessions
 
     def action(self, action: Action) -> None:
-        """Start a session for an action, or report why not. A repeated action changes nothing."""
+        """Start a session for an action, or report why the agent starts none. A repeated action changes nothing."""
         attempt = action.key.attempt_key
         if attempt in self.attempt_tasks:
             log.info("the action is known already", action=action.key.action_id, attempt=action.key.attempt)
@@ -145,9 +146,10 @@ class SessionRegistry:
         self.report_only(key, *failed_admission(failure))
 
     def adopt(self, action: Action, environment: Environment) -> bool:
-        """Continue a claimed session as soon as the scheduler answers where it stands. Needs no free slot.
+        """Continue a claimed session as soon as the scheduler sends its resume point. This needs no free slot.
 
-        Returns False while an older session of the same attempt still ends here. The caller offers it again.
+        Returns False while an older session of the same attempt is still ending in this agent. The caller then tries
+        again.
         """
         attempt = action.key.attempt_key
         if attempt in self.attempt_tasks:
@@ -162,7 +164,7 @@ class SessionRegistry:
         return True
 
     async def run_when_resumed(self, session: Session, environment: Environment) -> None:
-        """Wait for the scheduler's answer, then run. Remove the environment if the session is discarded first."""
+        """Wait for the resume point, then run the session. Remove the environment if the session is discarded first."""
         assert session.progress.resume_point is not None  # noqa: S101 - the session is adopted
         try:
             resume = await session.progress.resume_point
@@ -174,7 +176,7 @@ class SessionRegistry:
     # ---- requests of the scheduler
 
     def resume(self, resume: Resume) -> None:
-        """Pass on where a session stands. For a session that was not adopted only a pending cancel is new."""
+        """Give the resume point to its session. A session that was not adopted only uses the pending stop request."""
         session = self.sessions.get(resume.key.attempt_key)
         if session is not None and not session.progress.resume(resume) and resume.cancel is not None:
             session.cancel(resume.cancel)
@@ -188,7 +190,10 @@ class SessionRegistry:
         return True
 
     def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
-        """Stop a session. An unknown session has ended already."""
+        """Stop a session.
+
+        If the agent has no session of this attempt, do nothing, because the session has ended already.
+        """
         session = self.sessions.get(attempt)
         if session is not None:
             session.cancel(cancel)
@@ -205,7 +210,7 @@ class SessionRegistry:
         else:
             self.end(session)
 
-    # ---- sessions end
+    # ---- the end of sessions
 
     def superseded(self, attempt: AttemptKey) -> None:
         """Drop a session that another agent has adopted. Its environment is not touched."""
@@ -216,7 +221,10 @@ class SessionRegistry:
             self.disown(session)
 
     def hand_over(self) -> int:
-        """Leave every session to the other agents of the pool, with its environment running. Returns the number."""
+        """Leave every session and its running environment to the other agents of the pool.
+
+        Returns the number of sessions.
+        """
         sessions = [session for session in self.sessions.values() if not session.progress.finished]
         for session in sessions:
             self.metrics.handed_over.inc()
@@ -224,13 +232,13 @@ class SessionRegistry:
         return len(sessions)
 
     def disown(self, session: Session) -> None:
-        """End a session here that another agent continues."""
+        """End a session in this agent, because another agent continues it."""
         if session.environment is not None:
             session.environment.disown()
         self.end(session)
 
     def end(self, session: Session) -> None:
-        """Cancel the task of a session after the task's first step: a task that never began does not clean up."""
+        """Cancel the task of a session, but let the task start first: a task that never started does not clean up."""
         session.progress.finish()
         asyncio.get_running_loop().call_soon(self.attempt_tasks[session.key.attempt_key].cancel)
 
@@ -243,7 +251,7 @@ class SessionRegistry:
             self.sessions_changed()
 
     def cancel_all(self, message: str) -> None:
-        """Stop every session. Adopted sessions that still await the scheduler's answer are left to other agents."""
+        """Stop every session. Adopted sessions that still wait for their resume point are left to other agents."""
         for session in list(self.sessions.values()):
             if session.progress.awaits_resume and not session.progress.finished:
                 self.disown(session)
@@ -251,7 +259,7 @@ class SessionRegistry:
                 session.request_stop(StopRequest(Reason.CANCELLED, message, None))
 
     def disown_all(self) -> None:
-        """Leave every environment as it is, also those being removed, because the API refuses this agent."""
+        """Leave every environment as it is, even during its removal. The API server denies access to this agent."""
         for session in self.sessions.values():
             if session.environment is not None:
                 session.environment.disown()
@@ -267,7 +275,7 @@ class SessionRegistry:
             self.changed.clear()
             await self.changed.wait()
 
-    # ---- tasks
+    # ---- tasks of sessions
 
     def start_session(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
         attempt = session.key.attempt_key
@@ -275,14 +283,14 @@ class SessionRegistry:
         self.start(attempt, self.run_session(session, work))
 
     def report_only(self, key: Key, *events: Event) -> None:
-        """Report the only events of an attempt that gets no session."""
+        """Report `events` for an attempt that gets no session. The attempt has no other events."""
         self.start(key.attempt_key, self.open_and_report(key, events))
 
     async def open_and_report(self, key: Key, events: tuple[Event, ...]) -> None:
         await report_without_session(self.sink.open(key), events)
 
     def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
-        """Run the task of an attempt. Until the task ends, a repeated action is recognised by it."""
+        """Run the task of an attempt. Until the task ends, a repeated action for the same attempt is ignored."""
         task = self.task_group.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
         self.attempt_tasks[attempt] = task
         self.sessions_changed()
@@ -295,7 +303,10 @@ class SessionRegistry:
         self.sessions_changed()
 
     async def run_session(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
-        """Run a session to its end. An unexpected error is reported as its outcome and ends no other session."""
+        """Run a session to its end.
+
+        An unexpected error becomes the outcome of the session and ends no other session.
+        """
         ids: dict[str, Any] = {"action": session.key.action_id, "attempt": session.key.attempt}
         if session.reporter.trace.trace_id:
             ids["trace_id"] = session.reporter.trace.trace_id
@@ -312,7 +323,10 @@ class SessionRegistry:
                 self.count(session)
 
     def count(self, session: Session) -> None:
-        """Count and log a session that has ended. A session without an outcome goes on elsewhere, or is not wanted."""
+        """Count and log a session that has ended.
+
+        A session without an outcome continues in another agent, or was discarded.
+        """
         outcome = session.progress.outcome
         if outcome is None:
             log.info("session left without an outcome", stage=session.reporter.stage.value)

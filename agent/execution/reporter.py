@@ -1,8 +1,8 @@
 """Everything that is sent to the scheduler about one session, in order, with secrets masked.
 
-An `EventReporter` belongs to one `Session` and lives as long. It owns the session's outlet and trace, and times the
-stages, because each stage begins with an event. The text of the commands is masked on its way through `logs`. The
-agent's own texts are masked here: paths and messages in them come from the person who wrote the action.
+An `EventReporter` belongs to one `Session` and lives as long as this session. It owns the session's sink and trace, and
+times the stages, because each stage begins with an event. The package `logs` masks the output of the commands. This
+class masks the agent's own texts, because paths and messages in these texts come from the author of the action.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent.execution.ports import SessionSink
     from agent.telemetry.traces import Trace
 
-# Number of bytes in one event of log.
+# Maximum number of bytes in one log event.
 MAX_CHUNK = 64 * 1024
 
 
@@ -52,7 +52,7 @@ class EventReporter:
             self.trace.enter(stage.value)
 
     async def accept(self, environment: str) -> None:
-        """Report that this agent runs the action, and where."""
+        """Report that this agent runs the action, and the name of the environment."""
         await self.send(Accepted(environment))
 
     async def enter(self, stage: Stage, detail: str = "") -> None:
@@ -65,7 +65,7 @@ class EventReporter:
         await self.send(StageChanged(stage, detail))
 
     async def send(self, event: Event) -> None:
-        """Send an event. Waits while the outlet's window is full."""
+        """Send an event. Waits while the window of the session is full."""
         await self.outlet.send(event)
 
     async def write_log(self, text: str, source: Source = Source.AGENT) -> None:
@@ -92,7 +92,7 @@ class EventReporter:
         self.outlet.restart(seq)
 
     def close(self) -> None:
-        """Close the outlet and end the trace."""
+        """Close the sink and end the trace."""
         self.outlet.close()
         self.trace.end()
 
@@ -101,7 +101,7 @@ class EventReporter:
         return Masker(self.secrets).mask(text)
 
     def mask_text(self, text: str) -> str:
-        """Return a text with secrets masked, and with characters replaced that UTF-8 does not have."""
+        """Return a text with secrets masked. Characters that UTF-8 cannot encode are replaced."""
         return self.mask(text.encode("utf-8", "replace")).decode("utf-8", "replace")
 
     def mask_outcome(self, outcome: Outcome) -> Outcome:
@@ -109,7 +109,7 @@ class EventReporter:
 
 
 async def report_without_session(outlet: SessionSink, events: tuple[Event, ...]) -> None:
-    """Send the only events of an action that gets no session, and wait until the scheduler has stored them."""
+    """Send `events` for an action that gets no session, and wait until the scheduler has stored them."""
     try:
         for event in events:
             await outlet.send(event)

@@ -1,8 +1,8 @@
 """One attempt of one action on this agent, from the arrival of the action until its environment is gone.
 
 A `Session` joins the parts of an attempt. `progress` is how far the attempt has come, `reporter` sends its events, and
-`stats` counts for the metrics. The session itself owns the request to stop early. `lifecycle` drives the session,
-`registry` owns it.
+`stats` counts for the metrics. The session itself owns the stop request. `lifecycle` drives the session, `registry`
+owns the session.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ TIMINGS = SessionTimings()
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Why a session shall end early. `grace` is the seconds between SIGTERM and SIGKILL, None for the policy's."""
+    """Why a session must end early.
+
+    `grace` is the number of seconds between SIGTERM and SIGKILL, None for the policy's default.
+    """
 
     reason: Reason
     message: str
@@ -89,7 +92,7 @@ class Session:
         self.environment = environment
 
     def resume(self, resume: Resume) -> None:
-        """Continue at the scheduler's resume point: where the session stood when its former agent was lost."""
+        """Continue at the resume point: the last event that the scheduler has stored from the former agent."""
         self.action = replace(self.action, secrets=dict(resume.secrets))
         self.progress.go_to(resume)
         self.reporter.resume(resume.stage, self.action.secrets)
@@ -105,7 +108,7 @@ class Session:
     # ---- stop requests
 
     def request_stop(self, request: StopRequest) -> None:
-        """Ask the session to end. The first request counts, and none does after the outcome is decided."""
+        """Ask the session to end. The first request counts. After the outcome is decided, requests have no effect."""
         if self.stop_request is None and self.progress.outcome is None:
             self.stop_request = request
             self.stop_requested.set()
@@ -144,13 +147,13 @@ class Session:
         return True
 
     def restart_reporting(self) -> None:
-        """Go back to where the scheduler's state ends. The environment and a decided outcome stay."""
+        """Go back to the last event that the scheduler still has. The environment and a decided outcome stay."""
         reset = self.progress.take_reset()
         self.reporter.restart(reset.seq)
         if reset.cancel is not None:
             self.cancel(reset.cancel)
 
-    # ---- the outcome
+    # ---- the outcome of the session
 
     async def finish(self, outcome: Outcome) -> None:
         """Decide the outcome, report it, and wait until the scheduler has stored everything.
@@ -180,7 +183,7 @@ class Session:
         try:
             await self.finish(Outcome(Result.FAILED, self.reporter.stage, Reason.INTERNAL, message=message))
         except Exception:
-            # The fault may be in the outlet itself. The session must still end and clean up.
+            # The fault may be in the sink itself. The session must still end and clean up.
             log.exception("the failure of a session could not be reported")
 
     def failure_outcome(self, failure: ActionFailed) -> Outcome:

@@ -1,7 +1,7 @@
 """What the metrics count of a session, collected while the session runs and added to the metrics at its end.
 
-A `SessionStats` belongs to one `Session` and lives as long. A session that ends without an outcome (another agent has
-adopted it) is not counted, so that no action is counted twice.
+A `SessionStats` belongs to one `Session` and lives as long as this session. A session that ends without an outcome
+(another agent has adopted it) is not counted, so that no action is counted twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}
 
 
 class SessionStats:
-    """The counters of one session, owned by its `Session`. `files_failed` is the label of why files were not stored."""
+    """The counters of one session, owned by its `Session`.
+
+    `files_failed` is the metric label for the reason why files were not stored.
+    """
 
     def __init__(self) -> None:
         self.upload_retries = 0
@@ -47,7 +50,7 @@ class SessionStats:
         self.command_seconds.append(seconds)
 
     def log_ended(self, stream: LogStream) -> None:
-        """Take over how much of the log the stream left out, and how many gaps it reported."""
+        """Copy from the ended stream how much of the log it left out, and how many gaps it reported."""
         self.left_out_of_lines = stream.left_out_of_lines
         self.left_out_of_total = stream.left_out_of_total
         self.log_gaps = dict(stream.gaps)

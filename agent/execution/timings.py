@@ -1,6 +1,6 @@
 """The waits of a session that no setting changes.
 
-One object per agent, handed down from the application. Tests pass one with short waits.
+The application creates one object per agent. Tests pass an object with short waits.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ UPLOAD_BACKOFF = wait_random_exponential(multiplier=0.2, max=5)
 
 @dataclass(frozen=True, slots=True)
 class SessionTimings:
-    """Waits in seconds, numbers of attempts, and the back-off between them."""
+    """Waits in seconds, and how often and how fast a failed copy of files is tried again."""
 
-    # Seconds that commands get beyond their grace period, until they count as impossible to stop in their pod. The
-    # same limit holds for the rest of the log after a stop request.
+    # Seconds that commands get beyond their grace period, until they count as impossible to stop. The same limit
+    # applies to the rest of the log after a stop request.
     kill_margin: float = 20.0
-    # Seconds that a lost pod may still deliver its log. The API server asks an unreachable node without an end.
+    # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would try without an
+    # end.
     lost_log_margin: float = 5.0
-    # The same after a stop request.
+    # Seconds to wait for the rest of a lost pod's log after a stop request.
     lost_log_margin_stopping: float = 1.0
-    # Number of attempts to copy the files out of the pod.
+    # Maximum number of tries to copy the files out of the pod.
     upload_attempts: int = 8
-    # Seconds between these attempts, if the API server does not name them.
+    # Pause between two tries of the copy, if the API server asks for no pause of its own.
     upload_backoff: wait_base = UPLOAD_BACKOFF

@@ -1,7 +1,7 @@
 """The HTTP port of the agent: status page (`/`), metrics (`/metrics`) and probes (`/livez`, `/readyz`).
 
-Lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the cluster is
-away, the kubelet must not restart an agent that has sessions.
+The server lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the
+cluster cannot be reached, the kubelet must not restart an agent that has sessions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from agent.settings import HttpSettings
     from agent.telemetry.metrics import Metrics
 
-# Seconds between two signs of life of the event loop.
+# Seconds between two heartbeats of the event loop.
 BEAT_SECONDS = 1.0
-# Seconds without a sign of life until the liveness probe fails.
+# Seconds without a heartbeat until the liveness probe fails.
 STALLED_SECONDS = 15.0
-# The page shows names and messages that other people wrote. A browser must run nothing and load nothing for it.
+# The page shows names and messages that other people wrote. A browser must run no script and load no other file for the
+# page.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
     "Cache-Control": "no-store",

@@ -1,7 +1,8 @@
-"""The status page: one page of HTML that shows how this replica is and which actions it runs.
+"""The status page: one page of HTML that shows the state of this replica and which actions it runs.
 
 Pure: a `Snapshot` goes in, a document comes out. The page needs no script and no other file. It shows names, stages,
-times and outcomes. It never shows commands, variables or logs, and messages only as the scheduler gets them, masked.
+times and outcomes. It never shows commands, variables or logs. Messages are masked, as in the events that the scheduler
+gets.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 # Seconds until the browser loads the page again.
 REFRESH = 5
-# Number of characters of a message that are shown.
+# Maximum number of characters of a message that are shown.
 MAX_MESSAGE = 500
-# Everything that is put into the template is escaped here: a template escapes nothing.
+# The functions of this module escape every text that they put into the template, because a template escapes nothing.
 TEMPLATE = Template(files("agent.http").joinpath("status.html").read_text("utf-8"))
 OUTCOME_COLOURS = {Result.SUCCEEDED: "good", Result.FAILED: "bad", Result.CANCELLED: "warn"}
 HEALTH_COLOURS = {Readiness.READY: "good", Readiness.DRAINING: "warn", Readiness.DEGRADED: "bad"}
@@ -36,7 +37,7 @@ HEALTH_COLOURS = {Readiness.READY: "good", Readiness.DRAINING: "warn", Readiness
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """One session. `seconds` is its whole age, `stages` the seconds of each stage so far, in order."""
+    """One session. `seconds` is the age of the session, `stages` the seconds of each stage so far, in order."""
 
     action: str
     attempt: int

@@ -32,8 +32,8 @@ class ActionStatus(Enum):
 class Admission(Enum):
     """What the scheduler does with an event from the owner of an attempt.
 
-    APPLY: the event is the next. ACK: the event was applied before, so it is only acknowledged. DISCARD: the action has
-    ended, so the agent drops the session. GAP: events before this event are missing.
+    APPLY: the event has the next number. ACK: the event was applied before, so it is only acknowledged. DISCARD: the
+    action has ended, so the agent drops the session. GAP: events before this event are missing.
     """
 
     APPLY = "apply"
@@ -81,7 +81,7 @@ class ActionState:
         return replace(self, status=ActionStatus.RUNNING, agent=agent, started=now)
 
     def unassigned(self) -> ActionState:
-        """Return the state after an agent gave the attempt back unstarted. The attempt number stays."""
+        """Return the state after an agent rejected the attempt before its start. The attempt number stays."""
         return replace(self, status=ActionStatus.WAITING, agent="", seq=0)
 
     def next_attempt(self) -> ActionState:
@@ -99,7 +99,7 @@ class ActionState:
 
 def admission(state: ActionState, seq: int) -> Admission:
     """Decide what happens to event number `seq` of the newest attempt."""
-    # An agent repeats events after a reconnect. An event that is stored is acknowledged even when the action has ended.
+    # An agent repeats events after a reconnect. A stored event is acknowledged even when the action has ended.
     if seq <= state.seq:
         return Admission.ACK
     if state.status is ActionStatus.ENDED:
@@ -110,7 +110,7 @@ def admission(state: ActionState, seq: int) -> Admission:
 def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tuple[ActionState, EventBody | None]:
     """Apply the next event of the attempt. Return the new state and the pipeline event for watchers, None if none.
 
-    `event` is None for a kind that this version does not know. Such an event only takes its number.
+    `event` is None for a kind that this version does not know. Such an event changes only `seq`.
     """
     state = replace(state, seq=seq)
     match event:

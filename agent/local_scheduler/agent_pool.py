@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AgentPool:
-    """The newest stream of each connected pod. The dispatcher owns the only instance.
+    """The newest stream of each connected agent, by the name of the agent's pod. The dispatcher owns the only instance.
 
     An agent has an action if the action id is in the `sessions` of the agent's stream. At most one agent has an action.
     """
@@ -23,13 +23,13 @@ class AgentPool:
         self.streams: dict[str, AgentStream] = {}
 
     def add(self, stream: AgentStream) -> None:
-        """Add a stream and close the older stream of the same pod."""
+        """Add a stream, and close an older stream of the same agent pod."""
         if (older := self.streams.get(stream.pod)) is not None:
             older.close()
         self.streams[stream.pod] = stream
 
     def remove(self, stream: AgentStream) -> bool:
-        """Close and remove a stream. Return False when the pod has a newer stream or none."""
+        """Close and remove a stream. Return False when the agent's pod has a newer stream or none."""
         stream.close()
         if self.streams.get(stream.pod) is not stream:
             return False

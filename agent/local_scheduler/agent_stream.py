@@ -1,4 +1,4 @@
-"""The stream of one connected agent: its free slots, and the messages on their way to it.
+"""The stream of one connected agent: the agent's free slots, and the messages that wait to be sent to the agent.
 
 An `AgentStream` lives from a registration to the end of the gRPC call. Sending never waits for the agent to read.
 The queue stays small, because acknowledgements are cumulative: at most one per session waits.
@@ -57,7 +57,7 @@ class AgentStream:
 
     @property
     def free_slots(self) -> int:
-        """The number of actions that may be sent now. 0 or less: none."""
+        """The number of actions that may be sent now. 0 or a negative number means none."""
         if self.health is None or self.health.status is not Readiness.READY or self.full_until_health or self.closed:
             return 0
         # The last health report may be older than the last actions and sessions, so the larger count is used.
@@ -78,7 +78,7 @@ class AgentStream:
         self.wake.set()
 
     def send(self, message: wire.SchedulerMessage) -> None:
-        """Queue a message. Acknowledgements and discards have methods of their own."""
+        """Queue a message. Use `ack` and `discard` for acknowledgements and discards."""
         self.messages.append(message)
         self.wake.set()
 

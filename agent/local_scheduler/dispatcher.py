@@ -1,9 +1,9 @@
 """Decide which agent runs which action, and apply the agents' events.
 
-All decisions happen on one event loop, and no decision awaits in its middle. Effects of a decision (a message to an
-agent, an acknowledgement) happen only after the store has written it. An attempt belongs to the highest claim seen so
-far, and lower claims get Discard. When an agent is lost, its actions wait for the resume grace. In that time the agent
-may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
+agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
+seen so far, and lower claims get Discard. When an agent is lost, its actions wait for the resume grace. In that time
+the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Dispatcher:
         for record in self.registry.open_records():
             record.stop_grace_timer()
 
-    # ---- agents connect and disconnect
+    # ---- connections and disconnections of agents
 
     async def register(self, stream: AgentStream, sessions: Sequence[SessionState]) -> None:
         """Add an agent and answer every session that its registration names.
@@ -90,7 +90,7 @@ class Dispatcher:
             of_this_pod = state.status is ActionStatus.RUNNING and pod_of(state.agent) == stream.pod
             if of_this_pod and record.action_id not in named:
                 record.agent_id = ""
-                # The same process does not name an action that it never received, so the action can go out again.
+                # This agent process has never received the action, so the action can be sent again.
                 if state.agent == stream.agent_id and state.seq == 0:
                     record.stop_grace_timer()
                     record.sent_to_agent = False
@@ -146,7 +146,7 @@ class Dispatcher:
     # ---- the grace timer of a lost agent's action
 
     def start_grace_timer(self, record: ActionRecord) -> None:
-        """Start the resume grace of an action, unless it runs already."""
+        """Start the grace timer of an action, unless the timer runs already."""
         if record.grace_timer is None:
             seconds = self.options.resume_grace
             record.grace_timer = asyncio.get_running_loop().call_later(seconds, self.on_grace_expired, record)
@@ -174,7 +174,7 @@ class Dispatcher:
         stage = record.state.stage or Stage.ADMISSION
         self.registry.end_action(record, Outcome(result, stage, reason, message=message))
 
-    # ---- actions go to agents
+    # ---- assignment of actions to agents
 
     async def submit(self, run_id: str, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
         """Queue a pipeline. If the same pipeline exists with this id, do nothing.
@@ -254,7 +254,7 @@ class Dispatcher:
             message = translate.cancel_message(state.key.attempt_key, Cancel(message=state.cancel))
             stream.send(wire.SchedulerMessage(cancel=message))
 
-    # ---- agents report
+    # ---- reports of agents
 
     def update_health(self, stream: AgentStream, health: Health) -> None:
         """Store a health report of an agent and use the slots that became free."""

@@ -1,7 +1,7 @@
 """The gRPC services of the local scheduler: one for agents and one for `sealci-agent submit`, on one port.
 
-One task reads an agent's stream and another task writes it. The two never wait for each other. A server lives from
-`start` to `stop`. When it stops, every stream ends, and the agents keep their sessions until a scheduler answers.
+One task reads an agent's stream and another task writes it. The two tasks never wait for each other. A server lives
+from `start` to `stop`. When it stops, every stream ends, and the agents keep their sessions until a scheduler answers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-# Clients may ping once a second. A message has 4 MiB at most, the default of gRPC.
+# Clients may ping once a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
 
@@ -86,7 +86,7 @@ STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
 
 @contextlib.asynccontextmanager
 async def aborts(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Abort the call with the status of `STATUS_CODES` when the body raises one of its errors."""
+    """When the body raises an error of `STATUS_CODES`, abort the call with the status of this error."""
     try:
         yield
     except tuple(STATUS_CODES) as error:
@@ -130,7 +130,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
                 log.error("the stream of an agent failed", agent=stream.agent_id, exc_info=ending)
 
     def registered_message(self) -> agent_pb2.Registered:
-        """Return the answer to a registration: the intervals that the agent has to keep."""
+        """Return the answer to a registration: the health interval and the grace period for the agent."""
         options = self.dispatcher.options
         return agent_pb2.Registered(
             health_interval=translate.duration(options.health_interval),

@@ -1,4 +1,4 @@
-"""The options of the local scheduler. One object per server, made by the command line."""
+"""The options of the local scheduler. The command line creates one object per server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """The timeouts of the local scheduler in seconds, and the largest number of attempts of an action.
+    """The timeouts of the local scheduler in seconds, and the maximum number of attempts of an action.
 
     `health_interval`: how often agents report health. After three intervals without a message, a stream is closed.
     `resume_grace`: how long the actions of a lost agent wait for that agent or for an adopting agent.

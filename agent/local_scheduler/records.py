@@ -1,8 +1,7 @@
 """A submitted pipeline and its actions, as the scheduler holds them in memory.
 
 The registry makes these objects at the submission or when the scheduler starts. They live until the registry drops the
-pipeline. Only `ActionState` and
-`StoredPipeline` are stored. The other attributes are lost when the scheduler stops.
+pipeline. Only `ActionState` and `StoredPipeline` are stored. The other attributes are lost when the scheduler stops.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ class ActionRecord:
 
     `agent_id` is the connected agent that has the action now, "" when none has. `sent_to_agent`: an agent may have
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
-    action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` orders two of them.
+    action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
+    upload wait for the first.
     """
 
     plan: PipelineAction

@@ -1,8 +1,8 @@
 """The pipelines of the scheduler, in memory. Each change is stored before watchers are notified.
 
 The registry decides what follows from an action's end: which actions may start, which are cancelled, and when the
-pipeline has ended. It does not know agents. The dispatcher reports to it what agents do. It lives as long as the
-scheduler.
+pipeline has ended. The registry does not know agents. The dispatcher reports to the registry what agents do. The
+registry lives as long as the scheduler.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PipelineRegistry:
             run.records[plan.name] = ActionRecord(plan, state, run, stored_seq=state.seq, files=files)
         return run
 
-    # ---- pipelines
+    # ---- methods for pipelines
 
     async def submit(self, run_id: str, pipeline: Pipeline, secrets: Mapping[str, str]) -> PipelineRun:
         """Store and return a new pipeline. Return the existing run if the same pipeline has this id already.
@@ -162,7 +162,7 @@ class PipelineRegistry:
         """
         run = self.get(run_id)
         while True:
-            # Taken before the read, so that an event that is stored during the read ends the wait below.
+            # `changed` is taken before the read. An event that is stored during the read therefore ends the wait below.
             changed = run.changed
             found = await self.store.events(run_id, after)
             for event in found:
@@ -175,7 +175,7 @@ class PipelineRegistry:
                     raise StoreFailed("the scheduler stops")
                 await self.store.wait_until(changed)
 
-    # ---- actions
+    # ---- methods for actions
 
     def find(self, action_id: str) -> ActionRecord | None:
         """Return an action by its id, None when it is unknown."""
@@ -199,7 +199,7 @@ class PipelineRegistry:
                 yield record
 
     def event(self, run: PipelineRun, body: EventBody, record: ActionRecord | None = None) -> PipelineEvent:
-        """Build the next event of a pipeline, of one action if `record` is given."""
+        """Build the next event of a pipeline. If `record` is given, the event is about this action."""
         run.position += 1
         name, attempt = (record.plan.name, record.state.attempt) if record else ("", 0)
         return PipelineEvent(run.pipeline.id, run.position, time.time(), body, name, attempt)
@@ -247,7 +247,10 @@ class PipelineRegistry:
         self.store.save(Change(ended_pipeline, states, new_events, new_files, new_attempt), on_stored)
 
     def cancel_dependents(self, record: ActionRecord) -> list[ActionRecord]:
-        """Cancel the waiting actions that need an action without success, directly or not. Return them."""
+        """Cancel the waiting actions that directly or indirectly need an action that did not succeed.
+
+        Return these actions.
+        """
         outcome = record.state.outcome
         if outcome is None or outcome.result is Result.SUCCEEDED:
             return []
@@ -268,7 +271,7 @@ class PipelineRegistry:
         seconds = record.state.elapsed(time.time())
         self.update(record, record.state.with_outcome(outcome), [events.ActionEnded(outcome, seconds)])
 
-    # ---- files
+    # ---- methods for the files of actions
 
     def record_for_upload(self, key: Key) -> ActionRecord:
         """Return the action whose files an agent uploads.
@@ -289,7 +292,9 @@ class PipelineRegistry:
         return {record.plan.name: record.upload.transfer() for record in records if record.upload is not None}
 
     async def store_files(self, record: ActionRecord, files: Sequence[FileStored]) -> None:
-        """Store the list of an action's files, which are in their place already. Return when the list is stored.
+        """Store the list of an action's files, and return when the list is stored.
+
+        The files are in the action's folder already.
 
         Raises:
             StoreFailed: nothing more can be stored.

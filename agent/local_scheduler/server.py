@@ -1,6 +1,7 @@
 """Open and close the local scheduler: its store, registry, dispatcher and gRPC server.
 
-`run` opens one for a single pipeline. `sealci-agent scheduler` serves one until it is stopped.
+`run` opens a scheduler for a single pipeline. `sealci-agent scheduler` serves a scheduler until a signal stops the
+command.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Scheduler:
 async def open_scheduler(
     address: str, folder: Path, access: Access, options: SchedulerOptions | None = None, *, durable: bool = True
 ) -> AsyncIterator[Scheduler]:
-    """Serve a scheduler over a folder. With `durable` False its tables are lost when it closes.
+    """Serve a scheduler over a folder. If `durable` is False, the tables are lost when the scheduler closes.
 
     Raises:
         StoreFailed: the folder cannot be used.

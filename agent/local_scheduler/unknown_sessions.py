@@ -1,8 +1,9 @@
 """Sessions that agents report and that the scheduler has no record of.
 
-They exist after a state loss of the scheduler, and when an agent of another scheduler connects. `submit` sends its
-pipeline again when the scheduler does not know the pipeline, so a session waits for that. While a session waits, the
-scheduler neither resumes nor discards it and acknowledges nothing. After the grace period the session is discarded.
+Unknown sessions exist after a state loss of the scheduler, and when an agent of another scheduler connects. When the
+scheduler does not know a pipeline, `submit` sends the pipeline again, so an unknown session waits. While a session
+waits, the scheduler neither resumes nor discards the session, and acknowledges none of its events. After the grace
+period the session is discarded.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class UnknownSessions:
         self.waiting[action_id] = (stream, session, timer)
 
     def holds(self, key: Key) -> bool:
-        """Return whether exactly this attempt and claim waits."""
+        """Return whether a session with exactly this attempt and claim waits."""
         found = self.waiting.get(key.action_id)
         return found is not None and found[1].key == key
 

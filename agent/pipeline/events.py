@@ -1,7 +1,7 @@
 """The events of a pipeline, which the local scheduler stores and sends to watchers.
 
 The scheduler numbers the events of a pipeline without gaps. Any number of watchers may read them. Events that an agent
-reports keep their types of `agent.domain.events`. The types here are those that only the scheduler creates.
+reports have the types of `agent.domain.events`. This module has the types of events that only the scheduler creates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ActionPlan:
-    """An action of a submitted pipeline, as far as watchers need it."""
+    """The parts of a submitted action that watchers need."""
 
     name: str
     needs: tuple[str, ...] = ()

@@ -43,7 +43,9 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
 
 
 def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
-    """Return the pipeline with variables for every action. They replace variables of the file with the same name.
+    """Return the pipeline with variables for every action.
+
+    These variables replace variables of the file with the same name.
 
     Raises:
         OptionError: a name is not a variable name, or is a secret of the pipeline.
@@ -56,7 +58,7 @@ def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
 
 
 def with_secrets(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
-    """Return the pipeline with more names of secrets for every action.
+    """Return the pipeline with these names of secrets added to every action.
 
     Raises:
         OptionError: a name is not a variable name, or is also set in `env`.

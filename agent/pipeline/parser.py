@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Key
 
-# An action's name is also the name of its folder and of its log file.
+# Pattern of an action's name. The name is also the name of the action's folder and log file.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 PIPELINE_KEYS = ("name", "actions")
 ACTION_KEYS = (
@@ -51,7 +51,7 @@ ACTION_KEYS = (
     "artifacts",
     "needs",
 )
-# Number of actions in one file at most.
+# Maximum number of actions in one file.
 MAX_ACTIONS = 1000
 
 
@@ -209,14 +209,14 @@ def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) 
 
 
 def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
-    """Return a circle of needs: every name needs the next, and the first name is also the last. Empty if none exists.
+    """Return a circle of needs: each action needs the next, and the first name is also the last.
 
-    The circle starts with the action that is first in the file.
+    The circle is empty if there is none. It starts with the action that comes first in the file.
     """
     try:
         TopologicalSorter({action.name: action.needs for action in actions}).prepare()
     except CycleError as error:
-        # graphlib lists the circle from a need to the action that needs it.
+        # graphlib lists the circle in the opposite order: each need comes before the action that needs it.
         *ring, _ = reversed(error.args[1])
         names = [action.name for action in actions]
         start = min(range(len(ring)), key=lambda index: names.index(ring[index]))

@@ -1,7 +1,7 @@
 """Look up the values of the secrets that a pipeline file names.
 
 `run` and `submit` look them up once, before an action starts. No error message contains a value. The scheduler keeps
-the values in a file of their own until the pipeline has ended.
+the values in one file per pipeline until the pipeline has ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | 
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            # The text of a UnicodeDecodeError would show bytes of the file, so the message has the type only.
+            # The text of a UnicodeDecodeError would show bytes of the file, so the message contains only the type of
+            # the error.
             raise SecretsError(f"the file of secrets {file} cannot be read: {type(error).__name__}") from error
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):

@@ -18,7 +18,7 @@ from agent.domain.errors import AgentError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Number of characters of a pipeline file at most.
+# Maximum number of characters of a pipeline file.
 MAX_SIZE = 1 << 20
 NULL = "tag:yaml.org,2002:null"
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

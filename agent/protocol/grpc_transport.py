@@ -1,4 +1,4 @@
-"""gRPC channels and servers: options, TLS and the bearer token, the same at both ends of every contract.
+"""gRPC channels and servers: options, TLS and the bearer token, the same at both ends of every connection.
 
 The agent, the local scheduler and `sealci-agent submit` all build their channels and servers from these functions.
 Nothing here keeps state. Files are read at each call, so that certificates and tokens can be replaced at run time.
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# A peer that is frozen is noticed after the interval and the timeout together. The agent's own stream has settings.
+# Seconds between two pings. A frozen peer is noticed after the interval plus the ping timeout. The agent's stream uses
+# settings instead of this constant.
 PING_INTERVAL = 20.0
 PING_TIMEOUT = 10.0
 TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -30,11 +31,11 @@ Option = tuple[str, Any]
 
 
 class TlsFiles(Protocol):
-    """The PEM files of one end of a connection. None: not set."""
+    """The PEM files of one end of a connection. None means that a file is not set."""
 
     @property
     def ca_file(self) -> Path | None:
-        """The authorities that the other end's certificate must come from."""
+        """The CA certificates. One of these CAs must have signed the other end's certificate."""
 
     @property
     def cert_file(self) -> Path | None:
@@ -57,14 +58,14 @@ class TokenInvalid(AgentError):
     """The token file does not hold exactly one word of ASCII. The message never contains the file's text."""
 
 
-# ---- options
+# ---- options of channels and servers
 
 
 def keepalive_options(interval: float = PING_INTERVAL, timeout: float = PING_TIMEOUT) -> list[Option]:
     """Return the options that make this end send pings. Both times are in seconds.
 
     `keepalive_timeout_ms` alone has no effect (measured with grpcio 1.85.1: 60 s for every value).
-    `http2.ping_timeout_ms` has.
+    `http2.ping_timeout_ms` sets the timeout.
     """
     return [
         ("grpc.keepalive_time_ms", max(int(interval * 1000), 1)),
@@ -80,13 +81,14 @@ def server_options(min_ping_interval: float, *more: Option) -> list[Option]:
         *keepalive_options(),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_interval * 1000)),
-        # Two servers on one port would share its connections at random. The second must fail instead.
+        # Two servers on one port would share the port's connections at random. With this option the second server fails
+        # to start.
         ("grpc.so_reuseport", 0),
         *more,
     ]
 
 
-# ---- TLS
+# ---- channels and servers with TLS
 
 
 def open_channel(

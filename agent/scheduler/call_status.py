@@ -1,7 +1,7 @@
 """What the end of a gRPC call means for the connection to the scheduler.
 
-Both protocols use this module, `stream` and `classic`. gRPC errors are translated here and never travel further up.
-Nothing here keeps state.
+Both protocols use this module, `stream` and `classic`. gRPC errors are translated here, so no other module handles gRPC
+errors. Nothing here keeps state.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import grpc
 from agent.domain.errors import Refused, SchedulerError
 
 UNTRUSTED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-# gRPC reports CANCELLED on this side when a server process ends abruptly.
+# Codes of a call that the scheduler has closed. gRPC reports CANCELLED to the agent when a server process ends
+# abruptly.
 CLOSED_CODES = frozenset({grpc.StatusCode.OK, grpc.StatusCode.CANCELLED})
 UNREACHABLE_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-# The kind of an end that the agent chose itself, because its credential files were replaced.
+# The `kind` of a connection that the agent ended itself, because its credential files were replaced.
 ROTATED = "rotated"
 
 

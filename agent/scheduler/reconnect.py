@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-# Kinds that count as one outage in the log. In all of them the scheduler is away.
+# Kinds of ends that the log counts as one outage. In each of these cases the scheduler cannot be reached.
 OUTAGES = frozenset({"closed", "unavailable", "silent"})
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of the reconnect loop. The longest pause is the setting `scheduler.reconnect_max`."""
+    """Waits of the reconnect loop, in seconds. The longest pause is the setting `scheduler.reconnect_max`."""
 
     first_pause: float = 0.5
     """Bound of the pause after the first failure. The bound doubles with each failure."""
@@ -46,7 +46,7 @@ class Reconnector:
     """Runs `connect` again and again until `close`. `connected` is set while the scheduler has the agent in its pool.
 
     `connect` opens one connection and returns or raises when the connection has ended. It calls `on_connected` after
-    the scheduler has acknowledged the registration, and `on_disconnected` in the end.
+    the scheduler has acknowledged the registration, and `on_disconnected` when the connection has ended.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Reconnector:
         self.connect = connect
         self.timings = timings
         self.backoff = Backoff(timings.first_pause, settings.reconnect_max)
-        # A new token or certificate takes minutes to arrive, so the agent waits nearly the longest pause at once.
+        # A new token or certificate takes minutes to arrive. After such a refusal, even the first pause is nearly the
+        # longest pause.
         self.untrusted_backoff = Backoff(settings.reconnect_max, settings.reconnect_max, least_share=0.8)
         self.connected = asyncio.Event()
         self.connected_since = 0.0
@@ -93,14 +94,14 @@ class Reconnector:
         self.closing.set()
 
     def on_connected(self) -> None:
-        """Note that the scheduler has acknowledged the registration."""
+        """Record that the scheduler has acknowledged the registration."""
         self.connected_since = time.monotonic()
         self.connected.set()
         self.metrics.stream_connected.set(1)
         self.logged_outages.clear()
 
     def on_disconnected(self) -> None:
-        """Note the end of the connection, or of a try that never got a connection."""
+        """Record the end of the connection, or of a try that never got a connection."""
         if self.connected.is_set() and time.monotonic() - self.connected_since >= self.timings.stable_after:
             self.backoff.reset()
         self.connected.clear()
@@ -116,7 +117,7 @@ class Reconnector:
         return pause
 
     def log_outage(self, kind: str, error: SchedulerError) -> None:
-        """Log an outage once. Log again only if the cause changes to a kind that needs a person."""
+        """Log an outage once. Log the outage again only if its cause changes to a kind that a person must fix."""
         reason = "outage" if kind in OUTAGES else kind
         if reason in self.logged_outages:
             return
@@ -124,7 +125,7 @@ class Reconnector:
         log.warning(f"cannot reach the scheduler at {self.address}", reason=str(error), kind=kind)
 
     async def pause(self, seconds: float) -> None:
-        """Wait for that long, or until `close`."""
+        """Wait for `seconds`, or until `close`."""
         try:
             async with asyncio.timeout(seconds):
                 await self.closing.wait()

@@ -64,9 +64,10 @@ __all__ = [
 ]
 
 PREFIX = "SEALCI_"
-# SEALCI_COMMIT is the commit that the image was built from. `sealci_agent_build_info` shows it.
+# Variables that begin with `SEALCI_` and are no settings. SEALCI_COMMIT is the commit that the image was built from.
+# `sealci_agent_build_info` shows it.
 NOT_SETTINGS = frozenset({"SEALCI_CONFIG", "SEALCI_CACHE", "SEALCI_COMMIT"})
-# The kubelet adds such variables for every Service whose name begins with `sealci-`.
+# The kubelet adds variables with these endings for every Service whose name begins with `sealci-`.
 SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$")
 
 
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, the strongest first: flags, environment, file."""
+        """Return the sources of settings. Earlier sources win: flags, environment, file."""
         # The agent reads no .env file and no folder of secrets.
         del dotenv_settings, file_secret_settings
         return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))
@@ -133,10 +134,10 @@ def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
 
 
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    """Raise for variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
+    """Refuse variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
 
     Raises:
-        SettingsError: there are such variables. The message names all of them, one per line.
+        SettingsError: a variable names no setting. The message names all such variables, one per line.
     """
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and not is_known_variable(name))
     if unknown:
@@ -153,7 +154,7 @@ def is_known_variable(variable: str) -> bool:
             return False
         kind = model.model_fields[part].annotation
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            # A setting, not a section. Further parts are keys of a mapping such as `agent.labels`.
+            # This part names a setting and not a section. Further parts are keys of a mapping such as `agent.labels`.
             return True
         model = kind
     return True

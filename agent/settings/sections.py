@@ -1,4 +1,4 @@
-"""The other sections of the settings: the agent, the cluster, pods, limits, and the agent's own output.
+"""The sections of the settings about the agent, the cluster, pods, limits, and the agent's own output.
 
 The sections live as long as the process.
 """

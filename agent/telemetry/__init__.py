@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# Must run before any module of this package imports structlog.
+# `lean_import` must run before any module of this package imports structlog.
 from agent.telemetry import lean_import as lean_import

@@ -1,4 +1,4 @@
-"""Import structlog without rich. Runs before any other module of this package.
+"""Import structlog without rich. This module runs before any other module of this package.
 
 structlog imports rich if it is installed, for tracebacks that show the variables of each frame. The agent never shows
 variables, because they hold tokens and secret values. Without rich, an agent uses 5 MiB less memory and starts 0.1 s

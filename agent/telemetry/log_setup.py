@@ -14,7 +14,7 @@ import structlog
 if TYPE_CHECKING:
     from agent.settings import LoggingSettings
 
-# Without the variables of each frame, because tokens and secret values are among them.
+# Tracebacks do not show the variables of each frame, because the variables may hold tokens and secret values.
 TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 DEFAULT_SETTINGS = MetricsSettings()
-# Upper bounds in seconds.
+# Upper bounds of the buckets of the event loop's lag, in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 PHASES = ("schedule", "pull", "clone", "commands", "artifacts", "cleanup")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
     from agent.settings import AgentSection, TracesSettings
 
-# Seconds until one request to the collector is given up.
+# Seconds until one request to the collector fails.
 EXPORT_SECONDS = 5.0
 # Seconds until the remaining spans are dropped at shutdown.
 CLOSE_SECONDS = 3.0
@@ -53,7 +53,7 @@ class OpenTelemetry(Traces):
         self.tracer = provider.get_tracer("sealci-agent", version)
 
     def begin(self, action: Action, *, adopted: bool = False) -> Trace:
-        """Begin the span of an action, as a child of the span that the action names."""
+        """Begin the span of an action, as a child of the scheduler's span that the action names."""
         attributes: dict[str, str | int | bool] = {
             "cicd.pipeline.task.name": action.name or action.key.action_id,
             "cicd.pipeline.task.run.id": action.key.action_id,
@@ -86,7 +86,7 @@ class Spans(Trace):
         self.name = ""
 
     def enter(self, stage: str) -> None:
-        """End the span of the stage before, and begin the span of a stage."""
+        """End the span of the previous stage, and begin the span of `stage`."""
         if stage == self.name:
             return
         if self.stage is not None:

@@ -1,7 +1,7 @@
 """Traces of actions: in which stage each action was, and for how long.
 
 A `Trace` lives as long as its session. Without a collector (the default), a `Trace` only passes the scheduler's trace
-context on to the commands. If `traces.endpoint` is set, `otel` makes spans of the same calls. No call waits, and no
+context on to the commands. If `traces.endpoint` is set, `otel` turns the same calls into spans. No call waits, and no
 failure of a collector reaches a session.
 """
 
@@ -30,7 +30,7 @@ class Trace:
         return parts[1] if len(parts) >= 4 else ""
 
     def enter(self, stage: str) -> None:
-        """Begin a stage, and end the stage before."""
+        """Begin a stage, and end the previous stage."""
 
     def decided(self, outcome: Outcome) -> None:
         """Record the outcome."""
@@ -44,7 +44,7 @@ class Traces:
 
     def begin(self, action: Action, *, adopted: bool = False) -> Trace:
         """Return the trace of a session that begins now. It continues the trace that the action names."""
-        del adopted  # Only an exported span records it.
+        del adopted  # Only an exported span records whether the session was adopted.
         return Trace(action.traceparent)
 
     def close(self) -> None:

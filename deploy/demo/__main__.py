@@ -168,7 +168,7 @@ def scale(replicas: int) -> None:
 
 
 def check(folder: Path, scratch: Path) -> bool:
-    """Print the files. Return whether the test report has passed tests only.
+    """Print the files of the pipeline. Return whether all tests of the test report have passed.
 
     Raise CalledProcessError if the wheel does not install or import.
     """

@@ -1,7 +1,7 @@
 """Serve the source of a published Python package in a git repository, for the demo and for e2e tests.
 
 pip downloads the package's sdist, and the wheels that its tests need, into the cache. The repository contains both,
-because pods may reach nothing but the repository. `git daemon` serves it at an address that pods can reach.
+because pods may reach nothing but the repository. `git daemon` serves the repository at an address that pods can reach.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Measures the agent on a running cluster: `make bench`.
+"""Measure the agent on a running cluster: `make bench`.
 
-By default all experiments but `kwok` and `soak` run. `make bench BENCH=NAME` runs one. The program prints the rows of
-each experiment and all rows at the end. A missed target does not fail it. The results go to the folder of `--out`.
+By default all experiments but `kwok` and `soak` run. `make bench BENCH=NAME` runs one experiment. The program prints
+the rows of each experiment, and all rows at the end. The exit code is 0 even if a row misses its target. The option
+`--out` names the folder for the result files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ DEFAULT = [name for name in EXPERIMENTS if name not in LONG]
 
 
 def main() -> None:
-    """Run the experiments of the command line, by default DEFAULT."""
+    """Run the experiments that the command line names, by default those in DEFAULT."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("name", nargs="*", choices=[[], *EXPERIMENTS], help=f"one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of the results")

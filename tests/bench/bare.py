@@ -1,6 +1,6 @@
-"""The floor of the comparison: a short shell script that does the same work with kubectl only.
+"""A shell script that does the work of an action with kubectl only. It is the baseline of the benchmark.
 
-The script itself takes the time at which it has the exit code. `$1` is the name of the pod.
+The script prints the time at which it has read the exit code. The argument `$1` of the script is the name of the pod.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from pathlib import Path
 
-# One watch shows when there is a log to follow, and the exit code, so that the script never polls.
+# One watch of the pod reports when the container runs, so that its log can be followed, and later the exit code. The
+# script never polls.
 WATCH = """
 mkfifo "$FOLDER/$1.state"
 path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "files"
@@ -46,17 +47,20 @@ kubectl delete pod "$1" --grace-period=2 --wait >/dev/null
 
 @dataclass(frozen=True)
 class Bare:
-    """One run of the script: seconds from its start to the exit code (`read`) and until the pod is gone (`gone`)."""
+    """One run of the script.
+
+    `read` is the seconds until the exit code was read, `gone` those until the pod was deleted.
+    """
 
     read: float
     gone: float
 
 
 def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str, Any]:
-    """Return a plain pod. If `files` is true, a second container keeps the workspace for the copy.
+    """Return a plain pod. If `files` is true, a second container keeps the workspace reachable for the copy.
 
-    The pod has the volume of its ServiceAccount's token, which is the default. Without any volume it would start 0.2 s
-    sooner than an action, which has a workspace: the kubelet checks volumes every 0.3 s.
+    The pod mounts the token of its ServiceAccount, as pods do by default. A pod without any volume would start 0.2 s
+    sooner than the pod of an action, because the kubelet checks volumes every 0.3 s.
     """
     small = {"requests": {"cpu": "1m", "memory": "8Mi"}}
     mount = [{"name": "workspace", "mountPath": "/workspace"}] if files else []
@@ -85,7 +89,7 @@ async def script(namespace: str, folder: Path, number: int, image: str, command:
 
 
 async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env: str) -> str:
-    """Run a shell script whose kubectl uses a namespace. Return its output."""
+    """Run a shell script in which kubectl uses the given namespace. Return the output of the script."""
     environment = kube.environment() | env | {"KUBECTL": kube.kubectl_path(), "NAMESPACE": namespace}
     text = f'set -e; kubectl() {{ "$KUBECTL" --namespace "$NAMESPACE" "$@"; }}\n{text}'
     process = await asyncio.create_subprocess_exec(
@@ -95,7 +99,7 @@ async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     finally:
-        with suppress(ProcessLookupError):  # no process of the script is left
+        with suppress(ProcessLookupError):  # All processes of the script have ended already.
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output.decode()

@@ -1,7 +1,7 @@
 """Throughput of a log and of files, compared with `kubectl logs` and `kubectl exec tar`.
 
-Agent and kubectl copy the files of the same container, one after the other. Each of them follows a log of its own while
-it is written, because a follower cannot be faster than the writer.
+The agent and kubectl copy the same files of the same container, one after the other. For a log, the agent and kubectl
+each follow a container while the container writes, so the speed of the writer limits both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 TIMES = 5
 MEGABYTES = 100
 LINES = MEGABYTES * 5_000
-LOG = f"{{ yes {'x' * 199} || true; }} | head -n {LINES}"  # pipefail
+# With `set -o pipefail`, a failure of `yes` by SIGPIPE would fail the whole command.
+LOG = f"{{ yes {'x' * 199} || true; }} | head -n {LINES}"
 
 BIG = 500
 MANY = 5_000
@@ -53,7 +54,7 @@ GO = 'kubectl exec "$1" -c files -- touch /workspace/go'
 
 async def measure(namespace: str) -> list[Row]:
     """Measure a large log, a large file, and many files."""
-    kube.provider("log-limit", "500Mi")  # the node must not rotate the log while it is read
+    kube.provider("log-limit", "500Mi")  # The node must not rotate the log while a follower reads the log.
     try:
         async with minimal_scheduler(namespace) as scheduler:
             agent = await scheduler.agent()

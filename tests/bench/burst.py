@@ -25,7 +25,7 @@ kubectl delete pod -l bare=yes --grace-period=2 --wait >/dev/null
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure both in turn."""
+    """Measure the actions and the plain pods in turn."""
     own: list[tuple[float, float, float, float]] = []
     floor: list[tuple[float, float, float]] = []
     async with minimal_scheduler(namespace) as scheduler:
@@ -49,14 +49,15 @@ async def measure(namespace: str) -> list[Row]:
 
 
 def median(floor: list[tuple[float, float, float]]) -> float:
-    """Return the median CPU seconds of a plain pod."""
+    """Return the median CPU seconds of the machine per plain pod."""
     return row("", "s", [each[2] for each in floor]).measured
 
 
 async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, float, float, float]:
-    """Run all actions.
+    """Run COUNT actions at once.
 
-    Return the seconds to the last end and to the last deletion, and the CPU seconds of machine and agent per action.
+    Return the seconds until the last outcome and until the last deletion of a pod, and the CPU seconds per action of
+    the machine and of the agent.
     """
     busy, used, began = machine.busy(), agent.cpu, time.time()
     all_given = [scheduler.give(BUSYBOX, "echo hello") for _ in range(COUNT)]
@@ -68,9 +69,10 @@ async def actions(scheduler: MinimalScheduler, agent: Agent) -> tuple[float, flo
 
 
 async def pods(scheduler: MinimalScheduler) -> tuple[float, float, float]:
-    """Run all pods.
+    """Run COUNT plain pods at once.
 
-    Return the seconds to the last end and to the last deletion, and the CPU seconds of the machine per pod.
+    Return the seconds until the last pod has ended and until the last pod is deleted, and the CPU seconds of the
+    machine per pod.
     """
     file = scheduler.folder / "pods.json"
     items = [bare.pod(f"bare-{number}", BUSYBOX, "echo hello") for number in range(COUNT)]

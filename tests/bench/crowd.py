@@ -1,6 +1,7 @@
 """500 sessions at once on one replica: memory, CPU, connections and tasks, compared with the idle agent.
 
-The pods of the scripted API run for 35 s, so that all run at the same time. Each writes a line every two seconds.
+A scripted API server (scripted/api.py) runs each pod for 35 s, so that all pods run at the same time. Each pod writes a
+line every two seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure everything, in about a minute."""
+    """Run the experiment, which takes about a minute."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SESSIONS)
         idle = agent.costs

@@ -1,7 +1,8 @@
-"""How much one action with a flood of log, or with a huge file, delays the log lines of other actions.
+"""How much one action with a very large log, or with a huge file, delays the log lines of other actions.
 
-Twenty quiet sessions of the scripted API write 20 lines a second each. The delay of their lines is measured alone,
-beside a flood, alone again, and beside a file. Each line contains the time at which it was written.
+Twenty quiet sessions write 20 lines a second each, on a scripted API server (scripted/api.py). The experiment measures
+the delay of these lines in turn: without another action, during an action that writes its log at full speed (`flood`),
+without another action, and during the copy of a huge file. Each line contains the time at which the pod wrote the line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MB = 1_000_000
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure everything, in about a minute and a half."""
+    """Run the experiment, which takes about a minute and a half."""
     async with bench_setup() as setup:
         await setup.agent(
             slots=QUIET + 1,
@@ -64,7 +65,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 
 async def quiet_delay(setup: BenchSetup) -> float:
-    """Measure for SECONDS. Return the 99th percentile of the delay of quiet lines in ms."""
+    """Measure the quiet sessions for SECONDS. Return the 99th percentile of the delay of their lines in ms."""
     await asyncio.sleep(0.7)
     await setup.scheduler.ask(forget=True)
     await asyncio.sleep(SECONDS - 0.7)

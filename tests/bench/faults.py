@@ -1,7 +1,7 @@
-"""Figures of two fault tests as rows: lost lines over resets and an adoption, and pods left after random faults.
+"""Results of two fault tests as rows: lines lost over resets and an adoption, and pods left after random faults.
 
-`quick` runs the size of `make test`, `soak` the size of `make soak`. The tests themselves fail if a line is lost or a
-pod remains. Only the benchmark reports how soon pods are gone.
+`quick` runs the tests in the size of `make test`, `soak` in the size of `make soak`. The tests themselves fail if a
+line is lost or a pod is left. Only the benchmark reports how soon pods are deleted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def soak(namespace: str = "") -> list[Row]:
 
 
 async def tests(marker: str) -> str:
-    """Run the tests with a marker expression. Return their output."""
+    """Run the tests that a pytest marker expression selects. Return the output of pytest."""
     command = (sys.executable, "-m", "pytest", "-s", "-m", marker, *TESTS)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -45,7 +45,7 @@ async def tests(marker: str) -> str:
 
 
 def rows(text: str) -> list[Row]:
-    """Parse the output of the tests."""
+    """Return the rows for the numbers that the tests have printed."""
     lines, resets, *wrong = numbers(LINES, text)
     actions, seconds, remains = numbers(CHURN, text)
     middle, late = numbers(GONE, text)
@@ -65,7 +65,7 @@ def rows(text: str) -> list[Row]:
 
 
 def numbers(pattern: re.Pattern[str], text: str) -> list[float]:
-    """Return the numbers in the line of the output that matches."""
+    """Return the numbers in the first part of the output that matches the pattern."""
     found = pattern.search(text)
     assert found is not None, f"the tests did not print {pattern.pattern}: {text}"
     return [float(each) for each in found.groups()]

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure everything, in about two minutes."""
+    """Run the experiment, which takes about two minutes."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
         await run_actions(setup, WARM)
@@ -49,6 +49,6 @@ async def run_actions(setup: BenchSetup, count: int) -> None:
 
 
 async def resources(agent: Agent) -> tuple[float, int, float]:
-    """Return the resident MiB, the sockets and the tasks of an agent."""
+    """Return the resident memory in MiB, the number of sockets and the number of asyncio tasks of an agent."""
     costs = agent.costs
     return costs.rss / MIB, costs.sockets, await agent.metric("asyncio_tasks")

@@ -1,9 +1,9 @@
 """Actions per second of one, two and four replicas on a real API server, with kwok in place of a node.
 
-kwok reports that each pod runs, and a second later that it has succeeded. API server, etcd, scheduler and admission are
-real. Simulated are the container, its exit code, its termination message, and the log. The nonce of the message comes
-from the command line of the container. The log is one file of one line for all pods. It has no last marker, so the
-agent requests each log once more, a second after the end.
+kwok reports that each pod runs, and a second later that the pod has succeeded. The API server, etcd, the scheduler of
+Kubernetes and admission are real. kwok simulates the container, its exit code, its termination message, and its log.
+The nonce in the termination message comes from the command line of the container. All pods share one log file with one
+line. The log has no last marker, so the agent requests each log a second time, one second after the end.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ ENDED = (
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure everything, in about two minutes.
+    """Run the experiment, which takes about two minutes.
 
-    Only the local cluster can sign a certificate for the simulated node.
+    The experiment needs the local cluster, because only there the benchmark can sign a certificate for the simulated
+    node.
     """
     async with node():
         paces = {replicas: await pace(namespace, replicas) for replicas in (1, *SCALE)}
@@ -96,7 +97,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def pace(namespace: str, replicas: int) -> Pace:
-    """Run replicas with full slots and measure some windows."""
+    """Run replicas with full slots and measure them WINDOWS times, for WINDOW seconds each."""
     async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
             await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
@@ -146,14 +147,14 @@ async def node() -> AsyncIterator[None]:
 
 
 def simulated() -> Object:
-    """Return the Node object."""
+    """Return the Node object of the simulated node."""
     metadata = {"name": NODE, "labels": {LABEL: NODE, "kubernetes.io/hostname": NODE}}
     taint = {"key": LABEL, "value": NODE, "effect": "NoSchedule"}
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [taint]}}
 
 
 def configuration(log: Path) -> list[Object]:
-    """Return the stages of pods and nodes for kwok, and the file of the log."""
+    """Return kwok's configuration: the states of each pod and of the node, and the path of the log file."""
     unready = [
         {"key": '.status.conditions.[] | select( .type == "Ready" ) | .status', "operator": "NotIn", "values": ["True"]}
     ]
@@ -179,7 +180,7 @@ def configuration(log: Path) -> list[Object]:
 
 
 def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0, kind: str = "Pod") -> Object:
-    """Return a step of an object's life."""
+    """Return a kwok Stage: one change of the state of a pod or of the node."""
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Stage",
@@ -194,7 +195,7 @@ def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0, ki
 
 
 def certificate(folder: Path, pki: Path, address: str) -> None:
-    """Sign a certificate for the node, which the API server asks for when it fetches a log."""
+    """Sign a certificate for the node. The API server checks this certificate when it fetches a log."""
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     own = ("-keyout", folder / "node.key", "-out", folder / "node.crt", "-days", "1", "-subj", f"/CN={NODE}")
     signer = ("-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-addext", f"subjectAltName=IP:{address}")

@@ -1,10 +1,11 @@
 """Delay of a log line from the container to the scheduler, compared with a raw follower of the same container.
 
-The writers start no process per line, so that the writers do not limit the result. The raw followers read some of the
-same containers through the same API server with the same client. Their path differs from the agent's only by the agent.
+A raw follower is a plain log request of the benchmark, to the same API server and with the same client as the agent's
+request. Raw followers read a few of the containers. The difference of both delays is the time that the agent adds. The
+writers start no process per line, so that the writers do not limit the result.
 
-200 sessions are measured on the scripted API. A node of two cores cannot deliver their 4,000 lines a second: the raw
-followers were half a second late too, and the kubelet ended them.
+The experiment with 200 sessions uses a scripted API server (scripted/api.py). A node of two cores cannot deliver 4,000
+lines a second. There, the raw followers were half a second late too, and the kubelet ended their requests.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ PER_SECOND = 20
 RAW = 5
 MARKER = 0x1E
 FOREVER = aiohttp.ClientTimeout(total=None)
-# Waits until the time START, at which all writers run and are followed. `$1` of wait_for is in seconds.
+# The script waits until the time START. By then all writers run and the agent follows all logs. The argument of
+# `wait_for` is in seconds.
 WRITER = f"""
 wait_for() {{ read -t "$1" -r x <>/dev/ptmx || true; }}
 while [ $EPOCHSECONDS -lt START ]; do wait_for 0.5; done
@@ -49,26 +51,33 @@ i=0; while [ $i -lt {SECONDS * PER_SECOND} ]; do echo "$EPOCHREALTIME"; wait_for
 
 @dataclass(eq=False)
 class Lines:
-    """The time at which each line of one log arrived, by the line. A line is the time at which it was written."""
+    """The arrival time of each line of one log.
+
+    The text of a line is the time at which the container wrote the line.
+    """
 
     came: dict[bytes, float] = field(default_factory=dict)
     rest: bytes = b""
 
     def take(self, data: bytes, now: float) -> None:
-        """Record the complete lines of a piece of the log."""
+        """Record the arrival time of each complete line in a piece of the log."""
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
             self.came.setdefault(line, now)
 
     @property
     def late(self) -> list[float]:
-        """Return the delays of the lines in ms. Markers, which a raw follower sees too, are left out."""
+        """Return the delays of the lines in ms. The supervisor's markers, which are part of a raw log, are left out."""
         return [1000 * (now - float(line)) for line, now in self.came.items() if line and line[0] != MARKER]
 
 
 @dataclass(frozen=True)
 class Trickle:
-    """What one experiment measured: the delay of lines in milliseconds, and the CPU of the agent per line in µs."""
+    """Results of one experiment, with delays in ms.
+
+    `own` are the delays of the agent's lines, and `raw` of the raw followers' lines. `more` are the differences between
+    both for the same line. `cpu` is the CPU time of the agent per line in µs.
+    """
 
     own: list[float]
     raw: list[float]
@@ -77,7 +86,7 @@ class Trickle:
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure few sessions on the cluster and many on the scripted API."""
+    """Measure a few sessions on the cluster and many sessions on the scripted API server."""
     rows = []
     for sessions in SESSIONS:
         async with minimal_scheduler(namespace) as scheduler:
@@ -93,7 +102,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def many() -> list[Row]:
-    """Measure MANY sessions on the scripted API."""
+    """Measure MANY sessions on the scripted API server."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=MANY)
         await setup.scheduler.ask(give=f"life=3600 every={1 / PER_SECOND}", count=MANY, name="quiet")
@@ -116,7 +125,7 @@ async def many() -> list[Row]:
 
 
 async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> Trickle:
-    """Let some sessions write lines at a pace, and follow a few of them beside the agent."""
+    """Let the sessions write lines at a fixed rate. The agent follows all logs, and raw followers a few of them."""
     patience = 10 + sessions * 2 // 5
     start = int(time.time()) + patience
     own = [Lines() for _ in range(sessions)]
@@ -147,7 +156,7 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        if line in mine.came  # the agent's log has no markers
+        if line in mine.came  # The raw log also has markers, which the agent removes from its log.
     ]
     late = [each for mine in own for each in mine.late]
     return Trickle(late, [each for theirs in raw for each in theirs.late], more, 1e6 * cpu / lines)
@@ -155,12 +164,12 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
 
 @asynccontextmanager
 async def raw_follower(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
-    """Follow the log of an action's container as the agent does, and only record the lines."""
+    """Follow the log of an action's container with the agent's client, and only record the lines."""
 
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
         query = {"container": "action", "follow": "true"}
-        while given.outcome is None:  # a kubelet under load ends a follower after a long wait
+        while given.outcome is None:  # A busy kubelet may end the request early, so repeat the request.
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():
                     lines.take(data, time.time())
@@ -170,5 +179,5 @@ async def raw_follower(client: Client, seen: Observer, given: Given, lines: Line
         yield
     finally:
         following.cancel()
-        with suppress(asyncio.CancelledError, ClusterError):  # the pod may be gone before the next request
+        with suppress(asyncio.CancelledError, ClusterError):  # The pod may be deleted before the next request.
             await following

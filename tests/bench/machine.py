@@ -31,13 +31,13 @@ def sockets_of(pid: int) -> int:
     """Return the number of open sockets of a process."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # the process has closed it
+        with suppress(FileNotFoundError):  # The process may close the descriptor meanwhile.
             count += os.readlink(link).startswith("socket:")
     return count
 
 
 def name() -> str:
-    """Return the number and model of the CPUs, for the head of the results."""
+    """Return the number and model of the CPUs, for the heading of the results."""
     models = [
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

@@ -1,8 +1,9 @@
 """A minimal scheduler that sends actions and records when events arrive, and the agents that connect to it.
 
 The server runs in the benchmark's process, as long as one experiment. The agents are processes of their own, as in a
-cluster. The server acknowledges each event at once and stores nothing, so that only the agent is measured. It differs
-from scripted/scheduler.py, a process that keeps all slots full: here an experiment follows each single action.
+cluster. The server acknowledges each event at once and stores nothing, so that only the agent is measured. An
+experiment can follow each single action. The other scheduler of the benchmark, scripted/scheduler.py, keeps all slots
+full instead.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Given:
         return self
 
     async def finished(self, timeout: float = 300) -> Given:
-        """Wait for the end of the action. Fail if it did not succeed."""
+        """Wait for the end of the action. Fail if the action did not succeed."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None
         assert self.outcome.result == wire.SUCCEEDED, self.outcome
@@ -99,7 +100,7 @@ class Stream:
 
 
 class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
-    """The server, its streams, actions and agents."""
+    """The server, its streams and actions, and the agents that it has started."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -114,7 +115,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[MinimalScheduler]:
-        """Serve. At the end, stop every agent too."""
+        """Serve until the block ends. Then stop the server and every agent."""
         server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -139,7 +140,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return agent
 
     def give(self, image: str, *commands: str, stream: int = -1, **fields: Any) -> Given:
-        """Send an action to an agent, by default the one that registered last."""
+        """Send an action to an agent, by default to the agent that registered last."""
         name = f"bench/{os.getpid()}/{next(self.numbers)}"
         fields.setdefault("artifacts", wire.ArtifactRules(when=wire.ArtifactRules.NEVER))
         action = wire.Action(action_id=name, attempt=1, claim=1, name="bench", image=image, commands=commands, **fields)
@@ -149,7 +150,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return given
 
     async def idle(self, timeout: float = 120) -> float:
-        """Wait until no slot is in use, so that every environment is gone. Return the time."""
+        """Wait until no slot is in use, which means that every environment is gone. Return the time."""
         await self.until(lambda: not any(each.running for each in self.streams), timeout)
         self.given.clear()
         return time.time()
@@ -164,7 +165,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         async with self.changed:
             self.changed.notify_all()
 
-    # ---- the service
+    # ---- the gRPC service
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[wire.AgentMessage], context: Any
@@ -258,11 +259,11 @@ class Agent:
 
     @property
     def cpu(self) -> float:
-        """Return the CPU seconds that it has used."""
+        """Return the CPU seconds that the agent has used."""
         return machine.cpu_of(self.pid)
 
     async def stop(self) -> None:
-        """Stop it with SIGTERM. Fail if its exit code is not 0."""
+        """Stop the agent with SIGTERM. Fail if its exit code is not 0."""
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(60):

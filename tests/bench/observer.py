@@ -1,8 +1,9 @@
-"""A watch of the pods beside the agent's, as long as an experiment. It shows the time that the agent adds to an action.
+"""The benchmark's own watch of the pods, which measures the time that the agent adds to an action.
 
-That time has two parts: from the scheduler's message to the pod in the watch, and from the exit code in the watch to
-the outcome at the scheduler. It contains the time of gRPC, of the agent, and of the API server for a creation. Agent
-and benchmark see the exit code in watches of the same kind.
+The watch lasts as long as an experiment. The added time has two parts. The first part lasts from the scheduler's
+message until the pod appears in the watch. The second part lasts from the exit code in the watch to the outcome at the
+scheduler. Both contain the time of gRPC and of the agent, and the first also the API server's time for the creation.
+The agent and the benchmark see the exit code in watches of the same kind.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SESSION = "sealci.dev/session"
 
 @asynccontextmanager
 async def api(namespace: str) -> AsyncIterator[Client]:
-    """Yield a client of the cluster, without the agent's limit of requests."""
+    """Yield an API client for the cluster, without the agent's rate limit."""
     settings = ClusterSettings(namespace=namespace, kubeconfig=Path(kube.kubeconfig()), requests_per_second=10_000)
     client = await Client.connect(settings, Metrics())
     try:
@@ -42,7 +43,11 @@ async def api(namespace: str) -> AsyncIterator[Client]:
 
 
 class Observer:
-    """The watch and its findings: name, creation and end of each pod by action id, in seconds of `time.time`."""
+    """The watch and its results.
+
+    By action id, the results are the name of the pod, and the times of its creation and of its end in seconds of
+    `time.time`.
+    """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace

@@ -1,7 +1,8 @@
 """Actions per second of one, two and four replicas, and the cost of one action: CPU of the agent, requests to the API.
 
-The pods of the scripted API run for one second. One row is the rate of one replica with its default limits. The rows of
-several replicas use a load that leaves the machine room for four. They compare the rate, and the rate per CPU second.
+The pods of the scripted API server (scripted/api.py) run for one second. One row is the rate of one replica with its
+default limits. The rows of several replicas use a smaller load, for which the CPU of the machine suffices even with
+four replicas. These rows compare the rate, and the rate per CPU second, with one replica.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ KINDS: tuple[tuple[str, int, Object], ...] = (
 
 @dataclass
 class Pace:
-    """Samples of windows of a few seconds.
+    """Samples of one experiment. Each sample covers a time span of a few seconds.
 
-    Per window: actions per second, CPU seconds of agents per action, and the busy share of the machine. `api_cpu` is in
-    CPU seconds of the scripted API per action.
+    The samples are the actions per second, the CPU seconds of all agents per action, and the busy share of the machine.
+    `api_cpu` is the CPU seconds of the scripted API server per action.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Pace:
     failed: int = 0
 
     def joined(self, other: Pace) -> Pace:
-        """Return the samples of both."""
+        """Return the samples of this object and of the other."""
         windows = (self.rates + other.rates, self.cpu + other.cpu)
         return Pace(*windows, self.api_cpu, self.busy + other.busy, self.failed + other.failed)
 
@@ -67,13 +68,13 @@ class Pace:
 
     @property
     def note(self) -> str:
-        """Return the load of the machine and the CPU per action, for the note of a row."""
+        """Return the load of the machine and the CPU per action, as a text for the note of a row."""
         failed = f", {self.failed} FAILED" if self.failed else ""
         return f"machine {median(self.busy):.0%} busy, {median(self.cpu) * 1e3:.1f} ms CPU of agents per action{failed}"
 
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
-    """Run replicas with full slots on the scripted API and measure some windows."""
+    """Run replicas with full slots on the scripted API server, and measure them `windows` times."""
     async with bench_setup() as setup:
         for _ in range(replicas):
             await setup.begin(slots=slots, cluster=cluster or {})
@@ -86,7 +87,7 @@ async def pace(replicas: int, slots: int, windows: int, cluster: Object | None =
 
 
 async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
-    """Fill the slots of all agents and wait WARM seconds. Return the state of the scheduler."""
+    """Fill the slots of all agents and wait WARM seconds. Return the counters of the scheduler."""
     await setup.until(lambda seen: seen["ready"] == len(setup.agents))
     await setup.scheduler.ask(give=LIFE, count=-1, **order)
     await asyncio.sleep(WARM)
@@ -94,7 +95,7 @@ async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
 
 
 async def measure_windows(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
-    """Measure some windows."""
+    """Measure the agents `windows` times, for `seconds` each."""
     found, load = Pace(), Load()
     cpu, began = setup.cpu, time.monotonic()
     for _ in range(windows):
@@ -111,7 +112,7 @@ async def measure_windows(setup: BenchSetup, before: Object, windows: int, secon
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure everything, in about two minutes."""
+    """Run the experiment, which takes about two minutes."""
     default = await pace(1, 100, 3)
     free = await pace(1, 120, 3, UNLIMITED)
     api = [1 / free.api_cpu]
@@ -144,10 +145,10 @@ async def measure(namespace: str = "") -> list[Row]:
 
 def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
     """Return the rows that compare several replicas with one: by rate, and per CPU second."""
-    # The target is for two replicas on the scripted API. Other API servers use more CPU than the agents.
+    # The target is for two replicas on the scripted API server. Other API servers use more CPU than the agents.
     target = f">= {WANTED}" if replicas == WANTED_OF and not where else ""
     by_rate = median(many.busy) < BUSY
-    # The floor of every window is the median of one replica.
+    # The baseline of each sample is the median rate of one replica.
     rates, own = many.rates, [one.rate] * len(many.rates)
     per_cpu = [replicas / each for each in many.cpu]
     what = ", ".join(filter(None, [f"{replicas} replicas / one", where]))
@@ -167,7 +168,7 @@ def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Seque
 async def requests_per_action(**order: Any) -> dict[str, float]:
     """Run COUNTED actions to their end.
 
-    Return the requests per action, by verb and resource, as the API counted them.
+    Return the requests per action, by verb and resource, as the API server has counted them.
     """
     async with bench_setup() as setup:
         await setup.agent(slots=COUNTED)

@@ -77,7 +77,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """Draw the rows that have a floor. The length of a bar is the ratio, and a ratio of 1 is the floor."""
+    """Draw a bar for each row that has a baseline (`floor`).
+
+    The length of a bar is the row's ratio to the baseline. The bar of a value equal to the baseline has the length 1.
+    """
     top = max((each.ratio or 0.0 for each in rows), default=1.0)
     plot = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("against the floor", "target", "ratio", f"0 to {top:.1f}"):

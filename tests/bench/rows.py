@@ -1,7 +1,8 @@
-"""One figure of a benchmark with its floor and its target: a row of the table.
+"""A row of the benchmark's table: one figure with its baseline and its target.
 
-Absolute times hold for one machine only. Ratios to a floor that was measured alternately in the same run can be
-compared between machines. A row lives as long as a run of `make bench`.
+The baseline (`floor`) is the same figure for a plain tool such as kubectl, or for one replica. Absolute times hold for
+one machine only. Ratios to a baseline can be compared between machines, because both figures are measured in turn in
+the same run. A row lives as long as a run of `make bench`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor` and `measured` are medians in `unit`. `spread` is the interquartile range over the median.
+    """One figure. `floor`, the baseline, and `measured` are medians in `unit`.
 
-    The target is compared with `ratio`, or with `measured` if there is no floor and `ratio` is None. `met` is None if
-    there is no target.
+    `spread` is the interquartile range divided by the median. The target applies to `ratio`, or to `measured` if there
+    is no baseline and `ratio` is None. `met` is None if there is no target.
     """
 
     what: str
@@ -33,7 +34,7 @@ class Row:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields for the file of results."""
+        """Return the fields for `bench.json`."""
         return asdict(self)
 
 
@@ -47,10 +48,10 @@ def row(
     inverse: bool = False,
     note: str = "",
 ) -> Row:
-    """Make a row from samples. Each sample of `floor` pairs with one of `measured`.
+    """Make a row from samples. Each sample of the baseline `floor` pairs with one sample of `measured`.
 
     The ratio is the median of measured / floor over the pairs, or of floor / measured if `inverse` is true. The target
-    is "<= X", ">= X" or "". It is compared with the ratio, or with the median of `measured` if there is no floor.
+    is "<= X", ">= X" or "". The target applies to the ratio, or to the median of `measured` if there is no baseline.
     """
     middle = statistics.median(measured)
     ratio = None

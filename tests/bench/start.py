@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Measure everything, in about half a minute."""
+    """Run the experiment, which takes about half a minute."""
     seconds: list[float] = []
     rss: list[float] = []
     cpu: list[float] = []

@@ -1,7 +1,7 @@
 """Duration of one trivial action, compared with the kubectl script of bare.py.
 
-Both run alternately. An Observer measures the time that the agent adds. More rows show the duration of each phase, from
-the agent's metrics.
+The action and the script run alternately. An Observer measures the time that the agent adds. More rows show the
+duration of each phase, from the agent's metrics.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def own_account(port: int) -> list[Row]:
 
 
 class Pairs:
-    """Samples of actions and scripts, in pairs: seconds until the end is known and until the pod is gone."""
+    """Samples of pairs of an action and a script: seconds until the end is known and until the pod is gone."""
 
     def __init__(self) -> None:
         self.own: list[tuple[float, float]] = []
@@ -81,7 +81,7 @@ class Pairs:
 
 
 async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
-    """Run an action and a script in turn. Swap their order in each pair."""
+    """Run pairs of an action and a script, one after the other. Swap their order in each pair."""
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found
@@ -97,7 +97,7 @@ async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> 
 
 
 async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
-    """Run one action. Return the seconds until its end is known and until its pod is gone."""
+    """Run one action. Return the seconds until its outcome is known and until its pod is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
     given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()

@@ -1,6 +1,6 @@
 """A real browser without a window, to render the status page.
 
-Each call starts a browser and ends it.
+Each call starts a browser and ends the browser.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ def document(profile: Path, url: str) -> str:
 
 
 def picture(profile: Path, url: str, file: Path, *, width: int, height: int) -> None:
-    """Write a picture of a page in a window of this size."""
+    """Write a picture of a page to `file`. `width` and `height` are the size of the browser's window."""
     browse(profile, [f"--window-size={width},{height}", f"--screenshot={file}"], url)
     assert file.read_bytes().startswith(b"\x89PNG"), "no picture was taken"

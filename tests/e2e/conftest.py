@@ -8,7 +8,7 @@ from tests.e2e.fixtures import lab, lab_settings, namespace, own_lab
 
 __all__ = ["lab", "lab_settings", "namespace", "own_lab"]
 
-# Seconds until an e2e test without a limit of its own fails: image pulls and pod starts take their time.
+# Seconds until an e2e test without a limit of its own fails. Image pulls and pod starts take long.
 LIMIT = 300
 
 

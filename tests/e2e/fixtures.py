@@ -1,7 +1,7 @@
-"""Fixtures of tests on a cluster: a namespace per module, and a lab in it.
+"""Fixtures of tests on a cluster: a namespace per module, and in it a lab (lab.py) with a scheduler and agents.
 
-The conftest.py of each folder that needs a cluster imports them. A module overrides `lab_settings` to change the
-settings of its agents.
+The conftest.py of each folder that needs a cluster imports these fixtures. A module overrides `lab_settings` to change
+the settings of its agents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A port at which pods wait: it accepts connections on an address that nodes reach, and never answers.
+"""A TCP port at which pods wait. A Gate accepts connections on an address that nodes reach, and never answers.
 
-The test closes the connections to let the pods continue. A gate that stays shut is a peer that hangs, such as a slow
-registry or an unreachable git server. A Gate lives as long as its `with` block and closes all connections at the end.
+The test closes the connections to let the pods continue. A Gate that no test opens simulates a server that hangs, such
+as a slow registry or an unreachable git server. A Gate lives as long as its `with` block and closes all connections at
+the end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Gate:
 
     @property
     def knock(self) -> str:
-        """Return the command that waits at this gate."""
+        """Return a shell command that connects to this port and waits until the test closes the connection."""
         return f"nc {self.address.replace(':', ' ')} </dev/null"
 
     def accept(self) -> None:
@@ -58,7 +59,7 @@ class Gate:
             connection.close()
 
     def close(self) -> None:
-        """Stop to listen and close all connections."""
+        """Stop listening and close all connections."""
         self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
         self.thread.join(5)

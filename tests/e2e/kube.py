@@ -58,8 +58,8 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
 def settle() -> None:
     """Restart the cluster's own components after an outage of the API server.
 
-    They reconnect by themselves, but their pauses between tries grow with each outage. Without the restart a controller
-    manager created no ServiceAccount for three minutes.
+    The components reconnect by themselves, but their pauses between tries grow with each outage. Without this restart,
+    a controller manager once created no ServiceAccount for three minutes.
     """
     provider("apiserver", "start")
     provider("restart", "controller-manager", "scheduler", "kubelet")

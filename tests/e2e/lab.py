@@ -1,7 +1,8 @@
-"""A lab: the local scheduler, agents and a namespace, for tests that submit actions. All are real processes.
+"""A lab: the local scheduler, agents and a namespace, for tests that submit actions.
 
-A lab lives as long as a test module, or as a test that breaks it. After each submission the observer checks rules that
-hold for every action. `close` checks that the agents stop cleanly and leave no pod and no Secret.
+The scheduler and the agents are real processes. A lab lives as long as a test module, or as long as one test that
+breaks the lab. After each submission the observer checks rules that hold for every action. `close` checks that the
+agents stop cleanly and leave no pod and no Secret.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Lab:
         return self.run({"action": {"image": image, "commands": list(commands), **keys}}, timeout=timeout)["action"]
 
     def check(self, report: Report) -> None:
-        """Compare a report with what the observer has seen and the scheduler has stored."""
+        """Compare a report with the pods that the observer has seen and with what the scheduler has stored."""
         outcome, _, code = report.outcome
         if outcome == "succeeded":
             message = f"{report.name} succeeded, but no container was seen to end"
@@ -120,7 +121,7 @@ class Lab:
         )
 
     def close(self) -> None:
-        """Stop everything. Check that nothing is left and that no secret was logged."""
+        """Stop all processes. Check that no pod and no Secret is left and that no secret value was logged."""
         try:
             for agent in self.agents:
                 agent.stop()
@@ -165,7 +166,7 @@ class Agent:
 
     @property
     def port(self) -> int:
-        """Return the HTTP port."""
+        """Return the HTTP port of the agent."""
         found = re.search(r'"port": (\d+)', self.log)
         assert found, self.log
         return int(found[1])
@@ -205,7 +206,7 @@ class Agent:
         for value in secret_values:
             assert value not in self.log
             assert value not in self.metrics
-        # The agent was killed if there are no metrics.
+        # An agent that the test has killed has no stored metrics.
         assert not self.metrics or internal_errors(self.metrics) == [], self.log
 
 
@@ -221,7 +222,7 @@ def internal_errors(metrics: str) -> list[str]:
 
 
 def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subprocess.Popen[bytes], str]:
-    """Start a scheduler over a folder. Return its process and address."""
+    """Start a scheduler that stores its data in a folder. Return its process and address."""
     log_file = folder / "scheduler.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(
@@ -240,13 +241,13 @@ def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subproce
 
 
 def spelled(action: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an action as a pipeline file has it."""
+    """Return an action in the format of a pipeline file."""
     rest = {key: value for key, value in action.items() if key != "image"}
     return {"configuration": {"container": action["image"]}, **rest}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings. `over` wins."""
+    """Merge nested settings. A value in `over` replaces the value in `base`."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -255,7 +256,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def until(condition: Any, message: str, timeout: float = 30) -> Any:
-    """Poll until a condition of another process holds. Return its value."""
+    """Poll until a condition of another process holds. Return the value of the condition."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not (found := condition()):

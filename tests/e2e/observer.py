@@ -31,14 +31,14 @@ class Observer:
         self.open()
 
     def open(self) -> None:
-        """Start the watch, also again after `close`."""
+        """Start the watch. May be called again after `close`."""
         self.closing = threading.Event()
         self.process = self.watch()
         self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
         self.reader.start()
 
     def watch(self) -> subprocess.Popen[str]:
-        """Start kubectl."""
+        """Start `kubectl get pods --watch`."""
         return subprocess.Popen(
             [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
@@ -50,14 +50,14 @@ class Observer:
     def read(self) -> None:
         """Read the events of the watch.
 
-        Start kubectl again when it ends, for example with a restart of the API server.
+        Start kubectl again when it ends, for example because the API server restarts.
         """
         while True:
             with self.process as process:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if not line.endswith("\n"):
-                        break  # an incomplete line
+                        break  # kubectl was ended in the middle of a line.
                     self.take(json.loads(line), time.monotonic())
             if self.closing.wait(0.1):
                 return
@@ -98,7 +98,7 @@ class Observer:
         }
 
     def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
-        """Check that a success has exit code 0 in the container's status, and that a reported code was seen."""
+        """Compare a reported outcome and exit code with the exit codes in the container's status."""
         seen = self.exit_codes(action_id)
         if outcome == "succeeded":
             assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"
@@ -106,7 +106,7 @@ class Observer:
             assert exit_code in seen, f"{action_id} was reported to end with {exit_code}, but ended with {seen}"
 
     def check_pods(self, *secret_values: str) -> None:
-        """Check that no pod of an agent had a secret, a token or a privilege."""
+        """Check that no pod of an agent had a secret value, a ServiceAccount token or a privilege."""
         for pod in self.states:
             if not session_of(pod):
                 continue

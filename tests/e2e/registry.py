@@ -1,6 +1,6 @@
 """A container registry that answers every pull with one HTTP status, on an address that nodes reach.
 
-It lives as long as its `with` block.
+The registry lives as long as its `with` block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PORT = 5000
 
 @contextlib.contextmanager
 def refusing(status: int) -> Iterator[str]:
-    """Serve while the block runs. Yield the registry's name for image references."""
+    """Serve until the block ends. Yield the registry's name for image references."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -31,7 +31,7 @@ def refusing(status: int) -> Iterator[str]:
         do_GET = do_HEAD = answer  # noqa: N815 - names of the library
 
         def log_message(self, format: str, *args: object) -> None:
-            """Stay quiet."""
+            """Log no request."""
 
     server = ThreadingHTTPServer((kube.provider("address"), PORT), Handler)
     thread = threading.Thread(target=server.serve_forever, name="registry", daemon=True)

@@ -102,12 +102,12 @@ class Release:
         return kube.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{name}:8080/proxy/metrics")
 
     def anchor(self, namespace: str) -> str:
-        """Return the UID of the object that owns the pods of actions."""
+        """Return the UID of the ConfigMap that owns the pods of actions."""
         name = f"{self.namespace}-{self.deployment}-anchor"
         return str(kube.get("configmap", name, "--namespace", namespace)[0]["metadata"]["uid"])
 
     def state(self) -> str:
-        """Return the state of the pods, for the message of a failure."""
+        """Return the state and the logs of the agents' pods, for the message of a failure."""
         listed = kube.kubectl("get", "pods", "--namespace", self.namespace, check=False)
         selector = f"app.kubernetes.io/instance={self.name}"
         words = ("logs", "--namespace", self.namespace, "--selector", selector, "--tail=20", "--prefix")

@@ -1,4 +1,4 @@
-"""A small git repository that pods can clone, for tests of other things than cloning."""
+"""A small git repository that pods can clone, for tests whose subject is not the clone."""
 
 from __future__ import annotations
 

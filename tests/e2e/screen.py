@@ -59,7 +59,7 @@ class Screen:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # Make the terminal the controlling one of the session, so that Ctrl-C sends SIGINT.
+            # Make this the controlling terminal of the program, so that Ctrl-C sends SIGINT to the program.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
         )
         os.close(slave)
@@ -104,7 +104,7 @@ class Screen:
         deadline = time.monotonic() + timeout
         while True:
             shown = self.text
-            unfolded = shown.replace("\n", "")  # a long line continues in the next one
+            unfolded = shown.replace("\n", "")  # A long line continues on the next line of the screen.
             if all(part in shown or part in unfolded for part in parts):
                 return shown
             with self.changed:

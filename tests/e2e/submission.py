@@ -1,6 +1,6 @@
 """A submission of actions to the scheduler of a lab, and the reports of its actions.
 
-Both live as long as the test that has submitted the actions.
+A Submission and its Reports live as long as the test that has submitted the actions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def finished(self) -> dict[str, Any]:
-        """Return the only outcome. Fail if there is none or more than one."""
+        """Return the event with the outcome. Fail if there is no such event or more than one."""
         found = [event for event in self.events if event["event"] == "finished"]
         assert len(found) == 1, f"{self.name}: {len(found)} outcomes in {self.events}"
         return found[0]
@@ -126,7 +126,7 @@ class Submission:
         return self.reports
 
     def abandon(self) -> None:
-        """Kill the process. The submitted actions go on."""
+        """Kill the process. The submitted actions continue."""
         self.process.kill()
         assert self.reader is not None
         self.reader.join(10)

@@ -59,7 +59,7 @@ def release(lab: Lab) -> Iterator[Release]:
 
 
 def counting(gate: Gate) -> Object:
-    """Return an action that writes a line a second until the gate is opened, then their number to a file."""
+    """Return an action that writes a line a second until the gate is opened, then the number of lines to a file."""
     count = "n=0; while kill -0 $! 2>/dev/null; do n=$((n+1)); echo line $n; sleep 1; done; echo $n > file"
     return {"image": BUSYBOX, "commands": [f"{gate.knock} & {count}"]}
 
@@ -116,7 +116,7 @@ def test_agents_run_restricted_and_without_variables_of_services(release: Releas
         spec = pod["spec"]
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
-        # Seconds for the drain, the grace, two deletions, a minute and half a minute.
+        # Seconds: the drain (1), the grace period (2), two deletions (120), a reserve (60), the end of the stream (30).
         assert spec["terminationGracePeriodSeconds"] == 1 + 2 + 120 + 60 + 30
         security = spec["containers"][0]["securityContext"]
         assert security["readOnlyRootFilesystem"] is True
@@ -139,7 +139,7 @@ def test_forty_actions_are_spread_over_four_replicas_within_their_slots(lab: Lab
 
 
 def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return by agent the number of its pods, and the most of them that ran at the same time."""
+    """Return two numbers for each agent: all its pods, and the most of its pods that ran at the same time."""
     live: dict[str, set[str]] = {}
     seen: dict[str, set[str]] = {}
     most: dict[str, int] = {}
@@ -175,7 +175,7 @@ def test_an_upgrade_while_twenty_actions_run_loses_no_action(lab: Lab, release: 
     anchor, old = release.anchor(lab.namespace), release.uids()
     with gate() as end:
         submission = started(lab, 20, end)
-        # The number of `kubectl scale` stays only if the chart sets none.
+        # The upgrade keeps the replica count of `kubectl scale` only if the chart sets no `replicas`.
         release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
         new = release.uids()
         assert len(new) == 2

@@ -30,7 +30,7 @@ QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lea
 
 
 class Account:
-    """A ServiceAccount with the chart's Role. `without` names a right that it never has."""
+    """A ServiceAccount with the chart's Role. `without` names a right that the account never has."""
 
     def __init__(self, namespace: str, name: str, folder: Path, *without: str) -> None:
         self.namespace = namespace
@@ -72,7 +72,7 @@ class Account:
             self.await_right(right, "yes")
 
     def await_right(self, right: str, answer: str) -> None:
-        """Wait until the API server answers `kubectl auth can-i` accordingly."""
+        """Wait until `kubectl auth can-i` prints `answer` for a right."""
         user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
         verb, resource = right.split()
         resource, _, subresource = resource.partition("/")
@@ -149,7 +149,7 @@ def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: La
 def test_without_exec_an_action_with_declared_files_fails(lab: Lab, account: Account, right: str) -> None:
     with account.without(right):
         report = lab.one(BUSYBOX, "echo x > file", artifacts={"paths": ["file"]})
-    # Before Kubernetes 1.35 an exec over a websocket needs only `get`.
+    # Before Kubernetes 1.35 an exec over a websocket needs only the verb `get`.
     if report.outcome[0] == "succeeded":
         assert right == "create pods/exec"
         assert kube.version() < (1, 35)
@@ -179,7 +179,7 @@ def test_without_delete_pods_a_left_pod_is_reported_and_deleted_later(lab: Lab, 
 def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(namespace: str, tmp_path: Path) -> None:
     account = Account(namespace, "adopting", tmp_path)
     settings = account.settings
-    # An agent that renews its own Lease late, as on a slow machine, judges no other agent.
+    # An agent that renews its own Lease late adopts no session. The longer intervals suffice for a slow machine.
     settings["cluster"] |= {"lease_duration": "10s", "lease_renew": "3s"}
     with open_lab(namespace, tmp_path, **settings) as lab:
         first = lab.agent()
@@ -189,7 +189,7 @@ def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(nam
             second = lab.agent()
             with account.without("patch pods"):
                 first.kill()
-                lab.agents.remove(first)  # the lab asks only the second agent to leave
+                lab.agents.remove(first)  # The test has killed this agent, so the lab must not stop it.
                 until(lambda: "a session was not claimed" in second.log, "the second agent did not try to adopt", 90)
                 assert "patch pods: pods" in second.log
             end.open()
@@ -208,7 +208,8 @@ WITHOUT = {
     "get configmaps": "get configmaps: configmaps",
     "delete leases": "the agent's Lease could not be given back",
 }
-# An agent without one of these rights is ready. It cannot adopt, or its own sessions are adopted only after a delay.
+# An agent without one of these rights is ready. But it cannot adopt, or its own sessions are adopted only after a
+# delay.
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 

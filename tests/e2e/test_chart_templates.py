@@ -1,7 +1,7 @@
-"""The rendered chart: helm lint is silent, a real API server accepts the objects, wrong values are named by their key.
+"""The rendered chart: helm lint is silent, a real API server accepts the objects, and an error names the wrong key.
 
-The API server checks PodMonitor, PrometheusRule and ScaledObject with the definitions of their projects, which come
-from the Go modules and stay in the cluster of the tests.
+The API server checks PodMonitor, PrometheusRule and ScaledObject with the definitions of their projects. These
+definitions come from Go modules and stay in the cluster of the tests.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
 
 
 def settings_of(objects: list[Object], folder: Path) -> Settings:
-    """Return the settings of the rendered agents, read as an agent does."""
+    """Return the settings of the rendered agents, read as an agent reads them."""
     (found,) = (each for each in of_kind(objects, "ConfigMap") if "settings.yaml" in each["data"])
     file = folder / "settings.yaml"
     file.write_text(found["data"]["settings.yaml"])

@@ -30,7 +30,7 @@ SLOTS = 20
 
 
 class ClassicLab:
-    """A classic scheduler and its agents in a namespace. An `Agent` uses it as its lab."""
+    """A classic scheduler and its agents in a namespace. An `Agent` uses a ClassicLab as its lab."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -88,7 +88,7 @@ async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
 
 
 async def test_success_failure_and_a_missing_image(lab: ClassicLab) -> None:
-    """The exit code is that of the command, later commands do not run, and a failed set-up gives its cause."""
+    """The exit code is the command's, later commands do not run, and a failed set-up reports its cause."""
     await lab.agent()
     run = lab.scheduler.run
     good, bad, missing, slow = await asyncio.gather(

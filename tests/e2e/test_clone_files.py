@@ -1,4 +1,4 @@
-"""Of a clone, the agent sends only files that the commands created or changed."""
+"""From a cloned repository, the agent copies only files that the commands created or changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def lab_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
-    """Serve a repository, and run all actions on clones of it."""
+    """Serve a repository over git and run all actions on clones of the repository."""
     folder = tmp_path_factory.mktemp("repositories")
     make_repository(folder)
     with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:

@@ -12,7 +12,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, SHELLS
 if TYPE_CHECKING:
     from tests.e2e.lab import Lab
 
-# name: (commands, (outcome, reason, exit code), lines of the log)
+# By name of the case: commands, (outcome, reason, exit code), lines of the log.
 CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] | None]] = {
     "success": (["echo one", "echo two"], ("succeeded", None, 0), ["one", "two"]),
     "kth-fails": (["echo one", "(exit 7)", "echo never"], ("failed", "COMMAND_FAILED", 7), ["one"]),
@@ -70,7 +70,7 @@ def test_shell(reports: dict[str, Any], name: str) -> None:
     report = reports[name]
     assert report.outcome == outcome, report
     if lines is not None:
-        # bash shows the nesting of `eval` in its trace as "++".
+        # For a command inside `eval`, bash's `set -x` prints "++" in place of "+".
         assert re.sub(r"^\++", "+", report.text, flags=re.MULTILINE).splitlines() == lines
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL = RIGHTS + LEASE_RIGHTS
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
-# The check of the probe pod that fails without a right. The other checks go on.
+# By missing right, the checks of the probe pod that fail. All other checks still run.
 SHOWS = {
     "get pods/log": {probe_pod.LOG},
     "get pods/exec": {probe_pod.EXEC},
@@ -67,17 +67,17 @@ def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
 
 
 def settings(config: Path, namespace: str) -> Settings:
-    """Return an agent's settings with that kubeconfig."""
+    """Return the settings of an agent that uses a kubeconfig."""
     return load(None, {"cluster": {"kubeconfig": str(config), "namespace": namespace}}, {})
 
 
 async def findings(settings: Settings, seconds: float = 60) -> dict[str, Finding]:
-    """Run the checks of the cluster."""
+    """Run the doctor's checks of the cluster. Return the findings by check."""
     return {each.check: each async for each in examine(settings, parts=("cluster",), seconds=seconds)}
 
 
 def slug(right: Right) -> str:
-    """Return the name of the ServiceAccount without a right."""
+    """Return the name of the ServiceAccount that lacks a right."""
     return "without-" + re.sub(r"\W", "-", str(right))
 
 
@@ -102,7 +102,7 @@ async def test_each_missing_right_is_named(namespace: str, tmp_path: Path) -> No
         broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
         shown = SHOWS.get(str(gone), set())
         if str(gone) == "create pods/exec" and kube.version() < (1, 35):
-            shown = set()  # these versions need only `get`
+            shown = set()  # Before Kubernetes 1.35 an exec needs only the verb `get`.
         assert broken == shown, (str(gone), seen)
         for check in broken:
             print(f"without {gone}: {seen[check].detail}")
@@ -132,7 +132,7 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
         assert (
             len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
-        )  # lines: scheduler, cluster, rights, probe pod, summary
+        )  # Number of lines for the scheduler, the cluster, the rights, the probe pod, and the summary.
     finally:
         scheduler.terminate()
         scheduler.wait(10)

@@ -24,7 +24,7 @@ DEAF = "trap '' TERM; echo begun; while true; do sleep 1; done"
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Any]:
-    """Run all actions that the test itself does not end, at once."""
+    """Run all actions of this module that no test has to end, at once."""
     return lab.run(
         {
             "child-memory": {"image": DEBIAN, "commands": [EAT, "echo never"], **SMALL},
@@ -78,7 +78,7 @@ def test_files_are_copied_after_a_timeout_if_requested(reports: dict[str, Any]) 
     assert report.files["kept"].read_text() == "made\n"
 
 
-# ---- cancel
+# ---- cancelled actions
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
 
 
 def check_cancelled(submission: Submission, stage: str) -> Report:
-    """Cancel the action. Check that it ends in its stage and that nothing is left."""
+    """Cancel the action. Check that it ends in the given stage and that no pod and no Secret is left."""
     submission.cancel()
     report = submission.wait(60)["a"]
     assert submission.process.returncode == 130
@@ -155,11 +155,11 @@ def check_cancelled(submission: Submission, stage: str) -> Report:
     return report
 
 
-# ---- deleted under it
+# ---- pods that are deleted while the commands run
 
 SERVER = "trap 'echo got TERM; exit 0' TERM; echo begun; sleep 1000 & wait"
 DELETED: dict[str, tuple[str, list[str]]] = {
-    # name: (command, options of kubectl delete)
+    # By name of the case: command, options of `kubectl delete`.
     "trap": (TRAP, []),
     "plain": ("echo begun; sleep 1000", []),
     "leaves-with-0": (SERVER, []),
@@ -197,7 +197,7 @@ def test_commands_get_sigterm_on_a_deletion_with_grace(deleted: dict[str, Report
     assert "\ngot TERM\n" in deleted[name].text
 
 
-# ---- the node's kubelet
+# ---- an outage of the kubelet
 
 
 @pytest.fixture
@@ -209,7 +209,11 @@ def stop_kubelet() -> Iterator[Callable[[], object]]:
 
 @pytest.mark.alone
 def test_an_outage_of_the_kubelet_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
-    """One action runs over the outage and one ends during it. The connection of a background process shows its end."""
+    """One action runs longer than the outage, and another ends during the outage.
+
+    The other action has a background process that is connected to a gate. When this connection closes, the action has
+    ended.
+    """
     with gate() as within, gate() as holder, gate() as across:
         count = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done"
         held = [f"{holder.knock} & echo begun; {within.knock}", count, "echo made > file"]

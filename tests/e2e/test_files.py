@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 NOTAR, NONROOT = (f"localhost/sealci-test/{name}:1" for name in ("notar", "nonroot"))
 BIG = 50 << 20
 
-# Prints, as its last line, every regular file of the workspace with its sha256 and mode: the expected files.
+# A program for the action. It prints the sha256 and mode of every regular file in the workspace as the last line of the
+# log. The test compares the stored files with this line.
 TRUTH = r"""
 import hashlib, json, os, stat
 found = {}

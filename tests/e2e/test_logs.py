@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LONG = 5 << 20
 LINES = 100_000
 SEEDED = "import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes({}){})"
-# containerd takes the CR of a CR LF as part of the line's end. It is not in the node's log, so no reader gets it.
+# containerd removes a CR before an LF, so the node's log lacks the CR. No reader of the log can get it.
 NO_CRLF = ".replace(b'\\r\\n', b'\\n')"
 ALL_BYTES = bytes(range(256)) * 40
 TAIL = "".join(f"line {number}\n" for number in range(200))
@@ -33,7 +33,7 @@ def count(first: int, last: int) -> str:
     return "".join(f"{number}\n" for number in range(first, last + 1))
 
 
-# name: (image, commands, the whole log)
+# By name of the case: image, commands, the whole log.
 CASES: dict[str, tuple[str, list[str], bytes]] = {
     "nothing": (BUSYBOX, ["true"], b""),
     "no-final-newline": (BUSYBOX, ["printf 'one\\ntwo'"], b"one\ntwo"),
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, list[str], bytes]] = {
         b"\x1esealci:\x1esealci:00000000:s:1\n\x1e",
     ),
 }
-# The last lines and the end come at the same time. Many repetitions would show a race.
+# These actions write their last lines right before they end. Many repetitions would show a race.
 LAST = {f"last-moment-{number}": (DEBIAN, [python(f"print({TAIL!r}, end='')")], TAIL.encode()) for number in range(6)}
 KILLED = "import os, signal; os.write(1, {!r}); os.kill(os.getppid(), signal.SIGKILL)"
 CASES |= LAST
@@ -80,7 +80,7 @@ CASES |= LAST
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Report]:
-    """Run all cases at once. The long silence takes as long as all others together."""
+    """Run all cases at once. The case `silence` takes as long as all other cases together."""
     actions: dict[str, dict[str, Any]] = {
         name: {"image": image, "commands": commands, "artifacts": "none"}
         for name, (image, commands, _) in CASES.items()
@@ -90,7 +90,7 @@ def reports(lab: Lab) -> dict[str, Report]:
 
 @pytest.fixture(scope="module")
 def failed(lab: Lab) -> dict[str, Report]:
-    """Run actions that write and then fail."""
+    """Run actions that write to the log and then fail."""
     return lab.run(
         {
             "exit": {"image": DEBIAN, "commands": [f"printf %s {shlex.quote(TAIL)}; exit 3"]},
@@ -124,7 +124,7 @@ def test_the_printed_text_is_the_stored_log(reports: dict[str, Report], name: st
     [
         ("exit", ("failed", "COMMAND_FAILED", 3), TAIL),
         ("killed", ("failed", "COMMAND_FAILED", 137), TAIL),
-        # The shell itself reports the end of its child.
+        # The shell writes "Terminated" when a signal ends its child.
         ("timeout", ("failed", "DEADLINE_EXCEEDED", 143), f"{TAIL}Terminated\n"),
         ("last-words", ("failed", "DEADLINE_EXCEEDED", 1), "hello\nbye\n"),
     ],

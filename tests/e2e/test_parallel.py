@@ -1,4 +1,7 @@
-"""Many actions at once: each has its own log and files, one more waits, and a deleted one does not disturb others."""
+"""Many actions at once: each has its own log and files.
+
+An action that finds no free slot waits. A deleted pod does not disturb other actions.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ POISONED: dict[str, tuple[dict[str, object], str]] = {
 
 
 def test_failing_actions_do_not_disturb_others(lab: Lab) -> None:
-    """The undisturbed actions begin before the failing ones and end after them."""
+    """The undisturbed actions begin before the failing actions and end after them."""
     wait = "while [ ! -e /workspace/go ]; do sleep 0.2; done"
     healthy = {
         f"healthy{i}": {"image": BUSYBOX, "commands": [f"echo begun {i}", wait, f"echo {i} | tee file"]}

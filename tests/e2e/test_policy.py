@@ -1,4 +1,4 @@
-"""Rights of a pod in both profiles, as seen from inside the pod."""
+"""Rights of a pod in the security profiles `baseline` and `restricted`, as seen from inside the pod."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_no_new_privileges_and_seccomp(baseline: dict[str, Any]) -> None:
     found = dict(line.split(":\t") for line in baseline["status"].text.splitlines())
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
-    # Only the runtime's default capabilities: no SYS_ADMIN (21), NET_ADMIN (12), SYS_PTRACE (19).
+    # The runtime's default capabilities do not include SYS_ADMIN (21), NET_ADMIN (12) and SYS_PTRACE (19).
     bounding = int(found["CapBnd"], 16)
     assert not bounding & (1 << 21 | 1 << 12 | 1 << 19)
 
@@ -106,7 +106,7 @@ def test_a_missing_ref_is_reported(lab: Lab, repositories: str) -> None:
     assert "never" not in report.text.splitlines()
 
 
-# ---- restricted
+# ---- the profile `restricted`
 
 
 @pytest.fixture

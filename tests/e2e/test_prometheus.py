@@ -42,7 +42,7 @@ def dashboard() -> list[tuple[str, str]]:
 
 
 def fill(query: str) -> str:
-    """Fill in the variables as Grafana does for all namespaces and pods."""
+    """Replace the variables of a query, as Grafana does if all namespaces and pods are selected."""
     for name, value in {"$namespace": ".*", "$pod": ".*", "$__rate_interval": "2m", "$__range": "5m"}.items():
         query = query.replace(name, value)
     assert "$" not in query, query
@@ -87,7 +87,7 @@ class Prometheus:
             return False
 
     def get(self, path: str, **query: str) -> Any:
-        """Return the data of a request to its API."""
+        """Send a request to the API of Prometheus. Return the data of the answer."""
         asked = f"{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{asked}", timeout=30) as answer:
             return json.load(answer)["data"]
@@ -180,7 +180,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
         lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'),
         "a clean-up is not counted",
     )
-    # A rate needs two samples around a change.
+    # `rate()` needs a sample before and a sample after a change of a counter.
     until(lambda: prometheus.query("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "there is no rate")
     empty = []
     print()
@@ -194,7 +194,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     counted = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_count > 0")}
     assert counted == PHASES
     timed = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_sum > 0")}
-    # The duration of a short clone comes from whole seconds of the pod's status, so it may be 0.
+    # The duration of a clone comes from times in the pod's status with whole seconds, so a short clone may take 0 s.
     assert timed | {"clone"} == PHASES
     ended = prometheus.query("sealci_agent_actions_completed_total > 0")
     faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}

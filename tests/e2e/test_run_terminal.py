@@ -214,11 +214,11 @@ def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
     actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
     screen = terminals.run(actions, "--shell-on-failure")
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
-    # One command: between two commands a signal can reach only the one that has just ended.
+    # One `sh -c` runs both programs. A Ctrl-C between two commands of the outer shell would end neither.
     screen.type("cat file; sh -c 'stty size; sleep 100'\r")
     screen.until("here", "40 120")
     screen.type("\x03")
-    # The terminal discards the input before the signal.
+    # On Ctrl-C the terminal discards input that the shell has not read. So wait before the next input.
     screen.until("^C")
     screen.type("echo still $((40 + 2))\r")
     screen.until("still 42")

@@ -88,7 +88,7 @@ def traces() -> list[bytes]:
         raw = value.encode()
         found += [raw, base64.b64encode(raw).rstrip(b"="), quote(value).encode(), quote_plus(value).encode()]
         found += [quote(value, safe="").encode(), json.dumps(value)[1:-1].encode()]
-        # Bytes before the value shift its base64. These are the three possible encodings.
+        # The base64 of a value depends on the number of bytes before the value. There are three possible encodings.
         found += [base64.b64encode(raw[skipped:])[:-4] for skipped in (1, 2)]
     return found
 

@@ -73,7 +73,7 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 class FakeAgent:
     """One replica.
 
-    `received` holds the scheduler's messages by kind, without `Registered` and the answers to health.
+    `received` holds the scheduler's messages by kind, without `Registered` and the acknowledgements of health reports.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):  # the reader stores the status in `code`
+        with contextlib.suppress(grpc.aio.AioRpcError):  # The reader stores the status in `code`.
             await self.write(wire.AgentMessage(register=register))
         answers = [asyncio.ensure_future(self.registered.wait()), asyncio.ensure_future(self.ended.wait())]
         await asyncio.wait(answers, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
@@ -219,7 +219,7 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Upload files, then report the summary if there is one."""
+        """Upload files. If there is a summary, then send the event with the summary."""
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:
             yield wire.ArtifactChunk(header=translate.upload_header_message(key, self.agent_id))

@@ -1,4 +1,4 @@
-"""Requests that FakeApi has received, and scripted answers that replace its own.
+"""Requests that FakeApi has received, and scripted answers that replace the answers of FakeApi.
 
 Both live as long as the FakeApi of a test.
 """
@@ -35,8 +35,8 @@ class Request:
 class Scripted:
     """An answer to the next `times` requests of a verb on paths that contain `part`.
 
-    The status `HANG` means no answer. If `applied` is true, the request takes effect first. `play` answers in place of
-    `status` and `body`.
+    The status `HANG` means no answer. If `applied` is true, the request takes effect first. `play`, if given, is a
+    function that makes the answer in place of `status` and `body`.
     """
 
     verb: str

@@ -68,7 +68,7 @@ class FakeApi(Changing):
 
     @asynccontextmanager
     async def serving(self, **settings: Any) -> AsyncIterator[Client]:
-        """Serve requests. Yield a client with these cluster settings."""
+        """Serve requests. Yield a client that has these cluster settings."""
         application = web.Application(middlewares=[self.record])
         router = application.router
         router.add_get("/version", self.on_version)
@@ -100,7 +100,7 @@ class FakeApi(Changing):
         """Add the routes of a subclass."""
 
     def client(self, **settings: Any) -> Client:
-        """Return one more client, with these cluster settings."""
+        """Return one more client, which has these cluster settings."""
         configuration = Configuration(host=self.host)
         configuration.connection_pool_maxsize = 0
         self.settings = ClusterSettings.model_validate({"namespace": "ci", **settings})
@@ -131,7 +131,7 @@ class FakeApi(Changing):
         answered: web.StreamResponse = await handler(request)
         return answered
 
-    # ---- the script
+    # ---- scripted answers and changes
 
     def answer(
         self,

@@ -17,7 +17,7 @@ class Pair:
     key: Path
 
     def credentials(self, clients: Pair | None = None) -> grpc.ServerCredentials:
-        """Return the credentials of a server. With `clients`, callers must show a certificate of that CA."""
+        """Return a server's credentials. If `clients` is given, a client must present a certificate of that CA."""
         return grpc.ssl_server_credentials(
             [(self.key.read_bytes(), self.cert.read_bytes())],
             root_certificates=clients.cert.read_bytes() if clients is not None else None,

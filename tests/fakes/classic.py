@@ -106,7 +106,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """End all streams and calls, and lose the pool."""
+        """End all streams and calls, and drop the pool of agents."""
         channels, self.channels = self.channels, []
         for channel in channels:
             await channel.close()
@@ -132,7 +132,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         """Return the agent for the next action. The real scheduler does not check whether the agent is still alive."""
         return min(self.pool.values(), key=lambda each: each.score)
 
-    # ---- calls of agents
+    # ---- calls that agents make
 
     async def RegisterAgent(  # noqa: N802 - the contract's name
         self, request: scheduler_pb2.RegisterAgentRequest, context: Context
@@ -164,7 +164,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
                 await self.notify()
         return scheduler_pb2.Empty()
 
-    # ---- calls to agents
+    # ---- calls to agents, which this scheduler makes
 
     def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
         """Dial an agent for an action."""

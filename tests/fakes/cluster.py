@@ -1,8 +1,8 @@
 """A cluster in memory: scripted environments whose logs have the real markers of the supervisor.
 
-By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes that. A
-step in `holds` waits until the test continues it. The backend counts creations and removals, so that a test can check
-that every environment is removed exactly once. A FakeBackend lives as long as a test.
+By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes this
+default run. A step in `holds` waits until the test unblocks the step. The backend counts creations and removals, so
+that a test can check that every environment is removed exactly once. A FakeBackend lives as long as a test.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Script:
         setups: the observations after each `create`. The last entry counts for all later ones.
         codes: the exit code of each command, in order. A code other than 0 must be the last.
         output: the bytes that each command writes.
-        end: the last observation, in place of the one that follows from the codes.
+        end: the last observation, in place of the observation that follows from `codes`.
         holds: the steps that wait for the test: "create", "setup", "commands", "files", "remove".
-        collections: what each `files` does: a `Collected`, or an error; the last counts for all further ones.
-        interactive: somebody sits at a terminal.
+        collections: the result of each `files`, a `Collected` or an error. The last entry counts for all later ones.
+        interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
-        remove_error: an error that `remove` raises, which a real one must not do.
+        remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
 
     creates: list[BaseException | None] = field(default_factory=list)
@@ -128,12 +128,12 @@ class FakeEnvironment:
 
     @property
     def running_for(self) -> float:
-        """Return a moment if the commands have begun, otherwise 0."""
+        """Return a small number of seconds if the commands have started, otherwise 0."""
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
     @property
     def recreatable(self) -> bool:
-        """The pod can always be re-created."""
+        """Return True, because the pod can always be re-created."""
         return True
 
     def release(self) -> None:
@@ -141,20 +141,20 @@ class FakeEnvironment:
         self.steps.append("release")
 
     def disown(self) -> None:
-        """Note that the environment is another agent's now."""
+        """Record that another agent owns the environment now."""
         self.disowned = True
 
-    # ---- methods for the test
+    # ---- methods that only tests call
 
     async def note(self, step: str) -> None:
-        """Record a step. Wait if the script holds it."""
+        """Record a step. If the script holds the step, wait until the test unblocks it."""
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
             await self.backend.wait_for(lambda: step in self.unblocked)
 
     async def unblock(self, step: str) -> None:
-        """Let a step that is held go on."""
+        """Let a step continue that the script holds."""
         self.unblocked.add(step)
         await self.backend.notify()
 
@@ -192,7 +192,7 @@ class FakeEnvironment:
         files = self.action.artifacts.when.value != "never"
         await self.show(self.script.end or Exited(code, command, reason, message, files))
 
-    # ---- the environment port
+    # ---- methods that a session calls
 
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Create the pod."""
@@ -219,7 +219,7 @@ class FakeEnvironment:
                 return
 
     def markers(self) -> MarkerReader:
-        """Return a fresh reader."""
+        """Return a new MarkerReader."""
         return MarkerReader(NONCE)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
@@ -266,20 +266,20 @@ class FakeEnvironment:
 
     @property
     def interactive(self) -> bool:
-        """Return whether the script has a person at a terminal."""
+        """Return whether a person works in the environment at a terminal."""
         return self.script.interactive
 
     async def upload_workspace(self) -> None:
-        """Note that the workspace is being completed."""
+        """Record the upload of the workspace."""
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
-        """Record that a person looks at the environment."""
+        """Record the hold for debugging. Return the message for the person at the terminal."""
         await self.note("hold_for_debugging")
         return "the pod shows the cause" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
-        """Remove the pod, unless it is another agent's."""
+        """Remove the pod, unless another agent owns it."""
         self.removals += 1
         if self.disowned:
             return

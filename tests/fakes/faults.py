@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.fakes.answers import Handler, Play
     from tests.fakes.api import FakeApi, WatchEvent
 
-# Seconds between two bytes of a slow answer, and between two looks at a condition.
+# Seconds between two bytes of a slow answer, and between two checks of a condition.
 PACE = 0.02
 EXPIRED = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}\n'
 CONFLICT = "Operation cannot be fulfilled on it: the object has been modified; please apply your changes to the"
@@ -99,18 +99,21 @@ class Faults:
 
         return play
 
-    # ---- the connection
+    # ---- faults of the connection
 
     async def refused(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse all connections until the agent has noticed, beginning with this request."""
+        """Refuse all connections, beginning with this request, until the agent has noticed the outage."""
         return await self.outage(None)
 
     async def untrusted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Serve with a certificate that the agent does not trust, until the agent has noticed."""
+        """Serve with a certificate that the agent does not trust, until the agent has noticed the fault."""
         return await self.outage(self.other)
 
     async def outage(self, certificate: ssl.SSLContext | None) -> web.StreamResponse:
-        """Abort every connection and listen on the same address later, meanwhile with `certificate` if there is one."""
+        """Abort every connection. Listen again on the same address when the agent has noticed the outage.
+
+        Until then, listen with `certificate` if there is one.
+        """
         api = self.api
         port = api.runner.addresses[0][1]
         await shut(api.site)
@@ -137,7 +140,7 @@ class Faults:
         """Wait until every outage has ended."""
         await asyncio.gather(*self.outages)
 
-    # ---- the answer
+    # ---- faults of the answer
 
     async def applied(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Apply the request and send no answer."""
@@ -205,9 +208,10 @@ class Faults:
 
 
 async def shut(site: web.BaseSite) -> None:
-    """Stop to listen, after the connections that the loop is accepting now.
+    """Stop listening, after the loop has accepted the connections that are arriving now.
 
-    If a server is closed while asyncio accepts a connection, asyncio forgets that connection: it stays open and silent.
+    If a server is closed while asyncio accepts a connection, asyncio loses this connection, which then stays open and
+    silent.
     """
     server = site._server  # noqa: SLF001 - aiohttp has no public way
     assert isinstance(server, asyncio.Server)
@@ -227,7 +231,7 @@ def doubled(events: list[WatchEvent]) -> list[WatchEvent]:
 
 
 def backwards(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Send the newest event first, and the first of the old order once more at the end."""
+    """Send the events in reverse order, and at the end the oldest event a second time."""
     return [*reversed(events), *events[:1]]
 
 

@@ -1,8 +1,9 @@
-"""The log of a container as a kubelet serves it. Tests of the log path use it for the expected result.
+"""The log of a container as a kubelet serves it. Tests of the log path compare their results with this model.
 
-The model is the kubelet's `ReadLogs` over containerd's CRI log files. A line of a file is a piece of at most 16 KiB
-with its own timestamp. The kubelet joins the pieces of a line, and only the first piece gets the prefix. The kubelet
-compares `since` per piece and in whole seconds. A new reader gets nothing of a file that was rotated away.
+The model is the kubelet's `ReadLogs` over containerd's CRI log files. Each line of such a file is a piece of a log
+line, of at most 16 KiB and with its own timestamp. The kubelet joins the pieces of a log line, and only the first piece
+keeps its timestamp. The kubelet compares `since` per piece and in whole seconds. A new reader gets nothing of a file
+that was rotated away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EPOCH = 1_795_000_000 * SECOND
 class KubeletLog:
     """The log of one container.
 
-    `zone` is the node's offset to UTC in minutes, `piece` the most bytes of a piece of a line.
+    `zone` is the node's offset to UTC in minutes. `piece` is the maximum number of bytes of a piece of a line.
     """
 
     zone: int = 0
@@ -31,14 +32,14 @@ class KubeletLog:
     def write(self, payload: bytes, at: int) -> None:
         """Append payload in pieces, all with one timestamp in nanoseconds.
 
-        A rest without newline is a piece of its own.
+        Bytes after the last newline form a piece of their own.
         """
         for line in split_lines(payload):
             for start in range(0, len(line), self.piece):
                 self.records.append((at, line[start : start + self.piece]))
 
     def rotate(self) -> None:
-        """Begin a new file. `body` returns nothing of the old one."""
+        """Begin a new file. `body` then returns nothing of the old file."""
         self.current = len(self.records)
 
     def payload(self) -> bytes:
@@ -46,7 +47,7 @@ class KubeletLog:
         return b"".join(piece for _, piece in self.records)
 
     def body(self, since: str = "") -> bytes:
-        """Return the response to a new reader, from the whole second of `since` on."""
+        """Return the response to a new reader, beginning at the whole second of `since`."""
         floor = 0
         if since:
             floor = int(datetime.fromisoformat(since).timestamp()) * SECOND
@@ -54,7 +55,7 @@ class KubeletLog:
 
 
 def render(records: list[tuple[int, bytes]], floor: int, zone: int) -> bytes:
-    """Join pieces to lines with prefixes, as `logWriter.write` of the kubelet does."""
+    """Join pieces to lines with timestamps, as `logWriter.write` of the kubelet does."""
     parts: list[bytes] = []
     line_start = True
     for at, piece in records:

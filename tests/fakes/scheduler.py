@@ -1,8 +1,8 @@
 """A scheduler for tests: a real grpc.aio server on loopback. A test scripts its behaviour by attributes.
 
-It keeps the stored events of each attempt over reconnects and over its own restarts, until `forget`. It records every
-breach of the contract in `breaches`: a gap in the numbers, one number for two different events, an event before the
-registration. Tests wait with `until` and never sleep.
+The scheduler keeps the stored events of each attempt over reconnects and over its own restarts, until `forget`. The
+list `breaches` records every breach of the contract: a gap in the numbers, one number for two different events, an
+event before the registration. Tests wait with `until` and never sleep.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class Peer:
     status: tuple[grpc.StatusCode, str] | None = None
 
     def send(self, **message: Any) -> None:
-        """Send a message of the named kind."""
+        """Send a message. The keyword is the kind of the message."""
         self.outgoing.put_nowait(wire.SchedulerMessage(**message))
 
     def end(self, status: grpc.StatusCode | None = None, details: str = "") -> None:
-        """End the stream with a status, or cleanly without one."""
+        """End the stream with a status. Without a status, end the stream cleanly."""
         self.status = (status, details) if status is not None else None
         self.outgoing.put_nowait(None)
 
 
 class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
-    """The server. The attributes under "script" set its behaviour, the others record what it received."""
+    """The server. Some attributes script its behaviour, and the other attributes record what it has received."""
 
     def __init__(self) -> None:
-        # Script.
+        # Attributes that a test sets to script the server's behaviour.
         self.interval = 60.0
         self.grace = 60.0
         self.refusal: wire.Refused | None = None
@@ -70,7 +70,8 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.answers_registration = True
         self.answers_health = True
         self.acknowledges = True
-        self.acknowledges_every = 1  # events; at a new stream the scheduler resumes after the last acknowledged event
+        # Number of events per acknowledgement. A new stream resumes after the last acknowledged event.
+        self.acknowledges_every = 1
         self.answers_sessions = True
         self.ends_with_agent = True
         self.ends_after_events: int | None = None
@@ -79,7 +80,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.breaks_upload_after: int | None = None
         self.receipt: wire.UploadReceipt | None = None
         self.credentials: grpc.ServerCredentials | None = None
-        # Record.
+        # Attributes that record what the server has received.
         self.peers: list[Peer] = []
         self.stored: dict[tuple[str, int], list[wire.Event]] = {}
         self.acknowledged: dict[tuple[str, int], int] = {}
@@ -115,11 +116,11 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
 
     @property
     def peer(self) -> Peer:
-        """The last registered stream."""
+        """Return the last registered stream."""
         return [peer for peer in self.peers if peer.register is not None][-1]
 
     def forget(self) -> None:
-        """Lose the stored events, as after a state loss."""
+        """Delete the stored events, as in a state loss."""
         self.stored.clear()
 
     def describe(self) -> str:
@@ -147,7 +148,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         """Return the stored log of an attempt."""
         return b"".join(event.log.data for event in self.stored.get(key.attempt_key, ()))
 
-    # ---- Connect
+    # ---- the gRPC call Connect
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
@@ -237,7 +238,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         if self.ends_after_events is not None and peer.events == self.ends_after_events:
             peer.end(grpc.StatusCode.UNAVAILABLE, "scripted")
 
-    # ---- UploadArtifacts
+    # ---- the gRPC call UploadArtifacts
 
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any

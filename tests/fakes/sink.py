@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class RecordingEventSink:
-    """Opens a recording outlet for every session. While a test has cleared `acknowledges`, `wait_until_stored` waits.
+    """Opens a RecordingSessionSink for every session.
 
-    The outlets of the actions in `poisoned` raise on every event.
+    While a test has cleared `acknowledges`, `wait_until_stored` waits. The sinks of the actions in `poisoned` raise on
+    every event.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class RecordingSessionSink:
         await self.sink.acknowledges.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Record an upload, and raise the next of the sink's `upload_errors` at its end."""
+        """Record an upload. At its end, raise the next error in `upload_errors` of the RecordingEventSink, if any."""
         self.uploads.append([])
         async for part in parts:
             self.uploads[-1].append(part)
@@ -71,13 +72,13 @@ class RecordingSessionSink:
             raise self.sink.upload_errors.pop(0)
 
     def restart(self, seq: int) -> None:
-        """Drop the events after `seq`, as a scheduler does that has lost them."""
+        """Drop the events after `seq`, as if the scheduler had lost them."""
         del self.events[seq:]
 
     def close(self) -> None:
         self.closed += 1
 
-    # ---- for assertions
+    # ---- properties for assertions
 
     @property
     def outcome(self) -> Outcome:

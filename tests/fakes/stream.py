@@ -25,7 +25,7 @@ DEADLINE = 20.0
 
 
 class Recorder:
-    """Handlers that record their calls."""
+    """Handlers of the scheduler's messages, which record their calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -37,7 +37,7 @@ class Recorder:
         self.changed.set()
 
     async def got(self, name: str, count: int = 1) -> tuple[Any, ...]:
-        """Wait until a handler was called that many times. Returns the arguments of the last call."""
+        """Wait until a handler was called `count` times. Return the arguments of the last call."""
         while len(calls := [arguments for kind, arguments in self.calls if kind == name]) < count:
             self.changed.clear()
             await self.changed.wait()
@@ -98,7 +98,7 @@ class Rig:
 
     @property
     def failures(self) -> int:
-        """Number of streams that have ended or never began."""
+        """Return the number of streams that have ended or never began."""
         samples = (
             sample
             for metric in self.metrics.registry.collect()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Seconds until a wait fails. A loaded machine needs several seconds. The timeouts of the tests are longer.
+# Seconds until a wait fails. A loaded machine needs several seconds. The time limits of the tests are longer.
 DEADLINE = 15.0
 # Seconds for a wait that spans faults of the cluster, of a stream or of a real agent process.
 LONG = 55.0
-# Seconds between two looks at a condition that has no event.
+# Seconds between two checks of a condition whose change notifies no task.
 POLL = 0.001
 
 
@@ -55,7 +55,7 @@ class Changing:
 async def poll_until(
     what: str, condition: Callable[[], bool], seconds: float = DEADLINE, describe: Callable[[], str] = str
 ) -> None:
-    """Wait until a condition is true whose change notifies no task.
+    """Poll until a condition is true. The change of such a condition notifies no task.
 
     Raises:
         AssertionError: the condition was false for that many seconds. The message names `what`.

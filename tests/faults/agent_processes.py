@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Seconds until an agent must have ended after a signal. An agent that stops waits until its pods are gone. After
-# several restarts of the API server a kubelet learned of a deletion 43 s late, after a pause of its own.
+# several restarts of the API server, a kubelet once learned of a deletion after 43 s, because it paused between its
+# tries.
 LEAVING = 90.0
 
 

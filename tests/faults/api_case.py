@@ -1,8 +1,8 @@
 """One case of the matrix of API faults: one request, one fault, one action, with the whole agent in this process.
 
-An ApiCase lives for one action. The agent is `agent.app.serve.serve` with all its parts. It runs between a scripted API
-with a node and a scheduler that records every breach of the protocol. The checks use what the scheduler and the API
-received, the metrics, and the agent's log.
+An ApiCase lives for one action. The agent is `agent.app.serve.serve` with all its parts. It uses a scripted API server
+with a simulated node, and a scheduler that records every breach of the protocol. The checks use what the scheduler and
+the API server received, the metrics, and the agent's log.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ FORMER = "pod-a.0"
 
 @dataclass(frozen=True)
 class Verb:
-    """One request of the agent: its verb and path, its resource in the metrics, and the scene in which the agent sends
-    it.
+    """One request of the agent: its verb, its path, and its resource in the metrics.
+
+    `scene` names the situation in which the agent sends the request, "" for any action.
     """
 
     verb: str
@@ -61,7 +62,7 @@ class Verb:
 
     @property
     def metrics_verb(self) -> str:
-        """Return the verb in the metrics."""
+        """Return the verb that the metrics use for the request."""
         return "create" if self.resource == "pods/exec" else self.verb
 
 
@@ -88,7 +89,7 @@ VERBS = {
 
 
 class Node(Cluster):
-    """A node that cannot pull images if `pulls` is false."""
+    """A scripted cluster. If `pulls` is false, its node cannot pull images."""
 
     pulls = True
 
@@ -105,7 +106,7 @@ class Node(Cluster):
 
 
 class ApiCase(World):
-    """The agent, its scheduler and its API."""
+    """The agent, its scheduler and its API server."""
 
     api: Node
     deadline = 50.0
@@ -161,7 +162,7 @@ class ApiCase(World):
     # ---- the action
 
     async def begin_action(self, app: App) -> None:
-        """Start the action on this agent, in the scene of the request."""
+        """Start the action on this agent, in the situation (`scene`) in which the agent sends the request."""
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
@@ -177,8 +178,9 @@ class ApiCase(World):
         await self.hand_over()
 
     async def hand_over(self) -> None:
-        """Send the action to the agent, again after each rejection: the agent rejects actions while the API is
-        unreachable.
+        """Send the action to the agent, and send it again after each rejection.
+
+        The agent rejects actions while the API server is unreachable.
         """
         rejected = True
         while rejected:
@@ -197,7 +199,7 @@ class ApiCase(World):
         await app.sessions.idle()
         return outcome
 
-    # ---- what is held against it
+    # ---- checks
 
     def check(self, app: App, outcome: wire.Outcome) -> None:
         """Check the rules that hold for every case."""
@@ -225,14 +227,14 @@ class ApiCase(World):
 
     @property
     def words(self) -> str:
-        """Return all text that the developer sees: stage details, log, message of the outcome."""
+        """Return all text that a user sees: stage details, log, message of the outcome."""
         words = [event.stage.detail for event in self.events() if event.HasField("stage")]
         words += [event.log.data.decode() for event in self.events() if event.HasField("log")]
         words += [event.finished.message for event in self.events() if event.HasField("finished")]
         return "\n".join(words)
 
     def tries(self) -> list[float]:
-        """Return the loop's times at which the request was received."""
+        """Return the times at which the API server received the request, on the clock of the event loop."""
         return [
             each.at
             for each in self.api.requests_for(self.verb.verb)
@@ -252,6 +254,6 @@ class ApiCase(World):
                 await asyncio.sleep(0.01)
 
     def count_of(self, app: App, code: str) -> float:
-        """Return how often the request ended in a class of codes, by the metrics."""
+        """Return how often the request ended with a class of status codes, by the metrics."""
         labels = {"verb": self.verb.metrics_verb, "resource": self.verb.resource, "code": code}
         return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

@@ -1,4 +1,4 @@
-"""Runs the soak tests only if the marker expression names them (`-m soak`)."""
+"""Run the soak tests only if the marker expression names them (`-m soak`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One case of the crash matrix: an agent is killed at one step of an action, and another agent follows.
+"""One case of the crash matrix: an agent is killed at one step of an action, and another agent continues.
 
 A CrashCase lives for one action. The local scheduler runs in this process, so that a test can delay its steps. The
 agents are real processes and the cluster is scripted. The checks read the stored outcome, log and files, and the pods
-and Secrets that are left. They use no report of an agent.
+and Secrets that are left. The checks use no report of an agent.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ BEFORE_ANY_POD = ("received", "accepted")
 class CrashCase:
     """One run. The first agent is killed at `step`.
 
-    `column` names the next agent: the "same" replica after a restart, an"other" replica, or one that starts "later".
+    `column` names the agent that continues: the "same" replica after a restart, an "other" replica, or a replica that
+    starts "later".
     """
 
     def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str) -> None:
@@ -66,7 +67,8 @@ class CrashCase:
         self.processes = processes
         self.step = step
         self.column = column
-        # An agent that dies before it accepts is held at its first request, so that it creates no pod.
+        # In the step "received" the agent must die before it accepts. Its first request waits, so that it creates no
+        # pod.
         self.points = Points("accepted" if step == "received" else step)
         self.cluster = Cluster(self.points, folder, SCRIPT, FILES)
         self.accepts = step != "received"
@@ -76,7 +78,8 @@ class CrashCase:
 
     async def run(self) -> int:
         """Run the case. Return the attempt in which the action succeeded."""
-        # A short grace where no agent can adopt: there is no pod, or no agent runs for a while.
+        # The scheduler waits only shortly for an adoption if no agent can adopt: no pod exists, or no agent runs for a
+        # while.
         short = self.step in BEFORE_ANY_POD or self.column == "later"
         options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
         async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
@@ -109,7 +112,7 @@ class CrashCase:
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Wrap methods of the scheduler, to notice health reports and lost attempts and to hold its own steps."""
+        """Wrap methods of the scheduler: the test notices health reports and lost attempts, and can hold a step."""
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
@@ -132,7 +135,7 @@ class CrashCase:
         dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait if an event belongs to the held step. Return whether its agent was killed meanwhile."""
+        """Wait if an event belongs to the step at which the agent is killed. Return whether that was the case."""
         if not self.accepts:
             await self.points.open.wait()
             return True
@@ -147,7 +150,10 @@ class CrashCase:
         return False
 
     async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
-        """Start an agent and wait until it is ready. It connects to `address`, by default the scheduler's."""
+        """Start an agent and wait until the agent is ready.
+
+        The agent connects to `address`, by default the scheduler's address.
+        """
         number = len(self.agents)
         config = self.folder / f"agent-{number}.json"
         config.write_text(json.dumps(self.settings(address or scheduler.address, pod)))

@@ -32,7 +32,7 @@ SLOW = 0.02
 
 
 class Points:
-    """Named points of a run. `at` waits only at the point that is held."""
+    """Named points of a run. The run waits at one point (`held`) until the test opens this point."""
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -40,7 +40,7 @@ class Points:
         self.open = asyncio.Event()
 
     async def at(self, point: str) -> bool:
-        """Wait if this point is held. Return whether it was. The point is held only once."""
+        """Wait if `point` is the point `held`. Return whether the run has waited. It waits only once."""
         if point != self.held or self.open.is_set():
             return False
         self.reached.set()
@@ -71,7 +71,7 @@ class Cluster(SharedApi):
             run.cancel()
         await asyncio.gather(*self.runs_of_pods.values(), return_exceptions=True)
 
-    # ---- the API, with its points
+    # ---- requests to the API, which may wait at a point
 
     async def on_create(self, request: web.Request) -> web.Response:
         """Create a pod and run it."""
@@ -110,7 +110,7 @@ class Cluster(SharedApi):
             await socket.send_bytes(b"\x01" + data[half:])
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # the agent was killed
+            pass  # The test has killed the agent.
         return socket
 
     async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
@@ -138,7 +138,7 @@ class Cluster(SharedApi):
         """Return the folder with the files of a pod."""
         return self.folder / f"{name}.workspace"
 
-    # ---- the node
+    # ---- the simulated node
 
     async def run_pod(self, name: str) -> None:
         """Run a pod to its end."""

@@ -2,8 +2,8 @@
 
 A Proxy lives as long as its `async with`. Its faults:
 
-- `latency`: the most seconds of delay before each piece of data.
-- `pieces`: the most bytes of a piece.
+- `latency`: the maximum delay before each piece of data, in seconds.
+- `pieces`: the maximum number of bytes of a piece.
 - `rate`: bytes per second towards the target.
 - `swallow`: a black hole, in which no data passes and no connection closes.
 - `fin`, `reset`: all connections end, by FIN or by RST.
@@ -11,7 +11,7 @@ A Proxy lives as long as its `async with`. Its faults:
 - `stall`: no more data passes to the client that has received most.
 - `reset_after`: all connections end by RST after that many more bytes.
 
-`heal` ends the faults that last.
+`heal` ends the faults that do not end by themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Proxy:
         self.healed.clear()
 
     def heal(self) -> None:
-        """End every fault that lasts. Reset the connections whose data the black hole has swallowed."""
+        """End every fault that does not end by itself.
+
+        Reset the connections whose data was dropped in the black hole.
+        """
         self.latency, self.pieces, self.rate = 0.0, 0, 0
         if self.hole:
             self.hole = False
@@ -104,7 +107,7 @@ class Proxy:
         """Reset all connections once, after `size` more bytes."""
         self.budget = size
 
-    # ---- inside
+    # ---- connections
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -125,7 +128,7 @@ class Proxy:
         }
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            await self.healed.wait()  # in a black hole the other side must not see the end
+            await self.healed.wait()  # During a black hole, the other side must not see the end.
         finally:
             for copy in copies:
                 copy.cancel()

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 TITLE = "the API fails"
 QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
-# The rules. After all but the failures the action succeeds with its whole log.
-# RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: it repeats the request at the usual interval.
-# LISTED: it lists again. WAITS: it waits and reports the cause. SWEPT: the sweep deletes the pod later.
-# WITHOUT: it continues without the answer.
+# Rules for the agent after a fault. After every rule but those in FAILURES, the action succeeds with its whole log.
+# RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: the agent repeats it at the usual interval.
+# LISTED: the agent lists the objects again. WAITS: the agent waits and reports the cause.
+# SWEPT: the sweep deletes the pod later. WITHOUT: the agent continues without the answer.
 RETRIED = "again"
 AT_ITS_PACE = "pace"
 LISTED = "relist"
@@ -39,7 +39,7 @@ WITHOUT = "without"
 CLUSTER, CONFIGURATION, FILES = "CLUSTER_UNAVAILABLE", "INVALID_CONFIGURATION", "ARTIFACTS_FAILED"
 FAILURES = (CLUSTER, CONFIGURATION, FILES)
 
-# Faults that may end by themselves. The rule for them is to repeat the request.
+# Faults that may end by themselves. In most cases the agent repeats the request.
 PASSING = ("refused", "TLS", "401", "429", "500", "503", "504", "applied", "half", "slow")
 READS = ("403 right", "404")
 WRITES = (*READS, "409")

@@ -1,7 +1,8 @@
-"""A copy of 100 MiB is interrupted at every tenth, between pod and agent or agent and scheduler: never stored in part.
+"""A copy of 100 MiB is interrupted at every tenth, between pod and agent or agent and scheduler.
 
-The agent is a real process. Between agent and scheduler stands a proxy. The exec is a websocket to which the real
-collector writes. Each case interrupts the first try once. cluster/test_copy_on_the_cluster.py has cases on a cluster.
+The scheduler never stores a part of a file. The agent is a real process, with a proxy between agent and scheduler. The
+exec is a websocket to which the real collector (the program that copies files out of a pod) writes. Each case
+interrupts the first try once. cluster/test_copy_on_the_cluster.py has cases on a cluster.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ SCRIPT: list[bytes | str] = ["s:1", b"line\n", "f:1:0", "s:2", b"line\n", "f:2:0
 
 
 class Pods(Cluster):
-    """A cluster that interrupts an exec after `cut_at` bytes of output: the first one, or every one if `for_ever` is
-    true.
+    """A cluster that interrupts an exec after `cut_at` bytes of output.
+
+    It interrupts the first exec, or every exec if `for_ever` is true.
     """
 
     cut_at: int | None = None
@@ -69,7 +71,7 @@ class Pods(Cluster):
                 await socket.send_bytes(b"\x01" + data)
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # the agent has closed the connection
+            pass  # The agent has closed the connection.
         finally:
             if process.returncode is None:
                 process.kill()

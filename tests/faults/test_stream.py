@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 NOTICED = 30.0
 OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
-UNKNOWN = b"\xca\x3e\x03new"  # field 1001: a kind of message that the agent does not know
+UNKNOWN = b"\xca\x3e\x03new"  # Field 1001: a kind of message that the agent does not know.
 MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
 
 
 class Line(CrashCase):
-    """One agent behind a proxy. Its action stops in the middle of a line until `points` is opened."""
+    """One agent behind a proxy. Its action stops in the middle of a log line until `points` is opened."""
 
     scheduler: Scheduler
     proxy: Proxy
@@ -105,7 +105,7 @@ class Line(CrashCase):
             assert "Traceback" not in self.child.log
 
     def memory(self, key: str) -> int:
-        """Return a memory figure of the agent's process in bytes."""
+        """Return a memory value from /proc of the agent's process, in bytes."""
         found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
         assert found
         return int(found[1]) * 1024
@@ -138,7 +138,7 @@ async def test_a_broken_stream_is_noticed_and_no_line_is_lost_or_doubled(
     async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
-        line.points.open.set()  # meanwhile the action writes the rest of its log and ends
+        line.points.open.set()  # Meanwhile the action writes the rest of its log and ends.
         await line.cluster.until("the action has ended", lambda: line.over, LONG)
         await until_logged(line.child, LOST)
         line.proxy.heal()
@@ -232,5 +232,5 @@ async def until_logged(child: Child, pattern: str) -> str:
     async with asyncio.timeout(NOTICED):
         while not (found := re.search(pattern, child.log)):
             assert child.code is None, child.log
-            await asyncio.sleep(0.05)  # a file of another process has no event
+            await asyncio.sleep(0.05)  # Poll, because no event reports that another process has written to a file.
     return found[1]

@@ -69,7 +69,7 @@ class World:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
-        """Run an agent. At the end of the block the agent is stopped, unless it has left by itself."""
+        """Run an agent. At the end of the block the agent is stopped, unless it has ended by itself."""
         await self.scheduler.start()
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
@@ -94,12 +94,12 @@ class World:
         await self.scheduler.until("the agent reports READY", lambda: self.reports(wire.Health.READY))
 
     def reports(self, status: wire.Health.Status.ValueType) -> bool:
-        """Return whether this is the last health that the scheduler got."""
+        """Return whether the last health report that the scheduler got has this status."""
         health = self.scheduler.peer.health if self.scheduler.peers else []
         return bool(health) and health[-1].status == status
 
     async def left(self, seconds: float = 5.0) -> int:
-        """Wait until the agent has left. Returns its exit code."""
+        """Wait until the agent has ended. Return its exit code."""
         async with asyncio.timeout(seconds):
             return await self.task
 
@@ -272,7 +272,7 @@ async def test_the_agent_leaves_while_the_scheduler_is_away(world: World) -> Non
 async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
-        # Each answer makes the client reachable again, so the answers on their way must arrive first.
+        # An answer of the API server ends the state "unreachable", so all answers on their way must arrive first.
         for verb, resource in (("watch", "pods"), ("get", "version")):
             labels = {"verb": verb, "resource": resource, "code": "2xx"}
             while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter has no event

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
-SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))  # gRPC windows that do not grow
+# With these options, gRPC's windows do not grow.
+SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 FLOOD = (b"x" * 65535 + b"\n") * 100
 
 

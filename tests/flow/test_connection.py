@@ -41,7 +41,7 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # the descriptor of the listing itself
+        except FileNotFoundError:  # This was the descriptor of the listing itself.
             continue
     return count
 
@@ -113,7 +113,7 @@ async def test_health_is_sent_at_once_after_a_change_only(scheduler: FakeSchedul
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.notify()  # without a change
+        agent.health.notify()  # The health has not changed.
         agent.now = dataclasses.replace(agent.now, running=2)
         agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
@@ -155,7 +155,8 @@ async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> No
 async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))  # field 31, of a newer version
+        # Field 31 belongs to a newer version of the protocol.
+        peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))
         peer.outgoing.put_nowait(wire.SchedulerMessage())
         peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))
         peer.send(resume=wire.Resume(action_id="nobody", attempt=0))
@@ -176,7 +177,7 @@ async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeSchedu
         assert len(scheduler.peers) == 1
 
 
-# ---- refusals
+# ---- refused streams
 
 
 @pytest.mark.parametrize("denial", [None, (grpc.StatusCode.UNIMPLEMENTED, "no such method")])
@@ -206,7 +207,7 @@ async def test_after_a_temporary_refusal_the_agent_waits_for_retry_after(
         assert agent.sample("stream_reconnects_total", reason="refused") >= 3
 
 
-# ---- outages
+# ---- outages of the scheduler
 
 
 async def test_an_outage_is_logged_once_and_its_end_once(scheduler: FakeScheduler) -> None:
@@ -275,7 +276,7 @@ async def test_an_expired_token_is_read_again_and_the_sessions_continue(
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # If a write fails before the end of the stream is read, the first status is lost.
+        # gRPC loses the status of a stream if a write fails first. This may happen to the first stream.
         assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
@@ -329,7 +330,7 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            if len(calls) == 12:  # twice the longest silence
+            if len(calls) == 12:  # The silence has lasted twice as long as allowed.
                 watched.set()
             return unanswered(before)
 
@@ -364,7 +365,7 @@ async def test_a_frozen_peer_is_noticed_by_pings() -> None:
         frozen._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way
 
 
-# ---- leaving
+# ---- an agent that leaves
 
 
 async def test_a_leaving_agent_sends_its_events_and_ends_the_stream_cleanly(scheduler: FakeScheduler) -> None:

@@ -123,7 +123,7 @@ class RunningAgent:
         raise AssertionError("the scheduler sent an unexpected Drain")
 
     def ended(self, kind: str) -> float:
-        """Number of streams that ended for a reason."""
+        """Return the number of streams that ended for a reason."""
         return self.metrics.registry.get_sample_value("sealci_agent_stream_reconnects_total", {"reason": kind}) or 0
 
 
@@ -193,7 +193,7 @@ async def test_credentials_that_do_not_work_leave_the_stream_open(certificates: 
             await poll_until("a warning about the token", lambda: "holds no token" in reasons(logs))
         assert agent.connection.registered
         assert agent.registrations == 1
-        agents.put(certificates.localhost, certificates.ca.cert, "token")  # another certificate of the same authority
+        agents.put(certificates.localhost, certificates.ca.cert, "token")  # This is another certificate of the same CA.
         await agent.until_registered(2)
 
 

@@ -160,7 +160,7 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
             return True
 
         agent.outbox.on_state_loss = on_state_loss
-        await agent.handlers.got("registered")  # so that this registration names no session
+        await agent.handlers.got("registered")  # Wait for a registration without a session.
         session = agent.outbox.open(KEY)
         for number in (1, 2):
             await session.send(event(number))
@@ -171,7 +171,7 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
         await scheduler.start()
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
 
-        # Until the restart the session sends no event, also when the stream breaks again.
+        # Until `restart`, the session sends no event, even if the stream breaks a second time.
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
         assert scheduler.stored == {}
@@ -213,7 +213,7 @@ async def test_an_adopted_session_continues_at_the_resume_point(scheduler: FakeS
         assert [translate.session_state(state).key for state in peer.adopted] == [adopted]
         assert scheduler.last_seq(adopted) == 8
 
-        # After the resume point, an adopted session is registered as any other session.
+        # After the adopted session has got its resume point, a reconnect registers the session like any other.
         peer.end(grpc.StatusCode.UNAVAILABLE)
         second = await scheduler.connected(2)
         assert second.register is not None
@@ -235,7 +235,7 @@ async def test_a_discarded_session_ends_all_waits(scheduler: FakeScheduler) -> N
         assert agent.sample("events_unacknowledged") == 0
 
 
-# ---- files
+# ---- uploads of files
 
 
 async def files(*sizes: int) -> AsyncIterator[FilePart]:
@@ -290,7 +290,7 @@ async def test_an_upload_over_an_ended_connection_is_an_error_and_no_cancellatio
                 yield FileData(bytes(1 << 20))
 
         await agent.until_handled("ack")
-        scheduler.reads.clear()  # so that the upload waits in a write
+        scheduler.reads.clear()  # The scheduler stops reading, so that the upload waits in a write.
         uploading = asyncio.create_task(session.upload(endless()), name="upload")
         await reached.wait()
         if started:

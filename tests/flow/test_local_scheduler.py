@@ -505,7 +505,7 @@ async def test_an_action_continues_after_a_state_loss_when_submit_sends_it_again
             key = translate.key(await agent.action())
             await agent.event(key, LogChunk(b"one\n"))
             await agent.acknowledged(key, 1)
-    key = Key(key.action_id, 2, 3)  # an attempt and a claim with which a new scheduler does not start
+    key = Key(key.action_id, 2, 3)  # A scheduler without state would begin with attempt 1 and claim 1.
     async with (
         open_scheduler(address, tmp_path / "new", Access()) as scheduler,
         FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,

@@ -1,4 +1,4 @@
-"""Whole lives of actions: each way in which an action can end, with its log and outcome, and nothing left behind."""
+"""Whole runs of actions: each way in which an action can end, with its log and outcome, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALWAYS = ArtifactRules(when=When.ALWAYS)
 DECLARED = ArtifactRules(paths=("out/**",))
 NONE = ArtifactRules(when=When.NEVER)
 TIMINGS = SessionTimings(kill_margin=0.05, upload_backoff=wait_none())
-# Seconds of virtual time. The clock moves only when every task waits, so all pending work is done afterwards.
+# Seconds of virtual time. The clock moves only when every task waits, so a sleep of SETTLE finishes all pending work.
 SETTLE = 0.01
 
 
@@ -46,7 +46,7 @@ class Rig:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[SessionRegistry]:
-        """Run sessions. At the end of the block all sessions must end by themselves and leave nothing behind."""
+        """Run a session registry. At the end of the block all sessions must end and leave nothing behind."""
         async with asyncio.TaskGroup() as tasks:
             self.sessions = SessionRegistry(
                 self.settings, self.backend, self.sink, self.metrics, tasks, timings=TIMINGS
@@ -247,7 +247,7 @@ async def test_a_loss_while_the_commands_run_is_the_infrastructures(rig: Rig, un
     assert rig.backend.environments["a"].creations == 1
 
 
-# ---- cancel, timeout
+# ---- cancelled actions and timeouts
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            await asyncio.sleep(SETTLE)  # the stop request that ended the commands must not end the copy
+            await asyncio.sleep(SETTLE)  # The stop request that ended the commands must not end the copy.
             await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
@@ -321,13 +321,13 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     async with rig.open() as sessions:
         sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(2.0)  # longer than the commands may take
+        await asyncio.sleep(2.0)  # This is longer than the timeout of the commands.
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]
 
 
-# ---- files
+# ---- copied files
 
 
 @pytest.mark.parametrize("error", [ClusterError("cut", retryable=True), SchedulerError("broke")])
@@ -398,7 +398,7 @@ async def test_a_copy_has_a_deadline() -> None:
     assert "within 0.02 s" in sent.outcome.message
 
 
-# ---- the scheduler
+# ---- acknowledgements and messages of the scheduler
 
 
 async def test_the_environment_is_kept_until_the_scheduler_has_everything(rig: Rig) -> None:

@@ -28,7 +28,7 @@ class LossyWorld(World):
 
     @property
     def stored_kinds(self) -> list[str]:
-        """The kinds of the stored events. The numbers must have no gap."""
+        """Return the kinds of the stored events. Fail if the numbers of the events have a gap."""
         kinds: list[str] = [event.WhichOneof("event") or "" for event in self.events()]
         assert [event.seq for event in self.events()] == list(range(1, len(kinds) + 1))
         return kinds
@@ -38,7 +38,8 @@ class LossyWorld(World):
         await self.scheduler.until('the event "finished" is stored', lambda: self.stored_kinds[-1:] == ["finished"])
         assert self.stored_kinds == kinds
         assert (await self.outcome()).result == wire.SUCCEEDED
-        # `breaches` is not checked: the fake lists the new numbers there, which are correct after a state loss.
+        # `breaches` is not checked. FakeScheduler records the new numbers there, but they are correct after a state
+        # loss.
         await self.api.until("every pod is deleted", lambda: not self.api.pods)
         await self.app.sessions.idle()
         made = [each for each in self.api.requests if each.verb == "create" and each.path.endswith("/pods")]

@@ -14,7 +14,7 @@ FENCE = re.compile(r"^\s*(```+|~~~+)\s*(\w*)")
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|<(?:img|a)\b[^>]*?\b(?:src|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*$")
-# Languages of blocks that hold no commands.
+# Languages of code blocks that contain no commands.
 DATA = ("yaml", "json", "text")
 
 
@@ -34,7 +34,7 @@ def where(page: Path, line: int) -> str:
 
 @cache
 def split(page: Path) -> tuple[tuple[Block, ...], tuple[str, ...]]:
-    """Return the code blocks of a page, and its lines with those of the blocks emptied."""
+    """Return the code blocks of a page, and the lines of the page, in which the lines of code blocks are empty."""
     blocks: list[Block] = []
     prose: list[str] = []
     inside: list[str] = []
@@ -55,14 +55,14 @@ def split(page: Path) -> tuple[tuple[Block, ...], tuple[str, ...]]:
 
 
 def spans(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield where each piece of inline code stands, and the piece."""
+    """Yield each piece of inline code: its place in the page, and its text."""
     for number, line in enumerate(split(page)[1], 1):
         for found in SPAN.finditer(line):
             yield where(page, number), found[1]
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each simple command of the page's code, without variables and prompt before it."""
+    """Yield each simple command in the code of a page, without a prompt and without variables before the command."""
     for block in split(page)[0]:
         if block.language not in DATA:
             yield from block_commands(block)
@@ -88,7 +88,7 @@ def simple_commands(line: str) -> Iterator[list[str]]:
     try:
         tokens = list(lexer)
     except ValueError:
-        return  # output of a command, with a quotation mark of its own
+        return  # The line is output of a command. Its quotation mark is no shell syntax.
     words: list[str] = []
     for token in [*tokens, ";"]:
         if not set(token) <= set("();<>|&"):
@@ -120,7 +120,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def links(page: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and target of each link that stays in the repository."""
+    """Yield the line and the target of each link that points into the repository."""
     for number, line in enumerate(split(page)[1], 1):
         for found in LINK.finditer(SPAN.sub("", line)):
             target = found[1] or found[2]

@@ -12,7 +12,7 @@ from agent.aio import cancel_and_wait, cancelled_on_exit, first_of, run_until_se
 
 
 class Worker:
-    """A task that runs until it is cancelled, and its clean-up, which takes a turn of the loop."""
+    """A task that runs until it is cancelled. The clean-up of the task takes one turn of the event loop."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

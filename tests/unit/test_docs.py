@@ -35,7 +35,7 @@ PAGES = [
 ]
 
 TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
-# `section.key`, with `=value` or `: value` behind it; `*` stands for any text.
+# Matches `section.key`, also with `=value` or `: value` after the key. A `*` stands for any text.
 KEY = re.compile(r"([a-z][A-Za-z]*(?:\.[A-Za-z_*][A-Za-z_*0-9]*)+)(?:[=:].*)?")
 VARIABLE = re.compile(r"\bSEALCI_([A-Z]+(?:__[A-Z_]+)+)\b")
 FILES = (".py", ".proto", ".md", ".yaml", ".json", ".sh", ".svg", ".png", ".log", ".in")
@@ -95,12 +95,12 @@ def misused(words: list[str]) -> str:
     if command is None:
         return f"there is no command {words[1]!r}"
     if len(words) == 2:
-        return ""  # its name, not a call
+        return ""  # The text is only the name of a command.
     try:
-        # With the parent, because click caches the help option that a command's first context makes.
+        # The context needs its parent, because click caches the help option that a command's first context creates.
         context = command.make_context(words[1], words[2:], parent=click.Context(cli, **cli.context_settings))
     except click.exceptions.Exit:
-        return ""  # --help
+        return ""  # The command line asks for help.
     except click.ClickException as error:
         return error.format_message()
     given = [assignment.partition("=")[0] for assignment in context.params.get("assignments", ())]
@@ -188,7 +188,7 @@ def test_every_reason_is_explained_under_whose_fault_it_is() -> None:
 
 @cache
 def setting_keys() -> dict[str, bool]:
-    """Return every setting and section by its key; True where anything may stand below it."""
+    """Return all keys of settings and sections. The value of a key is True if any further keys may stand below it."""
     found: dict[str, bool] = {}
 
     def add(model: type[BaseModel], before: str) -> None:
@@ -204,7 +204,7 @@ def setting_keys() -> dict[str, bool]:
 
 @cache
 def value_keys() -> dict[str, bool]:
-    """Return every value of the chart by its key; True where anything may stand below it."""
+    """Return all keys of the chart's values. The value of a key is True if any further keys may stand below it."""
     found: dict[str, bool] = {}
 
     def add(values: dict[str, Any], before: str) -> None:
@@ -218,7 +218,7 @@ def value_keys() -> dict[str, bool]:
 
 
 def within(key: str, keys: dict[str, bool]) -> bool:
-    """Whether a key, or a glob of keys, is among these or below one that takes anything."""
+    """Return whether a key or glob matches one of `keys`, or stands below a key that allows any further keys."""
     parts = key.split(".")
     above = (".".join(parts[:length]) for length in range(1, len(parts)))
     return any(fnmatchcase(each, key) for each in keys) or any(keys.get(each) for each in above)
@@ -229,7 +229,7 @@ def is_setting(key: str) -> bool:
 
 
 def is_module(key: str) -> bool:
-    """Whether a dotted name is a module or package of the agent, or stands in a module."""
+    """Return whether a dotted name is a module or package of the agent, or a name that occurs in a module."""
     parts = key.removeprefix("agent.").split(".")
     place = ROOT.joinpath("agent", *parts)
     if place.is_dir() or place.with_suffix(".py").is_file():

@@ -85,7 +85,7 @@ RESTRICTED: Object = {
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes text of several lines as lines, and no aliases."""
+    """A YAML writer. It writes a text of several lines as a block, and never writes aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -101,7 +101,7 @@ def as_yaml(*documents: Object) -> str:
 
 
 def check(name: str, actual: str) -> None:
-    """Compare with a golden file, or rewrite the file and fail."""
+    """Compare a text with a golden file. With `UPDATE_GOLDEN=1`, rewrite a golden file that differs and fail."""
     file = GOLDEN / name
     golden = file.read_text(encoding="utf-8") if file.exists() else ""
     if golden == actual:
@@ -124,7 +124,7 @@ def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parameter(param: click.Parameter) -> tuple[str, Object]:
-    """Return how a parameter is given, and what it takes; 1 value is not mentioned."""
+    """Return the spelling of a parameter, and its properties. The number of values is left out if it is 1."""
     info = param.to_info_dict()
     kept = ("required", "multiple", "is_flag", "default", "envvar", "hidden")
     found = {key: info[key] for key in kept if info.get(key) not in (None, False)}
@@ -137,7 +137,7 @@ def parameter(param: click.Parameter) -> tuple[str, Object]:
 
 
 def commands(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, Object]]:
-    """Yield a command and all below it."""
+    """Yield a command and all its subcommands."""
     context = click.Context(command, parent, info_name=path.rpartition(" ")[2], **command.context_settings)
     yield path, dict(parameter(each) for each in command.get_params(context))
     if isinstance(command, click.Group):
@@ -161,7 +161,7 @@ def test_config() -> None:
 
 
 def test_metrics() -> None:
-    """Bucket bounds are the values of the label `le`."""
+    """The bucket bounds of a histogram are in the golden file too: they are values of the label `le`."""
     found: Object = {}
     for family in text_string_to_metric_families(metrics.Metrics().text().decode()):
         labels: dict[str, dict[str, None]] = {}
@@ -174,11 +174,11 @@ def test_metrics() -> None:
     check("metrics.yaml", as_yaml(found))
 
 
-# ---- what is created in the cluster
+# ---- objects in the cluster
 
 
 def without_program(pod: Object) -> Object:
-    """Replace the packed program: its bytes depend on the versions of Python and zlib."""
+    """Return a pod without its packed program, because the bytes depend on the versions of Python and zlib."""
     program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]
@@ -199,7 +199,7 @@ def test_manifests() -> None:
     )
 
 
-# ---- words and exit codes
+# ---- values of enums, and exit codes
 
 
 def values(kind: type[Enum]) -> list[Any]:
@@ -207,7 +207,7 @@ def values(kind: type[Enum]) -> list[Any]:
 
 
 def exit_code(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Return what the process ends with when a command raises."""
+    """Return the exit code of the process if a command raises an error."""
 
     def fail() -> None:
         raise error
@@ -260,7 +260,7 @@ def test_contracts() -> None:
     found = []
     for contract in CONTRACTS:
         described = FileDescriptorProto.FromString(contract.DESCRIPTOR.serialized_pb)
-        # The name of the file, and those of other contracts, follow the folders of the generated modules.
+        # The names of proto files depend on the folders of the generated modules, so they are no part of the surface.
         described.ClearField("name")
         described.dependency[:] = [each for each in described.dependency if each.startswith("google/")]
         found.append(text_format.MessageToString(described))

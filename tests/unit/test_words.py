@@ -27,18 +27,18 @@ REFUSED = re.compile(
 )
 # The glossary and this test list the refused words.
 EXEMPT = {"docs/glossary.md", "tests/unit/test_words.py"}
-# Names of users and events that are not this project's words.
+# Names of users and groups that contain a refused word.
 QUOTED = ("su nobody", "nobody:nogroup")
 
 
 def sources() -> list[Path]:
-    """Return the Python files that people read; generated code is not among them."""
+    """Return the Python files that people write. Generated code is left out."""
     found = [path for folder in ("agent", "deploy", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
     return [path for path in found if "_pb2" not in path.name and str(path.relative_to(ROOT)) not in EXEMPT]
 
 
 def pages() -> list[Path]:
-    """Return the files of which every line is prose."""
+    """Return the files that consist of prose, so that every line is checked."""
     patterns = (
         "*.md",
         "docs/*.md",
@@ -53,7 +53,7 @@ def pages() -> list[Path]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Iterate over the comments and strings with a space of a Python file, each with its line."""
+    """Yield each comment of a Python file, and each string that contains a space, with its line number."""
     text = path.read_text()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:

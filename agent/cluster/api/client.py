@@ -1,8 +1,8 @@
 """The agent's one client of the Kubernetes API: raw requests, deadlines, a rate limit, failures as `ClusterError`.
 
-One `Client` lives as long as the agent. Objects are plain dicts, because the library's models cost 24 times the CPU of
-the JSON that they hold. Logs and watches are raw streams, because the library's readers decode and repeat what they
-read, and give up on errors. Every request is counted. Every failure is a `ClusterError`, which knows whether a retry
+One `Client` lives as long as the agent. Objects are plain dicts, because the library's models need 24 times the CPU
+time of plain JSON. Logs and watches are raw streams, because the library's readers decode the data, repeat data after a
+reconnect, and stop at errors. Every request is counted. Every failure is a `ClusterError`, which knows whether a retry
 can help.
 """
 
@@ -40,16 +40,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DEFAULT_TIMINGS = ApiTimings()
-# A smaller difference of the clocks is not corrected, because the Date header has whole seconds.
+# Smallest difference between the clocks that is corrected. The Date header has whole seconds, so smaller differences
+# mean nothing.
 CLOCK_NOISE = timedelta(seconds=2)
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 # The HTTP method of each RBAC verb.
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
-# Number of bytes of a failed answer that are read, and seconds for reading them.
+# Maximum number of bytes that are read of a failed answer. Reading ends after `FAILURE_READ_SECONDS`.
 MAX_FAILURE_BYTES = 1 << 16
 FAILURE_READ_SECONDS = 10
 
-# For the whole process, and before the first connection is made.
+# This call changes the whole process, so it comes before the first connection.
 shrink_tls_buffers()
 
 
@@ -155,7 +156,7 @@ class Client:
         self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 
     def mark_unreachable(self) -> None:
-        """Record that the API server did not answer. The next answer makes it reachable again."""
+        """Record that the API server did not answer. The next answer ends this state."""
         self.reachable = False
         self.metrics.cluster_reachable.set(0)
 
@@ -206,7 +207,7 @@ class Client:
         return self.api.default_headers | {each["key"]: each["value"] for each in found.values()}
 
     async def probe(self) -> None:
-        """Ask for the version, so that `reachable` is up to date. A failure is only logged."""
+        """Request the API server's version, so that `reachable` is up to date. A failure is only logged."""
         try:
             await self.request("get", "version", "/version")
         except ClusterError as error:
@@ -220,7 +221,7 @@ class Client:
         seconds: float,
         notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
-        """Repeat `attempt` for `seconds`, while it fails with a retryable error. Obeys Retry-After.
+        """Call `attempt` again for up to `seconds`, while it fails with a retryable error. Obeys Retry-After.
 
         `notify` is called with the error's text before each pause.
 
@@ -236,7 +237,7 @@ class Client:
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, ClusterError) and error.retryable),
             stop=stop_after_delay(seconds),
-            # The last attempt is at the limit. A Retry-After must not delay it beyond.
+            # The last try is at the time limit. A Retry-After must not delay the last try beyond this limit.
             wait=lambda state: min(
                 retry_pause(state, self.timings), max(0.0, seconds - (state.seconds_since_start or 0.0))
             ),
@@ -250,7 +251,7 @@ class Client:
 
 
 def retry_pause(state: RetryCallState, timings: ApiTimings) -> float:
-    """Return the seconds before the next attempt: Retry-After, else an exponential bound with full jitter."""
+    """Return the seconds before the next try: Retry-After, or else an exponential back-off with full jitter."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ClusterError) and error.retry_after is not None:
         return min(error.retry_after, timings.longest_retry_after)

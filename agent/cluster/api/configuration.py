@@ -1,7 +1,7 @@
 """Where the cluster is and which credentials the agent uses there.
 
-Used once, by `Client.connect`. The configuration that it returns lives as long as the client. The configuration reads
-a rotated token again by itself.
+`Client.connect` calls this module once. The configuration that it returns lives as long as the client. The
+configuration reads a rotated token again by itself.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ async def load_configuration(settings: ClusterSettings) -> Configuration:
         await load_credentials(configuration, settings)
     except (ConfigException, OSError) as error:
         raise SettingsError(f"cluster: no cluster to use: {error}") from error
-    # 0 is no limit. Every followed log, watch and exec holds a connection, and a full pool lets requests wait silently.
+    # 0 means no limit. Every followed log, watch and exec holds a connection, and requests wait silently for a full
+    # connection pool.
     configuration.connection_pool_maxsize = 0
-    # The proxy is read once. aiohttp's `trust_env` reads it for every request, and ~/.netrc too, in a thread.
+    # The proxy variables are read once. With `trust_env`, aiohttp would read these variables and ~/.netrc for every
+    # request.
     proxy = configuration.proxy or proxy_of(configuration.host)
     configuration.client_session_kwargs = {"read_bufsize": 1 << 16, "trust_env": False, "proxy": proxy}
     return configuration

@@ -1,6 +1,6 @@
 """The address of one container: what an exec or a log request is made for.
 
-A value without a lifetime of its own.
+A `ContainerRef` is a value without a lifetime of its own.
 """
 
 from __future__ import annotations

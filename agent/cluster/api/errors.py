@@ -1,7 +1,6 @@
 """Failed answers of the Kubernetes API as `ClusterError`: which reason an action fails with, and whether to retry.
 
-The API has no error codes below the HTTP status, so the rules look for phrases of the message. Nothing here keeps
-state.
+The API has no error codes below the HTTP status, so the rules search the message for phrases. Nothing here keeps state.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from agent.domain.errors import ClusterError, Reason
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-# Number of characters of a message that an error keeps.
+# Maximum number of characters of a message that an error keeps.
 MAX_MESSAGE = 2000
 
 
@@ -34,18 +33,18 @@ class Rule:
 
 
 RULES = (
-    # 401: the token was rotated and is read again for the next request.
+    # A 401 means that the token was rotated. The next request reads the new token.
     Rule({401, 429, *range(500, 1000)}, "", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({409}, "object is being deleted", Reason.CLUSTER_UNAVAILABLE, True),
-    # When two creations count against a quota at the same time, the API server answers one of them so.
+    # When two creations count against a quota at the same time, the API server answers one of them with this conflict.
     Rule({409}, "please apply your changes to the latest version", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403}, "exceeded quota", Reason.QUOTA_EXCEEDED, True),
-    # The namespace or the API server is still starting.
+    # The API server gives this answer while the namespace or the API server itself is still starting.
     Rule({403, 404}, "error looking up service account", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "not yet been initialized", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "no matches for kind", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
-    # Admission refused the pod itself. Every other 403 is a right that the agent lacks.
+    # The admission plugin PodSecurity refused the pod. Every other 403 means that the agent lacks a permission.
     Rule({403}, "violates PodSecurity", Reason.INVALID_CONFIGURATION, False),
     Rule({403}, "denied the request", Reason.INVALID_CONFIGURATION, False),
     Rule({403}, "maximum ", Reason.INVALID_CONFIGURATION, False),

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
 
-# Version 5 only adds the end of stdin. The agent's programs in the pod know the size of their stdin beforehand.
+# Version 5 of the protocol adds only a signal for the end of stdin. The agent's programs in the pod know the size of
+# their stdin beforehand.
 PROTOCOL = "v4.channel.k8s.io"
-# Numbers of bytes.
+# Maximum number of bytes of one frame, of the kept stderr, and of the status.
 MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
-# Seconds until a connection is dropped whose peer does not answer the close.
+# Seconds to wait until the peer answers the close frame. Then the connection is dropped.
 CLOSE_SECONDS = 1.0
 FORBIDDEN = 403
 PERMANENT = frozenset({400, 403, 404})
@@ -126,7 +127,8 @@ class ExecStream:
     ) -> None:
         self._watch.cancel()
         await asyncio.wait([self._watch])
-        await self._close_socket()  # The watch closes it too, unless the watch was cancelled before its first step.
+        # The deadline task closes the socket too, but not if the task was cancelled before it started to run.
+        await self._close_socket()
         if not self._watch.cancelled() and (failure := self._watch.exception()):
             raise failure
 
@@ -187,7 +189,7 @@ class ExecStream:
             raise ExecError(f"{self._where} was cut before its status ({how})", retryable=True)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        """Open the websocket. Counted and limited like every request of the client.
+        """Open the websocket. The metrics and the rate limit count the exec like every request of the client.
 
         Raises:
             ExecError: the API server refused the exec or did not answer in time.
@@ -240,7 +242,7 @@ class ExecStream:
         )
 
     async def _watch_deadline(self) -> None:
-        """Close the socket when the command is aborted, at the latest when the caller leaves the stream."""
+        """Close the socket when `_wait_for_abort` returns, or at the latest when the caller leaves the stream."""
         try:
             self._abort_error = await self._wait_for_abort()
         except (aiohttp.ClientError, OSError) as error:

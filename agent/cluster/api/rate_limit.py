@@ -1,9 +1,9 @@
 """The client-side rate limit: a token bucket whose waiters are served by priority, then first come, first served.
 
-The bucket lives as long as the client. An agent that starts hundreds of actions at once wants to make more requests
-than it may. Renewals of its Lease go first: after a late renewal, other agents adopt all its sessions. Requests of
-running sessions come next. New pods come last. Each new pod causes only a few requests of a higher priority, so new
-pods are not starved.
+The bucket lives as long as the client. An agent that starts hundreds of actions at once has more requests than the
+limit allows. Renewals of the agent's Lease go first: after a late renewal, other agents adopt all sessions of the
+agent. Requests of running sessions come next. New pods come last. Each new pod causes only a few requests of a higher
+priority, so new pods are not starved.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import heapq
 from enum import IntEnum
 from itertools import count
 
-# Tokens that count as one. A timer that fires exactly on time must find its token in spite of rounding.
+# Amount that counts as one whole token. It is less than 1, because the amount at the time of a timer has rounding
+# errors.
 WHOLE = 1 - 1e-9
 
 
 class Priority(IntEnum):
-    """The order in which requests are served: the agent's own life, running sessions, new pods."""
+    """The order in which requests are served: the agent's own Lease first, then running sessions, then new pods."""
 
     ALIVE = 0
     RUNNING = 1
     NEW = 2
 
 
-# The values of the metric's label `rank`. They are older than the members' names and stay for dashboards.
+# The values of the metric's label `rank`. The values are older than the members' names and do not change, because
+# dashboards use them.
 METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new"}
 
 
@@ -37,7 +39,10 @@ def priority_of(verb: str, resource: str) -> Priority:
 
 
 class TokenBucket:
-    """Lets `rate` requests a second through, and a burst of twice as many. Owned by the client, used in one loop."""
+    """Admits `rate` requests per second, and a burst of twice as many.
+
+    The client owns it and uses it in one event loop.
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -59,7 +64,7 @@ class TokenBucket:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                # The waiter had its token already and does not use it, so the next waiter gets the token.
+                # The cancelled waiter had its token already and does not use it, so the next waiter gets the token.
                 self.tokens += 1
                 self.serve()
             raise
@@ -67,7 +72,7 @@ class TokenBucket:
     def refill(self) -> bool:
         """Add the tokens of the time since the last call. Returns whether there is a whole token."""
         now = asyncio.get_running_loop().time()
-        # Until the first request the bucket is full, so the time before it does not matter.
+        # The bucket is full until the first request, so the time before the first request does not matter.
         elapsed = now - self.refilled_at if self.refilled_at is not None else 0.0
         self.tokens = min(self.burst, self.tokens + elapsed * self.rate)
         self.refilled_at = now

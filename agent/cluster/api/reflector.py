@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds after the requested end of a watch until the agent ends it.
 OVERTIME = 30
-# Number of deleted UIDs to remember. Later events about them are ignored.
+# Maximum number of deleted UIDs to remember. Later events about these UIDs are ignored.
 DELETED_UIDS_KEPT = 1000
 
 
@@ -46,7 +46,7 @@ class Reflector:
         self.objects: dict[str, Object] = {}
         self.synced = asyncio.Event()
         self.deleted_uids: dict[str, None] = {}
-        # Full jitter, so that replicas do not list in step after an outage.
+        # Full jitter spreads the pauses, so that the replicas do not all list at the same time after an outage.
         self.backoff = Backoff(client.timings.watch_pause, client.timings.longest_watch_pause)
         self.trouble = ""
         self.silence = client.timings.watch_silence
@@ -61,10 +61,10 @@ class Reflector:
         return found
 
     def on_update(self, name: str, found: Object | None) -> None:
-        """Act on a change of an object. None if the object was deleted."""
+        """Act on a change of an object. `found` is None if the object was deleted."""
 
     def on_delete(self, name: str, last: Object | None) -> None:  # noqa: ARG002 - a hook that subclasses override
-        """Act on a deletion. `last` is the last state, None if a list only lacked the object."""
+        """Act on a deletion. `last` is the object's last state, or None if the object was only missing from a list."""
         self.on_update(name, None)
 
     async def run(self) -> None:
@@ -90,12 +90,14 @@ class Reflector:
                     log.warning("a watch failed and is opened again", resource=self.resource, error=error.message)
                 self.trouble = error.message if self.backoff.failures else ""
                 retry_after = min(error.retry_after or 0.0, timings.longest_retry_after)
-            # Also after a watch that the server ended at once, so that the agent does not list in a tight loop.
+            # The pause also follows a watch that the server ended at once, so that the agent does not list in a tight
+            # loop.
             await asyncio.sleep(retry_after + self.backoff.next())
 
     async def list(self) -> str:
         """Read all objects and apply the differences. Returns the version from which to watch."""
-        # The list may lack an object that is created during the list. Only objects known before it can be deleted.
+        # The list may lack an object that is created during the list. Only an object that was known before the list can
+        # count as deleted.
         before = dict(self.objects)
         answer = await self.client.request("list", self.resource, self.path, query=self.query)
         version = answer.get("metadata", {}).get("resourceVersion")
@@ -139,7 +141,8 @@ class Reflector:
             log.info("a watch broke off", resource=self.resource, error=repr(error))
             return ""
         except (ValueError, KeyError):
-            # Neither an API server nor a broken connection causes an unreadable event. The agent or a proxy is wrong.
+            # Neither an API server nor a broken connection causes an unreadable event, so this is a fault of the agent
+            # or of a proxy.
             self.metrics.internal_errors.labels("watch").inc()
             log.exception("an event of a watch could not be read", resource=self.resource)
             return ""
@@ -189,8 +192,10 @@ class Reflector:
 
 
 def older(found: Object, known: Object) -> bool:
-    """Return whether `found` is an earlier state than `known`. A list that comes from a cache may hold one.
+    """Return whether `found` is an earlier state than `known`.
 
-    `found` may also be an earlier object of the same name. A watch may report its last states after the new object.
+
+    A list that comes from a cache may contain an earlier state. `found` may also be a deleted object of the same name.
+    A watch may report the last states of the deleted object after the new object.
     """
     return int(found["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])

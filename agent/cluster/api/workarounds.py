@@ -26,11 +26,11 @@ def shrink_tls_buffers() -> None:
 
 
 def session_of(api: ApiClient) -> aiohttp.ClientSession:
-    """Return the library's aiohttp session. The first call creates the session.
+    """Return the `aiohttp.ClientSession` of the library. The first call creates the session.
 
-    The session has the TLS trust and the client certificate of the configuration. The library creates it only in its
-    own `request`, which the agent does not use: `request` copies each body twice, for models that the agent never
-    sends.
+    The session has the TLS trust and the client certificate of the configuration. The library creates the session only
+    in its own `request`. The agent does not use `request`, because `request` copies each body twice, for models that
+    the agent never sends.
     """
     rest = api.rest_client
     if rest.pool_manager is None:

@@ -13,14 +13,14 @@ from hashlib import sha256
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.domain.events import LeftOut
 
-# Number of bytes of a line, and number of lines besides the lines of files.
+# Maximum number of bytes of a line. `MAX_LINES` is the maximum number of lines in addition to the lines of files.
 MAX_LINE = 64 * 1024
 MAX_LINES = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveManifest:
-    """The collector's statement about a whole collection. A value.
+    """What the collector reports about a whole collection. An immutable value.
 
     `left_out` names at most 100 files, and `left_out_files` is the number of all. `unmatched` are declared paths
     without a file. `exceeded` is the declared file over a limit that ended the collection. `changed` files were

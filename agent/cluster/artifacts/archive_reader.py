@@ -6,8 +6,8 @@ and no file is ever in memory as a whole.
 
 The stream is a tar archive of regular files in the form that `collect_files` writes, then the manifest, then the end.
 The reader refuses everything else: links, devices, unknown extensions, paths that leave the workspace, and more than
-the limits allow. It hashes the files and writes their manifest lines itself. The lines must equal the lines that the
-collector sent. A reader lives for one collection, and cannot be used after an error.
+the limits allow. The reader hashes the files and writes their manifest lines itself. The lines must equal the lines
+that the collector sent. A reader lives for one collection, and cannot be used after an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ ZEROS = bytes(BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """Limits of one collection: number of files, bytes of one file and of all files, and seconds. A value."""
+    """Limits of one collection: number of files, bytes of one file and of all files, and seconds.
+
+    The value never changes.
+    """
 
     files: int
     file_bytes: int
@@ -44,7 +47,7 @@ class ArchiveLimits:
 
 
 class ArchiveEnd(Enum):
-    """The item for the end of the archive. Nothing may follow."""
+    """The item that stands for the end of the archive. No other item follows."""
 
     END = "end"
 

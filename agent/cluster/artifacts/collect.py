@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
 
-# Share and seconds of the time in which the collector starts no further file, so that it can finish the current one.
+# The collector starts no further file in the last part of its time, so that it can finish the current file. This part
+# is `MARGIN` (a share) of the time limit, at most `MARGIN_SECONDS`.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
-# Number of characters of the collector's error output that an error keeps.
+# Maximum number of characters of the collector's error output that an error keeps.
 MAX_STDERR = 1000
-# Number of changed files that an error names.
+# Maximum number of changed files that an error names.
 MAX_CHANGED = 5
 
 

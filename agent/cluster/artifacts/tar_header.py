@@ -1,7 +1,7 @@
 """Headers of the collector's archive. The parser accepts only the form that the collector writes.
 
-Pure, without state. General tar files have links, devices, owners, sparse files, names in three places and numbers in
-two bases. Most security holes of unpacking programs come from these features. This parser knows none of them.
+The functions are pure. General tar files have links, devices, owners, sparse files, names in three places and numbers
+in two bases. Most security holes of unpacking programs come from these features. This parser knows none of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ArchiveError(AgentError):
 
 @dataclass(slots=True)
 class Header:
-    """One checked header block. Lives until its member is read."""
+    """One checked header block. It lives until the file of the header is read."""
 
     kind: bytes
     name: bytes

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CLOCK = "clock"
 QUOTA = "quota"
-# Seconds of clock skew that fail the check. A clock that is further behind rejects new certificates and tokens, because
-# they are usually valid from the second of their creation.
+# Clock skew in seconds from which the check fails. A clock that is further behind rejects new certificates and tokens,
+# because they are usually valid from the second of their creation.
 MAX_SKEW_SECONDS = 60.0
 # Permissions without which a probe could not run to its end, or could not be deleted.
 PROBE_NEEDS = frozenset({"create pods", "list pods", "watch pods", "delete pods"})
@@ -33,7 +33,7 @@ FILES_REQUESTS = {"requests.cpu": "10m", "requests.memory": "32Mi"}
 
 
 async def examine(client: Client, settings: Settings, image: str, seconds: float) -> AsyncGenerator[Finding]:
-    """Yield the findings of all checks. A finding comes before those that it explains."""
+    """Yield the findings of all checks. A finding comes before the findings that it explains."""
     try:
         answer = await client.request("get", "version", "/version")
     except ClusterError as error:
@@ -90,7 +90,7 @@ async def quota(client: Client, settings: Settings) -> Finding:
 
 
 def free_room(status: dict[str, Any], settings: Settings) -> tuple[Decimal, str]:
-    """Return how many default actions fit into the rest of a quota, and the resource that limits them."""
+    """Return how many default actions fit into the unused part of a quota, and the resource that limits this."""
     policy = settings.policy
     needs = {
         "pods": Decimal(1),

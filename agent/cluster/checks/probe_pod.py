@@ -1,8 +1,8 @@
 """The probe of the doctor: a real environment that is created, run, read and deleted as for an action.
 
-Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment. It
-has a pool of its own, so that no agent sees its pod. The pod has the shape that the settings give to all pods, with the
-agent's image in place of the user's. The pod is deleted also if a check fails.
+Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment.
+The probe has a pool of its own, so that no agent sees the probe's pod. The pod has the shape that the settings give to
+all pods, with the agent's image in place of the user's. The pod is deleted also if a check fails.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
     "probe: user namespace",
     "probe: pod deleted",
 )
-# Seconds until the listing of pods, the read of the log, and the copy of the file fail.
+# Seconds after which the listing of pods, the read of the log, and the copy of the file each fail.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0

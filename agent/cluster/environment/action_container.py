@@ -1,4 +1,4 @@
-"""The state of container `action`, for the log follower. Lives as long as its environment."""
+"""The state of container `action`, for the log follower. The object lives as long as its environment."""
 
 from __future__ import annotations
 

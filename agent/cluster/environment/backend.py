@@ -1,7 +1,7 @@
 """The Kubernetes side of `execution.ports.Backend`: makes an environment for an action, or for a pod of a dead agent.
 
-One `PodBackend` lives as long as the agent. What all its environments share is in their `Context`. Which environments
-the agent owns is in the `EnvironmentRegistry`.
+One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. Which environments the
+agent owns is in the `EnvironmentRegistry`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class PodBackend:
         action, nonce = session_annotation.read(pod)
         environment = PodEnvironment(self.context, self.registry, self.plan(action, nonce), adopted=pod)
         self.registry.take_back(nonce)
-        # The answer to the claim is newer than the watch.
+        # The pod in the answer to the claim is newer than the pod that the watch has.
         self.watch.apply_event("MODIFIED", pod)
         return environment
 
@@ -122,5 +122,5 @@ class PodBackend:
         if environment is None or environment.disowned:
             return None
         if not environment.uid or environment.uid != pod["metadata"]["uid"]:
-            return None  # an earlier pod of the same name
+            return None  # `pod` is an earlier pod of the same name
         return environment if session_annotation.claim_of(pod) > environment.plan.action.key.claim else None

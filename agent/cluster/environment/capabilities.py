@@ -1,6 +1,6 @@
 """What the agent finds out about its cluster once, at its start.
 
-One `ClusterFacts` lives as long as the agent. The backend and the Leases read it; the application fills it.
+One `ClusterFacts` lives as long as the agent. The application fills this object. The backend and the Leases read it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class EnvironmentTimings:
     """Fixed waits of an environment, in seconds. The agent uses the defaults; tests pass shorter waits."""
 
-    # Seconds to retry the creation of a Secret. Shorter than a set-up waits for a missing Secret.
+    # Seconds to retry the creation of a Secret. It must be less than the time for which a set-up waits for a missing
+    # Secret.
     secret_retry_seconds: float = 20.0
     # Extra seconds, after the grace period, before a pod that never ran a command is force-deleted. A kubelet does not
     # abort a hanging image pull.

@@ -1,7 +1,7 @@
-"""What a person at a terminal asked of their own `run`: upload a working tree, open a shell after a failure, keep pods.
+"""The options of a person at the terminal of `run`: upload a working tree, open a shell after a failure, keep pods.
 
 `DebugOptions` comes from the command line of the process that also is the agent, and lives as long as the process. The
-scheduler protocol knows nothing of it. An agent that serves a scheduler has no `DebugOptions`.
+protocol of the scheduler does not carry these options. An agent that serves a scheduler has no `DebugOptions`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-# Bytes that are read from the tar file at once.
+# Number of bytes that are read from the tar file at once.
 CHUNK_BYTES = 64 << 10
 # Seconds until an upload of the working tree fails.
 UPLOAD_SECONDS = 1800.0

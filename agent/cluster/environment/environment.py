@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 class PodEnvironment:
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
-    `adopted` is a pod that this agent has just claimed. Without it the environment begins without a pod.
+    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment begins without a pod.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class PodEnvironment:
         self.metrics = context.client.metrics
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
         self.uid = adopted["metadata"]["uid"] if adopted else ""
-        self.uploaded_uid = ""  # the pod that has received the working tree
+        self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        # Re-creates an adopted pod. None if this agent made the pod, or if the pod has started.
+        # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
         self.expectations = Expectations(
@@ -93,7 +93,7 @@ class PodEnvironment:
         """Return "namespace/pod", for people."""
         return f"{self.plan.namespace}/{self.plan.name}"
 
-    # ---- set-up
+    # ---- the set-up of the environment
 
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
@@ -152,12 +152,12 @@ class PodEnvironment:
 
     @property
     def running_for(self) -> float:
-        """Return how many seconds container `action` has been running, by the cluster's clock. 0: not yet."""
+        """Return how many seconds container `action` has been running, by the cluster's clock. 0 before its start."""
         status = container_status((self.pod_state.pod or {}).get("status", {}), manifest.ACTION) or {}
         started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
-    # ---- status
+    # ---- the status of the environment
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield each change of the environment's status. Ends after the first final observation."""
@@ -218,10 +218,10 @@ class PodEnvironment:
             return error.status == 0 and not isinstance(error, execs.ExecDeadline)
         return True
 
-    # ---- files
+    # ---- the files of the environment
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`, including the wait for a free copy slot. The last item is `Collected`."""
+        """Copy files out within `seconds`, including the wait for other copies. The last item is `Collected`."""
         settings = self.context.settings.artifacts
         end = time.monotonic() + seconds
 
@@ -257,7 +257,7 @@ class PodEnvironment:
 
     async def upload_workspace(self) -> None:
         """Upload the person's working tree into the workspace, once per pod."""
-        # After a state loss of the scheduler the session calls this again, perhaps while the commands run.
+        # After a state loss of the scheduler the session calls this method again, perhaps while the commands run.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
             await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
             self.uploaded_uid = self.uid
@@ -278,7 +278,7 @@ class PodEnvironment:
             self.disown()
         return report
 
-    # ---- end
+    # ---- the end of the environment
 
     def disown(self) -> None:
         """Give up ownership: another agent has adopted the pod or will. `remove` then does nothing."""

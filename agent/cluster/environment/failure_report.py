@@ -1,8 +1,8 @@
 """The report of a failed set-up or a failed action, for the person who reads its log: what, where, why, what to do.
 
 A report reads the pod's events, and the output of a failed clone, at the moment of the failure. If the read fails, the
-report contains the error, and the original failure stays. Only `StartupEvents` keeps state. It lives as long as its
-environment.
+report contains the error, and the original failure stays. Only `StartupEvents` keeps state. A `StartupEvents` lives as
+long as its environment.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ ADVICE = {
     Reason.CLUSTER_UNAVAILABLE: "The agent may lack a permission, or the cluster does not answer."
     " Ask the operators of the agent.",
 }
-# Number of events in a report.
+# Maximum number of events in a report.
 MAX_EVENTS = 20
-# Event reasons that explain no delay. Most occur in every pod. FailedScheduling is over once containers start.
+# Event reasons that explain no delay. Most occur in every pod. FailedScheduling no longer applies when containers
+# start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
-# Bytes of a container's output in a report.
+# Maximum number of bytes of a container's output in a report.
 MAX_OUTPUT = 64 * 1024
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 # Seconds until the agent forgets a pod that it handed over and never saw. The API server may still create a pod after
-# the agent gave up the request.
+# the agent has stopped waiting for the answer.
 LATE_CREATION_SECONDS = 600.0
 
 
@@ -37,7 +37,7 @@ class OwnedEnvironment(Protocol):
 
 
 class EnvironmentRegistry:
-    """The environments of one agent by state of ownership. Lives as long as the agent.
+    """The environments of one agent by state of ownership. The registry lives as long as the agent.
 
     Owned: a session of this agent drives the environment. Claimed: the agent has patched its own id into the pod of a
     dead agent, or has tried to, and no session drives the pod yet. Handed over: the agent has given up the environment,
@@ -53,7 +53,7 @@ class EnvironmentRegistry:
         # The keys are nonces and not UIDs, because an agent may hand over a pod whose creation is not confirmed yet.
         self._handed_over: dict[str, float] = {}
 
-    # ---- owned
+    # ---- owned environments
 
     @property
     def owned_names(self) -> tuple[str, ...]:
@@ -73,14 +73,17 @@ class EnvironmentRegistry:
         self.metrics.environments.set(len(self._owned))
 
     def release(self, environment: OwnedEnvironment) -> bool:
-        """Unregister an owned environment. Return False if it is not registered, or another one has replaced it."""
+        """Unregister an owned environment.
+
+        Return False if it is not registered, or if another environment has replaced it.
+        """
         if self._owned.get(environment.plan.name) is not environment:
             return False
         del self._owned[environment.plan.name]
         self.metrics.environments.set(len(self._owned))
         return True
 
-    # ---- claimed
+    # ---- claimed pods
 
     @property
     def claimed_names(self) -> frozenset[str]:
@@ -99,7 +102,7 @@ class EnvironmentRegistry:
         """Drop the claims on all pods except `names`."""
         self._claimed = {name for name in self._claimed if name in names}
 
-    # ---- handed over
+    # ---- pods that were handed over
 
     def hand_over(self, nonce: str) -> None:
         """Register the pod with this nonce as handed over."""

@@ -30,7 +30,8 @@ async def create_pod(client: Client, path: str, body: Object) -> Object:
         if error.status != 409 or error.retryable:
             raise
         found = await read_conflicting_pod(client, f"{path}/{body['metadata']['name']}")
-        # The comparison leaves out other annotations, because admission may add some. This one holds the nonce.
+        # Only the session annotation is compared, which contains the nonce. Admission webhooks may add other
+        # annotations.
         if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
             raise
         return found
@@ -40,7 +41,8 @@ async def read_conflicting_pod(client: Client, path: str) -> Object:
     """Read the pod whose name was taken.
 
     Raises:
-        ClusterError: the pod cannot be read. Retryable if the pod is gone, because its name is free again.
+        ClusterError: the pod cannot be read. The error is retryable if the pod is gone, because the pod's name is free
+        again.
     """
     try:
         return await client.request("get", "pods", path)
@@ -53,7 +55,7 @@ async def read_conflicting_pod(client: Client, path: str) -> Object:
 async def create_secret(
     client: Client, body: Object, retry_seconds: float, notify: Callable[[str], Awaitable[None]] | None = None
 ) -> None:
-    """Create a Secret, and replace one of the same name: it belongs to an earlier pod of the session.
+    """Create a Secret. Replace a Secret of the same name, because it belongs to an earlier pod of the session.
 
     `notify` gets each reason to retry, for people.
 
@@ -88,7 +90,8 @@ async def delete_pod(
 ) -> bool:
     """Request the deletion of the pod with this UID, and with this resource version if `version` is given.
 
-    `grace` is the grace period in seconds; None leaves it to the pod. Return False if no pod matches.
+    `grace` is the grace period in seconds. None means the grace period that the pod names. Return False if no pod
+    matches.
 
     Raises:
         ClusterError: the API server refuses, or retries failed for `retry_seconds`.

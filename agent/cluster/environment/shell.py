@@ -50,7 +50,7 @@ async def run_shell(client: Client, target: ContainerRef, folder: str) -> int:
 
 
 async def send_input(stream: ExecStream, input_queue: asyncio.Queue[tuple[int, bytes]]) -> None:
-    """Send keys and window sizes to the shell until cancelled."""
+    """Send keys and terminal sizes to the shell until cancelled."""
     while True:
         channel, data = await input_queue.get()
         await stream.send(data, channel=channel)
@@ -58,7 +58,7 @@ async def send_input(stream: ExecStream, input_queue: asyncio.Queue[tuple[int, b
 
 @contextmanager
 def raw_mode(fd: int) -> Iterator[None]:
-    """Put the terminal into raw mode inside the block."""
+    """Put the terminal into raw mode while the block runs."""
     before = termios.tcgetattr(fd)
     tty.setraw(fd)
     try:
@@ -69,7 +69,7 @@ def raw_mode(fd: int) -> Iterator[None]:
 
 @contextmanager
 def terminal_input(input_queue: asyncio.Queue[tuple[int, bytes]]) -> Iterator[None]:
-    """Queue keys and window sizes inside the block. The first item is the size of the window at the start."""
+    """Queue keys and terminal sizes while the block runs. The first item is the size of the terminal at the start."""
     loop, fd = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def queue_size() -> None:

@@ -1,8 +1,8 @@
-"""One shared watch over the pods of the pool. Lives as long as the agent.
+"""One shared watch over the pods of the pool. The watch lives as long as the agent.
 
 Each session waits on the `PodState` of its pod instead of polling the API server, so a running action costs no request.
-The watch also receives the pods of all other agents of the pool. Of those it decodes only the head of an event until a
-caller reads the pod, so that more replicas do not slow each agent down.
+The watch also receives the pods of all other agents of the pool. For the pods of other agents, the watch decodes only
+the head of an event until a caller reads the pod. More replicas therefore do not slow each agent down.
 """
 
 from __future__ import annotations

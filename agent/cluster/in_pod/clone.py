@@ -29,7 +29,8 @@ case "$1" in
 esac
 """
 SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# A plus or a colon would make git read the ref as a refspec. The other signs make it an expression.
+# A plus or a colon would make git read the ref as a refspec. The other characters make git read the ref as an
+# expression.
 NO_REF = re.compile(r"^\+|[ ~^:?*\[\\]")
 
 
@@ -38,10 +39,11 @@ class CloneFailed(Exception):
 
 
 def main() -> int:
-    """Clone by the order (JSON) in the first argument. Return the exit code."""
+    """Clone the repository that the first argument, an order in JSON, describes. Return the exit code."""
     order = json.loads(sys.argv[1])
     os.umask(0)
-    # The kernel gives PID 1 no default action for TERM. Without it a cancelled clone would last the whole grace period.
+    # The kernel gives PID 1 no default action for TERM. Without this handler a cancelled clone would last the whole
+    # grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +73,8 @@ def clone(order: dict[str, Any], env: dict[str, str]) -> None:
     except CloneFailed:
         if not SHA.fullmatch(ref):
             raise
-        # A server may refuse to serve a commit that no ref names. Fetch all branches and tags, then look for it.
+        # A server may refuse to serve a commit that no ref names. Fetch all branches and tags, then look for the
+        # commit.
         git("fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
         git("checkout", "--quiet", "--detach", ref)
     else:

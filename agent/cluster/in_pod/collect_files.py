@@ -1,8 +1,8 @@
 """Write a tar of the wanted files to stdout, without `tarfile`, whose import costs 8 ms.
 
-This program runs inside container `files`, as the command of one exec. Its source is an argument of the exec, as for
-`workspace`. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then
-the end marker. An archive without manifest or end marker was cut off.
+This program runs inside container `files`, as the command of one exec. The exec has the program's source as an
+argument. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then the
+end marker. An archive without manifest or end marker was cut off.
 
 A hard link is sent as a separate file. No hard link can lead out of the workspace, because links do not cross mounts.
 Empty folders and symbolic links are not sent.
@@ -35,7 +35,7 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
 MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
 MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
-MAX_OCTAL = 0o77777777777  # the largest number of a ustar header
+MAX_OCTAL = 0o77777777777  # the largest number that a ustar header can hold
 ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -47,11 +47,11 @@ KINDS = {
 
 
 class DeclaredFileMissing(Exception):
-    """A declared file is over a limit or cannot be read. The collection ends, because it has failed as a whole."""
+    """A declared file is over a limit or cannot be read. The whole collection fails and ends."""
 
 
 def header(name: bytes, mode: int, size: int, mtime: int, kind: bytes = b"0") -> bytes:
-    """Return the 512 bytes of a ustar header. A name or size that is too long is cut."""
+    """Return the 512 bytes of a ustar header. A name or size that is too long for its field is cut."""
     numbers = b"%07o\0" % mode + b"0000000\0" * 2 + b"%011o\0%011o\0" % (size & MAX_OCTAL, mtime)
     start = name[:100].ljust(100, b"\0") + numbers
     rest = kind + bytes(100) + b"ustar\x0000" + bytes(247)
@@ -272,7 +272,8 @@ def main(arguments: list[str]) -> None:
     """Take the arguments WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
-    # If the client of an exec disconnects, the command is not ended and its next write blocks for ever.
+    # If the client of an exec disconnects, the kernel does not end the command, and the command's next write blocks for
+    # ever.
     signal.alarm(limits[3] + ALARM_SECONDS)
     paths, exclude = arguments[7 : 7 + number], arguments[7 + number :]
     old: set[bytes] = set()

@@ -19,7 +19,7 @@ from agent.cluster.in_pod import collect_files, glob, receive_tree, workspace
 if TYPE_CHECKING:
     from types import ModuleType
 
-# -I matters: without it Python would import a file `zlib.py` of the workspace in place of the library.
+# The option -I is necessary. Without -I, Python would import a file `zlib.py` of the workspace instead of the library.
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 # Path inside container `files`, where no command of the user runs.
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - a path of the container, not of this machine

@@ -1,7 +1,7 @@
-"""Unpack a tar from stdin into the workspace, then let the commands begin. Runs inside container `files`.
+"""Unpack a tar from stdin into the workspace, then let the commands begin. The program runs in container `files`.
 
-An exec runs this program once per environment. Its source is an argument of the exec, as for `workspace`. The tar is
-the working tree of the person who runs the action. As after a clone, the snapshot is taken when the tree is complete.
+An exec runs this program once per environment. The exec has the program's source as an argument. The tar is the working
+tree of the person who runs the action. As after a clone, the snapshot is taken when the tree is complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
     os.umask(0)
     source = LimitedReader(sys.stdin.buffer, int(size))
     with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]
-        # The default filter of newer Pythons refuses links that leave the tree. The tree is the person's own.
+        # The default filter of newer Pythons refuses links that leave the tree. The tree belongs to the person who runs
+        # the action, so such links are harmless.
         archive.extraction_filter = lambda member, _: member
         archive.extractall(workspace)  # noqa: S202 - it is the person's own tree
     # `tarfile` stops at the end marker. The sender still writes the padding after it.

@@ -1,8 +1,8 @@
 """Walk a workspace, take its snapshot and keep it readable: PID 1 of container `files`.
 
-This module does not run in the agent's process. `packaging` sends its source to the container, together with that of
-`glob` and `collect_files`. It needs Python 3.9 and the standard library only. `main` lives as long as files may be
-wanted: it takes a snapshot after the clone, creates the ready file, and waits.
+This module does not run in the agent's process. `packaging` sends its source to the container, together with the
+sources of `glob` and `collect_files`. This module needs Python 3.9 and the standard library only. `main` lives as long
+as files may be wanted: it takes a snapshot after the clone, creates the ready file, and waits.
 
 The content of the workspace is not trusted. Folders are opened one component at a time and never through a link, and
 other file systems are not entered.
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 READY = "ready"
 TERMINATION = "/dev/termination-log"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-CLOCK_REALTIME_COARSE = 5  # the clock of the kernel's file times; `time` has no name for it
+# id of the clock that the kernel uses for file times; the module `time` has no name for this clock
+CLOCK_REALTIME_COARSE = 5
 
 
 def open_folder(root: int, path: str) -> int:
@@ -79,7 +80,7 @@ def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str]
 def fingerprint(path: str, facts: os.stat_result) -> bytes:
     """Return a value that differs after any write to the file.
 
-    It holds the ctime, because `tar x` and `cp -p` set the mtime back, and no program can set the ctime.
+    The value contains the ctime, because `tar x` and `cp -p` set the mtime back, and no program can set the ctime.
     """
     return b"%d %d %d " % (facts.st_ctime_ns, facts.st_size, facts.st_ino) + os.fsencode(path)
 
@@ -87,7 +88,8 @@ def fingerprint(path: str, facts: os.stat_result) -> bytes:
 def keep_workspace(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
     """Start the commands and wait for TERM, at most SECONDS. With READY "", `receive_tree` starts the commands."""
     end = time.monotonic() + seconds
-    # The kernel gives PID 1 no default action for TERM. PID 1 also inherits orphans and has to reap them.
+    # The kernel gives PID 1 no default action for TERM. PID 1 also becomes the parent of processes whose parent has
+    # ended, and has to reap them.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -99,12 +101,12 @@ def keep_workspace(workspace: str, snapshot: str, ready: str, seconds: float) ->
 def start_commands(workspace: str, snapshot: str, ready: str) -> None:
     """Write the snapshot of WORKSPACE to SNAPSHOT, then create READY, for which the supervisor waits."""
     take_snapshot(workspace, snapshot)
-    # If this container is killed, the agent sees by this message that the commands may have begun.
+    # If this container is killed, its termination message shows the agent that the commands may have begun.
     try:
         with open(TERMINATION, "r+") as termination:
             termination.write(READY)
     except OSError:
-        pass  # not in a container
+        pass  # the program does not run in a container
     os.close(os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 

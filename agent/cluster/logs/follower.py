@@ -5,7 +5,8 @@ and flow control stops the node. The end of a response proves nothing, because A
 rotation all end streams without an error. Silence proves nothing either, because rotation and half-open connections
 are silent. Only the state of the container decides, which the caller knows from its watch:
 
-* running: the log is opened again at the cursor. After a long silence a plain read shows whether the stream works.
+* running: the log is opened again at the cursor. After a long silence a plain read (a request that does not follow the
+  log) shows whether the stream works.
 * terminated: if the supervisor's last marker was read, the log is complete. Otherwise one plain read has the rest.
 * gone: the log ends with a `LogLost` that has the reason.
 
@@ -47,7 +48,7 @@ NOT_STARTED = "waiting to start"
 
 
 class ContainerState(Enum):
-    """What the caller knows of the container. `GONE` means that the pod is gone."""
+    """The state of the container as the caller knows it. `GONE` means that the pod is gone."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -60,7 +61,7 @@ class Container(Protocol):
 
     @property
     def state(self) -> ContainerState:
-        """The state now."""
+        """The current state of the container."""
 
     @property
     def log_ended(self) -> bool:
@@ -72,7 +73,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a `LogFollower` waits. A value, shared by all followers."""
+    """Seconds that a `LogFollower` waits. All followers share the value."""
 
     connect: float = 10.0
     """Seconds until a connection is given up."""
@@ -146,7 +147,8 @@ class LogFollower:
         self.timings = timings
         self.file = NodeFile(client, target, cursor, self.timeout(timings.read), node_limit)
         self.opened = 0
-        # Half of each pause is random, so that followers which were cut together do not come back together.
+        # Half of each pause is random, so that followers that lost their connections together do not reconnect
+        # together.
         self.backoff = Backoff(timings.pause, timings.longest_pause, least_share=0.5)
         self.failing_since: float | None = None
         self.error: ClusterError | None = None
@@ -154,7 +156,7 @@ class LogFollower:
         self.misses = 0
 
     async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Repeat attempts until the log ends."""
+        """Send one request after another until the log ends."""
         while not self.container.log_ended:
             state = self.container.state
             if state is ContainerState.WAITING:
@@ -176,7 +178,7 @@ class LogFollower:
             await self.pause(state)
 
     async def attempt(self, state: ContainerState) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Make one attempt: a stream while the container runs, else a plain read. Sets `error` if it fails."""
+        """Send one request: a stream while the container runs, else a plain read. Sets `error` if the request fails."""
         began = now()
         self.error = None
         try:
@@ -192,7 +194,7 @@ class LogFollower:
                 self.on_progress()
 
     async def stream(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read an open stream until it ends, a probe shows it dead, or it is silent after the container's end."""
+        """Read the stream until it ends, a probe shows that it is dead, or it is silent after the container's end."""
         if self.opened:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
@@ -286,7 +288,7 @@ class LogFollower:
         finally:
             await cancel_and_wait(task, ignore_errors=True)
 
-    # ---- judgement
+    # ---- decisions about the log: is it complete, is it lost
 
     def check(self, reader: LineReader) -> None:
         """Check that the body is a log, and not the kubelet's error message with status 200.
@@ -322,7 +324,7 @@ class LogFollower:
         return error.message if now() - self.failing_since >= limit else ""
 
     async def pause(self, state: ContainerState) -> None:
-        """Wait before the next attempt: for Retry-After, else for the back-off or a new state, whichever is first."""
+        """Wait before the next request: for Retry-After, else for the back-off or a new state, whichever is first."""
         if self.error and self.backoff.failures == 0:
             log.warning("the log cannot be read and is retried", pod=self.target.pod, error=self.error.message)
         delay = self.backoff.next()

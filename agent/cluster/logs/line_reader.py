@@ -2,12 +2,13 @@
 
 A `LineReader` lives as long as one HTTP response. The kubelet puts a timestamp before each line. `sinceTime` has whole
 seconds, so the body of a resumed request repeats lines that were read before. The body may also begin with the rest
-of an older line, without a timestamp. The reader removes the timestamps and drops what the cursor covers. It compares
-timestamps, then counts the lines of one timestamp, then counts bytes, because a connection may break in a line of
-megabytes. If the body lacks the cursor's own line, the node has rotated the line away, and the reader reports a gap.
+of an older line, without a timestamp. The reader removes the timestamps and drops what the cursor covers. To find the
+cursor's position, the reader compares timestamps, then counts the lines of one timestamp, then counts bytes. Bytes
+count because a connection may break in the middle of a line of megabytes. If the body lacks the cursor's own line, the
+node has rotated the line away, and the reader reports a gap.
 
 A line without a timestamp is not a line of the container. The line is the rest of an older line or a message of the
-kubelet. The reader drops it, and keeps the start of the first one in `foreign`.
+kubelet. The reader drops such lines, and keeps the start of the first such line in `foreign`.
 
 Known limit: a clock of the node that is set back looks like a gap when the log is opened again.
 """
@@ -28,18 +29,18 @@ T = TypeVar("T", bytes, int)
 
 # The kubelet writes nanoseconds with a fixed width. Older kubelets and other runtimes write fewer digits.
 PREFIX = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
-# Number of bytes of the longest timestamp with its space.
+# Maximum number of bytes of a timestamp and the space after it.
 LONGEST_PREFIX = 36
-# Index of the zone in a timestamp with nanoseconds, and length of a timestamp up to the seconds.
+# Index of the zone in a timestamp with nanoseconds. `SECOND` is the number of bytes of a timestamp up to the seconds.
 ZONE = 29
 SECOND = 19
 START = Cursor()
-# Number of bytes of the first foreign line to keep.
+# Maximum number of bytes that are kept of the first foreign line.
 FOREIGN_KEPT = 256
-# Seconds between two lines from which a whole file of the node may lie between them. The kubelet looks at the size of
-# files at most every 3 s, so no file lives for a shorter time.
+# Seconds between two lines from which the node may have written and removed a whole file between the lines. The kubelet
+# checks the size of files at most every 3 s, so no file exists for a shorter time.
 HOLE = 2.0
-# Number of holes to remember.
+# Maximum number of holes to remember.
 HOLES_KEPT = 64
 
 
@@ -64,9 +65,9 @@ class Hole:
 class LineReader:
     """Reads one body, for one log request. `cursor` is the position after everything that was returned.
 
-    A piece without data is a synchronization. It only has the position where the next piece begins. Its `end` counts
-    from the start of the line, so `offset` is the column. The first piece of a body and the first piece after a gap
-    are of this kind.
+    A piece without data is a synchronization. It has only the position where the next piece begins. The `end` of a
+    synchronization counts from the start of the line, so its `offset` is the column. The first piece of a body and the
+    first piece after a gap are of this kind.
 
     While the reader is `watchful`, it reports a hole before the line that ends the hole. `served_again` is true once
     the body has repeated the file after a hole. The reader then ignores the rest of the body.
@@ -114,7 +115,8 @@ class LineReader:
             elif bulk and self.synced and (taken := self.lines(data, at)):
                 at += taken
             else:
-                # After one line that the fast way refuses, others follow, so it is not tried again in this block.
+                # If the fast way (`lines`) refuses a line, it often refuses the next lines too. Therefore it is not
+                # tried again in this block.
                 bulk = not self.synced
                 at = self.begin(data, at)
         self.close_piece()
@@ -125,7 +127,7 @@ class LineReader:
         """Return a gap if the body has ended without the cursor's line, else None."""
         return LogGap(self.resume.timestamp, "") if self.seeking else None
 
-    # ------------------------------------------------------------------------------------------------------- fast way
+    # ---- the fast way: many lines at once
 
     def lines(self, data: bytes, at: int) -> int:
         """Read all complete lines from `at`, the start of a line, up to a hole. Returns their number of bytes.
@@ -181,7 +183,7 @@ class LineReader:
                 same += self.count
         self.timestamp, self.count = timestamp, same
 
-    # ------------------------------------------------------------------------------------------------- line by line
+    # ---- the slow way: line by line
 
     def begin(self, data: bytes, at: int) -> int:
         """Read the timestamp of one line. Returns the index after it."""
@@ -217,7 +219,7 @@ class LineReader:
         return True
 
     def reached(self, timestamp: bytes) -> bool:
-        """Return whether the reader is behind the cursor and the line has another time than the line before it."""
+        """Return whether the reader has passed the cursor and the line has another time than the line before it."""
         return not (self.seeking or self.skip) and bool(self.timestamp) and timestamp != self.timestamp
 
     def seek(self, order: Order) -> None:
@@ -278,7 +280,7 @@ class LineReader:
             self.total += end - at
         return end
 
-    # ------------------------------------------------------------------------------------------------------- positions
+    # ---- the position of the reader
 
     def position(self, before: int = 0) -> Cursor:
         """Return the position `before` bytes back from the current one, in the current line."""

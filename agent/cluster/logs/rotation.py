@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Number of bytes. Kubelets start a new file at `containerLogMaxSize`, which is 10 MiB by default.
+# Number of bytes below which the node starts no new file. Kubelets start one at `containerLogMaxSize`, 10 MiB by
+# default.
 NODE_LIMIT = 1 << 20
-# Seconds of the time between two lines in which the reader may have been busy and not waiting.
+# Maximum number of seconds between two lines in which the reader may have been busy instead of waiting for bytes.
 SLACK = 1.0
-# Number of bytes that the node adds to a line at most: the stream's name, a tag and spaces.
+# Maximum number of bytes that the node adds to a line: the stream's name, a tag and spaces.
 LINE_OVERHEAD = 12
 
 
@@ -53,7 +54,8 @@ class NodeFile:
         self.timeout = timeout
         self.limit = limit
         self.follows = False
-        self.written = 0.0 if cursor == START else math.inf  # The most bytes of the file before the cursor.
+        # Upper bound of the number of bytes in the file before the cursor.
+        self.written = 0.0 if cursor == START else math.inf
 
     @property
     def full(self) -> bool:
@@ -72,7 +74,8 @@ class NodeFile:
     async def judge_hole(self, hole: Hole, waited: float) -> LogGap | None:
         """Return a gap if a whole file of the node may lie in the hole, else None."""
         if self.follows and waited >= hole.seconds - SLACK:
-            return None  # The reader waited at the end of the file nearly all the time, so nothing was written.
+            # The reader waited at the end of the file nearly all the time, so the node wrote no file in the hole.
+            return None
         try:
             head = await self.head()
         except ClusterError as error:

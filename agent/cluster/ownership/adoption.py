@@ -1,8 +1,8 @@
-"""Adoption: claim the sessions of dead agents, so that this agent goes on with them. Lives as long as the agent.
+"""Claims the sessions of dead agents, so that this agent continues them. An `Adoption` lives as long as the agent.
 
-A claim is one patch of the pod. It raises the claim number, which fences the former owner, and writes this agent's id
-into the pod's labels. The patch names the resource version that the agent saw, so one of several agents wins. The
-scheduler then sends the resume point of the session, or discards the session.
+A claim is one patch of the pod. The patch raises the claim number, which fences the former owner, and writes this
+agent's id into the pod's labels. The patch names the resource version that the agent saw, so one of several agents
+wins. The scheduler then sends the resume point of the session, or discards the session.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CONFLICT = 409
-# Seconds that the agent waits at most when the API server asks for a pause.
+# Maximum number of seconds that the agent waits when the API server asks for a pause.
 MAX_RETRY_AFTER_SECONDS = 60.0
 
 
@@ -108,8 +108,8 @@ class Adoption:
     async def claim(self, pod: Object) -> None:
         """Try to claim a pod and to start its session. Another agent may be faster.
 
-        A pod whose session annotation cannot be read is left alone. It may belong to a newer version of the agent, and
-        its own deadline ends it.
+        A pod whose session annotation cannot be read is left alone. Such a pod may belong to a newer version of the
+        agent, and the pod's own deadline ends the pod.
         """
         meta = pod["metadata"]
         try:

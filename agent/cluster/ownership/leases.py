@@ -1,4 +1,4 @@
-"""Which agents of the pool are alive, by one Lease per agent. Lives as long as the agent.
+"""Finds out by one Lease per agent which agents of the pool are alive. A `Leases` lives as long as the agent.
 
 Each agent renews its own Lease and watches the others. As in client-go, an agent is dead when its Lease has not changed
 for its duration on the observer's monotonic clock. The observer counts only the time in which its own renewals succeed.
@@ -34,12 +34,12 @@ log = structlog.get_logger(__name__)
 
 # Seconds until the Lease of a dead agent is deleted, and until the agent drops its record of a deleted Lease.
 EXPIRED_AFTER_SECONDS = 600.0
-# Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the others, because
-# it may not have seen their renewals either.
+# Number of renewal intervals after which a renewal counts as missed. The agent then cannot judge the other agents,
+# because it may not have seen their renewals either.
 MISSED_INTERVALS = 1.6
 # Status codes that deny access.
 DENIED_CODES = frozenset({401, 403})
-# Number of denials in a row that set `access_denied`. A single one may be a hiccup of the API server.
+# Number of denials in a row that set `access_denied`. A single denial may be a temporary fault of the API server.
 DENIED_AFTER = 2
 # Seconds of a Lease that states no duration.
 DEFAULT_DURATION = 15
@@ -71,14 +71,16 @@ class Leases(Reflector):
         self.name = f"sealci-{hashlib.sha256(f'{settings.agent.pool}/{agent_id}'.encode()).hexdigest()[:16]}"
         self.acquired = asyncio.Event()
         self.access_denied = asyncio.Event()
-        # The own renewals come back on the watch, so a watch that is silent for this long is broken.
+        # The watch also reports the agent's own renewals, so a watch that is silent for this long is broken.
         self.silence = 2 * settings.cluster.lease_duration
         self.on_change: Callable[[], None] = lambda: None
-        # All times below are seconds of `clock`.
-        self._changed_at: dict[str, tuple[str, float]] = {}  # Lease name: resource version, and since when
+        # For each Lease name: the resource version and the time of the last change, in seconds of `clock`.
+        self._changed_at: dict[str, tuple[str, float]] = {}
         self._newest: dict[str, Object] = {}
-        self._deleted_at: dict[str, float] = {}  # agent id of a deleted Lease
-        self._missing_since: dict[str, float] = {}  # agent id without a Lease
+        # For the agent id of each deleted Lease: the time of the deletion, in seconds of `clock`.
+        self._deleted_at: dict[str, float] = {}
+        # For each agent id without a Lease: the time when this agent first missed the Lease, in seconds of `clock`.
+        self._missing_since: dict[str, float] = {}
         self._renewed_at = 0.0
         self._healthy_since = 0.0
         self._failing = False
@@ -92,14 +94,15 @@ class Leases(Reflector):
         while True:
             began, pause = self.clock(), 0.0
             try:
-                # A request without an answer must not delay the next one, because the Lease runs out meanwhile.
+                # A request without an answer must not delay the next request, because the Lease runs out meanwhile.
                 async with asyncio.timeout(interval):
                     await self.renew()
                 self.record_renewal()
                 await self.delete_expired()
             except ClusterError as error:
                 self.count_denial(error)
-                # A longer pause, even if the API server asks for one, would let the others take this agent for dead.
+                # After a longer pause, even if the API server asks for one, the other agents would treat this agent as
+                # dead.
                 pause = min(error.retry_after or 0.0, self.settings.cluster.lease_duration / 3)
                 self.log_failure(error.message)
             except TimeoutError:
@@ -110,19 +113,22 @@ class Leases(Reflector):
             await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
     def count_denial(self, error: Exception) -> None:
-        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` in a row."""
+        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` denials in a row."""
         denied = isinstance(error, ClusterError) and error.status in DENIED_CODES
         self._denials = self._denials + 1 if denied else 0
         if self._denials >= DENIED_AFTER:
             self.access_denied.set()
 
     def log_failure(self, why: str) -> None:
-        """Log that the own Lease was not renewed, as a warning only for the first failure of an outage."""
+        """Log that the agent's Lease was not renewed. Only the first failure of an outage is a warning."""
         first, self._failing = not self._failing, True
         (log.warning if first else log.debug)("the agent's Lease could not be renewed", error=why)
 
     def record_renewal(self) -> None:
-        """Record that the own Lease was renewed. After a missed renewal, start to judge the others anew."""
+        """Record a renewal of the agent's own Lease.
+
+        After a missed renewal, the time without changes of other Leases counts from now.
+        """
         self._denials = 0
         self.access_denied.clear()
         now = self.clock()
@@ -135,7 +141,7 @@ class Leases(Reflector):
         self.acquired.set()
 
     async def renew(self) -> None:
-        """Write the own Lease. Create it if it is missing.
+        """Write the agent's own Lease. Create the Lease if it is missing.
 
         Raises:
             ClusterError: the API server refuses or does not answer.
@@ -149,7 +155,7 @@ class Leases(Reflector):
             await self.client.request("create", "leases", self.path, body=body)
 
     def body(self) -> Object:
-        """Return the own Lease as of now."""
+        """Return the agent's own Lease as of now."""
         metadata: Object = {
             "name": self.name,
             "labels": {
@@ -172,7 +178,7 @@ class Leases(Reflector):
         }
 
     async def release(self) -> None:
-        """Delete the own Lease, so that other agents adopt the remaining sessions without a wait."""
+        """Delete the agent's own Lease, so that other agents adopt the remaining sessions without a wait."""
         try:
             await self.client.request("delete", "leases", f"{self.path}/{self.name}")
         except ClusterError as error:
@@ -198,21 +204,24 @@ class Leases(Reflector):
 
     @property
     def alive(self) -> bool:
-        """Return whether the other agents take this agent for alive: its own Lease has not run out."""
+        """Return whether the other agents see this agent as alive: its Lease has not run out."""
         return self.acquired.is_set() and self.clock() - self._renewed_at <= self.settings.cluster.lease_duration
 
     @property
     def can_judge_others(self) -> bool:
-        """Return whether the own renewals succeed and come back on the watch.
+        """Return whether the agent's own renewals succeed and the watch reports them.
 
-        If this process was frozen or its event loop was blocked, it has renewals of others still to read.
+        If this process was frozen or its event loop was blocked, it has not yet read the renewals of other agents.
         """
         now, longest = self.clock(), MISSED_INTERVALS * self.settings.cluster.lease_renew
         seen = self._changed_at.get(self.name, ("", 0.0))[1]
         return self.acquired.is_set() and now - self._renewed_at <= longest and now - seen <= longest
 
     def is_gone(self, agent_id: str) -> bool:
-        """Return whether this agent is dead or has deleted its Lease. False while that cannot be judged."""
+        """Return whether the agent with this id is dead or has deleted its Lease.
+
+        False while this agent cannot judge others.
+        """
         if agent_id == self.agent_id or not self.can_judge_others:
             self._missing_since.pop(agent_id, None)
             return False
@@ -235,7 +244,10 @@ class Leases(Reflector):
         return self.clock() - changed > duration
 
     def expired_leases(self) -> list[Object]:
-        """Return the Leases of agents that died long ago. Nothing needs them any more."""
+        """Return the Leases of agents that died more than `EXPIRED_AFTER_SECONDS` ago.
+
+        No component needs these Leases.
+        """
         if not self.can_judge_others:
             return []
         return [

@@ -1,4 +1,4 @@
-"""The deletion of orphans: pods without an agent. Done by the sweep of each agent, and by `sealci-agent cleanup`.
+"""The deletion of orphans: pods without an agent. The sweep of each agent and `sealci-agent cleanup` delete orphans.
 
 The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
 nothing costs no request. If sessions cannot be adopted, the pods of an agent are deleted as soon as its Lease has run
@@ -46,7 +46,7 @@ GONE_POLL_SECONDS = 1.0
 class Sweep:
     """Deletes orphans at an interval. Owned by the application, lives as long as the agent.
 
-    `is_gone` is given if sessions cannot be adopted. It decides whether an agent, by its id, is gone.
+    `is_gone` returns whether the agent with an id is gone. It is None if sessions can be adopted.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class Sweep:
         self.is_gone = is_gone
         self.interval = interval
         self.poll = poll
-        self.accepted_uids: set[str] = set()  # the API server has accepted the deletion
-        self.tried_uids: set[str] = set()  # in the last sweep
-        self.early_uids: set[str] = set()  # deleted since the last sweep, because their agent was gone
+        self.accepted_uids: set[str] = set()  # UIDs of pods whose deletion the API server has accepted
+        self.tried_uids: set[str] = set()  # UIDs of pods whose deletion the last sweep requested
+        self.early_uids: set[str] = (
+            set()
+        )  # UIDs of pods of gone agents whose deletion was requested since the last sweep
         self.remaining = 0
 
     async def run(self) -> None:
@@ -116,7 +118,7 @@ class Sweep:
         self.metrics.remains.set(self.remaining)
 
     async def sweep(self, pod: Object) -> bool:
-        """Request the deletion of a pod, by force if the last sweep did so too.
+        """Request the deletion of a pod. Force the deletion if the last sweep requested it already.
 
         Return False if the pod has changed since the watch showed it. The next sweep judges the pod anew.
         """
@@ -130,7 +132,8 @@ class Sweep:
         else:
             log.warning("deleting an orphaned pod", pod=name, forced=grace == 0)
         try:
-            # Only this version of the pod: a newer one may have been claimed by another agent.
+            # The request names this version of the pod, because another agent may have claimed the pod in a newer
+            # version.
             accepted = await delete_pod(
                 self.backend.client, self.watch.path, name, uid, grace, self.interval, version=version
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds of the bound of the first pause between two reads, and of the longest.
+# Upper bound in seconds of the first pause between two reads. `LONGEST_PAUSE` is the upper bound of every pause.
 FIRST_PAUSE = 0.4
 LONGEST_PAUSE = 10.0
 
@@ -30,19 +30,19 @@ LONGEST_PAUSE = 10.0
 async def find(client: Client, settings: Settings) -> Object | None:
     """Return the owner reference, or None if the settings name no owner. Retry until the ConfigMap can be read.
 
-    The agent must not create a pod before: a pod without an owner would outlive the release.
+    The agent must not create a pod before this function returns. A pod without an owner would outlive the release.
     """
     name = settings.agent.anchor
     if not name:
         return None
     path = f"/api/v1/namespaces/{settings.cluster.namespace}/configmaps/{name}"
-    # At least half of each pause is fixed, so that an agent does not ask again at once.
+    # At least half of each pause is fixed, so that the agent does not send the next request at once.
     backoff, last_error = Backoff(FIRST_PAUSE, LONGEST_PAUSE, least_share=0.5), ""
     while True:
         try:
             found = await client.request("get", "configmaps", path)
         except ClusterError as error:
-            # One line for each new reason, and not for each retry.
+            # Log one line for each new reason, and not for each retry.
             if error.message != last_error:
                 log.warning("cannot read the ConfigMap that owns all pods; no action runs before", error=error.message)
             last_error = error.message

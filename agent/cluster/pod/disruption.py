@@ -1,4 +1,4 @@
-"""Find what ended a pod from outside: a drain, a preemption, a full node, a deletion. Pure, from the pod's status."""
+"""Find what ended a pod from outside: a drain of its node, a preemption, a full node, a deletion. Pure."""
 
 from __future__ import annotations
 

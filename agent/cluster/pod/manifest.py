@@ -1,7 +1,7 @@
 """Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
 Container `action` runs the user's image under the supervisor. Container `files` keeps the workspace readable after the
-commands have ended. Init container `repository` clones. `docs/architecture.md` explains this shape.
+commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this shape.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
 Labels and one annotation hold what another agent needs for adoption.
@@ -185,7 +185,7 @@ def action_container(plan: Plan, settings: Settings) -> Object:
 def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     """Return the environment variables: those that CI tools look for, the user's, and references to secrets.
 
-    A variable of the user replaces one of the agent. A secret replaces both.
+    A variable of the user replaces the agent's variable of the same name. A secret replaces both.
     """
     action = plan.action
     values = {
@@ -198,7 +198,8 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     if settings.environment.profile == "restricted":
         values["HOME"] = HOME
     if action.repository:
-        # Git refuses a clone that belongs to another user. These variables need no file in the user's image.
+        # Git refuses a clone that belongs to another user. These variables prevent this without a file in the user's
+        # image.
         values |= {
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "safe.directory",
@@ -257,7 +258,7 @@ def files_container(plan: Plan, settings: Settings) -> Object:
             )
         ),
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
-        # Root, because the image of the action may create files that belong to any user.
+        # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
             {"name": "workspace", "mountPath": settings.environment.workspace},
@@ -289,7 +290,7 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "name": REPOSITORY,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
-        # The old name of the module, because the image on a node may be one release older than the agent.
+        # This is the old name of the module, because the image on a node may be one release older than the agent.
         "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
@@ -311,7 +312,8 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         found.append(
             {
                 "name": "credentials",
-                # Optional: the kubelet would wait for a missing Secret for ever, while the clone fails at once.
+                # The Secret is optional. The kubelet would wait for a missing Secret for ever, while the clone fails at
+                # once.
                 "secret": {
                     "secretName": plan.action.repository.credentials,
                     "defaultMode": 0o440,

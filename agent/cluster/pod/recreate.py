@@ -25,9 +25,10 @@ def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
         return None
     metadata = {key: pod["metadata"][key] for key in COPIED_METADATA if key in pod["metadata"]}
     spec = dict(pod["spec"])
-    # The cluster chose this node, and it may be the reason for the loss. A node of the installer's template stays.
+    # The cluster chose this node, and the node may be the reason for the loss. A node that the installer's template
+    # names stays.
     if "nodeName" not in settings.environment.pod_template.get("spec", {}):
         spec.pop("nodeName", None)
-    # Admission derives the priority from priorityClassName and refuses a different value.
+    # Kubernetes' admission derives the priority from priorityClassName and refuses a different value.
     spec.pop("priority", None)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

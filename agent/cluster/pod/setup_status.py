@@ -30,7 +30,8 @@ FAILED_AT_ONCE = {
     "CrashLoopBackOff": Reason.INTERNAL,
 }
 PULLING = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
-# Pull errors of the network or of an overloaded registry. They get the longer limit `registry_grace`.
+# Image pull errors caused by the network or by an overloaded image registry. These errors get the longer limit
+# `registry_grace`.
 NETWORK = re.compile(
     r"i/o timeout|connection re(fused|set)|no such host|temporary failure|TLS handshake timeout|"
     r"\b(502|503|504|429) |toomanyrequests|network is unreachable|\bEOF\b",
@@ -38,12 +39,12 @@ NETWORK = re.compile(
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
-# Pull errors that do not pass by themselves.
+# Image pull errors that do not pass by themselves.
 INVALID_REFERENCE = "invalid reference format"
 # Seconds until a missing Secret of the action is a failure. The agent creates the Secret right after the pod.
 SECRET_WAIT_SECONDS = 30.0
 STARTING = "starting containers"
-# Errors of the container runtime that pass by themselves. Only the limit of the whole start applies to them.
+# Errors of the container runtime that pass by themselves. Only the limit of the whole start applies to these errors.
 TRANSIENT = re.compile(
     r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable|failed to sync \w+ cache"
 )

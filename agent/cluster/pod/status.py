@@ -1,7 +1,7 @@
 """Turn a pod's status into an observation: what happened to the environment. Pure.
 
 A missing pod is never success, and a missing exit code is never 0. `classify` documents the order of the questions.
-`docs/architecture.md` gives the reasons for it.
+`docs/architecture.md` gives the reasons for this order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
 OVERDUE = timedelta(seconds=30)
-# The same on a node that the cluster already reports as lost.
+# Time after which an unfinished deletion makes the pod lost if the cluster already reports the node as lost.
 OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 
 
@@ -122,7 +122,7 @@ def never_started(action: Object | None, reason: Reason) -> bool:
     """Whether the final status of the action container proves that the container never started.
 
     The kubelet writes an end of unknown kind, without a container id, for a container that it never created. A lost
-    node proves nothing: it may have started a container that it could no longer report.
+    node proves nothing. The node may have started a container that it could no longer report.
     """
     if reason is Reason.NODE_LOST:
         return False
@@ -207,7 +207,8 @@ def was_signalled(terminated: Object, ending: Ending | None) -> bool:
 
 def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
     """Whether the disruption may have ended the commands, whatever exit code they answered TERM with."""
-    # An evicting kubelet dates the disruption when it writes the condition, after the containers have ended.
+    # When a kubelet evicts a pod, it writes the condition after the containers have ended, so the time of the condition
+    # is too late.
     if finished_before(terminated, outside.since) and not was_signalled(terminated, ending):
         return False
     if not verdict.succeeded:
@@ -237,7 +238,7 @@ def waits_for_files(status: Object, expectations: Expectations) -> bool:
 
 
 def judge_lost(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
-    """Return the loss of a pod whose action container has not terminated and never will; None if it still may."""
+    """Return the loss of a pod whose action container has not terminated and never will; None otherwise."""
     if is_final(pod):
         return judge_final_phase(pod, action)
     if is_overdue(pod, wall):
@@ -271,7 +272,7 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     if terminated.get("exitCode") in KILLED:
         ready = name == FILES and FILES_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # The commands continue. The loss of their files is reported after their end.
+            # The commands continue. The loss of the files is reported after the end of the commands.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

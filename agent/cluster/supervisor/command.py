@@ -4,9 +4,9 @@ PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 wait
 commands shell as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints
 the last marker and exits with the code of the commands shell.
 
-The commands shell runs `setup.sh`, then all commands in one unrolled list. A loop would be left by the user's `break`,
-and a function would change what `local` and `return` mean. The list is one compound command. The shell parses it before
-any command runs, so aliases and `set -v` do not affect it.
+The commands shell runs `setup.sh`, then all commands in one list, which names each command in turn without a loop. The
+user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is one compound
+command. The shell parses it before any command runs, so aliases and `set -v` do not affect it.
 
 TERM reaches the commands by exec (`interrupt`, `pre_stop`), never through PID 1. `termination.py` reads the record that
 the supervisor leaves in the termination message. The scripts are read at import, and everything else here is pure.
@@ -23,9 +23,10 @@ from agent.cluster.supervisor.markers import NONCE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Number of bytes of one command. Linux refuses longer arguments (MAX_ARG_STRLEN, with the final NUL).
+# Maximum number of bytes of one command. Linux refuses longer arguments (MAX_ARG_STRLEN, with the final NUL).
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Number of commands of one action. The unrolled list of more commands would be too long for one argument.
+# Maximum number of commands of one action. The script names every command and is one argument, whose length Linux
+# limits.
 MAX_COMMAND_COUNT = 1000
 
 
@@ -38,7 +39,7 @@ def script(name: str) -> str:
 SUPERVISOR = script("supervisor.sh")
 SETUP = script("setup.sh")
 INTERRUPT = script("interrupt.sh")
-# PID 1 comes first, as in interrupt.sh. The hook ignores failures: the kubelet reports a failed hook as an event.
+# PID 1 gets TERM first, as in interrupt.sh. The hook always exits with 0, because the kubelet reports a failed hook.
 PRE_STOP = "kill -TERM 1; kill -TERM -1; exit 0"
 
 
@@ -69,7 +70,10 @@ def entrypoint(
 
 
 def unrolled_list(count: int) -> str:
-    """Return the script of the commands shell. It is one line, so that line numbers in messages are the user's."""
+    """Return the script of the commands shell.
+
+    The script is one line, so that line numbers in messages count the lines of the user's commands.
+    """
     turns = (
         f'\\eval "$__sealci_flags$__sealci_{number}"; {{ __sealci {number + 1} "$?"; }} >/dev/null 2>&1 || \\exit; '
         for number in range(1, count + 1)
@@ -79,9 +83,10 @@ def unrolled_list(count: int) -> str:
 
 
 def interrupt(grace: float) -> list[str]:
-    """Return the command that ends the user's commands by exec: TERM to all processes, KILL after `grace` seconds.
+    """Return the exec command that ends the user's commands: TERM to all processes, KILL after `grace` seconds.
 
-    The command returns after the KILL. If all commands end before that, the command is killed with the container.
+    The exec command returns after the KILL. If the user's commands end earlier, the exec command is killed with the
+    container.
     """
     return ["/bin/sh", "-c", INTERRUPT, "sealci", f"{grace:.3f}", str(math.ceil(grace))]
 

@@ -6,7 +6,7 @@ random nonce, so user output cannot be mistaken for a marker. The newline after 
 output without a final newline stays as it was.
 
 On the wire: 0x1e `sealci:NONCE:s:COMMAND` newline, `...:f:COMMAND:CODE`, `...:l:0:CODE`. Markers do not decide the
-verdict. The container's status and its termination message do.
+verdict. The container's status and its termination message decide the verdict.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MarkerReader:
 
     @property
     def buffered(self) -> int:
-        """Number of bytes at the end of the input that are not returned yet, because they may begin a marker."""
+        """Number of bytes at the end of the input that are not yet returned, because they may begin a marker."""
         return len(self.tail)
 
     def feed(self, data: bytes) -> list[bytes | Marker]:

@@ -22,7 +22,7 @@ RECORD = re.compile(r"sealci (\w+) (started|exit|completed|end|told_to_end) (\d{
 class Ending:
     """The supervisor's record of one session, read from the termination message.
 
-    `command` is the number of the last started command, from 1; None if the user overwrote the record of it.
+    `command` is the number of the last started command, from 1; None if the user's commands overwrote the record.
     `exit_code` is the exit code that PID 1 chose; None if PID 1 was killed.
     `received_term` is True if PID 1 had received TERM before it chose its exit code.
     """

@@ -1,7 +1,7 @@
 """Forwards the log of an environment to the scheduler: reads it, takes the markers out, masks secrets, sends.
 
-Lives as long as the environment writes. The markers show which command runs. They never decide the outcome. While
-the window of the outlet is full the log is not read, so the memory is bounded whatever the commands write.
+The objects live as long as the environment writes. The markers show which command runs, and never decide the outcome.
+While the session's window is full, the log is not read, so the memory is bounded whatever the commands write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
-    """Send the log from where the scheduler's part ends. Returns at the end of the log."""
+    """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
     masker = Masker(session.action.secrets)

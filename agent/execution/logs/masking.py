@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MASK = b"***"
-# Number of bytes of the shortest value that is masked. A shorter one would mask too much ordinary text.
+# Minimum number of bytes of a value that is masked. A shorter value would mask too much ordinary text.
 SHORTEST = 4
-# Number of bytes in a form. Longer forms are masked block by block, which bounds the bytes kept back and the search.
+# Maximum number of bytes in a form. Longer forms are masked block by block, which bounds the bytes kept back and the
+# search.
 LONGEST = 4096
-# Number of forms of all secrets together.
+# Maximum number of forms of all secrets together.
 MOST_FORMS = 1024
-# Number of bytes in a run of overlapping occurrences. A longer run becomes several masks. Without this limit, the
-# secret "aaaa" in an endless "aaa..." would be kept back for ever.
+# Maximum number of bytes in a run of overlapping occurrences. A longer run becomes several masks. Without this limit,
+# the secret "aaaa" in an endless "aaa..." would be kept back for ever.
 LONGEST_RUN = 16 * 1024
 # Line lengths of base64 tools: 76 for coreutils and MIME, 64 for OpenSSL and PEM.
 WRAPS = (76, 64)
@@ -46,7 +47,7 @@ class Masker:
     """Replaces secrets in a stream of bytes. Takes a mapping of name to value, or bare values.
 
     At most `LONGEST_RUN` + 2 * `LONGEST` bytes are kept back. `too_short` names the secrets that are not masked,
-    `too_long` those that are masked in part. Bare values are numbered from 0 instead.
+    `too_long` those that are masked in part. Bare values have the numbers from 0 as names.
     """
 
     def __init__(self, secrets: Mapping[str, str] | Iterable[bytes] = ()) -> None:
@@ -89,7 +90,7 @@ class Masker:
     def flush(self, *, hide: bool = False) -> bytes:
         """Return the bytes that were kept back, masked.
 
-        With `hide` they become `***`: the text goes on where the agent does not read it, and may complete a secret.
+        With `hide` these bytes become `***`, because text that the agent does not read may complete a secret.
         """
         text, self.kept = self.kept, b""
         if hide:
@@ -102,7 +103,7 @@ class Masker:
 
     def spans(self, text: bytes) -> list[Span]:
         """Return where secrets are, in order. Overlapping occurrences are one span."""
-        if not self.sieve.may_match(text):  # nearly always
+        if not self.sieve.may_match(text):  # nearly every text returns here
             return []
         runs: list[Span] = []
         start = end = -1

@@ -1,9 +1,9 @@
 """The pipeline of a session's log: takes markers out, applies the limits, masks secrets, and keeps the positions.
 
 A `LogStream` lives as long as its session follows the log. Pieces of payload go in as they were read. Chunks of at most
-64 KiB and markers come out, in the order of the log. Each carries the cursor from which the log can be read again
-exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only on the log
-and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
+64 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can be
+read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only
+on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
 continue those of the dead agent.
 
 All limits count bytes of the log, markers included, not bytes that are sent: the column in a line, and the total. Where
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from agent.execution.logs.masking import Masker
     from agent.execution.ports import MarkerReader
 
-# Number of bytes in one chunk.
+# Maximum number of bytes in one chunk.
 CHUNK = 64 * 1024
-# Number of bytes fed at once where a piece holds markers. Smaller than any marker (its nonce alone is longer), so that
-# one slice completes at most one marker.
+# Number of bytes fed at once where a piece holds markers. Every marker is longer (its nonce alone is), so one slice
+# completes at most one marker.
 SLICE = 16
-# Number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier line,
-# and a resume reads some lines twice.
+# Maximum number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier
+# line, and a resume reads some lines twice.
 MAX_ANCHORS = 64
 START = Cursor()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Number of bytes sent of one line, and of the whole log. The rest is left out, with a notice."""
+    """Maximum number of bytes sent of one line, and of the whole log. The rest is left out, with a notice."""
 
     line: int = 16 << 20
     total: int = 256 << 20
@@ -84,7 +84,7 @@ class LogStream:
         self.command = start.command
         self.at = start.total  # number of bytes of the log that went to the masker or were left out
         self.column = 0
-        self.unreported_bytes = 0  # left out of the current line since the last notice
+        self.unreported_bytes = 0  # bytes left out of the current line since the last notice
         self.tail = b""  # the bytes that the marker reader keeps back
         self.anchors = deque([Anchor(start.total - start.offset, start.timestamp, start.count)])
         self.out: list[LogChunk | MarkerSeen] = []
@@ -118,7 +118,7 @@ class LogStream:
         return self.take_output()
 
     def gap(self, gap: LogGap) -> list[LogChunk | MarkerSeen]:
-        """Report that a part of the log is missing here. The next piece must carry the position after the gap."""
+        """Report that a part of the log is missing here. The next piece must have the position after the gap."""
         self.gaps[gap.certain] += 1
         self.end_markers()
         self.release(hide=True)
@@ -134,7 +134,7 @@ class LogStream:
         self.release()
         return self.take_output()
 
-    # --------------------------------------------------------------------------------------------------------- markers
+    # ---- markers in the log
 
     def feed_slices(self, raw: bytes) -> None:
         """Take payload that holds markers, in small slices, so that the position of each marker becomes known.
@@ -158,7 +158,7 @@ class LogStream:
                     done += len(item)
 
     def marker(self, marker: Marker, raw: bytes) -> None:
-        """Output a marker, after everything before the marker."""
+        """Output a marker, after all bytes before the marker."""
         self.release()
         if self.at <= self.limits.total < self.at + len(raw):
             self.report_total_limit(self.column)
@@ -171,7 +171,7 @@ class LogStream:
         self.text(self.markers.flush())
         self.markers, self.tail = self.fresh_markers(), b""
 
-    # ---------------------------------------------------------------------------------------------------------- limits
+    # ---- limits of the log
 
     def text(self, data: bytes) -> None:
         """Take text without markers, up to the limit of the whole log."""
@@ -197,7 +197,7 @@ class LogStream:
             self.report_total_limit(column)
 
     def report_total_limit(self, column: int) -> None:
-        """Write the notice that the log is cut here."""
+        """Write the notice that the log is cut at this point."""
         self.notice(f"[log cut at {self.limits.total} bytes: the rest is left out]", column)
 
     def lines(self, data: bytes) -> None:
@@ -222,7 +222,7 @@ class LogStream:
             self.left_out_of_lines += length - room
             data = data[length:]
 
-    # ------------------------------------------------------------------------------------------------------------- out
+    # ---- output of the stream
 
     def show(self, data: bytes) -> None:
         """Mask and output text. An output is never longer than the input and the bytes kept back before it."""
@@ -255,11 +255,11 @@ class LogStream:
             self.out.append(LogChunk(data, self.cursor))
 
     def take_output(self) -> list[LogChunk | MarkerSeen]:
-        """Return and clear the output of this call."""
+        """Return the output since the last call of `take_output`, and clear it."""
         out, self.out = self.out, []
         return out
 
-    # ------------------------------------------------------------------------------------------------------- positions
+    # ---- positions in the log
 
     def advance(self, raw: bytes) -> None:
         """Move the position over bytes of the log."""

@@ -1,20 +1,22 @@
 """Quick search for many secrets at once: may a text hold one of them?
 
 A `Sieve` lives as long as its `Masker`. Searching a text costs one pass per secret, and a private key has hundreds of
-forms. Nearly all text holds no secret, so one pass that finds that out saves the others.
+forms. Nearly all text holds no secret. For such text one quick pass replaces the passes for all forms.
 """
 
 from __future__ import annotations
 
 # Number of bytes in a word, the unit in which a text is sampled.
 WORD = 8
-# Needles of this length and in this number are cheaper to find by sampling than one by one (measured).
+# Minimum length and minimum number of needles for which sampling is faster than a search for each needle (measured).
 SIEVED_FROM = 23
 SIEVED_COUNT = 16
 
 
 class Sieve:
-    """Decides whether a text may hold one of the needles. Never misses a needle. Rarely finds one that is not there.
+    """Decides whether a text may hold one of the needles (the forms of secrets).
+
+    It never misses a needle, and rarely reports a needle that is not in the text.
 
     A few short needles are searched one by one. Many long needles share one pass, which looks at every `step`-th word
     of the text. An occurrence of a needle covers at least one of these words, at one of the needle's first offsets. All

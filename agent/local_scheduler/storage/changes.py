@@ -1,4 +1,4 @@
-"""The values that go into the store and come out of it. Frozen data without I/O."""
+"""The values that go into the store and come out of it. All are immutable data without I/O."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class ActionFiles:
 class Change:
     """What the store writes in one transaction.
 
-    `pipeline` is a pipeline that is new or has ended. `new_attempt` is the state of the next attempt
-    of an action.
+    `pipeline` is a pipeline that is new or has ended. `new_attempt` is the state of the next attempt of an action.
     """
 
     pipeline: StoredPipeline | None = None

@@ -35,7 +35,10 @@ def earlier_path(folder: Path, action: str, attempt: int) -> Path:
 
 
 def clear(folder: Path, actions: Iterable[str]) -> None:
-    """Create the folder and empty log files. Delete the log files that an earlier pipeline left there."""
+    """Create the folder, and an empty log file for each action.
+
+    Delete the log files that an earlier pipeline left there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for action in actions:
         for old in (path_of(folder, action), *folder.glob(f"{action}.log.[0-9]*")):
@@ -44,7 +47,7 @@ def clear(folder: Path, actions: Iterable[str]) -> None:
 
 
 def set_aside(folder: Path, action: str, attempt: int) -> None:
-    """Rename the log file of a lost attempt to its number, and create an empty log file."""
+    """Rename the log file of a lost attempt, with the attempt's number at its end, and create an empty log file."""
     with contextlib.suppress(FileNotFoundError):
         path_of(folder, action).replace(earlier_path(folder, action, attempt))
     os.close(os.open(path_of(folder, action), WRITE, 0o644))

@@ -74,11 +74,11 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
 
 
-# ---- pipelines
+# ---- rows of pipelines
 
 
 def save_pipeline(connection: sqlite3.Connection, pipeline: StoredPipeline) -> None:
-    """Insert a pipeline, or note that it has ended."""
+    """Insert a pipeline, or update its row when the pipeline has ended."""
     values = {
         "id": pipeline.id,
         "source": pipeline.source,
@@ -110,7 +110,7 @@ def drop_oldest(connection: sqlite3.Connection, kept: int) -> None:
     connection.executemany("DELETE FROM pipelines WHERE id = ?", ids)
 
 
-# ---- actions
+# ---- rows of actions
 
 
 def save_states(connection: sqlite3.Connection, states: Iterable[ActionState]) -> None:
@@ -176,7 +176,7 @@ def newest_attempts(connection: sqlite3.Connection, pipeline: str) -> dict[str, 
     return {row["name"]: row["attempt"] for row in rows.fetchall()}
 
 
-# ---- events
+# ---- rows of events
 
 
 def save_events(connection: sqlite3.Connection, events: Iterable[PipelineEvent]) -> None:
@@ -209,7 +209,7 @@ def last_position(connection: sqlite3.Connection, pipeline: str) -> int:
     return int(connection.execute(query, (pipeline,)).fetchone()["position"])
 
 
-# ---- files
+# ---- rows of files
 
 
 def replace_files(connection: sqlite3.Connection, files: ActionFiles) -> None:

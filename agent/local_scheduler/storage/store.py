@@ -1,9 +1,9 @@
 """The store of the local scheduler: one folder with SQLite tables and log files, written by one thread.
 
 Changes are written in the order of `save`, many in one transaction. Effects of a change, such as an acknowledgement,
-happen only after the change is on the disk. Log bytes are written first, at the offset that the transaction then
-names. After a crash a log file may therefore be too long, and `open` cuts it to the stored length.
-With `durable` False the tables are in memory. `run` uses that, because it keeps only logs and artifacts.
+happen only after the change is on the disk. Log bytes are written first. The transaction after them then stores their
+offset. After a crash a log file may therefore be too long, and `open` cuts it to the stored length.
+If `durable` is False, the tables are in memory. `run` passes False, because it keeps only logs and artifacts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Number of changes that may wait to be written before `wait_for_room` blocks.
+# Maximum number of changes that wait to be written. At this number `wait_for_room` blocks.
 MAX_WAITING = 512
-# Number of changes in one transaction at most.
+# Maximum number of changes in one transaction.
 BATCH = 256
-# Number of ended pipelines whose rows are kept.
+# Maximum number of ended pipelines whose rows are kept.
 KEPT_PIPELINES = 100
 # Seconds to wait for a database that another process has locked.
 LOCK_TIMEOUT = 0.2
@@ -54,7 +54,7 @@ class StoreFailed(AgentError):
 class Store:
     """The only reader and writer of a scheduler's folder. It lives as long as the scheduler.
 
-    `failed` gets an exception when a write fails. No change is stored after that.
+    The future `failed` gets an exception when a write fails. After a failed write, no further change is stored.
     """
 
     def __init__(self, root: Path, *, durable: bool) -> None:
@@ -78,7 +78,7 @@ class Store:
         """Run a function on the store's thread, after the functions that were passed earlier. Return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
-    # ---- open and close
+    # ---- methods that open and close the store
 
     async def open(self) -> list[LoadedPipeline]:
         """Open the folder and return its pipelines, oldest first.
@@ -130,7 +130,7 @@ class Store:
             await self.run_on_thread(self.connection.close)
         self.thread.shutdown()
 
-    # ---- save
+    # ---- methods that save changes
 
     @property
     def unusable(self) -> bool:
@@ -208,7 +208,7 @@ class Store:
         texts: list[PipelineEvent] = []
         for change in changes:
             if change.starts_logs:
-                # The bytes so far belong into the old file of the action, which `start_logs` renames.
+                # The bytes collected so far belong to the old log file of the action, which `start_logs` renames.
                 log_files.append(self.folder, texts, durable=self.durable)
                 texts = []
                 self.start_logs(change)
@@ -233,7 +233,7 @@ class Store:
             self.remove_files(each.pipeline, each.name)
 
     def remove_files(self, pipeline: str, action: str) -> None:
-        """Delete the artifacts of a lost attempt. They must not be taken for those of the next attempt."""
+        """Delete the artifacts of a lost attempt. Otherwise they would look like artifacts of the next attempt."""
         files = schema.load_files(self.connection, pipeline).get(action, [])
         if files:
             with ActionFolder(self.folder(pipeline), action) as folder:
@@ -261,7 +261,7 @@ class Store:
         if change.files is not None:
             schema.replace_files(self.connection, change.files)
 
-    # ---- read
+    # ---- methods that read events
 
     async def events(self, pipeline: str, after: int, limit: int = 64) -> list[wire.PipelineEvent]:
         """Return the stored events after position `after`, at most `limit`, with the bytes of the logs."""

@@ -26,11 +26,11 @@ from agent.protocol.translate import UploadEnd
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Number of files in one upload at most.
+# Maximum number of files in one upload.
 MAX_FILES = 100_000
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# Errors of a path that is well formed but that the disk does not accept.
+# Error numbers for a path that is well formed but that the file system does not accept.
 NOT_A_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
@@ -97,7 +97,7 @@ class ActionFolder:
         """Move the file `source` to `path` in the action's folder.
 
         Raises:
-            UploadRefused: the path is no name on this disk, or a symbolic link or a folder is at the path.
+            UploadRefused: the file system does not accept the path, or a symbolic link or a folder is at the path.
         """
         *folders, name = checked_path(path)
         try:
@@ -236,7 +236,7 @@ class Upload:
                 folder.move_in(self.staging_path(number), file.path)
         self.staging.rmdir()
         if self.durable:
-            # One sync of the whole disk. An fsync of each of thousands of small files takes minutes.
+            # One sync of the whole disk is enough. An fsync of each of thousands of small files would take minutes.
             os.sync()
         return self.files
 

@@ -2,10 +2,11 @@
 
 All functions are pure. The agent reads actions and writes events. The local scheduler (`agent.local_scheduler`) uses
 the other direction. Every incoming field is checked here, so that no other module receives a value that the domain
-cannot hold. The error names the field and the allowed values. It ends one action, never the stream. Every outgoing
-object can be encoded: text for people is truncated and made valid UTF-8.
+cannot hold. The error for an invalid field names the field and the allowed values. The error ends one action, never the
+stream. Every outgoing object can be encoded: text for people is truncated and made valid UTF-8.
 
-A function with the suffix `_message` returns a protobuf message. The function of the same name without it reads one.
+A function with the suffix `_message` returns a protobuf message. The function of the same name without this suffix
+reads a protobuf message.
 """
 
 from agent.protocol.translate.agents import health, health_message, session_state, session_state_message

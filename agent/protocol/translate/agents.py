@@ -1,4 +1,4 @@
-"""Translation of the agent's state: the sessions that it holds, and its health."""
+"""Translation of the agent's state: its sessions, and its health."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# Number of files in `left_out`, and of characters of each reason. With paths of 4 KiB this is a fifth of gRPC's limit.
-# A message over the limit would end the stream.
+# Maximum number of files in `left_out`, and of characters of each reason. With paths of 4 KiB, such a message has a
+# fifth of the size that gRPC allows. A message over the limit would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
 
@@ -41,7 +41,7 @@ class Numbered:
     event: events.Event | None
 
 
-# ---- from the agent
+# ---- functions for the agent, which writes events
 
 
 def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
@@ -103,7 +103,7 @@ def outcome_message(outcome: Outcome) -> wire.Outcome:
     )
 
 
-# ---- to a scheduler
+# ---- functions for a scheduler, which reads events
 
 
 def event(message: wire.Event) -> Numbered:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 Member = TypeVar("Member", bound=Enum)
 
-# Number of bytes of an action's id, at most. The contract (Action.action_id) names the same limit.
+# Maximum number of bytes of an action's id. The contract (Action.action_id) names the same limit.
 MAX_ACTION_ID = 256
-# Number of characters of a text for people, at most.
+# Maximum number of characters of a text for people.
 MAX_TEXT = 16 << 10
 
-# protobuf puts all enum values of a file into one scope. Therefore some values have a prefix or another name there.
+# protobuf puts all enum values of a file into one scope. Therefore some values have a prefix or another name in the
+# contract.
 STAGES = {
     Stage.ADMISSION: wire.STAGE_ADMISSION,
     Stage.SETUP: wire.STAGE_SETUP,

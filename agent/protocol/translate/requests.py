@@ -17,7 +17,7 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# ---- to the agent
+# ---- functions for the agent, which reads requests
 
 
 def action(message: wire.Action) -> domain.Action:
@@ -88,7 +88,7 @@ def resume(message: wire.Resume) -> session_state.Resume:
     )
 
 
-# ---- from a scheduler
+# ---- functions for a scheduler, which writes requests
 
 
 def action_message(value: domain.Action) -> wire.Action:

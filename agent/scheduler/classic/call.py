@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agent.scheduler.classic.file_store import FileStore
     from agent.scheduler.classic.timings import ClassicTimings
 
-# Number of bytes of log in one response, at most.
+# Maximum number of bytes of log in one response.
 MAX_TEXT = 64 << 10
 # Exit codes for outcomes without an exit code of the commands. `actions.proto` documents them.
 TIMED_OUT, NOT_RUN, CANCELLED = 124, 125, 130
@@ -88,7 +88,7 @@ class Call:
         """The key of the action."""
         return self.action.key
 
-    # ---- for the session
+    # ---- methods that the session calls
 
     async def send(self, event: Event) -> None:
         """Take the events that the protocol can carry, waiting while the window is full. Other events are dropped."""
@@ -132,11 +132,11 @@ class Call:
         """Do nothing, because a classic scheduler never asks for events again."""
 
     def close(self) -> None:
-        """End the call. A session without an outcome is closed when the agent must stop at once."""
+        """End the call. A session is closed without an outcome if the agent must stop at once."""
         if not self.done.is_set():
             self.refuse("the agent stopped before the action had ended")
 
-    # ---- for the service
+    # ---- methods that the service calls
 
     async def next(self) -> wire.ActionResponseStream:
         """Wait for the next response to write. The last one has an exit code. Cancelling the wait loses nothing."""
@@ -176,7 +176,8 @@ class Call:
     def response(self, text: str) -> wire.ActionResponseStream:
         """Return a response with the text and the current status."""
         self.last_status_sent = self.status
-        # Every response has a result, because a classic scheduler drops a response without one, its log included.
+        # Every response has a result, because a classic scheduler drops a response without a result, and with it the
+        # log in the response.
         result = wire.ActionResult(completion=self.status)
         return wire.ActionResponseStream(action_id=self.number, log=storable(text), result=result)
 
@@ -206,7 +207,7 @@ class Call:
         for event in (self.room, self.wake, self.done):
             event.set()
 
-    # ---- inside
+    # ---- internal methods
 
     async def add_echo(self, text: str) -> None:
         if self.echo and text:
@@ -231,7 +232,7 @@ class Call:
                 self.wake.set()
 
     def take_bytes(self) -> bytes:
-        """Return the next bytes of the log, up to the limit of one response."""
+        """Return the next bytes of the log, up to `MAX_TEXT`."""
         taken = [self.unwritten.popleft()]
         size = len(taken[0])
         while self.unwritten and size + len(self.unwritten[0]) <= MAX_TEXT:

@@ -1,7 +1,7 @@
 """The classic protocol as the application uses it, in place of `stream.connection` and the outbox.
 
-One `ClassicConnection` lives as long as the process. It opens the port first and registers then. When the agent leaves,
-running calls get their last responses before the port is closed.
+One `ClassicConnection` lives as long as the process. It opens the port of the agent's gRPC server first and registers
+with the scheduler afterwards. When the agent leaves, running calls get their last responses before the port is closed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
 
-# Seconds until `close` stops waiting, for the last health message and then for the port.
+# Seconds that `close` waits for the last health message, and then again for the close of the port.
 CLOSE_TIMEOUT = 2.0
 ADDRESS = re.compile(r"(?:dns:/*)?\[?(?P<host>.*?)\]?(?::(?P<port>\d+))?")
 
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class ClassicConnection:
-    """Implements `execution.ports.EventSink`. No other object waits on the event of `health`."""
+    """Implements `execution.ports.EventSink`. Only this object waits for `health.wake`."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""The files of actions in a folder of the agent. The classic protocol cannot send them to the scheduler.
+"""The files of actions in a folder of the agent. The classic protocol cannot send files to the scheduler.
 
 A `FileStore` lives as long as the process. Each action has a folder of its own. Its files are first copied into a
-staging folder, which is renamed when all files are complete. Folders older than `max_age` are removed. The oldest of
-the rest are removed until the others fit into `max_size`. Both happen at the start and after each action, so only
-copies in progress can exceed the limit.
+staging folder, which is renamed when all files are complete. Folders older than `max_age` are removed. Then the oldest
+folders are removed until the remaining folders fit into `max_size`. The agent removes folders at its start and after
+each action, so only copies in progress can exceed the limit.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class FileStore:
         self.metrics.artifact_bytes.inc(copy.bytes)
 
     def prune(self, newest: str = "") -> None:
-        """Remove folders that are too old, then the oldest until the rest fits. Never removes the action `newest`."""
+        """Remove folders that are too old, then the oldest until the rest fits.
+
+        Never remove the folder of action `newest`.
+        """
         self.top.mkdir(parents=True, exist_ok=True)
         with os.scandir(self.top) as entries:
             folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != newest]
@@ -87,7 +90,8 @@ class FileStore:
         # The loop goes from the newest to the oldest. Once the limit is reached, every older folder is removed.
         for changed, name in sorted(kept, reverse=True):
             folder = self.top / name
-            # A young staging folder belongs to a copy in progress. An old one was left by an agent that died.
+            # A young staging folder belongs to a copy in progress. An old staging folder was left by an agent that
+            # died.
             if name.startswith(STAGING_PREFIX) and time.time() - changed < self.max_age:
                 continue
             total += size_of(folder)
@@ -151,7 +155,7 @@ def safe_path(path: bytes) -> bytes:
     """Return the path if it stays within its folder.
 
     Raises:
-        OSError: the path does not.
+        OSError: the path leaves the folder.
     """
     try:
         safe_components(path)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     OwnAddress = Callable[[], Awaitable[wire.Hostname]]
     Call = aio.StreamUnaryCall[wire.HealthStatus, wire.Empty]
 
-# Seconds until the status of an ended stream of health must have arrived.
+# Seconds to wait for the status of a health stream that has ended.
 STATUS_TIMEOUT = 1.0
 # The highest numbers that the contract can carry.
 MAX_CPU, MAX_MEMORY = 2**32 - 1, 2**64 - 1
@@ -160,7 +160,7 @@ class Registration:
         try:
             async with cancelled_on_exit(ending, writing, ticking):
                 await first_of(ending, writing)
-                # If the writer has noticed the end first, the reason is still in the status of the call.
+                # If the writer has noticed the end before the reader, the status of the call still has the reason.
                 await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
                 if not self.reconnector.closing.is_set():
                     if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
@@ -187,7 +187,7 @@ class Registration:
                 else:
                     await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            # `end_reason` gets the status of the call, which has more details than this error.
+            # `end_reason` reads the status of the call, which has more details than this error.
             return
 
     async def write_one(self, call: Call, agent_id: int, health: wire.Health) -> None:

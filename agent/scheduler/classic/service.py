@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Context = aio.ServicerContext[wire.ActionRequest, wire.ActionResponseStream]
 
 OPTIONS = server_options(min_ping_interval=5.0)
-# Seconds until the calls that are still open are ended when the server stops.
+# Seconds that open calls have to end when the server stops.
 STOP_GRACE = 1.0
 # scheme://user@host:port/path, or user@host:path, which git takes for ssh.
 REMOTE = re.compile(
@@ -63,7 +63,7 @@ class CannotListen(SchedulerError):
 
 
 class Service:
-    """Starts actions for calls. `calls` have a session, `waiting` calls have no slot yet."""
+    """Starts actions for calls. `calls` holds calls with a session, `waiting` holds calls that have no slot yet."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Service:
         self.calls: dict[tuple[str, int], Call] = {}
         self.waiting: deque[Call] = deque()
 
-    # ---- one call
+    # ---- the life of one call
 
     async def execute(self, request: wire.ActionRequest, context: Context) -> None:
         """Run the action of a request and write its log and its exit code."""
@@ -275,7 +275,7 @@ def holds_credentials(url: str) -> bool:
     return bool(found) and (":" in user or scheme.lower() not in ("ssh", "git+ssh", "ssh+git"))
 
 
-# ---- the server
+# ---- start of the gRPC server
 
 
 async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server, int]:
@@ -285,7 +285,8 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
         CannotListen: the port cannot be opened, or a file of TLS cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    # Not a generated servicer, because gRPC cancels only a plain coroutine at once when its client is gone.
+    # The handler is built by hand and is no generated servicer. gRPC cancels only a plain coroutine at once when its
+    # client is gone.
     handler = grpc.unary_stream_rpc_method_handler(
         service.execute,
         request_deserializer=wire.ActionRequest.FromString,

@@ -4,6 +4,6 @@
 2. `stream` reads and writes one gRPC stream, `channel` opens it, `credential_reload` ends it after a token change.
 3. `inbox` hands the scheduler's messages to the application.
 4. `outbox` and `session_outbox` keep each session's events until the scheduler has stored them.
-5. `upload` sends files over a call of its own, `health` decides when the agent's health is sent.
+5. `upload` sends files in a gRPC call of its own, `health` decides when the agent's health is sent.
 6. `checks` is the scheduler's part of `sealci-agent doctor`.
 """

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     Call = aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage]
 
-# Seconds until an unanswered ping ends the connection, at most. A shorter keepalive shortens this time too.
+# Maximum number of seconds until an unanswered ping ends the connection. If the setting `keepalive` is shorter, it is
+# the limit.
 LONGEST_PING_TIMEOUT = 10.0
 
 
@@ -34,7 +35,7 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
         # The agent notices a frozen scheduler within twice the keepalive.
         *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A channel of a shared pool would inherit the back-off and the connection of the channel before it.
+        # With the shared pool, a new channel would inherit the back-off and the connection of the previous channel.
         ("grpc.use_local_subchannel_pool", 1),
         # A retried call would hide an outage from the reconnect loop.
         ("grpc.enable_retries", 0),
@@ -73,8 +74,8 @@ def stub_of(channel: aio.Channel) -> agent_pb2_grpc.SchedulerAsyncStub:
 class StreamChannels:
     """The channels of one stream: the stream's own, and one for uploads that is opened at the first upload.
 
-    Uploads have a connection of their own because the calls of one connection share its window and its socket. A large
-    file would delay the heartbeat there.
+    Uploads have a connection of their own because the calls of one connection share its flow-control window and its
+    socket. A large file would delay the heartbeat there.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:

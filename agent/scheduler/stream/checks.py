@@ -1,7 +1,8 @@
 """The scheduler's part of `sealci-agent doctor`: address, TLS, token and registration.
 
 Each check opens a connection of its own and closes it. The last check registers with an identity of its own and no
-slots, sends no health, and leaves. A scheduler sends actions only to agents that have reported READY, so none arrives.
+slots, sends no health, and leaves. A scheduler sends actions only to agents that have reported READY, so no action
+arrives.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CONNECT_TIMEOUT = 10.0
 # Seconds until the check stops waiting for the scheduler to end the stream of the registration.
 LEAVE_TIMEOUT = 2.0
 DAY = 86400.0
-# Seconds before the end of a certificate from which the check warns.
+# Seconds of remaining validity of a certificate below which the check warns.
 EXPIRY_WARNING = 14 * DAY
 
 ADDRESS_ADVICE = "check scheduler.address, its DNS name, and the NetworkPolicies and firewalls on the way"
@@ -154,7 +155,7 @@ def check_token(settings: SchedulerSettings) -> Finding:
 
 
 async def check_registration(settings: Settings, version: str, metrics: Metrics) -> Finding:
-    """Register with no slots, and leave."""
+    """Register an agent with no slots, and leave."""
     outbox = Outbox(settings.scheduler.window, metrics)
     health = HealthReporter(lambda: Health(Readiness.DRAINING, 0, 0, cluster_reachable=True), outbox.wake)
     identity = Identity.of("", version)

@@ -143,7 +143,7 @@ class Connection:
         self.metrics.artifact_files.inc(receipt.files)
         self.metrics.artifact_bytes.inc(receipt.bytes)
 
-    # ---- inside
+    # ---- internal methods
 
     async def connect(self) -> None:
         """Open one stream, register and exchange messages until the stream ends.
@@ -168,8 +168,8 @@ class Connection:
     def end_uploads(self) -> None:
         """End the uploads over a connection that is about to be closed.
 
-        gRPC would raise a `CancelledError` in them although nothing was cancelled. With version 1.85.1 a write that
-        waits for its call to start would even wait for ever.
+        gRPC would raise a `CancelledError` in these uploads although the agent cancelled nothing. With version 1.85.1 a
+        write that waits for its call to start would even wait for ever.
         """
         now = asyncio.get_running_loop().time()
         for end in self.uploads:

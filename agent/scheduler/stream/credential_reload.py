@@ -2,8 +2,9 @@
 
 The kubelet updates mounted Secrets under a running agent. Without a reload, expired credentials would fail at the next
 reconnect, maybe hours later. A `CredentialReload` lives as long as its stream. It looks at the files every few seconds.
-After a change it first opens a test connection with the new files. If that succeeds, the stream ends and the next one
-opens at once, with the same sessions. If the test connection fails, the stream stays open and the agent logs a warning.
+After a change it first opens a test connection with the new files. If the test connection succeeds, the stream ends and
+the next stream opens at once, with the same sessions. If the test connection fails, the stream stays open and the agent
+logs a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of the reload."""
+    """Waits of the reload, in seconds."""
 
     check_interval: float = 10.0
     """Seconds between two looks at the files."""
@@ -40,7 +41,10 @@ DEFAULT_TIMINGS = Timings()
 
 
 class CredentialReload:
-    """Watches the credential files of one stream. Create it before the stream reads the files, to miss no change."""
+    """Watches the credential files of one stream.
+
+    Create this object before the stream reads the files, to miss no change.
+    """
 
     def __init__(self, settings: SchedulerSettings, timings: Timings = DEFAULT_TIMINGS) -> None:
         self.settings = settings

@@ -25,7 +25,10 @@ class HealthReporter:
         self.due = False
 
     def notify(self) -> None:
-        """Note that the health may have changed. It is sent at once if it differs from the last one sent."""
+        """Record that the health may have changed.
+
+        The health is sent at once if it differs from the last health sent.
+        """
         self.due = True
         self.wake.set()
 
@@ -35,7 +38,7 @@ class HealthReporter:
         self.notify()
 
     def take(self) -> Health | None:
-        """Return the health to send now, or None if none is due."""
+        """Return the health to send now, or None if no health message is due."""
         if not self.due:
             return None
         self.due = False

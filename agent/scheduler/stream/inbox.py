@@ -33,7 +33,10 @@ class Handlers(Protocol):
         """
 
     def action(self, action: Action) -> None:
-        """Run an action and open the outbox of its session before this method returns. The action may be a repeat."""
+        """Run an action and open the outbox of its session before this method returns.
+
+        The scheduler may have sent the action before.
+        """
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
         """Send this failure as the outcome, because an Action or a Resume message could not be read."""

@@ -52,8 +52,8 @@ class Outbox:
 
     `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
     it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
-    `restart`, the session stays paused. `on_state_loss` returns False when the key has no session, only an answer. Then
-    the kept events get new numbers, after a notice of the gap.
+    `restart`, the session stays paused. `on_state_loss` returns False when the agent has no session for the key and
+    only reports why. Then the kept events get new numbers, after a notice of the gap.
 
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
@@ -78,12 +78,13 @@ class Outbox:
         self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
         self.turns: deque[SessionOutbox] = deque()
 
-    # ---- for sessions
+    # ---- methods that sessions call
 
     def open(self, key: Key, *, adopted: bool = False) -> SessionOutbox:
-        """Return the outbox of a new session. It replaces one with the same or a lower claim.
+        """Return the outbox of a new session. It replaces an outbox of the same attempt with the same or a lower claim.
 
-        The scheduler is asked for the resume point of an adopted session. The events of that session wait for it.
+        The scheduler is asked for the resume point of an adopted session. The events of an adopted session wait for the
+        resume point.
 
         Raises:
             ValueError: a session with a higher claim has an outbox.
@@ -99,10 +100,10 @@ class Outbox:
             self.schedule(session)
         return session
 
-    # ---- for session outboxes
+    # ---- methods that session outboxes call
 
     def schedule(self, session: SessionOutbox) -> None:
-        """Give a session a turn if it has something to send."""
+        """Put a session into the queue of the writer if the session has something to send."""
         if not session.has_turn and session.has_something:
             session.has_turn = True
             self.turns.append(session)
@@ -125,26 +126,29 @@ class Outbox:
             self.wake_next()
 
     def would_exceed_total(self, cost: int) -> bool:
-        """Whether that many more bytes do not fit into the window of all sessions."""
+        """Whether `cost` more bytes do not fit into the window of all sessions."""
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Put a session at the end of the line for the window of all sessions. `room` is set when it is first."""
+        """Put a session at the end of the queue for the window of all sessions. Its `room` is set when it is first."""
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:
-        """Take a session out of the line and wake the next one."""
+        """Remove a session from the queue and wake the next session."""
         if session in self.waiting_for_room:
             del self.waiting_for_room[session]
             self.wake_next()
 
     def wake_next(self) -> None:
-        """Wake the first session in line. It wakes the next when it has found room, so that never all wake at once."""
+        """Wake the first session in the queue.
+
+        After it has found room, this session wakes the next, so that never all wake at once.
+        """
         if self.waiting_for_room and self.used < self.total:
             next(iter(self.waiting_for_room)).room.set()
 
     async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
-        """Send files beside the stream.
+        """Send files to the scheduler in a gRPC call of their own.
 
         Raises:
             SchedulerError: no connection exists, or the upload broke.
@@ -154,10 +158,13 @@ class Outbox:
             raise SchedulerError("there is no connection to send files over")
         await self.uploader(key, parts)
 
-    # ---- for the writer of the stream
+    # ---- methods that the writer of the stream calls
 
     def take(self) -> Outgoing | SessionState | None:
-        """Return the next item and count it as sent. None if nothing is ready. A `SessionState` asks to resume."""
+        """Return the next item and count it as sent, or None if nothing is ready.
+
+        A `SessionState` asks for the resume point.
+        """
         while self.turns:
             session = self.turns.popleft()
             session.has_turn = False
@@ -178,7 +185,7 @@ class Outbox:
                 return item
             await self.wake.wait()
 
-    # ---- for the start of a stream
+    # ---- methods that are called at the start of a stream
 
     def reset(self) -> None:
         """Make every unacknowledged event unsent again, because the stream that carried it has ended."""
@@ -190,10 +197,10 @@ class Outbox:
         return tuple(session.ask_to_resume() for session in self.session_outboxes.values())
 
     def resume_unanswered(self, before: float) -> tuple[Key, ...]:
-        """Resume the sessions that wait for a resume point since a `time.monotonic` before `before`. Return their keys.
+        """Resume sessions that have waited for a resume point since before the `time.monotonic` value `before`.
 
-        They continue after the last acknowledged event. An adopted session does not know its number, so the scheduler
-        is asked again.
+        Return the keys of these sessions. They continue after the last acknowledged event. An adopted session has no
+        acknowledged event yet, so the agent asks the scheduler again.
         """
         late = [
             session
@@ -204,7 +211,7 @@ class Outbox:
             session.resume_without_answer()
         return tuple(session.key for session in late)
 
-    # ---- for the reader of the stream
+    # ---- methods that the reader of the stream calls
 
     def ack(self, key: Key, seq: int) -> None:
         """Drop the events up to a number, because the scheduler has stored them."""
@@ -219,7 +226,7 @@ class Outbox:
             session.acknowledge(seq)
 
     def resume(self, resume: Resume) -> bool:
-        """Send a paused session from `resume.seq` + 1.
+        """Continue a paused session with the event number `resume.seq` + 1.
 
         Returns False if the session is unknown, or if `on_state_loss` has taken over.
         """
@@ -247,7 +254,10 @@ class Outbox:
         return True
 
     def handle_state_loss(self, session: SessionOutbox, resume: Resume) -> bool:
-        """Answer a scheduler that asks for events it had acknowledged. Returns whether the session is resumed now."""
+        """Handle a scheduler that asks for events that it had acknowledged.
+
+        Returns whether the session is resumed now.
+        """
         log.warning(
             "the scheduler lost acknowledged events",
             action=session.key.action_id,

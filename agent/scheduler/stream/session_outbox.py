@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.telemetry.metrics import Metrics
 
-# Number of bytes of log in one event, at most. The contract (LogChunk.data) names the same limit.
+# Maximum number of bytes of log in one event. The contract (LogChunk.data) names the same limit.
 MAX_JOINED = 64 << 10
-# Number of bytes that an event counts for besides its log. This bounds the memory of many small events.
+# Number of bytes that each event counts for in addition to its log. This bounds the memory of many small events.
 OVERHEAD = 256
 
 
@@ -99,7 +99,7 @@ def log_size(event: Event) -> int:
 class SessionOutbox:
     """Implements `execution.ports.SessionSink`. Several tasks of one session may call `send` at once.
 
-    `asked_at` is the `time.monotonic` of the question for the resume point, None when no answer is due.
+    `asked_at` is the `time.monotonic` at which the session asked for the resume point, None when no answer is due.
     """
 
     def __init__(self, key: Key, outbox: SharedOutbox, *, adopted: bool) -> None:
@@ -112,7 +112,7 @@ class SessionOutbox:
         self.has_turn = False
         self.is_closed = False
         self.highest_seq = 0
-        self.highest_sent = 0  # by any stream so far
+        self.highest_sent = 0  # highest number that any stream has sent so far
         self.acknowledged = 0
         self.used = 0
         self.unsent: deque[KeptEvent] = deque()
@@ -122,7 +122,7 @@ class SessionOutbox:
         self.all_stored = asyncio.Event()
         self.all_stored.set()
 
-    # ---- for the session
+    # ---- methods that the session calls
 
     async def send(self, event: Event) -> None:
         """Add an event, waiting while a window is full. After `close` the event is dropped."""
@@ -154,8 +154,8 @@ class SessionOutbox:
     def restart(self, seq: int, *, keep: bool = False, notice: LogChunk | None = None) -> None:
         """Drop the kept events and number the next event `seq` + 1.
 
-        Used after a state loss of the scheduler, and at the adoption of a session. With `keep`, the kept events get new
-        numbers instead, after the notice.
+        Used after a state loss of the scheduler, and at the adoption of a session. With `keep`, the events are not
+        dropped but get new numbers, after the notice.
         """
         kept = [*self.unacknowledged, *self.unsent] if keep else []
         self.drop_events()
@@ -176,11 +176,11 @@ class SessionOutbox:
         self.all_stored.set()
         self.outbox.remove(self)
 
-    # ---- for the outbox
+    # ---- methods that the outbox calls
 
     @property
     def has_something(self) -> bool:
-        """Whether an event or a question can be sent now."""
+        """Whether an event, or the question for the resume point, can be sent now."""
         return not self.is_closed and (self.must_ask_to_resume or (not self.paused and bool(self.unsent)))
 
     def ask_to_resume(self) -> SessionState:
@@ -215,7 +215,7 @@ class SessionOutbox:
         self.wake_tasks()
 
     def resume(self, seq: int) -> None:
-        """Continue after a number between the last acknowledged and the highest sent one."""
+        """Continue after `seq`, a number between the last acknowledged and the highest sent number."""
         self.reset()
         self.paused = False
         self.asked_at = None
@@ -227,7 +227,10 @@ class SessionOutbox:
         self.asked_at = None
 
     def resume_without_answer(self) -> None:
-        """Continue although the scheduler did not answer. For an adopted session, ask again."""
+        """Continue although the scheduler has sent no resume point.
+
+        For an adopted session, ask for the resume point again.
+        """
         self.asked_at = None
         self.must_ask_to_resume = self.paused = self.adopted
         self.wake_tasks()
@@ -237,14 +240,15 @@ class SessionOutbox:
         self.unsent.extendleft(reversed(self.unacknowledged))
         self.unacknowledged.clear()
 
-    # ---- inside
+    # ---- internal methods
 
     def must_wait(self, cost: int) -> bool:
         """Whether an event must wait for room. The first event of a session never waits, so every session advances."""
         if self.is_closed or self.used == 0:
             return False
         if self.used + cost > self.outbox.window:
-            # This session waits for its own window, so it must not delay others in line for the common window.
+            # This session waits for its own window, so it must not delay other sessions in the queue for the common
+            # window.
             self.outbox.stop_waiting_for_room(self)
             return True
         if not self.outbox.would_exceed_total(cost):
@@ -253,7 +257,7 @@ class SessionOutbox:
         return True
 
     def count_bytes(self, change: int) -> None:
-        """Change the number of kept bytes, here and of all sessions."""
+        """Change the number of kept bytes of this session and of all sessions."""
         self.used += change
         self.outbox.count_bytes(change)
 

@@ -42,7 +42,8 @@ PROTOCOL_VERSION = 1
 DEFAULT_INTERVAL = 10.0
 # Seconds that a lost agent's sessions are kept when the scheduler names no grace.
 DEFAULT_GRACE = 60.0
-# Seconds until the next registration after POOL_UNKNOWN without a `retry_after`. An installer has to create the pool.
+# Seconds until the next registration after the refusal POOL_UNKNOWN without a `retry_after`. The installer has to
+# create the pool first.
 POOL_UNKNOWN_DELAY = 60.0
 
 log = structlog.get_logger(__name__)
@@ -110,7 +111,7 @@ class Stream:
         self.closing.set()
         self.outbox.wake.set()
 
-    # ---- the tasks
+    # ---- the tasks of the stream
 
     async def read_messages(self, inbox: Inbox) -> NoReturn:
         while True:
@@ -135,7 +136,7 @@ class Stream:
     async def watch_silence(self) -> NoReturn:
         """End the stream when the scheduler leaves a message unanswered for too long.
 
-        Pings cannot notice that. The scheduler's gRPC library answers pings even when its program is stuck.
+        Pings cannot detect this, because the scheduler's gRPC library answers pings even when its program is stuck.
 
         Raises:
             ConnectionBroken: the scheduler was silent for too long.
@@ -148,7 +149,7 @@ class Stream:
             for key in self.outbox.resume_unanswered(now - self.register_timeout):
                 log.warning("the scheduler did not send a resume point", action=key.action_id, attempt=key.attempt)
 
-    # ---- single messages
+    # ---- methods for single messages
 
     def encode(self, item: Outgoing | SessionState) -> tuple[str, wire.AgentMessage]:
         """Return the metric's label and the message of an item of the outbox."""
@@ -204,5 +205,5 @@ def refused_error(message: wire.Refused) -> Refused:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first single error of a group, however deep it is nested."""
+    """Return the first single error of a group. The error may be in a nested group."""
     return next(first_error(each) if isinstance(each, BaseExceptionGroup) else each for each in group.exceptions)

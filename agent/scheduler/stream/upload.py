@@ -1,4 +1,4 @@
-"""Upload of the files of one session, in a gRPC call of its own beside the stream.
+"""Upload of the files of one session, in a gRPC call of its own and not over the stream.
 
 An upload lives as long as its call. Many small files share one chunk. The call's flow control slows down the reader of
 the environment's files, so that the agent keeps no file in memory. A broken upload starts again from its first file.
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     UploadCall = aio.StreamUnaryCall[wire.ArtifactChunk, wire.UploadReceipt]
 
-# Number of bytes in one chunk, at most. The contract (ArtifactChunk.parts) names the same limit.
+# Maximum number of bytes in one chunk. The contract (ArtifactChunk.parts) names the same limit.
 MAX_DATA = 256 << 10
-# Number of bytes that a part counts for besides its data, so that a chunk of many empty files stays small.
+# Number of bytes that each part counts for in addition to its data, so that a chunk of many empty files stays small.
 PART_OVERHEAD = 64
 
 
@@ -107,7 +107,7 @@ async def upload(
 
 
 async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
-    """Send one chunk, waiting while the call's window is full.
+    """Send one chunk. Waits while gRPC's flow control accepts no more data.
 
     Raises:
         SchedulerError: the call has ended. The error carries the call's status.

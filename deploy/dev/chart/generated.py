@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
-# The line that separates the two halves of values.yaml.
+# The line in values.yaml that separates its two halves.
 LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
-# Settings that have no value, because the chart's templates set them from the release, mounted Secrets or the pod.
+# Settings that are no values of the chart. The chart's templates set them from the release, mounted Secrets or the pod.
 SET_BY_CHART = frozenset(
     {
         "agent.id",
@@ -125,7 +125,7 @@ def files() -> dict[Path, str]:
 
 
 def upper_half() -> str:
-    """Return the text above the line, which people write."""
+    """Return the text above `LINE`, which people write."""
     return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
 
 
@@ -176,7 +176,7 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
 
 def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) -> Value:
     """Return the value of one setting, given the schema that pydantic makes of its field."""
-    # The chart's schema states bounds through NARROWED, and patterns for durations and sizes.
+    # The chart's schema takes bounds from NARROWED, and has patterns for durations and sizes.
     schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
     reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
     default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))

@@ -7,5 +7,6 @@ The command runs before the virtual environment exists, so the package imports o
 - `node`: the process tree in namespaces that the providers `local` and `kind-offline` run on this machine
 - `builds`: binaries, packages and images, built into the cache
 
-A package imports only from the packages below it in this list, and from the modules beside it.
+A package imports only from packages that stand below it in this list, and from the modules of `deploy.dev.cluster`
+itself.
 """

@@ -77,7 +77,8 @@ def run_logged(
                 except subprocess.TimeoutExpired:
                     report(f"    {description}: {time.monotonic() - began:.0f} s so far")
         except BaseException:
-            # On Ctrl-C too: a build that outlives its command would write to a cache that is no longer locked.
+            # This also happens on Ctrl-C. A build that outlives its command would write to a cache that is no longer
+            # locked.
             process.terminate()
             process.wait()
             raise

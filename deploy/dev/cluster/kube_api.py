@@ -16,7 +16,7 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 @dataclass(frozen=True)
 class KubeApi:
-    """The API of one cluster. `node` is the name of its only node. Holds no connection and no state."""
+    """The API of one cluster. `node` is the name of its only node. The object holds no connection and no state."""
 
     kubectl_path: str | Path
     kubeconfig: Path
@@ -34,7 +34,10 @@ class KubeApi:
         return True
 
     def default_account_exists(self) -> bool:
-        """Return whether the namespace `default` has its ServiceAccount. Before that the API admits no pod."""
+        """Return whether the namespace `default` has its ServiceAccount.
+
+        Without this ServiceAccount the API server admits no pod.
+        """
         return bool(self.kubectl(["get", "serviceaccount", "default", "--ignore-not-found", "-o", "name"]))
 
     def node_ready(self) -> bool:

@@ -33,7 +33,7 @@ LABELS = """
 | metric | label | values |
 |---|---|---|
 """
-# The values of these metrics' labels depend on the build.
+# Metrics whose label values depend on the build.
 OPEN = frozenset({"sealci_agent_build_info"})
 
 

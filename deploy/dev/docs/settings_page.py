@@ -74,7 +74,7 @@ def text() -> str:
 
 
 def tables(section: type[BaseModel], key: str) -> Iterator[str]:
-    """Yield the heading and the table of a section, then those of its subsections."""
+    """Yield the heading and the table of a section, then the headings and tables of its subsections."""
     level = "##" + "#" * key.count(".")
     rows = [row(f"{key}.{name}", info) for name, info in section.model_fields.items() if not section_of(section, name)]
     yield "\n".join([f"{level} `{key}`", "", summary(section), "", COLUMNS, *rows, ""])
@@ -115,7 +115,7 @@ def kind(info: FieldInfo) -> str:
 
 
 def of_annotation(annotation: Any) -> str:
-    """Return the type of a setting that has no reader of its own."""
+    """Return the type of a setting as the page names it, from the Python type of the setting."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{each}`" for each in arguments)
@@ -128,7 +128,7 @@ def of_annotation(annotation: Any) -> str:
 
 
 def bounds(info: FieldInfo) -> str:
-    """Return the bounds of a number as text for people; "" when there is only the bound 0 of its type."""
+    """Return the bounds of a number as text for people; "" if the only bound is 0."""
     lower: list[Any] = [each.ge for each in info.metadata if isinstance(each, Ge)]
     above = any(isinstance(each, Gt) for each in info.metadata)
     upper = next((each.le for each in info.metadata if isinstance(each, Le)), None)

@@ -50,7 +50,7 @@ def take_terminal_pictures(namespace: str, folder: Path) -> None:
     command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", "out"]
     command += ["--set", "policy.default_cpu=5m"]
     screen = Screen(command, kube.environment(), columns=WIDTH, lines=46, cwd=str(folder))
-    # In the middle of the run: one action has ended, two run, and one of them prints its log.
+    # Wait for the middle of the run: one action has ended, two run, and one of the two prints its log.
     screen.until("✔ build", "unit  commands", "lint  commands", "test_4 ... ok", timeout=120)
     save(screen, "run-tree", "sealci-agent run pipeline.yaml")
     code, _ = screen.finish()

@@ -2,9 +2,9 @@
 
     python -m tests.bench.scripted.api CERTIFICATE KEY
 
-It prints its port. It answers each line of its standard input with a line of JSON: requests by verb and resource, CPU
-seconds, connections, and the numbers of created and deleted pods. It ends when the input ends. Like a real API server
-it speaks TLS and sends every event to its watches.
+The process prints its port. For each line of its standard input, the process prints a line of JSON with its counters:
+requests by verb and resource, CPU seconds, connections, and the numbers of created and deleted pods. The process ends
+when the input ends. Like a real API server, it speaks TLS and sends every event to its watches.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Api:
         answers.get(f"{verb} {resource}", self.other)(connection, request, name)
 
     def other(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer a request that is only counted."""
+        """Answer a request for any other object, which the server only counts."""
         if name == "version":
             connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
         elif request.method == "POST":
@@ -132,7 +132,7 @@ class Api:
             loop.call_later(life.script.every, self.line, life, until)
 
     async def flood(self, life: PodLife, until: float) -> None:
-        """Write log as fast as the followers read it."""
+        """Write to the log as fast as its followers read."""
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
             block = life.stamped() * (FRAME // life.script.size)
@@ -168,7 +168,7 @@ class Api:
             connection.answer(200, life.text(self.version))
 
     def follow(self, connection: Connection, request: Asked, name: str) -> None:
-        """Serve the log of a pod, or follow it to its end."""
+        """Send the log of a pod. With `follow=true`, also send what the pod writes later, until the log ends."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -206,7 +206,7 @@ class Api:
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Send the file of a pod in the format of the collector."""
+        """Send the file of a pod, in the archive format of the program that copies files out of pods."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -260,14 +260,14 @@ class Api:
         connection.answer(201 if found is None else 200, self.notify_lease(b"MODIFIED" if found else b"ADDED", lease))
 
     def notify_lease(self, kind: bytes, lease: Object) -> bytes:
-        """Send the current state of a Lease to the watches. Return it as JSON."""
+        """Send the current state of a Lease to the watches. Return the Lease as JSON."""
         self.version += 1
         lease["metadata"]["resourceVersion"] = str(self.version)
         text = json.dumps(lease).encode()
         self.feeds["leases"].send(kind, self.version, lease["metadata"]["labels"], text)
         return text
 
-    # ---- what was seen
+    # ---- counters and bookmarks
 
     def seen(self) -> Object:
         """Return the counters for the benchmark."""

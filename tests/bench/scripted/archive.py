@@ -1,4 +1,7 @@
-"""The output of the collector for one file of zeros, without a disk: headers, data, manifest, end."""
+"""The output of the collector (the program that copies files out of a pod) for one file of zeros.
+
+This module builds the output in memory, so that the benchmark needs no disk.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ BLOCK = 256 * 1024
 
 @cache
 def digest(size: int) -> str:
-    """Return the sha256 of `size` zeros."""
+    """Return the sha256 of `size` zero bytes."""
     found, block = sha256(), bytes(BLOCK)
     for at in range(0, size, BLOCK):
         found.update(block[: min(BLOCK, size - at)])
@@ -25,7 +28,7 @@ def digest(size: int) -> str:
 
 
 def archive(size: int) -> Iterator[bytes]:
-    """Yield the archive of one file, in blocks."""
+    """Yield the archive of one file of `size` zero bytes, in blocks."""
     yield header(NAME.encode(), MODE, size, 0)
     block = bytes(BLOCK)
     for at in range(0, size, BLOCK):

@@ -1,4 +1,4 @@
-"""The processes of an experiment: the scripted API, the scheduler and the agents, and what each of them costs.
+"""The processes of an experiment (the scripted API, the scheduler and the agents), and what resources each uses.
 
 A `BenchSetup` lives as long as one experiment's `async with`. Each agent is a process `python -m agent serve` with a
 configuration file and a kubeconfig. No code of an agent runs in the process of the benchmark.
@@ -35,14 +35,14 @@ PAUSE = 0.02
 
 
 class Child:
-    """A process that answers lines of JSON. The first line of its output is its port."""
+    """A process of the benchmark. It prints its port, then answers each line of JSON with a line of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
         self.port = port
 
     async def ask(self, **order: Any) -> Object:
-        """Send an order and return the answer."""
+        """Send a request to the process and return the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -51,7 +51,7 @@ class Child:
         return answer
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send an order, then poll until a condition of the answer holds. Return the last answer.
+        """Send a request, then poll until a condition of the answer holds. Return the last answer.
 
         Raises:
             TimeoutError: the condition did not hold in time.
@@ -83,7 +83,7 @@ async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
 
 
 async def end_process(process: asyncio.subprocess.Process, number: int = signal.SIGTERM, seconds: float = 10.0) -> None:
-    """Send a signal to a process and wait for its end. Kill it after some seconds."""
+    """Send a signal to a process and wait for its end. Kill a process that has not ended after `seconds`."""
     if process.returncode is None:
         process.send_signal(number)
     try:
@@ -118,7 +118,7 @@ class Agent:
 
     @property
     def costs(self) -> Costs:
-        """Return its resources."""
+        """Return the resources that the process of this agent uses."""
         return Costs.of(self.process.pid)
 
     async def metric(self, name: str) -> float:
@@ -153,7 +153,7 @@ class BenchSetup:
         await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
 
     async def begin(self, *, slots: int, **settings: Object) -> Agent:
-        """Start a replica."""
+        """Start a replica and do not wait until it is ready."""
         port = free_port()
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
@@ -177,7 +177,7 @@ class BenchSetup:
         return self.agents[-1]
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send an order to the scheduler, then wait until a condition of its counters holds. Return the counters.
+        """Send a request to the scheduler, then wait until a condition of its counters holds. Return the counters.
 
         Raises:
             TimeoutError: the condition did not hold in time.
@@ -195,14 +195,14 @@ class BenchSetup:
 
 @dataclass(kw_only=True)
 class ScriptedSetup(BenchSetup):
-    """A setup with the scripted API."""
+    """A setup whose agents use the scripted API server."""
 
     api: Child
 
 
 @asynccontextmanager
 async def bench_setup() -> AsyncIterator[ScriptedSetup]:
-    """Run the scripted API and the scheduler. `BenchSetup.agent` starts agents."""
+    """Run the scripted API server and the scheduler. `BenchSetup.agent` starts agents."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         authority = certificates.authority(folder, "ca")
@@ -217,7 +217,7 @@ async def bench_setup() -> AsyncIterator[ScriptedSetup]:
 
 @asynccontextmanager
 async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[BenchSetup]:
-    """Run the scheduler, for agents of a running cluster."""
+    """Run the scheduler for agents that use a running cluster."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
@@ -238,7 +238,7 @@ def trust(server: str, authority: Path) -> Object:
 
 
 class Load:
-    """The load of the whole machine."""
+    """The CPU load of the whole machine."""
 
     def __init__(self) -> None:
         self.busy, self.at = machine.busy(), time.monotonic()

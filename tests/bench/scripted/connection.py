@@ -1,8 +1,8 @@
 """A minimal HTTP/1.1 server for the benchmark: requests, answers, streams without end, and websockets for exec.
 
-A `Connection` lives as long as its socket. A request costs a tenth of the millisecond that aiohttp's server needs, so
-that the server takes little CPU from the agents on the same machine. It supports only what the agent's client sends:
-requests with a Content-Length, one after the other.
+A `Connection` lives as long as its socket. A request costs a tenth of the CPU time that it costs in aiohttp's server,
+so that the server takes little CPU from the agents on the same machine. The server supports only what the agent's
+client sends: requests with a Content-Length, one after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HIGH_WATER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request."""
+    """One HTTP request."""
 
     method: str
     path: str
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(head(status) + length + body)
 
     def begin(self, kind: bytes = b"application/json") -> None:
-        """Begin a stream."""
+        """Begin an answer that is a stream."""
         self.streams = True
         self.transport.write(head(200, kind) + b"Transfer-Encoding: chunked\r\n\r\n")
 
@@ -171,14 +171,14 @@ class Connection(asyncio.Protocol):
 
 
 class Clock:
-    """The date as HTTP writes it, made once a second."""
+    """Formats the date for HTTP headers, at most once a second."""
 
     def __init__(self) -> None:
         self.second = 0
         self.text = b""
 
     def date(self) -> bytes:
-        """Return the date of now."""
+        """Return the current date for an HTTP header."""
         now = int(time.time())
         if now != self.second:
             self.second, self.text = now, formatdate(now, usegmt=True).encode()
@@ -189,7 +189,7 @@ CLOCK = Clock()
 
 
 def head(status: int, kind: bytes = b"application/json") -> bytes:
-    """Return the beginning of an answer as an API server writes it, up to its length."""
+    """Return the status line and headers of an answer as an API server writes them, without Content-Length."""
     return b"HTTP/1.1 %d %b\r\nAudit-Id: 0\r\nCache-Control: no-cache, private\r\nContent-Type: %b\r\nDate: %b\r\n" % (
         status,
         REASONS[status].encode(),

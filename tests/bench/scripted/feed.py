@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.scripted.connection import Connection
 
-# Number of events that are stored.
+# Number of events that a Feed stores.
 KEPT = 4000
 
 
 class Feed:
-    """The events of one kind of object and its watches. Events of one turn of the loop are sent together."""
+    """The events of one kind of object, and its watches. A Feed sends the events of one turn of the loop together."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -45,7 +45,7 @@ class Feed:
                 waiting.clear()
 
     def watch(self, connection: Connection, query: dict[str, str]) -> None:
-        """Open a watch from a resource version on."""
+        """Open a watch that begins after a resource version."""
         since = int(query["resourceVersion"])
         if self.recent and len(self.recent) == KEPT and self.recent[0][0] > since + 1:
             connection.answer(410, b'{"kind":"Status","code":410,"message":"too old resource version"}')

@@ -1,9 +1,9 @@
 """The states of one scripted pod in the format of the API, and its log in the format of the kubelet.
 
 The last command of an action is the script of its pod, in words such as `life=1 every=0.05`. So the scheduler controls
-the pods, and the agent needs no change. The states are those of a real cluster: bound, creating, running, succeeded,
-deleted, with the supervisor's markers and termination message. The JSON is built from prepared parts, because the
-server must use much less CPU than the agent.
+the pods, and the agent needs no change. A pod has the same states as on a real cluster: bound, creating, running,
+succeeded, deleted. It also has the supervisor's markers and termination message. The JSON is built from prepared parts,
+because the server must use much less CPU than the agent.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from agent.domain.json import Object
 class Script:
     """The behaviour of a pod.
 
-    `life` is the seconds from creation to end, `start` the seconds until it runs, `every` the seconds between lines (0:
-    one line), `size` the bytes of a line. `flood`: it writes log as fast as possible. `file` is the bytes of its file.
+    `life` is the number of seconds from the creation of the pod to its end, `start` the number of seconds until the pod
+    runs, and `every` the number of seconds between two lines (0: only one line). `size` is the number of bytes of a
+    line. If `flood` is true, the pod writes its log as fast as possible. `file` is the number of bytes of the pod's
+    file.
     """
 
     life: float = 1.0
@@ -32,7 +34,7 @@ class Script:
 
     @classmethod
     def read(cls, command: str) -> Script:
-        """Parse the words of a command. Unknown words are ignored."""
+        """Parse a command such as `life=1 every=0.05`. Unknown words are ignored."""
         words = dict(word.split("=", 1) for word in command.split() if "=" in word)
         return cls(
             life=float(words.get("life", 1)),
@@ -45,7 +47,7 @@ class Script:
 
 
 def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
-    """Return an entry of managedFields, as large as a real one. No component reads it."""
+    """Return an entry of `metadata.managedFields` that is as large as a real entry. No component reads this entry."""
     leaf: Object = {f"f:{name}{number}": {} for number in range(depth) for name in fields}
     return {
         "manager": manager,
@@ -63,7 +65,7 @@ def stamp() -> str:
 
 
 def nanoseconds() -> str:
-    """Return the time of now as the kubelet writes it before a line."""
+    """Return the current time in the format that the kubelet writes before a log line."""
     now = time.time_ns()
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
 
@@ -89,7 +91,7 @@ class PodLife:
         self.script = Script.read(self.commands[-1])
         self.made = stamp()
         self.address = f"10.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
-        # The order of the fields is that of the real API.
+        # The fields stand in the same order as in an answer of a real API server.
         head = {"name": self.name, "namespace": metadata["namespace"], "uid": uid, "resourceVersion": "@VERSION@"}
         rest = {"generation": 1, "creationTimestamp": self.made, "labels": self.labels}
         metadata = head | rest | {"annotations": metadata["annotations"]}
@@ -106,7 +108,7 @@ class PodLife:
     # ---- states
 
     def bind(self) -> None:
-        """Set the node."""
+        """Bind the pod to the node."""
         self.bound = b',"nodeName":"node-1"'
         self.status = self.phase("Pending")
 
@@ -185,5 +187,5 @@ def nonce_of(pod: Object) -> str:
 
 def commands_of(command: list[str]) -> list[str]:
     """Return the user's commands in the command line of the supervisor."""
-    # shell -c SUPERVISOR sealci SHELL SETUP LIST NONCE WORKSPACE READY FILE, then the commands
+    # The command line is: shell -c SUPERVISOR sealci SHELL SETUP LIST NONCE WORKSPACE READY FILE COMMANDS...
     return command[11:]

@@ -2,9 +2,10 @@
 
     python -m tests.bench.scripted.scheduler
 
-It prints its port. Each line of JSON on its standard input is an order, which it answers with its counters as a line of
-JSON. `{"give": "life=1", "count": 100}` queues actions (-1: without end), `{"stop": true}` empties the queue,
-`{"forget": true}` clears the latencies. It acknowledges each event at once and stores nothing.
+The process prints its port. Each line of JSON on its standard input is a request, and the process answers with its
+counters as a line of JSON. `{"give": "life=1", "count": 100}` queues actions (-1: without end), `{"stop": true}`
+empties the queue, `{"forget": true}` clears the latencies. The scheduler acknowledges each event at once and stores
+nothing.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class Peer:
 
     @property
     def room(self) -> int:
-        """Return the number of actions that it can take now."""
+        """Return the number of actions that the agent can take now."""
         return self.slots - self.running - len(self.unaccepted) if self.ready else 0
 
     def send(self, **message: Any) -> None:
-        """Send a message of the named kind."""
+        """Send a message. The keyword is the kind of the message."""
         self.outgoing.append(wire.SchedulerMessage(**message))
         self.wake.set()
 
@@ -77,7 +78,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         self.latencies: list[float] = []
         self.last_failure = ""
 
-    # ---- the contract
+    # ---- the gRPC service
 
     async def Connect(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
@@ -148,7 +149,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                     self.last_failure = event.finished.message
 
     def log(self, event: wire.Event) -> None:
-        """Count a piece of log. The lines of quiet actions contain the time at which they were written."""
+        """Count a piece of log. The lines of quiet actions contain the time at which the pod wrote them."""
         data = event.log.data
         self.log_bytes += len(data)
         if not event.action_id.startswith(QUIET):
@@ -189,7 +190,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             peer.send(action=action)
 
     def obey(self, order: Object) -> None:
-        """Execute an order of the benchmark."""
+        """Execute a request of the benchmark."""
         if "give" in order:
             self.queue.append((order, order.get("count", 1)))
         if order.get("stop"):

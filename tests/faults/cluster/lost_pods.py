@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.e2e.submission import Report, Submission
 
 
-# Commands that write "begun" and then wait: exit 9 on SIGTERM, exit 0 on SIGTERM, no trap.
+# Commands that write "begun" and then wait. On SIGTERM, the first exits with 9 and the second with 0. The third has no
+# trap.
 EXITS_WITH_9 = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
 EXITS_WITH_0 = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"
 PLAIN = "echo begun; exec sleep 1000"
@@ -147,13 +148,17 @@ def stopped(component: str) -> Iterator[None]:
 
 
 def too_much_memory() -> int:
-    """Return more bytes than the node has available, and less than its capacity, which a kubelet refuses."""
+    """Return a number of bytes between the node's available memory and its capacity.
+
+    As the kubelet's eviction threshold, this number leads to an eviction. A kubelet refuses a threshold above the
+    capacity.
+    """
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
     memory = summary["node"]["memory"]
     return int(memory["availableBytes"]) + int(memory["workingSetBytes"]) // 2
 
 
-# ---- what must hold
+# ---- checks
 
 
 def until_begun(submission: Submission, *names: str) -> None:
@@ -163,7 +168,7 @@ def until_begun(submission: Submission, *names: str) -> None:
 
 
 def check_lost(report: Report, reason: str, *words: str) -> None:
-    """Check that an action failed in its commands for a reason of the infrastructure, with its log so far."""
+    """Check that an action failed in stage `commands` for an infrastructure reason and kept its log so far."""
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "commands"
     for word in words:

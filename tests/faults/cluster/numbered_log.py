@@ -14,12 +14,12 @@ from itertools import pairwise
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
 TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
-# Number of bytes that a container runtime writes at once. The kubelet may lose them when its file is rotated.
+# Number of bytes that a container runtime writes at once. The kubelet may lose them when the log file is rotated.
 PASSED_ON = 64 << 10
 BEGUN = re.compile(rb"\d{1,8}( \d{0,19}( x{0,69})?)?")
 SIZE = 100
 GAP = re.compile(rb"\[gap in the log: lines between (\S+) and (\S+) (may be|are) missing: .*\]")
-# Seconds that the time in a line and the node's timestamp may differ: a pipe and a busy machine lie between them.
+# Seconds that the time in a line and the node's timestamp may differ. The pipe and a busy machine cause a difference.
 APART = 2.0
 
 WRITER = """
@@ -107,7 +107,10 @@ class Account:
         return account
 
     def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
-        """Compare the gap markers with the holes in the numbers. `tails` are rests of a line, by the line before."""
+        """Compare the gap markers with the holes in the numbers.
+
+        `tails` are the remaining parts of torn lines, by the number of the line before.
+        """
         marked = {mark.after: mark for mark in self.marks}
         holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}
         self.foreign += [tail for before, tail in tails.items() if before not in holes]

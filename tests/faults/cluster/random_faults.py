@@ -1,8 +1,8 @@
-"""Three replicas on a real cluster, each behind its own proxies, and random faults of them from one seed.
+"""Three replicas on a real cluster, each behind its own proxies, and random faults that one seed determines.
 
 RandomFaults lives as long as a test. The faults come from a shuffled deck, so that every kind occurs. The faults of one
-replica never overlap. No fault kills or replaces the last replica, so that a leak shows in it. The scheduler is a
-process too: a fault kills it and starts it again over its folder.
+replica never overlap. No fault kills or replaces the last replica, so that a leak would show in this replica. The
+scheduler is a process too. One fault kills the scheduler and starts it again with the same folder.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class RandomFaults:
         return self.folder / "scheduler"
 
     def settings(self, name: str, address: str) -> dict[str, Any]:
-        """Return the settings of an agent. The short intervals let it notice faults soon."""
+        """Return the settings of an agent. The short intervals let the agent notice faults soon."""
         return {
             "scheduler": {
                 "address": address,
@@ -225,7 +225,10 @@ class RandomFaults:
         falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
     async def inject(self, kind: str, replica: Replica, strength: float) -> None:
-        """Run one fault to its end. Faults of one replica, and faults of the shared parts, wait for each other."""
+        """Run one fault to its end.
+
+        At most one fault at a time runs on each replica, and at most one on the parts that all replicas share.
+        """
         async with self.fault if kind in SHARED else replica.fault:
             self.injected[kind] += 1
             await FAULTS[kind](self, replica, strength)
@@ -252,7 +255,7 @@ class RandomFaults:
             os.kill(replica.child.pid, signal.SIGCONT)
 
     async def restart_scheduler(self, replica: Replica, strength: float) -> None:
-        """Kill the scheduler and start it again over its folder."""
+        """Kill the scheduler and start it again with the same folder."""
         await self.schedulers[-1].end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await self.start_scheduler()
@@ -268,7 +271,7 @@ async def for_a_while(proxy: Proxy, seconds: float) -> None:
 
 
 async def slow(proxy: Proxy, strength: float) -> None:
-    """Delay the data and split it into small pieces."""
+    """Delay the data and split the data into small pieces."""
     proxy.latency, proxy.pieces = 0.05, 500
     await for_a_while(proxy, 1 + 3 * strength)
 
@@ -280,7 +283,7 @@ async def delayed(proxy: Proxy, strength: float) -> None:
 
 
 async def hole(proxy: Proxy, strength: float) -> None:
-    """Swallow all data."""
+    """Drop all data and keep the connections open."""
     proxy.swallow()
     await for_a_while(proxy, 1 + 9 * strength)
 

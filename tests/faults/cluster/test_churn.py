@@ -1,7 +1,8 @@
 """Many short actions on three replicas of a real cluster, while random faults hit agents, scheduler and API server.
 
-One seed determines every choice. The test prints the seed. `CHURN_SEED` sets another. No check uses an agent's report.
-Outcomes and logs come from the scheduler's events and disk, exit codes from the cluster, and resources from /proc.
+One seed determines every choice. The test prints the seed, and the variable `CHURN_SEED` sets another seed. No check
+uses an agent's report. Outcomes and logs come from the scheduler's events and disk, exit codes from the cluster, and
+resources from /proc.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class SeenAction:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Return every outcome. There must be one."""
+        """Return every outcome. Exactly one is correct."""
         return [each.body.outcome for each in self.events if isinstance(each.body, events.ActionEnded)]
 
     @property
@@ -82,7 +83,7 @@ class SeenAction:
         if code is not None:
             assert outcome.exit_code == code, f"{planned.run}: {outcome}"
             assert written == planned.written, f"{planned.run}: {difference(written, planned.written)}"
-        # The shell reports a command that was ended by a cancel.
+        # The shell writes "Terminated" when a cancel ends its command.
         cut = written.removesuffix(b"Terminated\n")
         assert planned.written.startswith(cut), f"{planned.run}: {difference(cut, planned.written)}"
         folder = store / planned.run
@@ -106,7 +107,7 @@ def difference(one: bytes, other: bytes) -> str:
 
 
 class Submitter:
-    """Submits actions and follows each to its end. It calls `on_end` with the number of ended actions."""
+    """Submits actions and follows each to its end. A Submitter calls `on_end` with the number of ended actions."""
 
     def __init__(self, address: str, on_end: Callable[[int], None]) -> None:
         self.on_end = on_end
@@ -228,7 +229,7 @@ async def back_to(replica: Replica, start: Measure) -> None:
 
 
 def show(faults: RandomFaults, submitter: Submitter, observer: Observer, seconds: float) -> None:
-    """Print the figures of the run."""
+    """Print the numbers and durations of the run."""
     outcomes = Counter(
         f"{each.result.value} {each.reason.value if each.reason else ''}".strip()
         for action in submitter.seen
@@ -254,7 +255,7 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
             unseen += not codes
             assert codes <= {0}, f"{action.planned.run} succeeded, but its container ended with {codes}"
     print(f"successes whose container was seen to end with 0: all but {unseen}")
-    # The observer sees nothing while the API server restarts. It misses a pod that ends and is deleted meanwhile.
+    # The observer sees nothing while the API server restarts. So it misses a pod that is deleted meanwhile.
     assert unseen <= AT_ONCE * faults.injected["apiserver restart"]
     observer.check_pods(secret)
     logs = [child.log for replica in faults.replicas for child in replica.children]
@@ -268,7 +269,10 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of the containers `action` by run and attempt. An old attempt is ended by the agent."""
+    """Return the exit codes of the containers `action` by run and attempt.
+
+    Exit codes of an old attempt are those of commands that an agent has ended.
+    """
     found: dict[tuple[str, int], set[int]] = {}
     for pod in observer.states:
         session = session_of(pod)

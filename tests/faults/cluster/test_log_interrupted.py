@@ -1,4 +1,7 @@
-"""A log on a real cluster over rotations, broken connections and a restarted kubelet: complete, or each gap marked."""
+"""A log on a real cluster over rotations, broken connections and a restarted kubelet.
+
+The stored log is complete, or a gap marker stands at each gap.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.alone
 LIMIT = 1 << 20
-FULL = LIMIT // 140 + 1000  # number of lines that fill a log file of the node, with the node's own prefixes
+FULL = LIMIT // 140 + 1000  # Number of lines that fill a log file of the node, with the prefixes that the node adds.
 RATE = 500_000
 SETTINGS = {"logs": {"probe_after": "3s"}, "scheduler": {"window": "128Ki", "keepalive": "30s"}}
 
@@ -54,7 +57,7 @@ class Hard:
 
 
 class Writing:
-    """A running writer."""
+    """A running action that writes numbered lines."""
 
     def __init__(self, hard: Hard, submission: Submission) -> None:
         self.hard = hard

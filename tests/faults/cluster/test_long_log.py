@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-# The writer waits before its middle for the file `go`, so that it still runs when the agent is killed.
+# Before its middle, the writer waits for the file `go`, so that the writer still runs when the agent is killed.
 COUNT = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
     " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"
@@ -30,7 +30,7 @@ def proxy(own_lab: Lab) -> Iterator[Threaded]:
     own_lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
     try:
         yield proxy
-        # The fixture of the lab ends later. Without the proxy its agents could not deregister.
+        # Stop the agents here. The fixture `own_lab` ends later, and without the proxy its agents could not deregister.
         for agent in own_lab.agents:
             agent.stop()
     finally:

@@ -1,7 +1,8 @@
-"""The pod is lost before a command ran, on a real cluster: re-created once in the same attempt, with a line in the log.
+"""The pod is lost before a command ran, on a real cluster: re-created once in the same attempt.
 
-The agent re-creates a pod only with a proof that no command ran. There are three proofs: the pod never had a node, the
-kubelet refused it, or its final status shows that container `action` was never created.
+The log has a line about the re-creation. The agent re-creates a pod only with a proof that no command ran. There are
+three proofs: the pod never had a node, the kubelet refused the pod, or its final status shows that container `action`
+was never created.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
 def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: Any) -> None:
-    """The pod is re-created once. The second loss ends the action with a reason of the infrastructure."""
+    """The first loss re-creates the pod. The second loss ends the action with an infrastructure reason."""
     name = how.__name__
     with gate() as registry:
         submission = lab.start({name: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
         registry.until_connected()
         how(lab, name)
-    # A kubelet ends a pod only after the pull. The registry refuses from here on.
+    # A kubelet ends a pod only after its image pull, so the gate has closed the connection. All later pulls fail.
     until_recreated(lab, name)
     until_detail(submission, name, "pulling the image of action")
     how(lab, name)
@@ -88,7 +89,7 @@ def test_a_pod_deleted_by_force_is_not_recreated(lab: Lab) -> None:
 def test_a_pod_that_the_kubelet_refuses_is_recreated_once(tmp_path: Path) -> None:
     """A pod with a nodeName bypasses the Kubernetes scheduler.
 
-    The kubelet refuses it, because it requests too much CPU.
+    The kubelet refuses the pod, because the pod requests too much CPU.
     """
     template = {"spec": {"nodeName": lost_pods.node_name()}}
     with lost_pods.lab_of(tmp_path, environment={"pod_template": template}) as lab:

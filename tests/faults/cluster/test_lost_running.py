@@ -1,7 +1,7 @@
 """The pod is lost after its commands began, on a real cluster: never COMMAND_FAILED, never success.
 
-The outcome names the infrastructure: eviction, preemption, a lost node. The last tests hold what must not lose a pod:
-a restart of the container runtime and a sidecar that never ends.
+The outcome names the infrastructure: eviction, preemption, a lost node. The last tests check two events that must not
+count as a lost pod: a restart of the container runtime, and a sidecar that never ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def start_and_wait(lab: Lab, name: str, command: str, **keys: Any) -> Any:
     return submission
 
 
-# ---- what the node does
+# ---- evictions and faults of the node
 
 
 def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
@@ -57,7 +57,7 @@ def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
 
 
 def test_eviction_for_memory(lab: Lab) -> None:
-    """The exit code after the eviction does not matter, neither 0 nor 9."""
+    """The outcome is the same for both exit codes after the eviction, 0 and 9."""
     actions = {"server": EXITS_WITH_0, "strict": EXITS_WITH_9}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
@@ -153,7 +153,7 @@ def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
 
 
 def run_beside(lab: Lab, name: str) -> None:
-    """Run actions beside a sidecar. Neither their outcome nor the clean-up waits for the sidecar."""
+    """Run actions in pods with a sidecar. Neither the outcome nor the clean-up waits for the sidecar."""
     reports = lab.run(
         {
             "good": {"image": BUSYBOX, "commands": ["echo made > file"]},

@@ -1,4 +1,4 @@
-"""Which libraries a serving agent loads. A library that the agent does not use costs memory and time at each start."""
+"""Test which libraries a serving agent loads. An unused library would cost memory and time at each start."""
 
 from __future__ import annotations
 

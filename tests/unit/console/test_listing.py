@@ -1,4 +1,4 @@
-"""The order of actions in trees: every action after its needs, otherwise the order of the file."""
+"""The order of actions in trees: every action after the actions that it needs, otherwise the order of the file."""
 
 from __future__ import annotations
 

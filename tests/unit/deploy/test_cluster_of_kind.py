@@ -146,7 +146,10 @@ def test_only_static_pods_have_a_manifest_to_stop() -> None:
 
 
 def test_a_running_component_is_found_by_the_first_word_of_its_command_line(tmp_path: Path) -> None:
-    """Run the shell script with a `pgrep` that searches these command lines."""
+    """The test runs the shell script that finds the process of a component.
+
+    A fake `pgrep` searches the command lines of the test.
+    """
     lines = [
         "/usr/bin/kubelet --config=x",
         "kube-apiserver --a",

@@ -1,4 +1,4 @@
-"""Paths that the commands of an action choose, and writes to a descriptor."""
+"""Paths of files that an action's commands have named, and writes of many bytes to a file descriptor."""
 
 from __future__ import annotations
 

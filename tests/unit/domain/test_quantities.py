@@ -1,4 +1,4 @@
-"""Quantities and durations, and the texts that are refused."""
+"""Parsing of quantities and durations, and the texts that the parsers refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy has one deadline for all its attempts, and reports how far the last attempt came."""
+"""A copy has one deadline for all its tries, and reports how far the last try came."""
 
 from __future__ import annotations
 

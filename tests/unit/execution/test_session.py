@@ -1,4 +1,4 @@
-"""One attempt: its stop request, the work that a stop request ends, its outcome, and what it reports."""
+"""The session of one attempt: stop requests, the work that a stop request ends, the outcome, and the sent events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page shows how the agent is, and no name or message can break out of its place in the HTML."""
+"""The status page shows the state of the agent, and no name or message can break out of its place in the HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of connected agents: one stream for each pod, and one agent for each action."""
+"""The pool of connected agents: one stream for the pod of each agent, and one agent for each action."""
 
 from __future__ import annotations
 

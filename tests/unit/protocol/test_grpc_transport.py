@@ -1,4 +1,4 @@
-"""The gRPC set-up that all ends share: options, TLS files and the token."""
+"""The gRPC set-up that agents, schedulers and clients share: options, TLS files and the token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one end."""
+    """The TLS files and the token file of one end of a connection."""
 
     ca_file: Path | None = None
     cert_file: Path | None = None

@@ -73,7 +73,7 @@ PARTS: list[FilePart | translate.UploadEnd] = [
 ]
 
 
-# ---- both directions
+# ---- translation in both directions
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -151,7 +151,7 @@ def test_numbers_from_32_on_are_reasons_of_the_infrastructure() -> None:
         assert reason.infrastructure == (number >= 32), reason
 
 
-# ---- what cannot be used
+# ---- messages that the agent refuses
 
 
 GOOD = wire.Action(action_id="a", attempt=1, claim=1, image="alpine", commands=["true"])
@@ -234,7 +234,7 @@ def test_messages_of_a_newer_version_are_no_error() -> None:
     assert translate.health(later).status is Readiness.DEGRADED
 
 
-# ---- what can always be sent
+# ---- values that can always be sent
 
 
 def test_text_for_people_is_truncated_and_made_valid_utf8() -> None:

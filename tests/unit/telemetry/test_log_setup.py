@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# Runs in a process of its own, because logging is configured once per process and pytest has configured it here.
+# This program runs in its own process, because logging is configured once per process, and pytest has done so here.
 PROGRAM = """
 import asyncio, logging, sys
 import structlog

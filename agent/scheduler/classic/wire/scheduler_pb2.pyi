@@ -101,7 +101,7 @@ Global___Hostname: _TypeAlias = Hostname  # noqa: Y015
 
 @_typing.final
 class Health(_message.Message):
-    """The load of the agent, whatever the names of the fields say. The scheduler sends an action to the agent with the
+    """The load of the agent, in spite of the names of the fields. The scheduler sends an action to the agent with the
     lowest score. The score of a report is (cpu_avail + memory_avail / 10^8) / 2. The score of a registration is the same
     without the 10^8. While the agent drains or has no cluster, it reports the highest value of both fields.
     """

@@ -15,7 +15,7 @@ from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What the local cluster needs on this machine, at build time and at run time.
+# Debian packages that the local cluster needs on this machine, for its build and at run time.
 NODE_PACKAGES = (
     "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
@@ -40,7 +40,7 @@ PODMAN_PACKAGES = (
     "libsubid4", "libsemanage2", "libglib2.0-0",
 )  # fmt: skip
 ROOT_RELEASE = "bookworm"
-# Part of the name of every root file system. Raise the version to build them anew, for newer packages.
+# Part of the name of every root file system. Raise the version to rebuild all root file systems with newer packages.
 ROOT_VERSION = "1"
 # Folders that are emptied to make root file systems smaller.
 EMPTIED_FOLDERS = (
@@ -142,7 +142,8 @@ def debootstrap(settings: Settings, name: str, packages: tuple[str, ...]) -> Pat
         root = archive.with_name("debootstrap")
         shutil.rmtree(root, ignore_errors=True)
         with step(f"debootstrap of {name} (60 to 90 s, only once)"):
-            # In a mount namespace of its own, so that its mounts end with the process, even if the process is killed.
+            # debootstrap runs in a mount namespace of its own, so that its mounts end with the process, even if the
+            # process is killed.
             run_logged(
                 ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
                  ROOT_RELEASE, root],

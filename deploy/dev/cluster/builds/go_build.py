@@ -81,7 +81,7 @@ def products(kubernetes: str) -> dict[str, Product]:
 
 NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
 KIND_NODE = (*NODE, "kubeadm", "kind")
-# Seconds that each binary takes on 2 cores with cold caches. Only shown to the user.
+# Seconds that each binary takes on 2 cores with cold caches. The times are only shown to the user.
 COLD_SECONDS = {
     "kube-apiserver": 185, "kube-controller-manager": 56, "kube-scheduler": 6, "kubelet": 15, "kube-proxy": 7,
     "kubectl": 14, "etcd": 18, "containerd": 39, "containerd-shim-runc-v2": 1, "ctr": 3, "runc": 8, "coredns": 87,
@@ -119,7 +119,7 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # Looked up again: the command that held the lock may have built some of them.
+        # `missing` is called again, because the command that held the lock may have built some of these binaries.
         todo = missing(settings, product_names)
         seconds = sum(COLD_SECONDS.get(name, 60) for _, name in todo)
         report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, only once).")
@@ -171,7 +171,8 @@ def write_module(recipe: Product, source: Path) -> None:
         go_mod = Path(download_module(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
-        # Newer versions declare their staging modules in go.work, and their go.mod requires them as v0.0.0.
+        # Newer versions of Kubernetes declare their staging modules in go.work, and go.mod requires these modules as
+        # v0.0.0.
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")

@@ -24,7 +24,7 @@ BUILD_SECONDS = 900
 BASE = f"localhost/sealci-base:{debian.ROOT_VERSION}"
 BUSYBOX = "localhost/sealci-busybox:1"
 CERTIFICATES = "/etc/ssl/certs"
-# Variables by which pip finds this machine's package index. A build gets those that are set.
+# Variables by which pip finds this machine's package index. A build gets the variables that are set.
 PIP_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 
@@ -111,7 +111,10 @@ class Buildah:
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
     def build_base_image(self, settings: Settings, name: str, file: str, content: Path, lines: str) -> None:
-        """Build an image `FROM scratch`. Its context holds `content` under the name `file`, which `lines` copy."""
+        """Build an image `FROM scratch`. The build context contains `content` as `file`.
+
+        `lines` are the rest of the Dockerfile and copy this file.
+        """
         with tempfile.TemporaryDirectory(dir=settings.cache, prefix="base.") as folder:
             context = Path(folder)
             shutil.copy(content, context / file)

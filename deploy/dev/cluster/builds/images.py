@@ -24,7 +24,7 @@ from deploy.dev.cluster.settings import REPOSITORY, Settings
 AGENT = "localhost/sealci-agent:dev"
 PAUSE = "localhost/sealci-pause:1"
 COREDNS = "localhost/sealci-coredns:1"
-# Number of archives to keep of one image. Clones with different contents share the cache.
+# Number of archives that are kept of one image. Clones of the repository with different contents share the cache.
 KEEP_ARCHIVES = 8
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
 
@@ -146,7 +146,7 @@ def load_one(settings: Settings, cluster: Loader, image: str) -> None:
 
 
 def system_images(settings: Settings) -> list[Path]:
-    """Return the archives of the pause image and of CoreDNS, of a cluster that pulls no image."""
+    """Return the archives of the pause image and of CoreDNS, for a cluster that pulls no image."""
     pause = shutil.which("catatonit")
     if pause is None:
         raise CommandFailed("catatonit is not installed")
@@ -159,7 +159,8 @@ def system_images(settings: Settings) -> list[Path]:
 
 def single_program(settings: Settings, name: str, program: Path, name_in_image: str, entrypoint: list[str]) -> Path:
     """Return the archive of an image that holds one static program. Write it if the program has changed."""
-    # Size and time instead of the content: the program is large, and this runs at every `up`.
+    # The key contains size and time instead of the content, because the program is large and this code runs at every
+    # `up`.
     key = hashlib.sha256(f"{program}:{program.stat().st_size}:{program.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     archive = settings.cache / "images" / f"{file_name(name)}.{key}.tar"
     if archive.exists():

@@ -1,7 +1,7 @@
 """Declare what differs between the container engines in which kind creates its node.
 
-`Machine` is Docker or podman of this machine. `Offline` is a podman in namespaces of the cluster's own. An engine knows
-how to run a command beside its containers, what `kind create cluster` needs, and what to remove afterwards. The node
+`Machine` is Docker or podman of this machine. `Offline` is a podman in namespaces of the cluster's own. An engine runs
+programs where its containers run, and knows what `kind create cluster` needs and what to remove afterwards. The node
 itself is the same for both engines, and providers/kind.py drives it.
 """
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
         """Return whether `command` can run a command now."""
 
     def command(self, words: list[str]) -> list[str]:
-        """Return a command line that runs a program beside the containers."""
+        """Return a command line that runs a program on this machine, or in the cluster's own namespaces."""
 
     def kind(self) -> str:
         """Return the path of kind."""

@@ -42,7 +42,7 @@ class Machine:
         api.kubectl(["rollout", "status", "--namespace=kube-system", "deployment/coredns", "--timeout=80s"])
 
     def is_running(self) -> bool:
-        # settings.read raises CommandFailed if no engine answers.
+        # An engine answers, because `settings.read` raises CommandFailed if none does.
         return True
 
     def command(self, words: list[str]) -> list[str]:

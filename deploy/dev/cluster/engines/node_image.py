@@ -25,7 +25,7 @@ from deploy.dev.cluster.engines import podman
 from deploy.dev.cluster.settings import Settings
 from deploy.dev.cluster.waiting import wait_until
 
-# Number of stores to keep of one version. A cluster of another clone may still use the older store.
+# Number of stores that are kept for one version of Kubernetes. A cluster of another clone may still use an older store.
 KEEP_STORES = 2
 KUBERNETES = ("kubeadm", "kubelet", "kubectl")
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -41,16 +41,17 @@ REMOVED_UNITS = (
     "lib/systemd/system/sockets.target.wants/*udev*",
     "lib/systemd/system/sysinit.target.wants/systemd-tmpfiles-setup.service",
 )
-# The programs that kube-proxy runs. Their libraries come with them.
+# The programs that kube-proxy runs. The image also gets the libraries of these programs.
 PROXY_PROGRAMS = ("usr/sbin/nft", "usr/sbin/xtables-nft-multi")
 PROXY_NAMES = tuple(f"ip{v}tables{suffix}" for v in ("", "6") for suffix in ("", "-save", "-restore"))
-# Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score. With systemd's cgroups on cgroup v1, runc freezes a
-# container while it creates the container, and this fails on a busy machine ("unable to freeze").
+# Replacements in containerd's configuration. Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score. With
+# systemd's cgroups on cgroup v1, runc freezes a container while it creates the container, and this fails on a busy
+# machine ("unable to freeze").
 CONTAINERD_CHANGES = {
     "restrict_oom_score_adj = false": "restrict_oom_score_adj = true",
     "SystemdCgroup = true": "SystemdCgroup = false",
 }
-# What `podman import` adds to the image. kind's own image has the same entrypoint and stop signal.
+# Changes that `podman import` makes to the image. kind's own image has the same entrypoint and stop signal.
 IMAGE_CHANGES = (
     'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]',
     "STOPSIGNAL SIGRTMIN+3",
@@ -75,7 +76,7 @@ def name(settings: Settings) -> str:
 def store(settings: Settings) -> Path:
     """Return the store's folder, whose name contains the version and a hash of all inputs.
 
-    This file is one of the inputs, because it holds the steps of the build.
+    This Python file is one of the inputs, because it contains the steps of the build.
     """
     table = go_build.products(settings.kubernetes)
     recipe = [table[product].key for product in go_build.KIND_NODE] + [debian.ROOT_VERSION, *debian.KIND_ROOT_PACKAGES]
@@ -204,7 +205,10 @@ def program_of(image: str) -> str:
 
 
 def entrypoint(program: str) -> list[str]:
-    """Return the entrypoint of an image. Only `pause` and `coredns` use it. Static pods name their commands."""
+    """Return the entrypoint of an image. Only `pause` and `coredns` use an entrypoint.
+
+    Static pods name their commands.
+    """
     return {"pause": ["/pause", "-P"], "coredns": ["/coredns"]}.get(program, [f"/usr/local/bin/{program}"])
 
 
@@ -233,7 +237,7 @@ def run_containerd(settings: Settings, root: Path, work: Path) -> Iterator[list[
     socket, state, log = work / "c.sock", work / "state", work / "containerd.log"
     config = work / "containerd.toml"
     config.write_text(f"version = 3\ndisabled_plugins = {json.dumps(DISABLED_PLUGINS)}\n", "utf-8")
-    # setpriv: the kernel kills containerd if this command is killed.
+    # With setpriv, the kernel kills containerd if this command is killed.
     command = ["setpriv", "--pdeathsig=KILL", go_build.binary(settings, "containerd"), "--config", config,
                "--root", root / "var" / "lib" / "containerd", "--state", state, "--address", socket]  # fmt: skip
     with log.open("wb") as output:
@@ -253,7 +257,7 @@ def import_into_store(settings: Settings, root: Path, work: Path) -> None:
     shutil.rmtree(root)
     podman.configure(settings, work, work / "store")
     changes = [f"--change={change}" for change in IMAGE_CHANGES]
-    # A mount namespace of its own, because podman keeps state below /run and /dev/shm.
+    # Podman runs in a mount namespace of its own, because it keeps state below /run and /dev/shm.
     private = 'mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
     run(["unshare", "--mount", "sh", "-c", private, "sh", "podman", "import", "--quiet", *changes, tar, name(settings)],
         env=podman.merged_environment(settings, work), seconds=300)  # fmt: skip

@@ -75,7 +75,7 @@ def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
         "contexts": [{"name": settings.name, "context": {"cluster": settings.name, "user": name}}],
     }
     path = folder / f"{name}.kubeconfig"
-    # Created before the key is written, so that no other user can read the key in between.
+    # The file is created before the key is written, so that no other user can ever read the key.
     path.touch(mode=0o600)
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 

@@ -92,11 +92,11 @@ def pod_spec() -> dict[str, object]:
 def answers(settings: Settings) -> bool:
     """Return whether the Service of cluster DNS resolves the name of the Service `kubernetes`.
 
-    A query written by hand, because this machine's resolver does not know the cluster's DNS server.
+    The function builds the DNS query itself, because this machine's resolver does not know the cluster's DNS server.
     """
     labels = f"kubernetes.default.svc.{ZONE}".split(".")
     name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
-    # The header (one question, recursion desired), the name, then type A and class IN.
+    # The query consists of the header (one question, recursion desired), the name, type A and class IN.
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(0.5)

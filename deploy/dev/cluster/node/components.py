@@ -150,7 +150,7 @@ def kubelet(settings: Settings, folder: Path, pki: Path) -> Component:
         f"--node-ip={settings.node_address}",
         f"--hostname-override={settings.name}",
     ]
-    # The folder `programs` holds the getsubids of config_files.py.
+    # The folder `programs` holds the program `getsubids`, which config_files.py writes.
     environment = {"PATH": f"{folder}/programs:{os.environ.get('PATH', os.defpath)}"}
     return Component("kubelet", command, http_check("127.0.0.1:10248", "/healthz"), environment)
 

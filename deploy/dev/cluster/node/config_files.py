@@ -39,8 +39,8 @@ def write_user_id_range(folder: Path) -> None:
 
     The last block contains 2^32-1, which no kernel maps. With the kubelet's default range, one pod in 65,535 gets this
     block and never starts (EINVAL). A soak test found such a pod. A kubelet asks the program `getsubids` for its range
-    if there is a user `kubelet`, so this function writes such a `passwd`, which node_init.py mounts, and such a
-    program.
+    if there is a user `kubelet`, so this function writes a `passwd` with this user, which node_init.py mounts, and a
+    program `getsubids`.
     """
     users = Path("/etc/passwd").read_text("utf-8")
     (folder / "passwd").write_text(f"{users}kubelet:x:65534:65534::/nonexistent:/usr/sbin/nologin\n", "utf-8")
@@ -84,7 +84,7 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
         "failSwapOn": False,
         # kube-proxy uses nftables, so nothing needs the chains that the kubelet would make with iptables.
         "makeIPTablesUtilChains": False,
-        # Without CAP_SYS_RESOURCE the kernel refuses a lower score.
+        # Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score.
         "oomScoreAdj": 0,
         # Pods resolve no names outside the cluster.
         "resolvConf": "/dev/null",
@@ -112,7 +112,8 @@ def kube_proxy(settings: Settings, folder: Path) -> dict[str, object]:
         "mode": "nftables",
         "clientConnection": {"kubeconfig": f"{folder}/pki/kube-proxy.kubeconfig"},
         "clusterCIDR": settings.pod_network,
-        # 0 leaves the settings alone. They belong to the whole machine and not to the network namespace.
+        # With 0, kube-proxy does not change these settings. They belong to the whole machine and not to the network
+        # namespace.
         "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
     }

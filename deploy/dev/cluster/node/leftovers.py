@@ -20,7 +20,7 @@ CNI_STATE = Path("/var/lib/cni")
 def remove(settings: Settings) -> None:
     """Remove everything of this cluster. Do nothing if there is no cluster."""
     folder = settings.folder
-    # The order matters. A process holds the link, the cgroups and the mounts, and mounts lie in the folder.
+    # The order matters. Processes keep the link, the cgroups and the mounts in use, and the mounts lie in the folder.
     processes.kill_node(folder)
     remove_link(settings)
     for cgroup in cgroups.of_cluster(settings):
@@ -33,7 +33,8 @@ def remove(settings: Settings) -> None:
             CNI_STATE.rmdir()
     removed = folder.with_name(f"{folder.name}.removed")
     if folder.exists():
-        # Renamed first: if the deletion is interrupted, the rest of the folder does not look like a cluster.
+        # The folder is renamed first. If the deletion is interrupted, the rest of the folder does not look like a
+        # cluster.
         shutil.rmtree(removed, ignore_errors=True)
         folder.replace(removed)
     shutil.rmtree(removed, ignore_errors=True)

@@ -3,8 +3,8 @@
 The tree runs below `unshare --kill-child`, and its PID 1 is node_init.py. When PID 1 ends, the kernel kills every
 process of the tree and drops its mounts and its network. The provider `local` runs the components of Kubernetes in the
 tree, and `kind-offline` its container engine. A veth pair connects the tree to this machine, which has routes to the
-subnets of pods and Services. The tree outlives the command that started it, and ends with `leftovers.remove` or with
-the machine.
+subnets of pods and Services. The tree outlives the command that started it, and ends with `leftovers.remove` or when
+the machine shuts down.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def start(settings: Settings, *, own_cgroups: bool = False) -> None:
     With `own_cgroups`, the processes of the tree run in the cluster's cgroups and see no other cgroup.
     """
     kinds = [*NAMESPACES, "--cgroup"] if own_cgroups else NAMESPACES
-    # -I: the script must not import from the folder or the environment of the user.
+    # With -I, the script imports nothing from the folder or the environment of the user.
     command = ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc",
                sys.executable, "-I", "-B", str(processes.NODE_SCRIPT), str(settings.folder)]  # fmt: skip
     with (settings.folder / "logs" / "node.log").open("ab") as output:

@@ -58,7 +58,10 @@ class Component:
 
 
 class Node:
-    """The supervisor of all components, for the life of the process. A `stop` also ends a `start` that still waits."""
+    """Starts, stops and restarts all components, for the life of the process.
+
+    A `stop` also ends a `start` that still waits.
+    """
 
     def __init__(self, folder: Path, components: list[dict[str, Any]]) -> None:
         self.folder = folder
@@ -126,7 +129,7 @@ class Node:
         return {} if component.pid is None else {"error": f"{component.name} does not end after SIGKILL"}
 
     def spawn(self, component: Component) -> None:
-        """Start the process in a session of its own, with its output in the component's log."""
+        """Start the process in a Unix session of its own, with its output in the component's log."""
         log = os.open(self.folder / "logs" / f"{component.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             component.pid = os.posix_spawn(
@@ -142,7 +145,10 @@ class Node:
         component.process_ended.clear()
 
     def reap(self) -> None:
-        """Collect every ended child. Components are children of PID 1, and so are orphaned processes of containers."""
+        """Collect every ended child. Components are children of PID 1.
+
+        Processes of containers whose parent has ended become children of PID 1 too.
+        """
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

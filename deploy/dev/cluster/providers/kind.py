@@ -141,7 +141,7 @@ class Kind:
         try:
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}", KILL_SECONDS)
         except CommandFailed:
-            # A server with open watches needs long to end on SIGTERM. `|| true`: it may have ended just now.
+            # A server with open watches needs long to end on SIGTERM. `|| true`: the server may have ended just now.
             self.run_on_node("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}")
 
@@ -231,7 +231,7 @@ def static_pod(name: str) -> str:
 def with_flags(manifest: str, program: str, flags: Sequence[str]) -> str:
     """Return a static pod's manifest with more flags at the end of its command.
 
-    A program uses the last value of a repeated flag, so the new flags override those before.
+    A program uses the last value of a repeated flag, so the new flags override the earlier flags.
     """
     lines = manifest.splitlines(keepends=True)
     place = lines.index(f"    - {program}\n") + 1

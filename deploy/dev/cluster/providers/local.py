@@ -1,8 +1,8 @@
 """Run upstream Kubernetes on this machine without a container engine. `up` takes about ten seconds.
 
-The node is a process tree in namespaces (see the package `node`). It outlives the command that started it, until `down`
-or the end of the machine. `up` continues after an interrupted `up`: if PID 1 of the node runs, `up` starts the missing
-components. Otherwise `up` removes what is left and begins anew.
+The node is a process tree in namespaces (see the package `node`). The tree outlives the command that started it, until
+`down` or a shutdown of the machine. `up` continues after an interrupted `up`: if PID 1 of the node runs, `up` starts
+the missing components. Otherwise `up` removes what is left and begins anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deploy.dev.cluster.waiting import wait_until
 
 # Seconds until a request to PID 1 of the node fails.
 REQUEST_SECONDS = 120.0
-# Number of bytes in the longest path of a Unix socket.
+# Maximum number of bytes in the path of a Unix socket.
 SOCKET_PATH_LIMIT = 107
 
 
@@ -153,7 +153,7 @@ class Local:
         """Start all components. Load images and create cluster DNS while the components start."""
         with step("etcd, containerd, API server"):
             self.request_all("start", "etcd", "containerd")
-            # The API server needs etcd. The images need containerd only.
+            # The API server needs etcd. The import of images needs only containerd.
             answer = self.send("start", "apiserver")
             for archive in images.system_images(self.settings):
                 self.load(archive)

@@ -24,7 +24,7 @@ AT_ONCE = ApiTimings(retry_pause=0.0)
 
 @pytest.fixture
 def api() -> FakeApi:
-    """The API server of these tests, whose clients retry at once."""
+    """Return the API server of these tests. Clients of this server retry at once."""
     return FakeApi(timings=AT_ONCE)
 
 
@@ -180,7 +180,7 @@ def test_retry_after_is_obeyed_up_to_a_limit(asked: float | None, waits: float) 
     assert retry_pause(state, AT_ONCE) == waits
 
 
-# ---- the configuration
+# ---- the kubeconfig
 
 
 async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> None:

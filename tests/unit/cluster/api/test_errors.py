@@ -1,4 +1,4 @@
-"""Which reason an action fails with after a failed answer of the API, and whether the agent retries."""
+"""After a failed answer of the API server: the reason with which an action fails, and whether the agent retries."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_exit_codes() -> None:
     assert [exit_code_of(failed(code)) for code in ("1", "137", "255")] == [1, 137, 255]
 
 
-# ---- time
+# ---- timeouts
 
 
 async def test_the_deadline_ends_a_running_command(api: Api, client: Client) -> None:
@@ -339,7 +339,8 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
     async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=silence) as stream:
         async for chunk in stream:
             if got == 0:
-                # Real time, because the sockets are real. During four times the silence, pongs and data wait unread.
+                # The test uses real time, because the sockets are real. For four times `silence` seconds, pongs and
+                # data wait unread.
                 # aiohttp's own heartbeat would close the connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)

@@ -10,7 +10,7 @@ from agent.cluster.api.rate_limit import Priority, TokenBucket, priority_of
 
 pytestmark = pytest.mark.looptime
 
-# Seconds. The buckets of these tests give 10 tokens a second. The tests look shortly after a token, never at it.
+# Seconds between two tokens of a bucket in these tests. The tests check shortly after a token, never at the same time.
 TOKEN = 0.1
 SHORTLY = 0.01
 
@@ -39,7 +39,7 @@ class Requests:
 
 
 async def after_burst() -> Requests:
-    """Return a bucket whose burst is used up. Not a fixture, because virtual time begins with the test."""
+    """Return a bucket whose burst is used up. This is not a fixture, because virtual time begins with the test."""
     requests = Requests(TokenBucket(1 / TOKEN))
     for _ in range(20):
         await requests.bucket.acquire()
@@ -106,7 +106,7 @@ async def test_a_request_that_is_cancelled_at_its_turn_leaves_the_token_to_the_n
     await requests.ask("cancelled")
     await requests.ask("stays")
     await requests.pass_time_without_timer(TOKEN)
-    requests.bucket.serve()  # The token is given, and the task has not run yet.
+    requests.bucket.serve()  # The bucket has given the token, and the waiting task has not run yet.
     requests.tasks["cancelled"].cancel()
     now = asyncio.get_running_loop().time()
     await requests.tasks["stays"]

@@ -1,4 +1,4 @@
-"""The reader of the collector's archive refuses broken, forged and oversized archives, wherever frames end."""
+"""The reader of the collector's archive refuses broken, forged and oversized archives, for every cut into frames."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_frames_of_one_byte() -> None:
 
 
 def test_an_archive_that_breaks_off_anywhere_is_refused() -> None:
-    # The second of the two blocks at the end has no new information.
+    # An archive ends with two empty blocks. The reader does not need the second block.
     for length in range(len(WHOLE) - 512):
         with pytest.raises(ArchiveError):
             read(WHOLE[:length])
@@ -143,7 +143,7 @@ def test_bytes_are_passed_on_as_they_arrive() -> None:
         reader.close()
 
 
-# ---- hostile
+# ---- hostile archives
 
 
 def python_tar(change: Callable[[tarfile.TarInfo], None], tar_format: int = tarfile.PAX_FORMAT) -> bytes:

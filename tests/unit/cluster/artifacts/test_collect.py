@@ -1,4 +1,4 @@
-"""A collection is complete or void, over streams that break in every way."""
+"""The copy of files from a pod is complete or raises an error, over streams that break in every way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, secon
 
 @dataclass
 class Pod:
-    """Container `files`. Streams the output of the real collector, and fails as the test has set."""
+    """Container `files`. It streams the output of the real collector, and fails as the test has set."""
 
     workspace: Path
     snapshot: Path
@@ -143,7 +143,7 @@ async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPat
         await pod.collect()
 
 
-# Lets the second fstat of a file differ from the first.
+# This code makes the second `fstat` of a file differ from the first.
 CHANGES = """
 import os, itertools
 look, turns = os.fstat, itertools.count()
@@ -205,7 +205,7 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
     assert kinds == [FileStart, FileEnd] * 3 + [Collected]
 
 
-# ---- commands
+# ---- command lines for the pod
 
 
 def test_commands_are_short_enough_for_a_url() -> None:

@@ -94,7 +94,8 @@ async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -
         assert isinstance(lost, Lost)
         assert lost.unstarted
         await environment.remove()
-        # Garbage collection is slower than a new pod of the same name.
+        # The Secret of the first pod still exists, because garbage collection is slower than a new pod of the same
+        # name.
         api.secrets[name] = {"metadata": {"name": name, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
         assert backend.registry.owned_names == (name,), "the sweep would delete the pod as an orphan"
@@ -115,7 +116,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            backend.watch.deleted_uids.clear()  # the watch reports the end of the earlier pod later
+            backend.watch.deleted_uids.clear()  # The watch reports the end of the earlier pod later.
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
@@ -194,7 +195,7 @@ async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(
         await api.until("the Secret is requested", lambda: len(api.requests_for("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
-        environment.uid = ""  # as if the answer had never arrived
+        environment.uid = ""  # The agent knows no UID, as if the answer of the API server had never arrived.
         await environment.remove()
         assert api.pods == {}
 
@@ -217,14 +218,14 @@ async def test_only_an_interrupt_by_others_waits_for_the_status_of_the_pod(
         told = {"exitCode": 143, "message": f"sealci {nonce} started 1\nsealci {nonce} told_to_end 143\n"}
         ended = {"name": "action", "state": {"terminated": told}}
         await api.status(name, phase="Running", containerStatuses=[RUNNING[0], ended])
-        # The watch may still show the pod as it was before.
+        # The watch may still show the pod as it was before this status.
         seen = [each async for each in until_not_running(environment)]
         assert isinstance(seen[-1], Exited if ours else Running)
         await environment.remove()
 
 
 async def until_not_running(environment: PodEnvironment) -> AsyncIterator[Observation]:
-    """Yield observations until one is not plain running."""
+    """Yield observations until an observation differs from a plain `Running`."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             yield seen

@@ -1,4 +1,7 @@
-"""The report of a failed set-up: what, where, why and what to do. A failure to read the cause never hides it."""
+"""The report of a failed set-up: what failed, where, why, and what the user can do.
+
+A failure to read the cause of the failed set-up never hides the failed set-up.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,7 @@ def test_the_report_of_a_refused_pod_has_the_message_of_the_api_server_and_advic
     assert text.endswith(failure_report.ADVICE[Reason.QUOTA_EXCEEDED])
 
 
-# ---- a slow start
+# ---- explanations of a slow start
 
 
 SANDBOX = "Failed to create pod sandbox: cni plugin\n not initialized"

@@ -14,7 +14,7 @@ from agent.telemetry.metrics import Metrics
 
 @dataclass(eq=False)
 class Environment:
-    """An environment as the registry sees it."""
+    """A stand-in for an environment. It has what the registry uses."""
 
     plan: Plan
     uid: str = "uid-1"

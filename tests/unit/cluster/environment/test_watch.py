@@ -1,4 +1,4 @@
-"""The shared watch over pods: what it reports, that it misses no change, and how it recovers."""
+"""The shared watch over pods: which changes it reports, that it misses no change, and how it recovers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-# A client for watches of which no test makes a request.
+# A client for tests in which the watch makes no request.
 NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every wait between two lists short, and note how long it would have been at most."""
+    """Shorten every wait between two lists. Return the list of the waits' original maximums in seconds."""
     waits: list[float] = []
 
     def uniform(low: float, high: float) -> float:
@@ -53,7 +53,7 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
 
 
 async def wait_for_phase(watched: PodState, phase: str | None) -> None:
-    """Wait until a pod is in a phase, None for gone."""
+    """Wait until a pod has a `status.phase`. With None, wait until the pod is gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
         await watched.wait_for_change(watched.version)
 
@@ -98,7 +98,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            lifetimes = iter([-29.9])  # the first watch gives up after 0.1 s: the reflector adds 30 s
+            lifetimes = iter([-29.9])  # The first watch gives up after 0.1 s, because the reflector adds 30 s.
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.requests_for("list")) == 2
@@ -122,7 +122,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
 @pytest.mark.parametrize(
     ("body", "errors"),
     [
-        ("{", 0),  # the connection ends within an event
+        ("{", 0),  # The connection ends within an event.
         ("garbage\n", 1),
         ('{"type": "MODIFIED"}\n', 1),
         ('{"type": "MODIFIED", "object": {}}\n', 1),
@@ -184,7 +184,7 @@ async def test_events_longer_than_any_buffer_arrive(api: FakeApi) -> None:
         await wait_for_phase(watch.watch("big"), "Running")
 
 
-# ---- taking events, without an API
+# ---- events, passed to the watch without an API server
 
 
 @pytest.fixture
@@ -215,7 +215,8 @@ async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatc
     watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    # Late events of the first pod: the agent re-created it before the watch had reported its end.
+    # These are late events of the first pod. The agent re-created the pod before the watch reported the end of the
+    # first.
     watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
     watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
@@ -246,7 +247,7 @@ async def test_no_change_is_missed_between_a_read_and_the_wait(watch: PodWatch) 
     seen = watched.version
     watch.apply_event("ADDED", version(pod_of("a"), 1))
     await watched.wait_for_change(seen)
-    await watched.wait_for_change(watched.version, timeout=0.01)  # no change: the wait ends by its timeout
+    await watched.wait_for_change(watched.version, timeout=0.01)  # Without a change, the wait ends by its timeout.
     watch.forget("a")
     watch.apply_event("MODIFIED", version(pod_of("a"), 2))
     assert watched.version == 1

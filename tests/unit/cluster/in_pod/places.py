@@ -1,4 +1,7 @@
-"""A workspace on this machine, and what the collector sends of it. The tests of the programs in the pod use it."""
+"""A workspace on this machine, and the files that the collector sends from it.
+
+The tests of the programs in the pod use this workspace.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ LIMITS = ArchiveLimits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, se
 
 
 def as_run_here(command: list[str], snapshot: Path) -> list[str]:
-    """Return a command for this machine: its own Python, and a snapshot in a folder of the test."""
+    """Return a pod's command for this machine, with the Python of the tests and with another path of the snapshot."""
     return [sys.executable, *(str(snapshot) if word == packaging.SNAPSHOT else word for word in command[1:])]
 
 
@@ -59,7 +62,7 @@ class Received:
 
 @dataclass
 class Place:
-    """A workspace and its snapshot. It lives for one test."""
+    """A workspace and its snapshot. A Place lives for one test."""
 
     root: Path
     snapshot: Path

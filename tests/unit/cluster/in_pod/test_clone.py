@@ -66,7 +66,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
-    """Run the program as the container does. Return its exit code, its output and its termination message."""
+    """Run the clone program as the container does. Return its exit code, output and termination message."""
     whole = {
         "url": url,
         "ref": ref,
@@ -169,7 +169,7 @@ def test_a_clone_has_a_time_limit(origin: Path, workspace: Path) -> None:
     assert (code, message) == (1, f"file://{origin}: not done within 0.0001 s")
 
 
-# ---- what the program refuses before it runs git
+# ---- input that the clone program refuses before it runs git
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_credentials_are_removed_from_messages(text: str, clean: str) -> None:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a repository to clients with the password, or redirects them. It lives for one test."""
+    """Serves the files of a repository to clients with the password, or redirects them. A Server lives for one test."""
 
     daemon_threads = True
 
@@ -264,7 +264,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().__init__(request, address, server, directory=str(server.root))
 
     def do_GET(self) -> None:
-        """Ask for the password first."""
+        """Ask for the password, then serve a file or redirect the client."""
         given = self.headers.get("Authorization", "")
         if self.server.redirect:
             self.send_response(302)

@@ -1,4 +1,7 @@
-"""The collector sends the wanted files. It runs packed, in a Python of its own, on real folders."""
+"""The collector sends the wanted files.
+
+The tests run its packed program in a separate Python process, on real folders.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +137,7 @@ def test_a_hard_link_is_sent_as_a_separate_file(place: Place) -> None:
     assert place.collect().contents == {b"one": b"same", b"two": b"same"}
 
 
-# ---- limits
+# ---- limits of the number and size of files
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_left_out_files_beyond_the_listed_ones_are_counted(place: Place) -> None
     assert received.checked_manifest.left_out_files == 251
 
 
-# ---- the default set and declared paths
+# ---- the default set of files, and declared paths
 
 
 def test_the_default_set_excludes_folders_of_tools(place: Place) -> None:
@@ -210,7 +213,7 @@ def test_folders_that_cannot_match_are_not_entered() -> None:
     assert {path: declared.enter(path, "") for path in wanted} == wanted
 
 
-# ---- the program
+# ---- the collector as a process
 
 
 def test_a_python_module_of_the_workspace_is_never_imported(place: Place) -> None:

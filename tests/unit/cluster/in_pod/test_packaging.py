@@ -1,4 +1,7 @@
-"""The programs of a pod can run there: standard library only, old Python, one namespace per packed command."""
+"""The programs that run in a pod need only the standard library and work with old versions of Python.
+
+All modules of one packed command share one namespace, so no name may stand in two of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from agent.cluster.in_pod import collect_files, glob, packaging, receive_tree, w
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
-# The programs that run in container `files`, with the modules that share a namespace.
+# The programs that run in container `files`. The modules of a program share a namespace.
 PACKED = {
     "workspace": [workspace],
     "collect_files": [workspace, glob, collect_files],

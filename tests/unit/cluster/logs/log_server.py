@@ -1,4 +1,7 @@
-"""A scripted API server with the log of one container, for the tests of the follower. Lives as long as a test."""
+"""A scripted API server with the log of one container, for the tests of the follower.
+
+A LogServer lives as long as a test.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class Container:
 
 
 class LogServer:
-    """The log endpoint. `script` answers the first requests. All others get the whole log, and the container ends."""
+    """The API server. `script` answers the first requests. Later requests get the whole log, and the container ends."""
 
     def __init__(self) -> None:
         self.log = KubeletLog()
@@ -93,7 +96,7 @@ class LogServer:
         return answer
 
     def up_to(self, position: int) -> Handler:
-        """Serve a body that ends cleanly at a byte, counted in the body of the whole log."""
+        """Serve the log up to a byte, counted in the body of the whole log, and end the response cleanly."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             body = self.body(request)
@@ -102,7 +105,7 @@ class LogServer:
         return answer
 
     def then_silent(self, *, cut: bool = False) -> Handler:
-        """Serve the log of now. Then keep the response open, or break the connection."""
+        """Serve what the log has now. Then keep the response open, or break the connection if `cut` is true."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

@@ -164,7 +164,7 @@ async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: LogServer) -> 
     assert payload(await reading) == b"one\ntwo\n"
 
 
-# ---- the consumer
+# ---- the consumer of the follower's output
 
 
 async def test_a_slow_consumer_stops_the_node(api: LogServer) -> None:

@@ -1,4 +1,4 @@
-"""Rotations of the node: the follower reports every gap, and reads a repeated file once."""
+"""Rotations of a log by the node: the follower reports every gap, and reads a repeated file once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ async def test_a_rotation_between_two_requests_is_a_gap(api: LogServer, limit: i
     since, until = stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode()
     items = await api.read(node_limit=limit)
     assert payload(items) == b"one\nthree\n"
-    # If less was read than any full file has, more lines followed. Otherwise the file may have ended there.
+    # If the follower had read less than a full file, lines are certainly missing. Otherwise the file may have ended
+    # there.
     assert others(items) == [LogGap(since, until, certain=limit > 100)]
 
 
@@ -95,7 +96,7 @@ def serve_hole(api: LogServer, body: bytes, head: bytes | int, *, first: bytes =
 
 
 async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> list[LogPiece | LogGap | LogLost]:
-    """Read the log until the line."""
+    """Read the log until a line has arrived. Return everything that was read."""
     items: list[LogPiece | LogGap | LogLost] = []
     async with aclosing(follow(api.client, TARGET, Cursor(), api.container, timings, 10)) as reading:
         async for item in reading:
@@ -109,13 +110,13 @@ async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> li
     [
         (stamp(EPOCH - 1) + b" o", None),  # Both lines are in the current file.
         (OLD + b" o", None),
-        # A file begins there, and another may lie before it.
+        # The current file begins with the later line, and an unread file may lie before the current file.
         (NEW + b" n", LogGap(OLD.decode(), NEW.decode())),
         (stamp(EPOCH + 9 * SECOND) + b" n", LogGap(OLD.decode(), NEW.decode())),
         (
             stamp(EPOCH + SECOND) + b" n",
             LogGap(OLD.decode(), NEW.decode(), certain=True),
-            # The file begins with a line that the stream lacked.
+            # The current file begins with a line that was missing in the stream.
         ),
         (b"", LogGap(OLD.decode(), NEW.decode())),
         (500, LogGap(OLD.decode(), NEW.decode())),
@@ -127,7 +128,7 @@ async def test_a_hole_in_a_stream_is_compared_with_the_current_file(
 ) -> None:
     lines = OLD + b" one\n", OLD + b" two\n", NEW + b" three\n", NEW + b" four\n"
     body = b"".join(lines) if at_once else b"".join(lines[1:])
-    # The probe finds a line that is not the cursor's, so it does not prove that the stream goes on over files.
+    # The probe gets a line that is not the cursor's. So the probe does not prove that the stream continues over files.
     serve_hole(api, body, head, first=b"" if at_once else lines[0])
     items = await until_line(api, b"four\n", replace(FAST, stalled=0.05))
     assert payload(items) == b"one\ntwo\nthree\nfour\n" if at_once else payload(items).endswith(b"three\nfour\n")

@@ -1,4 +1,4 @@
-"""Silent streams: a probe finds the dead ones, and the others are kept."""
+"""Silent streams: the follower replaces a stream that a probe proves dead, and keeps all other streams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_a_probe_finds_a_dead_stream(api: LogServer) -> None:
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
     api.log.write(b"two\n", EPOCH + 1)
     assert payload(await reading) == b"one\ntwo\n"
-    # The first stream, the probe that finds the second line, and a new stream.
+    # The requests are the first stream, the probe that finds the second line, and a new stream.
     assert [query.get("follow") for query in api.queries][:3] == ["true", None, "true"]
 
 
@@ -55,7 +55,7 @@ async def test_a_silent_stream_that_works_is_kept(api: LogServer, monkeypatch: p
         return response
 
     async def probe(_: web.Request) -> web.StreamResponse:
-        # Only lines that the stream has brought. A probe with more lines would prove the stream dead.
+        # Answer only with lines that the stream has delivered. A probe with more lines would prove the stream dead.
         return web.Response(body=api.log.body() + (stamp(EPOCH + 1) + b" two\n" if b"two" in got else b""))
 
     monkeypatch.setattr(LogRequest, "block", recorded)

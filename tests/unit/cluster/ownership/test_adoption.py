@@ -53,7 +53,7 @@ class AdoptingAgent:
         self.sweep = Sweep(self.backend, 60.0)
 
     def take(self, environment: PodEnvironment) -> bool:
-        """Take a session, unless the test sets that an earlier session of the attempt still ends here."""
+        """Take a session, unless the test sets `busy`: an earlier session of the attempt is still ending here."""
         if self.busy:
             environment.release()
         else:
@@ -61,7 +61,7 @@ class AdoptingAgent:
         return not self.busy
 
     async def list_pods(self) -> None:
-        """Bring the watch up to date."""
+        """Bring the agent's watch up to date."""
         await self.watch.list()
 
     def sample(self, name: str) -> float | None:
@@ -75,7 +75,7 @@ async def client(api: SharedApi) -> AsyncIterator[Client]:
 
 
 async def orphan(client: Client, action: Action = ACTION, agent: str = DEAD) -> PodEnvironment:
-    """Create a pod as an agent that dies right after."""
+    """Create a pod as an agent that dies directly afterwards."""
     environment = AdoptingAgent(client, agent).backend.environment(action)
     await environment.create()
     return environment
@@ -269,7 +269,8 @@ async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_
     await adopter.list_pods()
     await adopter.adoption.run_once()
     assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
-    await frozen.sweep.run_once()  # its watch still shows the pod as its own, and no session drives the pod
+    # The watch of the frozen agent still shows the pod as the agent's own, and no session drives the pod.
+    await frozen.sweep.run_once()
     assert dead.plan.name in api.pods
     adopter.taken[0].disown()
     await adopter.taken[0].remove()

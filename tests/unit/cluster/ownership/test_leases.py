@@ -1,4 +1,7 @@
-"""Which agents are alive: judged on the observer's own clock, and only while the observer could see renewals."""
+"""Which agents are alive.
+
+An observer measures time on its own clock, and judges only while it could see renewals.
+"""
 
 from __future__ import annotations
 
@@ -78,12 +81,15 @@ class Pool:
         )
 
     def renew(self) -> None:
-        """Let the own renewal succeed and come back on the watch."""
+        """Let the observer's own renewal succeed and arrive on the watch."""
         self.leases.record_renewal()
         self.see(ME)
 
     def pass_seconds(self, seconds: float, *others: str, renewing: bool = True) -> None:
-        """Advance the clock in steps of a renewal."""
+        """Advance the clock in steps of a renewal interval.
+
+        The observer (if `renewing`) and `others` renew at each step.
+        """
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(end, self.clock.now + 5.0)
@@ -146,7 +152,7 @@ def test_an_agent_that_died_before_an_outage_is_dead_a_duration_after_it(pool: P
 def test_a_watch_that_stands_still_makes_no_agent_dead(pool: Pool) -> None:
     for _ in range(6):
         pool.clock.now += 5
-        pool.leases.record_renewal()  # the renewal succeeds, but the watch does not report it
+        pool.leases.record_renewal()  # The renewal succeeds, but the watch does not report it.
     assert not pool.leases.is_gone(OTHER)
 
 
@@ -187,21 +193,22 @@ async def test_the_own_lease_is_created_if_missing_and_deleted_at_the_end(pool: 
     assert pool.api.asked[-1][0] == "delete"
 
 
-# ---- agents that only look dead
+# ---- living agents that look dead
 
 
 def test_a_frozen_observer_reads_the_missed_renewals_before_it_judges(pool: Pool, clock: Clock) -> None:
     pool.pass_seconds(5, OTHER)
     clock.now += 4.9
     pool.renew()
-    clock.now += 10.2  # frozen right after its own renewal, with renewals of others still to read
+    # The observer was frozen right after its own renewal, and has not read the renewals of others yet.
+    clock.now += 10.2
     assert not pool.leases.is_gone(OTHER)
     pool.renew()
     assert not pool.leases.is_gone(OTHER)
 
 
 class Replicas:
-    """Agents that see each other through one API server. `up`: the API server answers."""
+    """Agents that see each other through one API server. If `up` is false, the API server does not answer."""
 
     def __init__(self, clock: Clock, count: int) -> None:
         self.clock = clock
@@ -228,7 +235,10 @@ class Replicas:
             )
 
     def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
-        """Let every agent renew each 5 s at a time of its own. Return each (observer, agent that it took for dead)."""
+        """Let every agent renew its Lease every 5 s, each agent at another second.
+
+        Return each pair of an observer and an agent that the observer took for dead.
+        """
         found: set[tuple[str, str]] = set()
         for second in range(int(seconds)):
             self.clock.now += 1.0
@@ -275,7 +285,7 @@ def test_only_the_deletion_of_a_lease_wakes_the_adoption(pool: Pool) -> None:
     assert woken
 
 
-# ---- the own Lease, and expired Leases
+# ---- the agent's own Lease, and expired Leases
 
 
 async def test_the_lease_of_an_agent_that_died_long_ago_is_deleted_if_unchanged(pool: Pool) -> None:

@@ -38,7 +38,7 @@ def swept(backend: PodBackend) -> float | None:
 
 
 async def sweep_and_list(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
-    """Sweep once and bring the watch up to date. Return the remaining orphans, the failures and the swept pods."""
+    """Sweep once and update the watch. Return the remaining orphans, the failures and the swept pods."""
     await sweep.run_once()
     await sweep.backend.watch.list()
     sample = sweep.backend.metrics.registry.get_sample_value
@@ -116,7 +116,10 @@ async def test_a_pod_that_changed_since_it_was_judged_is_judged_anew(api: Shared
 
 
 async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: SharedApi) -> None:
-    """The create request is under way at the hand-over: the agent knows no UID, and the watch shows the pod later."""
+    """The agent hands its session over while the request that creates the pod is under way.
+
+    So the agent knows no UID, and the watch shows the pod later.
+    """
     async with api.serving() as client:
         backend = await backend_of(client)
         environment = backend.environment(ACTION)
@@ -205,7 +208,7 @@ async def test_cleanup_deletes_all_pods_of_the_pool(api: SharedApi, dry_run: boo
 
 
 async def test_pods_of_dead_agents_are_orphans_if_sessions_cannot_be_adopted(api: SharedApi) -> None:
-    """The classic protocol has no adoption. Over the stream other agents claim the pods."""
+    """The classic protocol has no adoption. With the stream protocol, other agents claim the pods."""
     for agent in ("agent-2", "agent-3"):
         await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
     async with api.serving() as client:

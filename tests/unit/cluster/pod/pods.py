@@ -1,4 +1,7 @@
-"""Build pod statuses as the real API reports them, and judge them. The tests of `status` and `setup_status` use it."""
+"""Build pod statuses as the real API reports them, and derive observations from them.
+
+The tests of `status` and `setup_status` use this module.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,7 @@ class PodJudge:
 
 
 def never_made(name: str = "action") -> Object:
-    """Return the status that the kubelet writes for a container that it never created, as measured."""
+    """Return the status that the kubelet writes for a container that it never created, as measured on real clusters."""
     end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
     end["message"] = "The container could not be located when the pod was terminated"
     return {"name": name, "image": "i", "started": False, "ready": False, "lastState": {}, "state": {"terminated": end}}

@@ -38,7 +38,7 @@ def environment(container: Object) -> dict[str, Any]:
 
 
 def expand(text: str) -> str:
-    """Return a text after the kubelet has expanded it without any variable."""
+    """Return a text as the kubelet expands the text if no variable is defined."""
     return text.replace("$$", "\0").replace("\0", "$")
 
 

@@ -30,7 +30,7 @@ from tests.unit.cluster.pod.pods import (
     waiting,
 )
 
-# ---- the commands run
+# ---- pods whose commands run
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
     assert lost.reason is Reason.NODE_LOST
 
 
-# ---- the pod is lost
+# ---- lost pods
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_loss_has_a_reason_and_shows_whether_commands_had_started(
     assert found.message
 
 
-# ---- the pod was deleted, or a container was never created
+# ---- deleted pods, and containers that were never created
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,10 @@ def test_a_pod_that_the_kubelet_rejects_never_started(reason: str) -> None:
 
 
 def test_an_overdue_deletion_is_rechecked_in_time() -> None:
-    """Also while the image is pulled, and sooner if the cluster reports the node as lost."""
+    """The agent rechecks an overdue deletion, also while the image is pulled.
+
+    If the cluster reports the node as lost, the agent rechecks sooner.
+    """
     deleted = pod(*CREATING, deleted=50, grace=2)
     judgement = PodJudge()(deleted, wall=60)
     assert (judgement.observation, judgement.recheck) == (Waiting("starting containers"), 23.0)

@@ -25,7 +25,7 @@ DEADLINE = 30.0
 
 
 def tool(name: str) -> str:
-    """Return the path of a program, because a process in the namespace may have no PATH."""
+    """Return the absolute path of a program. A process in the test's Linux namespaces may have no PATH."""
     path = shutil.which(name)
     assert path, f"{name} is not installed: apt-get install dash bash busybox-static util-linux"
     return path
@@ -33,7 +33,10 @@ def tool(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a container. `own_pipe`: the pipe of the log belongs to `uid`, as with runc. A test owns them."""
+    """Options of a container, for one test.
+
+    If `own_pipe` is true, the pipe of the log belongs to `uid`, as with runc.
+    """
 
     uid: int | None = None
     own_pipe: bool = False
@@ -53,28 +56,28 @@ class Result:
 
     @cached_property
     def items(self) -> list[bytes | Marker]:
-        """The log, split into output and markers."""
+        """Return the log, split into output and markers."""
         reader = MarkerReader(NONCE)
         return [*reader.feed(self.raw), reader.flush()]
 
     @property
     def text(self) -> str:
-        """The log without markers."""
+        """Return the log without markers."""
         return b"".join(item for item in self.items if isinstance(item, bytes)).decode(errors="surrogateescape")
 
     @property
     def markers(self) -> str:
-        """The short forms of all markers: "s1 f1:0 l:0"."""
+        """Return the short forms of all markers: "s1 f1:0 l:0"."""
         return " ".join(abbreviation(item) for item in self.items if isinstance(item, Marker))
 
     @property
     def ending(self) -> termination.Ending | None:
-        """The supervisor's record, as the agent reads it."""
+        """Return the supervisor's record, as the agent reads it from the termination message."""
         return termination.read_termination(self.message, NONCE)
 
     @property
     def verdict(self) -> termination.Verdict:
-        """The verdict, as the agent decides it."""
+        """Return the verdict that the agent reaches for this result."""
         return termination.judge(self.code, self.ending, self.commands)
 
 
@@ -86,7 +89,7 @@ def abbreviation(marker: Marker) -> str:
 
 
 class Container:
-    """The supervisor as PID 1, with a pipe as its log. A thread reads the pipe. It lives for one test."""
+    """The supervisor as PID 1, with a pipe as its log, which a thread reads. A Container lives for one test."""
 
     def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
         self.folder = folder
@@ -156,7 +159,7 @@ class Container:
         (self.folder / "ready").touch()
 
     def exec(self, argv: Sequence[str], **env: str) -> int:
-        """Run a command inside, as the kubelet does for exec and hooks. Return its exit code."""
+        """Run a command in the container, as the kubelet does for exec and hooks. Return its exit code."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         entered = [tool("nsenter"), "--target", children[0], "--pid", "--mount", self.shell, *argv[1:]]
         done = subprocess.run(

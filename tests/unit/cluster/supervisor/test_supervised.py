@@ -22,10 +22,11 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """Commands and their expected result. The lists below own the cases.
+    """Commands and their expected result. The lists in this module own the cases.
 
-    `code` is the container's exit code. `command` is the command that the verdict names, 0 for the last. `text` is the
-    exact log, None for any (a shell's own message). `message` is how the message of the verdict begins.
+    `code` is the container's exit code. `command` is the number of the command that the verdict names, 0 for the last
+    command. `text` is the exact log, or None for any log, because a shell's own message differs between shells.
+    `message` is how the message of the verdict begins.
     """
 
     commands: tuple[str, ...]
@@ -210,7 +211,7 @@ def test_return_outside_a_function_is_not_a_success(shell: str) -> None:
     assert result.verdict.command == 1
 
 
-PLUS = {"dash": "+", "bash": "++", "busybox": "+"}  # bash counts its own eval
+PLUS = {"dash": "+", "bash": "++", "busybox": "+"}  # With `set -x`, bash writes one more + for a command inside `eval`.
 
 
 def test_a_trace_shows_the_user_s_lines_only(shell: str) -> None:
@@ -280,7 +281,7 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str, own_pipe: boo
 
 
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
-    """If the log cannot be reopened, commands that redirect its descriptor lose markers and nothing else."""
+    """If the supervisor cannot reopen the log, commands that redirect its descriptor lose only markers."""
     options = Options(uid=1234)
     result = run(shell, "exec 8>file", "true", "test ! -s file", options=options)
     assert result.verdict.succeeded

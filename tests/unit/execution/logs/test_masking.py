@@ -42,7 +42,7 @@ def test_every_form_is_masked(form: bytes) -> None:
     assert out.startswith(b"before ")
     assert out.endswith(b" after")
     assert MASK in out
-    # Characters at the ends of base64 remain: they also hold bits of the text around the secret.
+    # A few characters at both ends of the base64 remain, because they also encode text around the secret.
     assert len(out) - len(b"before  after") - len(MASK) <= 14
 
 

@@ -1,4 +1,4 @@
-"""The pipeline of a session's log: its output, and that the log resumes exactly at each cursor."""
+"""The log pipeline of a session: its output, and that the log resumes exactly at each cursor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def stream(limits: Limits = WIDE, secrets: tuple[bytes, ...] = (), start: Cursor
 def run(
     log: KubeletLog, into: LogStream, start: Cursor | None = None, block: int = 1 << 20
 ) -> list[LogChunk | MarkerSeen]:
-    """Read the log from a cursor to its end through the pipeline."""
+    """Feed the log, from a cursor to its end, into the LogStream. Return the output."""
     start = start or Cursor()
     body = log.body(whole_second(start.timestamp) if start.timestamp else "")
     reader = LineReader(start)
@@ -242,7 +242,7 @@ def test_the_notice_about_a_gap_has_its_own_line() -> None:
         " missing: the node began a new file there before the old one was read to its end]\nnew\n"
     )
     assert into.gaps == {True: 0, False: 1}
-    # The cursor of the notice continues after the gap.
+    # The cursor of the gap's notice stands after the gap.
     behind = [index for index, item in enumerate(out) if item.cursor and item.cursor.total >= len(b"held sec")]
     assert len(behind) == 3
     for index in behind[1:]:
@@ -300,7 +300,8 @@ def test_every_cursor_resumes_exactly(
         start = Cursor.decode(item.cursor.encode())
         rest = run(log, stream(limits, secrets, start), start, other)
         if isinstance(item, LogChunk) and b"[log cut" in item.data and start.total <= limits.total:
-            continue  # a marker crossed the limit, so the resumed stream writes the notice again
+            # A marker crossed the size limit, so the resumed stream writes the notice of the limit a second time.
+            continue
         assert flat([*out[: index + 1], *rest]) == whole
     for segment in whole:
         if isinstance(segment, bytes):

@@ -1,4 +1,4 @@
-"""The store: changes survive a restart, callbacks wait for the disk, and a crash leaves no damage."""
+"""The store: changes survive a restart, callbacks run once the data is on disk, and a crash leaves no damage."""
 
 from __future__ import annotations
 

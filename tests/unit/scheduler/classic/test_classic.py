@@ -85,7 +85,7 @@ async def test_a_scheduler_whose_name_does_not_resolve_is_an_error() -> None:
     [
         (Result.SUCCEEDED, None, 0, 0),
         (Result.FAILED, Reason.COMMAND_FAILED, 42, 42),
-        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),  # the shell was replaced
+        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),  # A command has replaced the shell.
         (Result.FAILED, Reason.OUT_OF_MEMORY, 137, 137),
         (Result.FAILED, Reason.IMAGE_PULL_FAILED, None, 125),
         (Result.FAILED, Reason.ARTIFACTS_FAILED, 0, 125),
@@ -122,7 +122,7 @@ def file_store(top: Path, **settings: object) -> FileStore:
 
 
 def names(top: Path) -> list[str]:
-    """Return everything below a folder."""
+    """Return the names of all files and folders below a folder."""
     return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
 
 

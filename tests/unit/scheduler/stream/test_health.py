@@ -1,4 +1,4 @@
-"""When the health is due, without a stream."""
+"""When a health report is due, tested without a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.scheduler.stream.health import HealthReporter
 
 
 class Agent:
-    """An object with a health and its reporter."""
+    """The health of an agent, and the reporter that decides when the health is sent."""
 
     def __init__(self) -> None:
         self.health = Health(Readiness.READY, 3)

@@ -1,4 +1,4 @@
-"""The name of an agent process at the scheduler."""
+"""The name by which the scheduler knows an agent process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outbox without a stream: numbers, windows, turns, resume points and adoption."""
+"""The outbox without a stream: numbers, windows, the turns of sessions, resume points and adoption."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def kept(outbox: Outbox) -> float:
 
 
 async def blocked(task: asyncio.Task[Any]) -> bool:
-    """Run until a task has ended or awaits a future without a result. Returns whether it awaits one."""
+    """Wait until a task has ended or awaits a future without a result. Return whether the task still waits."""
     await poll_until("the task waits or has ended", lambda: task.done() or is_waiting(task))
     return not task.done()
 
 
 def is_waiting(task: asyncio.Task[Any]) -> bool:
-    """Whether the future that a task awaits has no result yet."""
+    """Return whether the future that a task awaits has no result yet."""
     awaited = getattr(task, "_fut_waiter", None)
     return awaited is not None and not awaited.done()
 
 
-# ---- numbers
+# ---- numbers of events
 
 
 async def test_numbers_are_contiguous_from_one(outbox: Outbox) -> None:
@@ -105,14 +105,14 @@ async def test_acknowledgements_are_cumulative(outbox: Outbox) -> None:
 async def test_acknowledgements_of_unknown_events_are_ignored(outbox: Outbox, key: Key, seq: int, kind: str) -> None:
     await filled(outbox, 3)
     outbox.take()
-    outbox.take()  # the third was never sent
+    outbox.take()  # The third event was never sent.
     outbox.ack(KEY, 1)
     outbox.ack(key, seq)
     assert outbox.ignored == {kind: 1}
     assert kept(outbox) == 2
 
 
-# ---- joining
+# ---- joined log chunks
 
 
 async def test_unsent_chunks_of_log_are_joined(outbox: Outbox) -> None:
@@ -135,7 +135,8 @@ async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
     ("first", "second"),
     [
         (LogChunk(b"1"), LogChunk(b"2", None, Source.AGENT)),
-        (LogChunk(b"1", Cursor(total=1)), LogChunk(b"2")),  # joined, the exact cursor of the first would be lost
+        # A join of these two chunks would lose the exact cursor of the first chunk.
+        (LogChunk(b"1", Cursor(total=1)), LogChunk(b"2")),
         (LogChunk(bytes(BIG)), LogChunk(b"2")),
     ],
 )
@@ -221,7 +222,7 @@ async def test_a_closed_session_outbox_ends_all_waits_and_keeps_no_event(outbox:
     assert (kept(outbox), outbox.session_states()) == (0, ())
 
 
-# ---- turns
+# ---- turns of the sessions
 
 
 async def test_a_session_with_much_output_delays_others_by_one_event(outbox: Outbox) -> None:
@@ -382,7 +383,7 @@ async def test_files_need_a_connection(outbox: Outbox) -> None:
         await session.upload(None)  # type: ignore[arg-type]
 
 
-# ---- random steps
+# ---- random steps of a scheduler
 
 
 @settings(deadline=None)
@@ -392,7 +393,7 @@ def test_no_event_is_lost_repeated_or_reordered_in_any_sequence_of_steps(steps: 
 
 
 async def walk(steps: list[str]) -> None:
-    """Play a scheduler that stores the events over streams that break after any step."""
+    """Simulate a scheduler that stores the events. The stream may break after any step."""
     outbox = Outbox(1 << 30, Metrics())
     session = outbox.open(KEY)
     stored: list[Event] = []
