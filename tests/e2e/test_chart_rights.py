@@ -123,7 +123,7 @@ def test_without_create_pods(lab: Lab, account: Account) -> None:
         report = lab.one(BUSYBOX, "true")
     assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None)
     assert "create pods: pods is forbidden" in report.finished["message"]
-    assert "The agent may lack a right" in report.text
+    assert "The agent may lack a permission" in report.text
 
 
 def test_without_create_secrets(lab: Lab, account: Account) -> None:
@@ -134,7 +134,7 @@ def test_without_create_secrets(lab: Lab, account: Account) -> None:
         )["action"]
     assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None)
     assert "create secrets: secrets is forbidden" in report.finished["message"]
-    assert "The agent may lack a right" in report.text
+    assert "The agent may lack a permission" in report.text
 
 
 def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: Lab, account: Account) -> None:
@@ -170,7 +170,7 @@ def test_without_delete_pods_a_left_pod_is_reported_and_deleted_later(lab: Lab, 
     with account.without("delete pods"):
         report = lab.one(BUSYBOX, "true", artifacts="none")
         assert report.outcome == ("succeeded", None, 0)
-        until(lambda: "an environment could not be removed" in lab.agents[0].log, "the agent did not log it", 60)
+        until(lambda: "an environment could not be deleted" in lab.agents[0].log, "the agent did not log it", 60)
         assert remains(lab.namespace)
     until(lambda: not remains(lab.namespace), f"left: {remains(lab.namespace)}")
     assert "delete pods: pods" in lab.agents[0].log
@@ -206,7 +206,7 @@ WITHOUT = {
     "create leases": "create leases: leases.coordination.k8s.io is forbidden",
     "patch leases": "patch leases: leases.coordination.k8s.io",
     "get configmaps": "get configmaps: configmaps",
-    "delete leases": "the agent's Lease could not be given back",
+    "delete leases": "the agent's Lease could not be deleted",
 }
 # An agent without one of these rights is ready. But it cannot adopt, or its own sessions are adopted only after a
 # delay.
