@@ -24,6 +24,7 @@ from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
+from agent.settings import admission_policy
 from agent.telemetry.metrics import SESSION_STAGES
 from agent.telemetry.traces import Traces
 
@@ -70,6 +71,7 @@ class SessionRegistry:
         timings: SessionTimings = TIMINGS,
     ) -> None:
         self.settings = settings
+        self.policy = admission_policy(settings)
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
@@ -131,7 +133,7 @@ class SessionRegistry:
             self.report_only(action.key, why)
             return
         try:
-            timeout = admit(action, self.settings.policy)
+            timeout = admit(action, self.policy)
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return

@@ -133,6 +133,23 @@ def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
         raise SettingsError(f"the settings cannot be read: {error}") from error
 
 
+def admission_policy(settings: Settings) -> PolicySettings:
+    """Return the policy for actions. With the classic scheduler, it has the Secrets of `clone_credentials` too.
+
+    A classic scheduler names no Secret. The agent chooses the Secret by the host of the repository, so the policy binds
+    the Secret to this host.
+    """
+    policy = settings.policy
+    if settings.scheduler.protocol != "classic":
+        return policy
+    credentials = {name: tuple(patterns) for name, patterns in policy.credentials.items()}
+    for host, name in settings.scheduler.classic.clone_credentials.items():
+        # An entry without a port is for every port of the host.
+        patterns = (host,) if ":" in host else (host, f"{host}:*")
+        credentials[name] = (*credentials.get(name, ()), *patterns)
+    return policy.model_copy(update={"credentials": credentials})
+
+
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     """Refuse variables that begin with `SEALCI_` and name no setting. pydantic would ignore a misspelled variable.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import ADDRESS_PATTERN, Duration, Section, Size
+from agent.settings.field_types import ADDRESS_PATTERN, CloneHost, Duration, SecretName, Section, Size
 
 
 class Tls(Section):
@@ -41,10 +41,13 @@ class ClassicSettings(Section):
     host: str = Field(
         "",
         description="Name or IP that the scheduler dials. "
-        "If empty, the agent's local address on its route to the scheduler.",
+        "If empty, the agent's local address on its route to the scheduler. "
+        "The Helm chart sets one name for all agents.",
     )
     cert_file: Path | None = Field(
-        None, description="Server certificate of the agent. If unset, the scheduler dials in plaintext."
+        None,
+        description="Server certificate of the agent. If unset, the scheduler dials in plaintext. "
+        "The scheduler of SealCI 0.2 has no TLS, so a certificate needs a TLS proxy or another scheduler.",
     )
     key_file: Path | None = Field(None, description="Private key of `cert_file`.")
     ca_file: Path | None = Field(
@@ -60,6 +63,13 @@ class ClassicSettings(Section):
     health_interval: Duration = Field(5.0, gt=0, description="Time between two health reports when nothing changes.")
     queue: int = Field(
         100, ge=0, description="Number of actions that may wait for a slot. The agent refuses further actions."
+    )
+    echo: bool = Field(True, description="Show each command and the progress of the set-up in the log of the action.")
+    clone_credentials: dict[CloneHost, SecretName] = Field(
+        {},
+        description="Secret for clones from a host, as `host: secret` or `host:port: secret`. "
+        "The Secret is in the namespace of the actions.",
+        max_length=100,
     )
     queue_timeout: Duration = Field(3600.0, gt=0, description="Longest time that an action waits for a slot.")
     write_timeout: Duration = Field(

@@ -233,12 +233,28 @@ def test_only_a_classic_scheduler_reaches_the_port_for_actions(tmp_path: Path) -
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert {"name": "actions", "containerPort": 7081, "protocol": "TCP"} in container["ports"]
     assert settings_of(objects, tmp_path).scheduler.classic.open
-    (host,) = (each for each in container["env"] if each["name"] == "SEALCI_SCHEDULER__CLASSIC__HOST")
-    assert host["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
     policy = next(each for each in of_kind(objects, "NetworkPolicy") if "actions" not in each["metadata"]["name"])
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     peers = values["networkPolicy"]["agent"]["schedulerFrom"]
     assert policy["spec"]["ingress"] == [{"ports": [{"port": 7081}], "from": peers}]
+
+
+def test_a_classic_scheduler_dials_one_address_for_all_agents(tmp_path: Path) -> None:
+    (file,) = (each for each in FILES if each.name.startswith("classic"))
+    values = yaml.safe_load(file.read_text())
+    values["scheduler"]["classic"]["port"] = 7099
+    objects = template(values)
+    (service,) = of_kind(objects, "Service")
+    (deployment,) = of_kind(objects, "Deployment")
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert "publishNotReadyAddresses" not in service["spec"]
+    (port,) = service["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (7099, "actions")
+    classic = settings_of(objects, tmp_path).scheduler.classic
+    assert (classic.host, classic.port) == (f"{service['metadata']['name']}.{NAMESPACE}.svc", 7099)
+    values["scheduler"]["classic"]["host"] = "agents.example.org"
+    assert settings_of(template(values), tmp_path).scheduler.classic.host == "agents.example.org"
+    assert not of_kind(template(MINIMAL), "Service")
 
 
 def test_autoscalers_own_the_number_of_replicas() -> None:

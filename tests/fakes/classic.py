@@ -1,9 +1,12 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
-Agents register with the scheduler and report their health. `run` dials the agent with the most free percent, as the
-real scheduler does. Like the real scheduler, it joins host and port, parses them as a URI, and drops responses without
-a result. A ClassicScheduler lives from `start` to `stop`. A test may start it again on the same port, without its
-state.
+Agents register with it and report their health. `run` dials the agent with the lowest score, as the real scheduler
+does. Three more habits are those of the real one. It never removes an agent from its pool. It retries nothing. It
+replaces the reason of a failed call with a sentence of its own.
+
+The scheduler joins host and port, parses them as a URI, and drops responses without a result. `read` also plays the
+client of SealCI, the controller. It looks for a client that went away only when a response arrives, and it cannot store
+a NUL. The scheduler lives from `start` to `stop` and may be started again on the same port, without its state.
 """
 
 from __future__ import annotations
@@ -38,14 +41,30 @@ class Entry:
     gone: bool = False
 
     @property
-    def free(self) -> int:
-        """Return the free percent of the agent's last health report."""
+    def load(self) -> int:
+        """The percentage of the last health."""
         return self.health[-1].cpu_avail
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the last health is the highest that the contract can carry."""
+        return (self.health[-1].cpu_avail, self.health[-1].memory_avail) == (2**32 - 1, 2**64 - 1)
+
+    @property
+    def score(self) -> float:
+        """The score of the last health. The real scheduler has one formula for registrations and one for reports."""
+        last = self.health[-1]
+        unit = 1 if len(self.health) == 1 else 10**8
+        return (last.cpu_avail + last.memory_avail / unit) / 2
 
 
 @dataclass
 class Answer:
-    """The responses of a call. `exit_code` and `code` are None until they arrive."""
+    """The responses of a call, as the client of the scheduler sees them.
+
+    `exit_code` and `code` are None until they arrive. A test sets `client_gone` when the client goes away.
+    `client_failed`: the client could not store the log.
+    """
 
     text: str = ""
     statuses: list[int] = field(default_factory=list)
@@ -54,6 +73,9 @@ class Answer:
     details: str = ""
     dropped: int = 0
     responses: int = 0
+    empty: int = 0
+    client_gone: bool = False
+    client_failed: bool = False
 
 
 class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
@@ -94,8 +116,8 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         self.pool.clear()
 
     def describe(self) -> str:
-        """Return the pool: address, last percentage of free CPU, whether the agent has left."""
-        pool = [f"{each.host}:{each.port}: free {each.free}, gone {each.gone}" for each in self.pool.values()]
+        """Return the pool: address, last score, whether the agent has left."""
+        pool = [f"{each.host}:{each.port}: score {each.score}, gone {each.gone}" for each in self.pool.values()]
         return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
     async def registered(self) -> Entry:
@@ -108,7 +130,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
 
     def best(self) -> Entry:
         """Return the agent for the next action. The real scheduler does not check whether the agent is still alive."""
-        return max(self.pool.values(), key=lambda each: each.free)
+        return min(self.pool.values(), key=lambda each: each.score)
 
     # ---- calls that agents make
 
@@ -150,10 +172,12 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         uri = urlsplit(f"{entry.host}:{entry.port}")
         assert uri.scheme in ("http", "https")
         assert (uri.hostname, uri.port) == (entry.host.partition("://")[2].strip("[]"), entry.port)
+        # The real scheduler opens a connection for each action. By default gRPC shares connections within a process.
+        options = (*self.options, ("grpc.use_local_subchannel_pool", 1))
         if self.credentials is None:
-            channel = aio.insecure_channel(uri.netloc, options=self.options)
+            channel = aio.insecure_channel(uri.netloc, options=options)
         else:
-            channel = aio.secure_channel(uri.netloc, self.credentials, options=self.options)
+            channel = aio.secure_channel(uri.netloc, self.credentials, options=options)
         self.channels.append(channel)
         call: DialedCall = actions_pb2_grpc.ActionServiceStub(channel).ExecutionAction(request)
         return call
@@ -173,13 +197,18 @@ def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> ac
 
 
 async def read(call: DialedCall, answer: Answer) -> None:
-    """Read a call to its end."""
+    """Read a call to its end, or until its client is gone or has failed."""
     try:
         while isinstance(response := await call.read(), actions_pb2.ActionResponseStream):
             take(response, answer)
+            if answer.client_gone or answer.client_failed:
+                call.cancel()
+                return
         answer.code = await call.code()
-    except aio.AioRpcError as error:
-        answer.code, answer.details = error.code(), error.details() or ""
+    except aio.AioRpcError:
+        # The real scheduler passes on no status and no text of the agent. A stream that has begun just ends.
+        answer.code = grpc.StatusCode.OK if answer.responses else grpc.StatusCode.INTERNAL
+        answer.details = "" if answer.responses else "Failed to execute Action"
 
 
 def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
@@ -189,6 +218,10 @@ def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
         answer.dropped += 1
         return
     assert answer.exit_code is None, "a response came after the exit code"
+    if "\0" in response.log:
+        answer.client_failed = True
+        return
+    answer.empty += not response.log
     answer.text += response.log
     if not answer.statuses or answer.statuses[-1] != response.result.completion:
         answer.statuses.append(response.result.completion)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,111 +12,24 @@ import pytest
 
 from agent.domain.errors import Reason
 from agent.domain.observations import SetupFailed
-from agent.domain.session_state import Health, Readiness
-from agent.execution.registry import SessionRegistry
 from agent.scheduler.classic.call import Call
 from agent.scheduler.classic.connection import ClassicConnection
-from agent.scheduler.classic.wire import actions_pb2
 from agent.scheduler.stream.health import HealthReporter
-from agent.settings import Settings
 from agent.telemetry.metrics import Metrics
-from tests.fakes.classic import Answer, ClassicScheduler, asked, read, until_text
-from tests.fakes.cluster import FakeBackend, Script
+from tests.fakes.classic import Answer, asked, read, until_text
+from tests.fakes.classic_agent import World, running_environment, worlds
+from tests.fakes.cluster import Script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from agent.domain.actions import Action, Cancel
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
 # With these options, gRPC's windows do not grow.
 SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 FLOOD = (b"x" * 65535 + b"\n") * 100
-NOT_KEPT = "[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
-
-
-class World:
-    """The classic connection and the sessions of an agent, with a fake scheduler and a fake cluster."""
-
-    def __init__(self, tasks: asyncio.TaskGroup, classic: dict[str, Any], agent: dict[str, Any]) -> None:
-        self.scheduler = ClassicScheduler()
-        self.backend = FakeBackend()
-        self.metrics = Metrics()
-        self.classic_settings = classic
-        self.agent_settings = agent
-        self.tasks = tasks
-        self.connection: ClassicConnection
-        self.sessions: SessionRegistry
-        self.running: asyncio.Task[None]
-
-    async def start(self) -> None:
-        """Start the scheduler and the agent, and wait for the registration."""
-        await self.scheduler.start()
-        settings = Settings.model_validate(
-            {
-                "scheduler": {
-                    "address": self.scheduler.address,
-                    "protocol": "classic",
-                    "tls": {"enabled": False},
-                    "reconnect_max": 0.05,
-                    "classic": {"listen": "127.0.0.1", "port": 0} | self.classic_settings,
-                },
-                "agent": {"slots": 2} | self.agent_settings,
-            }
-        )
-        health = HealthReporter(self.health, asyncio.Event())
-        self.connection = ClassicConnection(settings, self, self.metrics, health)  # type: ignore[arg-type]  # what it calls is here
-        self.sessions = SessionRegistry(
-            settings, self.backend, self.connection, self.metrics, self.tasks, on_change=health.notify
-        )
-        self.running = self.tasks.create_task(self.connection.run(), name="classic")
-        await self.scheduler.registered()
-
-    def health(self) -> Health:
-        draining, reachable = self.sessions.draining, self.backend.reachable
-        status = Readiness.DRAINING if draining else Readiness.READY if reachable else Readiness.DEGRADED
-        why = "" if reachable else "the cluster does not answer"
-        return Health(status, self.sessions.settings.agent.slots, self.sessions.used, message=why)
-
-    def action(self, action: Action) -> None:
-        self.sessions.action(action)
-
-    def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
-        self.sessions.cancel(attempt_key, cancel)
-
-    async def stop(self) -> None:
-        """Drain and close the parts in the order in which the application does."""
-        self.sessions.drain("the test has ended")
-        await self.sessions.idle()
-        await self.connection.close()
-        await self.running
-        await self.scheduler.stop()
-
-    def clean(self) -> bool:
-        """Return whether no environment, session or call is left."""
-        return not self.backend.alive and not self.sessions.sessions and not self.connection.service.calls
-
-    async def until_clean(self) -> None:
-        """Wait until no environment, session or call is left."""
-        await self.sessions.idle()
-        await self.backend.until("every environment is removed", lambda: not self.backend.alive)
-        assert self.clean()
-
-
-@asynccontextmanager
-async def worlds(*, agent: dict[str, Any] | None = None, **classic: Any) -> AsyncIterator[World]:
-    """Run a world. At the end no environment, session or call may be left."""
-    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
-        world = World(tasks, classic, agent or {})
-        try:
-            await world.start()
-            yield world
-            await world.until_clean()
-            await world.stop()
-        finally:
-            await world.scheduler.stop()
 
 
 @pytest.fixture
@@ -128,7 +41,7 @@ async def world() -> AsyncIterator[World]:
 async def test_an_action_runs_to_its_end(world: World) -> None:
     answer = await world.scheduler.run("alpine", "a", "b")
     assert (answer.code, answer.exit_code, answer.dropped) == (grpc.StatusCode.OK, 0, 0)
-    assert answer.text == "hello\nhello\n" + NOT_KEPT
+    assert answer.text == "hello\nhello\n"
     assert answer.statuses == [PENDING, RUNNING, COMPLETED]
 
 
@@ -154,31 +67,6 @@ async def test_a_forbidden_action_becomes_log_and_an_exit_code(world: World) -> 
     assert answer.text.count("repository.url") == 1
 
 
-@pytest.mark.parametrize(
-    ("request_", "details"),
-    [
-        (actions_pb2.ActionRequest(action_id=1, commands=["a"]), "context is missing"),
-        (
-            actions_pb2.ActionRequest(action_id=1, context=actions_pb2.ExecutionContext(), commands=["a"]),
-            "container_image is missing",
-        ),
-        (asked("", "a"), "container_image is missing"),
-        (
-            actions_pb2.ActionRequest(context=actions_pb2.ExecutionContext(type=9, container_image="x")),  # type: ignore[arg-type]
-            "context.type 9",
-        ),
-    ],
-)
-async def test_a_request_with_missing_fields_is_invalid(
-    world: World, request_: actions_pb2.ActionRequest, details: str
-) -> None:
-    answer = Answer()
-    await read(world.scheduler.dial(request_), answer)
-    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert details in answer.details
-    assert world.backend.environments == {}
-
-
 async def test_invalid_utf8_is_replaced_and_a_character_split_over_chunks_is_not(world: World) -> None:
     world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     call, answer = world.scheduler.dial(asked("alpine", "a")), Answer()
@@ -191,17 +79,8 @@ async def test_invalid_utf8_is_replaced_and_a_character_split_over_chunks_is_not
     await environment.end(0, 1)
     await environment.unblock("commands")
     await reading
-    assert answer.text == "café € \ufffd\ufffd\0 end \ufffd\n" + NOT_KEPT
+    assert answer.text == "café € \ufffd\ufffd\ufffd end \ufffd\n"
     assert answer.exit_code == 0
-
-
-async def running_environment(world: World) -> Any:
-    """Wait until the log of an environment is read. Return the environment."""
-    await world.backend.until(
-        "the log of an environment is read",
-        lambda: any("log" in each.steps for each in world.backend.environments.values()),
-    )
-    return next(each for each in world.backend.environments.values() if "log" in each.steps)
 
 
 async def test_the_action_of_a_client_that_goes_away_is_cancelled(world: World) -> None:
@@ -227,7 +106,7 @@ async def test_the_actions_of_a_dead_scheduler_are_cancelled_and_the_agent_regis
     await world.scheduler.start()
     world.backend.script = lambda _: Script()
     entry = await world.scheduler.registered()
-    assert entry.free == 100
+    assert entry.load == 0
     assert (await world.scheduler.run("alpine", "a", number=1)).exit_code == 0
     assert world.scheduler.registrations == 2
 
@@ -243,16 +122,15 @@ async def test_after_the_end_of_the_health_stream_the_agent_registers_again(worl
     await world.scheduler.until("the agent has registered a second time", lambda: world.scheduler.registrations == 2)
 
 
-async def test_the_health_reports_free_slots_and_their_memory(world: World) -> None:
+async def test_the_health_reports_the_load(world: World) -> None:
     world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     entry = await world.scheduler.registered()
-    assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (100, 2 * (256 << 20))
+    assert (entry.health[-1].cpu_avail, entry.health[-1].memory_avail) == (0, 0)
     assert entry.host == "http://127.0.0.1"
     call = world.scheduler.dial(asked("alpine", "a"))
-    await world.scheduler.until("the agent reports 50 % free", lambda: entry.free == 50)
-    assert entry.health[-1].memory_avail == 256 << 20
+    await world.scheduler.until("the agent reports a load of 50 %", lambda: entry.load == 50)
     call.cancel()
-    await world.scheduler.until("the agent reports 100 % free", lambda: entry.free == 100)
+    await world.scheduler.until("the agent reports no load", lambda: entry.load == 0)
 
 
 async def test_actions_over_the_slots_wait_and_actions_over_the_queue_are_refused() -> None:
@@ -267,8 +145,8 @@ async def test_actions_over_the_slots_wait_and_actions_over_the_queue_are_refuse
         assert answer.statuses == [PENDING]
         refused = Answer()
         await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
-        assert (refused.code, refused.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 0)
-        assert "1 actions wait already" in refused.details
+        assert (refused.code, refused.exit_code, refused.statuses) == (grpc.StatusCode.OK, 125, [COMPLETED])
+        assert refused.text == "[no slot is free and 1 action waits already; the action was not run]\n"
         first[0].cancel()
         await world.backend.until("there are 3 environments", lambda: len(world.backend.environments) == 3)
         world.backend.script = lambda _: Script()
@@ -294,7 +172,7 @@ async def test_a_waiting_call_leaves_the_queue_when_its_client_goes_or_its_time_
         call.cancel()
         await reading
         assert late.exit_code == 125
-        assert "behind 1 others]" in late.text or "slots]" in late.text
+        assert "behind 1 other]" in late.text or "slots]" in late.text
         assert "no slot became free within 0.3 s" in late.text
         assert not world.connection.service.waiting
         running.cancel()
@@ -311,7 +189,7 @@ async def test_actions_wait_while_the_cluster_does_not_answer(world: World) -> N
     assert answer.exit_code == 0
 
 
-async def test_a_draining_agent_answers_unavailable_and_lets_running_actions_end(world: World) -> None:
+async def test_a_draining_agent_refuses_actions_and_lets_running_actions_end(world: World) -> None:
     world.backend.script = lambda _: Script(holds=frozenset({"commands"}))
     answers = [Answer(), Answer()]
     calls = [world.scheduler.dial(asked("alpine", "a")) for _ in answers]
@@ -324,13 +202,12 @@ async def test_a_draining_agent_answers_unavailable_and_lets_running_actions_end
     await until_text(waiting, drained, "waits")
     world.sessions.drain("leaving")
     await read(waiting, drained)
-    assert drained.code is grpc.StatusCode.UNAVAILABLE
+    assert (drained.code, drained.exit_code) == (grpc.StatusCode.OK, 125)
     refused = Answer()
     await read(world.scheduler.dial(asked("alpine", "a"), entry), refused)
-    assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the agent is leaving")
-    await world.scheduler.until(
-        "the agent reports that nothing is free", lambda: entry.free == 0 and entry.health[-1].memory_avail == 0
-    )
+    assert (refused.code, refused.exit_code) == (grpc.StatusCode.OK, 125)
+    assert refused.text == "[the agent is leaving; the action was not run]\n"
+    await world.scheduler.until("the agent reports the maximum", lambda: entry.is_last)
     for environment in list(world.backend.environments.values()):
         await environment.run_commands()
         await environment.unblock("commands")
@@ -349,10 +226,10 @@ async def test_an_action_cancelled_by_the_agent_has_an_exit_code(world: World) -
     assert answer.text.endswith("[the agent was stopped]\n")
 
 
-async def test_a_leaving_agent_reports_that_nothing_is_free() -> None:
+async def test_the_last_health_of_a_leaving_agent_is_the_maximum() -> None:
     async with worlds() as world:
         entry = await world.scheduler.registered()
-    assert (entry.free, entry.health[-1].memory_avail, entry.gone) == (0, 0, True)
+    assert (entry.is_last, entry.gone) == (True, True)
 
 
 async def test_a_slow_client_slows_the_reading_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,8 +242,8 @@ async def test_a_slow_client_slows_the_reading_of_the_log(monkeypatch: pytest.Mo
 
     begin = Call.__init__
 
-    def made(call: Call, *arguments: Any) -> None:
-        begin(call, *arguments)
+    def made(call: Call, *arguments: Any, **options: Any) -> None:
+        begin(call, *arguments, **options)
         call.room = Room()
 
     monkeypatch.setattr(Call, "__init__", made)
@@ -380,7 +257,7 @@ async def test_a_slow_client_slows_the_reading_of_the_log(monkeypatch: pytest.Mo
         print(f"\n  {service_call.size} bytes wait in a window of {window}, {len(FLOOD)} are written")
         assert 0 < service_call.size <= window
         await read(call, answer)
-        assert answer.text == FLOOD.decode() + NOT_KEPT
+        assert answer.text == FLOOD.decode()
 
 
 async def test_a_client_that_never_reads_counts_as_gone() -> None:
@@ -399,7 +276,7 @@ async def test_files_are_kept_in_a_folder_that_the_log_names(tmp_path: Path) -> 
     async with worlds(files=str(tmp_path / "files")) as world:
         answer = await world.scheduler.run("alpine", "a")
         (folder,) = (tmp_path / "files").iterdir()
-        assert answer.text == f"hello\n[1 file (8 bytes) kept by the agent at http://127.0.0.1 in {folder}]\n"
+        assert answer.text == f"hello\n[1 file (8 bytes) kept by the agent on {socket.gethostname()} in {folder}]\n"
         assert folder.name.startswith("7-")
         assert (folder / "out.txt").read_bytes() == b"artifact"
         assert (folder / "out.txt").stat().st_mode & 0o777 == 0o644
@@ -447,7 +324,7 @@ async def test_the_agent_and_the_scheduler_can_show_certificates(pair: tuple[Pat
         untrusted = Answer()
         world.scheduler.credentials = grpc.ssl_channel_credentials(cert.read_bytes())
         await read(world.scheduler.dial(asked("alpine", "a")), untrusted)
-        assert untrusted.code is grpc.StatusCode.UNAVAILABLE
+        assert untrusted.code is grpc.StatusCode.INTERNAL
         assert world.backend.environments == {}
         world.scheduler.credentials = grpc.ssl_channel_credentials(*(each.read_bytes() for each in (cert, key, cert)))
         assert (await world.scheduler.run("alpine", "a")).exit_code == 0

@@ -54,6 +54,16 @@ async def examine(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str,
     return found
 
 
+async def test_the_advice_for_a_classic_scheduler_asks_for_no_tls_that_this_scheduler_lacks() -> None:
+    async with serving(FakeScheduler()) as scheduler:
+        classic = (await examine(scheduler.address, protocol="classic"))[TLS]
+        stream = (await examine(scheduler.address))[TLS]
+    assert (classic.verdict, stream.verdict) == (Verdict.WARNING, Verdict.WARNING)
+    assert "scheduler.tls.enabled: true" in stream.advice
+    assert "scheduler.tls.enabled: true" not in classic.advice
+    assert "proxy" in classic.advice
+
+
 async def test_the_probe_registers_without_slots_and_disconnects(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("abc\n")

@@ -19,6 +19,7 @@ import structlog
 
 from agent.cluster.api.reflector import Reflector
 from agent.cluster.pod import labels
+from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -247,14 +248,23 @@ class Leases(Reflector):
 
         No component needs these Leases.
         """
-        now = self.clock()
         if not self.can_judge_others:
             return []
         return [
             lease
             for name, lease in self.objects.items()
-            if name != self.name and self.has_run_out(name) and now - self._changed_at[name][1] > EXPIRED_AFTER_SECONDS
+            if name != self.name and self.has_run_out(name) and self.age(name) > EXPIRED_AFTER_SECONDS
         ]
+
+    def age(self, name: str) -> float:
+        """Return the seconds since the last change of a Lease.
+
+        The observer sees only what happened since its own start. The renewal time in the Lease is older, but
+        comes from the clock of the other agent. It must not decide alone: `has_run_out` comes first.
+        """
+        seen = self.clock() - self._changed_at[name][1]
+        renewed = parse_timestamp(self.objects[name].get("spec", {}).get("renewTime"))
+        return seen if renewed is None else max(seen, (self.client.now() - renewed).total_seconds())
 
     async def delete_expired(self) -> None:
         """Delete expired Leases, if they have not changed meanwhile. All agents of the pool do this.

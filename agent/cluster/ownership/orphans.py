@@ -1,7 +1,8 @@
 """The deletion of orphans: pods without an agent. The sweep of each agent and `sealci-agent cleanup` delete orphans.
 
-The sweep lives as long as the agent and runs at an interval. The sweep reads only the shared watch, so a sweep that
-finds nothing costs no request. A pod of the pool is an orphan in three cases:
+The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
+nothing costs no request. If sessions cannot be adopted, the pods of an agent are deleted as soon as its Lease has run
+out. A pod of the pool is an orphan in three cases:
 
 - The pod is this agent's own, and no session drives it.
 - The pod's agent is gone, and its session cannot be adopted.
@@ -38,6 +39,8 @@ log = structlog.get_logger(__name__)
 ABANDONED_AFTER = timedelta(hours=1)
 # Seconds to retry the deletion of a pod in `cleanup`.
 CLEANUP_RETRY_SECONDS = 30.0
+# Seconds between two looks at the agents of the pods, if sessions cannot be adopted.
+GONE_POLL_SECONDS = 1.0
 
 
 class Sweep:
@@ -46,15 +49,25 @@ class Sweep:
     `is_gone` returns whether the agent with an id is gone. It is None if sessions can be adopted.
     """
 
-    def __init__(self, backend: PodBackend, interval: float, is_gone: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        backend: PodBackend,
+        interval: float,
+        is_gone: Callable[[str], bool] | None = None,
+        poll: float = GONE_POLL_SECONDS,
+    ) -> None:
         self.backend = backend
         self.registry = backend.registry
         self.watch = backend.watch
         self.metrics = backend.metrics
         self.is_gone = is_gone
         self.interval = interval
+        self.poll = poll
         self.accepted_uids: set[str] = set()  # UIDs of pods whose deletion the API server has accepted
         self.tried_uids: set[str] = set()  # UIDs of pods whose deletion the last sweep requested
+        self.early_uids: set[str] = (
+            set()
+        )  # UIDs of pods of gone agents whose deletion was requested since the last sweep
         self.remaining = 0
 
     async def run(self) -> None:
@@ -62,7 +75,32 @@ class Sweep:
         await self.watch.synced.wait()
         while True:
             await self.run_once()
-            await asyncio.sleep(self.interval)
+            if self.is_gone is None:
+                await asyncio.sleep(self.interval)
+            else:
+                await self.watch_agents()
+
+    async def watch_agents(self) -> None:
+        """Delete the pods of each agent whose Lease runs out, until the next sweep is due."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.interval
+        while (left := end - loop.time()) > 0:
+            await asyncio.sleep(min(self.poll, left))
+            await self.sweep_gone()
+
+    async def sweep_gone(self) -> None:
+        """Delete the pods of gone agents for which no deletion was requested yet."""
+        if self.is_gone is None:
+            return
+        pods = list(self.watch.pods.values())
+        agents = {pod["metadata"].get("labels", {}).get(labels.AGENT, "") for pod in pods} - {self.backend.agent_id}
+        gone = {agent for agent in agents if self.is_gone(agent)}
+        known = self.tried_uids | self.early_uids | self.accepted_uids
+        for pod in pods:
+            metadata = pod["metadata"]
+            is_theirs = metadata.get("labels", {}).get(labels.AGENT, "") in gone
+            if is_theirs and metadata["uid"] not in known and self.is_orphan(pod) and await self.sweep(pod):
+                self.early_uids.add(metadata["uid"])
 
     async def run_once(self) -> None:
         """Delete all orphans that the watch shows."""
@@ -72,7 +110,9 @@ class Sweep:
         self.accepted_uids &= uids
         self.registry.expire_handed_over({session_annotation.nonce_of(pod) for pod in pods})
         orphans = [pod for pod in pods if self.is_orphan(pod)]
-        tried = {pod["metadata"]["uid"] for pod in orphans if await self.sweep(pod)}
+        # These pods got their deletion a moment ago. Only the next sweep judges whether it has worked.
+        early, self.early_uids = self.early_uids, set()
+        tried = {uid for pod in orphans if (uid := pod["metadata"]["uid"]) in early or await self.sweep(pod)}
         self.remaining = len(tried & self.tried_uids)
         self.tried_uids = tried
         self.metrics.remains.set(self.remaining)

@@ -4,6 +4,9 @@ A `Call` lives from the arrival of the gRPC call until the call and its session 
 `execution.ports.SessionSink`. The window bounds the log that is not yet written. While the window is full, `send`
 waits, so that the log of the environment is read more slowly. When the client is gone, events are dropped, because no
 client can ask for them again.
+
+The client stores each response as one row of log and reads the rows without an order. Therefore a response collects the
+log of a moment, and the last response carries the rest of the log.
 """
 
 from __future__ import annotations
@@ -13,12 +16,10 @@ import codecs
 from collections import deque
 from typing import TYPE_CHECKING
 
-import grpc
-
-from agent.domain.actions import When
-from agent.domain.errors import AgentError, Reason, Rejection, SchedulerError, Stage
-from agent.domain.events import ArtifactSummary, Finished, LogChunk, Rejected, Source, StageChanged
+from agent.domain.errors import AgentError, Reason, SchedulerError, Stage
+from agent.domain.events import ArtifactSummary, CommandStarted, Finished, LogChunk, Rejected, Source, StageChanged
 from agent.domain.outcome import Result
+from agent.scheduler.classic.timings import DEFAULT_TIMINGS
 from agent.scheduler.classic.wire import actions_pb2 as wire
 
 if TYPE_CHECKING:
@@ -29,37 +30,50 @@ if TYPE_CHECKING:
     from agent.domain.events import Event
     from agent.domain.outcome import Outcome
     from agent.scheduler.classic.file_store import FileStore
+    from agent.scheduler.classic.timings import ClassicTimings
 
 # Maximum number of bytes of log in one response.
 MAX_TEXT = 64 << 10
 # Exit codes for outcomes without an exit code of the commands. `actions.proto` documents them.
 TIMED_OUT, NOT_RUN, CANCELLED = 124, 125, 130
-NOT_KEPT = b"[this agent keeps no files of the action; set scheduler.classic.files to keep them]\n"
+# Number of characters of a command in the log, at most.
+MAX_ECHO = 4096
 
 
 class CallRefused(AgentError):
-    """The call ends with a gRPC status and without a result."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+    """The action of a call was not run. The message is the reason for the client."""
 
 
 class Call:
-    """One call. `admitted` is set when the action has a session, or when `refusal` holds the reason for none."""
+    """One call. `admitted` is set when the action has a session, or when `refusal` holds the reason for none.
 
-    def __init__(self, number: int, action: Action, window: int, files: FileStore | None) -> None:
+    `echo`: the log shows each command and the progress of the set-up.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        action: Action,
+        window: int,
+        files: FileStore | None,
+        timings: ClassicTimings = DEFAULT_TIMINGS,
+        *,
+        echo: bool = False,
+    ) -> None:
         self.number = number
         self.action = action
         self.window = window
         self.files = files
+        self.timings = timings
+        self.echo = echo
         self.admitted = asyncio.Event()
-        self.refusal: CallRefused | None = None
+        self.refusal: str | None = None
         self.outcome: Outcome | None = None
         self.status = wire.ACTION_STATUS_PENDING
         self.last_status_sent: wire.ActionStatus.ValueType | None = None
         self.last_notice = ""
+        self.last_detail = ""
+        self.is_mid_line = False  # the last bytes of the commands' output in the window have no newline
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unwritten: deque[bytes] = deque()
         self.size = 0
@@ -80,18 +94,24 @@ class Call:
         """Take the events that the protocol can carry, waiting while the window is full. Other events are dropped."""
         match event:
             case LogChunk():
-                await self.add_log(event.data)
+                await self.add_log(event.data, own=event.source is not Source.COMMANDS)
                 # The session sends its explanation of a failure as the last notice before the outcome.
                 self.last_notice = "" if event.source is Source.COMMANDS else event.data.decode("utf-8", "replace")
+            case StageChanged(stage=Stage.SETUP, detail=detail) if detail != self.last_detail:
+                self.last_detail = detail
+                await self.add_echo(f"[{detail}]\n" if detail else "")
+            case CommandStarted():
+                await self.add_echo(echo_of(self.action.commands[event.index - 1]))
             case StageChanged(stage=Stage.COMMANDS):
                 self.status = wire.ACTION_STATUS_RUNNING
                 self.wake.set()
             case ArtifactSummary() if event.files and self.files is not None:
-                await self.add_log(self.files.describe(self.key, event).encode())
+                await self.add_log(self.files.describe(self.key, event).encode(), own=True)
             case Rejected():
-                self.refuse(refusal_of(event))
+                self.refuse(f"{event.message}; the action was not run")
             case Finished():
-                await self.finish(event.outcome)
+                self.outcome = event.outcome
+                self.wake.set()
 
     async def wait_until_stored(self) -> None:
         """Wait until everything is written to the client or the client is gone. Classic clients acknowledge nothing."""
@@ -114,27 +134,44 @@ class Call:
     def close(self) -> None:
         """End the call. A session is closed without an outcome if the agent must stop at once."""
         if not self.done.is_set():
-            self.refuse(CallRefused(grpc.StatusCode.UNAVAILABLE, "the agent stopped before the action had ended"))
+            self.refuse("the agent stopped before the action had ended")
 
     # ---- methods that the service calls
 
     async def next(self) -> wire.ActionResponseStream:
-        """Wait for the next response to write. The last response has an exit code.
-
-        Raises:
-            CallRefused: the call has no result.
-        """
-        while True:
+        """Wait for the next response to write. The last one has an exit code. Cancelling the wait loses nothing."""
+        while not self.is_due:
             self.wake.clear()
-            if self.unwritten:
-                return self.response(self.decoder.decode(self.take_bytes()))
-            if self.outcome is not None:
-                return self.last_response(self.outcome)
-            if self.refusal is not None:
-                raise self.refusal
-            if self.last_status_sent != self.status:
-                return self.response("")
             await self.wake.wait()
+        # The first response is written at once, so that the client sees that the agent has taken the action.
+        if self.last_status_sent is not None:
+            await self.gather()
+        text = self.decoder.decode(self.take_bytes()) if self.unwritten else ""
+        is_last = self.is_complete and not self.unwritten
+        # The client must have seen that the action ran before it sees the end.
+        if is_last and (self.status == wire.ACTION_STATUS_PENDING or self.status == self.last_status_sent):
+            return self.last_response(text)
+        return self.response(text)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no more log will come."""
+        return self.outcome is not None or self.refusal is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self.unwritten) or self.is_complete or self.last_status_sent != self.status
+
+    async def gather(self) -> None:
+        """Wait for more log, until a response is full, the log is complete, or a moment is over."""
+        try:
+            async with asyncio.timeout(self.timings.gather):
+                while self.size < MAX_TEXT and not self.is_complete:
+                    self.wake.clear()
+                    await self.wake.wait()
+        except TimeoutError:
+            return
 
     def response(self, text: str) -> wire.ActionResponseStream:
         """Return a response with the text and the current status."""
@@ -142,21 +179,24 @@ class Call:
         # Every response has a result, because a classic scheduler drops a response without a result, and with it the
         # log in the response.
         result = wire.ActionResult(completion=self.status)
-        return wire.ActionResponseStream(action_id=self.number, log=text, result=result)
+        return wire.ActionResponseStream(action_id=self.number, log=storable(text), result=result)
 
-    def last_response(self, outcome: Outcome) -> wire.ActionResponseStream:
-        """Return the response with the exit code.
+    def last_response(self, text: str) -> wire.ActionResponseStream:
+        """Return the response with the rest of the log, the exit code, and a reason that the log does not contain."""
+        text += self.decoder.decode(b"", True)
+        reason = self.refusal or ""
+        if self.outcome is not None:
+            # The message joins faults that stand in the notice one by one.
+            is_logged = all(part in self.last_notice for part in self.outcome.message.split("; "))
+            reason = "" if is_logged else self.outcome.message
+        if reason:
+            text += f"\n[{reason}]\n" if self.is_mid_line else f"[{reason}]\n"
+        code = NOT_RUN if self.outcome is None else exit_code(self.outcome)
+        result = wire.ActionResult(completion=wire.ACTION_STATUS_COMPLETED, exit_code=code)
+        return wire.ActionResponseStream(action_id=self.number, log=storable(text), result=result)
 
-        It also contains the reason of a failure, unless the log contains the reason.
-        """
-        text = self.decoder.decode(b"", True)
-        if outcome.message and outcome.message not in self.last_notice:
-            text += f"[{outcome.message}]\n"
-        result = wire.ActionResult(completion=wire.ACTION_STATUS_COMPLETED, exit_code=exit_code(outcome))
-        return wire.ActionResponseStream(action_id=self.number, log=text, result=result)
-
-    def refuse(self, why: CallRefused) -> None:
-        """End the call without a result. Log that is not yet written is written first."""
+    def refuse(self, why: str) -> None:
+        """End the call without an outcome. The last response carries the reason."""
         self.refusal = why
         self.admitted.set()
         self.end_waits()
@@ -169,13 +209,23 @@ class Call:
 
     # ---- internal methods
 
-    async def add_log(self, data: bytes) -> None:
-        """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over."""
+    async def add_echo(self, text: str) -> None:
+        if self.echo and text:
+            await self.add_log(text.encode(), own=True)
+
+    async def add_log(self, data: bytes, *, own: bool) -> None:
+        """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over.
+
+        Text of the agent's `own` begins on a new line.
+        """
         # The lock keeps the order of tasks that wait.
         async with self.send_lock:
             while not self.is_over and self.size and self.size + len(data) > self.window:
                 self.room.clear()
                 await self.room.wait()
+            if own and self.is_mid_line:
+                data = b"\n" + data
+            self.is_mid_line = not own and not data.endswith(b"\n")
             if not self.is_over:
                 self.unwritten.append(data)
                 self.size += len(data)
@@ -192,11 +242,16 @@ class Call:
         self.room.set()
         return b"".join(taken)
 
-    async def finish(self, outcome: Outcome) -> None:
-        if outcome.result is Result.SUCCEEDED and self.action.artifacts.when is When.NEVER:
-            await self.add_log(NOT_KEPT)
-        self.outcome = outcome
-        self.wake.set()
+
+def storable(text: str) -> str:
+    """Return the text without NUL, which the database of the client cannot store."""
+    return text.replace("\0", "\ufffd")
+
+
+def echo_of(command: str) -> str:
+    """Return the lines of log that show a command, as a shell with a prompt shows them."""
+    shown = command if len(command) <= MAX_ECHO else f"{command[:MAX_ECHO]}..."
+    return "$ " + "\n> ".join(shown.rstrip("\n").split("\n")) + "\n"
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -206,9 +261,3 @@ def exit_code(outcome: Outcome) -> int:
     if outcome.reason is Reason.DEADLINE_EXCEEDED:
         return TIMED_OUT
     return outcome.exit_code or (CANCELLED if outcome.result is Result.CANCELLED else NOT_RUN)
-
-
-def refusal_of(rejected: Rejected) -> CallRefused:
-    """Return the status that ends the call of a rejected action."""
-    full = rejected.why is Rejection.NO_SLOT
-    return CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE, rejected.message)

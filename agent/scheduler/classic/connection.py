@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,12 +19,15 @@ from agent.domain.errors import SchedulerError
 from agent.scheduler.classic import service as services
 from agent.scheduler.classic.file_store import FileStore
 from agent.scheduler.classic.registration import Registration
+from agent.scheduler.classic.timings import DEFAULT_TIMINGS
 from agent.scheduler.classic.wire import scheduler_pb2 as wire
+from agent.scheduler.stream.health import HealthReporter
 
 if TYPE_CHECKING:
     from agent.domain.actions import Key
+    from agent.domain.session_state import Health
     from agent.scheduler.classic.call import Call
-    from agent.scheduler.stream.health import HealthReporter
+    from agent.scheduler.classic.timings import ClassicTimings
     from agent.scheduler.stream.inbox import Handlers
     from agent.settings import Settings
     from agent.telemetry.metrics import Metrics
@@ -38,14 +42,21 @@ log = structlog.get_logger(__name__)
 class ClassicConnection:
     """Implements `execution.ports.EventSink`. Only this object waits for `health.wake`."""
 
-    def __init__(self, settings: Settings, handlers: Handlers, metrics: Metrics, health: HealthReporter) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        handlers: Handlers,
+        metrics: Metrics,
+        health: HealthReporter,
+        timings: ClassicTimings = DEFAULT_TIMINGS,
+    ) -> None:
         self.settings = settings.scheduler
         self.health = health
         own = self.settings.classic
         self.files = FileStore(own.files, own, metrics) if own.files is not None else None
-        self.service = services.Service(self.settings, handlers, metrics, health.current, self.files)
-        memory = settings.policy.default_memory
-        self.registration = Registration(self.settings, memory, metrics, health, self.own_address)
+        self.service = services.Service(self.settings, handlers, metrics, health, self.files, timings)
+        self.load = HealthReporter(self.current_load, asyncio.Event())
+        self.registration = Registration(self.settings, metrics, self.load, self.own_address)
         self.registering: asyncio.Task[None] | None = None
         self.port = 0
         self.finished = asyncio.Event()
@@ -88,16 +99,21 @@ class ClassicConnection:
                 if task.done() and not task.cancelled():
                     task.result()
 
+    def current_load(self) -> Health:
+        """Return the health with the calls that wait counted as running."""
+        health = self.health.current()
+        return replace(health, running=health.running + len(self.service.waiting))
+
     async def admit_on_change(self) -> None:
         """Start waiting calls and send the health, whenever the health may have changed."""
         while True:
             self.health.wake.clear()
             self.service.admit()
-            self.registration.wake.set()
+            self.load.notify()
             await self.health.wake.wait()
 
     async def close(self) -> None:
-        """Report that no slot is free, end the stream of health, and close the port. Takes a few seconds at most."""
+        """Report the highest load, end the stream of health, and close the port. Takes a few seconds at most."""
         if self.registering is None:
             return
         self.health.notify()
@@ -118,8 +134,6 @@ class ClassicConnection:
         """
         own = self.settings.classic
         host = with_scheme(own.host or await source_address(self.settings.address), tls=own.cert_file is not None)
-        if self.files is not None:
-            self.files.host = host
         return wire.Hostname(host=host, port=self.port)
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -38,19 +39,20 @@ STAGING_PREFIX = ".copy-"
 
 
 class FileStore:
-    """Keeps the files of many actions. `host` is the agent's address, which log lines show."""
+    """Keeps the files of many actions. `host` names the agent in texts. In a pod it is the name of the pod."""
 
     def __init__(self, top: Path, settings: ClassicSettings, metrics: Metrics) -> None:
         self.top = top
         self.max_size = settings.files_max_size
         self.max_age = settings.files_max_age
         self.metrics = metrics
-        self.host = ""
+        # Not the address that the scheduler dials: it may be one address for all agents.
+        self.host = socket.gethostname()
 
     def describe(self, key: Key, summary: ArtifactSummary) -> str:
         """Return a line of log that names the folder of an action's files."""
         files = "1 file" if summary.files == 1 else f"{summary.files} files"
-        return f"[{files} ({summary.bytes} bytes) kept by the agent at {self.host} in {self.top / key.action_id}]\n"
+        return f"[{files} ({summary.bytes} bytes) kept by the agent on {self.host} in {self.top / key.action_id}]\n"
 
     async def keep(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
         """Write the files of an action. They appear in the action's folder when all of them are complete.

@@ -1,8 +1,11 @@
 """The agent's place in the pool of a classic scheduler: one registration, and one stream that carries its health.
 
 `run` lives as long as the process. A classic scheduler keeps no state. Whenever the stream of health ends, the agent
-registers again. Running calls do not notice. A classic scheduler never removes an agent from its pool. The last health
-message therefore reports no free slot, so that the scheduler chooses this agent last.
+registers again. Running calls do not notice.
+
+A classic scheduler sends each action to the agent with the lowest score, which is the mean of the two numbers of its
+health. The health therefore carries the load of the agent, not its room. The scheduler never removes an agent from its
+pool. The last health message therefore carries the highest numbers, so that the scheduler chooses this agent last.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from grpc import aio
 
 from agent.aio import cancelled_on_exit, first_of
 from agent.domain.errors import SchedulerError
-from agent.domain.quantities import quantity
 from agent.domain.session_state import Readiness
 from agent.scheduler.call_status import ConnectionBroken, error_of_status
 from agent.scheduler.classic.wire import scheduler_pb2 as wire
@@ -36,41 +38,43 @@ if TYPE_CHECKING:
 
 # Seconds to wait for the status of a health stream that has ended.
 STATUS_TIMEOUT = 1.0
+# The highest numbers that the contract can carry.
+MAX_CPU, MAX_MEMORY = 2**32 - 1, 2**64 - 1
+CHOSEN_LAST = wire.Health(cpu_avail=MAX_CPU, memory_avail=MAX_MEMORY)
 
 log = structlog.get_logger(__name__)
 
 
-def health_message(health: Health, memory: str) -> wire.Health:
-    """Return the free slots in percent, and the memory that the policy gives to the actions in them.
+def health_message(health: Health) -> wire.Health:
+    """Return the load in percent of the slots. `running` includes the calls that wait, so the load may exceed 100.
 
-    An action of this protocol cannot ask for memory, so each gets `memory`, the policy's default. No slot is free while
-    the agent drains or cannot reach its cluster.
+    The second number stays 0, because the scheduler weighs it differently in a registration and in a report. An agent
+    that drains or cannot use its cluster is chosen last.
     """
-    free = max(0, health.slots - health.running) if health.status is Readiness.READY else 0
-    return wire.Health(cpu_avail=100 * free // health.slots, memory_avail=int(quantity(memory or "0")) * free)
+    if health.status is not Readiness.READY:
+        return CHOSEN_LAST
+    return wire.Health(cpu_avail=min(-(-100 * health.running // health.slots), MAX_CPU))
 
 
 class Registration:
-    """Keeps this agent registered.
+    """Keeps this agent registered. `ClassicConnection` owns one. No other object waits on the event of `health`.
 
-    `ClassicConnection` owns one, and sets its `wake` when the health may have changed.
+    `health` counts calls that wait as running.
     """
 
     def __init__(
         self,
         settings: SchedulerSettings,
-        memory: str,
         metrics: Metrics,
         health: HealthReporter,
         own_address: OwnAddress,
     ) -> None:
         self.settings = settings
         self.own_address = own_address
-        self.memory = memory
         self.metrics = metrics
         self.health = health
         self.reconnector = Reconnector(settings, metrics, self.connect)
-        self.wake = asyncio.Event()
+        self.wake = health.wake
 
     @property
     def registered(self) -> bool:
@@ -96,6 +100,8 @@ class Registration:
         Raises:
             SchedulerError: the reason of the end.
         """
+        if not await self.wait_until_ready():
+            return
         channel = open_channel(self.settings)
         try:
             stub = scheduler_pb2_grpc.AgentStub(channel)
@@ -105,6 +111,18 @@ class Registration:
             self.reconnector.on_disconnected()
             await channel.close()
 
+    async def wait_until_ready(self) -> bool:
+        """Wait until the agent can run actions. Returns False if `close` comes first.
+
+        An agent that registers earlier would get a place in the pool, and actions, without a cluster to run them.
+        """
+        while self.health.current().status is not Readiness.READY:
+            if self.reconnector.closing.is_set():
+                return False
+            self.wake.clear()
+            await self.wake.wait()
+        return not self.reconnector.closing.is_set()
+
     async def register(self, stub: scheduler_pb2_grpc.AgentAsyncStub) -> int:
         """Register and return the id in the scheduler's pool.
 
@@ -112,7 +130,7 @@ class Registration:
             SchedulerError: the scheduler does not answer, or refuses.
         """
         hostname = await self.own_address()
-        health = health_message(self.health.current(), self.memory)
+        health = health_message(self.health.current())
         request = wire.RegisterAgentRequest(health=health, hostname=hostname)
         self.metrics.stream_messages.labels("sent", "register").inc()
         try:
@@ -160,18 +178,22 @@ class Registration:
         try:
             while True:
                 self.wake.clear()
-                if (health := self.health.take()) is not None:
-                    await call.write(wire.HealthStatus(agent_id=agent_id, health=health_message(health, self.memory)))
-                    self.metrics.stream_messages.labels("sent", "health").inc()
-                    self.metrics.health_sent.set_to_current_time()
-                elif self.reconnector.closing.is_set():
+                if self.reconnector.closing.is_set():
+                    await self.write_one(call, agent_id, CHOSEN_LAST)
                     await call.done_writing()
                     return
+                if (health := self.health.take()) is not None:
+                    await self.write_one(call, agent_id, health_message(health))
                 else:
                     await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
             # `end_reason` reads the status of the call, which has more details than this error.
             return
+
+    async def write_one(self, call: Call, agent_id: int, health: wire.Health) -> None:
+        await call.write(wire.HealthStatus(agent_id=agent_id, health=health))
+        self.metrics.stream_messages.labels("sent", "health").inc()
+        self.metrics.health_sent.set_to_current_time()
 
 
 async def end_reason(call: Call) -> SchedulerError:

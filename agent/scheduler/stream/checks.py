@@ -92,8 +92,7 @@ async def check_address(settings: SchedulerSettings) -> Finding:
 async def check_tls(settings: SchedulerSettings) -> Finding:
     """Make the TLS handshake of the agent, and check how long the scheduler's certificate is valid."""
     if not settings.tls.enabled:
-        advice = "set scheduler.tls.enabled: true, or the token and all data travel unencrypted"
-        return warning(TLS, "off (scheduler.tls.enabled: false)", advice)
+        return warning(TLS, "off (scheduler.tls.enabled: false)", no_tls_advice(settings))
     target = host_and_port(settings.address)
     if target is None:
         return skipped(TLS, f"{settings.address} is not host:port")
@@ -114,6 +113,16 @@ async def check_tls(settings: SchedulerSettings) -> Finding:
     connection = writer.get_extra_info("ssl_object")
     writer.close()
     return check_expiry(name, str(connection.version()), ssl.cert_time_to_seconds(connection.getpeercert()["notAfter"]))
+
+
+def no_tls_advice(settings: SchedulerSettings) -> str:
+    """Return what to do about a connection without TLS. The scheduler of SealCI 0.2 is built without TLS."""
+    if settings.protocol == "classic":
+        return (
+            "the scheduler of SealCI 0.2 has no TLS: let only the scheduler reach scheduler.classic.port, or put a TLS"
+            " proxy before both"
+        )
+    return "set scheduler.tls.enabled: true, or the token and all data travel unencrypted"
 
 
 def ssl_context(tls: Tls) -> ssl.SSLContext:

@@ -6,12 +6,6 @@
   valueFrom:
     fieldRef:
       fieldPath: metadata.uid
-{{- if and (include "sealci-agent.classic" .) (not .Values.scheduler.classic.host) }}
-- name: SEALCI_SCHEDULER__CLASSIC__HOST
-  valueFrom:
-    fieldRef:
-      fieldPath: status.podIP
-{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}

@@ -174,6 +174,11 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- /* The Service that a classic scheduler dials. */ -}}
+{{- define "sealci-agent.classicName" -}}
+{{- printf "%s-classic" (include "sealci-agent.fullname" .) -}}
+{{- end -}}
+
 {{- /* "true" if the scheduler dials the agents. The classic protocol has no password, so the values must name the scheduler. */ -}}
 {{- define "sealci-agent.classic" -}}
 {{- if eq .Values.scheduler.protocol "classic" -}}
@@ -181,7 +186,7 @@ true
 {{- fail "scheduler.protocol: the demo scheduler does not support classic, set scheduler.address" -}}
 {{- end -}}
 {{- if not (or .Values.networkPolicy.agent.schedulerFrom .Values.scheduler.classic.ca_file) -}}
-{{- fail "networkPolicy.agent.schedulerFrom or scheduler.classic.ca_file must be set with scheduler.protocol=classic, because any peer that reaches an agent could run actions" -}}
+{{- fail "networkPolicy.agent.schedulerFrom or scheduler.classic.ca_file must be set with scheduler.protocol=classic, because any peer that reaches an agent could run actions (ca_file needs a scheduler or a proxy with TLS, which SealCI 0.2 has not)" -}}
 {{- end -}}
 true
 {{- end -}}

@@ -17,6 +17,9 @@
 {{- if include "sealci-agent.demo" . -}}
 {{- $_ := set $settings.scheduler.tls "enabled" false -}}
 {{- end -}}
+{{- if and (include "sealci-agent.classic" .) (not .Values.scheduler.classic.host) -}}
+{{- $_ := set $settings.scheduler.classic "host" (printf "%s.%s.svc" (include "sealci-agent.classicName" .) .Release.Namespace) -}}
+{{- end -}}
 {{- if include "sealci-agent.tokenSecret" . -}}
 {{- $_ := set $settings.scheduler "token_file" (printf "/etc/sealci/token/%s" (include "sealci-agent.tokenKey" .)) -}}
 {{- end -}}

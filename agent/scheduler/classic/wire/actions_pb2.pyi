@@ -132,7 +132,8 @@ Global___ExecutionContext: _TypeAlias = ExecutionContext  # noqa: Y015
 @_typing.final
 class ActionResponseStream(_message.Message):
     """The next part of the log. Sent by the agent. The scheduler drops a response without `result`, and its log too.
-    The agent therefore always sets `result`.
+    The agent therefore always sets `result`. The scheduler notices a client that went away only when a response arrives.
+    After 25 s without a response the agent therefore sends an empty one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -143,7 +144,7 @@ class ActionResponseStream(_message.Message):
     action_id: _builtins.int
     """as in the request"""
     log: _builtins.str
-    """the next text, with its line ends; may be empty"""
+    """the next text, with its line ends; may be empty; NUL is replaced by U+FFFD"""
     @_builtins.property
     def result(self) -> Global___ActionResult: ...
     def __init__(

@@ -40,15 +40,11 @@ class ActionServiceStub:
     """Runs one action. Called by the scheduler. The agent answers with the log of the action. Its last response has the
     exit code.
 
-    The agent ends the call with one of these gRPC statuses if it runs nothing:
-      INVALID_ARGUMENT     the request has no context or no image, or its runner is not supported
-      UNAVAILABLE          the agent is leaving
-      RESOURCE_EXHAUSTED   no slot is free, and too many actions wait already
-
-    The agent reports every other failure as log text and an exit code other than 0. It is the exit code of the
-    commands, or one of these:
+    The agent reports every failure as log text and an exit code other than 0, because the scheduler throws away the
+    status of a failed call and its text. The exit code is the exit code of the commands, or one of these:
       124   the commands did not end in time
-      125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
+      125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason.
+            Also the code of an action that the agent refuses (invalid request, full queue, agent that leaves)
       130   the agent had to leave and cancelled the action before its commands had an exit code
     """
 
@@ -59,15 +55,11 @@ class ActionServiceAsyncStub(ActionServiceStub):
     """Runs one action. Called by the scheduler. The agent answers with the log of the action. Its last response has the
     exit code.
 
-    The agent ends the call with one of these gRPC statuses if it runs nothing:
-      INVALID_ARGUMENT     the request has no context or no image, or its runner is not supported
-      UNAVAILABLE          the agent is leaving
-      RESOURCE_EXHAUSTED   no slot is free, and too many actions wait already
-
-    The agent reports every other failure as log text and an exit code other than 0. It is the exit code of the
-    commands, or one of these:
+    The agent reports every failure as log text and an exit code other than 0, because the scheduler throws away the
+    status of a failed call and its text. The exit code is the exit code of the commands, or one of these:
       124   the commands did not end in time
-      125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
+      125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason.
+            Also the code of an action that the agent refuses (invalid request, full queue, agent that leaves)
       130   the agent had to leave and cancelled the action before its commands had an exit code
     """
 
@@ -81,15 +73,11 @@ class ActionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs one action. Called by the scheduler. The agent answers with the log of the action. Its last response has the
         exit code.
 
-        The agent ends the call with one of these gRPC statuses if it runs nothing:
-          INVALID_ARGUMENT     the request has no context or no image, or its runner is not supported
-          UNAVAILABLE          the agent is leaving
-          RESOURCE_EXHAUSTED   no slot is free, and too many actions wait already
-
-        The agent reports every other failure as log text and an exit code other than 0. It is the exit code of the
-        commands, or one of these:
+        The agent reports every failure as log text and an exit code other than 0, because the scheduler throws away the
+        status of a failed call and its text. The exit code is the exit code of the commands, or one of these:
           124   the commands did not end in time
-          125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason
+          125   the agent could not run the action to its end (image, repository, cluster, files); the log has the reason.
+                Also the code of an action that the agent refuses (invalid request, full queue, agent that leaves)
           130   the agent had to leave and cancelled the action before its commands had an exit code
         """
 

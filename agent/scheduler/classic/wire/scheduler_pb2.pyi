@@ -7,7 +7,7 @@ The SealCI 0.2 scheduler defines the names and numbers. The comments describe th
 RegisterAgent and then reports its health over one stream. For each action the scheduler chooses an agent by its
 health and dials that agent (actions.proto).
 The scheduler keeps no state and never removes an agent from its pool. An agent whose stream ends registers again and
-gets a new id. An agent that leaves first reports that nothing is free.
+gets a new id. An agent that leaves first reports the highest numbers, so that the scheduler chooses it last.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -101,16 +101,19 @@ Global___Hostname: _TypeAlias = Hostname  # noqa: Y015
 
 @_typing.final
 class Health(_message.Message):
-    """The free resources of the agent. The scheduler sends an action to the agent with the most."""
+    """The load of the agent, in spite of the names of the fields. The scheduler sends an action to the agent with the
+    lowest score. The score of a report is (cpu_avail + memory_avail / 10^8) / 2. The score of a registration is the same
+    without the 10^8. While the agent drains or has no cluster, it reports the highest value of both fields.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CPU_AVAIL_FIELD_NUMBER: _builtins.int
     MEMORY_AVAIL_FIELD_NUMBER: _builtins.int
     cpu_avail: _builtins.int
-    """percent, 0 to 100; this agent reports the share of its slots that is free"""
+    """percent of the slots that are used or waited for; may exceed 100"""
     memory_avail: _builtins.int
-    """bytes; this agent reports the memory that its policy gives to actions in the free slots"""
+    """0, or the highest value"""
     def __init__(
         self,
         *,

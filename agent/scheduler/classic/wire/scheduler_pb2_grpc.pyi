@@ -7,7 +7,7 @@ The SealCI 0.2 scheduler defines the names and numbers. The comments describe th
 RegisterAgent and then reports its health over one stream. For each action the scheduler chooses an agent by its
 health and dials that agent (actions.proto).
 The scheduler keeps no state and never removes an agent from its pool. An agent whose stream ends registers again and
-gets a new id. An agent that leaves first reports that nothing is free.
+gets a new id. An agent that leaves first reports the highest numbers, so that the scheduler chooses it last.
 """
 
 from agent.scheduler.classic.wire import scheduler_pb2 as _scheduler_pb2

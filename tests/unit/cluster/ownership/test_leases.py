@@ -6,6 +6,7 @@ An observer measures time on its own clock, and judges only while it could see r
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ class Api:
         self.asked: list[tuple[str, str, Object | None]] = []
         self.errors: list[ClusterError] = []
         self.reachable = True
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, 12, tzinfo=UTC)
 
     def mark_unreachable(self) -> None:
         self.reachable = False
@@ -298,6 +302,29 @@ async def test_the_lease_of_an_agent_that_died_long_ago_is_deleted_if_unchanged(
     assert body["preconditions"] == {"uid": f"lease-of-{OTHER}", "resourceVersion": version}
     await pool.leases.delete_expired()
     assert pool.api.metrics.registry.get_sample_value("sealci_agent_swept_total", {"kind": "lease"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("renewed", "is_deleted"),
+    [("2026-01-01T11:49:00.000000Z", True), ("2026-01-01T11:55:00.000000Z", False), (None, False)],
+)
+async def test_an_agent_deletes_a_lease_that_ran_out_long_before_its_own_start(
+    pool: Pool, renewed: str | None, is_deleted: bool
+) -> None:
+    pool.leases.objects[f"lease-of-{OTHER}"]["spec"]["renewTime"] = renewed
+    await pool.leases.delete_expired()
+    assert pool.api.asked == [], "the agent has not yet seen whether the other agent is alive"
+    pool.pass_seconds(20)
+    await pool.leases.delete_expired()
+    assert bool(pool.api.asked) is is_deleted
+
+
+async def test_a_renewed_lease_stays_whatever_the_clock_of_its_agent_is(pool: Pool) -> None:
+    pool.leases.objects[f"lease-of-{OTHER}"]["spec"]["renewTime"] = "2020-01-01T00:00:00Z"
+    pool.pass_seconds(60, OTHER)
+    pool.leases.objects[f"lease-of-{OTHER}"]["spec"]["renewTime"] = "2020-01-01T00:00:00Z"
+    await pool.leases.delete_expired()
+    assert pool.api.asked == []
 
 
 async def test_a_renewal_without_an_answer_does_not_delay_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,32 @@ async def test_pods_of_dead_agents_are_orphans_if_sessions_cannot_be_adopted(api
         backend = await backend_of(client)
         await Sweep(backend, 60.0, lambda agent: agent == "agent-2").run_once()
         assert list(api.pods) == ["of-agent-3"]
+
+
+async def test_the_pods_of_an_agent_are_deleted_when_its_lease_runs_out_not_at_the_next_sweep(api: SharedApi) -> None:
+    dead: set[str] = set()
+    for agent in ("agent-2", "agent-3"):
+        await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
+    async with api.serving() as client:
+        backend = await backend_of(client)
+        sweep = Sweep(backend, 3600.0, dead.__contains__, poll=0.01)
+        task = asyncio.create_task(sweep.run(), name="sweep")
+        await asyncio.sleep(0.05)
+        assert sorted(api.pods) == ["of-agent-2", "of-agent-3"]
+        dead.add("agent-2")
+        await api.until("the pod of the dead agent is deleted", lambda: list(api.pods) == ["of-agent-3"])
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_a_pod_that_was_deleted_between_two_sweeps_gets_its_grace(api: SharedApi) -> None:
+    api.slow_removal = True
+    await api.put(pod_of("theirs", agent="agent-2", phase="Running"))
+    async with api.serving() as client:
+        backend = await backend_of(client)
+        sweep = Sweep(backend, 60.0, lambda agent: agent == "agent-2")
+        await sweep.sweep_gone()
+        await sweep.sweep_gone()
+        seen = [await sweep_and_list(sweep) for _ in range(3)]
+        assert [(each.body or {}).get("gracePeriodSeconds") for each in api.requests_for("delete")] == [None, 0]
+        assert seen == [(0, 0, 0), (1, 1, 0), (0, 1, 1)]

@@ -11,13 +11,16 @@ import pytest
 from agent.domain.actions import Action, Key
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, Reason, SchedulerError, SettingsError, Stage
-from agent.domain.events import Finished, LogChunk
+from agent.domain.events import CommandStarted, Finished, LogChunk, Source, StageChanged
+from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
 from agent.domain.session_state import Health, Readiness
 from agent.scheduler.classic.call import Call, exit_code
 from agent.scheduler.classic.connection import source_address, with_scheme
 from agent.scheduler.classic.file_store import STAGING_PREFIX, FileStore, safe_path
 from agent.scheduler.classic.registration import health_message
+from agent.scheduler.classic.service import holds_credentials, read_repository
+from agent.scheduler.classic.timings import ClassicTimings
 from agent.settings import ClassicSettings, load
 from agent.telemetry.metrics import Metrics
 
@@ -26,27 +29,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.artifacts import FilePart
+    from agent.domain.events import Event
+    from agent.scheduler.classic.wire.actions_pb2 import ActionResponseStream
+
+
+LAST = (2**32 - 1, 2**64 - 1)
 
 
 @pytest.mark.parametrize(
-    ("health", "free"),
+    ("health", "load"),
     [
-        (Health(Readiness.READY, 20), (100, 20)),
-        (Health(Readiness.READY, 20, 19), (5, 1)),
-        (Health(Readiness.READY, 200, 199), (0, 1)),
-        (Health(Readiness.READY, 20, 20), (0, 0)),
-        (Health(Readiness.READY, 20, 23), (0, 0)),
-        (Health(Readiness.DRAINING, 20), (0, 0)),
-        (Health(Readiness.DEGRADED, 20), (0, 0)),
+        (Health(Readiness.READY, 20), (0, 0)),
+        (Health(Readiness.READY, 20, 19), (95, 0)),
+        (Health(Readiness.READY, 200, 1), (1, 0)),
+        (Health(Readiness.READY, 20, 20), (100, 0)),
+        (Health(Readiness.READY, 20, 23), (115, 0)),
+        (Health(Readiness.READY, 1, 10**9), (2**32 - 1, 0)),
+        (Health(Readiness.DRAINING, 20), LAST),
+        (Health(Readiness.DEGRADED, 20), LAST),
     ],
 )
-def test_the_health_reports_free_slots_as_percent_and_memory(health: Health, free: tuple[int, int]) -> None:
-    message = health_message(health, "256Mi")
-    assert (message.cpu_avail, message.memory_avail) == (free[0], free[1] * (256 << 20))
-
-
-def test_without_a_memory_in_the_policy_the_health_reports_none() -> None:
-    assert health_message(Health(Readiness.READY, 20), "").memory_avail == 0
+def test_the_health_reports_the_load_in_percent_and_the_maximum_while_the_agent_cannot_work(
+    health: Health, load: tuple[int, int]
+) -> None:
+    message = health_message(health)
+    assert (message.cpu_avail, message.memory_avail) == load
 
 
 @pytest.mark.parametrize(
@@ -175,3 +182,123 @@ async def test_a_character_split_over_two_chunks_is_decoded_and_an_invalid_byte_
     last = await call.next()
     assert text + last.log == "café \ufffd € \ufffd"
     assert (last.result.completion, last.result.exit_code) == (3, 0)
+
+
+def make_call(*commands: str, echo: bool = False) -> Call:
+    return Call(
+        7, Action(Key("7-a"), "alpine", commands or ("a",)), 1 << 20, None, ClassicTimings(gather=0.01), echo=echo
+    )
+
+
+async def responses_of(call: Call, *events: Event, outcome: Outcome | None = None) -> list[ActionResponseStream]:
+    """Send events to a call whose first response is written. Return the further responses."""
+    await call.next()
+    for event in events:
+        await call.send(event)
+    await call.send(Finished(outcome or Outcome(Result.SUCCEEDED, Stage.COMMANDS, None, 0)))
+    responses = [await call.next()]
+    while not responses[-1].result.HasField("exit_code"):
+        responses.append(await call.next())
+    return responses
+
+
+async def test_the_log_of_a_moment_and_the_exit_code_are_one_response() -> None:
+    chunks = [LogChunk(b"line %d\n" % number) for number in range(100)]
+    (last,) = await responses_of(make_call(), *chunks)
+    assert last.log.count("\n") == 100
+
+
+async def test_the_client_sees_that_the_action_ran_before_it_sees_the_end() -> None:
+    running, last = await responses_of(make_call(), StageChanged(Stage.COMMANDS), LogChunk(b"a\n"))
+    assert (running.log, running.result.completion) == ("a\n", 2)
+    assert (last.log, last.result.completion) == ("", 3)
+
+
+async def test_log_without_a_pause_comes_in_responses_of_at_most_64_kib() -> None:
+    responses = await responses_of(make_call(), *(LogChunk(b"x" * 1000) for _ in range(200)))
+    assert [len(each.log) for each in responses] == [65000, 65000, 65000, 5000]
+
+
+async def test_sentences_of_the_agent_begin_on_a_new_line() -> None:
+    failed = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, message="command 1 failed")
+    (last,) = await responses_of(make_call(), LogChunk(b"no newline"), outcome=failed)
+    assert last.log == "no newline\n[command 1 failed]\n"
+    (last,) = await responses_of(
+        make_call(),
+        LogChunk(b"no newline"),
+        LogChunk(b"[a no", source=Source.AGENT),
+        LogChunk(b"te]\n", source=Source.AGENT),
+    )
+    assert last.log == "no newline\n[a note]\n"
+
+
+async def test_faults_that_the_log_names_are_not_repeated_with_the_exit_code() -> None:
+    failure = ActionFailed(Stage.ADMISSION, Reason.INVALID_CONFIGURATION, "image: is missing; commands: none", log="")
+    notice = LogChunk(b"The action cannot be run:\nimage: is missing\ncommands: none\n", source=Source.SETUP)
+    failed = Outcome(Result.FAILED, failure.stage, failure.reason, message=failure.message)
+    (last,) = await responses_of(make_call(), notice, outcome=failed)
+    assert last.log.count("is missing") == 1
+
+
+async def test_the_log_shows_the_set_up_and_each_command_unless_the_echo_is_off() -> None:
+    events = (
+        StageChanged(Stage.SETUP, "pulling alpine"),
+        StageChanged(Stage.SETUP, "pulling alpine"),
+        StageChanged(Stage.COMMANDS),
+        CommandStarted(1, Cursor()),
+        LogChunk(b"one"),
+        CommandStarted(2, Cursor()),
+    )
+    commands = ("echo -n one", "if true; then\n  echo two\nfi\n")
+    shown = await responses_of(make_call(*commands, echo=True), *events)
+    expected = "[pulling alpine]\n$ echo -n one\none\n$ if true; then\n>   echo two\n> fi\n"
+    assert "".join(each.log for each in shown) == expected
+    hidden = await responses_of(make_call(*commands), *events)
+    assert "".join(each.log for each in hidden) == "one"
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        ("https://git.example/a/b.git", "plain"),
+        ("https://GIT.example:443/a", "plain"),
+        ("https://git.example:8443/a", "port"),
+        ("ssh://git@git.example:22/a", "plain"),
+        ("git@git.example:a/b", "plain"),
+        ("https://[fd00::7]/a", "six"),
+        ("https://other.example/git.example/a", ""),
+        ("https://git.example.evil.example/a", ""),
+        ("https://evil.example#git.example/a", ""),
+        ("https://evil.example/@git.example/a", ""),
+        ("https://git.example@evil.example/a", ""),
+        ("hello", ""),
+    ],
+)
+def test_the_secret_for_a_clone_follows_from_the_host(url: str, secret: str) -> None:
+    known = {"git.example": "plain", "git.example:8443": "port", "[fd00::7]": "six"}
+    settings = ClassicSettings.model_validate({"clone_credentials": known})
+    assert read_repository(url, settings).credentials == secret
+
+
+@pytest.mark.parametrize("wrong", [{"https://x": "s"}, {"Host": "s"}, {"h": "S_"}, {"h:x": "s"}, {"": "s"}])
+def test_wrong_hosts_and_names_of_secrets_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="clone_credentials"):
+        load(None, {"scheduler": {"classic": {"clone_credentials": wrong}}}, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://me:pw@h/x", True),
+        ("https://token@h/x", True),
+        ("git://me:pw@h/x", True),
+        ("ssh://git:pw@h/x", True),
+        ("https://me:a@b@h/x", True),
+        ("ssh://git@h/x", False),
+        ("git@h:x", False),
+        ("https://h/x@y", False),
+        ("https://h/x", False),
+    ],
+)
+def test_credentials_are_found_in_urls_of_every_scheme(url: str, expected: bool) -> None:
+    assert holds_credentials(url) is expected
