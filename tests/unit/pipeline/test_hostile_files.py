@@ -57,8 +57,14 @@ REFUSED = [
     (MINIMAL + "env: {A: \x01}", "p:3: is not valid YAML: the character U+0001 is not allowed"),
     (MINIMAL + 'env: {A: "\\0"}', "p:3: env.A: must not contain a NUL character"),
     ('name: "a\\0"\n' + MINIMAL, "p:1: name: must not contain a NUL character"),
-    (MINIMAL + f"timeout: {'9' * 30}d", "p:3: timeout: '999999999999999999999999999999d' is too long"),
-    (MINIMAL + f"timeout: {'9' * 5000}", "p:3: timeout: '9999999999999999999999999999999999999999'... is not a dur"),
+    (
+        MINIMAL + f"timeout: {'9' * 30}d",
+        "p:3: timeout: 999999999999999999999999999999d is not a duration",
+    ),
+    (
+        MINIMAL + f"timeout: {'9' * 5000}",
+        "p:3: timeout: '99999999999999999999999999999999999999999999999999' is not",
+    ),
     (MINIMAL + f"resources: {{memory: {'9' * 5000}}}", "p:3: resources.memory: '99"),
     (MINIMAL + f"repo: {{url: u, depth: {'9' * 5000}}}", "p:3: repo.depth: must be a number of commits"),
     (HEAD + "commands: !reference [.setup, script]", "p:2: the tag '!reference' is not known"),

@@ -123,7 +123,10 @@ def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
         found = environment(containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"])
         assert "SHELLOPTS" not in found
-        assert found["__sealci_shellopts"] in ("xtrace", {"secretKeyRef": {"name": PLAN.name, "key": "SHELLOPTS"}})
+        assert found["__sealci_shellopts"] in (
+            "xtrace",
+            {"secretKeyRef": {"name": PLAN.secret_name, "key": "SHELLOPTS"}},
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from agent.domain.errors import ActionFailed, Reason, SchedulerError, SettingsEr
 from agent.domain.events import CommandStarted, Finished, LogChunk, Source, StageChanged
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
+from agent.domain.references.repository_url import holds_credentials
 from agent.domain.session_state import Health, Readiness
 from agent.scheduler.classic.call import Call, exit_code
 from agent.scheduler.classic.connection import source_address, with_scheme
 from agent.scheduler.classic.file_store import STAGING_PREFIX, FileStore, safe_path
 from agent.scheduler.classic.registration import health_message
-from agent.scheduler.classic.service import holds_credentials, read_repository
+from agent.scheduler.classic.service import read_repository
 from agent.scheduler.classic.timings import ClassicTimings
 from agent.settings import ClassicSettings, load
 from agent.telemetry.metrics import Metrics
