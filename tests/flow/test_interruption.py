@@ -41,11 +41,18 @@ async def test_a_closed_terminal_sends_two_signals_and_does_not_insist() -> None
         assert interruptions.second.is_set()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["int", "term", "hup"])
-@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0])
+DELAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0)
+# Until the command is loaded, SIGTERM and SIGHUP end the process as they end any process.
+MOMENTS = [
+    (number, delay)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for delay in DELAYS
+    if number is signal.SIGINT or delay >= 0.6
+]
+
+
+@pytest.mark.parametrize(("number", "delay"), MOMENTS, ids=lambda value: getattr(value, "name", None))
 def test_an_interruption_at_any_moment_leaves_nothing(tmp_path: Path, number: signal.Signals, delay: float) -> None:
-    if number is not signal.SIGINT and delay < 0.6:
-        pytest.skip("until the command is loaded, other signals end the process as they end any process")
     folder = tmp_path / "temporary"
     folder.mkdir()
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)
@@ -59,5 +66,6 @@ def test_an_interruption_at_any_moment_leaves_nothing(tmp_path: Path, number: si
     output, errors = process.communicate(timeout=60)
     left_before_the_command = process.returncode == -number
     assert process.returncode == 130 or left_before_the_command, (output, errors)
-    assert "Traceback" not in errors or delay < 0.2, errors
+    # On a loaded machine, the interpreter itself may still start. Python then prints a traceback of its own modules.
+    assert "Traceback" not in errors or "/agent/" not in errors, errors
     assert not list(folder.iterdir())

@@ -3,11 +3,11 @@
 `follow` lives as long as a session wants the log. The caller pulls. While the caller takes no piece, nothing is read,
 and flow control stops the node. The end of a response proves nothing, because API servers, load balancers and log
 rotation all end streams without an error. Silence proves nothing either, because rotation and half-open connections
-are silent. Only the state of the container decides, which the caller knows from its watch:
+are silent. Only the state of the container decides, and the caller's watch knows the state:
 
 * running: the log is opened again at the cursor. After a long silence a plain read shows whether the stream works.
-* terminated: one plain read has the rest. The read is saved if the last marker ends an open stream that is silent.
-  While the container runs, this marker proves nothing, because a process of the commands can forge the marker.
+* terminated: one plain read has the rest, unless the last marker ends an open stream that is silent. While the
+  container runs, this marker proves nothing, because a process of the commands can forge the marker.
 * gone: the log ends with a `LogLost` that has the reason.
 
 No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no outcome.
@@ -313,7 +313,6 @@ class LogFollower:
         return self.misses in (0, PROOFS_OF_A_GAP)
 
     def on_progress(self) -> None:
-        """Reset the failures after a success."""
         self.backoff.reset()
         self.failing_since = None
 
@@ -347,5 +346,4 @@ class LogFollower:
 
 
 def now() -> float:
-    """Return the time of the running loop, in seconds."""
     return asyncio.get_running_loop().time()
