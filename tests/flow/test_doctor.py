@@ -56,7 +56,7 @@ async def examine(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str,
 
 async def test_the_advice_for_a_classic_scheduler_asks_for_no_tls_that_this_scheduler_lacks() -> None:
     async with serving(FakeScheduler()) as scheduler:
-        classic = (await examine(scheduler.address, protocol="classic"))[TLS]
+        classic = (await examine(scheduler.address, protocol="classic", classic={"listen": "127.0.0.1"}))[TLS]
         stream = (await examine(scheduler.address))[TLS]
     assert (classic.verdict, stream.verdict) == (Verdict.WARNING, Verdict.WARNING)
     assert "scheduler.tls.enabled: true" in stream.advice

@@ -64,8 +64,10 @@ def test_an_interruption_at_any_moment_leaves_nothing(tmp_path: Path, number: si
     time.sleep(delay)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    left_before_the_command = process.returncode == -number
-    assert process.returncode == 130 or left_before_the_command, (output, errors)
+    # -number: the signal came before the command was loaded. -SIGINT: the interruption came inside the generated code
+    # of a dataclass, and CPython then ends the process by SIGINT after any exit code. A shell reports both SIGINT cases
+    # as 130.
+    assert process.returncode in (130, -number, -signal.SIGINT), (process.returncode, output, errors)
     # On a loaded machine, the interpreter itself may still start. Python then prints a traceback of its own modules.
     assert "Traceback" not in errors or "/agent/" not in errors, errors
     assert not list(folder.iterdir())

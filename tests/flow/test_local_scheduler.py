@@ -447,7 +447,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     assert [line for line in lines if line["event"] not in ("submitted", "stage")] == [
         {"event": "artifact", "action": "a", "path": "f", "size": 1, "sha256": digest},
-        {"event": "log", "action": "a", "text": "é\n"},
+        {"event": "log", "action": "a", "text": "é\n", "source": "commands"},
         {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.5},
         {
             "event": "finished",
