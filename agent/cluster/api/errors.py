@@ -20,7 +20,7 @@ MAX_MESSAGE = 2000
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a failed answer means. The first rule of `RULES` that matches decides."""
+    """What a failed answer of the API server means. The first rule of `RULES` that matches decides."""
 
     statuses: Container[int]
     needle: str
@@ -34,8 +34,9 @@ class Rule:
         return status in self.statuses and self.needle in message
 
 
-# Words of `LimitRanger`: "maximum memory usage per Container is 256Mi, but limit is 512Mi". The containers `files` and
-# `repository` are the agent's own. The message does not name the container.
+# Advice for a refusal of the admission plugin LimitRanger, such as "maximum memory usage per Container is 256Mi, but
+# limit is 512Mi". The message does not name the container, which may also be one of the agent's own (`files`,
+# `repository`).
 LIMIT_RANGE = (
     "the LimitRange of the namespace decides: change `resources` of the action, policy.default_* of the agent, or "
     "environment.helper_resources and environment.clone_resources (the agent's own containers)"
@@ -52,7 +53,7 @@ RULES = (
     # When two creations count against a quota at the same time, the API server answers one of them with this conflict.
     Rule({409}, "please apply your changes to the latest version", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403}, "exceeded quota", Reason.QUOTA_EXCEEDED, True),
-    # No wait ends this: the quota bounds a quantity that a container does not name.
+    # A retry cannot help, because the quota bounds a resource for which a container of the pod states no quantity.
     Rule({403}, "failed quota: ", Reason.INVALID_CONFIGURATION, False, MISSING_LIMITS),
     # The API server gives this answer while the namespace or the API server itself is still starting.
     Rule({403, 404}, "error looking up service account", Reason.CLUSTER_UNAVAILABLE, True),
@@ -103,5 +104,5 @@ def matching_rule(status: int, message: str) -> Rule:
 
 
 def whole_seconds(value: str | None) -> float | None:
-    """Read a Retry-After header. Kubernetes does not send the form with a date."""
+    """Return the seconds of a Retry-After header, None if it is missing or a date. Kubernetes does not send a date."""
     return float(value) if value is not None and value.isdigit() else None
