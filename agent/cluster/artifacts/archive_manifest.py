@@ -13,7 +13,8 @@ from hashlib import sha256
 from agent.cluster.artifacts.tar_header import ArchiveError
 from agent.domain.events import LeftOut
 
-# Maximum number of bytes of a line. `MAX_LINES` is the maximum number of lines in addition to the lines of files.
+# Maximum number of bytes of a line of the manifest. `MAX_LINES` is the maximum number of lines that do not describe a
+# sent file.
 MAX_LINE = 64 * 1024
 MAX_LINES = 2000
 
@@ -22,9 +23,9 @@ MAX_LINES = 2000
 class ArchiveManifest:
     """What the collector reports about a whole collection. An immutable value.
 
-    `left_out` names at most 100 files, and `left_out_files` is the number of all. `unmatched` are declared paths
-    without a file, and `links` are symbolic links on the way to them. `exceeded` is the declared file over a limit that
-    ended the collection. `changed` files were written while the collector read them.
+    `left_out` names at most 100 files, and `left_out_files` is the number of all left-out files. `unmatched` are
+    declared paths without a file, and `links` are symbolic links on the way to such paths. `exceeded` is the declared
+    file over a limit that ended the collection. `changed` files were written while the collector read them.
     """
 
     files: int
@@ -97,7 +98,7 @@ class ManifestReader:
 
 
 def number(value: object) -> int:
-    """Return a whole number that is not negative.
+    """Return `value` if it is a whole number that is not negative.
 
     Raises:
         TypeError: the value is anything else.
@@ -118,5 +119,5 @@ def printable(text: object) -> str:
 
 
 def left_out(path: object, why: object) -> LeftOut:
-    """Return one file that the collector did not send."""
+    """Return the `LeftOut` of a file that the collector did not send."""
     return LeftOut(encoded(path), printable(why))

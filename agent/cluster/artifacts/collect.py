@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # is `MARGIN` (a share) of the time limit, at most `MARGIN_SECONDS`.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
-# Seconds without a byte until a copy gives up its turn. The collector sends what it has every few seconds.
+# Seconds without a byte until a collection fails, so that another environment can copy its files. The collector sends
+# its buffered bytes every few seconds.
 SILENT_SECONDS = 120.0
 # Maximum number of characters of the collector's error output that an error keeps.
 MAX_STDERR = 1000
@@ -157,7 +158,7 @@ def errors_as_broken() -> Iterator[None]:
 
 
 def refusal(manifest: ArchiveManifest) -> str:
-    """Return why the collector did not send a declared file, "" if it sent all."""
+    """Return why the collector did not send a declared file, "" if it sent all declared files."""
     if manifest.exceeded:
         return f"artifact {manifest.exceeded.path.decode('utf-8', 'replace')!r}: {manifest.exceeded.why}"
     if manifest.unmatched:
