@@ -80,7 +80,7 @@ class PodEnvironment:
         )
 
     def own(self) -> None:
-        """Watch the pod and register the environment. `create` repeats this if `remove` has run before."""
+        """Watch the pod and register the environment. `create` calls this method again if `remove` has run before."""
         self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
@@ -205,7 +205,7 @@ class PodEnvironment:
                 yield item
 
     def log_ended(self, ended: bool) -> None:
-        """Record whether the log so far ends with the supervisor's last marker."""
+        """Record whether the log that was read ends with the marker by which the supervisor ends its log."""
         self.container.log_ended = ended
 
     async def interrupt(self, grace: float) -> bool:
@@ -226,7 +226,7 @@ class PodEnvironment:
         return self.context.copies
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy files out within `seconds`. The last item is `Collected`."""
+        """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
         settings = self.context.settings.artifacts
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
@@ -259,14 +259,14 @@ class PodEnvironment:
         return self.context.debug is not None
 
     async def upload_workspace(self) -> None:
-        """Upload the person's working tree into the workspace, once per pod."""
+        """Upload the working tree of the person who started `run` into the workspace, once per pod."""
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
             await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
-        """Open a shell after a failure, or keep the pod, as the person's options ask.
+        """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
         Return a description of the pod if its commands failed, else "".
         """
@@ -296,7 +296,8 @@ class PodEnvironment:
     async def remove(self) -> None:
         """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion after a while.
 
-        A pod that cannot be deleted is counted and left to the sweep.
+        A metric counts each pod that cannot be deleted. The sweep, the periodic search for orphans, deletes this pod
+        later.
         """
         try:
             if self.creation_requested and not self.disowned and not await self.delete():

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
 
 
-# Number of times that the agent fits its own containers into the namespace's LimitRanges. A refusal may hide another.
+# Maximum number of times that the agent fits its own containers into the namespace's LimitRanges. Once may not be
+# enough, because a refusal may hide another violation.
 MAX_FITS = 4
 
 
 async def create_fitting_pod(client: Client, path: str, body: Object) -> Object:
-    """Create a pod. If a LimitRange refuses the agent's own containers, create the pod with what it allows.
+    """Create a pod. If a LimitRange refuses the agent's own containers, fit their resources to its bounds and retry.
 
     Raises:
         ClusterError: the API server refuses the pod, or a pod of another session has its name.
@@ -60,7 +61,7 @@ async def create_pod(client: Client, path: str, body: Object) -> Object:
 
 
 async def read_conflicting_pod(client: Client, path: str) -> Object:
-    """Read the pod whose name was taken.
+    """Read the existing pod that has the name of a pod to create. `path` is the API path of the existing pod.
 
     Raises:
         ClusterError: the pod cannot be read. The error is retryable if the pod is gone, because the pod's name is free
