@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     LeftOut = list[tuple[str, str]]
 
-MANIFEST_TYPE = b"Z"  # no file of the workspace gets this type, whatever its name
+MANIFEST_TYPE = b"Z"  # tar type of the manifest; no file of the workspace gets this type, whatever its name
 DEFAULT_EXCLUDES = frozenset(
     {
         *(".git", ".hg", ".svn", ".cache", ".npm", ".yarn", ".pnpm-store", "node_modules", ".gradle", ".m2", ".cargo"),
@@ -33,7 +33,7 @@ DEFAULT_EXCLUDES = frozenset(
 # O_NONBLOCK: a file that has become a named pipe must not block the open.
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 BATCH = 256 * 1024  # number of bytes of one read, and of one write of small pieces
-MAX_LISTED = 100  # number of left-out files that the manifest names; it counts the others
+MAX_LISTED = 100  # maximum number of left-out files that the manifest names; it only counts the others
 MAX_OCTAL = 0o77777777777  # the largest number that a ustar header can hold
 FLUSH_SECONDS = 5.0  # seconds between two writes of small pieces: the agent takes a long silence for a broken copy
 ALARM_SECONDS = 60  # seconds after the time limit until the program kills itself, if no client reads its output
@@ -139,7 +139,7 @@ class Collector:
         self.globs, self.exclude = compile_globs(paths), compile_globs(exclude)
         self.old = old
         self.unmatched = set(range(len(paths)))
-        self.links: dict[int, str] = {}  # for each declared path the first link on the way to a match
+        self.links: dict[int, str] = {}  # by index of a declared path: the first symbolic link on the way to a match
         self.files = self.bytes = self.left_out_count = 0
         self.sent: list[str] = []
         self.changed: list[str] = []
@@ -175,7 +175,7 @@ class Collector:
         return True
 
     def leads_to(self, index: int, names: list[str]) -> bool:
-        """Return whether the path with the components NAMES can be a folder of a match of a declared path."""
+        """Return whether the path NAMES can be a folder on the way to a file of the declared path with this INDEX."""
         return all(
             glob.matches([name])
             for glob, name in zip(self.folders[index], names)  # noqa: B905 - new in Python 3.10
@@ -209,14 +209,14 @@ class Collector:
         return bool(hits)
 
     def leave_out(self, path: str, why: str, where: LeftOut | None = None) -> None:
-        """Record that PATH is not sent, for the reason WHY."""
+        """Record in the list WHERE that PATH is not sent, for the reason WHY."""
         where = self.left_out if where is None else where
         self.left_out_count += 1
         if len(where) < MAX_LISTED:
             where.append((shorten(path), why))
 
     def exceed(self, path: str, why: str) -> None:
-        """Leave PATH out of the default set, or fail if it is declared."""
+        """Leave PATH out if the default set is collected. Fail if files are declared."""
         if self.paths:
             raise DeclaredFileMissing(shorten(path), why)
         self.leave_out(path, why)
@@ -292,7 +292,7 @@ class Collector:
 
 
 def main(arguments: list[str]) -> None:
-    """Take the arguments WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
+    """Run with the arguments WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
     # If the client of an exec disconnects, the kernel does not end the command, and the command's next write blocks for

@@ -16,10 +16,10 @@ def split_glob(glob: str) -> list[str]:
 
 
 class Component:
-    """One component of a glob. The pieces between its stars have a fixed length, so the first place is the best."""
+    """One component of a glob. A piece between stars has a fixed length, so the first match of a piece is the best."""
 
     def __init__(self, part: str) -> None:
-        import re  # importing `re` takes as long as Python's start, and the default set has no globs
+        import re  # importing `re` takes as long as Python's start, and a collection without paths needs no globs
 
         self.pieces = [(re.compile(regex, re.DOTALL), length) for regex, length in translate_pieces(part)]
 
@@ -41,14 +41,17 @@ class Component:
 
 
 def translate_pieces(part: str) -> list[tuple[str, int]]:
-    """Return a regular expression and a length in characters for each piece between the stars of a component."""
+    """Return a regular expression and a length in characters for each piece between the stars of PART.
+
+    PART is one component of a glob.
+    """
     import re
 
     pieces, at = [("", 0)], 0
     while at < len(part):
         sign = part[at]
         at += 1
-        # A set has at least one character, which may be the closing bracket itself.
+        # A set `[...]` has at least one character, which may be the closing bracket itself.
         close = part.find("]", at + (2 if part[at : at + 1] in ("!", "^") else 1)) if sign == "[" else -1
         if sign == "*":
             pieces.append(("", 0))
@@ -93,7 +96,8 @@ class Glob:
             return True
         if self.only_below:
             names = names[:-1]
-        # The numbers of parts that some choice of `**` has matched with the components so far.
+        # A state is the number of the glob's parts that match the components so far. `**` makes several states
+        # possible.
         end, states = len(self.parts), {0}
         for name in names:
             states = self.advance(states, name)
@@ -104,10 +108,11 @@ class Glob:
         return False
 
     def advance(self, states: set[int], name: str) -> set[int]:
-        """Return the states after one more component of the path."""
+        """Return the states after NAME, the next component of the path. A state is a number of matched parts."""
         after = set()
         for state in states:
-            # `**` may match no component, so the part after it is tried too. A `**` at the end matches one or more.
+            # `**` may match no component, so the part after it is tried too. A `**` at the end matches one component or
+            # more.
             while self.parts[state] is None and state + 1 < len(self.parts):
                 after.add(state)
                 state += 1
@@ -123,6 +128,6 @@ def compile_globs(globs: list[str]) -> list[Glob]:
 
 
 def compile_folders(glob: str) -> list[Glob]:
-    """Return a glob for each folder on the way to a match of GLOB, up to the first `**`."""
+    """Return one glob for each component of GLOB before the first `**`. They match the folders on the way to a file."""
     parts = split_glob(glob)
     return compile_globs(parts[: parts.index("**")] if "**" in parts else parts)

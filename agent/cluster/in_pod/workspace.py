@@ -2,7 +2,7 @@
 
 This module does not run in the agent's process. `packaging` sends its source to the container, together with the
 sources of `glob` and `collect_files`. This module needs Python 3.9 and the standard library only. `main` lives as long
-as files may be wanted: it takes a snapshot after the clone, creates the ready file, and waits.
+as files may be wanted: it takes a snapshot after the clone, creates the file for which the supervisor waits, and waits.
 
 The content of the workspace is not trusted. Folders are opened one component at a time and never through a link, and
 other file systems are not entered.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Entry = tuple[str, str, int, os.stat_result]
 
 READY = "ready"
-MAX_NAME = 4096  # number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
+MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -134,6 +134,6 @@ def take_snapshot(workspace: str, snapshot: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Take the arguments WORKSPACE SNAPSHOT READY SECONDS."""
+    """Run with the arguments WORKSPACE SNAPSHOT READY SECONDS."""
     workspace, snapshot, ready, seconds = arguments
     keep_workspace(workspace, snapshot, ready, float(seconds))
