@@ -1,13 +1,14 @@
 """Read the log of one container to its end, over any number of broken connections.
 
-`follow` lives as long as a session wants the log. The caller pulls. While the caller takes no piece, nothing is read,
-and flow control stops the node. The end of a response proves nothing, because API servers, load balancers and log
-rotation all end streams without an error. Silence proves nothing either, because rotation and half-open connections
-are silent. Only the state of the container decides, and the caller's watch knows the state:
+`follow` lives as long as a session wants the log. While the caller takes no piece, nothing is read, and flow control
+stops the node. The end of a response proves nothing, because API servers, load balancers and log rotation all end
+streams without an error. Silence proves nothing either, because rotation and half-open connections are silent. Only
+the state of the container decides, and the caller's watch knows the state:
 
-* running: the log is opened again at the cursor. After a long silence a plain read shows whether the stream works.
-* terminated: one plain read has the rest, unless the last marker ends an open stream that is silent. While the
-  container runs, this marker proves nothing, because a process of the commands can forge the marker.
+* running: the log is opened again at the cursor, the position after the last byte. After a long silence, a plain read
+  (a request without `follow`) shows whether the stream works.
+* terminated: one plain read has the rest. It is not needed after the supervisor's last marker in a silent stream. While
+  the container runs, this marker proves nothing, because a process of the commands can forge the marker.
 * gone: the log ends with a `LogLost` that has the reason.
 
 No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no outcome.
@@ -65,7 +66,7 @@ class Container(Protocol):
 
     @property
     def log_ended(self) -> bool:
-        """Whether the log that was read ends with the supervisor's last marker."""
+        """Whether the log that was read ends with the marker by which the supervisor ends its log."""
 
     async def wait_while(self, state: ContainerState) -> None:
         """Return when the container is no longer in this state."""
@@ -73,7 +74,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a `LogFollower` waits. All followers share the value."""
+    """Seconds that a `LogFollower` waits. All followers share one instance."""
 
     connect: float = 10.0
     """Seconds until a connection is given up."""
@@ -102,7 +103,7 @@ class Timings:
 
 
 DEFAULT_TIMINGS = Timings()
-# Number of plain reads of an ended container that must lack the cursor's line before the lack counts as a gap.
+# Number of reads in a row of an ended container's log that must lack the cursor's line before a gap is reported.
 PROOFS_OF_A_GAP = 3
 
 
@@ -114,9 +115,9 @@ async def follow(
     timings: Timings = DEFAULT_TIMINGS,
     node_limit: int = NODE_LIMIT,
 ) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-    """Yield the log from the cursor to its end. A caller that leaves early must use `aclosing`.
+    """Yield the log from the cursor to the end of the log. A caller that leaves early must use `aclosing`.
 
-    `node_limit` is the least number of bytes after which the node starts a new file.
+    `node_limit` is the least number of bytes after which the node starts a new log file.
     """
     try:
         follower = LogFollower(client, target, cursor, container, timings, node_limit)
@@ -129,7 +130,7 @@ async def follow(
 
 
 class LogFollower:
-    """The state of one `follow`: the cursor, the open request, and the failures since the last success."""
+    """The state of one call of `follow`: the cursor, the open request, and the failures since the last success."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class LogFollower:
         self.complete = False
 
     async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Repeat attempts until the log ends."""
+        """Yield the pieces and gaps of the log. Repeat requests until the log ends."""
         while True:
             state = self.container.state
             if state is ContainerState.WAITING:
@@ -226,7 +227,7 @@ class LogFollower:
                     silence, waited = self.first_silence, 0.0
                 elif block is not None or ended.done():
                     self.check(reader)
-                    # A stream of a file that was full may stand still although more was written.
+                    # If the node's log file was full, a stream may stay silent although a newer file exists.
                     self.complete = ended.done() and delivered and self.container.log_ended and not self.file.full
                     return
                 else:
@@ -241,7 +242,7 @@ class LogFollower:
                     silence = max(self.first_silence, min(2 * silence, self.timings.longest_probe))
 
     async def rest(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read the log that the node has now, by a plain read."""
+        """Read the rest of the log that the node has now, by one request without `follow`."""
         reader = LineReader(self.cursor)
         async with LogRequest(self.client, self.target, self.cursor, self.timeout(self.timings.read)) as body:
             while block := await body.read():
@@ -256,7 +257,7 @@ class LogFollower:
     async def read_block(
         self, reader: LineReader, block: bytes, waited: float = 0.0
     ) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Yield the new items of a block. `waited` is the number of seconds until the block arrived."""
+        """Yield the new items of a block of log bytes. `waited` is the number of seconds until the block arrived."""
         certain = not self.file.full
         self.file.advance(block)
         reader.watchful = self.file.full
@@ -276,7 +277,7 @@ class LogFollower:
 
     @property
     def first_silence(self) -> float:
-        """Seconds of silence, after a block, until the stream is probed."""
+        """Seconds without a byte, after a block of log bytes, until a plain read checks the stream."""
         return (
             min(self.timings.stalled, self.timings.probe)
             if self.file.full and not self.file.follows
@@ -284,7 +285,7 @@ class LogFollower:
         )
 
     def timeout(self, silence: float | None = None) -> aiohttp.ClientTimeout:
-        """Return the timeouts of a request. A stream has no silence timeout, because `stream` probes it instead."""
+        """Return the timeouts of a request. `silence` is in seconds. A stream has None, because `stream` checks it."""
         return aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
 
     @asynccontextmanager
@@ -308,7 +309,7 @@ class LogFollower:
             raise ClusterError("the node no longer has the container's log")
 
     def is_complete(self) -> bool:
-        """Return whether the last plain read is final. If the cursor's line was missing, more reads must confirm it."""
+        """Return whether the last read is final. If it lacked the cursor's line, more reads must confirm the lack."""
         self.misses = self.misses + 1 if self.missed else 0
         return self.misses in (0, PROOFS_OF_A_GAP)
 
