@@ -41,7 +41,7 @@ MISSED_INTERVALS = 1.6
 DENIED_CODES = frozenset({401, 403})
 # Number of denials in a row that set `access_denied`. A single denial may be a temporary fault of the API server.
 DENIED_AFTER = 2
-# Seconds of a Lease that states no duration.
+# Duration in seconds of a Lease without `leaseDurationSeconds`.
 DEFAULT_DURATION = 15
 
 
@@ -113,7 +113,7 @@ class Leases(Reflector):
             await asyncio.sleep(max(pause, interval * random.uniform(0.9, 1.1) - took))  # noqa: S311 - jitter
 
     def count_denial(self, error: Exception) -> None:
-        """Count a denied renewal. Set `access_denied` after `DENIED_AFTER` denials in a row."""
+        """Count a failed renewal if `error` is a denial. Set `access_denied` after `DENIED_AFTER` denials in a row."""
         denied = isinstance(error, ClusterError) and error.status in DENIED_CODES
         self._denials = self._denials + 1 if denied else 0
         if self._denials >= DENIED_AFTER:
@@ -127,7 +127,7 @@ class Leases(Reflector):
     def record_renewal(self) -> None:
         """Record a renewal of the agent's own Lease.
 
-        After a missed renewal, the time without changes of other Leases counts from now.
+        If the renewal before was missed, the time without changes of other Leases counts only from now on.
         """
         self._denials = 0
         self.access_denied.clear()
@@ -225,7 +225,8 @@ class Leases(Reflector):
         if agent_id == self.agent_id or not self.can_judge_others:
             self._missing_since.pop(agent_id, None)
             return False
-        # An earlier start of this very pod is gone, because the pod runs one agent process at a time.
+        # Both ids name the pod of this agent. The other id belongs to an earlier agent process of the pod, which has
+        # ended, because the pod runs one agent process at a time.
         if agent_id.partition(".")[0] == self.agent_id.partition(".")[0]:
             return True
         name = next((each for each, lease in self.objects.items() if holder(lease) == agent_id), None)
@@ -259,8 +260,9 @@ class Leases(Reflector):
     def age(self, name: str) -> float:
         """Return the seconds since the last change of a Lease.
 
-        The observer sees only what happened since its own start. The renewal time in the Lease is older, but
-        comes from the clock of the other agent. It must not decide alone: `has_run_out` comes first.
+        This agent has seen changes only since its own start. The renewal time in the Lease may be older, but comes from
+        the clock of the other agent. This age alone does not show that an agent is dead, so the caller first checks
+        `has_run_out`.
         """
         seen = self.clock() - self._changed_at[name][1]
         renewed = parse_timestamp(self.objects[name].get("spec", {}).get("renewTime"))

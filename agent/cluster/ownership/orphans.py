@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # Time until an ended pod of another agent is an orphan. The other agent keeps the pod until the scheduler has stored
-# everything, which can take as long as an outage of the scheduler.
+# all events of its session, which can take as long as an outage of the scheduler.
 ABANDONED_AFTER = timedelta(hours=1)
 # Seconds to retry the deletion of a pod in `cleanup`.
 CLEANUP_RETRY_SECONDS = 30.0
-# Seconds between two looks at the agents of the pods, if sessions cannot be adopted.
+# Seconds between two checks whether the agents of the pods are gone, if sessions cannot be adopted.
 GONE_POLL_SECONDS = 1.0
 
 
@@ -71,7 +71,7 @@ class Sweep:
         self.remaining = 0
 
     async def run(self) -> None:
-        """Sweep at once and then at the interval, until cancelled."""
+        """Sweep at once and then every `interval` seconds, until cancelled."""
         await self.watch.synced.wait()
         while True:
             await self.run_once()
@@ -89,7 +89,7 @@ class Sweep:
             await self.sweep_gone()
 
     async def sweep_gone(self) -> None:
-        """Delete the pods of gone agents for which no deletion was requested yet."""
+        """Delete those pods of gone agents whose deletion was not requested yet."""
         if self.is_gone is None:
             return
         pods = list(self.watch.pods.values())
@@ -110,7 +110,8 @@ class Sweep:
         self.accepted_uids &= uids
         self.registry.expire_handed_over({session_annotation.nonce_of(pod) for pod in pods})
         orphans = [pod for pod in pods if self.is_orphan(pod)]
-        # These pods got their deletion a moment ago. Only the next sweep judges whether it has worked.
+        # The deletion of these pods was requested since the last sweep. Only the next sweep judges whether the pods are
+        # gone.
         early, self.early_uids = self.early_uids, set()
         tried = {uid for pod in orphans if (uid := pod["metadata"]["uid"]) in early or await self.sweep(pod)}
         self.remaining = len(tried & self.tried_uids)
