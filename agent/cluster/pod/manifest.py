@@ -138,7 +138,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + (policy.clone_timeout if plan.action.repository else 0)
         + plan.timeout
         + settings.environment.grace
-        # The wait for a turn to copy lasts at most as long as the copy.
+        # Before the agent copies the files, it waits for its turn to copy. The wait lasts at most as long as the copy.
         + (2 * settings.artifacts.timeout if plan.wants_files else 0)
         + ADOPTION_SECONDS
     )
@@ -153,7 +153,7 @@ def pod_security_context(settings: Settings) -> Object:
 
 
 def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
-    """Return the security context of a container. Only the baseline profile uses `user`."""
+    """Return the security context of a container. `user` is a user and group id that only profile `baseline` sets."""
     if settings.environment.profile == "restricted":
         return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     return {"allowPrivilegeEscalation": False} | ({} if user is None else {"runAsUser": user, "runAsGroup": user})
@@ -321,7 +321,7 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
 def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
     """Return the manifest of the Secret of an attempt.
 
-    The pod is its only owner, so the garbage collector deletes the Secret with the pod.
+    The pod is the only owner of the Secret, so the garbage collector deletes the Secret with the pod.
     """
     return {
         "apiVersion": "v1",

@@ -19,7 +19,10 @@ COPIED_METADATA = ("name", "namespace", "labels", "annotations", "ownerReference
 
 
 def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
-    """Return the manifest of the same pod; None if the commands have begun, or if the pod was read without its spec."""
+    """Return the manifest that re-creates `pod`, or None.
+
+    None means that the commands have begun, or that the pod was read without its spec.
+    """
     action = container_status(pod.get("status", {}), ACTION)
     if "containers" not in pod.get("spec", {}) or is_running(action) or terminated_state(action) is not None:
         return None

@@ -26,14 +26,14 @@ NUMBER = r"([0-9][0-9A-Za-z.]{0,30})"
 MAXIMUM = re.compile(rf"maximum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 MINIMUM = re.compile(rf"minimum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 RATIO = re.compile(rf"([a-z-]+) max limit to request ratio per Container is {NUMBER}, but provided ratio is {NUMBER}")
-# Largest difference between a ratio and its text, which has six digits after the point.
+# Largest difference between a ratio and its value in a message of the API server, which has six digits after the point.
 ROUNDING = Decimal("0.000001")
 
 
 def resources(plan: Plan, settings: Settings) -> Object:
     """Return requests and limits: the action's values, else the defaults of the policy.
 
-    With a maximum of the policy, a resource that the action does not name has a limit too.
+    If the policy sets a maximum for a resource, the resource has a limit even if the action does not name the resource.
     """
     asked, policy = plan.action.resources, settings.policy
     requests = {
@@ -56,7 +56,7 @@ def resources(plan: Plan, settings: Settings) -> Object:
 
 
 def fit_helpers(pod: Object, message: str) -> Object | None:
-    """Return a copy of the pod whose helpers hold the limits in the message. None if the message names no helper."""
+    """Return a copy of the pod whose containers `HELPERS` keep the bounds in the message. None if none changes."""
     fitted: Object = copy.deepcopy(pod)
     for container in helpers(fitted):
         container["resources"] = fit(container.get("resources", {}), message)
@@ -71,7 +71,7 @@ def helpers(pod: Object) -> Iterator[Object]:
 
 
 def fit(resources: Object, message: str) -> Object:
-    """Return requests and limits of one container, changed where the message quotes them."""
+    """Return requests and limits of one container. Bounds in the message replace the values that it quotes."""
     requests, limits = dict(resources.get("requests", {})), dict(resources.get("limits", {}))
     for resource, bound, found in numbers(MAXIMUM, message):
         if equal(limits.get(resource, requests.get(resource)), found):
@@ -93,7 +93,7 @@ def fit(resources: Object, message: str) -> Object:
 
 
 def numbers(pattern: re.Pattern[str], message: str) -> Iterator[tuple[str, str, str]]:
-    """Yield resource, bound and quoted quantity of each violation in the message."""
+    """Yield resource, allowed bound and refused quantity of each violation that the message quotes."""
     for match in pattern.finditer(message):
         resource, bound, found = match.groups()
         try:
