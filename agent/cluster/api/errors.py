@@ -14,7 +14,7 @@ from agent.domain.errors import ClusterError, Reason
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-# Maximum number of characters of a message that an error keeps.
+# Maximum number of characters of the API server's message that an error keeps.
 MAX_MESSAGE = 2000
 
 

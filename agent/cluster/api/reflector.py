@@ -95,7 +95,7 @@ class Reflector:
             await asyncio.sleep(retry_after + self.backoff.next())
 
     async def list(self) -> str:
-        """Read all objects and apply the differences. Returns the version from which to watch."""
+        """Read all objects and apply the differences to `objects`. Return the version from which to watch."""
         # The list may lack an object that is created during the list. Only an object that was known before the list can
         # count as deleted.
         before = dict(self.objects)
