@@ -109,7 +109,7 @@ def number(value: object) -> int:
 
 
 def encoded(path: object) -> bytes:
-    """Return a path of the manifest in the bytes of the pod's file system."""
+    """Return a path of the manifest as the bytes that the path has in the pod's file system."""
     return str(path).encode("utf-8", "surrogateescape")
 
 
