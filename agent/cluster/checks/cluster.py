@@ -67,7 +67,7 @@ def clock(client: Client) -> Finding:
 
 
 async def quota(client: Client, settings: Settings) -> Finding:
-    """Check whether the quotas of the namespace have room for one default action in each slot."""
+    """Check whether the namespace's quotas have room for one action with default resources in each slot."""
     namespace = settings.cluster.namespace
     try:
         answer = await client.request("list", "resourcequotas", f"/api/v1/namespaces/{namespace}/resourcequotas")
@@ -90,7 +90,7 @@ async def quota(client: Client, settings: Settings) -> Finding:
 
 
 def free_room(status: dict[str, Any], settings: Settings) -> tuple[Decimal, str]:
-    """Return how many default actions fit into the unused part of a quota, and the resource that sets this limit."""
+    """Return how many actions with default resources a quota still allows, and the resource that sets this limit."""
     policy = settings.policy
     needs = {
         "pods": Decimal(1),
