@@ -1,7 +1,7 @@
 """Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
 Container `action` runs the user's image under the supervisor. Container `files` keeps the workspace readable after the
-commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this shape.
+commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this design.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
 Labels and one annotation hold what another agent needs for adoption.
