@@ -2,7 +2,7 @@
 
 PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 waits for container `files`, starts the
 commands shell as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints
-the last marker and exits with the code of the commands shell.
+the marker that ends the log, and exits with the code of the commands shell.
 
 The commands shell runs `setup.sh`, then all commands in one list, which names each command in turn without a loop. The
 user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is one compound
