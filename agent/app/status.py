@@ -58,7 +58,7 @@ class AgentStatus:
     def trouble(self) -> str:
         """Return why the agent cannot use the cluster, for people. "" if it can.
 
-        An agent whose Lease is not renewed accepts nothing: the other agents would take its sessions away.
+        An agent whose Lease is not renewed accepts no action, because other agents may adopt its sessions.
         """
         if self.pods.trouble or self.leases.alive or not self.settings.agent.adoption:
             return self.pods.trouble
