@@ -261,7 +261,10 @@ def run_settings(choices: Choices) -> Settings:
 
 
 def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
-    """Return whether an option, a variable or the file of settings names the namespace. The file is valid already."""
+    """Return whether an option, a variable or the file of settings names the namespace.
+
+    The caller has already validated the file.
+    """
     file = choices.config or os.environ.get("SEALCI_CONFIG")
     settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
     in_file = (settings or {}).get("cluster") or {}
