@@ -171,7 +171,8 @@ def is_known_variable(variable: str) -> bool:
             return False
         kind = model.model_fields[part].annotation
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            # This part names a setting and not a section. Further parts are keys of a mapping such as `agent.labels`.
+            # This part of the variable's name is a setting and not a section. The parts after it are keys of a mapping
+            # such as `agent.labels`.
             return True
         model = kind
     return True
