@@ -143,7 +143,7 @@ class SessionRegistry:
         self.start_session(session, run_action(session, self.backend, self.settings))
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Report an action that cannot be run: accepted, and failed in stage ADMISSION."""
+        """Report an action that cannot be run as accepted, and then as failed in stage ADMISSION."""
         count_outcome(self.metrics, Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
         self.report_only(key, *failed_admission(failure))
 
@@ -178,7 +178,7 @@ class SessionRegistry:
     # ---- requests of the scheduler
 
     def resume(self, resume: Resume) -> None:
-        """Give the resume point to its session. A session that was not adopted only uses the pending stop request."""
+        """Give the resume point to its session. A session that was not adopted uses only its stop request."""
         session = self.sessions.get(resume.key.attempt_key)
         if session is not None and not session.progress.resume(resume) and resume.cancel is not None:
             session.cancel(resume.cancel)
@@ -261,13 +261,13 @@ class SessionRegistry:
                 session.request_stop(StopRequest(Reason.CANCELLED, message, None))
 
     def disown_all(self) -> None:
-        """Leave every environment as it is, even during its removal. The API server denies access to this agent."""
+        """Disown every environment, even one in removal, because the API server denies access to this agent."""
         for session in self.sessions.values():
             if session.environment is not None:
                 session.environment.disown()
 
     def abandon(self) -> None:
-        """Cancel the tasks that have not ended by themselves."""
+        """Cancel all tasks of sessions and reports that have not ended by themselves."""
         for task in self.attempt_tasks.values():
             task.cancel()
 
