@@ -57,7 +57,7 @@ class Identity:
 
     @classmethod
     def of(cls, uid: str, version: str) -> Identity:
-        """Return a new identity. Without the uid of a pod, the first part is random too."""
+        """Return a new identity. If `uid`, the uid of the agent's pod, is empty, the first part of the id is random."""
         return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version)
 
 

@@ -53,7 +53,7 @@ class Outbox:
     `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
     it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
     `restart`, the session stays paused. `on_state_loss` returns False when the agent has no session for the key and
-    only reports why. Then the kept events get new numbers, after a notice of the gap.
+    only reports why the action got none. Then the kept events get new numbers, after a notice of the gap.
 
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """

@@ -209,7 +209,8 @@ class SessionOutbox:
                 self.count_bytes(-events.popleft().cost)
         self.acknowledged = seq
         self.outbox.count_events(len(self.unacknowledged) + len(self.unsent) - before)
-        # `drop_events` must not set `all_stored`, because the scheduler has not stored the events that it drops.
+        # Only an acknowledgement sets `all_stored`. `drop_events` empties the queues too, but the scheduler has not
+        # stored the dropped events.
         if not self.unacknowledged and not self.unsent:
             self.all_stored.set()
         self.wake_tasks()
