@@ -35,7 +35,7 @@ class OutOfOrder(AgentError):
 
 
 class AgentStream:
-    """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>"; a restarted agent keeps `pod`, not the nonce.
+    """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>". Each start of the agent's process has a new nonce.
 
     `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`.
     """

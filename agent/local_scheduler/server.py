@@ -51,7 +51,8 @@ async def open_scheduler(
     store = Store(folder, durable=durable)
     registry = PipelineRegistry(store)
     try:
-        # In the block, because Ctrl-C may come here. Closing waits for the thread that still creates files.
+        # `open` is inside the `try` block, because Ctrl-C may interrupt it. `store.close` then waits for the thread
+        # that still creates files.
         await registry.open()
         dispatcher = Dispatcher(registry, options or SchedulerOptions())
         server, port = await grpc_service.start(dispatcher, address, access)

@@ -54,14 +54,14 @@ def set_aside(folder: Path, action: str, attempt: int) -> None:
 
 
 def repair(folder: Path, state: ActionState) -> None:
-    """Make a log file agree with the stored state after a crash between the two writes.
+    """Make a log file agree with the stored state, after a crash between the write of the log and of the state.
 
     Raises:
         OSError: the log file cannot be renamed or cut.
     """
     log = path_of(folder, state.name)
     aside = earlier_path(folder, state.name, state.attempt)
-    # The rename of a lost attempt happened, but the transaction of the next attempt did not.
+    # The crash came after the rename of a lost attempt's log, and before the next attempt was stored.
     if aside.exists():
         aside.replace(log)
     if not log.exists():
