@@ -139,8 +139,8 @@ class App:
                 self.metrics.degraded.set(bool(trouble))
                 self.health.notify()
             if not self.client.reachable:
-                # Sessions may send no request for minutes. The client counts as unreachable until the API server
-                # answers a request.
+                # `reachable` stays False until the API server answers a request, and sessions may send no request
+                # for minutes.
                 await self.client.probe()
             await asyncio.sleep(self.timings.cluster_poll)
 
