@@ -79,7 +79,7 @@ def parse_duration(option: str, text: str) -> float:
 def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:
-    """Read a pipeline file and apply `change`.
+    """Read a pipeline file and apply the function `change` to the pipeline.
 
     Returns the changed pipeline and the values of the secrets that it names.
 

@@ -182,7 +182,8 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
-    # Until the loop counts signals, each of them ends the command as Ctrl-C does: with its temporary folders removed.
+    # Until the event loop handles SIGTERM and SIGHUP, both end the command as Ctrl-C does. The command then removes its
+    # temporary folders.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
