@@ -137,5 +137,5 @@ class LineView(View):
         """Write unfinished lines and the summary."""
         for name in list(self.splitters):
             self.flush(name)
-        # The lines above hold the notes already.
+        # The lines that were written during the run contain the notes about the pods already.
         final_summary.print_summary(self.console, report, notes=False)
