@@ -150,7 +150,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def joined_pair(match: re.Match[str]) -> str:
-    """Return the character of a surrogate pair."""
+    """Return the one character that the two halves of a surrogate pair stand for."""
     return match[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
