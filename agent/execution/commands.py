@@ -71,7 +71,7 @@ def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
 
 
 def environment_lost(stage: Stage, seen: Observation | None) -> ActionFailed:
-    """Return the failure of an environment that was lost."""
+    """Return the failure for a lost environment. `seen` is its last observation, None if there was none."""
     if isinstance(seen, Lost):
         return ActionFailed(stage, seen.reason, seen.message, log=seen.log)
     return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")

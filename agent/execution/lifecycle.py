@@ -44,7 +44,7 @@ async def run_adopted(session: Session, environment: Environment, resume: Resume
 async def run_to_end(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
     """Run and report the session, and report it again after each state loss of the scheduler.
 
-    Then remove the environment.
+    Then remove the environment. `start` creates the environment or takes it over.
     """
     session.attach(environment)
     try:

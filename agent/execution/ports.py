@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class MarkerReader(Protocol):
-    """Separates the supervisor's markers from the text of a log, exact to the byte.
+    """Separates markers from the text of a log, exact to the byte.
 
-    A reader belongs to one log stream.
+    A marker is a line about the start or end of a command. A reader belongs to one log stream.
     """
 
     @property

@@ -46,7 +46,7 @@ NO_TRACES = Traces()
 
 
 def ignore(*_: object) -> None:
-    """Do nothing when the sessions change."""
+    """Do nothing. The default for callbacks about changes of the sessions."""
 
 
 class SessionRegistry:
@@ -112,7 +112,7 @@ class SessionRegistry:
         return None
 
     def sessions_changed(self) -> None:
-        """Update the metrics and notify `on_change` and `idle`."""
+        """Update the metrics, call `on_change`, and wake the tasks that wait in `idle`."""
         self.metrics.slots_used.set(self.used)
         free = 0 if self.draining else max(0, self.settings.agent.slots - self.used)
         self.metrics.slots_available.set(free)
@@ -203,7 +203,7 @@ class SessionRegistry:
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """End a session that the scheduler has no use for. Its environment stays if another agent has claimed it."""
         session = self.sessions.get(key.attempt_key)
-        # If the stream breaks during clean-up, the scheduler discards a finished session too. The clean-up goes on.
+        # After a broken stream, the scheduler also discards a session that only cleans up. The clean-up goes on.
         if session is None or session.key.claim > key.claim or session.progress.finished:
             return
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)

@@ -15,10 +15,10 @@ from urllib.parse import quote, quote_plus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Number of bytes of the shortest value that is masked. A shorter one would mask too much ordinary text.
+# Minimum number of bytes of a secret value that is masked. A shorter value would mask too much ordinary text.
 SHORTEST = 4
-# Number of bytes of the shortest value of a NAME=VALUE line that is masked alone. Shorter ones are words of ordinary
-# text, such as "true" or "8080".
+# Minimum number of bytes of a VALUE that is masked also without its name, if a secret has lines NAME=VALUE. Shorter
+# values are words of ordinary text, such as "true" or "8080".
 SHORTEST_ASSIGNED = 8
 # Maximum number of bytes in a form. This limit also bounds the bytes that the masker keeps back.
 LONGEST = 256

@@ -42,8 +42,8 @@ class Masker:
     """Replaces secrets in a stream of bytes. Takes a mapping of name to value, or bare values.
 
     Fewer than `LONGEST` bytes are kept in memory. `too_short` names the secrets that are not masked, `too_long` those
-    that are masked in part. Bare values are numbered from 0 instead. `over_budget` is True once text was hidden because
-    the search took too long.
+    that are masked in part. The name of a bare value is its number, from 0. `over_budget` is True once text was hidden
+    because the search took too long.
     """
 
     def __init__(self, secrets: Mapping[str, str] | Iterable[bytes] = ()) -> None:

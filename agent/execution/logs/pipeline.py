@@ -221,7 +221,7 @@ class LogStream:
     # ---- output of the stream
 
     def show(self, data: bytes) -> None:
-        """Mask and output text. An output is never longer than the input and the bytes kept back before it."""
+        """Mask text and output it in chunks of at most `CHUNK` bytes. Masking never makes a text longer."""
         while data:
             part = data[: CHUNK - len(self.masker.kept)]
             self.advance(part)
@@ -262,7 +262,7 @@ class LogStream:
     # ---- positions in the log
 
     def advance(self, raw: bytes) -> None:
-        """Move the position over bytes of the log."""
+        """Move the current position in the log behind the bytes `raw`."""
         self.at += len(raw)
         newline = raw.rfind(b"\n")
         self.column = self.column + len(raw) if newline < 0 else len(raw) - newline - 1
