@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-# Kinds of ends that the log counts as one outage. In each of these cases the scheduler cannot be reached.
+# Ends of a connection, by `kind`, that the log treats as one outage: the scheduler cannot be reached.
 OUTAGES = frozenset({"closed", "unavailable", "silent"})
 
 log = structlog.get_logger(__name__)

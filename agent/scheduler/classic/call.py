@@ -183,7 +183,7 @@ class Call:
         return wire.ActionResponseStream(action_id=self.number, log=storable(text), result=result)
 
     def last_response(self, text: str) -> wire.ActionResponseStream:
-        """Return the response with the rest of the log, the exit code, and a reason that the log does not contain."""
+        """Return the last response: the rest of the log, the exit code, and a failure reason that is not in the log."""
         text += self.decoder.decode(b"", True)
         reason = self.refusal or ""
         if self.outcome is not None:
@@ -219,7 +219,7 @@ class Call:
 
         Text of the agent's `own` begins on a new line.
         """
-        # The lock keeps the order of tasks that wait.
+        # This lock serves its callers in the order in which they arrive, so the log keeps its order.
         async with self.send_lock:
             while not self.is_over and self.size and self.size + len(data) > self.window:
                 self.room.clear()
