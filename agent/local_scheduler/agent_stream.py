@@ -57,7 +57,7 @@ class AgentStream:
 
     @property
     def free_slots(self) -> int:
-        """The number of actions that may be sent now. 0 or a negative number means none."""
+        """The number of actions that may be sent to the agent now. 0 or a negative number means none."""
         if self.health is None or self.health.status is not Readiness.READY or self.full_until_health or self.closed:
             return 0
         # The last health report may be older than the last actions and sessions, so the larger count is used.

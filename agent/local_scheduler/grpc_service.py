@@ -108,7 +108,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
         """Serve the stream of one agent."""
         # The registration is read before the token is checked. If a call is aborted while the client writes its first
-        # message, the client gets INTERNAL instead of the status.
+        # message, the client gets the status INTERNAL and not UNAUTHENTICATED.
         register = await self.read_registration(requests, context)
         await self.access.check(context)
         if register.protocol_version != PROTOCOL_VERSION:

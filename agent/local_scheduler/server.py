@@ -42,7 +42,7 @@ class Scheduler:
 async def open_scheduler(
     address: str, folder: Path, access: Access, options: SchedulerOptions | None = None, *, durable: bool = True
 ) -> AsyncIterator[Scheduler]:
-    """Serve a scheduler over a folder. If `durable` is False, the tables are lost when the scheduler closes.
+    """Serve a scheduler that keeps its data in `folder`. If `durable` is False, its tables are only in memory.
 
     Raises:
         StoreFailed: the folder cannot be used.

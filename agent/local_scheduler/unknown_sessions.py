@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class UnknownSessions:
-    """The waiting sessions by action id. The dispatcher owns the only instance. `grace` is in seconds."""
+    """The unknown sessions that wait, by action id. The dispatcher owns the only instance. `grace` is in seconds."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace

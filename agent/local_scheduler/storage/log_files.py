@@ -37,7 +37,7 @@ def earlier_path(folder: Path, action: str, attempt: int) -> Path:
 def clear(folder: Path, actions: Iterable[str]) -> None:
     """Create the folder, and an empty log file for each action.
 
-    Delete the log files that an earlier pipeline left there.
+    Delete the log files that an earlier pipeline left in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for action in actions:
@@ -98,7 +98,7 @@ def write_at(handle: int, data: bytes, offset: int) -> None:
 
 
 def fill(folder: Path, messages: Iterable[wire.PipelineEvent], newest: Mapping[str, int]) -> None:
-    """Set the bytes of stored log events. An event whose log file was deleted gets no bytes.
+    """Copy the bytes of log events from the log files into `messages`. An event without a log file gets no bytes.
 
     `newest` is the number of the newest attempt of each action.
     """
