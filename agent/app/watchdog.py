@@ -1,7 +1,8 @@
 """Ends the process when the event loop stands still.
 
-A frozen loop obeys no SIGTERM, and the kubelet waits the whole grace period of the pod until it sends SIGKILL. The watchdog
-thread ends the process earlier. Another replica then adopts the sessions. `Watchdog` lives as long as `serve` runs.
+A frozen loop obeys no SIGTERM, and the kubelet waits the whole grace period of the pod until it sends SIGKILL. The
+watchdog thread ends the process earlier. Another replica then adopts the sessions. `Watchdog` lives as long as `serve`
+runs.
 
 The thread counts its own turns without an answer of the loop, not the seconds since the last answer. A process that was
 suspended (SIGSTOP, a frozen machine) is therefore not ended when it wakes up. A call that holds the interpreter lock

@@ -160,8 +160,7 @@ class RunDriver:
         try:
             ended = await self.wait_for_end(console, agent)
             if not ended:
-                # The agent stops only when its actions have ended, and this run does not follow the actions any
-                # more.
+                # Cancel all actions. Otherwise the agent would wait for the end of its actions before it stops.
                 with contextlib.suppress(AgentError):
                     self.scheduler.dispatcher.cancel(self.id, "the run cannot go on")
             self.stop.set()

@@ -37,7 +37,7 @@ def pack(root: Path, archive: Path) -> tuple[int, int]:
     """Write the tar of the folder `root` to `archive`. Returns the number of files and their bytes.
 
     Raises:
-        WorkingTreeError: the tree is not a folder, or cannot be read.
+        WorkingTreeError: `root` is not a folder, or a file cannot be read.
     """
     if not root.is_dir():
         raise WorkingTreeError(f"--repo: {root} is not a folder")

@@ -48,7 +48,7 @@ def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
 
 
 async def collect(session: Session, environment: Environment, end: CommandsEnd, settings: Settings) -> Outcome:
-    """Send the files that the action wants after its commands ended as `end` says. Returns the outcome of the action.
+    """Send the files that the action wants after its commands ended as in `end`. Returns the outcome of the action.
 
     Raises:
         Interrupted: a stop request came while files were copied.
