@@ -60,7 +60,10 @@ async def examine(
 
 
 def check_images(policy: PolicySettings) -> Iterator[Finding]:
-    """Yield a warning if patterns for images name no registry. Nodes may be set up to resolve short names elsewhere."""
+    """Yield a warning if image patterns of the policy name no registry.
+
+    Such a pattern stands for docker.io, but a node may be set up to pull short image names from another registry.
+    """
     patterns = [each for each in policy.images if each not in ("*", "**")]
     if short := [each for each in patterns if not image_reference(each).named_host]:
         detail = f"policy.images: {', '.join(short)}: without a registry, which means docker.io"

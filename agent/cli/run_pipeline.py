@@ -48,9 +48,10 @@ EXIT_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a run's scheduler, for the run's engine. The scheduler listens on this machine, in plaintext.
+    """The address of a run's scheduler. The engine, which runs the actions, connects to this address.
 
-    `token_file` holds a token that only this run knows. `screen` gives the terminal to the engine, for a shell.
+    The scheduler listens on this machine, in plaintext. `token_file` holds a token that only this run knows. While the
+    engine is in the context of `screen`, the terminal is free for an interactive shell.
     """
 
     address: str
@@ -159,7 +160,7 @@ class RunDriver:
         try:
             ended = await self.wait_for_end(console, agent)
             if not ended:
-                # Otherwise the agent would wait for actions that nothing follows any more.
+                # Cancel all actions. Otherwise the agent would wait for the end of its actions before it stops.
                 with contextlib.suppress(AgentError):
                     self.scheduler.dispatcher.cancel(self.id, "the run cannot go on")
             self.stop.set()
@@ -264,7 +265,10 @@ class RunDriver:
         return f"the agent did not register within {self.timeouts.start:g} s"
 
     async def cancel(self, message: str) -> None:
-        """Cancel every action. From now on, only the end of the pipeline and its deadline matter."""
+        """Cancel every action, and show `message` as the cause.
+
+        Until the deadline, the run then waits for the end of the pipeline. A second interruption ends the wait.
+        """
         self.scheduler.dispatcher.cancel(self.id, message)
         hint = ". Press Ctrl-C again to exit at once" if self.interruptions.first.is_set() else ""
         await self.follower.notify(f"{message}: cancelling and cleaning up{hint}")
@@ -295,7 +299,7 @@ class RunDriver:
         if error is None:
             return False
         if not isinstance(error, AgentError):
-            # `--verbose` shows it. The user needs one sentence, not a traceback.
+            # The traceback is logged for `--verbose` only. Without it, the user gets one sentence.
             log.info("the agent failed", exc_info=error)
         hint = self.options.no_cluster_hint if isinstance(error, SettingsError) else ""
         kind = "" if isinstance(error, AgentError | OSError) else f"{type(error).__name__}: "

@@ -47,7 +47,8 @@ class Resources:
     ephemeral_storage: str = ""
 
 
-# Largest number of globs in `paths` and in `exclude`, and of characters in a glob. They travel in the URL of an exec.
+# Maximum number of globs in `paths`, and in `exclude`. `MAX_GLOB_CHARACTERS` limits each glob. Globs travel in the URL
+# of an exec request, so their total size must be limited.
 MAX_GLOBS = 100
 MAX_GLOB_CHARACTERS = 500
 

@@ -114,9 +114,10 @@ class MarkerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A marker that was removed from the log. `exit_code` is for display. The verdict comes from the pod's status.
+    """A marker (a line about the start or end of a command) that was removed from the log.
 
-    `raw` holds the bytes of the log that the marker was read from.
+    `exit_code` is for display. The verdict comes from the pod's status. `raw` holds the bytes of the log that the
+    marker was read from.
     """
 
     kind: MarkerKind

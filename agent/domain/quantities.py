@@ -27,7 +27,7 @@ SUFFIXES = {
 }
 # Number of seconds of the longest duration: a hundred years. No clock and no field of Kubernetes holds much more.
 MAX_SECONDS = 100 * 365.25 * 86400
-# Number of characters of a duration, at most.
+# Maximum number of characters of a duration that is given as text.
 MAX_DURATION_TEXT = 100
 QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
 # Smallest quantities that a container starts with. runc needs 6 MiB of memory, and Kubernetes rounds CPU to 1m.

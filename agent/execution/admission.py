@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes in one command. Linux limits one argument of a program to 128 KiB, with a NUL at its end.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Maximum number of bytes in all commands, and in all variables with their names. Pod and Secret must fit into etcd's
-# limit of 1.5 MiB.
+# Maximum number of bytes in all commands together. The same number limits all variables together, with their names. The
+# Pod and the Secret must fit into etcd's limit of 1.5 MiB.
 MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -38,7 +38,7 @@ DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 
 
 def admit(action: Action, policy: PolicySettings) -> float:
-    """Check everything that a scheduler may ask for. Returns the seconds that the commands may run.
+    """Check every field of an action against the policy. Returns the seconds that the commands may run.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
@@ -135,7 +135,7 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def repository_credentials(name: str, url: RepositoryUrl, policy: PolicySettings) -> Iterator[str]:
-    """Check that the policy binds the Secret to the repository. Else an author could send any Secret to any host."""
+    """Check that the policy binds the Secret to the repository. Otherwise an action could send any Secret anywhere."""
     try:
         checked_secret_name(name)
     except ValueError as error:

@@ -48,7 +48,7 @@ def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
 
 
 async def collect(session: Session, environment: Environment, end: CommandsEnd, settings: Settings) -> Outcome:
-    """Send the files that the action wants after this end of its commands. Returns the outcome of the action.
+    """Send the files that the action wants after its commands ended as in `end`. Returns the outcome of the action.
 
     Raises:
         Interrupted: a stop request came while files were copied.
@@ -76,7 +76,7 @@ async def send_files(session: Session, environment: Environment, seconds: float)
     """Copy all files of the session out, within `seconds` for all tries, and report which files were left out.
 
     Raises:
-        ActionFailed: with ARTIFACTS_FAILED. Files of a copy that was refused in part are stored.
+        ActionFailed: with ARTIFACTS_FAILED. If the pod refused only some of the files, the other files are stored.
     """
     rules = session.action.artifacts
     attempt = CopyAttempt(environment, rules)
@@ -127,11 +127,11 @@ def retrying(session: Session) -> AsyncRetrying:
 
 
 class NoTurn(Exception):
-    """Other actions copied their files for so long that no turn came."""
+    """Other actions copied their files for so long that this session got no turn to copy."""
 
 
 class Turns:
-    """The turns of one session to copy its files. All waits for a turn together last at most `seconds`."""
+    """The turns of one session to copy its files. Each try needs a turn. All waits together last at most `seconds`."""
 
     def __init__(self, environment: Environment, seconds: float) -> None:
         self.environment = environment
@@ -162,9 +162,9 @@ class Turns:
 
 
 class CopyAttempt:
-    """One try of the copy. It passes the parts on and keeps the result.
+    """One try to copy the files of an environment. It passes the parts of the files on and keeps the result.
 
-    `end` is its deadline by the event loop's clock.
+    `end` is the deadline of the try by the event loop's clock.
     """
 
     def __init__(self, environment: Environment, rules: ArtifactRules, end: float = 0.0) -> None:
@@ -181,7 +181,7 @@ class CopyAttempt:
         return f"the last attempt copied {self.files} whole files, {self.bytes} bytes in all, which are not kept"
 
     async def parts(self) -> AsyncIterator[FilePart]:
-        """Yield the parts of all files."""
+        """Yield the parts of all files of the environment, and count files and bytes."""
         seconds = self.end - asyncio.get_running_loop().time()
         async with aclosing(self.environment.files(self.rules, seconds)) as items:
             async for item in items:
@@ -200,7 +200,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def files_failed(session: Session, why: str, message: str) -> ActionFailed:
-    """Count and return the failure of this stage. `why` is its label in the metrics."""
+    """Count the failure of stage ARTIFACTS and return it. `why` is the value of the metric's label."""
     session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class MarkerReader(Protocol):
-    """Separates the supervisor's markers from the text of a log, exact to the byte.
+    """Separates markers from the text of a log, exact to the byte.
 
-    A reader belongs to one log stream.
+    A marker is a line about the start or end of a command. A reader belongs to one log stream.
     """
 
     @property
@@ -36,7 +36,7 @@ class MarkerReader(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Return whether the input so far ends with the last marker, which `flush` returns."""
+        """Return whether the input so far ends with the last marker of a log. `flush` then returns this marker."""
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
         """Return text and markers in the order of the log, which together are the input without the bytes kept back."""
@@ -70,7 +70,7 @@ class Environment(Protocol):
 
     @property
     def recreatable(self) -> bool:
-        """Return whether `create` works again after `remove`. An adopted pod may lack what `create` needs."""
+        """Return whether `create` works again after `remove`. An adopted pod may lack data for `create`."""
 
     @property
     def running_for(self) -> float:

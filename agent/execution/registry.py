@@ -46,7 +46,7 @@ NO_TRACES = Traces()
 
 
 def ignore(*_: object) -> None:
-    """Do nothing when the sessions change."""
+    """Do nothing. The default for callbacks about changes of the sessions."""
 
 
 class SessionRegistry:
@@ -112,7 +112,7 @@ class SessionRegistry:
         return None
 
     def sessions_changed(self) -> None:
-        """Update the metrics and notify `on_change` and `idle`."""
+        """Update the metrics, call `on_change`, and wake the tasks that wait in `idle`."""
         self.metrics.slots_used.set(self.used)
         free = 0 if self.draining else max(0, self.settings.agent.slots - self.used)
         self.metrics.slots_available.set(free)
@@ -143,7 +143,7 @@ class SessionRegistry:
         self.start_session(session, run_action(session, self.backend, self.settings))
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Report an action that cannot be run: accepted, and failed in stage ADMISSION."""
+        """Report an action that cannot be run as accepted, and then as failed in stage ADMISSION."""
         count_outcome(self.metrics, Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
         self.report_only(key, *failed_admission(failure))
 
@@ -178,7 +178,7 @@ class SessionRegistry:
     # ---- requests of the scheduler
 
     def resume(self, resume: Resume) -> None:
-        """Give the resume point to its session. A session that was not adopted only uses the pending stop request."""
+        """Give the resume point to its session. A session that was not adopted uses only its stop request."""
         session = self.sessions.get(resume.key.attempt_key)
         if session is not None and not session.progress.resume(resume) and resume.cancel is not None:
             session.cancel(resume.cancel)
@@ -203,7 +203,7 @@ class SessionRegistry:
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """End a session that the scheduler has no use for. Its environment stays if another agent has claimed it."""
         session = self.sessions.get(key.attempt_key)
-        # If the stream breaks during clean-up, the scheduler discards a finished session too. The clean-up goes on.
+        # After a broken stream, the scheduler also discards a session that only cleans up. The clean-up goes on.
         if session is None or session.key.claim > key.claim or session.progress.finished:
             return
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
@@ -261,13 +261,13 @@ class SessionRegistry:
                 session.request_stop(StopRequest(Reason.CANCELLED, message, None))
 
     def disown_all(self) -> None:
-        """Leave every environment as it is, even during its removal. The API server denies access to this agent."""
+        """Disown every environment, even one in removal, because the API server denies access to this agent."""
         for session in self.sessions.values():
             if session.environment is not None:
                 session.environment.disown()
 
     def abandon(self) -> None:
-        """Cancel the tasks that have not ended by themselves."""
+        """Cancel all tasks of sessions and reports that have not ended by themselves."""
         for task in self.attempt_tasks.values():
             task.cancel()
 

@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Number of open connections. For a further connection the agent closes one that waits for a request.
+# Maximum number of open connections. For each further connection, the agent closes an older one.
 MAX_CONNECTIONS = 64
 # Number of connections that the kernel keeps until the agent accepts them.
 BACKLOG = 128
-# Seconds from the accept of a connection to the whole head of its first request.
+# Maximum number of seconds from the accept of a connection until the head of its first HTTP request is complete.
 HEAD_SECONDS = 10.0
-# Seconds from the start of a request to the next. Longer than the usual interval of scrapes.
+# Maximum number of seconds from one request of a connection to the next request. Longer than the usual interval at
+# which Prometheus scrapes.
 IDLE_SECONDS = 75.0
 # Seconds until the next accept after an accept failed, for example because no file descriptor is free.
 ACCEPT_PAUSE = 1.0
 
 
 class Connections:
-    """The open connections of the port. `protocol` makes the protocol of each connection."""
+    """The open connections of the HTTP port. `protocol` creates the asyncio protocol of each connection."""
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         self.protocol = protocol
-        # Times of `time.monotonic` by transport: of the accept, and of the last request if there was one.
+        # Two times of each connection, by the clock `time.monotonic`: when it was accepted, and when its last request
+        # came. A connection without a request is only in the first dict.
         self.accepted: dict[asyncio.BaseTransport, float] = {}
         self.requested: dict[asyncio.BaseTransport, float] = {}
 
@@ -51,7 +53,7 @@ class Connections:
                 accepted, _ = await loop.sock_accept(listener)
                 failing = False
             except OSError as error:
-                # One line, not one per attempt: an accept without a free descriptor fails again at once.
+                # Log only the first of several failures in a row. Without a free file descriptor, every accept fails.
                 if not failing:
                     log.warning("the HTTP port cannot accept connections", error=str(error))
                 failing = True
@@ -59,7 +61,7 @@ class Connections:
                 continue
             self.make_room()
             try:
-                # This returns after the event loop watches the connection. If a request is already there, the loop
+                # This call returns when the event loop watches the connection. If a request is already there, the loop
                 # therefore reads it before later connections can push this connection out.
                 transport, _ = await loop.connect_accepted_socket(self.protocol, accepted)
             except OSError:
@@ -68,19 +70,22 @@ class Connections:
             self.accepted[transport] = time.monotonic()
 
     def saw_request(self, transport: asyncio.BaseTransport | None) -> None:
-        """Start the time until the next request of a connection anew."""
+        """Record that a request arrived now on a connection. Its idle time starts at 0 again."""
         if transport is not None:
             self.requested[transport] = time.monotonic()
 
     def make_room(self) -> None:
-        """Close connections until one more is within the bound: those without a request first, the oldest first."""
+        """Close connections until a further connection is within `MAX_CONNECTIONS`.
+
+        Connections that never sent a request are closed first, and among them the oldest.
+        """
         self.forget_closed()
         order = sorted(self.accepted, key=lambda transport: (transport in self.requested, self.last_sign(transport)))
         for transport in order[: max(0, len(order) - MAX_CONNECTIONS + 1)]:
             self.abort(transport)
 
     def close_overdue(self) -> None:
-        """Close connections whose next request is overdue."""
+        """Close connections whose next request has not come within `HEAD_SECONDS` or `IDLE_SECONDS`."""
         self.forget_closed()
         now = time.monotonic()
         for transport in list(self.accepted):

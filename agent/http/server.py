@@ -80,7 +80,10 @@ class Http:
             await runner.cleanup()
 
     async def keep_beat(self) -> None:
-        """Show that the event loop runs, and close connections without a request, until cancelled."""
+        """Record a heartbeat of the event loop every `BEAT_SECONDS`, until cancelled.
+
+        After each heartbeat, close the connections whose next request is overdue.
+        """
         while True:
             self.beat = time.monotonic()
             await asyncio.sleep(BEAT_SECONDS)

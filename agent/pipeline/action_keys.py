@@ -142,6 +142,6 @@ def read_globs(value: Value) -> tuple[str, ...]:
 
 
 def read_pipefail(value: Value) -> bool | None:
-    """Return whether the shell runs with pipefail. None leaves it to the agent's setting."""
+    """Return whether the shell runs the commands with pipefail. None means that the agent's setting decides."""
     keys = value.mapping(f"a mapping with {', '.join(SHELL_KEYS)}", SHELL_KEYS)
     return keys["pipefail"].boolean() if "pipefail" in keys else None

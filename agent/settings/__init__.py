@@ -144,7 +144,7 @@ def admission_policy(settings: Settings) -> PolicySettings:
         return policy
     credentials = {name: tuple(patterns) for name, patterns in policy.credentials.items()}
     for host, name in settings.scheduler.classic.clone_credentials.items():
-        # An entry without a port is for every port of the host.
+        # An entry of `clone_credentials` without a port stands for every port of its host.
         patterns = (host,) if ":" in host else (host, f"{host}:*")
         credentials[name] = (*credentials.get(name, ()), *patterns)
     return policy.model_copy(update={"credentials": credentials})
@@ -171,7 +171,8 @@ def is_known_variable(variable: str) -> bool:
             return False
         kind = model.model_fields[part].annotation
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            # This part names a setting and not a section. Further parts are keys of a mapping such as `agent.labels`.
+            # This part of the variable's name is a setting and not a section. The parts after it are keys of a mapping
+            # such as `agent.labels`.
             return True
         model = kind
     return True

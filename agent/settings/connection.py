@@ -138,7 +138,7 @@ class SchedulerSettings(Section):
 
     @model_validator(mode="after")
     def classic_admits_only_the_scheduler(self) -> SchedulerSettings:
-        """Refuse to take calls from any machine. The classic protocol has no password."""
+        """Refuse settings with which any machine could call the agent, because the classic protocol has no password."""
         if self.protocol == "classic" and self.classic.admits_anyone and not self.classic.open:
             raise ValueError(
                 f"with protocol classic, any peer that reaches {self.classic.listen}:{self.classic.port} could run "

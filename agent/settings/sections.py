@@ -74,7 +74,7 @@ class ClusterSettings(Section):
 
     @model_validator(mode="after")
     def renewed_in_time(self) -> ClusterSettings:
-        """Refuse a renewal that comes after other agents judged this agent as dead."""
+        """Refuse an interval of Lease renewals after which other agents already count this agent as dead."""
         if self.lease_renew >= self.lease_duration:
             raise ValueError(
                 f"lease_renew ({self.lease_renew:g} s) must be shorter than lease_duration ({self.lease_duration:g} s)"

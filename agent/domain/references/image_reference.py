@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 
 from agent.domain.references.part_patterns import ANY_PARTS, host_matches, parts_match
 
-# Letters, digits, the signs of tags and paths, and the signs of patterns.
+# Characters that an image reference or a pattern may contain, for the brackets of a regular expression: letters,
+# digits, the signs of tags and paths (. _ -), and the signs of patterns (* ? [ ] !).
 SIGNS = r"A-Za-z0-9._*?\[\]!-"
 REFERENCE = re.compile(rf"(?P<name>[^@\s]+?)(?::(?P<tag>[{SIGNS}]+))?(?:@(?P<digest>[{SIGNS}:+]+))?")
 # No component of an image's path begins with a dot, so none is "..".
@@ -23,7 +24,7 @@ DEFAULT_HOST = "docker.io"
 
 @dataclass(frozen=True, slots=True)
 class ImageReference:
-    """The parts of an image reference or of a pattern. A part that is not named is "".
+    """The parts of an image reference or of a pattern. A part that the text does not name is "".
 
     `named_host`: the text names its host. Otherwise `host` is the default of container runtimes.
     """
@@ -65,8 +66,8 @@ def is_host(component: str) -> bool:
 def image_matches(text: str, pattern: str) -> bool:
     """Whether a pattern of the policy admits an image reference. `*` and `**` alone admit every text.
 
-    A pattern without a tag and a digest admits all of a repository. A pattern with a tag admits a digest beside the tag
-    only if its tag is `*`, because container runtimes ignore the tag of such a reference.
+    A pattern without a tag and a digest admits every image of its repository. A reference with both a tag and a digest
+    matches a pattern with a tag only if this tag is `*`, because container runtimes ignore the tag of the reference.
     """
     if pattern in ("*", ANY_PARTS):
         return True

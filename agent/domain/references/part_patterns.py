@@ -25,7 +25,7 @@ def parts_match(parts: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def host_matches(host: str, pattern: str) -> bool:
-    """Whether a host with an optional port matches a pattern. A host alone as `*` matches every host.
+    """Whether a host with an optional port matches a pattern. The host part `*` matches every host.
 
     A pattern without a port matches only a host without a port.
     """

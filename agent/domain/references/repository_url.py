@@ -15,7 +15,7 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 HOST = r"(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])"
 # git and curl end the host at different places if the user's name holds ? or # or @.
 AUTHORITY = re.compile(rf"(?:(?P<user>[^@/?#]*)@)?{HOST}(?::(?P<port>[0-9]{{1,5}}))?")
-# Git takes USER@HOST:PATH for SSH, without a scheme.
+# Git reads USER@HOST:PATH as the address of an SSH server, although the text has no scheme.
 SCP_FORM = re.compile(
     r"(?P<user>[A-Za-z0-9_.-]+)@(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?):(?P<path>[^:].*)"
 )
@@ -25,7 +25,10 @@ PATTERN = re.compile(r"[A-Za-z0-9_.*?-]+(:[0-9*]+)?(/[^/\s]+)*/?")
 
 @dataclass(frozen=True, slots=True)
 class RepositoryUrl:
-    """The parts of a repository's URL. `host` includes a port that is not the scheme's. `path` has no empty part."""
+    """The parts of a repository's URL.
+
+    `host` includes the port, unless it is the default port of the scheme. `path` has no empty part.
+    """
 
     scheme: str
     user: str
@@ -41,7 +44,7 @@ def scheme_of(url: str) -> str:
 
 
 def holds_credentials(url: str) -> bool:
-    """Whether a text, also one that is no URL, holds a password, or a user's name that is a token."""
+    """Whether a text holds a password, or a user's name that may be a token. The text need not be a valid URL."""
     scheme = SCHEME.match(url)
     authority = re.split(r"[/?#]", url[scheme.end() :] if scheme else url, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
@@ -96,7 +99,7 @@ def url_matches(url: RepositoryUrl, pattern: str) -> bool:
     parts, wanted = without_suffix(url.path), without_suffix(path_parts(prefix))
     if not wanted:
         return True
-    # Servers resolve such parts, so that the text before them is not the path that is read.
+    # A server resolves such parts of a path. The server may then read a repository that is not below the pattern.
     if any(part in (".", "..") or "%" in part or "?" in part or "#" in part for part in parts):
         return False
     return any(parts_match(parts[:count], wanted) for count in range(1, len(parts) + 1))

@@ -24,7 +24,8 @@ Member = TypeVar("Member", bound=Enum)
 MAX_ACTION_ID = 256
 # Largest number of seconds that protobuf allows in a Duration.
 MAX_DURATION = 315_576_000_000
-# Seconds between TERM and KILL after a cancellation, at most. A scheduler could otherwise keep the commands for ever.
+# Maximum number of seconds between TERM and KILL after a cancellation. Without a limit, a scheduler could keep the
+# commands running for ever.
 MAX_GRACE = 86400.0
 # Maximum number of characters of a text for people.
 MAX_TEXT = 16 << 10
@@ -73,12 +74,12 @@ def member(field: str, value: int, table: Mapping[Member, int]) -> Member:
 
 
 def key(message: wire.Action | wire.Ack | wire.Resume | wire.Discard | wire.Event | wire.SessionState) -> domain.Key:
-    """Return the session's key of a message, without a check."""
+    """Return the key of the session that a message names. The key is not checked."""
     return domain.Key(message.action_id, message.attempt, message.claim)
 
 
 def checked_key(message: wire.Action | wire.Resume | wire.Event | wire.SessionState) -> domain.Key:
-    """Return the session's key of a message.
+    """Return the key of the session that a message names, after a check.
 
     Raises:
         ActionFailed: the key is invalid.

@@ -69,7 +69,10 @@ def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
 
 
 def cancel(message: wire.Cancel) -> domain.Cancel:
-    """Return a cancellation, which must always be obeyed: a negative grace counts as unset, a longer one is cut."""
+    """Return a cancellation. No value is refused, because the agent must obey every cancellation.
+
+    A negative grace counts as unset. A grace over `MAX_GRACE` becomes `MAX_GRACE`.
+    """
     grace = seconds(message.grace) if message.HasField("grace") else None
     return domain.Cancel(min(grace, MAX_GRACE) if grace is not None and grace >= 0 else None, message.message)
 

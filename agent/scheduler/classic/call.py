@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 64 << 10
 # Exit codes for outcomes without an exit code of the commands. `actions.proto` documents them.
 TIMED_OUT, NOT_RUN, CANCELLED = 124, 125, 130
-# Number of characters of a command in the log, at most.
+# Maximum number of characters of a command that the log shows.
 MAX_ECHO = 4096
 
 
@@ -45,9 +45,10 @@ class CallRefused(AgentError):
 
 
 class Call:
-    """One call. `admitted` is set when the action has a session, or when `refusal` holds the reason for none.
+    """One call of the scheduler, which runs one action.
 
-    `echo`: the log shows each command and the progress of the set-up.
+    `admitted` is set when the action has a session, or when `refusal` holds the reason why it gets none. `echo`:
+    whether the log shows each command and the progress of the set-up.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Call:
         self.last_status_sent: wire.ActionStatus.ValueType | None = None
         self.last_notice = ""
         self.last_detail = ""
-        self.is_mid_line = False  # the last bytes of the commands' output in the window have no newline
+        self.is_mid_line = False  # the commands' output in the window does not end with a newline
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unwritten: deque[bytes] = deque()
         self.size = 0
@@ -160,7 +161,7 @@ class Call:
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to write."""
+        """Whether there is log, a new status or the end of the action to write to the client."""
         return bool(self.unwritten) or self.is_complete or self.last_status_sent != self.status
 
     async def gather(self) -> None:
@@ -182,11 +183,11 @@ class Call:
         return wire.ActionResponseStream(action_id=self.number, log=storable(text), result=result)
 
     def last_response(self, text: str) -> wire.ActionResponseStream:
-        """Return the response with the rest of the log, the exit code, and a reason that the log does not contain."""
+        """Return the last response: the rest of the log, the exit code, and a failure reason that is not in the log."""
         text += self.decoder.decode(b"", True)
         reason = self.refusal or ""
         if self.outcome is not None:
-            # The message joins faults that stand in the notice one by one.
+            # The message joins several faults by "; ". The notice lists the same faults, each in a line of its own.
             is_logged = all(part in self.last_notice for part in self.outcome.message.split("; "))
             reason = "" if is_logged else self.outcome.message
         if reason:
@@ -218,7 +219,7 @@ class Call:
 
         Text of the agent's `own` begins on a new line.
         """
-        # The lock keeps the order of tasks that wait.
+        # This lock serves its callers in the order in which they arrive, so the log keeps its order.
         async with self.send_lock:
             while not self.is_over and self.size and self.size + len(data) > self.window:
                 self.room.clear()

@@ -100,7 +100,7 @@ class ClassicConnection:
                     task.result()
 
     def current_load(self) -> Health:
-        """Return the health with the calls that wait counted as running."""
+        """Return the health of the agent. Its `running` includes the calls that wait for a slot."""
         health = self.health.current()
         return replace(health, running=health.running + len(self.service.waiting))
 
@@ -113,7 +113,10 @@ class ClassicConnection:
             await self.health.wake.wait()
 
     async def close(self) -> None:
-        """Report the highest load, end the stream of health, and close the port. Takes a few seconds at most."""
+        """Close the stream of health and the port. Takes a few seconds at most.
+
+        The last health message reports the highest load, so that the scheduler chooses other agents.
+        """
         if self.registering is None:
             return
         self.health.notify()

@@ -46,7 +46,7 @@ class FileStore:
         self.max_size = settings.files_max_size
         self.max_age = settings.files_max_age
         self.metrics = metrics
-        # Not the address that the scheduler dials: it may be one address for all agents.
+        # The address that the scheduler dials cannot name this agent, because all agents may share one address.
         self.host = socket.gethostname()
 
     def describe(self, key: Key, summary: ArtifactSummary) -> str:
@@ -78,7 +78,7 @@ class FileStore:
         self.metrics.artifact_bytes.inc(copy.bytes)
 
     def prune(self, newest: str = "") -> None:
-        """Remove folders that are too old, then the oldest until the rest fits.
+        """Remove folders that are older than `max_age`, then the oldest until the rest fits into `max_size`.
 
         Never remove the folder of action `newest`.
         """

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Seconds to wait for the status of a health stream that has ended.
 STATUS_TIMEOUT = 1.0
-# The highest numbers that the contract can carry.
+# The highest numbers that the two fields of the health message can carry.
 MAX_CPU, MAX_MEMORY = 2**32 - 1, 2**64 - 1
 CHOSEN_LAST = wire.Health(cpu_avail=MAX_CPU, memory_avail=MAX_MEMORY)
 
@@ -48,8 +48,9 @@ log = structlog.get_logger(__name__)
 def health_message(health: Health) -> wire.Health:
     """Return the load in percent of the slots. `running` includes the calls that wait, so the load may exceed 100.
 
-    The second number stays 0, because the scheduler weighs it differently in a registration and in a report. An agent
-    that drains or cannot use its cluster is chosen last.
+    The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a registration
+    and in a health message. The message of an agent that drains or cannot use its cluster makes the scheduler choose
+    this agent last.
     """
     if health.status is not Readiness.READY:
         return CHOSEN_LAST
@@ -160,7 +161,8 @@ class Registration:
         try:
             async with cancelled_on_exit(ending, writing, ticking):
                 await first_of(ending, writing)
-                # If the writer has noticed the end before the reader, the status of the call still has the reason.
+                # `writing` may notice the end of the stream before `ending`. Only the result of `ending` has the
+                # reason, so wait for `ending` too.
                 await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
                 if not self.reconnector.closing.is_set():
                     if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
@@ -187,7 +189,7 @@ class Registration:
                 else:
                     await self.wake.wait()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            # `end_reason` reads the status of the call, which has more details than this error.
+            # The stream has ended. `end_reason` reads the status of the call, which has more details than this error.
             return
 
     async def write_one(self, call: Call, agent_id: int, health: wire.Health) -> None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 OPTIONS = server_options(min_ping_interval=5.0)
 # Seconds that open calls have to end when the server stops.
 STOP_GRACE = 1.0
-# scheme://user@host:port/path, or user@host:path, which git takes for ssh.
+# Forms of a repository's URL: scheme://user@host:port/path, or user@host:path, which git reads as an SSH address.
 REMOTE = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:[^@/?#]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/?#@]+)(?::(?P<port>\d+)(?=/|$))?"
 )
@@ -138,7 +138,7 @@ class Service:
                 await self.write(context, call.response(""))
 
     async def next_response(self, call: Call) -> wire.ActionResponseStream:
-        """Return the next response of a call. After a silence it is empty."""
+        """Return the next response of a call, or an empty response if the call has nothing to write for a while."""
         try:
             async with asyncio.timeout(self.timings.silence):
                 return await call.next()
@@ -223,7 +223,7 @@ class Service:
 
 
 def not_run(number: int, why: str) -> wire.ActionResponseStream:
-    """Return the last response of a call without an outcome."""
+    """Return the last response of a call whose action did not run. `number` is the scheduler's id of the action."""
     result = wire.ActionResult(completion=wire.ACTION_STATUS_COMPLETED, exit_code=NOT_RUN)
     return wire.ActionResponseStream(action_id=number, log=f"[{why}]\n", result=result)
 
@@ -261,7 +261,7 @@ def read_action(request: wire.ActionRequest, settings: ClassicSettings) -> Actio
 
 
 def read_repository(url: str, settings: ClassicSettings) -> Repository:
-    """Return the repository with the Secret for its host. An entry for `host:port` counts before one for `host`."""
+    """Return the repository with the Secret for its host. A setting for `host:port` wins over one for `host`."""
     match = REMOTE.match(url)
     host, port = (match["host"].lower(), match["port"]) if match else ("", "")
     names = settings.clone_credentials

@@ -1,4 +1,4 @@
-"""The waits of the classic protocol that no setting changes. Tests pass shorter ones."""
+"""The waits of the classic protocol that no setting changes. Tests pass shorter waits."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
         # The agent notices a frozen scheduler within twice the keepalive.
         *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # An action above the limits of the policy then fails alone. A message above this size ends the whole stream.
+        # The limit is far above the policy's limits on an action, so that an action that is too large fails alone. A
+        # message over this limit ends the whole stream.
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # With the shared pool, a new channel would inherit the back-off and the connection of the previous channel.
         ("grpc.use_local_subchannel_pool", 1),

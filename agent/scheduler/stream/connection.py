@@ -43,8 +43,8 @@ CLOSE_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
 
-# Bounds of the times that a scheduler chooses, in seconds. Outside them an agent would flood its scheduler, or never
-# report again.
+# Bounds in seconds for the times that a scheduler chooses. With shorter times an agent would flood its scheduler. With
+# longer times it might never report again.
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 3600.0
 
 
@@ -57,7 +57,7 @@ class Identity:
 
     @classmethod
     def of(cls, uid: str, version: str) -> Identity:
-        """Return a new identity. Without the uid of a pod, the first part is random too."""
+        """Return a new identity. If `uid`, the uid of the agent's pod, is empty, the first part of the id is random."""
         return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version)
 
 
@@ -172,8 +172,8 @@ class Connection:
     def end_uploads(self) -> None:
         """End the uploads over a connection that is about to be closed.
 
-        gRPC would raise a `CancelledError` in these uploads although the agent cancelled nothing. With version 1.85.1 a
-        write that waits for its call to start would even wait for ever.
+        If the connection closed first, gRPC would raise a `CancelledError` in these uploads, although the agent
+        cancelled nothing. With grpcio 1.85.1, a write that waits for its call to start would even wait for ever.
         """
         now = asyncio.get_running_loop().time()
         for end in self.uploads:

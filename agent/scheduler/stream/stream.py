@@ -154,7 +154,7 @@ class Stream:
     # ---- methods for single messages
 
     def encode(self, item: Outgoing | SessionState) -> tuple[str, wire.AgentMessage]:
-        """Return the metric's label and the message of an item of the outbox."""
+        """Return a pair for an item of the outbox: the kind, as the metrics label it, and the message."""
         if isinstance(item, SessionState):
             return "adopted", wire.AgentMessage(adopted=translate.session_state_message(item))
         return "event", wire.AgentMessage(event=translate.event_message(item.key, item.seq, item.event))
