@@ -67,7 +67,7 @@ class Writing:
         self.where = ("-n", hard.lab.namespace, self.pod, "-c", "action")
 
     def go(self, name: str) -> None:
-        """Create the file that the writer waits for. kubectl does not use the proxy."""
+        """Create the file for which the writer in the pod waits, with kubectl, which does not use the proxy."""
         kube.kubectl("exec", *self.where, "--", "touch", name)
 
     def head(self) -> str:
@@ -80,12 +80,12 @@ class Writing:
         return str(now)
 
     def until_stored(self, number: int) -> None:
-        """Wait until the scheduler has stored a line."""
+        """Wait until the scheduler has stored line number `number`."""
         log = self.submission.reports["writer"].folder / "writer.log"
         until(lambda: b"\n%08d " % number in log.read_bytes(), f"line {number} was not stored", 60)
 
     def account(self, total: int) -> Account:
-        """Wait for the end of the action and return the account of its log."""
+        """Wait for the end of the action and return the account of its log. The action writes `total` lines."""
         report = self.submission.wait()["writer"]
         assert report.outcome == ("succeeded", None, 0), report
         first, _, rest = report.log.partition(b"\n")
