@@ -75,7 +75,7 @@ class Writing:
         return kube.kubectl("logs", *self.where, "--timestamps", "--limit-bytes=30")
 
     def until_rotated(self, head: str) -> str:
-        """Wait until the node has begun another log file."""
+        """Wait until the node's log file no longer begins with the timestamp `head`. Return the new first timestamp."""
         (now,) = until(lambda: [now] if (now := self.head()) != head else [], "the node did not rotate the log", 30)
         return str(now)
 
