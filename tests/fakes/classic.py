@@ -1,12 +1,13 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
-Agents register with it and report their health. `run` dials the agent with the lowest score, as the real scheduler
-does. Three more habits are those of the real one. It never removes an agent from its pool. It retries nothing. It
-replaces the reason of a failed call with a sentence of its own.
+Agents register with this scheduler and report their health. `run` dials the agent with the lowest score. Like the real
+scheduler, this scheduler never removes an agent from its pool, and it retries nothing. It also replaces the reason of a
+failed call with a sentence of its own.
 
 The scheduler joins host and port, parses them as a URI, and drops responses without a result. `read` also plays the
-client of SealCI, the controller. It looks for a client that went away only when a response arrives, and it cannot store
-a NUL. The scheduler lives from `start` to `stop` and may be started again on the same port, without its state.
+controller, which is the client of the scheduler in SealCI. The scheduler notices only on a response that the controller
+has gone away, and the controller cannot store a NUL. The scheduler lives from `start` to `stop`. It may be
+started again on the same port, without its state.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> ac
 
 
 async def read(call: DialedCall, answer: Answer) -> None:
-    """Read a call to its end, or until its client is gone or has failed."""
+    """Read a call to its end, or until the client is gone or has failed. Record the responses in `answer`."""
     try:
         while isinstance(response := await call.read(), actions_pb2.ActionResponseStream):
             take(response, answer)

@@ -69,7 +69,7 @@ class SeenAction:
         return max((each.attempt for each in self.events), default=0)
 
     def log(self, *sources: Source) -> bytes:
-        """Return the log of the last attempt, without the log of other sources than these."""
+        """Return the part of the last attempt's log that comes from these sources."""
         texts = (each.body for each in self.events if each.attempt == self.attempt)
         return b"".join(each.data for each in texts if isinstance(each, events.LogText) and each.source in sources)
 
@@ -269,7 +269,7 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of the containers `action`, by the name of the pipeline's run and the attempt.
+    """Return the exit codes of the containers `action`, by pipeline run and attempt.
 
     In an attempt that is not the last, an agent has ended the commands, so their exit codes do not decide the outcome.
     """

@@ -41,7 +41,7 @@ class Hard:
         self.proxy = proxy
 
     def start(self, *steps: str) -> Writing:
-        """Start a writer and wait until its pod runs."""
+        """Start an action that writes numbered lines as `steps` describe, and wait until its pod runs."""
         commands = ["echo begun", program(*steps)]
         action = {"image": DEBIAN, "commands": commands, "artifacts": "none", "timeout": "150s"}
         submission = self.lab.start({"writer": action})
