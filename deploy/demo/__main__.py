@@ -56,7 +56,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Print the name of a step and measure the block."""
+        """Print the name of a step, and record how long the block runs."""
         print(f"\n\033[1m== {name}\033[0m" if sys.stdout.isatty() else f"\n== {name}", flush=True)
         began = time.monotonic()
         yield
@@ -152,7 +152,7 @@ def scheduler_token() -> bytes:
 
 
 def fetch(folder: Path) -> None:
-    """Copy the logs and artifacts of the pipeline from the scheduler's pod."""
+    """Copy the logs and artifacts of the pipeline from the scheduler's pod into `folder`."""
     scheduler = f"deployment/{RELEASE}-sealci-agent-scheduler"
     words = ["exec", "--namespace", NAMESPACE, scheduler, "--", "tar", "-C", "/var/lib/sealci", "-cf", "-", "."]
     done = subprocess.run([verb("kubectl"), *words], check=True, stdout=subprocess.PIPE)

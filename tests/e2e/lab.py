@@ -89,7 +89,7 @@ class Lab:
         return self.start(actions, secret_values=secret_values).wait(timeout)
 
     def one(self, image: str, *commands: str, timeout: float = 180, **keys: Any) -> Report:
-        """Run one action and return its report."""
+        """Run one action and return its report. `keys` are further keys of the action, as in a pipeline file."""
         return self.run({"action": {"image": image, "commands": list(commands), **keys}}, timeout=timeout)["action"]
 
     def check(self, report: Report) -> None:

@@ -281,7 +281,7 @@ def test_actions_have_a_namespace_of_their_own_with_pod_security() -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
     (role,) = of_kind(objects, "Role")
     assert role["metadata"]["namespace"] == f"{NAMESPACE}-actions"
-    # A namespace that is named is taken as it is, the release's own too: it was asked for.
+    # The chart does not create a namespace of actions that the values name, not even the release's own namespace.
     for name in ("team-a", NAMESPACE):
         objects = template({**MINIMAL, "cluster": {"namespace": name}})
         assert not of_kind(objects, "Namespace")

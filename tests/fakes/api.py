@@ -108,7 +108,7 @@ class FakeApi(Changing):
 
     @web.middleware
     async def record(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
-        """Record a request, then give the scripted answer or the real one."""
+        """Record a request. Return the scripted answer if there is one, otherwise the answer of `handler`."""
         query = dict(request.query)
         plain = request.path.endswith(("/pods", "/events", "/leases"))
         verb = {"POST": "create", "DELETE": "delete", "PATCH": "patch"}.get(request.method, "list" if plain else "get")

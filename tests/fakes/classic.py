@@ -1,12 +1,13 @@
 """A SealCI 0.2 scheduler for tests: real gRPC in both directions, without state and without a queue.
 
-Agents register with it and report their health. `run` dials the agent with the lowest score, as the real scheduler
-does. Three more habits are those of the real one. It never removes an agent from its pool. It retries nothing. It
-replaces the reason of a failed call with a sentence of its own.
+Agents register with this scheduler and report their health. `run` dials the agent with the lowest score. Like the real
+scheduler, this scheduler never removes an agent from its pool, and it retries nothing. It also replaces the reason of a
+failed call with a sentence of its own.
 
 The scheduler joins host and port, parses them as a URI, and drops responses without a result. `read` also plays the
-client of SealCI, the controller. It looks for a client that went away only when a response arrives, and it cannot store
-a NUL. The scheduler lives from `start` to `stop` and may be started again on the same port, without its state.
+controller, which is the client of the scheduler in SealCI. The scheduler notices only on a response that the controller
+has gone away, and the controller cannot store a NUL. The scheduler lives from `start` to `stop`. It may be
+started again on the same port, without its state.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ class Entry:
 
     @property
     def load(self) -> int:
-        """The percentage of the last health."""
+        """The load of the agent in percent, from its last health report."""
         return self.health[-1].cpu_avail
 
     @property
     def is_last(self) -> bool:
-        """Whether the last health is the highest that the contract can carry."""
+        """Whether the last health report has the highest values that the contract can carry."""
         return (self.health[-1].cpu_avail, self.health[-1].memory_avail) == (2**32 - 1, 2**64 - 1)
 
     @property
     def score(self) -> float:
-        """The score of the last health. The real scheduler has one formula for registrations and one for reports."""
+        """The score of the agent's last health report, computed as the real scheduler does.
+
+        The real scheduler has one formula for the health in a registration and another for later reports.
+        """
         last = self.health[-1]
         unit = 1 if len(self.health) == 1 else 10**8
         return (last.cpu_avail + last.memory_avail / unit) / 2
@@ -63,7 +67,7 @@ class Answer:
     """The responses of a call, as the client of the scheduler sees them.
 
     `exit_code` and `code` are None until they arrive. A test sets `client_gone` when the client goes away.
-    `client_failed`: the client could not store the log.
+    `client_failed` is True if the client could not store the log.
     """
 
     text: str = ""
@@ -79,7 +83,7 @@ class Answer:
 
 
 class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
-    """The server of the pool, and the client of its agents."""
+    """The gRPC server at which agents register, and the client that calls these agents."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
@@ -116,7 +120,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         self.pool.clear()
 
     def describe(self) -> str:
-        """Return the pool: address, last score, whether the agent has left."""
+        """Return the address and the last score of each agent of the pool, and whether the agent has left."""
         pool = [f"{each.host}:{each.port}: score {each.score}, gone {each.gone}" for each in self.pool.values()]
         return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
@@ -167,7 +171,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
     # ---- calls to agents, which this scheduler makes
 
     def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
-        """Dial an agent for an action."""
+        """Connect to an agent and send the action to this agent. Return the call, which the caller reads."""
         entry = entry or self.best()
         uri = urlsplit(f"{entry.host}:{entry.port}")
         assert uri.scheme in ("http", "https")
@@ -183,7 +187,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return call
 
     async def run(self, image: str, *commands: str, number: int = 7, repo_url: str = "") -> Answer:
-        """Run an action and read its call to the end."""
+        """Run an action on the agent with the lowest score, and read its call to the end. `number` is the action id."""
         call = self.dial(asked(image, *commands, number=number, repo_url=repo_url))
         answer = Answer()
         await read(call, answer)
@@ -191,13 +195,13 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
 
 
 def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> actions_pb2.ActionRequest:
-    """Return a request as the real scheduler sends it."""
+    """Return the request of an action as the real scheduler sends the request. `number` is the action id."""
     context = actions_pb2.ExecutionContext(type=actions_pb2.RUNNER_TYPE_DOCKER, container_image=image)
     return actions_pb2.ActionRequest(action_id=number, context=context, commands=commands, repo_url=repo_url)
 
 
 async def read(call: DialedCall, answer: Answer) -> None:
-    """Read a call to its end, or until its client is gone or has failed."""
+    """Read a call to its end, or until the client is gone or has failed. Record the responses in `answer`."""
     try:
         while isinstance(response := await call.read(), actions_pb2.ActionResponseStream):
             take(response, answer)

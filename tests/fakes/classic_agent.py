@@ -125,7 +125,7 @@ async def worlds(
     timings: ClassicTimings | None = None,
     **classic: Any,
 ) -> AsyncIterator[World]:
-    """Run a world. At the end no environment, session or call may be left."""
+    """Run an agent with its fake scheduler and fake cluster. At the end no environment, session or call may be left."""
     async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
         world = World(tasks, classic, agent or {}, scheduler)
         world.backend.reachable = reachable

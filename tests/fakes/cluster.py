@@ -92,7 +92,7 @@ class FakeBackend(Changing):
         return "\n".join(f"{each.name}: {each.steps}" for each in self.environments.values()) or "no environment"
 
     async def at(self, action_id: str, step: str) -> FakeEnvironment:
-        """Wait until an environment has reached a step. Return it."""
+        """Wait until the environment of an action has reached a step. Return the environment."""
         await self.until(
             f"{action_id} reaches the step {step}",
             lambda: action_id in self.environments and step in self.environments[action_id].steps,
@@ -160,7 +160,7 @@ class FakeEnvironment:
         await self.backend.notify()
 
     async def show(self, *observations: Observation) -> None:
-        """Add observations of the pod."""
+        """Add observations of the pod, which `observations` then yields."""
         self.seen += observations
         await self.backend.notify()
 
@@ -184,7 +184,7 @@ class FakeEnvironment:
         await self.end(codes[-1], len(codes))
 
     async def end(self, code: int, command: int) -> None:
-        """End the container."""
+        """End the container after command number `command`, which ended with exit code `code`."""
         self.written += self.script.tail
         await self.mark(f"l:0:{code}")
         self.log_is_over = True
@@ -208,7 +208,7 @@ class FakeEnvironment:
         await self.show(*setup)
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield the observations. A later call begins with the newest one."""
+        """Yield the observations of the pod. After a call of `log`, begin with the newest observation."""
         await self.note("setup")
         position = max(0, len(self.seen) - 1) if self.playing else 0
         while True:
@@ -220,7 +220,7 @@ class FakeEnvironment:
                 return
 
     def markers(self, start: Cursor) -> MarkerReader:
-        """Return a fresh reader."""
+        """Return a new reader of the markers in a log that is read from `start`."""
         return MarkerReader(NONCE, 1000, start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
@@ -240,12 +240,12 @@ class FakeEnvironment:
             position += 1
 
     def log_ended(self, ended: bool) -> None:
-        """Record the end of the log."""
+        """Record that the log has ended, if `ended` is true."""
         if ended:
             self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
-        """End the commands."""
+        """End the commands with exit code 143 and return True. If the script is `deaf`, only return False."""
         self.interrupts.append(grace)
         await self.note("interrupt")
         if self.script.deaf:
@@ -258,7 +258,7 @@ class FakeEnvironment:
         return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Yield one file, then the result of the script."""
+        """Yield one file, then the next result of the collection that the script names."""
         await self.note("files")
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
@@ -297,5 +297,8 @@ class FakeEnvironment:
 
 
 def collected(refused: str = "", left_out: int = 0) -> Collected:
-    """Return the result of a collection of one file."""
+    """Return the result of a collection that copied one file and left out `left_out` files.
+
+    `refused` is the cause of a failed collection, and empty if the collection succeeded.
+    """
     return Collected(ArtifactSummary(files=1, bytes=8, left_out_files=left_out), refused)

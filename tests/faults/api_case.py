@@ -89,7 +89,7 @@ VERBS = {
 
 
 class Node(Cluster):
-    """A scripted cluster. If `pulls` is false, its node cannot pull images."""
+    """A scripted cluster with one node. If `pulls` is false, the node cannot pull images."""
 
     pulls = True
 
@@ -106,7 +106,7 @@ class Node(Cluster):
 
 
 class ApiCase(World):
-    """The agent, its scheduler and its API server."""
+    """An agent with its scheduler and its API server, for one action and one fault of one request."""
 
     api: Node
     deadline = 50.0
@@ -133,7 +133,10 @@ class ApiCase(World):
         }
 
     def trust(self, own: ssl.SSLContext, other: ssl.SSLContext, authority: Path) -> None:
-        """Serve the API over TLS, for an agent that trusts `authority`."""
+        """Serve the API over TLS with the certificate in `own`, which `authority` has signed.
+
+        The agent trusts only `authority`. A fault may use the certificate in `other`.
+        """
         self.api.tls, self.faults.other = own, other
         self.authority = authority
 
@@ -162,7 +165,7 @@ class ApiCase(World):
     # ---- the action
 
     async def begin_action(self, app: App) -> None:
-        """Start the action on this agent, in the situation (`scene`) in which the agent sends the request."""
+        """Start the action on this agent, in the situation (`scene`) in which an agent sends this case's request."""
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
@@ -235,7 +238,7 @@ class ApiCase(World):
         return "\n".join(words)
 
     def tries(self) -> list[float]:
-        """Return the times at which the API server received the request, on the clock of the event loop."""
+        """Return the times at which the API server received this case's request, on the clock of the event loop."""
         return [
             each.at
             for each in self.api.requests_for(self.verb.verb)
@@ -243,18 +246,21 @@ class ApiCase(World):
         ]
 
     def felt(self) -> bool:
-        """Return whether some request of the agent got no answer."""
+        """Return whether some request of the agent got no answer, by the metrics of the agent."""
         app = getattr(self, "app", None)
         text = app.metrics.text().decode() if app else ""
         return any('code="error"' in line and not line.endswith(" 0.0") for line in text.splitlines())
 
     async def until_counted(self, app: App, code: str) -> None:
-        """Wait until the metrics count each request that met the fault. The last answer may still be on its way."""
+        """Wait until the agent's metrics count each request that met the fault.
+
+        The last answer may still be on its way to the agent. `code` is the class of the fault's status, such as `5xx`.
+        """
         async with asyncio.timeout(10):
             while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
                 await asyncio.sleep(0.01)
 
     def count_of(self, app: App, code: str) -> float:
-        """Return how often the request ended with a class of status codes, by the metrics."""
+        """Return how often this case's request ended with a status of the class `code`, by the agent's metrics."""
         labels = {"verb": self.verb.metrics_verb, "resource": self.verb.resource, "code": code}
         return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

@@ -32,7 +32,7 @@ SLOW = 0.02
 
 
 class Points:
-    """Named points of a run. The run waits at one point (`held`) until the test opens this point."""
+    """Named points at which an action can be stopped. The action waits at the point `held` until the test opens it."""
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -40,7 +40,7 @@ class Points:
         self.open = asyncio.Event()
 
     async def at(self, point: str) -> bool:
-        """Wait if `point` is the point `held`. Return whether the run has waited. It waits only once."""
+        """Wait if `point` is the point `held` and not open yet. Return whether the method has waited."""
         if point != self.held or self.open.is_set():
             return False
         self.reached.set()
@@ -66,7 +66,7 @@ class Cluster(SharedApi):
         router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
 
     async def close(self) -> None:
-        """Stop all pods."""
+        """Stop the simulated runs of all pods."""
         for run in self.runs_of_pods.values():
             run.cancel()
         await asyncio.gather(*self.runs_of_pods.values(), return_exceptions=True)
@@ -124,7 +124,7 @@ class Cluster(SharedApi):
         return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
-        """Send the output with the fault of the request: half of it, or one byte at a time."""
+        """Send the collector's output as the request's fault demands: only half of it, or one byte at a time."""
         if request["fault"] == "half":
             await socket.send_bytes(b"\x01" + data[: len(data) // 2])
             assert request.transport is not None
@@ -169,7 +169,7 @@ class Cluster(SharedApi):
         await self.points.at("container ended")
 
     async def write(self, name: str, nonce: str) -> None:
-        """Write the log. The point `mid-line` is in the middle of one line."""
+        """Write the log of a pod, whose markers carry `nonce`. The point `mid-line` is in the middle of one line."""
         waits = b""
         for number, line in enumerate(self.script):
             if self.pace is not None:
@@ -196,7 +196,7 @@ class Cluster(SharedApi):
             await self.status(name, **status)
 
     async def expire(self) -> None:
-        """End every pod by its activeDeadlineSeconds."""
+        """End every pod as a kubelet does after activeDeadlineSeconds of the pod."""
         await self.close()
         for name, pod in list(self.pods.items()):
             over = {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": now()}}

@@ -49,7 +49,7 @@ class Estate(World):
         self.name = ""
 
     async def orphan(self, action: Action = ACTION) -> None:
-        """Create the pod of an action as the dead agent did. That agent died before it could create the Secret."""
+        """Create the pod of an action as an agent that has died would leave the pod, without its Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
         environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
@@ -86,7 +86,7 @@ class Estate(World):
         await self.until_reported()
 
     def resume(self, **more: Any) -> None:
-        """Send Resume for the session, after three stored events."""
+        """Send Resume for the session. The scheduler then has three stored events, and the last has the number 3."""
         self.scheduler.stored["build", 1] = [wire.Event(action_id="build", attempt=1, seq=seq) for seq in (1, 2, 3)]
         self.scheduler.peer.send(resume=wire.Resume(action_id="build", attempt=1, claim=2, seq=3, **more))
 
@@ -95,7 +95,7 @@ class Estate(World):
         self.scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=2, **more))
 
     def label(self) -> tuple[str, str]:
-        """Return the agent and the claim in the labels of the pod."""
+        """Return the values of the labels for the agent and for the claim on the pod."""
         labels = self.api.pods[self.name]["metadata"]["labels"]
         return labels[labels_module.AGENT], labels[labels_module.CLAIM]
 

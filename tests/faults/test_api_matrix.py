@@ -48,7 +48,7 @@ STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
 
 
 def rules(passing: str) -> dict[str, str]:
-    """Return the rules of a request for the faults that may end by themselves."""
+    """Return a table in which each fault that may end by itself has the rule `passing`."""
     return dict.fromkeys(PASSING, passing)
 
 

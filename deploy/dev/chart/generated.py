@@ -30,7 +30,7 @@ LINE = "# ---- the agent's own settings: written by `make chart` from agent/sett
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
 QUANTITY = f"^({quantities.QUANTITY.pattern})?$"
-# As Kubernetes reads quantities, which is more than the agent accepts.
+# Pattern of the quantities that Kubernetes accepts. The agent accepts only some of them.
 KUBERNETES_QUANTITY = r"^[0-9]+(\.[0-9]*)?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
@@ -65,7 +65,7 @@ QUANTITIES = {
 }
 RESOURCES = {"patternProperties": {"^(requests|limits)$": QUANTITIES}}
 PERCENT = {"minimum": 1, "maximum": 100}
-# Parts of the schema that do not follow from the type of the default.
+# Parts of the JSON schema, by the key of the chart's value, that do not follow from the type of the value's default.
 NARROWED: dict[str, Schema] = {
     "actions.createNamespace": SWITCH,
     "actions.limits": OBJECTS,
@@ -139,12 +139,12 @@ def files() -> dict[Path, str]:
 
 
 def upper_half() -> str:
-    """Return the text above `LINE`, which people write."""
+    """Return the text of values.yaml above `LINE`, which people write by hand."""
     return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
 
 
 def chart_values(text: str) -> list[Value]:
-    """Return the values of the upper half, in their order in the file."""
+    """Return the chart's values in the upper half of values.yaml, in their order in the file. `text` is that half."""
     node = yaml.compose(text, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
         raise TypeError("values.yaml is not a mapping")
@@ -189,7 +189,10 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
 
 
 def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) -> Value:
-    """Return the value of one setting, given the schema that pydantic makes of its field."""
+    """Return the chart's value for one setting.
+
+    `field_schema` is the JSON schema that pydantic makes of the setting's field.
+    """
     # The chart's schema takes bounds from NARROWED, and has patterns for durations and sizes.
     schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
     reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
@@ -281,7 +284,7 @@ def summary(model: type[BaseModel], path: list[str]) -> str:
 
 
 def schema(values: list[Value]) -> Schema:
-    """Return the JSON schema. Every section refuses keys that it does not name."""
+    """Return the JSON schema of the chart's values. Every section refuses keys that it does not name."""
     top: Schema = {"$schema": DRAFT, "title": "Values of sealci-agent", **empty_section()}
     top["properties"]["global"] = {"type": "object"}
     for value in values:

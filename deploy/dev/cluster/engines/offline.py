@@ -57,7 +57,10 @@ class Offline:
         node_image.build_if_missing(self.settings)
 
     def prepare(self) -> None:
-        """Remove an earlier cluster, start the namespaces, connect them to this machine, create podman's network."""
+        """Remove an earlier cluster and start the cluster's namespaces.
+
+        Then connect the namespaces to this machine, and create podman's network.
+        """
         settings = self.settings
         namespaces.prepare(settings)
         folder = settings.folder

@@ -141,7 +141,7 @@ class Kind:
         try:
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}", KILL_SECONDS)
         except CommandFailed:
-            # A server with open watches needs long to end on SIGTERM. `|| true`: the server may have ended just now.
+            # A server with open watches needs long to end on SIGTERM. pkill fails if the server has ended just now.
             self.run_on_node("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}")
 
