@@ -50,7 +50,7 @@ class World:
         self.task: asyncio.Task[int]
 
     def settings(self, **more: Any) -> Settings:
-        """Return settings for this world. `more` overrides fields, by section."""
+        """Return settings for this world's agent. `more` maps sections of the settings to the fields to override."""
         file = self.folder / "config"
         cluster = [{"name": "k", "cluster": {"server": self.api.host}}]
         contexts = [{"name": "c", "context": {"cluster": "k", "user": "u"}}]
@@ -69,7 +69,7 @@ class World:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
-        """Run an agent. At the end of the block the agent is stopped, unless it has ended by itself."""
+        """Run an agent until the end of the block. `settings` maps sections of its settings to fields to override."""
         await self.scheduler.start()
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
@@ -99,23 +99,23 @@ class World:
         return bool(health) and health[-1].status == status
 
     async def left(self, seconds: float = 5.0) -> int:
-        """Wait until the agent has ended. Return its exit code."""
+        """Wait up to `seconds` until the agent has ended. Return its exit code."""
         async with asyncio.timeout(seconds):
             return await self.task
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Return the status and the text of a path on the agent's HTTP port."""
+        """Request a path on the agent's HTTP port. Return the status and the text of the response."""
         url = f"http://127.0.0.1:{self.app.http.port}{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return response.status, await response.text()
 
     async def made(self) -> str:
-        """Wait until a pod exists. Returns its name."""
+        """Wait until the agent has created a pod. Return the name of the pod."""
         await self.api.until("a pod is created", lambda: bool(self.api.pods))
         return next(iter(self.api.pods))
 
     async def begin(self, action: Action = ACTION) -> str:
-        """Send an action and let its commands run. Returns the name of its pod."""
+        """Send an action to the agent and let the action's commands run. Return the name of the action's pod."""
         self.scheduler.peer.send(action=translate.action_message(action))
         name = await self.made()
         self.api.logs[name, "action"] = b""
@@ -129,7 +129,7 @@ class World:
         return name
 
     async def end(self, name: str) -> None:
-        """End the commands of a pod."""
+        """End the commands of the pod `name` with success."""
         nonce = json.loads(self.api.pods[name]["metadata"]["annotations"][SESSION])["nonce"]
         log = b""
         for line in ("\x1esealci:NONCE:s:1", "hello", "\x1esealci:NONCE:f:1:0", "\x1esealci:NONCE:l:0:0"):
@@ -142,7 +142,7 @@ class World:
         )
 
     def events(self) -> list[wire.Event]:
-        """Return the events of the action that the scheduler has stored."""
+        """Return the events that the scheduler has stored for the action."""
         return self.scheduler.stored.get(("build", 1), [])
 
     async def outcome(self) -> wire.Outcome:
@@ -272,7 +272,7 @@ async def test_the_agent_leaves_while_the_scheduler_is_away(world: World) -> Non
 async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
-        # An answer of the API server ends the state "unreachable", so all answers on their way must arrive first.
+        # Every answer of the API server ends the state "unreachable". So wait until no answer is outstanding.
         for verb, resource in (("watch", "pods"), ("get", "version")):
             labels = {"verb": verb, "resource": resource, "code": "2xx"}
             while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter has no event

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
-# With these options, gRPC's windows do not grow.
+# With these channel options, gRPC's flow-control windows do not grow.
 SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 FLOOD = (b"x" * 65535 + b"\n") * 100
 

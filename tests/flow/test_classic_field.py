@@ -1,4 +1,7 @@
-"""What a real SealCI 0.2 scheduler does: it picks the lowest score, keeps dead entries, and retries nothing."""
+"""The agent with a scheduler that behaves as a real SealCI 0.2 scheduler.
+
+Such a scheduler picks the agent with the lowest score, never removes dead agents, and retries nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ HOLD = Script(holds=frozenset({"commands"}))
 
 @asynccontextmanager
 async def pools(count: int, *, slots: int = 10) -> AsyncIterator[tuple[ClassicScheduler, list[World]]]:
-    """Run agents that share one scheduler."""
+    """Run `count` agents that share one scheduler. Each agent has `slots` slots."""
     scheduler = ClassicScheduler()
     await scheduler.start()
     try:
@@ -92,7 +95,7 @@ async def test_an_agent_without_a_cluster_is_chosen_last_and_a_new_one_does_not_
 
 
 async def test_after_a_kill_the_other_agents_at_the_same_address_get_the_actions() -> None:
-    """The Service of the chart is one address for all agents. Here a plain TCP front takes its place."""
+    """In a cluster, the chart's Service is one address for all agents. Here a TCP proxy takes the Service's place."""
     backends: list[int] = []
     count = 0
 
@@ -116,7 +119,7 @@ async def test_after_a_kill_the_other_agents_at_the_same_address_get_the_actions
             entry.port = server.sockets[0].getsockname()[1]
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         assert [len(agent.backend.environments) for agent in agents] == [2, 2]
-        scheduler.pool[0].gone, backends = True, backends[1:]  # the kubelet's readiness takes the dead agent out
+        scheduler.pool[0].gone, backends = True, backends[1:]  # A Service drops a pod that is not ready.
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         for channel in scheduler.channels:
             await channel.close()

@@ -39,13 +39,13 @@ def scheduler() -> FakeScheduler:
 
 
 def sockets() -> int:
-    """Count the sockets of this process."""
+    """Return the number of open sockets of this process."""
     gc.collect()
     count = 0
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # This was the descriptor of the listing itself.
+        except FileNotFoundError:  # `os.listdir` has closed its own descriptor.
             continue
     return count
 
@@ -182,7 +182,7 @@ async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeSchedu
 
 
 async def test_an_action_far_over_the_limits_of_the_policy_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
-    """The agent then fails this one action, because admission refuses it."""
+    """Admission refuses the action, so only this action fails."""
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         large = dataclasses.replace(ACTION, env={f"A{number}": "x" * 30_000 for number in range(200)})
@@ -301,7 +301,7 @@ async def test_an_expired_token_is_read_again_and_the_sessions_continue(
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # gRPC loses the status of a stream if a write fails first. This may happen to the first stream.
+        # If a write fails first, gRPC loses the status of the ended stream. This may happen to the first stream.
         assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
@@ -355,7 +355,7 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            if len(calls) == 12:  # The silence has lasted twice as long as allowed.
+            if len(calls) == 12:  # The agent has then accepted twice the allowed silence.
                 watched.set()
             return unanswered(before)
 
@@ -436,7 +436,8 @@ async def test_an_agent_without_a_stream_leaves_at_once(scheduler: FakeScheduler
 
 
 async def test_a_hundred_reconnects_leak_no_socket_and_no_task(scheduler: FakeScheduler) -> None:
-    # gRPC closes sockets in its own threads, a few reconnects late. A leak would add one socket for each reconnect.
+    # Maximum number of sockets that may still be open. gRPC closes sockets in its own threads, a few reconnects late.
+    # A leak would add one socket for each of the 100 reconnects.
     late = 45
     before = sockets()
     async with rig(scheduler) as agent:

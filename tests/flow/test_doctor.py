@@ -1,4 +1,7 @@
-"""The doctor's checks of a scheduler: each check fails for its own cause, and no check disturbs the scheduler."""
+"""The checks of a scheduler by `sealci-agent doctor`.
+
+Each check fails for a cause of its own, and no check disturbs the scheduler.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ async def serving(scheduler: FakeScheduler) -> AsyncIterator[FakeScheduler]:
 
 
 async def examine(address: str, *, tls: Tls = PLAIN, **values: Any) -> dict[str, Finding]:
-    """Return the findings by their check."""
+    """Check the scheduler at `address`. Return the finding of each check.
+
+    `values` are further settings of the section `scheduler`.
+    """
     settings = Settings(
         scheduler=SchedulerSettings(address=address, tls=tls, register_timeout=5, **values),
         agent=AgentSection(pool="checked", slots=7),

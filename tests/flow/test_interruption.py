@@ -42,7 +42,8 @@ async def test_a_closed_terminal_sends_two_signals_and_does_not_insist() -> None
 
 
 DELAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0)
-# Until the command is loaded, SIGTERM and SIGHUP end the process as they end any process.
+# Before the command has loaded and handles signals, SIGTERM and SIGHUP end the process as they end any process. So
+# these signals are sent later.
 MOMENTS = [
     (number, delay)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,10 +65,11 @@ def test_an_interruption_at_any_moment_leaves_nothing(tmp_path: Path, number: si
     time.sleep(delay)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    # -number: the signal came before the command was loaded. -SIGINT: the interruption came inside the generated code
-    # of a dataclass, and CPython then ends the process by SIGINT after any exit code. A shell reports both SIGINT cases
-    # as 130.
+    # 130 is the usual exit code. It is -number if the signal arrived before the command was loaded. It is -SIGINT if
+    # the signal arrived while Python ran generated code of a dataclass, because CPython then ends the process by
+    # SIGINT, which a shell reports as 130 too.
     assert process.returncode in (130, -number, -signal.SIGINT), (process.returncode, output, errors)
-    # On a loaded machine, the interpreter itself may still start. Python then prints a traceback of its own modules.
+    # On a slow machine, the signal may arrive while Python itself starts. Python then prints a traceback of its own
+    # modules.
     assert "Traceback" not in errors or "/agent/" not in errors, errors
     assert not list(folder.iterdir())

@@ -149,7 +149,7 @@ def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
 def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=r"any peer that reaches .* could run actions: set classic.ca_file"):
         load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
-    # The stream protocol does not listen.
+    # With the stream protocol, the agent listens on no port, so the same values are accepted.
     load(None, {"scheduler": {"classic": classic}}, {})
 
 

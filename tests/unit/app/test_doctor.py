@@ -1,4 +1,4 @@
-"""The doctor's findings about the settings alone."""
+"""The findings of `sealci-agent doctor` that depend on the settings only."""
 
 from __future__ import annotations
 

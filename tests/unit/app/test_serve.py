@@ -1,4 +1,4 @@
-"""The limits of the process that `serve` sets."""
+"""The resource limits (setrlimit) that `sealci-agent serve` sets for its own process."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_an_image_is_admitted(pattern: str, image: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "image"),
     [
-        # Attacks: another registry behind the text of an allowed name.
+        # Attacks: an image of another registry or folder, whose name looks like an allowed name.
         ("debian:*", "debian:5000/evil"),
         ("debian:*", f"debian:5000/evil@{DIGEST}"),
         ("debian*", "debian.evil.example/x"),
@@ -72,7 +72,7 @@ def test_an_image_is_admitted(pattern: str, image: str) -> None:
         ("ghcr.io/acme/*", "ghcr.io/acme"),
         ("ghcr.io/acme/**", "ghcr.io/acme-evil/tool"),
         ("ghcr.io/acme/**", "ghcr.io/acme/../evil/tool@x@y"),
-        # Attacks: any content under an allowed tag.
+        # Attacks: a tag or a digest that the pattern does not allow.
         ("debian:12", f"debian:12@{DIGEST}"),
         ("debian:12", f"debian@{DIGEST}"),
         ("debian:*", f"debian@{DIGEST}"),
@@ -80,7 +80,7 @@ def test_an_image_is_admitted(pattern: str, image: str) -> None:
         ("debian:12", "debian:12.1"),
         (f"debian@{DIGEST}", "debian"),
         (f"debian@{DIGEST}", f"debian@{DIGEST[:-1]}b"),
-        # Not references.
+        # Texts that are not image references.
         ("debian:*", "debian:"),
         ("debian:*", "debian:12\n"),
         ("debian", "debian "),

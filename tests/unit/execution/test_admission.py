@@ -220,14 +220,14 @@ def test_credentials_are_used_for_their_hosts(url: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("url", "name", "problem"),
     [
-        # Attack: an author names a Secret of another team and a server of their own.
+        # Attack: an author of a pipeline names a Secret of another team, and a server that belongs to the author.
         ("http://attacker.example/x", "deploy", "the Secret 'deploy' may be used for github.com/acme, *.corp.example"),
         ("https://github.com.attacker.example/acme/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
         ("https://github.com/attacker/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
         ("https://github.com/acme/../attacker/x", "deploy", "the Secret 'deploy' may be used for github.com/acme"),
         ("https://github.com/acme/x", "team-b", "policy.credentials of the agent names no Secret 'team-b'"),
         ("https://github.com/acme/x", "deploy2", "policy.credentials of the agent names no Secret 'deploy2'"),
-        # Attack: the name of the Secret of a running action.
+        # Attack: an author of a pipeline names the Secret of a running action.
         ("https://github.com/acme/x", "sealci-build-0123456789ab", "belongs to an action"),
         ("https://github.com/acme/x", "sealci-0123456789ab-0123456789abcdef", "belongs to an action"),
     ],

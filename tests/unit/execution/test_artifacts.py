@@ -1,4 +1,4 @@
-"""A copy has one deadline for all its tries, and reports how far the last try came."""
+"""The copy of artifacts has one deadline for all its tries, and reports how far the last try came."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 
 
 class Pod:
-    """A pod whose first `breaks` copies are cut after a while. The next copy is whole, or hangs in its second file."""
+    """A pod whose first `breaks` copies break after one file. The next copy ends, or hangs in a second file."""
 
     def __init__(self, breaks: int, *, hangs: bool = False) -> None:
         self.breaks = breaks

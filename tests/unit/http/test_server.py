@@ -62,13 +62,16 @@ async def test_an_unknown_path_is_no_error_of_the_agent() -> None:
         assert errors(metrics) == 0
 
 
-# Half of the head of a request, as in the attack of the security review.
+# An unfinished head of a request. Floods of such requests are an attack.
 HALF = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
 
 
 @pytest.fixture
 def half_open() -> Iterator[Callable[[int, int], list[socket.socket]]]:
-    """Yield a function that opens a number of connections to a port. It returns all that are open."""
+    """Yield a function `(port, number)` that opens `number` more connections.
+
+    The function returns all connections that it has opened so far.
+    """
     opened: list[socket.socket] = []
 
     def open_connections(port: int, number: int) -> list[socket.socket]:
@@ -123,7 +126,8 @@ async def test_half_requests_keep_no_probe_out_and_are_closed(
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)
     async with serving(lambda: "page") as (session, _, port):
-        # Fewer than the kernel keeps for an accept. The test and the server share one event loop.
+        # Each round opens fewer connections than the kernel keeps until the server accepts them. The server cannot
+        # accept meanwhile, because the test and the server share one event loop.
         for _ in range(4):
             await send_half(half_open(port, 100)[-100:])
             assert await get(session, "/livez") == 200
@@ -165,7 +169,7 @@ async def test_a_failing_accept_is_logged_once(monkeypatch: pytest.MonkeyPatch) 
         with structlog.testing.capture_logs() as logs:
             with monkeypatch.context() as patched:
                 patched.setattr(loop, "sock_accept", no_descriptor)
-                # The accept that already waits still uses the loop's own function.
+                # This request succeeds, because the server called the unpatched `sock_accept` for it earlier.
                 assert await get(session, "/livez") == 200
                 await asyncio.sleep(0.2)
             assert await get(session, "/livez") == 200

@@ -1,6 +1,6 @@
 """Pipeline files, secrets files and options with values that no container, clock or message can hold.
 
-Each is accepted, or refused with line and key. No other error leaves the readers.
+The agent accepts each file, or refuses it with an error that names line and key. No other exception is raised.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_bytes(data: bytes, folder: Path) -> Pipeline:
 
 
 def check_sendable(pipeline: Pipeline) -> None:
-    """Every text of an accepted pipeline fits into a message of gRPC."""
+    """Check that every text of an accepted pipeline can be sent in a gRPC message."""
     for action in pipeline.actions:
         texts = (action.name, action.image, *action.commands, *action.env, *action.env.values())
         assert all(text.encode() is not None and "\0" not in text for text in texts)

@@ -1,4 +1,6 @@
-"""Translation: both directions agree, every enum is complete, and invalid fields are refused."""
+"""Translation between protobuf messages and the agent's own types: both directions agree, no enum member is missing,
+and invalid fields are refused.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,7 @@ def test_a_log_chunk_without_a_cursor_has_none_on_the_wire() -> None:
 
 
 def names(kind: Any, prefix: str = "") -> set[str]:
-    """Return the members of an enum of the wire, without the unspecified one."""
+    """Return the names of a protobuf enum's values, without `prefix` and without the value UNSPECIFIED."""
     return {name.removeprefix(prefix) for name in kind.keys() if not name.endswith("UNSPECIFIED")}  # noqa: SIM118
 
 

@@ -1,4 +1,4 @@
-"""After a failed answer of the API server: the reason with which an action fails, and whether the agent retries."""
+"""Failed answers of the API server: the reason with which the action fails, and whether the agent retries."""
 
 from __future__ import annotations
 

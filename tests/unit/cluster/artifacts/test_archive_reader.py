@@ -1,4 +1,4 @@
-"""The reader of the collector's archive refuses broken, forged and oversized archives, for every cut into frames."""
+"""The reader of artifact archives refuses broken, forged and oversized archives, however they are cut into frames."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_frames_of_one_byte() -> None:
 
 
 def test_an_archive_that_breaks_off_anywhere_is_refused() -> None:
-    # An archive ends with two empty blocks. The reader does not need the second block.
+    # A tar archive ends with two empty blocks of 512 bytes. The reader does not need the second one.
     for length in range(len(WHOLE) - 512):
         with pytest.raises(ArchiveError):
             read(WHOLE[:length])

@@ -52,7 +52,7 @@ async def backend_on(api: FakeApi, **cluster: Any) -> AsyncIterator[PodBackend]:
 
 
 async def observed(environment: PodEnvironment, kind: type[Observation]) -> Observation:
-    """Return the next observation of a kind."""
+    """Wait for the next observation of type `kind` and return it."""
     observations = environment.observations()
     try:
         async for seen in observations:
@@ -95,8 +95,8 @@ async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -
         assert isinstance(lost, Lost)
         assert lost.unstarted
         await environment.remove()
-        # The Secret of the first pod still exists, because garbage collection is slower than a new pod of the same
-        # name.
+        # The Secret of the first pod still exists, because garbage collection may take longer than the creation of the
+        # next pod with the same name.
         secret = environment.plan.secret_name
         api.secrets[secret] = {"metadata": {"name": secret, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
@@ -119,7 +119,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            backend.watch.deleted_uids.clear()  # The watch reports the end of the earlier pod later.
+            backend.watch.deleted_uids.clear()  # As if the watch had not yet reported the deletion of the earlier pod.
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
@@ -221,7 +221,7 @@ async def test_only_an_interrupt_by_others_waits_for_the_status_of_the_pod(
         told = {"exitCode": 143, "message": f"sealci {nonce} started 1\nsealci {nonce} told_to_end 143\n"}
         ended = {"name": "action", "state": {"terminated": told}}
         await api.status(name, phase="Running", containerStatuses=[RUNNING[0], ended])
-        # The watch may still show the pod as it was before this status.
+        # The first observations may still show the running pod, until the watch reports the new status.
         seen = [each async for each in until_not_running(environment)]
         assert isinstance(seen[-1], Exited if ours else Running)
         await environment.remove()

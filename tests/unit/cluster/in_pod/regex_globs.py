@@ -1,4 +1,7 @@
-"""Globs as regular expressions: what the agent did before. They backtrack, but show in few lines what a glob means."""
+"""Translate globs to regular expressions. The tests compare the agent's own glob matcher with them.
+
+The agent does not translate a whole glob, because such expressions backtrack. They show in few lines what a glob means.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ def translate(glob: str) -> str:
 
 
 def translate_component(part: str) -> str:
-    """Return a regular expression for one component of a glob."""
+    """Return a regular expression for `part`, the text between two slashes of a glob."""
     regex, at = "", 0
     while at < len(part):
         sign = part[at]
         at += 1
-        # A set has at least one character, which may be the closing bracket itself.
+        # The set `[...]` of a glob has at least one character, which may be `]` itself, as in `[]a]`.
         close = part.find("]", at + (2 if part[at : at + 1] in ("!", "^") else 1)) if sign == "[" else -1
         if sign == "*":
             regex += "[^/]*"

@@ -1,4 +1,4 @@
-"""The collector refuses links, devices and other entries that the commands can leave in a workspace."""
+"""The collector of artifacts refuses links, devices and other entries that the commands can leave in a workspace."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_link_at_the_end_of_a_path_beyond_a_line_of_the_manifest(place: Place,
 
 @pytest.fixture
 def as_nobody() -> Iterator[Place]:
-    """Give a workspace that another user can read. Root can read every file, so the test must not run as root."""
+    """Yield a workspace that an unprivileged user can enter. Root could read every file, whatever its mode."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         place = Place(Path(folder) / "workspace", Path(folder) / "snapshot")

@@ -1,6 +1,6 @@
 """The programs that run in a pod need only the standard library and work with old versions of Python.
 
-All modules of one packed command share one namespace, so no name may stand in two of them.
+All modules of one packed program share one Python namespace, so no two modules may define the same name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.cluster.in_pod import collect_files, glob, packaging, receive_tree, w
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
-# The programs that run in container `files`. The modules of a program share a namespace.
+# The programs that run in container `files`, with the modules of each. The modules share one Python namespace.
 PACKED = {
     "workspace": [workspace],
     "collect_files": [workspace, glob, collect_files],
@@ -72,7 +72,8 @@ def test_a_packed_module_keeps_to_the_grammar_of_the_oldest_python(module: Modul
 @pytest.mark.parametrize("modules", PACKED.values(), ids=PACKED)
 def test_modules_of_one_command_define_different_names(modules: list[ModuleType]) -> None:
     defined = [name for module in modules for name in defined_names(ast.parse(source(module)))]
-    # The last module's `main` is the program. TYPE_CHECKING has the same value in all modules.
+    # Several modules may define these two names. The `main` of the last module is the program's entry point.
+    # TYPE_CHECKING has the same value in all modules.
     repeated = {name for name in defined if defined.count(name) > 1} - {"main", "TYPE_CHECKING"}
     assert repeated == set()
 

@@ -1,6 +1,6 @@
-"""Which agents are alive.
+"""How an agent decides from the Leases of other agents which agents are alive.
 
-An observer measures time on its own clock, and judges only while it could see renewals.
+The agent measures time on its own clock, and takes no agent for dead while it could not see renewals.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Clock:
 
 
 class Api:
-    """Records requests, and answers them as the test has set."""
+    """A stand-in for the API client. It records requests, and answers them as the test has set."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -62,7 +62,7 @@ def clock() -> Clock:
 
 
 class Pool:
-    """One observer and the Leases that it sees."""
+    """One agent that observes the others, and the Leases that it sees."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -72,7 +72,7 @@ class Pool:
         self.leases.synced.set()
 
     def see(self, agent: str, kind: str = "MODIFIED") -> None:
-        """Let the watch report a renewal."""
+        """Let the watch report the Lease of `agent`. `kind` is the type of the watch event."""
         self.version += 1
         name = self.leases.name if agent == ME else f"lease-of-{agent}"
         metadata = {"name": name, "uid": name, "resourceVersion": str(self.version)}
@@ -81,14 +81,14 @@ class Pool:
         )
 
     def renew(self) -> None:
-        """Let the observer's own renewal succeed and arrive on the watch."""
+        """Let the observing agent renew its own Lease, and let the watch report the renewal."""
         self.leases.record_renewal()
         self.see(ME)
 
     def pass_seconds(self, seconds: float, *others: str, renewing: bool = True) -> None:
         """Advance the clock in steps of a renewal interval.
 
-        The observer (if `renewing`) and `others` renew at each step.
+        At each step, the agents in `others` renew their Leases, and so does the observing agent if `renewing`.
         """
         end = self.clock.now + seconds
         while self.clock.now < end:
@@ -200,7 +200,7 @@ def test_a_frozen_observer_reads_the_missed_renewals_before_it_judges(pool: Pool
     pool.pass_seconds(5, OTHER)
     clock.now += 4.9
     pool.renew()
-    # The observer was frozen right after its own renewal, and has not read the renewals of others yet.
+    # The observing agent froze right after its own renewal, and has not read the renewals of others yet.
     clock.now += 10.2
     assert not pool.leases.is_gone(OTHER)
     pool.renew()
@@ -221,7 +221,7 @@ class Replicas:
         }
 
     def renew(self, agent: str, **spec: Any) -> None:
-        """Let one agent renew its Lease, and let all agents see the renewal."""
+        """Let one agent renew its Lease, and let all agents see the renewal. `spec` overrides fields of the Lease."""
         if not self.up:
             return
         self.version += 1
@@ -237,7 +237,7 @@ class Replicas:
     def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
         """Let every agent renew its Lease every 5 s, each agent at another second.
 
-        Return each pair of an observer and an agent that the observer took for dead.
+        `spec` overrides fields of the Leases. Returns each pair of an agent and another agent that it took for dead.
         """
         found: set[tuple[str, str]] = set()
         for second in range(int(seconds)):

@@ -1,4 +1,4 @@
-"""The sweep and `cleanup` delete orphans, and nothing else."""
+"""The agent's sweep and the command `sealci-agent cleanup` delete orphans, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def swept(backend: PodBackend) -> float | None:
 
 
 async def sweep_and_list(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
-    """Sweep once and update the watch. Return the remaining orphans, the failures and the swept pods."""
+    """Sweep once and update the watch.
+
+    Returns three metrics, each None without a sample: remaining orphans, failed deletions and swept pods.
+    """
     await sweep.run_once()
     await sweep.backend.watch.list()
     sample = sweep.backend.metrics.registry.get_sample_value
@@ -46,7 +49,7 @@ async def sweep_and_list(sweep: Sweep) -> tuple[float | None, float | None, floa
 
 
 async def backend_of(client: Client, agent: str = "agent-1") -> PodBackend:
-    """Return the backend of an agent whose watch is up to date."""
+    """Return a backend for `agent`. Its watch has listed the pods that exist now."""
     watch = PodWatch(client, "ci", "default", client.metrics)
     await watch.list()
     watch.synced.set()
@@ -116,9 +119,9 @@ async def test_a_pod_that_changed_since_it_was_judged_is_judged_anew(api: Shared
 
 
 async def test_a_pod_that_was_handed_over_during_its_creation_is_no_orphan(api: SharedApi) -> None:
-    """The agent hands its session over while the request that creates the pod is under way.
+    """The agent hands its session over before the API server has answered the request that creates the pod.
 
-    So the agent knows no UID, and the watch shows the pod later.
+    So the agent does not know the UID of the pod, and the watch reports the pod later.
     """
     async with api.serving() as client:
         backend = await backend_of(client)
@@ -208,7 +211,7 @@ async def test_cleanup_deletes_all_pods_of_the_pool(api: SharedApi, dry_run: boo
 
 
 async def test_pods_of_dead_agents_are_orphans_if_sessions_cannot_be_adopted(api: SharedApi) -> None:
-    """The classic protocol has no adoption. With the stream protocol, other agents claim the pods."""
+    """With the classic protocol, no agent can adopt. With the stream protocol, other agents adopt the pods instead."""
     for agent in ("agent-2", "agent-3"):
         await api.put(pod_of(f"of-{agent}", agent=agent, phase="Running"))
     async with api.serving() as client:

@@ -41,7 +41,7 @@ def environment(container: Object) -> dict[str, Any]:
 
 
 def expand(text: str) -> str:
-    """Return a text as the kubelet expands the text if no variable is defined."""
+    """Expand `$$` to `$`, as the kubelet does in commands and values of environment variables."""
     return text.replace("$$", "\0").replace("\0", "$")
 
 
@@ -118,7 +118,7 @@ def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> Non
 
 
 def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
-    """bash would obey SHELLOPTS while it runs the supervisor."""
+    """Under its own name, bash would obey SHELLOPTS while bash runs the supervisor."""
     options = {"SHELLOPTS": "xtrace"}
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
         found = environment(containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"])
@@ -272,7 +272,7 @@ def test_names_are_legal_and_unique(action_id: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "asked", "limits"),
     [
-        # Attack: an action names nothing, so that no maximum applies.
+        # Attack: an action asks for no resources, in the hope that no maximum applies.
         ({"max_memory": "512Mi"}, Resources(), {"memory": "256Mi", "ephemeral-storage": "10Gi"}),
         ({"max_memory": "512Mi"}, Resources(memory="300Mi"), {"memory": "300Mi", "ephemeral-storage": "10Gi"}),
         ({"max_memory": "512Mi", "limit_memory": False}, Resources(), {"ephemeral-storage": "10Gi"}),

@@ -1,4 +1,7 @@
-"""The agent's own containers give way to the LimitRange that refused the pod. Container `action` never does."""
+"""After a LimitRange has refused a pod, the agent changes the resources of its own containers until they fit.
+
+The agent never changes the resources of container `action`, which the author of the action chose.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def test_a_request_that_is_too_small_for_the_ratio_is_raised() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        # The action breaks it.
+        # Container `action` breaks this limit, not a container of the agent.
         "maximum memory usage per Container is 32Mi, but limit is 64Mi",
         "minimum memory usage per Container is 128Mi, but request is 64Mi",
         "maximum memory usage per Pod is 500Mi, but limit is 576Mi",

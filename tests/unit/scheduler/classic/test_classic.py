@@ -192,7 +192,7 @@ def make_call(*commands: str, echo: bool = False) -> Call:
 
 
 async def responses_of(call: Call, *events: Event, outcome: Outcome | None = None) -> list[ActionResponseStream]:
-    """Send events to a call whose first response is written. Return the further responses."""
+    """Take the first response of a call, send events to the call, and return its further responses."""
     await call.next()
     for event in events:
         await call.send(event)
