@@ -133,7 +133,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return self.best()
 
     def best(self) -> Entry:
-        """Return the agent for the next action. The real scheduler does not check whether the agent is still alive."""
+        """Return the agent for the next action. Like the real scheduler, do not check whether the agent is alive."""
         return min(self.pool.values(), key=lambda each: each.score)
 
     # ---- calls that agents make

@@ -65,9 +65,8 @@ class Sweep:
         self.poll = poll
         self.accepted_uids: set[str] = set()  # UIDs of pods whose deletion the API server has accepted
         self.tried_uids: set[str] = set()  # UIDs of pods whose deletion the last sweep requested
-        self.early_uids: set[str] = (
-            set()
-        )  # UIDs of pods of gone agents whose deletion was requested since the last sweep
+        # UIDs of pods that belonged to gone agents, and whose deletion was requested since the last sweep.
+        self.early_uids: set[str] = set()
         self.remaining = 0
 
     async def run(self) -> None:

@@ -133,7 +133,7 @@ class Masker:
         return masked(text, runs)
 
     def mask(self, text: bytes) -> bytes:
-        """Mask a complete text that is not part of the stream. The budget does not bound the time."""
+        """Mask a complete text that is not part of the log, such as an outcome's message. `BUDGET` does not apply."""
         if not self.sieve.may_match(text):
             return text
         return masked(text, list(self.finder.runs(text)))

@@ -28,7 +28,10 @@ NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every pause before a new list request end at once. Return the maximums in seconds that the pauses had."""
+    """Make every pause before a new list request end at once. Return a list.
+
+    Each pause appends its upper limit in seconds to the list. The real pause is random, up to this limit.
+    """
     waits: list[float] = []
 
     def uniform(low: float, high: float) -> float:

@@ -260,7 +260,8 @@ def test_the_steps_are_bounded_by_the_bytes(secrets: list[bytes], pieces: list[b
     for start in range(0, len(text), size):
         masker.feed(text[start : start + size])
         calls += 1
-    # Each call searches up to LONGEST kept bytes again, and up to LONGEST bytes for the beginning of a form.
+    # Each call searches again up to LONGEST bytes that the masker held back in the call before. At the end of the text,
+    # the call searches up to LONGEST bytes for the beginning of a secret.
     assert masker.finder.steps <= len(text) + 2 * LONGEST * calls
 
 
