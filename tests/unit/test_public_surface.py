@@ -178,7 +178,7 @@ def test_metrics() -> None:
 
 
 def without_program(pod: Object) -> Object:
-    """Replace the packed program in a pod's commands by PROGRAM. Its bytes depend on the versions of Python and zlib."""
+    """Replace the packed program in commands by PROGRAM. Its bytes depend on the versions of Python and zlib."""
     program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]
