@@ -203,7 +203,8 @@ class SessionRegistry:
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """End a session that the scheduler has no use for. Its environment stays if another agent has claimed it."""
         session = self.sessions.get(key.attempt_key)
-        # After a broken stream, the scheduler also discards a session that only cleans up. The clean-up goes on.
+        # After a broken stream, the scheduler may ask to discard a session that has finished and only cleans up. The
+        # clean-up goes on.
         if session is None or session.key.claim > key.claim or session.progress.finished:
             return
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)

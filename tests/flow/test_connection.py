@@ -355,7 +355,8 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            if len(calls) == 12:  # The agent has then accepted twice the allowed silence.
+            # At the 12th check, the scheduler has been silent for twice the allowed time.
+            if len(calls) == 12:
                 watched.set()
             return unanswered(before)
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # is `MARGIN` (a share) of the time limit, at most `MARGIN_SECONDS`.
 MARGIN = 0.25
 MARGIN_SECONDS = 30.0
-# Seconds without a byte until a collection fails, so that another environment can copy its files. The collector sends
-# its buffered bytes every few seconds.
+# Seconds without a byte after which a collection fails. The number of parallel collections is limited, so a silent
+# collection would keep other sessions waiting. A working collector sends bytes every few seconds.
 SILENT_SECONDS = 120.0
 # Maximum number of characters of the collector's error output that an error keeps.
 MAX_STDERR = 1000

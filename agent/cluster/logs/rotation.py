@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 # Number of bytes below which the node starts no new log file. Kubelets start a new file at `containerLogMaxSize`, 10
 # MiB by default.
 NODE_LIMIT = 1 << 20
-# Maximum number of seconds between two log lines that the reader may have spent on other work than waiting for bytes.
+# Between two log lines, the reader may have spent at most this many seconds on other work than waiting for bytes.
 SLACK = 1.0
 # Maximum number of bytes that the node adds to each line of its log file: the stream's name, a tag and spaces.
 LINE_OVERHEAD = 12

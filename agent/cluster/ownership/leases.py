@@ -127,7 +127,7 @@ class Leases(Reflector):
     def record_renewal(self) -> None:
         """Record a renewal of the agent's own Lease.
 
-        If the renewal before was missed, the time without changes of other Leases counts only from now on.
+        If the previous renewal was missed, restart the clock that measures how long each other Lease has not changed.
         """
         self._denials = 0
         self.access_denied.clear()

@@ -88,7 +88,7 @@ class ClassicConnection:
             self.finished.set()
 
     async def serve(self) -> None:
-        """Stay registered, and start waiting calls when slots become free."""
+        """Stay registered. When a slot becomes free, start the action of a call that waits."""
         if self.files is not None:
             await asyncio.to_thread(self.files.prune)
         self.registering = asyncio.create_task(self.registration.run(), name="registration")

@@ -1,4 +1,4 @@
-"""Generate the lower half of values.yaml, values.schema.json and the README of the Helm chart.
+"""Generate values.schema.json, the README and the lower half of values.yaml of the Helm chart.
 
 Nothing here writes a file. In the upper half of values.yaml, a key with a comment `# -- ...` is a value, and the
 default gives its type. A mapping without such a comment is a section. The schema refuses keys that a section does not
