@@ -309,7 +309,7 @@ class LogFollower:
             raise ClusterError("the node no longer has the container's log")
 
     def is_complete(self) -> bool:
-        """Return whether the last read is final. If it lacked the cursor's line, more reads must confirm the lack."""
+        """Return whether the read found the rest of the log. Several reads must agree if the cursor's line is gone."""
         self.misses = self.misses + 1 if self.missed else 0
         return self.misses in (0, PROOFS_OF_A_GAP)
 

@@ -71,7 +71,10 @@ def helpers(pod: Object) -> Iterator[Object]:
 
 
 def fit(resources: Object, message: str) -> Object:
-    """Return requests and limits of one container. Bounds in the message replace the values that it quotes."""
+    """Return the requests and limits of one container, changed to fit the namespace's LimitRange.
+
+    `message` is the refusal of the API server. The bound that the message names replaces each value out of bounds.
+    """
     requests, limits = dict(resources.get("requests", {})), dict(resources.get("limits", {}))
     for resource, bound, found in numbers(MAXIMUM, message):
         if equal(limits.get(resource, requests.get(resource)), found):

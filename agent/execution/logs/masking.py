@@ -68,7 +68,8 @@ class Masker:
         self.finder = FormFinder(forms)
         self.sieve = Sieve(innermost(self.finder.forms))
         self.kept = b""
-        # A run of overlapping occurrences that has not ended may be endless, so its bytes are counted and not kept.
+        # Number of bytes of the current run of overlapping secrets: those that were dropped, and those in `kept`. A run
+        # may be endless, so the masker only counts most of its bytes.
         self.run_before_kept = 0
         self.run_in_kept = 0
 

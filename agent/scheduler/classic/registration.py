@@ -96,7 +96,7 @@ class Registration:
         self.wake.set()
 
     async def connect(self) -> None:
-        """Register and send health until the stream ends. Returns only after `close`.
+        """Register and send health until the stream ends. Returns normally only if `close` ended the stream.
 
         Raises:
             SchedulerError: the reason of the end.

@@ -307,7 +307,7 @@ async def fin(proxy: Proxy, strength: float) -> None:
 def on_stream(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Make a fault of a replica's connection to the scheduler from the fault of a proxy."""
+    """Return a fault that applies a proxy's fault to a replica's connection to the scheduler."""
     return lambda _, replica, strength: fault(replica.stream, strength)
 
 

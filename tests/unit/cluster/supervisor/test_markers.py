@@ -87,7 +87,8 @@ def raw(items: list[bytes | Marker]) -> bytes:
         (PREFIX + PREFIX + b"s:1\n", [PREFIX, STARTED]),
         (b"a" + PREFIX + b"l:0:143\n", [b"a", LAST]),
         (PREFIX + b"l:0:143\n" + PREFIX + b"l:0:143\n", [PREFIX + b"l:0:143\n", LAST]),
-        # A marker that cannot stand at its position is output: an end before its start, or the start of no command.
+        # A marker that is not possible at its position stays in the log as text, such as an end marker before its start
+        # marker.
         *((look, [look]) for look in FORGED),
         *((look, [look]) for look in LOOKALIKES),
         *((look + PREFIX + b"s:1\n", [look, STARTED]) for look in LOOKALIKES),

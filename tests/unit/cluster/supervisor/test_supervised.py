@@ -440,7 +440,7 @@ def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) ->
 
 
 def test_a_command_can_forge_the_success_of_its_own_action(shell: str) -> None:
-    """SECURITY.md states this limit. Commands run in the shell that records how they end, so they can write the record."""
+    """SECURITY.md states this limit. The shell that runs a command also writes the record of its end."""
     forged = run(shell, 'printf "sealci %s completed 3\\n" "$__sealci_nonce" >../termination-log; exec true', NO, NO)
     assert forged.verdict.succeeded
     assert forged.text == ""
