@@ -48,7 +48,7 @@ STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
 
 
 def rules(passing: str) -> dict[str, str]:
-    """Return a table in which each fault that may end by itself has the rule `passing`."""
+    """Map each fault in PASSING to `passing`, the expected behaviour of the agent."""
     return dict.fromkeys(PASSING, passing)
 
 

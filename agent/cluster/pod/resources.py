@@ -46,7 +46,7 @@ def resources(plan: Plan, settings: Settings) -> Object:
     if disk and not requests["ephemeral-storage"]:
         # Without a request, Kubernetes would reserve the whole limit on the node.
         requests["ephemeral-storage"] = "0"
-    # The default memory is an estimate. It becomes a limit only where a maximum would otherwise not hold.
+    # The default memory is an estimate. It becomes a limit only if `policy.max_memory` is set.
     if policy.limit_memory and (asked.memory or policy.max_memory):
         limits["memory"] = requests["memory"]
     if policy.limit_cpu:

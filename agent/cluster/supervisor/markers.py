@@ -47,8 +47,8 @@ class MarkerReader:
             raise ValueError("a nonce is 8 to 64 letters and digits")
         self.prefix = LEAD + b"sealci:" + nonce.encode() + b":"
         self.command_count = command_count
-        # Number of the last started command. If the markers behind `start` were already reported, the number is
-        # unknown, and 0 stands for it.
+        # Number of the last started command. If the markers right after the position `start` were already
+        # reported, the number is unknown, and 0 stands for it.
         self.last_started = 0 if start.reported else start.command
         self.running = self.last_started > 0
         self.tail = b""

@@ -86,7 +86,7 @@ class LogStream:
         self.column = 0
         self.unreported_bytes = 0  # number of bytes left out of the current line since the last notice
         self.reported = start.reported  # markers up to this position have come out
-        self.masked = 0  # number of bytes that the masker has taken
+        self.masked = 0  # number of input bytes that the masker has processed
         # Markers within or behind the text that the masker keeps back: `masked` at the marker, and its length.
         self.markers_in_kept: deque[tuple[int, int]] = deque()
         self.hiding_reported = False

@@ -138,7 +138,7 @@ class FormFinder:
         return runs
 
     def longest_at(self, text: bytes, position: int) -> bytes:
-        """Return the longest form that the text holds at the position, b"" if none."""
+        """Return the longest form of a secret that starts at `position` in the text, b"" if none."""
         if text[position : position + SHORTEST] not in self.heads:
             return b""
         window = text[position : position + self.longest]
