@@ -136,7 +136,7 @@ class Value:
         return text
 
     def boolean(self) -> bool:
-        """Return a boolean. The spellings are those of `BOOLEANS`, in any case."""
+        """Return a boolean. The spellings are those of `BOOLEANS`, in upper or lower case."""
         found = BOOLEANS.get(self.text("true or false").lower())
         if found is None:
             self.refuse(f"must be true or false, not {self.kind}")

@@ -178,7 +178,7 @@ def scale(replicas: int) -> None:
 
 
 def check(folder: Path, scratch: Path) -> bool:
-    """Print the files of the pipeline. Return whether all tests of the test report have passed.
+    """Print the names of the files that the pipeline stored. Return whether all tests of the test report have passed.
 
     Raise CalledProcessError if the wheel does not install or import.
     """

@@ -25,7 +25,8 @@ clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
 contexts: [{name: c, context: {cluster: k, user: u}}]
 users: [{name: u, user: {}}]
 """
-# Python itself has started when the first line is read. A signal before that ends Python in ways of its own.
+# The test sends its signal after it has read the first line that this program prints. An earlier signal would end the
+# Python interpreter before the program's own signal handling is in place.
 PROGRAM = """
 import sys
 try:

@@ -18,7 +18,7 @@ class ArchiveError(AgentError):
 
 @dataclass(slots=True)
 class Header:
-    """One checked header block. It lives until the file of the header is read."""
+    """One checked header block. It is kept until the content of its file has been read."""
 
     kind: bytes
     name: bytes

@@ -220,7 +220,7 @@ class Leases(Reflector):
     def is_gone(self, agent_id: str) -> bool:
         """Return whether the agent with this id is dead or has deleted its Lease.
 
-        False while this agent cannot judge others.
+        False while this agent cannot judge others, for example because its own watch of Leases is broken.
         """
         if agent_id == self.agent_id or not self.can_judge_others:
             self._missing_since.pop(agent_id, None)

@@ -56,7 +56,10 @@ def resources(plan: Plan, settings: Settings) -> Object:
 
 
 def fit_helpers(pod: Object, message: str) -> Object | None:
-    """Return a copy of the pod whose containers `HELPERS` keep the bounds in the message. None if none changes."""
+    """Return a copy of the pod whose containers `HELPERS` fit a LimitRange. None if no container changes.
+
+    `message` is the API server's refusal of the pod, which names the bounds.
+    """
     fitted: Object = copy.deepcopy(pod)
     for container in helpers(fitted):
         container["resources"] = fit(container.get("resources", {}), message)

@@ -68,9 +68,10 @@ class Masker:
         self.finder = FormFinder(forms)
         self.sieve = Sieve(innermost(self.finder.forms))
         self.kept = b""
-        # Number of bytes of the current run of overlapping secrets: those that were dropped, and those in `kept`. A run
-        # may be endless, so the masker only counts most of its bytes.
+        # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
+        # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
+        # Size in bytes of the part of the current run that is still in `kept`.
         self.run_in_kept = 0
 
     @property

@@ -107,7 +107,9 @@ class FormFinder:
         self.steps = 0
 
     def runs(self, text: bytes, covered: int = 0, deadline: float = 0.0) -> list[Span]:
-        """Return the runs in order. The first `covered` bytes belong to a run that began before the text.
+        """Return the spans of the text that secrets cover, in order. Overlapping secrets form one span (a run).
+
+        The first `covered` bytes belong to a run that began before the text.
 
         Raises:
             OverBudget: the thread's processor time has passed the deadline, if one is given.

@@ -114,7 +114,7 @@ class Offline:
 
 
 def offline_config(text: str, settings: Settings) -> str:
-    """Return the repository's kind.yaml with this cluster's addresses, its CNI configuration, and plain cgroups."""
+    """Return the repository's kind.yaml with this cluster's addresses and CNI configuration, for cgroup v1."""
     # The mount contains the CNI configuration. It replaces kind's default CNI, whose image would have to be pulled.
     mount = f"extraMounts: [{{hostPath: {settings.folder}/cni, containerPath: /etc/cni/net.d, readOnly: true}}]"
     role, kubelet = "  - role: control-plane\n", "    failCgroupV1: false\n"

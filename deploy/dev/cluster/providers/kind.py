@@ -222,7 +222,10 @@ def choose_engine(settings: Settings) -> Engine:
 
 
 def static_pod(name: str) -> str:
-    """Return the name of the program that a component runs, such as `kube-apiserver`. Raise CommandFailed if the component is no static pod."""
+    """Return the name of a component's program, such as `kube-apiserver`.
+
+    Raise CommandFailed if the component is no static pod.
+    """
     if name not in STATIC_PODS:
         raise CommandFailed(f"cannot stop {name} on a node of kind. Possible are {', '.join((*UNITS, *STATIC_PODS))}.")
     return STATIC_PODS[name]
