@@ -1,4 +1,4 @@
-"""What the cluster side of the agent reports about an environment. The session decides on these values.
+"""What the cluster side of the agent reports about an environment. The session bases its decisions on these values.
 
 An observation lives until the session has processed it. `Exited` already contains the verdict of the commands, which a
 pure function makes from the status of container `action`. Later observations do not change the verdict.

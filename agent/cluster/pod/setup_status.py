@@ -247,7 +247,7 @@ class SetupJudge:
         return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT_SECONDS:g} s")
 
     def judge_message(self, waiting: WaitingReason) -> SetupFailed | None:
-        """Judge a waiting container by its message first. Its reason does not show whether the error can pass."""
+        """Judge a waiting container by the message. The reason alone does not show whether the error is temporary."""
         if TRANSIENT.search(waiting.message):
             return None
         if waiting.reason in NEVER_RAN or forbids_root(waiting.message):

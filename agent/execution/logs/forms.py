@@ -20,7 +20,8 @@ SHORTEST = 4
 # Minimum number of bytes of a VALUE that is masked also without its name, if a secret has lines NAME=VALUE. Shorter
 # values are words of ordinary text, such as "true" or "8080".
 SHORTEST_ASSIGNED = 8
-# Maximum number of bytes in a form. This limit also bounds the bytes that the masker keeps back.
+# Maximum number of bytes in a form (one spelling of a secret that the masker searches for). This limit also bounds the
+# bytes that the masker holds back while it waits for more text.
 LONGEST = 256
 # Maximum number of bytes at the start of one secret value that are masked. The rest of a longer value is not masked.
 LONGEST_VALUE = 64 * 1024

@@ -130,7 +130,7 @@ class Outbox:
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Put a session at the end of the queue for the window of all sessions. Its `room` is set when it is first."""
+        """Queue a session for room in the window that all sessions share. The front of the queue gets its `room` set."""
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:

@@ -110,7 +110,7 @@ class Container:
             env={"PATH": os.environ["PATH"], **options.env},
         )
         os.close(writing)
-        # The stdin of PID 1 stays open and empty. A command that reads its own stdin must not wait for this one.
+        # The stdin of PID 1 stays open and empty. A command must not inherit it, because reading it would wait forever.
         assert self.process.stdin
         self.stdin = self.process.stdin
         self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
