@@ -38,6 +38,7 @@ async def serve_until_signal(settings: Settings) -> int:
     """Run an agent until a signal stops it. Returns the exit code of the process."""
     from agent.app.serve import serve as serve_agent
     from agent.app.serve import stop_when_built
+    from agent.app.watchdog import Watchdog
 
     # Everything loaded so far lives as long as the process. Without `freeze`, each full garbage collection looks at all
     # these objects and stops every session for 50 ms instead of 1 ms.
@@ -47,7 +48,8 @@ async def serve_until_signal(settings: Settings) -> int:
     built: asyncio.Future[App] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_when_built, built, signal.Signals(number).name)
-    return await serve_agent(settings, built)
+    with Watchdog():
+        return await serve_agent(settings, built)
 
 
 @click.command()

@@ -23,13 +23,17 @@ class JsonView(View):
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.decoders: dict[str, codecs.IncrementalDecoder] = {}
+        self.sources: dict[str, session_events.Source] = {}
 
     def show(self, event: PipelineEvent) -> None:
         """Write the object of an event. Some events have none."""
         match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
-            case events.LogText(data=data):
+            case events.LogText(data=data, source=source):
+                if self.sources.setdefault(event.action, source) is not source:
+                    self.finish_text(event.action)
+                    self.sources[event.action] = source
                 self.write_log(event.action, self.decoder(event.action).decode(data))
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
@@ -38,7 +42,7 @@ class JsonView(View):
             case events.FileStored(path=path, size=size, sha256=sha256):
                 self.write("artifact", event.action, path=path_text(path), size=size, sha256=sha256.hex())
             case events.ActionEnded(outcome=outcome):
-                self.write_log(event.action, self.decoder(event.action).decode(b"", final=True))
+                self.finish_text(event.action)
                 self.write(
                     "finished",
                     event.action,
@@ -55,10 +59,14 @@ class JsonView(View):
             self.decoders[action] = codecs.getincrementaldecoder("utf-8")("replace")
         return self.decoders[action]
 
+    def finish_text(self, action: str) -> None:
+        """Write what the decoder of an action's log keeps, where the text of one source ends."""
+        self.write_log(action, self.decoder(action).decode(b"", final=True))
+
     def write_log(self, action: str, text: str) -> None:
-        """Write text of a log, if there is any."""
+        """Write text of a log, if there is any. `source` names the writer: the commands, the set-up or the agent."""
         if text:
-            self.write("log", action, text=text)
+            self.write("log", action, text=text, source=self.sources[action].value)
 
     def write(self, kind: str, action: str, **values: object) -> None:
         """Write an object about an action."""

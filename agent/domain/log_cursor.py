@@ -17,6 +17,9 @@ class Cursor:
     line among the lines with that timestamp, from 1. `offset` is the number of bytes after the start of the line, with
     newlines and without timestamps, and may reach into later lines. `total` is the number of bytes since the start of
     the log. `command` is the number of the command that runs at the position, 0 between two commands.
+
+    `reported` is not 0 where text before a marker is kept back, because the text may begin a secret that goes on behind
+    the marker. All markers before byte `reported` of the log were sent, and `command` is of this byte.
     """
 
     timestamp: str = ""
@@ -24,10 +27,13 @@ class Cursor:
     offset: int = 0
     total: int = 0
     command: int = 0
+    reported: int = 0
 
     def encode(self) -> bytes:
-        """Return the cursor in the form of the contract: at most 100 bytes of ASCII."""
-        return f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}".encode("ascii")
+        """Return the cursor in the form of the contract: at most 120 bytes of ASCII."""
+        text = f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}"
+        # Older agents of version 1 refuse the last field, so it is there only where it is needed.
+        return (f"{text}|{self.reported}" if self.reported else text).encode("ascii")
 
     @classmethod
     def decode(cls, data: bytes) -> Cursor:
@@ -40,9 +46,9 @@ class Cursor:
             return cls()
         try:
             version, timestamp, *numbers = data.decode("ascii").split("|")
-            count, offset, total, command = (int(number) for number in numbers)
+            count, offset, total, command, reported = map(int, numbers if len(numbers) > 4 else (*numbers, "0"))
         except ValueError as error:
             raise ValueError(f"not a log cursor: {data[:100]!r}") from error
-        if version != "1" or min(count, offset, total, command) < 0:
+        if version != "1" or min(count, offset, total, command, reported) < 0:
             raise ValueError(f"not a log cursor: {data[:100]!r}")
-        return cls(timestamp, count, offset, total, command)
+        return cls(timestamp, count, offset, total, command, reported)

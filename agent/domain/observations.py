@@ -6,7 +6,7 @@ pure function makes from the status of container `action`. Later observations do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -114,11 +114,15 @@ class MarkerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A marker that was removed from the log. `exit_code` is for display. The verdict comes from the pod's status."""
+    """A marker that was removed from the log. `exit_code` is for display. The verdict comes from the pod's status.
+
+    `raw` holds the bytes of the log that the marker was read from.
+    """
 
     kind: MarkerKind
     command: int
     exit_code: int | None = None
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

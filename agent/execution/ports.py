@@ -33,11 +33,15 @@ class MarkerReader(Protocol):
     def buffered(self) -> int:
         """Return the number of bytes at the end of the input that are kept back because they may begin a marker."""
 
-    def feed(self, data: bytes) -> list[bytes | Marker]:
-        """Return text and markers in the order of the log."""
+    @property
+    def ended(self) -> bool:
+        """Return whether the input so far ends with the last marker, which `flush` returns."""
 
-    def flush(self) -> bytes:
-        """Return the bytes that were kept back. Call it at the end of the log."""
+    def feed(self, data: bytes) -> list[bytes | Marker]:
+        """Return text and markers in the order of the log, which together are the input without the bytes kept back."""
+
+    def flush(self) -> list[bytes | Marker]:
+        """Return what was kept back. Call it at the end of the log."""
 
 
 class Environment(Protocol):
@@ -80,8 +84,8 @@ class Environment(Protocol):
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield an observation of the pod on every change. Ends after the first final observation."""
 
-    def markers(self) -> MarkerReader:
-        """Return a new reader for the markers in this environment's log."""
+    def markers(self, start: Cursor) -> MarkerReader:
+        """Return a new reader for the markers in this environment's log from a cursor on."""
 
     def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log from the cursor to its end, over any number of broken connections.
@@ -89,8 +93,11 @@ class Environment(Protocol):
         The connection is read only as fast as the caller asks, which bounds the memory.
         """
 
-    def log_ended(self) -> None:
-        """Notify the log reader that the last marker was seen, so that no more log will come."""
+    def log_ended(self, ended: bool) -> None:
+        """Notify the log reader whether the log so far ends with the last marker.
+
+        The log ends there if the commands have ended. Otherwise a process of the commands has forged the marker.
+        """
 
     async def interrupt(self, grace: float) -> bool:
         """Send SIGTERM to the commands, and SIGKILL after `grace` seconds. Returns False if the pod is unreachable."""

@@ -39,6 +39,7 @@ class EventReporter:
     def __init__(self, outlet: SessionSink, secrets: Mapping[str, str], trace: Trace) -> None:
         self.outlet = outlet
         self.secrets = secrets
+        self.made_masker: Masker | None = None
         self.trace = trace
         self.stage = Stage.ADMISSION
         self.stage_began = time.monotonic()
@@ -47,6 +48,7 @@ class EventReporter:
     def resume(self, stage: Stage | None, secrets: Mapping[str, str]) -> None:
         """Continue an adopted session in the stage that the scheduler has stored, if any, with its secrets."""
         self.secrets = secrets
+        self.made_masker = None
         if stage is not None:
             self.stage = stage
             self.trace.enter(stage.value)
@@ -96,9 +98,15 @@ class EventReporter:
         self.outlet.close()
         self.trace.end()
 
+    def masker(self) -> Masker:
+        """Return the masker of the session, which is made once. With many or long secrets this takes up to 0.1 s."""
+        if self.made_masker is None:
+            self.made_masker = Masker(self.secrets)
+        return self.made_masker
+
     def mask(self, text: bytes) -> bytes:
         """Return a text of the agent's own with the secrets of the action masked."""
-        return Masker(self.secrets).mask(text)
+        return self.masker().mask(text)
 
     def mask_text(self, text: str) -> str:
         """Return a text with secrets masked. Characters that UTF-8 cannot encode are replaced."""

@@ -168,6 +168,16 @@ def test_the_grace_of_the_agents_pods_follows_from_the_drain_time(
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == seconds
 
 
+def test_a_frozen_agent_is_killed_soon() -> None:
+    """A frozen event loop ignores SIGTERM, so the kubelet must not wait for the time of a drain."""
+    (deployment,) = of_kind(template(MINIMAL), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for name in ("livenessProbe", "startupProbe"):
+        assert container[name]["terminationGracePeriodSeconds"] == 10
+    liveness = container["livenessProbe"]
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] + 10 <= 30
+
+
 def test_kinds_that_the_cluster_does_not_know_are_left_out_by_default() -> None:
     kinds = ("PodMonitor", "PrometheusRule")
     known = [word for kind in kinds for word in ("--api-versions", f"monitoring.coreos.com/v1/{kind}")]

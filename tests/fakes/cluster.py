@@ -218,9 +218,9 @@ class FakeEnvironment:
             if isinstance(seen, FINAL):
                 return
 
-    def markers(self) -> MarkerReader:
-        """Return a new MarkerReader."""
-        return MarkerReader(NONCE)
+    def markers(self, start: Cursor) -> MarkerReader:
+        """Return a fresh reader."""
+        return MarkerReader(NONCE, 1000, start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log. The first reader starts the commands."""
@@ -238,9 +238,10 @@ class FakeEnvironment:
             yield self.written[position]
             position += 1
 
-    def log_ended(self) -> None:
+    def log_ended(self, ended: bool) -> None:
         """Record the end of the log."""
-        self.steps.append("log ended")
+        if ended:
+            self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
         """End the commands."""

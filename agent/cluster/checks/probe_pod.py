@@ -145,7 +145,7 @@ async def final_observation(environment: PodEnvironment) -> Observation | None:
 async def check_log(environment: PodEnvironment) -> tuple[str, Finding]:
     """Read the log of the commands. Return its text and the finding."""
     data, why = bytearray(), ""
-    reader = environment.markers()
+    reader = environment.markers(Cursor())
     try:
         async with asyncio.timeout(LOG_SECONDS), aclosing(environment.log(Cursor())) as items:
             async for item in items:

@@ -187,9 +187,9 @@ class PodEnvironment:
         seconds = self.context.timings.events_retry_seconds
         return await failure_report.add_report(self.client, self.path, pod, observation, seconds)
 
-    def markers(self) -> MarkerReader:
-        """Return a new reader for the supervisor's markers in this environment's log."""
-        return MarkerReader(self.plan.nonce)
+    def markers(self, start: Cursor) -> MarkerReader:
+        """Return a new reader for the supervisor's markers in this environment's log from a cursor on."""
+        return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
         """Yield the log of container `action` from the cursor to its end."""
@@ -202,9 +202,9 @@ class PodEnvironment:
             async for item in items:
                 yield item
 
-    def log_ended(self) -> None:
-        """Record that the log contained the supervisor's last marker: no output follows."""
-        self.container.log_ended = True
+    def log_ended(self, ended: bool) -> None:
+        """Record whether the log so far ends with the supervisor's last marker."""
+        self.container.log_ended = ended
 
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands, and KILL after `grace` seconds. Return False if the pod cannot be reached."""

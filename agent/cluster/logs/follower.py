@@ -5,9 +5,9 @@ and flow control stops the node. The end of a response proves nothing, because A
 rotation all end streams without an error. Silence proves nothing either, because rotation and half-open connections
 are silent. Only the state of the container decides, which the caller knows from its watch:
 
-* running: the log is opened again at the cursor. After a long silence a plain read (a request that does not follow the
-  log) shows whether the stream works.
-* terminated: if the supervisor's last marker was read, the log is complete. Otherwise one plain read has the rest.
+* running: the log is opened again at the cursor. After a long silence a plain read shows whether the stream works.
+* terminated: one plain read has the rest. The read is saved if the last marker ends an open stream that is silent.
+  While the container runs, this marker proves nothing, because a process of the commands can forge the marker.
 * gone: the log ends with a `LogLost` that has the reason.
 
 No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no outcome.
@@ -65,7 +65,7 @@ class Container(Protocol):
 
     @property
     def log_ended(self) -> bool:
-        """Whether the supervisor's last marker was read. Nothing follows the marker."""
+        """Whether the log that was read ends with the supervisor's last marker."""
 
     async def wait_while(self, state: ContainerState) -> None:
         """Return when the container is no longer in this state."""
@@ -87,6 +87,8 @@ class Timings:
     because the kubelet looks at the size of files at most every 3 s."""
     settle: float = 1.0
     """Seconds of silence until an open stream is closed after the container has ended."""
+    settle_after_last: float = 0.1
+    """Seconds of this silence if the log that was read ends with the supervisor's last marker."""
     pause: float = 0.1
     """Seconds of the longest possible pause after the first failure. Doubles while nothing is read."""
     longest_pause: float = 5.0
@@ -124,8 +126,6 @@ async def follow(
     async with aclosing(follower.items()) as items:
         async for item in items:
             yield item
-            if container.log_ended:
-                return
 
 
 class LogFollower:
@@ -154,26 +154,31 @@ class LogFollower:
         self.error: ClusterError | None = None
         self.missed: LogGap | None = None
         self.misses = 0
+        self.complete = False
 
     async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Send one request after another until the log ends."""
-        while not self.container.log_ended:
+        """Repeat attempts until the log ends."""
+        while True:
             state = self.container.state
             if state is ContainerState.WAITING:
                 await self.container.wait_while(state)
                 continue
             if state is ContainerState.GONE:
-                yield LogLost("the pod is gone")
+                if not self.container.log_ended:
+                    yield LogLost("the pod is gone")
                 return
             async with aclosing(self.attempt(state)) as items:
                 async for item in items:
                     yield item
+            if self.complete:
+                return
             if state is ContainerState.TERMINATED and self.error is None and self.is_complete():
                 if self.missed:
                     yield self.missed
                 return
             if reason := self.loss_reason(state):
-                yield LogLost(reason)
+                if not self.container.log_ended:
+                    yield LogLost(reason)
                 return
             await self.pause(state)
 
@@ -199,6 +204,7 @@ class LogFollower:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
         self.file.follows = False
+        delivered = False
         silence = self.first_silence
         waited = 0.0
         reader = LineReader(self.cursor)
@@ -206,9 +212,11 @@ class LogFollower:
         async with body, self.end_of_run() as ended:
             while True:
                 began = now()
-                block = await body.block(ended, silence, self.timings.settle)
+                settle = self.timings.settle_after_last if self.container.log_ended else self.timings.settle
+                block = await body.block(ended, silence, settle)
                 waited += now() - began
                 if block:
+                    delivered = True
                     async with aclosing(self.read_block(reader, block, waited)) as items:
                         async for item in items:
                             yield item
@@ -216,10 +224,10 @@ class LogFollower:
                         log.info("a log stream repeated its file and is opened again", pod=self.target.pod)
                         return
                     silence, waited = self.first_silence, 0.0
-                elif block is not None:
+                elif block is not None or ended.done():
                     self.check(reader)
-                    return
-                elif ended.done():
+                    # A stream of a file that was full may stand still although more was written.
+                    self.complete = ended.done() and delivered and self.container.log_ended and not self.file.full
                     return
                 else:
                     position = self.cursor
@@ -320,7 +328,7 @@ class LogFollower:
             return ""
         if self.failing_since is None:
             self.failing_since = now()
-        limit = self.timings.give_up if error.retryable else self.timings.refused
+        limit = self.timings.give_up if error.retryable and not self.container.log_ended else self.timings.refused
         return error.message if now() - self.failing_since >= limit else ""
 
     async def pause(self, state: ContainerState) -> None:

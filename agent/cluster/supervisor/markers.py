@@ -2,22 +2,29 @@
 
 The supervisor prints a marker into the same pipe as the commands' output, at the start and the end of each command and
 at the end of the log. So a marker's position between the bytes of the log is exact. Each marker carries the session's
-random nonce, so user output cannot be mistaken for a marker. The newline after a marker belongs to the marker, so
+random nonce, so output is not mistaken for a marker by accident. The newline after a marker belongs to the marker, so
 output without a final newline stays as it was.
 
 On the wire: 0x1e `sealci:NONCE:s:COMMAND` newline, `...:f:COMMAND:CODE`, `...:l:0:CODE`. Markers do not decide the
-verdict. The container's status and its termination message decide the verdict.
+verdict. The container's status and its termination message do.
+
+A process of the commands can read the nonce from the arguments of PID 1, and then print markers of its own. The reader
+therefore takes a marker only where it can stand: the start of a later command of the action, the end of this
+command, the last marker at the end of the log. Anything else is output and is shown. So a log holds at most two markers
+per command, and no marker can hide output that follows it.
 """
 
 from __future__ import annotations
 
 import re
 
+from agent.domain.log_cursor import Cursor
 from agent.domain.observations import Marker, MarkerKind
 
 LEAD = b"\x1e"
 NONCE = re.compile(r"[0-9A-Za-z]{8,64}")
 BODY = re.compile(rb"(?:(s):(\d{1,9})|([fl]):(\d{1,9}):(\d{1,3}))\n")
+START = Cursor()
 UNFINISHED = re.compile(rb"[sfl:0-9]{0,15}")
 
 __all__ = ["LEAD", "NONCE", "Marker", "MarkerKind", "MarkerReader"]
@@ -30,13 +37,20 @@ class MarkerReader:
 
     Args:
         nonce: the session's nonce, 8 to 64 letters and digits.
+        command_count: how many commands the action has.
+        start: where the reading begins.
     """
 
-    def __init__(self, nonce: str) -> None:
+    def __init__(self, nonce: str, command_count: int, start: Cursor = START) -> None:
         if not NONCE.fullmatch(nonce):
             raise ValueError("a nonce is 8 to 64 letters and digits")
         self.prefix = LEAD + b"sealci:" + nonce.encode() + b":"
+        self.command_count = command_count
+        # Number of the last started command. It is unknown where the markers behind the cursor were already reported.
+        self.last_started = 0 if start.reported else start.command
+        self.running = self.last_started > 0
         self.tail = b""
+        self.ended = False
 
     @property
     def buffered(self) -> int:
@@ -44,18 +58,29 @@ class MarkerReader:
         return len(self.tail)
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
-        """Return user output (never empty) and markers in order, without the bytes that may begin a marker."""
+        """Return user output (never empty) and markers in order, without the bytes that may begin a marker.
+
+        Afterwards `ended` is True if the input ends with the last marker. `flush` returns this marker.
+        """
+        if not data:
+            return []
         if self.tail:
             data, self.tail = self.tail + data, b""
+        self.ended = False
         items: list[bytes | Marker] = []
         begin = search = 0
         while (found := data.find(self.prefix, search)) >= 0:
             body = found + len(self.prefix)
             if match := BODY.match(data, body):
-                if found > begin:
-                    items.append(data[begin:found])
-                items.append(parse_marker(match))
-                begin = search = match.end()
+                if match[3] == b"l" and match.end() == len(data):
+                    self.ended = True
+                    break
+                search = match.end()
+                if marker := self.accept(match, data[found:search]):
+                    if found > begin:
+                        items.append(data[begin:found])
+                    items.append(marker)
+                    begin = search
             elif self.is_cut_off(data, body):
                 break
             else:
@@ -67,10 +92,30 @@ class MarkerReader:
         self.tail = data[keep:]
         return items
 
-    def flush(self) -> bytes:
-        """Return the buffered bytes at the end of the log."""
+    def flush(self) -> list[bytes | Marker]:
+        """Return what is buffered at the end of the log: the last marker, or the beginning of a marker as output."""
         rest, self.tail = self.tail, b""
-        return rest
+        if self.ended:
+            self.ended = False
+            return [Marker(MarkerKind.LAST, 0, int(rest[:-1].rpartition(b":")[2]), rest)]
+        return [rest] if rest else []
+
+    def accept(self, match: re.Match[bytes], raw: bytes) -> Marker | None:
+        """Return the marker of a match of `BODY`, and take note of it. None if the marker cannot stand here."""
+        started, command, kind, finished, code = match.groups()
+        if started:
+            number = int(command)
+            # The marker of a command may be lost: in a gap of the log, or because of what the commands redirect.
+            if not self.last_started < number <= self.command_count:
+                return None
+            self.last_started, self.running = number, True
+            return Marker(MarkerKind.STARTED, number, raw=raw)
+        number = int(finished)
+        runs = number == self.last_started and self.running
+        if kind == b"l" or not (runs or self.last_started < number <= self.command_count):
+            return None
+        self.last_started, self.running = number, False
+        return Marker(MarkerKind.FINISHED, number, int(code), raw)
 
     def find_partial_prefix(self, data: bytes, since: int) -> int:
         """Return where an incomplete marker prefix begins at the end of the data; the length of the data if none."""
@@ -80,11 +125,3 @@ class MarkerReader:
     def is_cut_off(self, data: bytes, body: int) -> bool:
         """Whether the bytes after a complete prefix begin a marker body that the end of the data cuts off."""
         return UNFINISHED.fullmatch(data, body) is not None
-
-
-def parse_marker(match: re.Match[bytes]) -> Marker:
-    """Return the marker of a match of `BODY`."""
-    started, command, kind, finished, code = match.groups()
-    if started:
-        return Marker(MarkerKind.STARTED, int(command))
-    return Marker(MarkerKind(kind.decode()), int(finished), int(code))

@@ -6,29 +6,42 @@ While the session's window is full, the log is not read, so the memory is bounde
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.events import CommandFinished, CommandStarted
-from agent.domain.observations import LogGap, LogLost, MarkerKind
-from agent.execution.logs.masking import Masker
+from agent.domain.observations import LogGap, LogLost, LogPiece, MarkerKind
 from agent.execution.logs.pipeline import Limits, LogStream, MarkerSeen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.domain.events import LogChunk
     from agent.execution.ports import Environment
     from agent.execution.session import Session
     from agent.settings import Settings
 
 
+# Number of bytes of log that are taken without letting other tasks of the agent run. With secrets that match everywhere
+# they take about 30 milliseconds.
+PORTION = 8 * 1024
+
+
 async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
     """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    masker = Masker(session.action.secrets)
-    if masker.too_short and not start.total:
-        await session.reporter.write_log(f"[not masked, because too short: {', '.join(masker.too_short)}]")
+    # A copy, because each reading of the log has a stream of its own. Many and long secrets have thousands of forms.
+    masker = copy(await asyncio.to_thread(session.reporter.masker))
+    if not start.total:
+        if masker.too_short:
+            await session.reporter.write_log(f"[not masked, because too short: {', '.join(masker.too_short)}]")
+        if masker.too_long:
+            await session.reporter.write_log(f"[masked in part, because too long: {', '.join(masker.too_long)}]")
     stream = LogStream(environment.markers, masker, limits, start)
     clock = CommandClock(start.command)
     async with aclosing(environment.log(start)) as items:
@@ -36,11 +49,27 @@ async def send_log(session: Session, environment: Environment, settings: Setting
             if isinstance(item, LogLost):
                 await session.reporter.write_log(f"[the log ends here: {item.why}]")
                 continue
-            for out in stream.gap(item) if isinstance(item, LogGap) else stream.feed(item):
-                await pass_on(session, environment, out, clock)
+            if isinstance(item, LogGap):
+                for out in stream.gap(item):
+                    await pass_on(session, out, clock)
+                continue
+            for portion in portions(item):
+                for out in stream.feed(portion):
+                    await pass_on(session, out, clock)
+                await asyncio.sleep(0)
+            environment.log_ended(stream.ended)
     for out in stream.finish():
-        await pass_on(session, environment, out, clock)
+        await pass_on(session, out, clock)
     session.stats.log_ended(stream)
+
+
+def portions(piece: LogPiece) -> Iterator[LogPiece]:
+    """Yield a piece in parts. All have the position of the whole piece, from which the stream takes the line start."""
+    if len(piece.data) <= PORTION:
+        yield piece
+        return
+    for start in range(0, len(piece.data), PORTION):
+        yield replace(piece, data=piece.data[start : start + PORTION])
 
 
 class CommandClock:
@@ -59,7 +88,7 @@ class CommandClock:
         return time.monotonic() - self.began
 
 
-async def pass_on(session: Session, environment: Environment, out: LogChunk | MarkerSeen, clock: CommandClock) -> None:
+async def pass_on(session: Session, out: LogChunk | MarkerSeen, clock: CommandClock) -> None:
     """Send a chunk of the log, or the event that a marker stands for."""
     if not isinstance(out, MarkerSeen):
         await session.reporter.send(out)
@@ -75,5 +104,3 @@ async def pass_on(session: Session, environment: Environment, out: LogChunk | Ma
         command, seconds = clock.command, clock.stop()
         session.stats.command_finished(seconds)
         await session.reporter.send(CommandFinished(command, marker.exit_code or 0, seconds, out.cursor))
-    if marker.kind is MarkerKind.LAST:
-        environment.log_ended()

@@ -8,7 +8,11 @@ continue those of the dead agent.
 
 All limits count bytes of the log, markers included, not bytes that are sent: the column in a line, and the total. Where
 the stream leaves text out, or text is missing, it writes a notice. Where the stream cuts text, bytes that may begin a
-secret are hidden. The masker gives out all its bytes before a marker, and no secret is searched across a marker.
+secret are hidden.
+
+A secret can begin before a marker and go on behind it, where two commands print its parts. A marker comes out at once,
+and the masker keeps such a beginning back over the marker. The cursor then lies before the beginning, so `reported`
+in the cursor names the last marker that came out. A resumed stream swallows the markers up to there.
 """
 
 from __future__ import annotations
@@ -30,11 +34,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes in one chunk.
 CHUNK = 64 * 1024
-# Number of bytes fed at once where a piece holds markers. Every marker is longer (its nonce alone is), so one slice
-# completes at most one marker.
-SLICE = 16
-# Maximum number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier
-# line, and a resume reads some lines twice.
+# Number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier line,
+# and a resume reads some lines twice.
 MAX_ANCHORS = 64
 START = Cursor()
 
@@ -65,17 +66,16 @@ class Anchor:
 
 
 class LogStream:
-    """The pipeline of one log. `markers` makes a new marker reader, `masker` belongs to this stream alone.
+    """The pipeline of one log. `markers` makes a marker reader, `masker` belongs to this stream alone.
 
     `left_out_of_lines` and `left_out_of_total` count the bytes over each limit. `gaps` counts the reported gaps, by
     whether the gap is certain.
     """
 
     def __init__(
-        self, markers: Callable[[], MarkerReader], masker: Masker, limits: Limits, start: Cursor = START
+        self, markers: Callable[[Cursor], MarkerReader], masker: Masker, limits: Limits, start: Cursor = START
     ) -> None:
-        self.fresh_markers = markers
-        self.markers = markers()
+        self.markers = markers(start)
         self.masker = masker
         self.limits = limits
         self.left_out_of_lines = 0
@@ -84,43 +84,47 @@ class LogStream:
         self.command = start.command
         self.at = start.total  # number of bytes of the log that went to the masker or were left out
         self.column = 0
-        self.unreported_bytes = 0  # bytes left out of the current line since the last notice
-        self.tail = b""  # the bytes that the marker reader keeps back
+        self.unreported_bytes = 0  # left out of the current line since the last notice
+        self.reported = start.reported  # markers up to this position have come out
+        self.masked = 0  # number of bytes that the masker has taken
+        # Markers within or behind the text that the masker keeps back: `masked` at the marker, and its length.
+        self.markers_in_kept: deque[tuple[int, int]] = deque()
+        self.hiding_reported = False
         self.anchors = deque([Anchor(start.total - start.offset, start.timestamp, start.count)])
         self.out: list[LogChunk | MarkerSeen] = []
 
     @property
     def cursor(self) -> Cursor:
         """Return the position up to which the whole log has come out."""
-        at = self.at - self.masker.buffered
+        kept_since = self.masked - self.masker.buffered
+        while self.markers_in_kept and self.markers_in_kept[0][0] <= kept_since:
+            self.markers_in_kept.popleft()
+        at = self.at - self.masker.buffered - sum(length for _, length in self.markers_in_kept)
         while len(self.anchors) > 1 and self.anchors[1].at <= at:
             self.anchors.popleft()
         anchor = self.anchors[0]
-        return Cursor(anchor.timestamp, anchor.count, at - anchor.at, at, self.command)
+        reported = self.reported if self.reported > at else 0
+        return Cursor(anchor.timestamp, anchor.count, at - anchor.at, at, self.command, reported)
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the log so far ends with the last marker."""
+        return self.markers.ended
 
     def feed(self, piece: LogPiece) -> list[LogChunk | MarkerSeen]:
         """Take the next piece of payload. Returns the output that later pieces cannot change."""
         self.anchor(piece.end)
         if not piece.data:
-            if not self.tail:
+            if not self.markers.buffered:
                 self.column = piece.end.offset
             return []
-        raw = self.tail + piece.data if self.tail else piece.data
-        items = self.markers.feed(piece.data)
-        texts = [item for item in items if not isinstance(item, Marker)]
-        if len(texts) == len(items):
-            for text in texts:
-                self.text(text)
-        else:
-            self.feed_slices(raw)
-        held = self.markers.buffered
-        self.tail = raw[len(raw) - held :] if held else b""
+        self.take(self.markers.feed(piece.data))
         return self.take_output()
 
     def gap(self, gap: LogGap) -> list[LogChunk | MarkerSeen]:
         """Report that a part of the log is missing here. The next piece must have the position after the gap."""
         self.gaps[gap.certain] += 1
-        self.end_markers()
+        self.take(self.markers.flush())
         self.release(hide=True)
         if gap.until:
             self.anchors = deque([Anchor(self.at, gap.until, 1)])
@@ -130,48 +134,37 @@ class LogStream:
 
     def finish(self) -> list[LogChunk | MarkerSeen]:
         """Return the rest of the output, at the end of the log."""
-        self.end_markers()
+        self.take(self.markers.flush())
         self.release()
         return self.take_output()
 
     # ---- markers in the log
 
-    def feed_slices(self, raw: bytes) -> None:
-        """Take payload that holds markers, in small slices, so that the position of each marker becomes known.
+    def take(self, items: list[bytes | Marker]) -> None:
+        """Take text and markers in the order of the log."""
+        for item in items:
+            if isinstance(item, Marker):
+                self.marker(item)
+            else:
+                self.text(item)
 
-        The only state of a marker reader is the bytes it keeps back. A new reader that is fed these bytes again
-        continues with the same result.
-        """
-        self.markers = self.fresh_markers()
-        done = 0
-        for start in range(0, len(raw), SLICE):
-            piece = raw[start : start + SLICE]
-            items = self.markers.feed(piece)
-            for index, item in enumerate(items):
-                if isinstance(item, Marker):
-                    after = sum(len(text) for text in items[index + 1 :] if not isinstance(text, Marker))
-                    end = start + len(piece) - self.markers.buffered - after
-                    self.marker(item, raw[done:end])
-                    done = end
-                else:
-                    self.text(item)
-                    done += len(item)
-
-    def marker(self, marker: Marker, raw: bytes) -> None:
-        """Output a marker, after all bytes before the marker."""
-        self.release()
-        if self.at <= self.limits.total < self.at + len(raw):
+    def marker(self, marker: Marker) -> None:
+        """Output a marker, after all text before it that is not kept back. Swallow it if it has come out already."""
+        length = len(marker.raw)
+        self.report_truncation()
+        if self.at <= self.limits.total < self.at + length:
+            self.release(hide=True)
             self.report_total_limit(self.column)
-        self.advance(raw)
+        if self.masker.buffered:
+            self.markers_in_kept.append((self.masked, length))
+        self.advance(marker.raw)
+        if self.at <= self.reported:
+            return
+        self.reported = self.at
         self.command = marker.command if marker.kind is MarkerKind.STARTED else 0
         self.out.append(MarkerSeen(marker, self.cursor))
 
-    def end_markers(self) -> None:
-        """Take the bytes that only looked like the beginning of a marker as text."""
-        self.text(self.markers.flush())
-        self.markers, self.tail = self.fresh_markers(), b""
-
-    # ---- limits of the log
+    # ---------------------------------------------------------------------------------------------------------- limits
 
     def text(self, data: bytes) -> None:
         """Take text without markers, up to the limit of the whole log."""
@@ -227,10 +220,14 @@ class LogStream:
     def show(self, data: bytes) -> None:
         """Mask and output text. An output is never longer than the input and the bytes kept back before it."""
         while data:
-            part = data[: CHUNK - self.masker.buffered]
+            part = data[: CHUNK - len(self.masker.kept)]
             self.advance(part)
+            self.masked += len(part)
             self.emit(self.masker.feed(part))
             data = data[len(part) :]
+        if self.masker.over_budget and not self.hiding_reported:
+            self.hiding_reported = True
+            self.notice("[text is hidden here: the search for secrets in it took too long]")
 
     def release(self, *, hide: bool = False, cut: bool = True) -> None:
         """Output the bytes that the masker keeps back and, with `cut`, the notice about a cut line."""

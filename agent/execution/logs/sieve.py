@@ -1,16 +1,34 @@
-"""Quick search for many secrets at once: may a text hold one of them?
+"""Searches for many forms of secrets at once, with bounded work per byte.
 
-A `Sieve` lives as long as its `Masker`. Searching a text costs one pass per secret, and a private key has hundreds of
-forms. Nearly all text holds no secret. For such text one quick pass replaces the passes for all forms.
+A `Sieve` and a `FormFinder` live as long as their `Masker`. The sieve finds out that a text holds no form, which is so
+for nearly all text. The finder finds out where forms are. Both are bounded whatever the forms and the text are.
 """
 
 from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+from agent.execution.logs.forms import LONGEST, SHORTEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Number of bytes in a word, the unit in which a text is sampled.
 WORD = 8
 # Minimum length and minimum number of needles for which sampling is faster than a search for each needle (measured).
 SIEVED_FROM = 23
 SIEVED_COUNT = 16
+# Number of words from one sample to the next. A larger step would need more memory for the words of each needle.
+LARGEST_STEP = 8
+# Number of needles that are searched one by one. The sieve lets every text pass if there are more.
+MOST_SINGLES = 32
+# Number of positions that are looked at between two looks at the clock.
+CLOCK_STEPS = 256
+
+Span = tuple[int, int]
 
 
 class Sieve:
@@ -28,18 +46,165 @@ class Sieve:
         if len(long) < SIEVED_COUNT:
             long = set()
         self.singles = tuple(needle for needle in needles if needle not in long)
-        self.step = (min(map(len, long)) - WORD + 1) // WORD if long else 0
+        self.useless = len(self.singles) > MOST_SINGLES
+        self.step = min((min(map(len, long)) - WORD + 1) // WORD, LARGEST_STEP) if long else 0
         self.words = {
             memoryview(needle[offset : offset + WORD]).cast("Q")[0]
-            for needle in long
+            for needle in (() if self.useless else long)
             for offset in range(self.step * WORD)
         }
 
     def may_match(self, text: bytes) -> bool:
         """Return False if no needle is in the text."""
-        if any(needle in text for needle in self.singles):
+        if self.useless or any(needle in text for needle in self.singles):
             return True
         if not self.words:
             return False
         words = memoryview(text)[: len(text) // WORD * WORD].cast("Q")
         return not self.words.isdisjoint(words[:: self.step])
+
+
+def innermost(forms: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return the forms that contain no other form. If none of them is in a text, no form is in the text."""
+    if len(forms) > LONGEST:
+        return forms
+    return tuple(form for form in forms if not any(other in form for other in forms if other is not form))
+
+
+class OverBudget(Exception):
+    """The search took too long. `runs` were found before `position`."""
+
+    def __init__(self, runs: list[Span], position: int) -> None:
+        super().__init__()
+        self.runs = runs
+        self.position = position
+
+
+class FormFinder:
+    """Finds runs of overlapping occurrences of forms, and the beginning of a form at the end of a text.
+
+    The work per byte depends on `LONGEST` and on the logarithm of the number of forms alone, never on how often forms
+    match. `steps` counts the positions that were looked at, for tests. It never exceeds the bytes of the texts by more
+    than `LONGEST` per call.
+
+    Only the longest form at a position matters for the runs, and one binary search in the sorted forms finds it. The
+    largest form that is not greater than the text at the position either is a prefix of the text, or all forms that are
+    prefixes of the text are prefixes of this form too (`prefixes`). A form that overlaps itself ("aaaa") is followed by
+    a regular expression to the end of its repetitions. Positions from which no form reaches beyond a run are skipped.
+    """
+
+    def __init__(self, forms: Iterable[bytes]) -> None:
+        self.forms = tuple(sorted(forms))
+        self.longest = max(map(len, self.forms), default=0)
+        self.heads = frozenset(form[:SHORTEST] for form in self.forms)
+        self.stubs = frozenset(head[:size] for head in self.heads for size in range(1, SHORTEST))
+        self.head = re.compile(
+            b"".join(charset({head[at] for head in self.heads}) for at in range(SHORTEST)), re.DOTALL
+        )
+        self.prefixes = prefix_lengths(self.forms)
+        self.repetitions: dict[bytes, re.Pattern[bytes] | None] = {}
+        self.steps = 0
+
+    def runs(self, text: bytes, covered: int = 0, deadline: float = 0.0) -> list[Span]:
+        """Return the runs in order. The first `covered` bytes belong to a run that began before the text.
+
+        Raises:
+            OverBudget: the thread's processor time has passed the deadline, if one is given.
+        """
+        runs: list[Span] = [(0, covered)] if covered else []
+        start, end = 0, covered
+        next_look = self.steps + CLOCK_STEPS
+        position = 0
+        while head := self.head.search(text, position):
+            self.steps += 1
+            if deadline and self.steps >= next_look:
+                next_look = self.steps + CLOCK_STEPS
+                if time.thread_time() > deadline:
+                    raise OverBudget(runs, position)
+            position = head.start()
+            form = self.longest_at(text, position)
+            if not form:
+                position += 1
+                continue
+            last = self.end_of_repetitions(text, position, form)
+            if position >= end:
+                start, end = position, last
+                runs.append((start, end))
+            elif last > end:
+                end = last
+                runs[-1] = (start, end)
+            position = max(position + 1, end - self.longest + 1)
+        return runs
+
+    def longest_at(self, text: bytes, position: int) -> bytes:
+        """Return the longest form that the text holds at the position, b"" if none."""
+        if text[position : position + SHORTEST] not in self.heads:
+            return b""
+        window = text[position : position + self.longest]
+        index = bisect_right(self.forms, window) - 1
+        if index < 0:
+            return b""
+        form = self.forms[index]
+        if window.startswith(form):
+            return form
+        lengths = self.prefixes[index]
+        found = bisect_left(lengths, True, key=lambda length: not window.startswith(form[:length]))
+        return form[: lengths[found - 1]] if found else b""
+
+    def end_of_repetitions(self, text: bytes, position: int, form: bytes) -> int:
+        """Return the end of the form at the position and of the occurrences that overlap it by its shortest period."""
+        end = position + len(form)
+        if form not in self.repetitions:
+            period = shortest_period(form)
+            again = re.compile(b"(?:" + re.escape(form[-period:]) + b")*+") if period < len(form) else None
+            self.repetitions[form] = again
+        repetition = self.repetitions[form]
+        match = repetition.match(text, end) if repetition else None
+        return match.end() if match else end
+
+    def partial(self, text: bytes) -> int:
+        """Return the first index from which the text is the beginning of a form, or the length of the text."""
+        size = len(text)
+        position = max(0, size - self.longest + 1)
+        while head := self.head.search(text, position):
+            self.steps += 1
+            position = head.start()
+            if text[position : position + SHORTEST] in self.heads:
+                rest = text[position:]
+                index = bisect_right(self.forms, rest)
+                if index < len(self.forms) and self.forms[index].startswith(rest):
+                    return position
+            position += 1
+        for index in range(max(0, size - SHORTEST + 1), size):
+            if text[index:] in self.stubs:
+                return index
+        return size
+
+
+def charset(values: set[int]) -> bytes:
+    """Return a regular expression for one byte of the given values."""
+    return b"[" + b"".join(rb"\x%02x" % value for value in sorted(values)) + b"]" if values else b"(?!)"
+
+
+def prefix_lengths(forms: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return for each of the sorted forms the lengths of the other forms that are its prefixes."""
+    result: list[tuple[int, ...]] = []
+    stack: list[bytes] = []
+    for form in forms:
+        while stack and not form.startswith(stack[-1]):
+            stack.pop()
+        result.append(tuple(map(len, stack)))
+        stack.append(form)
+    return tuple(result)
+
+
+def shortest_period(form: bytes) -> int:
+    """Return by how many bytes an occurrence must be moved to overlap the next one. The length of the form if never."""
+    borders = [0] * len(form)
+    size = 0
+    for index in range(1, len(form)):
+        while size and form[index] != form[size]:
+            size = borders[size - 1]
+        size += form[index] == form[size]
+        borders[index] = size
+    return len(form) - size

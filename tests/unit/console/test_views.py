@@ -117,6 +117,16 @@ def test_split_characters_are_joined_and_bad_bytes_replaced() -> None:
     assert [len(line) for line in endless] == [100_000, 1]
 
 
+def test_json_tells_the_agents_texts_from_the_commands_output() -> None:
+    failure = LogText("[the pod was deleted é]\n".encode(), Source.AGENT, 4)
+    assert objects(("", plans("a")), ("a", log(b"cut \xc3")), ("a", failure), ("a", log(b"more\n")))[1:] == [
+        {"event": "log", "action": "a", "text": "cut ", "source": "commands"},
+        {"event": "log", "action": "a", "text": "�", "source": "commands"},
+        {"event": "log", "action": "a", "text": "[the pod was deleted é]\n", "source": "agent"},
+        {"event": "log", "action": "a", "text": "more\n", "source": "commands"},
+    ]
+
+
 def test_json_objects_have_exactly_these_keys() -> None:
     assert objects(
         ("", plans("a")),
@@ -134,11 +144,11 @@ def test_json_objects_have_exactly_these_keys() -> None:
     ) == [
         {"event": "submitted", "pipeline": "id", "name": "p", "folder": "/folder"},
         {"event": "stage", "action": "a", "stage": "setup", "detail": "pulling"},
-        {"event": "log", "action": "a", "text": "é �\r\n"},
+        {"event": "log", "action": "a", "text": "é �\r\n", "source": "commands"},
         {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.25},
         {"event": "artifact", "action": "a", "path": "d/�", "size": 5, "sha256": "0102"},
-        {"event": "log", "action": "a", "text": "cut "},
-        {"event": "log", "action": "a", "text": "�"},
+        {"event": "log", "action": "a", "text": "cut ", "source": "commands"},
+        {"event": "log", "action": "a", "text": "�", "source": "commands"},
         {
             "event": "finished",
             "action": "a",

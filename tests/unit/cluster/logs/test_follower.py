@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,22 +68,74 @@ async def test_the_log_of_an_ended_container_is_read_plainly(api: LogServer) -> 
     assert [query.get("follow") for query in api.queries] == [None]
 
 
-async def test_the_last_marker_prevents_further_requests(api: LogServer) -> None:
+async def test_a_pod_that_is_gone_after_the_last_marker_has_lost_nothing(api: LogServer) -> None:
+    api.container.enter(ContainerState.GONE)
     api.container.log_ended = True
     assert await api.read() == []
     assert api.queries == []
 
 
-async def test_the_last_marker_ends_an_open_stream(api: LogServer) -> None:
+@pytest.mark.parametrize(("node_limit", "requests"), [(1 << 20, ["true"]), (1, ["true", None])])
+async def test_the_last_marker_saves_the_last_read_of_an_ended_container(
+    api: LogServer, node_limit: int, requests: list[str | None]
+) -> None:
+    """It does not if the node's file may be full: the stream may stand still although more was written."""
     api.log.write(b"one\nlast\n", EPOCH)
     api.script = [api.then_silent()]
     got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, Timings()):
+    async with asyncio.timeout(20):
+        timings = Timings(settle=60.0)
+        async for item in follow(api.client, TARGET, Cursor(), api.container, timings, node_limit):
+            assert isinstance(item, LogPiece)
+            got += item.data
+            api.container.log_ended = got.endswith(b"last\n")
+            api.container.enter(ContainerState.TERMINATED)
+    assert got == b"one\nlast\n"
+    assert [query.get("follow") for query in api.queries] == requests
+
+
+async def test_the_last_marker_ends_no_stream_of_a_container_that_runs(api: LogServer) -> None:
+    """A process of the commands prints the marker, is silent, and works on."""
+    api.container.log_ended = True
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(stamp(EPOCH) + b" forged\n")
+        await asyncio.sleep(0.3)
+        await response.write(stamp(EPOCH + 1) + b" hidden work\n")
+        await asyncio.Event().wait()
+        return response
+
+    api.script = [answer]
+    got = b""
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, replace(FAST, probe=30.0))) as items:
+        async for item in items:
+            assert isinstance(item, LogPiece)
+            got += item.data
+            if b"hidden" in got:
+                break
+    assert got == b"forged\nhidden work\n"
+
+
+async def test_what_follows_a_forged_last_marker_is_read_when_the_stream_breaks(api: LogServer) -> None:
+    api.log.write(b"one\nforged\n", EPOCH)
+    api.script = [api.then_silent(cut=True)]
+    got = b""
+    async for item in follow(api.client, TARGET, Cursor(), api.container, FAST):
         assert isinstance(item, LogPiece)
         got += item.data
-        api.container.log_ended = got.endswith(b"last\n")
-    assert got == b"one\nlast\n"
-    assert len(api.queries) == 1
+        if not api.container.log_ended:
+            api.container.log_ended = True
+            api.log.write(b"hidden work\n", EPOCH + 1)
+    assert got == b"one\nforged\nhidden work\n"
+
+
+async def test_an_error_after_the_last_marker_is_no_lost_log(api: LogServer) -> None:
+    api.container.enter(ContainerState.TERMINATED)
+    api.container.log_ended = True
+    api.script = [api.status(404)] * 1000
+    assert await api.read() == []
 
 
 # ---- broken streams

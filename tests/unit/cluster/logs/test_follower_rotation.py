@@ -101,7 +101,9 @@ async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> li
     async with aclosing(follow(api.client, TARGET, Cursor(), api.container, timings, 10)) as reading:
         async for item in reading:
             items.append(item)
-            api.container.log_ended = payload(items).endswith(line)
+            if payload(items).endswith(line):
+                api.container.log_ended = True
+                break
     return items
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,6 @@ async def test_a_silent_stream_that_works_is_kept(api: LogServer, monkeypatch: p
         await poll_until("the log is requested a fourth time", lambda: len(api.queries) > 3)
         await response.write(stamp(EPOCH + 1) + b" two\n")
         await poll_until("the log is requested a fifth time", lambda: len(api.queries) > 4)
-        api.container.log_ended = True
         await response.write(stamp(EPOCH + 2) + b" three\n")
         return response
 
@@ -60,9 +60,12 @@ async def test_a_silent_stream_that_works_is_kept(api: LogServer, monkeypatch: p
 
     monkeypatch.setattr(LogRequest, "block", recorded)
     api.script = [answer, *[probe] * 1000]
-    async for item in follow(api.client, TARGET, Cursor(), api.container, PROBING):
-        assert isinstance(item, LogPiece)
-        got += item.data
+    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, PROBING)) as items:
+        async for item in items:
+            assert isinstance(item, LogPiece)
+            got += item.data
+            if got.endswith(b"three\n"):
+                break
     assert got == b"one\ntwo\nthree\n"
     assert api.follows == 1
     for (silence, silent), (after, _) in pairwise(waits):

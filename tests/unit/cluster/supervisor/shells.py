@@ -56,9 +56,9 @@ class Result:
 
     @cached_property
     def items(self) -> list[bytes | Marker]:
-        """Return the log, split into output and markers."""
-        reader = MarkerReader(NONCE)
-        return [*reader.feed(self.raw), reader.flush()]
+        """The log, split into output and markers."""
+        reader = MarkerReader(NONCE, self.commands)
+        return [*reader.feed(self.raw), *reader.flush()]
 
     @property
     def text(self) -> str:

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cluster.supervisor.markers import Marker, MarkerKind, MarkerReader
+from agent.domain.log_cursor import Cursor
 
 NONCE = "0123456789abcdef"
+COUNT = 20
 PREFIX = b"\x1esealci:" + NONCE.encode() + b":"
 STARTED = Marker(MarkerKind.STARTED, 1)
 FINISHED = Marker(MarkerKind.FINISHED, 12, 0)
@@ -29,6 +31,14 @@ LOOKALIKES = [
     PREFIX + b"s:1\r\n",
 ]
 
+FORGED = [
+    PREFIX + b"s:0\n",
+    PREFIX + b"s:%d\n" % (COUNT + 1),
+    PREFIX + b"f:%d:0\n" % (COUNT + 1),
+    PREFIX + b"f:0:0\n",
+    PREFIX + b"l:0:0\nwork goes on\n",
+]
+
 
 def join_texts(items: list[bytes | Marker]) -> list[bytes | Marker]:
     """Return the items with adjacent texts joined."""
@@ -43,7 +53,7 @@ def join_texts(items: list[bytes | Marker]) -> list[bytes | Marker]:
 
 def read(pieces: list[bytes]) -> list[bytes | Marker]:
     """Read a log in pieces, and check the number of buffered bytes after each piece."""
-    reader = MarkerReader(NONCE)
+    reader = MarkerReader(NONCE, COUNT)
     items: list[bytes | Marker] = []
     fed = b""
     for piece in pieces:
@@ -52,11 +62,15 @@ def read(pieces: list[bytes]) -> list[bytes | Marker]:
         assert b"" not in new
         items += new
         assert reader.buffered <= len(PREFIX) + 15
-    buffered = reader.buffered
-    rest = reader.flush()
-    assert rest == fed[len(fed) - buffered :]
+        assert raw([*items]) == fed[: len(fed) - reader.buffered]
+    items += reader.flush()
     assert reader.buffered == 0
-    return join_texts([*items, rest])
+    assert raw(items) == fed
+    return join_texts(items)
+
+
+def raw(items: list[bytes | Marker]) -> bytes:
+    return b"".join(item if isinstance(item, bytes) else item.raw for item in items)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +80,15 @@ def read(pieces: list[bytes]) -> list[bytes | Marker]:
         (b"plain\n", [b"plain\n"]),
         (PREFIX + b"s:1\n", [STARTED]),
         (b"no newline" + PREFIX + b"f:12:0\nmore", [b"no newline", FINISHED, b"more"]),
-        (PREFIX + b"f:12:0\n" + PREFIX + b"s:1\n", [FINISHED, STARTED]),
+        (PREFIX + b"s:1\n" + PREFIX + b"f:1:3\n", [STARTED, Marker(MarkerKind.FINISHED, 1, 3)]),
+        (PREFIX + b"s:1\n" + PREFIX + b"s:3\n", [STARTED, Marker(MarkerKind.STARTED, 3)]),
+        (PREFIX + b"f:12:0\n" + PREFIX + b"s:1\n", [FINISHED, PREFIX + b"s:1\n"]),
         (b"\x1e" + PREFIX + b"s:1\n\n", [b"\x1e", STARTED, b"\n"]),
         (PREFIX + PREFIX + b"s:1\n", [PREFIX, STARTED]),
-        (PREFIX + b"l:0:143\n\xff\x00", [LAST, b"\xff\x00"]),
+        (b"a" + PREFIX + b"l:0:143\n", [b"a", LAST]),
+        (PREFIX + b"l:0:143\n" + PREFIX + b"l:0:143\n", [PREFIX + b"l:0:143\n", LAST]),
+        # What cannot stand here is output: an end before its start, a start again, a start of no command.
+        *((look, [look]) for look in FORGED),
         *((look, [look]) for look in LOOKALIKES),
         *((look + PREFIX + b"s:1\n", [look, STARTED]) for look in LOOKALIKES),
     ],
@@ -94,14 +113,14 @@ def test_every_cut_gives_the_same_items(parts: list[bytes], data: st.DataObject)
     pieces = [log[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(log)], strict=True)]
     whole = read([log])
     assert read(pieces) == whole
-    written = {marker: raw for raw, marker in WRITTEN.items()}
-    known = [item for item in whole if isinstance(item, bytes) or item in written]
-    if known == whole:
-        assert b"".join(item if isinstance(item, bytes) else written[item] for item in whole) == log
+    markers = [item for item in whole if isinstance(item, Marker)]
+    assert len(markers) <= 2 * COUNT + 1
+    starts = [marker.command for marker in markers if marker.kind is MarkerKind.STARTED]
+    assert starts == sorted(set(starts))
 
 
 def test_only_a_possible_marker_is_buffered() -> None:
-    reader = MarkerReader(NONCE)
+    reader = MarkerReader(NONCE, COUNT)
     assert reader.feed(b"text\x1esea") == [b"text"]
     assert reader.buffered == 4
     assert reader.feed(b"l\n") == [b"\x1eseal\n"]
@@ -113,11 +132,45 @@ def test_only_a_possible_marker_is_buffered() -> None:
 
 def test_text_without_markers_is_not_copied() -> None:
     data = bytes(1 << 20)
-    (same,) = MarkerReader(NONCE).feed(data)
+    (same,) = MarkerReader(NONCE, COUNT).feed(data)
     assert same is data
 
 
 @pytest.mark.parametrize("nonce", ["", "short", "with space 0123456", "a" * 65, "regex.*regex.*"])
 def test_a_malformed_nonce_is_refused(nonce: str) -> None:
     with pytest.raises(ValueError, match="nonce"):
-        MarkerReader(nonce)
+        MarkerReader(nonce, 1)
+
+
+def test_forged_markers_are_output_in_few_pieces() -> None:
+    real = PREFIX + b"s:1\n"
+    reader = MarkerReader(NONCE, 3)
+    items = reader.feed(real + (PREFIX + b"s:1\n" + PREFIX + b"l:0:0\n" + PREFIX + b"f:2:00\n") * 5000)
+    assert [item for item in items if isinstance(item, Marker)] == [STARTED, Marker(MarkerKind.FINISHED, 2, 0)]
+    assert len(items) == 4
+    assert not reader.ended
+
+
+def test_a_last_marker_counts_only_at_the_end() -> None:
+    reader = MarkerReader(NONCE, 3)
+    assert reader.feed(b"work\n" + PREFIX + b"l:0:0\n") == [b"work\n"]
+    assert reader.ended
+    assert reader.feed(b"") == []
+    assert reader.ended
+    assert reader.feed(b"hidden work\n") == [PREFIX + b"l:0:0\nhidden work\n"]
+    assert not reader.ended
+    assert reader.feed(PREFIX + b"l:0:7\n") == []
+    assert reader.flush() == [Marker(MarkerKind.LAST, 0, 7)]
+    assert not reader.ended
+
+
+def test_a_resumed_reader_goes_on_with_the_command_that_runs() -> None:
+    again = PREFIX + b"s:2\n"
+    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2)).feed(again) == [again]
+    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2)).feed(PREFIX + b"f:2:0\n") == [
+        Marker(MarkerKind.FINISHED, 2, 0)
+    ]
+    # Markers behind this cursor were reported, so they come again.
+    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2, reported=150)).feed(again) == [
+        Marker(MarkerKind.STARTED, 2)
+    ]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.execution.logs import masking
-from agent.execution.logs.masking import LONGEST, LONGEST_RUN, MASK, MOST_FORMS, Masker
+from agent.execution.logs.forms import LONGEST, LONGEST_VALUE
+from agent.execution.logs.masking import MASK, MOST_FORMS, Masker
 
 SECRET = 'pä$s w/o<rd>&"quote"\\+=%'
 TOKEN = b"ghp_0123456789abcdefABCDEF"
@@ -22,7 +23,7 @@ def stream(masker: Masker, text: bytes, cuts: list[int]) -> bytes:
     out, done = b"", 0
     for cut in [*sorted(cuts), len(text)]:
         out += masker.feed(text[done:cut])
-        assert masker.buffered <= LONGEST_RUN + 2 * LONGEST
+        assert len(masker.kept) < LONGEST
         done = max(done, cut)
     return out + masker.flush()
 
@@ -95,11 +96,26 @@ def test_values_with_too_many_forms_are_named() -> None:
     assert len(masker.forms) == MOST_FORMS
 
 
-def test_a_long_value_is_masked_in_blocks() -> None:
+def test_a_long_value_is_one_mask_and_its_blocks_are_masked_alone() -> None:
     value = b"".join(b"%d," % (number * number) for number in range(2000))[: 3 * LONGEST + 5]
     masker = Masker([value])
-    assert masker.longest <= LONGEST
-    assert masker.mask(b"<" + value + b">") == b"<" + MASK * 4 + b">"
+    assert max(map(len, masker.forms)) <= LONGEST
+    assert masker.mask(b"<" + value + b">") == b"<***>"
+    assert stream(Masker([value]), b"<" + value + b">", list(range(len(value)))) == b"<***>"
+    assert masker.mask(b"<" + value[: LONGEST + 10] + b">").startswith(b"<***")
+
+
+def test_a_value_that_is_too_long_is_named_and_its_beginning_masked() -> None:
+    value = "x7" * LONGEST_VALUE
+    assert Masker({"HUGE": value}).too_long == ("HUGE",)
+    assert Masker({"HUGE": value}).mask(value.encode()) == MASK
+
+
+def test_the_values_of_a_dotenv_file_are_masked_alone() -> None:
+    blob = "DSN=https://k3y-1234567@host/1\nexport AUTH='sntrys_abcdef 123456'\nDEBUG=true\n# note\n"
+    masker = Masker({"DOTENV": blob})
+    text = b"dsn https://k3y-1234567@host/1 auth sntrys_abcdef 123456 true DEBUG=true"
+    assert masker.mask(text) == b"dsn *** auth *** true ***"
 
 
 def test_binary_secrets_are_masked() -> None:
@@ -146,13 +162,15 @@ def test_a_masker_without_secrets_passes_everything() -> None:
     assert masker.flush() == b""
 
 
-def test_an_endless_run_is_not_kept_back_for_ever() -> None:
+def test_an_endless_run_is_one_mask_and_is_not_kept_in_memory() -> None:
     masker = Masker([b"aaaa"])
-    out = b"".join(masker.feed(b"a" * 1000) for _ in range(100))
-    assert out == MASK * (len(out) // len(MASK))
-    assert len(out) > len(MASK)
-    text = b"a" * 100_000 + b"b"
-    assert stream(Masker([b"aaaa"]), text, list(range(0, 100_000, 1000))) == Masker([b"aaaa"]).mask(text)
+    assert b"".join(masker.feed(b"a" * 1000) for _ in range(100)) == b""
+    assert masker.buffered == 100_000
+    assert len(masker.kept) < LONGEST
+    assert masker.feed(b" end") == b"*** end"
+    assert masker.feed(b"a" * 5000) + masker.flush() == MASK
+    masker.feed(b"a" * 5000)
+    assert masker.flush(hide=True) == MASK
 
 
 SECRETS = st.lists(st.text("ab/+\n", min_size=4, max_size=9).map(str.encode), min_size=1, max_size=4)
@@ -188,12 +206,88 @@ def test_a_new_masker_continues_where_nothing_is_kept_back(secrets: list[bytes],
         assert out + Masker(secrets).mask(text[position:]) == whole
 
 
-@given(SECRETS, PIECES, st.lists(st.integers(0, 100), max_size=4))
-def test_long_runs_are_cut_at_the_same_places(secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masking, "LONGEST_RUN", 6)
-        text = compose(secrets, pieces * 3)
-        assert stream(Masker(secrets), text, cuts) == Masker(secrets).mask(text)
+def reference(forms: tuple[bytes, ...], text: bytes) -> bytes:
+    """Mask a text by trying each form at each position. Two bytes are joined if an occurrence holds both."""
+    hidden, joined = [False] * len(text), [False] * (len(text) + 1)
+    for start in range(len(text)):
+        for form in forms:
+            if text.startswith(form, start):
+                for index in range(start, start + len(form)):
+                    hidden[index] = True
+                    joined[index] |= index > start
+    parts = [b"" if joined[at] else MASK if hidden[at] else text[at : at + 1] for at in range(len(text))]
+    return b"".join(parts)
+
+
+NASTY = st.lists(
+    st.one_of(
+        st.text("ab", min_size=4, max_size=12),
+        st.builds(lambda unit, size: (unit * size)[:size], st.text("ab", min_size=1, max_size=4), st.integers(4, 40)),
+        st.builds(lambda size, end: "a" * size + end, st.integers(4, 300), st.sampled_from(["", "b", "\nb", "=a"])),
+    ).map(str.encode),
+    min_size=1,
+    max_size=6,
+)
+TEXTS = st.lists(
+    st.one_of(
+        st.builds(lambda unit, size: unit * size, st.sampled_from([b"a", b"ab", b"aab", b"b"]), st.integers(0, 60)),
+        st.sampled_from([b"\n", b"c", b"=", b"a" * 300]),
+        st.integers(0, 5),
+    ),
+    max_size=8,
+)
+
+
+@given(NASTY, TEXTS, st.lists(st.integers(0, 600), max_size=12))
+def test_the_output_is_that_of_the_simple_reference(
+    secrets: list[bytes], pieces: list[bytes | int], cuts: list[int]
+) -> None:
+    text = compose(secrets, pieces)[:700]
+    masker = Masker(secrets)
+    expected = reference(masker.forms, text)
+    assert masker.mask(text) == expected
+    assert stream(Masker(secrets), text, cuts) == expected
+
+
+@given(NASTY, TEXTS, st.integers(1, 700))
+def test_the_steps_are_bounded_by_the_bytes(secrets: list[bytes], pieces: list[bytes | int], size: int) -> None:
+    text = compose(secrets, pieces) * 5
+    masker = Masker(secrets)
+    calls = 0
+    for start in range(0, len(text), size):
+        masker.feed(text[start : start + size])
+        calls += 1
+    # Each call looks again at the bytes kept back, and once more for the beginning of a form.
+    assert masker.finder.steps <= len(text) + 2 * LONGEST * calls
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        ["a" * size for size in range(4, 154)],
+        ["\n".join("a" * size for size in range(4, 204))],
+        ["a" * size + "b" for size in range(4, 254)],
+        ["aaaa"],
+    ],
+)
+def test_secrets_that_match_everywhere_cost_no_more_steps_than_bytes(secrets: list[str]) -> None:
+    masker = Masker([secret.encode() for secret in secrets])
+    text = b"a" * 300_000
+    for start in range(0, len(text), 16 * 1024):
+        masker.feed(text[start : start + 16 * 1024])
+    assert masker.finder.steps <= 1.1 * len(text)
+
+
+def test_text_behind_the_budget_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [b"a" * size + b"b" for size in range(4, 100)]
+    monkeypatch.setattr(masking, "BUDGET", -1.0)
+    masker = Masker(secrets)
+    out = masker.feed(b"plain text " + b"a" * 1000 + b" late " * 1000 + b"aaaaa")
+    assert out.startswith(b"plain text aaaa")
+    assert out.endswith(b"a***")
+    assert b"late" not in out
+    assert masker.over_budget
+    assert masker.buffered == 5
 
 
 @given(st.integers(0, 200), st.integers(0, 60))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +24,12 @@ WIDE = Limits(1 << 20, 1 << 20)
 class Markers:
     """A marker reader for `BEGIN kind command END` at any place of the text."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Cursor | None = None) -> None:
         self.kept = b""
+
+    @property
+    def ended(self) -> bool:
+        return False
 
     @property
     def buffered(self) -> int:
@@ -39,16 +44,16 @@ class Markers:
             if not (found and closed):
                 break
             items += [before] if before else []
-            items.append(Marker(MarkerKind(body[:1].decode()), int(body[1:] or b"0")))
+            items.append(Marker(MarkerKind(body[:1].decode()), int(body[1:] or b"0"), raw=BEGIN + body + END))
             text = rest
         keep = len(text) - len(before) if found else longest_border(text)
         self.kept = text[len(text) - keep :] if keep else b""
         text = text[: len(text) - keep]
         return [*items, text] if text else items
 
-    def flush(self) -> bytes:
+    def flush(self) -> list[bytes | Marker]:
         kept, self.kept = self.kept, b""
-        return kept
+        return [kept] if kept else []
 
 
 def longest_border(text: bytes) -> int:
@@ -137,13 +142,27 @@ def test_the_position_of_each_marker_of_one_piece_is_known() -> None:
     assert [item.cursor and item.cursor.total for item in out] == list(accumulate(map(len, parts)))
 
 
-def test_a_marker_releases_the_text_kept_back_before_it() -> None:
-    payload = b"sec" + finished(1) + b"ret\n"
-    assert flat(run(log_of(payload), stream(secrets=(b"secret",)), block=1)) == [
-        b"sec",
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_a_secret_in_two_commands_is_masked(block: int) -> None:
+    payload = b"one sec" + finished(1) + started(2) + b"ret\n"
+    assert flat(run(log_of(payload), stream(secrets=(b"secret",)), block=block)) == [
+        b"one ",
         Marker(MarkerKind.FINISHED, 1),
-        b"ret\n",
+        Marker(MarkerKind.STARTED, 2),
+        b"***\n",
     ]
+
+
+def test_text_that_is_no_secret_comes_out_behind_the_marker_and_resumes_there() -> None:
+    payload = b"one sec" + finished(1) + started(2) + b"ond\n"
+    log = log_of(payload)
+    out = run(log, stream(secrets=(b"secret",)), block=1)
+    assert text(out) == b"one second\n"
+    behind = [item for item in out if isinstance(item, MarkerSeen)][-1].cursor
+    assert (behind.total, behind.command, behind.reported) == (4, 2, len(payload) - 4)
+    assert Cursor.decode(behind.encode()) == behind
+    rest = run(log, stream(secrets=(b"secret",), start=behind), behind)
+    assert flat(rest) == [b"second\n"]
 
 
 def test_secrets_are_masked_over_pieces() -> None:
@@ -162,11 +181,11 @@ def test_chunks_are_no_longer_than_allowed() -> None:
 
 
 def test_text_kept_back_makes_no_chunk_too_long() -> None:
-    secret = b"".join(b"%d," % number for number in range(1000))
+    secret = b"".join(b"%d," % number for number in range(60))
     into = stream(secrets=(secret,))
-    assert into.feed(LogPiece(secret[:3000], Cursor("t", 1, 3000, 3000))) == []
-    out = into.feed(LogPiece(b"." * 2 * CHUNK, Cursor("t", 1, 3000 + 2 * CHUNK, 3000 + 2 * CHUNK)))
-    assert text(out) == secret[:3000] + b"." * 2 * CHUNK
+    assert into.feed(LogPiece(secret[:100], Cursor("t", 1, 100, 100))) == []
+    out = into.feed(LogPiece(b"." * 2 * CHUNK, Cursor("t", 1, 100 + 2 * CHUNK, 100 + 2 * CHUNK)))
+    assert text(out) == secret[:100] + b"." * 2 * CHUNK
     assert max(len(item.data) for item in out if isinstance(item, LogChunk)) == CHUNK
 
 

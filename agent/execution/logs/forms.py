@@ -1,0 +1,107 @@
+"""The forms in which a secret may appear in a log: as it is, by lines, encoded, and the values of its NAME=VALUE lines.
+
+Everything here is pure. No form is longer than `LONGEST`. A longer text becomes blocks that overlap by one byte, so the
+blocks of a whole text are one run for the masker.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Number of bytes of the shortest value that is masked. A shorter one would mask too much ordinary text.
+SHORTEST = 4
+# Number of bytes of the shortest value of a NAME=VALUE line that is masked alone. Shorter ones are words of ordinary
+# text, such as "true" or "8080".
+SHORTEST_ASSIGNED = 8
+# Number of bytes in a form. It bounds the bytes that the masker keeps back.
+LONGEST = 256
+# Number of bytes of one value that are masked.
+LONGEST_VALUE = 64 * 1024
+# Line lengths of base64 tools: 76 for coreutils and MIME, 64 for OpenSSL and PEM.
+WRAPS = (76, 64)
+ASSIGNMENT = re.compile(rb"(?:export\s+)?[A-Za-z_][A-Za-z0-9_.-]*=(.*)", re.DOTALL)
+
+
+def forms_of(value: bytes) -> Iterator[bytes]:
+    """Yield the forms in which a value may appear, each `SHORTEST` to `LONGEST` bytes long. A form may come twice."""
+    value = value.strip()
+    # The same lines would give the same forms again.
+    lines = list(dict.fromkeys(line for each in value.splitlines() if len(line := each.strip()) >= SHORTEST))
+    for text in (value, *lines, *assigned_values(lines)):
+        for form in spellings(text):
+            yield from blocks(form)
+    for form in base64_forms(value):
+        yield from blocks(form)
+
+
+def spellings(text: bytes) -> Iterator[bytes]:
+    """Yield the text itself, its percent-encodings in the usual dialects, and its JSON strings."""
+    yield text
+    for encoded in (quote(text, safe=""), quote(text), quote(text, safe="!'()*"), quote_plus(text)):
+        yield encoded.encode()
+        yield lower_escapes(encoded.encode())
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return
+    for ascii_only in (True, False):
+        escaped = json.dumps(decoded, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogateescape")
+        yield escaped
+        # Go's JSON encoder escapes these three characters for HTML.
+        yield escaped.replace(b"<", rb"\u003c").replace(b">", rb"\u003e").replace(b"&", rb"\u0026")
+
+
+def lower_escapes(encoded: bytes) -> bytes:
+    """Return percent-encoded text with its hexadecimal digits in lower case."""
+    head, *escapes = encoded.split(b"%")
+    return b"%".join((head, *(escape[:2].lower() + escape[2:] for escape in escapes)))
+
+
+def base64_forms(value: bytes) -> Iterator[bytes]:
+    """Yield the base64 forms of a value: whole without padding, wrapped into lines, and inside a longer text.
+
+    Inside a longer text the value has three alignments. Only the part of each that does not depend on the text around
+    the value is a form.
+    """
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        whole = encode(value).rstrip(b"=")
+        yield whole
+        for before, spoiled in ((0, 0), (1, 2), (2, 3)):
+            encoded = encode(b"\0" * before + value)
+            yield encoded[spoiled : (before + len(value)) * 8 // 6]
+        for width in WRAPS:
+            if len(whole) > width:
+                yield from (whole[start : start + width] for start in range(0, len(whole) - 8, width))
+
+
+def assigned_values(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the value of each NAME=VALUE line, without the quotes around it."""
+    for line in lines:
+        match = ASSIGNMENT.fullmatch(line)
+        if not match:
+            continue
+        value = match[1].strip()
+        if len(value) > 1 and value[:1] in (b"'", b'"') and value[:1] == value[-1:]:
+            value = value[1:-1]
+        if len(value) >= SHORTEST_ASSIGNED:
+            yield value
+
+
+def blocks(form: bytes) -> Iterator[bytes]:
+    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yields nothing if it is too short.
+
+    Each part begins with the last byte of the part before it.
+    """
+    if len(form) < SHORTEST:
+        return
+    count = max(1, -(-(len(form) - 1) // (LONGEST - 1)))
+    step = -(-(len(form) - 1) // count)
+    for start in range(0, len(form) - 1, step):
+        yield form[start : start + step + 1]
