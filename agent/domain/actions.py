@@ -84,6 +84,7 @@ class Action:
 
     `timeout` is the limit of the commands in seconds, None for the policy's default. `secrets` holds values, so `repr`
     leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
+    `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
     """
 
     key: Key
@@ -97,6 +98,7 @@ class Action:
     timeout: float | None = None
     artifacts: ArtifactRules = ArtifactRules()
     traceparent: str = ""
+    pipefail: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
 ARTIFACT_KEYS = ("paths", "exclude", "when")
+SHELL_KEYS = ("pipefail",)
 
 
 def read_image(value: Value) -> str:
@@ -134,3 +135,9 @@ def read_globs(value: Value) -> tuple[str, ...]:
             item.refuse(f"must be within the workspace: relative and without '..', not {glob!r}")
         globs.append(glob)
     return tuple(globs)
+
+
+def read_pipefail(value: Value) -> bool | None:
+    """Return whether the shell runs with pipefail. None leaves it to the agent's setting."""
+    keys = value.mapping(f"a mapping with {', '.join(SHELL_KEYS)}", SHELL_KEYS)
+    return keys["pipefail"].boolean() if "pipefail" in keys else None

@@ -24,6 +24,7 @@ from agent.pipeline.action_keys import (
     read_commands,
     read_env,
     read_image,
+    read_pipefail,
     read_repository,
     read_resources,
     read_secret_names,
@@ -49,6 +50,7 @@ ACTION_KEYS = (
     "resources",
     "timeout",
     "artifacts",
+    "shell",
     "needs",
 )
 # Maximum number of actions in one file.
@@ -71,6 +73,7 @@ class PipelineAction:
     resources: Resources = field(default_factory=Resources)
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
+    pipefail: bool | None = None
     needs: tuple[str, ...] = ()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
@@ -86,6 +89,7 @@ class PipelineAction:
             resources=self.resources,
             timeout=self.timeout,
             artifacts=self.artifacts,
+            pipefail=self.pipefail,
         )
 
 
@@ -185,6 +189,7 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         resources=read_resources(keys["resources"]) if "resources" in keys else Resources(),
         timeout=read_timeout(keys["timeout"]) if "timeout" in keys else None,
         artifacts=read_artifacts(keys["artifacts"]) if "artifacts" in keys else ArtifactRules(),
+        pipefail=read_pipefail(keys["shell"]) if "shell" in keys else None,
         needs=tuple(
             item.non_empty("the name of an action") for item in keys["needs"].items("a list of names of actions")
         )

@@ -85,6 +85,10 @@ class EnvironmentSettings(Section):
     )
     workspace_limit: Quantity = Field("10Gi", description="Size limit of the workspace volume.")
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
+    pipefail: bool = Field(
+        False,
+        description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Extra labels of the pods of actions.")
     pod_template: dict[str, Any] = Field(
         default_factory=dict,
@@ -135,7 +139,10 @@ class PolicySettings(Section):
     )
     pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
     pull_grace: Duration = Field(
-        30.0, gt=0, description="Time in which the kubelet may retry a failed image pull before the action fails."
+        30.0,
+        gt=0,
+        description="Time in which the kubelet may retry a failed image pull, or a failed sandbox of the pod, "
+        "before the action fails.",
     )
     registry_grace: Duration = Field(
         40.0, gt=0, description="As `pull_grace`, when the registry cannot be reached or is overloaded."

@@ -74,11 +74,32 @@ def test_shell(reports: dict[str, Any], name: str) -> None:
         assert re.sub(r"^\++", "+", report.text, flags=re.MULTILINE).splitlines() == lines
 
 
-def test_a_failed_pipe_fails_the_command_in_shells_with_pipefail(lab: Lab) -> None:
-    reports = lab.run({name: {"image": image, "commands": ["false | cat"]} for name, image in SHELLS.items()})
-    assert reports["bash"].outcome == ("failed", "COMMAND_FAILED", 1)
-    assert reports["busybox"].outcome == ("failed", "COMMAND_FAILED", 1)
-    assert reports["dash"].outcome == ("succeeded", None, 0)
+def test_a_failure_inside_a_pipe_counts_only_with_pipefail(lab: Lab) -> None:
+    actions = {name: {"image": image, "commands": ["false | cat"]} for name, image in SHELLS.items()}
+    asked = {f"{name}-asked": {**action, "shell": {"pipefail": True}} for name, action in actions.items()}
+    reports = lab.run({**actions, **asked})
+    assert {reports[name].outcome for name in actions} == {("succeeded", None, 0)}
+    assert reports["bash-asked"].outcome == ("failed", "COMMAND_FAILED", 1)
+    assert reports["busybox-asked"].outcome == ("failed", "COMMAND_FAILED", 1)
+    assert reports["dash-asked"].outcome == ("failed", "INVALID_CONFIGURATION", None)
+    assert "has no pipefail" in reports["dash-asked"].finished["message"]
+
+
+def test_shellopts_act_on_the_commands_only(lab: Lab) -> None:
+    actions = {
+        value: {"image": SHELLS["bash"], "commands": ["echo a", "echo b"], "env": {"SHELLOPTS": value}}
+        for value in ("errexit", "xtrace", "noexec")
+    }
+    reports = lab.run(actions)
+    assert {each.outcome for each in reports.values()} == {("succeeded", None, 0)}
+    assert reports["errexit"].text == reports["noexec"].text == "a\nb\n"
+    assert reports["xtrace"].text == "++ echo a\na\n++ echo b\nb\n"
+
+
+def test_an_early_exit_of_bash_without_aliases(lab: Lab) -> None:
+    report = lab.one(SHELLS["bash"], "set +o posix; unalias -a", "if true; then exit 0; fi", "echo never")
+    assert report.outcome == ("succeeded", None, 0)
+    assert report.text == ""
 
 
 def test_index_and_codes_of_commands(lab: Lab) -> None:

@@ -110,3 +110,15 @@ def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> 
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
     assert "image of files" in report.text
     assert "ran" not in report.text.splitlines()
+
+
+def test_a_user_beyond_the_user_namespace_fails_within_the_grace(own_lab: Lab) -> None:
+    beyond = {"spec": {"securityContext": {"runAsUser": 1000650000, "runAsGroup": 0}}}
+    own_lab.agent(
+        environment={"user_namespaces": "always", "pod_template": beyond},
+        policy={"pull_grace": "20s", "pull_timeout": "5m"},
+    )
+    report = own_lab.one(BUSYBOX, "echo never", timeout=60)
+    assert report.outcome == ("failed", "INVALID_CONFIGURATION", None), report.finished
+    assert "1000650000" in report.finished["message"]
+    assert "FailedCreatePodSandBox" in report.text

@@ -85,7 +85,9 @@ class PodEnvironment:
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
         self.container = ActionContainer(self.pod_state)
-        self.startup_events = failure_report.StartupEvents(self.client, self.path, self.context.timings)
+        self.startup_events = failure_report.StartupEvents(
+            self.client, self.path, self.context.timings, self.context.limits.pull_grace
+        )
         self.registry.own(self)
 
     @property
@@ -167,9 +169,9 @@ class PodEnvironment:
             pod, now = self.pod_state.pod, time.monotonic()
             wall, last = self.client.now(), self.pod_state.last
             judgement = classify(pod, self.expectations, self.context.limits, self.first_seen, now, wall, last)
-            if self.setup_timing:
-                self.setup_timing.record(self.metrics, pod, judgement.observation, now)
             observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
+            if self.setup_timing:
+                self.setup_timing.record(self.metrics, pod, observation, now)
             if observation != previous:
                 previous = observation
                 yield await self.with_report(observation)

@@ -7,13 +7,14 @@ long as its environment.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
 
-from agent.cluster.pod.setup_status import STARTING
+from agent.cluster.pod.setup_status import STARTING, sandbox_failure
 from agent.cluster.supervisor.termination import RECORD
 from agent.domain.errors import ClusterError, Reason
 from agent.domain.json import Object
@@ -47,8 +48,11 @@ MAX_EVENTS = 20
 # Event reasons that explain no delay. Most occur in every pod. FailedScheduling no longer applies when containers
 # start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
+SANDBOX = "FailedCreatePodSandBox"
+# Parts of the message about a sandbox that differ at each try: ids of sandboxes, and the prefix of combined events.
+DIFFERS = re.compile(r"\b[0-9a-f]{12,}\b|^\(combined from similar events\): ")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
-BY_NODE = ("FailedCreatePodSandBox", "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
+BY_NODE = (SANDBOX, "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
 # Maximum number of bytes of a container's output in a report.
 MAX_OUTPUT = 64 * 1024
 
@@ -85,43 +89,97 @@ async def add_report(
 class StartupEvents:
     """The newest event that explains a slow start, such as a missing sandbox or volume. Owned by one environment.
 
-    A pod's status does not show the cause. While a start is not slow, this class sends no request.
+    A pod's status does not show the cause. While a start is not slow, this class sends no request. A sandbox that has
+    failed with the same message for `grace` seconds becomes a failure.
     """
 
-    def __init__(self, client: Client, path: str, timings: EnvironmentTimings) -> None:
+    def __init__(self, client: Client, path: str, timings: EnvironmentTimings, grace: float) -> None:
         self.client = client
         self.path = path
+        self.grace = grace
         self.slow_start_seconds = timings.slow_start_seconds
         self.interval_seconds = timings.events_interval_seconds
         self.retry_seconds = timings.events_retry_seconds
         self.starting_since: float | None = None
         self.last_read = 0.0
         self.cause = ""
+        self.sandbox_error: str | None = None
+        self.failing_since = 0.0
 
     async def describe_wait(self, pod: Object | None, observation: Observation, now: float) -> Observation:
-        """Return the observation, with the event that explains a slow start, if any. `now` is monotonic seconds."""
+        """Return the observation, with the event that explains a slow start, if any. `now` is monotonic seconds.
+
+        Return a failure instead if the pod's sandbox cannot be started.
+        """
         if pod is None or not isinstance(observation, Waiting) or observation.detail != STARTING:
             self.starting_since = None
             return observation
         if self.starting_since is None:
-            self.starting_since, self.cause = now, ""
+            self.starting_since, self.cause, self.sandbox_error = now, "", None
             self.last_read = now - self.interval_seconds + self.slow_start_seconds
-        if now - self.last_read >= self.interval_seconds:
+        if self.recheck_at() <= now:
             self.last_read = now
-            self.cause = await self.read_cause(pod)
+            events = await self.read(pod)
+            event = newest_cause(events)
+            self.cause = summary(event) if event else ""
+            if failure := self.judge_sandbox(pod, events, now):
+                return failure
         return Waiting(f"{STARTING}: {self.cause}") if self.cause else observation
 
-    async def read_cause(self, pod: Object) -> str:
+    async def read(self, pod: Object) -> list[Object]:
+        """Return the events of the pod. Empty if they cannot be read."""
         try:
-            event = newest_cause(await list_events(self.client, self.path, pod["metadata"]["uid"], self.retry_seconds))
+            return await list_events(self.client, self.path, pod["metadata"]["uid"], self.retry_seconds)
         except ClusterError as error:
             log.info("cannot read the events of a pod", error=error.message)
-            return ""
-        return summary(event) if event else ""
+            return []
+
+    def judge_sandbox(self, pod: Object, events: list[Object], now: float) -> SetupFailed | None:
+        """Return a failure if the sandbox has failed more than once, with the same message, for the whole grace."""
+        message, count = ("", 0) if has_sandbox(pod) else repeated_sandbox_error(events)
+        if message != self.sandbox_error:
+            # An error that the first read finds has lasted since the start.
+            since = now if self.sandbox_error is not None else self.starting_since
+            self.sandbox_error, self.failing_since = message, now if since is None else since
+        if not message or count < 2 or now - self.failing_since < self.grace:
+            return None
+        event = newest_cause(events) or {}
+        # The whole message, because its end names the cause.
+        return sandbox_failure(" ".join(event.get("message", "").split()))
+
+    def recheck_at(self) -> float:
+        """Return the time of the next read, in monotonic seconds."""
+        at = self.last_read + self.interval_seconds
+        end_of_grace = self.failing_since + self.grace
+        return min(at, end_of_grace) if self.sandbox_error and self.last_read < end_of_grace else at
 
     def recheck(self, now: float) -> float | None:
         """Return the seconds until the next read of the events. None if the pod is not starting."""
-        return None if self.starting_since is None else max(0.1, self.last_read + self.interval_seconds - now)
+        return None if self.starting_since is None else max(0.1, self.recheck_at() - now)
+
+
+def has_sandbox(pod: Object) -> bool:
+    """Return whether the kubelet reports that the pod's sandbox is ready."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(each["type"] == "PodReadyToStartContainers" and each["status"] == "True" for each in conditions)
+
+
+def repeated_sandbox_error(events: list[Object]) -> tuple[str, int]:
+    """Return the newest error of a sandbox, and how often it occurred. Empty if the newest event is another one.
+
+    The error is the message without the parts that differ at each try.
+    """
+    ordered = [event for event in sort_by_time(events) if event.get("reason") not in ("Scheduled", "FailedScheduling")]
+    if not ordered or ordered[-1].get("reason") != SANDBOX:
+        return "", 0
+    errors = [(DIFFERS.sub("", event.get("message", "")), event) for event in ordered if event["reason"] == SANDBOX]
+    newest = errors[-1][0]
+    return newest, sum(occurrences(event) for error, event in errors if error == newest)
+
+
+def occurrences(event: Object) -> int:
+    """Return how often an event occurred, in the older and in the newer form of the API."""
+    return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
 
 
 def newest_cause(events: list[Object]) -> Object | None:

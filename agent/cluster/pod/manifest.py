@@ -169,6 +169,7 @@ def action_container(plan: Plan, settings: Settings) -> Object:
                 nonce=plan.nonce,
                 workspace=workspace,
                 wait_for_files=plan.wants_files,
+                pipefail=command_module.pipefail_mode(plan.action.pipefail, environment.pipefail),
                 ready_path=READY,
             )
         ),
@@ -208,11 +209,11 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
-    plain = [
-        {"name": name, "value": escape_variables(value)} for name, value in values.items() if name not in action.secrets
-    ]
+    rename = command_module.variable_name
+    plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
     secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}} for name in action.secrets
+        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.name, "key": name}}}
+        for name in action.secrets
     ]
     return plain + secret
 

@@ -48,6 +48,13 @@ STARTING = "starting containers"
 TRANSIENT = re.compile(
     r"name .* is reserved|context deadline exceeded|DeadlineExceeded|code = Unavailable|failed to sync \w+ cache"
 )
+# Sandbox errors of the node's network, which may still be starting or wait for a free address. Only the limit of the
+# whole start applies to them.
+NETWORK_OF_NODE = re.compile(
+    r"\bcni\b|network plugin|plugin type=|\bIP address|no available (IP|address)", re.IGNORECASE
+)
+# Sandbox and container errors of a user or group id that the pod's user namespace does not contain.
+UNMAPPED_ID = re.compile(r"unmapped (user|uid|group|gid)|\b(container ID|uid|gid) \d+ cannot be mapped", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +127,23 @@ def cannot_run(message: str) -> SetupFailed:
         text = "the image is not made for this machine's processor (exec format error)"
     elif forbids_root(message):
         text = "the image runs as root, which the restricted profile forbids"
+    elif UNMAPPED_ID.search(message):
+        text = f"a user or group id lies beyond the pod's user namespace: {message}"
     else:
         text = f"the container cannot be started: {message}"
     return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
+
+
+def sandbox_failure(message: str) -> SetupFailed | None:
+    """Return the failure of a pod whose sandbox fails again and again with this message. None if the error can pass.
+
+    The kubelet retries, so no failure proves that no command ran. The pod is therefore not re-created.
+    """
+    if TRANSIENT.search(message) or NETWORK_OF_NODE.search(message):
+        return None
+    if UNMAPPED_ID.search(message):
+        return cannot_run(message)
+    return SetupFailed(Reason.CLUSTER_UNAVAILABLE, f"the node cannot start the pod: {message}")
 
 
 def forbids_root(message: str) -> bool:

@@ -175,7 +175,7 @@ def judge_record(pod: Object, terminated: Object, expectations: Expectations) ->
         return Exited(code, verdict.command, Reason.OUT_OF_MEMORY, text, files, lost)
     if ending is None:
         text = f"the image's /bin/sh ended with exit code {code} before the first command"
-        if code == termination.WORKSPACE_FAILED and message:
+        if code == termination.REFUSED and message:
             text = message.strip()
         return SetupFailed(Reason.INVALID_CONFIGURATION, text, message)
     return Exited(code, verdict.command, Reason.COMMAND_FAILED, verdict.message, files, lost)

@@ -29,6 +29,12 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 # limits.
 MAX_COMMAND_COUNT = 1000
 
+# Values of `pipefail`: off, on where the image's shell has it, and on or the action fails.
+PIPEFAIL_OFF, PIPEFAIL_WANTED, PIPEFAIL_REQUIRED = "", "wanted", "required"
+# The variable that holds the action's SHELLOPTS on its way to the commands shell. bash obeys SHELLOPTS at its start. It
+# would trace or end the supervisor, and with `noexec` the supervisor would do nothing.
+SHELL_OPTIONS = "__sealci_shellopts"
+
 
 def script(name: str) -> str:
     """Return a shell script of this package without its whole-line comments, which the pod does not need."""
@@ -40,7 +46,7 @@ SUPERVISOR = script("supervisor.sh")
 SETUP = script("setup.sh")
 INTERRUPT = script("interrupt.sh")
 # PID 1 gets TERM first, as in interrupt.sh. The hook always exits with 0, because the kubelet reports a failed hook.
-PRE_STOP = "kill -TERM 1; kill -TERM -1; exit 0"
+PRE_STOP = "set +e; kill -TERM 1; kill -TERM -1; exit 0"
 
 
 def entrypoint(
@@ -49,11 +55,14 @@ def entrypoint(
     nonce: str,
     workspace: str,
     wait_for_files: bool,
+    pipefail: str = "",
     ready_path: str = "/.sealci/ready",
     termination_path: str = "/dev/termination-log",
     shell: str = "/bin/sh",
 ) -> list[str]:
     """Return the whole `command` of container `action`.
+
+    `pipefail` is one of the constants of this module.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -65,8 +74,20 @@ def entrypoint(
     if any("\0" in command for command in commands):
         raise ValueError("a command cannot hold a NUL")
     ready = ready_path if wait_for_files else ""
-    setting = [shell, SETUP, unrolled_list(len(commands)), nonce, workspace, ready, termination_path]
+    setting = [shell, SETUP, unrolled_list(len(commands)), nonce, workspace, ready, termination_path, pipefail]
     return [shell, "-c", SUPERVISOR, "sealci", *setting, *commands]
+
+
+def pipefail_mode(asked: bool | None, setting: bool) -> str:
+    """Return the mode that an action asks for. None leaves it to the agent's setting."""
+    if asked is None:
+        return PIPEFAIL_WANTED if setting else PIPEFAIL_OFF
+    return PIPEFAIL_REQUIRED if asked else PIPEFAIL_OFF
+
+
+def variable_name(name: str) -> str:
+    """Return the name under which an environment variable of the action reaches the container."""
+    return SHELL_OPTIONS if name == "SHELLOPTS" else name
 
 
 def unrolled_list(count: int) -> str:

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # The commands shell evaluates this script before the first command of the user.
 # `command.py` reads this file, drops whole-line comments and passes the rest as an argument of the commands shell.
-# Arguments: this script, nonce, termination file, commands...
+# Arguments: this script, nonce, termination file, pipefail, the SHELLOPTS of the user, commands...
 #
 # The user's commands share the shell with this script. They may define functions and aliases called `printf`, `test`
 # or `exit`. A backslash (`\printf`) avoids an alias, and `unset -f` in a subshell avoids a function.
@@ -10,7 +10,8 @@
 # the user inherits it.
 # shellcheck disable=SC1007 # these are empty values, in one line with others
 __sealci_nonce=$2 __sealci_file=$3 __sealci_log=/proc/$PPID/fd/1 __sealci_flags= __sealci_count=0
-shift 3
+__sealci_pipefail=$4 __sealci_options=$5
+shift 5
 for __sealci_text do
   __sealci_count=$((__sealci_count + 1))
   # `eval` would take a leading dash for an option.
@@ -40,7 +41,11 @@ __sealci_note() {
 __sealci() {
   case $- in *a*) \set +a; __sealci_flags=a ;; *) __sealci_flags= ;; esac
   case $- in *x*) \set +x; __sealci_flags=${__sealci_flags}x ;; esac
-  case $- in *v*) \set +v; __sealci_flags=${__sealci_flags}v ;; esac
+  case $- in *v*)
+    \set +v; __sealci_flags=${__sealci_flags}v
+    # With v bash prints a trap that it runs. The alias of `exit` has to do then.
+    case $(\trap) in *"'{ __sealci_ended "*) \trap - EXIT ;; esac ;;
+  esac
   case $__sealci_flags in ?*) __sealci_flags="{ \\set -$__sealci_flags; } 2>/dev/null
 " ;; esac
   __sealci_now=$1
@@ -73,11 +78,43 @@ __sealci_left() {
   \return "$1"
 }
 
+# __sealci_ended STATUS: record that the commands shell ends with code 0 before the last command. It runs in the EXIT trap,
+# which a shell that was replaced by `exec` never runs.
+__sealci_ended() {
+  # shellcheck disable=SC2031 # this is the value of the commands shell, as intended
+  case $1$((__sealci_now > __sealci_count)) in 00) (\unset -f printf; __sealci_note exit) || : ;; esac
+  \return "$1"
+}
+
 # The alias puts the record into a redirection of `exit`. The shell neither traces a redirection nor counts it as a
-# command, so `a && exit 3` and `$?` keep their meaning.
+# command, so `a && exit 3` and `$?` keep their meaning. It serves commands that set an EXIT trap of their own.
 alias exit='8>>"$({ __sealci_left "$?"; } >/dev/null 2>&1)/dev/null" exit'
+# The trap serves an `exit` that the shell does not expand: without aliases, after `unalias`, in `command exit`.
+trap '{ __sealci_ended "$?"; } >/dev/null 2>&1' EXIT
 # Without this trap TERM would end the commands shell before its child. PID 1 would then kill the child in its clean-up.
 trap '{ \set +x; } 2>/dev/null; \exit 143' TERM
 set -e
-# shellcheck disable=SC3040 # the subshell tries whether this shell knows the option
-if (set -o pipefail) 2>/dev/null; then set -o pipefail; fi
+# shellcheck disable=SC3040 # PID 1 has tried whether this shell knows the option
+case $__sealci_pipefail in ?*) set -o pipefail ;; esac
+
+# In bash SHELLOPTS is read-only and lists the options that are on. In other shells it is a plain variable.
+# This comes last, and its own trace is discarded. noexec and onecmd would end the shell before the commands.
+{
+  case $__sealci_options in ?*)
+    # shellcheck disable=SC2030,SC2031 # the subshell tries whether the variable can be set
+    if (SHELLOPTS=$__sealci_options); then SHELLOPTS=$__sealci_options __sealci_options=; fi
+    export SHELLOPTS
+    __sealci_options=$__sealci_options: ;;
+  esac
+  while
+    __sealci_text=${__sealci_options%%:*} __sealci_options=${__sealci_options#*:}
+    case $__sealci_text$__sealci_options in '') false ;; esac
+  do
+    # shellcheck disable=SC3040 # the subshell tries whether this shell knows the option
+    case $__sealci_text in
+      noexec | onecmd | '') ;;
+      *) if (set -o "$__sealci_text"); then set -o "$__sealci_text"; fi ;;
+    esac
+  done
+  unset __sealci_pipefail __sealci_options __sealci_text
+} >/dev/null 2>&1

@@ -11,9 +11,9 @@ import re
 import signal
 from dataclasses import dataclass, replace
 
-# Exit code of PID 1 when the workspace cannot be entered. The termination message then holds a sentence, and no
-# command was started. supervisor.sh uses the same number.
-WORKSPACE_FAILED = 125
+# Exit code of PID 1 when it refuses to start the commands. The termination message then holds a sentence.
+# supervisor.sh uses the same number.
+REFUSED = 125
 
 RECORD = re.compile(r"sealci (\w+) (started|exit|completed|end|told_to_end) (\d{1,9})\b")
 

@@ -48,6 +48,7 @@ def action(message: wire.Action) -> domain.Action:
         timeout=timeout,
         artifacts=artifact_rules(message.artifacts),
         traceparent=message.traceparent,
+        pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
     )
 
 
@@ -111,6 +112,7 @@ def action_message(value: domain.Action) -> wire.Action:
             paths=value.artifacts.paths, exclude=value.artifacts.exclude, when=WHENS[value.artifacts.when]
         ),
         traceparent=value.traceparent,
+        shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(

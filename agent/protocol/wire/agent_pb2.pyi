@@ -1005,6 +1005,7 @@ class Action(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SHELL_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     """chosen by the scheduler, 1 to 256 bytes"""
     attempt: _builtins.int
@@ -1041,6 +1042,10 @@ class Action(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> Global___ArtifactRules: ...
+    @_builtins.property
+    def shell(self) -> Global___Shell:
+        """unset: the agent's settings"""
+
     def __init__(
         self,
         *,
@@ -1057,14 +1062,41 @@ class Action(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
+        shell: Global___Shell | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Action: _TypeAlias = Action  # noqa: Y015
+
+@_typing.final
+class Shell(_message.Message):
+    """Options of the shell that runs the commands. Part of Action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPEFAIL_FIELD_NUMBER: _builtins.int
+    pipefail: _builtins.bool
+    """A command fails if any part of its pipe fails (`set -o pipefail`). Unset: the agent's setting. If the image's shell
+    has no pipefail, true fails the set-up with INVALID_CONFIGURATION.
+    """
+    def __init__(
+        self,
+        *,
+        pipefail: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pipefail", b"_pipefail", "pipefail", b"pipefail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pipefail", b"_pipefail", "pipefail", b"pipefail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pipefail: _TypeAlias = _typing.Literal["pipefail"]  # noqa: Y015
+    _WhichOneofArgType__pipefail: _TypeAlias = _typing.Literal["_pipefail", b"_pipefail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pipefail) -> _WhichOneofReturnType__pipefail | None: ...
+
+Global___Shell: _TypeAlias = Shell  # noqa: Y015
 
 @_typing.final
 class Repository(_message.Message):

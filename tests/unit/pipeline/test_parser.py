@@ -41,6 +41,7 @@ FULL = """
         configuration: {container: debian:stable}
         commands: [make test]
         artifacts: none
+        shell: {pipefail: true}
         timeout: 90
         needs: [build]
 """
@@ -63,6 +64,8 @@ def test_every_key_is_read() -> None:
     assert build.artifacts == ArtifactRules(("dist/*.whl",), ("*.tmp",), When.ALWAYS)
     assert test.artifacts.when is When.NEVER
     assert test.needs == ("build",)
+    assert (build.pipefail, test.pipefail) == (None, True)
+    assert test.action(Key("p/test"), {}).pipefail is True
     assert found.secrets == ("TOKEN",)
 
 
@@ -108,7 +111,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, timeout, artifacts, needs",
+        "commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -155,6 +158,14 @@ WRONG = [
     (
         A + "    repo: {url: u, depth: -1}\n",
         "ci.yaml:5: actions.a.repo.depth: must be a number of commits, 0 for all, not '-1'",
+    ),
+    (
+        A + "    shell: {pipefail: maybe}\n",
+        "ci.yaml:5: actions.a.shell.pipefail: must be true or false, not 'maybe'",
+    ),
+    (
+        A + "    shell: {errexit: true}\n",
+        "ci.yaml:5: actions.a.shell.errexit: there is no such key; allowed: pipefail",
     ),
     (
         A + "    repo: {url: u, submodules: maybe}\n",

@@ -48,7 +48,9 @@ ACTIONS = [
         timeout=90.25,
         artifacts=ArtifactRules(("out/**",), ("*.o",), When.ALWAYS),
         traceparent="00-1-2-03",
+        pipefail=True,
     ),
+    Action(KEY, "alpine", ("true",), pipefail=False),
     Action(KEY, "alpine", ("true",), artifacts=ArtifactRules(when=When.NEVER)),
 ]
 EVENTS: list[Event] = [

@@ -5,7 +5,7 @@ A failure to read the cause of the failed set-up never hides the failed set-up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -137,7 +137,7 @@ async def test_an_event_explains_a_slow_start_and_a_quick_start_costs_no_request
     ]
     starting = Waiting(STARTING)
     async with api.serving() as client:
-        events = failure_report.StartupEvents(client, PATH, TIMINGS)
+        events = failure_report.StartupEvents(client, PATH, TIMINGS, 30.0)
         assert events.recheck(0.0) is None
         assert await events.describe_wait(pod(), starting, 100.0) == starting
         assert events.recheck(100.0) == TIMINGS.slow_start_seconds
@@ -165,3 +165,96 @@ async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
         found = await add_report(client, pod(), late)
     assert found.reason is expected
     assert found.message == f"{STARTING}: not done within 600 s: {reason}: because of X"
+
+
+# ---- a sandbox that cannot be started
+
+UNMAPPED = (
+    'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox "{id}": '
+    + "failed to create containerd task: failed to create shim task: OCI runtime create failed: " * 5
+    + "unable to setup user: cannot setuid to unmapped uid 1000650000 in user namespace"
+)
+NO_BLOCK = (
+    "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to create network namespace for sandbox"
+    ' "{id}": failed to start noop process for unshare: fork/exec /proc/self/exe: invalid argument'
+)
+NO_NETWORK = (
+    'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network for sandbox "{id}":'
+    " cni plugin not initialized"
+)
+SANDBOX_READY = {"type": "PodReadyToStartContainers", "status": "True"}
+
+
+def tries(message: str, seconds: list[int]) -> list[Object]:
+    """Return one event for each try of the kubelet, each with the id of its sandbox."""
+    reason = "FailedCreatePodSandBox"
+    return [
+        event_of(reason, message.replace("{id}", f"{second:064x}"), f"2026-11-24T08:00:{second:02}Z")
+        for second in seconds
+    ]
+
+
+async def wait(api: FakeApi, timeline: dict[float, list[Object]], **status: Any) -> tuple[float, object]:
+    """Let a start wait until it fails or the timeline ends. Return the time and the last observation."""
+    starting = pod_of("p", "uid-1", phase="Pending", **status)
+    async with api.serving() as client:
+        events = failure_report.StartupEvents(client, PATH, TIMINGS, 30.0)
+        now = 0.0
+        while True:
+            api.events = next(known for at, known in sorted(timeline.items(), reverse=True) if at <= now)
+            found = await events.describe_wait(starting, Waiting(STARTING), 100.0 + now)
+            if now >= max(timeline) or not isinstance(found, Waiting):
+                return now, found
+            now += max(0.1, events.recheck(100.0 + now) or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text"),
+    [
+        (UNMAPPED, Reason.INVALID_CONFIGURATION, "a user or group id lies beyond the pod's user namespace: Failed"),
+        (NO_BLOCK, Reason.CLUSTER_UNAVAILABLE, "the node cannot start the pod: Failed to create pod sandbox"),
+    ],
+)
+async def test_a_sandbox_that_fails_again_and_again_fails_within_the_grace(
+    api: FakeApi, message: str, reason: Reason, text: str
+) -> None:
+    timeline = {0.0: tries(message, [0]), 14.0: tries(message, [0, 14]), 28.0: tries(message, [0, 14, 28]), 60.0: []}
+    at, found = await wait(api, timeline)
+    assert isinstance(found, SetupFailed)
+    assert at < 31.0
+    assert found.reason is reason
+    assert found.message.startswith(text)
+    assert len(api.requests_for("list")) == 3
+
+
+async def test_a_combined_event_counts_as_the_same_error(api: FakeApi) -> None:
+    combined = event_of(
+        "FailedCreatePodSandBox",
+        "(combined from similar events): " + NO_BLOCK.replace("{id}", "ab" * 32),
+        "2026-11-24T08:00:20Z",
+    )
+    _, found = await wait(api, {0.0: [*tries(NO_BLOCK, [0]), combined], 60.0: []})
+    assert isinstance(found, SetupFailed)
+
+
+@pytest.mark.parametrize(
+    ("timeline", "status"),
+    [
+        pytest.param({0.0: tries(NO_NETWORK, [0, 14, 28]), 90.0: []}, {}, id="network"),
+        pytest.param({0.0: tries(NO_BLOCK, [0]), 90.0: []}, {}, id="one try"),
+        pytest.param(
+            {0.0: tries(NO_BLOCK, [0, 9]), 90.0: []}, {"conditions": [SANDBOX_READY]}, id="the sandbox is ready"
+        ),
+        pytest.param(
+            {0.0: [*tries(NO_BLOCK, [0, 9]), event_of("Pulling", "image", "2026-11-24T08:00:20Z")], 90.0: []},
+            {},
+            id="an image is pulled",
+        ),
+        pytest.param({0.0: tries(UNMAPPED, [0, 9]), 20.0: tries(NO_BLOCK, [20, 29]), 45.0: []}, {}, id="another error"),
+    ],
+)
+async def test_a_sandbox_that_may_still_start_is_waited_for(
+    api: FakeApi, timeline: dict[float, list[Object]], status: dict[str, Any]
+) -> None:
+    _, found = await wait(api, timeline, **status)
+    assert isinstance(found, Waiting)

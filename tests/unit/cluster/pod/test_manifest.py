@@ -114,6 +114,32 @@ def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> Non
     assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
 
 
+def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
+    """bash would obey SHELLOPTS while it runs the supervisor."""
+    options = {"SHELLOPTS": "xtrace"}
+    for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
+        found = environment(containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"])
+        assert "SHELLOPTS" not in found
+        assert found["__sealci_shellopts"] in ("xtrace", {"secretKeyRef": {"name": PLAN.name, "key": "SHELLOPTS"}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked", "mode"),
+    [
+        (False, None, ""),
+        (True, None, "wanted"),
+        (False, True, "required"),
+        (True, True, "required"),
+        (True, False, ""),
+    ],
+)
+def test_pipefail_is_as_the_action_asks_or_as_the_setting_has_it(setting: bool, asked: bool | None, mode: str) -> None:
+    settings = Settings.model_validate({"environment": {"pipefail": setting}})
+    plan = replace(PLAN, action=replace(ACTION, pipefail=asked))
+    command = containers(manifest.pod(plan, settings))["action"]["command"]
+    assert command[command.index("echo $$HOME") - 1] == mode
+
+
 def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
     pod = manifest.pod(CLONING, SETTINGS)
     clone = pod["spec"]["initContainers"][0]

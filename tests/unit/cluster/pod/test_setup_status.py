@@ -43,6 +43,11 @@ from tests.unit.cluster.pod.pods import (
             "cannot be pulled",
         ),
         (
+            pod(FILES, waiting("action", "CreateContainerError", "container ID 6553600 cannot be mapped to a host ID")),
+            Reason.INVALID_CONFIGURATION,
+            "a user or group id lies beyond the pod's user namespace: container ID 6553600",
+        ),
+        (
             pod(FILES, waiting("action", "CreateContainerConfigError", 'secret "other" not found')),
             Reason.INVALID_CONFIGURATION,
             '"other"',

@@ -43,6 +43,7 @@ class Options:
     env: Mapping[str, str] = field(default_factory=dict)
     workspace: str = ""
     wait_for_files: bool = False
+    pipefail: str = command.PIPEFAIL_OFF
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Container:
             nonce=NONCE,
             workspace=self.options.workspace or str(self.folder / "workspace"),
             wait_for_files=self.options.wait_for_files,
+            pipefail=self.options.pipefail,
             ready_path=str(self.folder / "ready"),
             termination_path=str(self.folder / "termination-log"),
             shell=self.shell,

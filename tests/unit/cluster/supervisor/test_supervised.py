@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from agent.cluster.supervisor.command import MAX_COMMAND_BYTES
+from agent.cluster.supervisor.command import (
+    MAX_COMMAND_BYTES,
+    PIPEFAIL_REQUIRED,
+    PIPEFAIL_WANTED,
+    SHELL_OPTIONS,
+)
 from agent.cluster.supervisor.markers import MarkerKind
-from agent.cluster.supervisor.termination import WORKSPACE_FAILED
+from agent.cluster.supervisor.termination import REFUSED
 from tests.unit.cluster.supervisor.shells import SHELLS, Options, run
 
 REPLACED = "the shell was replaced"
@@ -93,8 +98,15 @@ EXITS = [
     replaced("(exit 0)", "exec true", NO, command=2),
     replaced("(exit 0); exec true", NO, command=1),
     replaced("exit 0 | cat; x=$(exit 0); exec true", NO, command=1),
-    replaced("unalias -a", "exit 0", NO, command=2),
-    replaced("command exit 0", NO, command=1),
+    ok("unalias -a", "exit 0", NO, command=2),
+    ok("unalias -a", "if true; then exit 0; fi", NO, command=2),
+    ok("command exit 0", NO, command=1),
+    ok("\\exit 0", NO, command=1),
+    replaced("unalias -a; (exit 0)", "exec true", NO, command=2),
+    bad("unalias -a", "exit 3", NO, code=3, command=2),
+    bad("unalias -a", "false", NO, code=1, command=2),
+    # The user's own trap replaces the supervisor's, and the alias is gone.
+    replaced("unalias -a; trap 'echo bye' EXIT", "exit 0", NO, text="bye\n", command=2),
 ]
 REPLACEMENTS = [
     replaced("exec true", NO, command=1),
@@ -200,14 +212,140 @@ def test_exit_codes_are_kept(shell: str, code: int) -> None:
     assert run(shell, f"exec sh -c 'exit {code}'", NO).code == code
 
 
-def test_a_pipeline_fails_as_a_whole_if_the_shell_has_pipefail(shell: str) -> None:
-    result = run(shell, "false | true", "echo a")
-    assert result.verdict.succeeded == (shell == "dash")
+EARLY_IN_BASH = ["set +o posix", "set +o posix; unalias -a", "shopt -u expand_aliases"]
 
 
-def test_return_outside_a_function_is_not_a_success(shell: str) -> None:
+@pytest.mark.parametrize("before", EARLY_IN_BASH)
+@pytest.mark.parametrize("leave", ["exit 0", "exit", "if true; then exit 0; fi", "f() { exit 0; }; f"])
+def test_bash_without_aliases_is_left_early_with_success(before: str, leave: str) -> None:
+    result = run("bash", before, leave, NO)
+    assert result.verdict.succeeded, result.verdict
+    assert result.verdict.command == 2
+    assert result.text == ""
+
+
+@pytest.mark.parametrize("before", EARLY_IN_BASH)
+def test_bash_without_aliases_is_still_seen_to_be_replaced(before: str) -> None:
+    assert run("bash", before, "(exit 0); exec true", NO).verdict.message.startswith(f"{REPLACED} in command 2 ")
+    assert run("bash", before, "exit 4", NO).verdict.message == "command 2 failed with exit code 4"
+
+
+def test_a_failure_inside_a_pipeline_is_not_noticed_by_default(shell: str) -> None:
+    result = run(shell, "false | true", "(yes || echo $? >&2) | head -n 1", "echo a")
+    assert result.verdict.succeeded
+    assert result.text in ("y\na\n", "y\n141\na\n")
+
+
+@pytest.mark.parametrize("mode", [PIPEFAIL_WANTED, PIPEFAIL_REQUIRED])
+@pytest.mark.parametrize("with_pipefail", ["bash", "busybox"])
+def test_pipefail_can_be_switched_on(with_pipefail: str, mode: str) -> None:
+    result = run(with_pipefail, "true | true", "false | true", NO, options=Options(pipefail=mode))
+    assert result.verdict.message == "command 2 failed with exit code 1"
+    assert result.text == ""
+
+
+def test_the_log_says_once_that_dash_has_no_pipefail() -> None:
+    result = run("dash", "false | true", "echo a", options=Options(pipefail=PIPEFAIL_WANTED))
+    assert result.verdict.succeeded
+    assert result.text == "sealci: the image's /bin/sh has no pipefail: a failure inside a pipe is not noticed\na\n"
+
+
+def test_an_action_that_asks_for_pipefail_does_not_start_without_it() -> None:
+    result = run("dash", NO, options=Options(pipefail=PIPEFAIL_REQUIRED))
+    assert result.code == REFUSED
+    assert result.ending is None
+    assert result.message == "the action asks for shell.pipefail, and the image's /bin/sh has no pipefail"
+    assert result.markers == "l:125"
+
+
+# Variables that shells obey, with values that trace, print, end or confuse a script.
+OBEYED = {
+    "BASHOPTS": "failglob:nullglob:nocasematch:extglob:xpg_echo:lastpipe:execfail:inherit_errexit:expand_aliases",
+    "BASH_COMPAT": "31",
+    "BASH_ENV": "/nonexistent/env",
+    "BASH_XTRACEFD": "1",
+    "CDPATH": "/usr:/",
+    "ENV": "/nonexistent/env",
+    "EXECIGNORE": "*/sleep",
+    "GLOBIGNORE": "*",
+    "IFS": "/0123456789saelci:",
+    "LINENO": "7",
+    "OLDPWD": "/usr",
+    "OPTIND": "5",
+    "POSIXLY_CORRECT": "1",
+    "PPID": "1",
+    "PS4": "trace: ",
+    "TMOUT": "1",
+}
+
+
+@pytest.mark.parametrize("name", [*OBEYED, "all"])
+def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(shell: str, name: str) -> None:
+    env = OBEYED if name == "all" else {name: OBEYED[name]}
+    options = Options(env=env)
+    result = run(shell, "echo a", "x=1; echo $x", "echo b >&2", options=options)
+    assert result.verdict.succeeded
+    assert result.text == "a\n1\nb\n"
+    assert result.markers == "s1 f1:0 s2 f2:0 s3 f3:0 l:0"
+    assert run(shell, "true", "false", NO, options=options).verdict.message == "command 2 failed with exit code 1"
+    assert run(shell, "exit 0", NO, options=options).verdict.succeeded
+    assert not run(shell, "exec true", NO, options=options).verdict.succeeded
+
+
+WAYS = ("SHELLOPTS", SHELL_OPTIONS)
+# bash itself reports an option that it does not know, if the variable is the image's.
+SHELL_OPTION_LISTS = [
+    "braceexpand:errexit:hashall:interactive-comments:pipefail",
+    "allexport:monitor:noclobber:noglob:nounset:keyword:functrace:errtrace:privileged:history",
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [*((way, value) for way in WAYS for value in SHELL_OPTION_LISTS), (SHELL_OPTIONS, "no-such-option::posix")],
+)
+def test_shellopts_change_no_verdict_and_show_nothing(shell: str, way: str, value: str) -> None:
+    options = Options(env={way: value})
+    result = run(shell, "echo a", "echo b >&2", "env | grep -c sealci || true", options=options)
+    assert result.verdict.succeeded
+    assert result.text == "a\nb\n0\n"
+    assert result.markers == "s1 f1:0 s2 f2:0 s3 f3:0 l:0"
+    assert run(shell, "true", "false", NO, options=options).verdict.message == "command 2 failed with exit code 1"
+    assert run(shell, "exit 0", NO, options=options).verdict.succeeded
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shellopts_stay_visible_to_the_commands(shell: str, way: str) -> None:
+    options = Options(env={way: "nounset:noglob"})
+    result = run(shell, "echo $-", "env | grep ^SHELLOPTS=", options=options)
+    flags, variable = result.text.split()
+    assert ("u" in flags and "f" in flags) == (shell == "bash")
+    assert "nounset" in variable
+    assert "noglob" in variable
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_trace_by_shellopts_shows_the_user_s_lines_only(shell: str, way: str) -> None:
+    result = run(shell, "echo a", "echo b", options=Options(env={way: "xtrace"}))
+    assert result.text == ("++ echo a\na\n++ echo b\nb\n" if shell == "bash" else "a\nb\n")
+
+
+def test_a_verbose_trace_by_shellopts_of_the_action_shows_the_user_s_lines_only(shell: str) -> None:
+    result = run(shell, "echo a", "echo b", options=Options(env={SHELL_OPTIONS: "verbose"}))
+    assert result.text == ("echo a\na\necho b\nb\n" if shell == "bash" else "a\nb\n")
+
+
+@pytest.mark.parametrize("value", ["noexec", "onecmd"])
+def test_shellopts_of_the_action_cannot_keep_the_commands_from_running(shell: str, value: str) -> None:
+    result = run(shell, "echo a", "echo b", options=Options(env={SHELL_OPTIONS: value}))
+    assert result.verdict.succeeded
+    assert result.text == "a\nb\n"
+
+
+def test_return_outside_a_function_ends_the_commands_as_the_shell_has_it(shell: str) -> None:
+    """dash and busybox leave the script with success; bash refuses."""
     result = run(shell, "return 0", NO)
-    assert not result.verdict.succeeded
+    assert result.verdict.succeeded == (shell != "bash")
     assert result.verdict.command == 1
 
 
@@ -298,6 +436,17 @@ def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) ->
     assert not run(shell, f"{over}; exec true", NO).verdict.succeeded
 
 
+def test_a_command_can_forge_the_success_of_its_own_action(shell: str) -> None:
+    """A limit that SECURITY.md states: the commands share container and user with the shell that records them."""
+    forged = run(shell, 'printf "sealci %s completed 3\\n" "$__sealci_nonce" >../termination-log; exec true', NO, NO)
+    assert forged.verdict.succeeded
+    assert forged.text == ""
+    failing = run(shell, 'printf "sealci %s completed 2\\n" "$__sealci_nonce" >../termination-log; exec false', NO)
+    assert not failing.verdict.succeeded
+    unknown = run(shell, f'printf "sealci {"0" * 16} completed 2\\n" >../termination-log; exec true', NO)
+    assert not unknown.verdict.succeeded
+
+
 def test_the_last_marker_follows_all_output_of_background_processes(shell: str) -> None:
     result = run(shell, "yes & yes >&2 &", "sleep 0.05; trap '' TERM; sh -c 'while :; do echo n; done' &")
     assert result.verdict.succeeded
@@ -308,7 +457,7 @@ def test_the_last_marker_follows_all_output_of_background_processes(shell: str) 
 
 def test_the_termination_message_names_a_workspace_that_cannot_be_entered(shell: str) -> None:
     result = run(shell, NO, options=Options(workspace="/nonexistent/there"))
-    assert result.code == WORKSPACE_FAILED
+    assert result.code == REFUSED
     assert result.ending is None
     assert result.message == "the workspace /nonexistent/there cannot be entered"
     assert result.text == "sealci: the workspace /nonexistent/there cannot be entered\n"

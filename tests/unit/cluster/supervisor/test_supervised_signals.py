@@ -72,6 +72,19 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace_period(shell: str
     assert result.markers == "s1 l:137"
 
 
+def test_shellopts_of_the_image_do_not_keep_the_commands_alive() -> None:
+    """With errexit the interrupt would end at its first `kill` that finds no process."""
+    options = Options(env={"SHELLOPTS": "errexit:nounset"})
+    with container("bash", STUBBORN, "echo no", options=options) as running:
+        assert running.prints(b"ready\n")
+        assert running.exec(command_module.interrupt(0.1), SHELLOPTS="errexit:nounset") in (0, -9)
+        assert running.wait().code == 137
+    with container("bash", SLEEPS, options=options) as running:
+        assert running.prints(b"ready\n")
+        assert running.exec(command_module.pre_stop(), SHELLOPTS="errexit:nounset") == 0
+        assert running.wait().code == 143
+
+
 def test_a_shell_that_ignores_term_is_killed_after_the_grace_period(shell: str) -> None:
     result = interrupted(shell, "trap '' TERM; echo ready; while :; do sleep 0.05; done", "echo no", grace=0.1)
     assert result.code == 137
