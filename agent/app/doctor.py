@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.api.client import Client
 from agent.cluster.checks import cluster
+from agent.console import terminal_text
 from agent.domain.check_result import Verdict, failed
 from agent.domain.errors import SettingsError
 from agent.scheduler.stream import checks as scheduler
@@ -85,4 +86,5 @@ def text_line(finding: Finding) -> str:
     # A failed check is printed in upper case, because a failure must be visible in a long list.
     verdict = finding.verdict.value if finding.verdict is not Verdict.FAILED else "FAILED"
     detail = " ".join(finding.detail.split())
-    return f"{verdict:<8} {finding.check:<25} {detail}{f' -> {finding.advice}' if finding.advice else ''}"
+    advice = f" -> {finding.advice}" if finding.advice else ""
+    return terminal_text.one_line(f"{verdict:<8} {finding.check:<25} {detail}{advice}")

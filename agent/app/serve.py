@@ -51,7 +51,7 @@ async def serve(
     except ExceptionGroup as group:
         # The first root task that failed has ended the other tasks. Callers expect the error of that task, not a group
         # of errors.
-        first = group.exceptions[0]
+        first = first_error(group)
         if not isinstance(first, Refused):
             raise first from group
         log.error("the scheduler refuses this version of the agent", reason=str(first))
@@ -60,6 +60,14 @@ async def serve(
         await client.close()
         await asyncio.to_thread(traces.close)
     return code
+
+
+def first_error(group: ExceptionGroup[Exception]) -> Exception:
+    """Return the error that a group of errors began with. Groups of task groups hold further groups."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def open_traces(settings: Settings) -> Traces:

@@ -10,7 +10,9 @@ version, 130 interrupted.
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ import yaml
 from agent.cli.options import parse_assignments, parse_duration, read_pipeline, settings_options
 from agent.cli.run import run
 from agent.cli.serve import scheduler, serve
+from agent.console import terminal_text
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -33,6 +36,9 @@ NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
 
 def main() -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal in another encoding than UTF-8 cannot show every character, which must stop no pipeline.
+        sys.stdout.reconfigure(errors="replace")
     try:
         cli(standalone_mode=False, prog_name=NAME, complete_var=COMPLETE)
     except click.exceptions.Exit as early_exit:
@@ -43,11 +49,28 @@ def main() -> None:
         error.show()
         sys.exit(USAGE)
     except SettingsError as error:
-        click.echo(f"sealci-agent: {error}", err=True)
+        print_error(str(error))
         sys.exit(USAGE)
     except (AgentError, OSError) as error:
-        click.echo(f"sealci-agent: {error}", err=True)
+        print_error(str(error))
         sys.exit(INFRASTRUCTURE)
+    except Exception as error:  # noqa: BLE001 - whatever fails ends the process with one message and an exit code
+        print_error(f"internal error, please report it: {described(error)}")
+        sys.exit(INFRASTRUCTURE)
+
+
+def print_error(text: str) -> None:
+    """Print an error. Its further lines are indented, and no control character of a file or a server is passed on."""
+    click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
+
+
+def described(error: BaseException) -> str:
+    """Return the type, the message and the place of an error. A group stands for its first error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

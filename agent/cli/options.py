@@ -53,8 +53,18 @@ def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) 
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise click.UsageError(f"--set {assignment}: {section} is not a section")
-        place[last] = yaml.safe_load(value) if value else ""
+        place[last] = read_value(assignment, value) if value else ""
     return result
+
+
+def read_value(assignment: str, value: str) -> Any:
+    """Return the value of `--set` as YAML reads it."""
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, RecursionError) as error:
+        # PyYAML passes on what Python raises, for example for the date 2026-99-99.
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise click.UsageError(f"--set {assignment[:200]}: the value is not valid YAML: {what}") from error
 
 
 def parse_duration(option: str, text: str) -> float:

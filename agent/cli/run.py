@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from agent.cli.options import parse_assignments, read_pipeline, settings_options
 from agent.domain.errors import AgentError, SettingsError
@@ -180,6 +182,10 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
+    # Until the loop counts signals, each of them ends the command as Ctrl-C does: with its temporary folders removed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     choices = Choices(**given)
     check_choices(choices)
     if choices.listing:
@@ -232,20 +238,35 @@ def read_changed_pipeline(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
 
 
 def run_settings(choices: Choices) -> Settings:
-    """Return the settings of a run. Each run has a pool of its own, any free HTTP port, and logs only errors."""
+    """Return the settings of a run. Each run has a pool of its own, any free HTTP port, and logs only errors.
+
+    The namespace is the one of the kube context, as for kubectl, unless an option or a setting names another.
+    """
     import secrets
 
+    from agent.cluster.api.configuration import context_namespace
+
     given = (("context", choices.context), ("namespace", choices.namespace))
-    return load(
-        choices.config,
-        parse_assignments(
-            choices.assignments,
-            cluster={key: value for key, value in given if value},
-            agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
-            http={"host": "127.0.0.1", "port": 0},
-            logging={"level": "info" if choices.verbose else "error"},
-        ),
+    flags = parse_assignments(
+        choices.assignments,
+        cluster={key: value for key, value in given if value},
+        agent={"pool": f"run-{secrets.token_hex(4)}", "adoption": False},
+        http={"host": "127.0.0.1", "port": 0},
+        logging={"level": "info" if choices.verbose else "error"},
     )
+    settings = load(choices.config, flags)
+    if names_namespace(choices, flags) or not (namespace := context_namespace(settings.cluster)):
+        return settings
+    return load(choices.config, flags | {"cluster": flags["cluster"] | {"namespace": namespace}})
+
+
+def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
+    """Return whether an option, a variable or the file of settings names the namespace. The file is valid already."""
+    file = choices.config or os.environ.get("SEALCI_CONFIG")
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
+    in_file = (settings or {}).get("cluster") or {}
+    in_variables = any(name.upper() == "SEALCI_CLUSTER__NAMESPACE" for name in os.environ)
+    return "namespace" in flags["cluster"] or "namespace" in in_file or in_variables
 
 
 def run_on_changes(choices: Choices, settings: Settings) -> int:
@@ -258,7 +279,9 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
         try:
             code = run_once(choices, settings)
         except (SettingsError, click.UsageError) as error:
-            click.echo(f"sealci-agent: {error}", err=True)
+            from agent.console.follower import print_notice
+
+            print_notice(str(error))
             code = USAGE
         if code == INTERRUPTED:
             return code

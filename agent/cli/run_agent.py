@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 NO_CLUSTER = ". Create one with `kind create cluster`, or with `make cluster-up` in a checkout of this repository"
 
+# Seconds until an agent that was asked to stop is asked again, which stops its sessions.
+STOP_SECONDS = 60.0
+
 
 async def run_with_agent(
     choices: Choices, settings: Settings, pipeline: Pipeline, secrets: dict[str, str], tree: Path | None
@@ -93,6 +96,10 @@ async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: De
     try:
         await first_of(serving, stop)
         if not serving.done():
+            stop_when_built(built, "the pipeline has ended")
+        await first_of(serving, timeout=STOP_SECONDS)
+        if not serving.done():
+            # Sessions still run, for example because the scheduler failed and no cancellation reached them.
             stop_when_built(built, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()

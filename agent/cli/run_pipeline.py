@@ -13,15 +13,15 @@ import secrets as randomness
 import sys
 import tempfile
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
 from agent.aio import cancel_and_wait, first_of
+from agent.cli.run_states import IGNORED, Event, State
 from agent.console import report_files
-from agent.console.follower import Follower, Interruptions, OutputClosed, print_notice
+from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, SettingsError
@@ -93,35 +93,6 @@ class RunOptions:
     no_cluster_hint: str = ""
 
 
-class State(Enum):
-    """State of a run, until its pipeline has ended."""
-
-    STARTING = auto()
-    RUNNING = auto()
-    CANCELLING = auto()
-
-
-class Event(Enum):
-    """What a run waits for. If several events have happened, the first in this order counts."""
-
-    PIPELINE_ENDED = auto()
-    INTERRUPTED_AGAIN = auto()
-    ENGINE_ENDED = auto()
-    AGENT_READY = auto()
-    INTERRUPTED = auto()
-    OUTPUT_CLOSED = auto()
-    START_TIMEOUT = auto()
-    TIMEOUT = auto()
-
-
-# For each state, the events that the run does not wait for: they have happened before, or change nothing any more.
-IGNORED = {
-    State.STARTING: frozenset[Event](),
-    State.RUNNING: frozenset({Event.AGENT_READY}),
-    State.CANCELLING: frozenset({Event.AGENT_READY, Event.INTERRUPTED, Event.OUTPUT_CLOSED}),
-}
-
-
 async def run_pipeline(
     pipeline: Pipeline,
     *,
@@ -174,6 +145,7 @@ class RunDriver:
         self.stop = asyncio.Event()
         self.output_closed = asyncio.Event()
         self.output_error = ""
+        self.view_failed = False
         self.state = State.STARTING
         # Deadlines by the event loop's clock. Infinity means no deadline.
         self.start_deadline = self.deadline = float("inf")
@@ -186,6 +158,10 @@ class RunDriver:
         console = asyncio.create_task(self.show(), name="console")
         try:
             ended = await self.wait_for_end(console, agent)
+            if not ended:
+                # Otherwise the agent would wait for actions that nothing follows any more.
+                with contextlib.suppress(AgentError):
+                    self.scheduler.dispatcher.cancel(self.id, "the run cannot go on")
             self.stop.set()
             insisted = self.interruptions.second
             if not insisted.is_set() and not agent.done():
@@ -206,6 +182,7 @@ class RunDriver:
             await self.follower.follow(registry.watch(self.id))
         except OutputClosed as error:
             self.output_error = str(error)
+            self.view_failed = isinstance(error, ViewFailed)
             self.output_closed.set()
             await self.follower.follow(registry.watch(self.id, self.follower.position))
 
@@ -272,6 +249,10 @@ class RunDriver:
         except AgentError as error:
             await self.follower.notify(str(error))
             return False
+        except Exception as error:
+            log.info("the console failed", exc_info=error)
+            await self.follower.notify(f"the console failed: {type(error).__name__}: {error}")
+            return False
         return True
 
     def why_not_ready(self) -> str:
@@ -314,9 +295,11 @@ class RunDriver:
         if error is None:
             return False
         if not isinstance(error, AgentError):
-            log.error("the agent failed", exc_info=error)
+            # `--verbose` shows it. The user needs one sentence, not a traceback.
+            log.info("the agent failed", exc_info=error)
         hint = self.options.no_cluster_hint if isinstance(error, SettingsError) else ""
-        await self.follower.notify(f"{error}{hint}" if hint else f"the agent failed: {error}")
+        kind = "" if isinstance(error, AgentError | OSError) else f"{type(error).__name__}: "
+        await self.follower.notify(f"{error}{hint}" if hint else f"the agent failed: {kind}{error}")
         return True
 
     async def show_result(self) -> None:
@@ -329,20 +312,23 @@ class RunDriver:
         try:
             await self.follower.close()
         except OutputClosed as error:
+            self.view_failed = isinstance(error, ViewFailed)
             self.output_closed.set()
             print_notice(str(error))
         if self.options.kept_commands is not None:
             for action in report.actions.values():
                 if action.environment and action.outcome and action.outcome.result is not Result.CANCELLED:
                     commands = self.options.kept_commands(action.environment)
-                    print_notice("\n  ".join([f"kept: the environment of {action.name}", *commands]))
+                    print_notice("\n".join([f"kept: the environment of {action.name}", *commands]))
         if self.interruptions.first.is_set():
             print_notice("cancelled: nothing is left in the cluster")
 
     def exit_code(self, *, ended: bool, failed: bool) -> ExitCode:
         """Return the exit code. `ended`: the pipeline has ended. `failed`: the engine failed."""
-        if self.interruptions.first.is_set() or self.output_closed.is_set():
+        if self.interruptions.first.is_set() or (self.output_closed.is_set() and not self.view_failed):
             return ExitCode.INTERRUPTED
+        if self.view_failed:
+            return ExitCode.INFRASTRUCTURE
         if not ended or failed:
             return ExitCode.INFRASTRUCTURE
         return self.follower.report.exit_code

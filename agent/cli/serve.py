@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import structlog
 
 from agent.cli.options import parse_assignments, parse_duration, settings_options
+from agent.domain.errors import AgentError
 from agent.settings import LoggingSettings, Settings, load
 from agent.telemetry import log_setup
 
@@ -31,7 +33,14 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
     """
     settings = load(config, parse_assignments(assignments))
     log_setup.configure(settings.logging)
-    sys.exit(asyncio.run(serve_until_signal(settings)))
+    try:
+        code = asyncio.run(serve_until_signal(settings))
+    except (AgentError, OSError):
+        raise
+    except Exception as error:
+        structlog.get_logger().error("the agent failed", exc_info=error)
+        raise
+    sys.exit(code)
 
 
 async def serve_until_signal(settings: Settings) -> int:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TextIO
 import grpc
 
 from agent.aio import cancel_and_wait, first_of
-from agent.console.follower import Follower, Interruptions, OutputClosed, print_notice
+from agent.console import terminal_text
+from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError
@@ -100,6 +101,9 @@ async def submit(
             async with target.channel() as channel:
                 client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
                 return await client.run(pipeline, secrets, interruptions or own)
+        except ViewFailed as error:
+            print_notice(str(error))
+            return ExitCode.INFRASTRUCTURE
         except OutputClosed:
             return ExitCode.INTERRUPTED
         except OSError as error:
@@ -160,7 +164,9 @@ class Client:
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
                 if error.code() not in RETRYABLE_CODES or loop.time() >= deadline:
-                    raise Unreachable(f"the scheduler at {self.target.address}: {error.details()}") from error
+                    # A scheduler chooses these words, so they must not fake lines.
+                    words = terminal_text.one_line(error.details() or "")
+                    raise Unreachable(f"the scheduler at {self.target.address}: {words}") from error
                 await asyncio.sleep(RETRY_SECONDS)
 
     def events(self, request: wire.SubmitRequest) -> AsyncIterator[wire.PipelineEvent]:
@@ -179,4 +185,5 @@ class Client:
             await self.stub.Cancel(request, metadata=self.target.metadata(), timeout=CANCEL_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
-                print_notice(f"the pipeline could not be cancelled: {error.details()}")
+                words = terminal_text.one_line(error.details() or "")
+                print_notice(f"the pipeline could not be cancelled: {words}")

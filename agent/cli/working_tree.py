@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Seconds that git has to answer.
 GIT_SECONDS = 120.0
+# The configuration of a tree can name programs that git starts for a mere look. These settings keep git from it.
+SAFE_OPTIONS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 class WorkingTreeError(AgentError):
@@ -72,11 +74,18 @@ def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
 
 
 def in_git(root: Path) -> bool:
-    """Return whether git is installed and the folder lies in the working tree of a git repository."""
+    """Return whether git is installed and the folder lies in the working tree of a git repository.
+
+    Raises:
+        WorkingTreeError: git finds a repository and refuses it, for example because another user owns it.
+    """
     try:
         answer = git(root, "rev-parse", "--is-inside-work-tree")
     except FileNotFoundError:
         return False
+    words = answer.stderr.decode("utf-8", "replace").strip()
+    if answer.returncode and "not a git repository" not in words:
+        raise WorkingTreeError(f"--repo: git refuses {root}: {words}")
     return answer.returncode == 0 and answer.stdout.strip() == b"true"
 
 
@@ -97,10 +106,19 @@ def git_files(root: Path) -> set[str]:
 
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a folder, and return its exit code and output."""
-    # The user chose this tree, so git need not refuse a tree whose files belong to another user.
-    command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
+    # Git's own check of the owner stays on. The configuration of another user's tree could run programs as this user.
+    command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
+    # Variables such as GIT_DIR would select another repository. LC_ALL=C keeps the messages that `in_git` reads.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
     try:
-        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            timeout=GIT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
     except subprocess.TimeoutExpired as error:
         raise WorkingTreeError(f"--repo: git in {root} did not answer within {GIT_SECONDS:g} s") from error
 

@@ -10,23 +10,35 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from agent.console.formatting import RESULT_COLOURS, duration_text, path_text, plural, rate_text, size_text
+from agent.console import terminal_text
+from agent.console.formatting import (
+    RESULT_COLOURS,
+    duration_text,
+    plural,
+    rate_text,
+    shown_path,
+    size_text,
+    styled,
+    styled_log,
+)
 from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from agent.console.run_report import ActionReport, Report
 
 # Maximum number of files that are listed for each action.
 SHOWN_FILES = 50
-# Number of columns below which the table has no times of stages.
-NARROW = 90
+# Number of columns between two columns of the table.
+GAP = 2
+# Number of columns that a name keeps in the narrowest window.
+MIN_NAME = 8
 STAGES = {Stage.SETUP: "set-up", Stage.COMMANDS: "commands", Stage.ARTIFACTS: "copying"}
 # What the user can try after each of these exit codes of a command.
 HINTS = {
@@ -44,42 +56,54 @@ ADVICE = {
 }
 
 
-def failure_blocks(report: Report) -> Iterator[RenderableType]:
-    """Yield a block for each action that failed."""
+def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
+    """Yield a block for each action that failed. `notes`: with what is known about the pod."""
     for action in report.failed_actions:
-        yield Text()
-        yield failure_block(action, only_option=len(report.actions) > 1)
+        yield styled()
+        yield failure_block(action, only_option=len(report.actions) > 1, notes=notes)
 
 
-def failure_block(action: ActionReport, *, only_option: bool) -> RenderableType:
+def shown_notes(action: ActionReport) -> list[str]:
+    """Return what the agent and the clone logged and the message does not hold, each line once.
+
+    Nothing if a command failed: then the cause stands in the log of the commands and not in the state of the pod.
+    """
+    if action.outcome is None or action.outcome.reason is Reason.COMMAND_FAILED:
+        return []
+    message = action.outcome.message
+    return list(dict.fromkeys(line for line in action.notes if not line.strip() or line.strip() not in message))
+
+
+def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True) -> RenderableType:
     """Return the message, command, stage, end of the log, notes about the pod, and advice of a failed action.
 
-    `only_option`: the pipeline has other actions, so `--only` is worth a hint.
+    `only_option`: the pipeline has other actions, so `--only` is worth a hint. `notes`: with the notes about the pod.
     """
     outcome = action.outcome
     if outcome is None:
         raise AssertionError("an action without an outcome has not failed")
-    message = f": {outcome.message or action.reason_text}"
-    parts: list[RenderableType] = [Text.assemble(("✘ ", "bold red"), (action.name, "bold"), (message, "red"))]
-    command = action.command_text(outcome.command)
-    if command:
-        parts += gutter(
-            [f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command.splitlines())]
-        )
+    # Only the first line of a message stands at the left margin, so that no message can fake a line of the summary.
+    first, *rest = terminal_text.lines(outcome.message or action.reason_text)
+    parts: list[RenderableType] = [styled(("✘ ", "bold red"), (action.name, "bold"), (f": {first}", "red"))]
+    parts += gutter(rest, "red")
+    command = terminal_text.lines(action.command_text(outcome.command).strip())
+    if any(command):
+        parts += gutter([f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command)])
     spent = duration_text(sum(action.stages.values()))
-    parts.append(Text(f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim"))
+    parts.append(styled((f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim")))
     if action.tail:
-        parts += [Text(f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"), *gutter(action.tail, "")]
-    if action.notes:
-        parts += [Text(f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim")]
-        parts += gutter(action.notes)
-    parts += [Text.assemble(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
+        parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
+        parts += gutter(action.tail, "")
+    if notes and (lines := shown_notes(action)):
+        parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
+        parts += gutter(lines)
+    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
     return Group(*parts)
 
 
 def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
     """Return lines with a bar on their left."""
-    return [Text.assemble(("  │ ", "red"), Text.from_ansi(line, style=style)) for line in lines]
+    return [styled(("  │ ", "red"), styled_log(line, style)) for line in lines]
 
 
 def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
@@ -95,18 +119,53 @@ def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
         yield f"--only {action.name} runs this action alone."
 
 
-def outcome_table(report: Report, *, stages: bool) -> Table:
-    """Return the table with one row for each action. `stages`: with the time of each stage."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("action", "outcome", "reason", *(STAGES.values() if stages else ()), "time", "files"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("action", "outcome", "reason") else "right")
-    for action in report.actions.values():
-        result = action.outcome.result if action.outcome else None
-        shown = Text(result.value, RESULT_COLOURS[result]) if result else Text("not ended", "red")
-        times = stage_times(action) if stages else []
-        files = f"{len(action.files)} ({size_text(action.size)})" if action.files else ""
-        table.add_row(Text(action.name), shown, Text(action.reason_text), *times, duration_text(action.seconds), files)
+def outcome_table(report: Report, width: int) -> Table:
+    """Return the table with one row for each action, in at most `width` columns of the terminal.
+
+    Where it does not fit, the times of stages go first, then the reason, which the block of the failure has, then the
+    files. At last, names are cut in their middle. The outcome is never cut.
+    """
+    actions = list(report.actions.values())
+    columns: dict[str, list[Text]] = {
+        "action": [styled(action.name) for action in actions],
+        "outcome": [outcome_cell(action) for action in actions],
+        "reason": [styled(action.reason_text) for action in actions],
+    }
+    times = [stage_times(action) for action in actions]
+    columns |= {name: [styled(each[number]) for each in times] for number, name in enumerate(STAGES.values())}
+    columns["time"] = [styled(duration_text(action.seconds)) for action in actions]
+    columns["files"] = [
+        styled(f"{len(action.files)} ({size_text(action.size)})" if action.files else "") for action in actions
+    ]
+    for droppable in (STAGES.values(), ["reason"], ["files"]):
+        if table_width(columns) > width:
+            columns = {name: cells for name, cells in columns.items() if name not in droppable}
+    room = width - table_width({name: cells for name, cells in columns.items() if name != "action"}) - GAP
+    columns["action"] = [cut_middle(name, max(room, MIN_NAME)) for name in columns["action"]]
+    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim")
+    for name in columns:
+        table.add_column(name, no_wrap=True, justify="left" if name in ("action", "outcome", "reason") else "right")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def outcome_cell(action: ActionReport) -> Text:
+    result = action.outcome.result if action.outcome else None
+    return styled((result.value, RESULT_COLOURS[result]) if result else ("not ended", "red"))
+
+
+def table_width(columns: Mapping[str, list[Text]]) -> int:
+    """Return the width of a table with these columns, with a gap behind each."""
+    return sum(GAP + max([len(name), *(cell.cell_len for cell in cells)]) for name, cells in columns.items())
+
+
+def cut_middle(name: Text, width: int) -> Text:
+    """Return a name in at most `width` columns. Names of actions often differ at their ends only."""
+    if name.cell_len <= width:
+        return name
+    half = (width - 1) // 2
+    return styled(f"{name.plain[: width - 1 - half]}…{name.plain[len(name.plain) - half :]}")
 
 
 def stage_times(action: ActionReport) -> list[str]:
@@ -118,12 +177,13 @@ def file_lines(report: Report) -> Iterator[Text]:
     """Yield where logs and files are. Yield nothing if logs and files were not kept."""
     if not report.folder:
         return
-    yield Text(f"\nlogs and files: {report.folder}", "dim")
+    yield styled()
+    yield styled((f"logs and files: {terminal_text.quoted(report.folder)}", "dim"))
     for action in report.actions.values():
         for path, size in list(action.files.items())[:SHOWN_FILES]:
-            yield Text(f"  {action.name}/{path_text(path)}  {size_text(size)}")
+            yield styled(f"  {action.name}/{shown_path(path)}  {size_text(size)}")
         if len(action.files) > SHOWN_FILES:
-            yield Text(f"  {action.name}/...  {len(action.files) - SHOWN_FILES} more", "dim")
+            yield styled((f"  {action.name}/...  {len(action.files) - SHOWN_FILES} more", "dim"))
 
 
 def files_text(action: ActionReport) -> str:
@@ -136,17 +196,20 @@ def files_text(action: ActionReport) -> str:
     return f"{text} at {rate_text(action.size, seconds)}" if action.size >= 1 << 20 and seconds else text
 
 
-def print_summary(console: Console, report: Report, *, quiet: bool = False) -> None:
-    """Print blocks, table and files. With `quiet`, print nothing if every action succeeded, and never the files."""
+def print_summary(console: Console, report: Report, *, quiet: bool = False, notes: bool = True) -> None:
+    """Print blocks, table and files. With `quiet`, print nothing if every action succeeded, and never the files.
+
+    `notes`: with what is known about the pods of failed actions.
+    """
     if not report.actions:
         return
     success = all(each.outcome and each.outcome.result is Result.SUCCEEDED for each in report.actions.values())
     if quiet and success:
         return
-    for block in failure_blocks(report):
+    for block in failure_blocks(report, notes=notes):
         console.print(block)
     console.print()
-    console.print(outcome_table(report, stages=console.width >= NARROW))
+    console.print(outcome_table(report, console.width))
     if not quiet:
         for line in file_lines(report):
             console.print(line)

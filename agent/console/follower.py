@@ -12,7 +12,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import structlog
+
 from agent.aio import cancel_and_wait, first_of
+from agent.console import terminal_text
 from agent.console.run_report import Report
 from agent.domain.errors import AgentError
 from agent.pipeline import event_codec
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from agent.console.view import View
     from agent.pipeline.wire import local_pb2 as wire
 
+log = structlog.get_logger()
+
 # Seconds between two updates of the times in the view.
 TICK_SECONDS = 0.12
 # Seconds until a notice is dropped, because the terminal is stopped or a shell uses it.
@@ -31,6 +36,10 @@ NOTICE_SECONDS = 2.0
 
 class OutputClosed(AgentError):
     """The reader of the output has closed the output."""
+
+
+class ViewFailed(OutputClosed):
+    """The view has a fault of its own and shows nothing more."""
 
 
 class Interruptions:
@@ -44,6 +53,10 @@ class Interruptions:
         """Count one interruption."""
         (self.second if self.first.is_set() else self.first).set()
 
+    def hang_up(self) -> None:
+        """Ask the command to end. Never insist: kernel and shell both send SIGHUP when a terminal is closed."""
+        self.first.set()
+
     @contextlib.contextmanager
     def count_signals(self) -> Iterator[None]:
         """Count SIGINT, SIGTERM and SIGHUP of this process as interruptions while the block runs."""
@@ -52,7 +65,7 @@ class Interruptions:
         hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
         numbers = [signal.SIGINT, signal.SIGTERM, *hang_up]
         for number in numbers:
-            loop.add_signal_handler(number, self.interrupt)
+            loop.add_signal_handler(number, self.hang_up if number is signal.SIGHUP else self.interrupt)
         try:
             yield
         finally:
@@ -150,6 +163,10 @@ class Follower:
             self.view = None
             discard_standard_output()
             raise OutputClosed(f"the output cannot be written: {error.strerror}") from error
+        except Exception as error:
+            self.view = None
+            log.info("the view failed", exc_info=error)
+            raise ViewFailed(f"the output cannot be shown: {type(error).__name__}: {error}") from error
 
 
 def discard_standard_output() -> None:
@@ -161,6 +178,6 @@ def discard_standard_output() -> None:
 
 
 def print_notice(text: str) -> None:
-    """Print a notice on standard error, apart from the pipeline's own output."""
-    sys.stderr.write(f"sealci-agent: {text}\n")
+    """Print a notice on standard error, apart from the pipeline's own output. Its further lines are indented."""
+    sys.stderr.write("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")) + "\n")
     sys.stderr.flush()

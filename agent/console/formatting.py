@@ -1,7 +1,14 @@
-"""Texts for people: sizes, rates, durations, paths and plurals. Pure. Every view and report uses them."""
+"""Texts for people: sizes, rates, durations, paths and plurals, and the styled texts that rich prints.
+
+Pure. Every view and report uses them. No other module makes a `Text`, so no text reaches a terminal without passing
+`terminal_text`.
+"""
 
 from __future__ import annotations
 
+from rich.text import Text
+
+from agent.console import terminal_text
 from agent.domain.outcome import Result
 
 RESULT_COLOURS = {Result.SUCCEEDED: "green", Result.FAILED: "red", Result.CANCELLED: "yellow"}
@@ -31,9 +38,32 @@ def duration_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def styled(*parts: str | tuple[str, str] | Text, style: str = "") -> Text:
+    """Return a text on one line, without control characters. A part is a text, or a text with its style."""
+    cleaned: list[str | tuple[str, str] | Text] = []
+    for part in parts:
+        if isinstance(part, str):
+            cleaned.append(terminal_text.one_line(part))
+        elif isinstance(part, tuple):
+            cleaned.append((terminal_text.one_line(part[0]), part[1]))
+        else:
+            cleaned.append(part)
+    return Text.assemble(*cleaned, style=style)
+
+
+def styled_log(line: str, style: str = "") -> Text:
+    """Return a line of a log with its colours."""
+    return Text.from_ansi(terminal_text.log_line(line).expandtabs(), style=style)
+
+
 def path_text(path: bytes) -> str:
-    """Return a path as text. Bytes that are not UTF-8 become U+FFFD."""
+    """Return a path as text, for programs. Bytes that are not UTF-8 become U+FFFD."""
     return path.decode("utf-8", "replace")
+
+
+def shown_path(path: bytes) -> str:
+    """Return a path for people: quoted as `ls` does if it holds control characters."""
+    return terminal_text.quoted(path_text(path))
 
 
 def plural(number: int, noun: str) -> str:

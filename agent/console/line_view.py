@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 
 from rich.console import Console
 
-from agent.console import final_summary
+from agent.console import final_summary, terminal_text
 from agent.console.formatting import size_text
-from agent.console.log_lines import LineSplitter
 from agent.console.run_report import ActionReport
+from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
 from agent.domain.errors import Stage
@@ -68,10 +68,11 @@ class LineView(View):
     def set_prefixes(self, submitted: events.Submitted) -> None:
         """Give every action a prefix of the same width. A single action has none."""
         names = [plan.name for plan in submitted.actions]
-        width = max(map(len, names))
-        for plan in submitted.actions:
+        shown = [terminal_text.one_line(name) for name in names]
+        width = max(map(len, shown))
+        for plan, name in zip(submitted.actions, shown, strict=True):
             self.commands[plan.name] = plan.commands
-            self.prefixes[plan.name] = f"{plan.name:<{width}} │ " if len(names) > 1 else ""
+            self.prefixes[plan.name] = f"{name:<{width}} │ " if len(names) > 1 else ""
 
     def show_attempt(self, name: str, attempt: int) -> None:
         """Write the number of an attempt, from the second on."""
@@ -101,7 +102,7 @@ class LineView(View):
         """Write the first line of the command that begins."""
         commands = self.commands.get(name, ())
         text = commands[index - 1] if 0 < index <= len(commands) else ""
-        first, _, rest = text.strip().partition("\n")
+        first, *rest = terminal_text.lines(text.strip())
         self.flush(name)
         self.write(name, f"$ {first}{' ...' if rest else ''}")
 
@@ -117,9 +118,10 @@ class LineView(View):
         self.write_notice(name, f"{outcome}{f': {end.outcome.message}' if end.outcome.message else ''}")
 
     def write_notice(self, name: str, text: str) -> None:
-        """Write a line that is not from the log."""
+        """Write a text that is not from the log. Its further lines are indented, so that none can fake a notice."""
         self.flush(name)
-        self.write(name, f"· {text}")
+        for number, line in enumerate(terminal_text.lines(text)):
+            self.write(name, f"  {line}" if number else f"· {line}")
 
     def flush(self, name: str) -> None:
         """Write the unfinished line of the log, if there is one."""
@@ -135,4 +137,5 @@ class LineView(View):
         """Write unfinished lines and the summary."""
         for name in list(self.splitters):
             self.flush(name)
-        final_summary.print_summary(self.console, report)
+        # The lines above hold the notes already.
+        final_summary.print_summary(self.console, report, notes=False)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from rich.tree import Tree
 
-from agent.console.formatting import plural
+from agent.console.formatting import plural, styled
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -42,16 +41,14 @@ def tree_parent(needs: Collection[str], placed: Iterable[str]) -> str:
 
 def listing(pipeline: Pipeline) -> Tree:
     """Return the tree of a pipeline file, with the image and the number of commands of each action."""
-    tree = Tree(Text(pipeline.name, "bold"), guide_style="dim")
+    tree = Tree(styled((pipeline.name, "bold")), guide_style="dim")
     nodes: dict[str, Tree] = {}
     actions = {action.name: action for action in pipeline.actions}
     for name in dependency_order({action.name: action.needs for action in pipeline.actions}):
         action = actions[name]
         parent = tree_parent(action.needs, nodes)
         others = [need for need in action.needs if need != parent]
-        text = Text.assemble(
-            (action.name, "bold"), (f"  {action.image}  {plural(len(action.commands), 'command')}", "dim")
-        )
-        text.append(f"  needs {', '.join(others)} too" if others else "", "dim")
-        nodes[action.name] = nodes.get(parent, tree).add(text)
+        also = f"  needs {', '.join(others)} too" if others else ""
+        details = f"  {action.image}  {plural(len(action.commands), 'command')}{also}"
+        nodes[action.name] = nodes.get(parent, tree).add(styled((action.name, "bold"), (details, "dim")))
     return tree

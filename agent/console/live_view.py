@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 from rich.tree import Tree
 
-from agent.console import final_summary
-from agent.console.formatting import RESULT_COLOURS, duration_text, path_text, plural, rate_text, size_text
+from agent.console import final_summary, terminal_text
+from agent.console.formatting import (
+    RESULT_COLOURS,
+    duration_text,
+    plural,
+    rate_text,
+    shown_path,
+    size_text,
+    styled,
+    styled_log,
+)
 from agent.console.listing import dependency_order, tree_parent
-from agent.console.log_lines import LineSplitter
 from agent.console.run_report import Report
+from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain.errors import Stage
 from agent.domain.events import Source
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from agent.console.run_report import ActionReport
     from agent.pipeline.events import PipelineEvent, Transfer
@@ -84,7 +93,7 @@ class LiveView(View):
         style = "" if source is Source.COMMANDS else "dim"
         # The log of a failed set-up is printed later, in the block of the failure.
         if self.single and source is not Source.SETUP:
-            text = Text("\n").join(styled_line(line, style) for line in lines)
+            text = Group(*(styled_log(line, style) for line in lines))
             self.live_region().console.print(text, soft_wrap=True)
         elif not self.single:
             self.recent_lines.setdefault(name, deque(maxlen=MAX_LOG_LINES)).extend(lines)
@@ -132,7 +141,7 @@ class LiveView(View):
             others = [need for need in action.needs if need != parent] if parent or len(action.needs) > 1 else []
             nodes[name] = nodes.get(parent, tree).add(self.entry(action, now, transfers, room, others))
         if hidden:
-            tree.add(Text(f"{hidden} more", "dim"))
+            tree.add(styled((f"{hidden} more", "dim")))
         return tree
 
     def title(self, now: float) -> Text:
@@ -143,7 +152,7 @@ class LiveView(View):
         running = sum(1 for each in actions if not each.outcome and each.attempts)
         counts += [f"{running} running"] if running else []
         spent = duration_text(max(0.0, now - self.report.started_at))
-        return Text.assemble((self.report.name, "bold"), (f"  {spent}  {', '.join(counts)}", "dim"))
+        return styled((self.report.name, "bold"), (f"  {spent}  {', '.join(counts)}", "dim"))
 
     def shown_actions(self) -> tuple[list[ActionReport], int]:
         """Return the actions that fit on the terminal, in the order of the file, and the number of the others."""
@@ -175,7 +184,7 @@ class LiveView(View):
         """
         line = status_line(action, now, transfers.get(action.name))
         if others:
-            line.append(f"  needs {', '.join(others)} too", "dim")
+            line = styled(line, (f"  needs {', '.join(others)} too", "dim"))
         line.no_wrap, line.overflow = True, "ellipsis"
         if self.console.encoding not in ("utf-8", "utf8"):
             line.plain = line.plain.translate(ASCII)
@@ -195,22 +204,22 @@ def status_line(action: ActionReport, now: float, transfer: Transfer | None) -> 
     if action.outcome is not None:
         return outcome_line(action)
     if not action.attempts:
-        return Text(f"· {action.name}  waiting", "dim")
+        return styled((f"· {action.name}  waiting", "dim"))
     frame = SPINNER[int(now * 10) % len(SPINNER)]
     stage = action.stage.value if action.stage else "starting"
-    line = Text.assemble((frame, "cyan"), " ", (action.name, "bold"), "  ", (stage, "cyan"))
-    line.append(f" {duration_text(max(0.0, now - action.stage_since))}", "dim")
+    parts: list[str | tuple[str, str] | Text] = [(frame, "cyan"), " ", (action.name, "bold"), "  ", (stage, "cyan")]
+    parts.append((f" {duration_text(max(0.0, now - action.stage_since))}", "dim"))
     if action.attempts > 1:
-        line.append(f"  attempt {action.attempts}", "yellow")
+        parts.append((f"  attempt {action.attempts}", "yellow"))
     if action.stage is Stage.ARTIFACTS and transfer is not None:
-        line.append("  ").append(transfer_bar(transfer, now - action.stage_since))
+        parts += ["  ", transfer_bar(transfer, now - action.stage_since)]
     elif action.stage is Stage.COMMANDS and action.command:
-        first = action.command_text(action.command).strip().partition("\n")[0]
+        first = terminal_text.lines(action.command_text(action.command).strip())[0]
         position = f"({action.command}/{len(action.commands)}) " if len(action.commands) > 1 else ""
-        line.append(f"  {position}$ {first}")
+        parts.append(f"  {position}$ {first}")
     elif action.detail:
-        line.append(f"  {action.detail}", "dim")
-    return line
+        parts.append((f"  {action.detail}", "dim"))
+    return styled(*parts)
 
 
 def outcome_line(action: ActionReport) -> Text:
@@ -218,43 +227,29 @@ def outcome_line(action: ActionReport) -> Text:
     outcome = action.outcome
     if outcome is None:
         raise AssertionError("the action has no outcome")
-    text = Text.assemble((MARKS[outcome.result], RESULT_COLOURS[outcome.result]), " ", (action.name, "bold"))
-    if action.seconds:
-        text.append(f"  {duration_text(action.seconds)}")
+    spent = f"  {duration_text(action.seconds)}" if action.seconds else ""
+    text = styled((MARKS[outcome.result], RESULT_COLOURS[outcome.result]), " ", (action.name, "bold"), spent)
     if outcome.result is not Result.SUCCEEDED:
-        text.append(f"  {outcome.message or action.reason_text}", RESULT_COLOURS[outcome.result])
-        return text
+        return styled(text, (f"  {outcome.message or action.reason_text}", RESULT_COLOURS[outcome.result]))
     stages = [
         f"{final_summary.STAGES[each]} {duration_text(seconds)}"
         for each, seconds in action.stages.items()
         if each in final_summary.STAGES
     ]
-    text.append(f"  {' · '.join(stages)}", "dim")
-    if files := final_summary.files_text(action):
-        text.append(f"  {files}", "dim")
-    return text
+    files = final_summary.files_text(action)
+    return styled(text, (f"  {' · '.join(stages)}", "dim"), (f"  {files}" if files else "", "dim"))
 
 
 def transfer_bar(transfer: Transfer, seconds: float) -> Text:
     """Return the bar of the current file, and the number, size and rate of all files copied in `seconds`."""
     filled = BAR_WIDTH * transfer.done // transfer.size if transfer.size else 0
-    text = Text.assemble(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "dim"), "  ")
-    text.append(f"{plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, seconds)}")
-    if transfer.path:
-        text.append(f"  {path_text(transfer.path)}", "dim")
-    return text
+    copied = f"  {plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, seconds)}"
+    path = f"  {shown_path(transfer.path)}" if transfer.path else ""
+    return styled(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "dim"), copied, (path, "dim"))
 
 
 def log_line(line: str) -> Text:
     """Return a line of a log as it stands under its action."""
-    text = Text.assemble(("│ ", "dim"), styled_line(line, ""))
+    text = styled(("│ ", "dim"), styled_log(line))
     text.no_wrap, text.overflow = True, "ellipsis"
-    return text
-
-
-def styled_line(line: str, style: str) -> Text:
-    """Return a line of a log as text. Colours are kept. U+FFFD replaces control characters."""
-    # A control character could move the terminal's cursor out of the tree.
-    text = Text.from_ansi(line.expandtabs(), style=style)
-    text.plain = "".join(letter if letter >= " " else "�" for letter in text.plain)
     return text

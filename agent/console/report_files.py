@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from agent.console import final_summary
-from agent.console.formatting import duration_text, path_text, plural, size_text
+from agent.console import final_summary, terminal_text
+from agent.console.formatting import duration_text, plural, shown_path, size_text
 from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 MARKS = {Result.SUCCEEDED: "✅", Result.FAILED: "❌", Result.CANCELLED: "⊘"}
 # Characters that XML 1.0 does not allow.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)")
 
 
 class ReportFailed(AgentError):
@@ -57,8 +56,8 @@ def write(report: Report, file: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """Return the text without colours. U+FFFD replaces characters that XML does not allow."""
-    return NOT_XML.sub("�", ANSI.sub("", text))
+    """Return the text without control characters. U+FFFD replaces other characters that XML does not allow."""
+    return NOT_XML.sub("�", "\n".join(terminal_text.lines(text)))
 
 
 # ---- reports as JUnit XML
@@ -69,7 +68,7 @@ def junit(report: Report) -> str:
     suite = ET.Element("testsuite", name=plain(report.name), time=f"{report.seconds:.3f}")
     counts = dict.fromkeys(("failures", "errors", "skipped"), 0)
     for action in report.actions.values():
-        case = ET.SubElement(suite, "testcase", classname=plain(report.name), name=action.name)
+        case = ET.SubElement(suite, "testcase", classname=plain(report.name), name=plain(action.name))
         case.set("time", f"{action.seconds:.3f}")
         kind = junit_element(action)
         if kind:
@@ -77,7 +76,7 @@ def junit(report: Report) -> str:
             element = ET.SubElement(case, kind, message=plain(message(action)))
             if kind != "skipped":
                 element.set("type", action.outcome.reason.value if action.outcome and action.outcome.reason else "")
-                element.text = plain("\n".join([*action.tail, *action.notes]))
+                element.text = plain("\n".join([*action.tail, *final_summary.shown_notes(action)]))
     suite.attrib.update({"tests": str(len(report.actions))} | {name: str(each) for name, each in counts.items()})
     suites = ET.Element("testsuites")
     suites.append(suite)
@@ -118,7 +117,7 @@ def markdown(report: Report) -> str:
         if action.files:
             lines += ["", f"<details><summary>files of {escape(action.name)}</summary>", ""]
             shown = list(action.files.items())[: final_summary.SHOWN_FILES]
-            lines += [f"- `{path_text(path)}` {size_text(size)}" for path, size in shown]
+            lines += [f"- {code(shown_path(path))} {size_text(size)}" for path, size in shown]
             lines += ["- ..."] if len(action.files) > len(shown) else []
             lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
@@ -143,12 +142,12 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
     """Yield the message, command, end of the log, notes about the pod, and advice of a failed action."""
     yield f"### ❌ {escape(action.name)}: {escape(message(action))}"
     command = action.command_text(action.outcome.command) if action.outcome else ""
-    text = [*(f"$ {command}".splitlines() if command else []), *action.tail]
-    for lines in (text, list(action.notes)):
+    text = [*(terminal_text.lines(f"$ {command}") if command else []), *action.tail]
+    for lines in (text, final_summary.shown_notes(action)):
         if lines:
             yield ""
             # The log is indented by four spaces, because a line of the log could end a fenced code block.
-            yield from (f"    {plain(line)}" for line in lines)
+            yield from (f"    {terminal_text.one_line(line)}" for line in lines)
     for each in final_summary.advice(action, only_option=only_option):
         yield f"\n{escape(each)}"
 
@@ -156,6 +155,13 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
 def escape(text: str) -> str:
     """Return the text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", plain(text)).replace("\n", " ")
+
+
+def code(text: str) -> str:
+    """Return the text as code. The fence has more backticks than any run of them in the text."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{terminal_text.one_line(text)}{space}{fence}"
 
 
 FORMATS = {".xml": junit, ".md": markdown}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from agent.console.log_lines import LineSplitter
+from agent.console.terminal_text import LineSplitter
 from agent.domain import events as session_events
 from agent.domain.events import Source
 from agent.domain.outcome import Outcome, Result

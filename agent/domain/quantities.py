@@ -28,6 +28,11 @@ SUFFIXES = {
 QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(n|u|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
+# The longest duration, 100 years. Clocks and messages of gRPC hold it.
+MAX_SECONDS = 36_500 * 86_400
+# Number of characters of a duration at most.
+MAX_DIGITS = 100
+
 
 def quantity(text: str) -> Decimal:
     """Return the number of a Kubernetes quantity such as "500m" or "1.5Gi".
@@ -47,10 +52,19 @@ def seconds(value: str | int | float) -> float:
     Raises:
         ValueError: the value is no duration. The message shows what is allowed.
     """
+    length = unbounded_seconds(value)
+    if length > MAX_SECONDS:
+        raise ValueError(f"{str(value)[:40]!r} is too long: a duration is at most {MAX_SECONDS // 86400} days")
+    return length
+
+
+def unbounded_seconds(value: str | int | float) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f'{value!r} is not a duration such as 30, "90s", "10m" or "1h30m"')
     if isinstance(value, str):
         text = value.strip()
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"{text[:40]!r}... is not a duration: it has more than {MAX_DIGITS} characters")
         if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
             return float(text)
         match = DURATION.fullmatch(text)

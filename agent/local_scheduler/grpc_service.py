@@ -188,7 +188,14 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
                 except ActionFailed as error:
                     self.dispatcher.on_unreadable_event(stream, translate.key(message.event), error.message)
                     return
-                await self.dispatcher.receive(stream, event.key, event.seq, event.event)
+                try:
+                    await self.dispatcher.receive(stream, event.key, event.seq, event.event)
+                except (OutOfOrder, StoreFailed, ActionFailed):
+                    raise
+                except Exception as error:
+                    # The agent would send the event again on each new stream, and no action would ever end.
+                    log.error("an event could not be processed", action=event.key.action_id, exc_info=error)
+                    self.dispatcher.on_unreadable_event(stream, event.key, f"{type(error).__name__}: {error}")
             case _:
                 log.debug("message of an unknown kind ignored", agent=stream.agent_id)
 

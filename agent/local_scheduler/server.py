@@ -50,9 +50,10 @@ async def open_scheduler(
     """
     store = Store(folder, durable=durable)
     registry = PipelineRegistry(store)
-    await registry.open()
-    dispatcher = Dispatcher(registry, options or SchedulerOptions())
     try:
+        # In the block, because Ctrl-C may come here. Closing waits for the thread that still creates files.
+        await registry.open()
+        dispatcher = Dispatcher(registry, options or SchedulerOptions())
         server, port = await grpc_service.start(dispatcher, address, access)
         try:
             dispatcher.start()

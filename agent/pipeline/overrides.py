@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain.errors import AgentError
 from agent.pipeline.action_keys import VARIABLE
-from agent.pipeline.yaml_document import suggestion
+from agent.pipeline.yaml_document import SURROGATE, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,8 +50,11 @@ def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
     Raises:
         OptionError: a name is not a variable name, or is a secret of the pipeline.
     """
-    for name in values:
+    for name, value in values.items():
         check_variable(name, "--env")
+        # Python hands over bytes of the command line that are not UTF-8 as halves of surrogate pairs.
+        if SURROGATE.search(value):
+            raise OptionError(f"--env: the value of {name} is not UTF-8 text")
         if name in pipeline.secrets:
             raise OptionError(f"--env: {name} is a secret of the pipeline; set it in the environment or --secrets-file")
     return replace(pipeline, actions=tuple(replace(each, env={**each.env, **values}) for each in pipeline.actions))

@@ -12,6 +12,7 @@ to its end. The scheduler stores the text of the file and reads the text again a
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -30,7 +31,7 @@ from agent.pipeline.action_keys import (
     read_secret_names,
     read_timeout,
 )
-from agent.pipeline.yaml_document import PipelineFileError, Value, read_document, suggestion
+from agent.pipeline.yaml_document import MAX_SIZE, PipelineFileError, Value, read_document, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,13 +115,19 @@ def load(path: Path) -> Pipeline:
     Raises:
         PipelineFileError: the file cannot be read or is not a valid pipeline.
     """
+    # A file name may hold bytes that are not UTF-8, and messages of gRPC and reports cannot.
+    source = os.fsencode(path).decode("utf-8", "replace")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            # Bounded, because a device such as /dev/zero has no end.
+            data = file.read(4 * MAX_SIZE + 1)
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PipelineFileError(f"{path}: is not UTF-8 (byte {error.start})") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PipelineFileError(f"{source}:{line}: is not UTF-8 (byte {error.start})") from error
     except OSError as error:
-        raise PipelineFileError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse(text, str(path))
+        raise PipelineFileError(f"{source}: cannot be read: {error.strerror}") from error
+    return parse(text, source)
 
 
 def parse(text: str, source: str) -> Pipeline:

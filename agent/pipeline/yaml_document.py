@@ -7,6 +7,7 @@ ends the reading.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NoReturn
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
 
 # Maximum number of characters of a pipeline file.
 MAX_SIZE = 1 << 20
-NULL = "tag:yaml.org,2002:null"
+# Number of nodes of a document at most, and of their characters. A node counts each time that an alias repeats it.
+MAX_NODES = 100_000
+MAX_CHARACTERS = 8 << 20
+# Number of characters of an error message at most, so that a long value of the file does not fill the screen.
+MAX_MESSAGE = 500
+STANDARD = "tag:yaml.org,2002:"
+NULL = f"{STANDARD}null"
+# The tags that YAML gives to values without a tag.
+NAMES_OF_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value")
+TAGS = frozenset(STANDARD + name for name in NAMES_OF_TAGS)
+SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -39,6 +51,8 @@ class Value:
     def refuse(self, message: str) -> NoReturn:
         """Raise `PipelineFileError` for this value."""
         key = ".".join(self.path)
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[:MAX_MESSAGE]}..."
         raise PipelineFileError(f"{self.source}:{self.line}: {key + ': ' if key else ''}{message}")
 
     @property
@@ -97,7 +111,10 @@ class Value:
         """Return the text of a scalar exactly as written in the file."""
         if not self.is_scalar:
             self.refuse(f"must be {what}, not {self.kind}")
-        value = str(self.node.value)
+        # JSON writes a character beyond U+FFFF as two halves, and PyYAML leaves the halves as they are.
+        value = SURROGATE_PAIR.sub(joined_pair, str(self.node.value))
+        if SURROGATE.search(value):
+            self.refuse("must not contain half of a surrogate pair")
         if "\0" in value:
             self.refuse("must not contain a NUL character")
         return value
@@ -131,26 +148,96 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def joined_pair(match: re.Match[str]) -> str:
+    """Return the character of a surrogate pair."""
+    return match[0].encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 def read_document(text: str, source: str) -> Value:
     """Read one YAML document.
 
     Raises:
-        PipelineFileError: the text is not one YAML document, is empty, or is too large.
+        PipelineFileError: the text is not one YAML document, is empty, is too large, or has a tag that is not known.
     """
     if len(text) > MAX_SIZE:
         raise PipelineFileError(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read")
-    # `compose` builds nodes with line numbers. It constructs no Python objects, so no tag of the file has an effect.
+    node = compose(text, source)
+    if node is None:
+        raise PipelineFileError(f"{source}:1: is empty; a pipeline has `name` and `actions`")
+    check_nodes(node, source)
+    return Value(node, source)
+
+
+def compose(text: str, source: str) -> yaml.Node | None:
+    """Return the root node of a YAML text, or None if the text is empty.
+
+    Raises:
+        PipelineFileError: the text is not one YAML document.
+    """
+    loader = None
+    # Composing builds nodes with line numbers. It constructs no Python objects, so no tag of the file has an effect.
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
-    except yaml.YAMLError as error:
-        raise PipelineFileError(f"{source}: is not valid YAML: {error}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        character = f"the character U+{ord(text[error.position]):04X} is not allowed"
+        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {character}") from error
     except RecursionError as error:
         raise PipelineFileError(f"{source}: is nested too deeply") from error
-    if node is None:
-        raise PipelineFileError(f"{source}:1: is empty; a pipeline has `name` and `actions`")
-    return Value(node, source)
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
+        # PyYAML passes on what Python raises for a code point beyond U+10FFFF or a version of thousands of digits.
+        line = loader.get_mark().line + 1 if loader else 1
+        what = "a code point or number is out of range"
+        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
+
+
+def check_nodes(root: yaml.Node, source: str) -> None:
+    """Look at each node once: its tag, and how much it holds when every alias is replaced by its value.
+
+    Raises:
+        PipelineFileError: a tag is not known, a value contains itself, or the document is too large.
+    """
+    # Number of nodes and of characters of each node that was left. None: the node was entered and not yet left.
+    sizes: dict[int, tuple[int, int] | None] = {}
+    waiting: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while waiting:
+        node, leaving = waiting.pop()
+        if leaving:
+            found = [sizes[id(child)] or (0, 0) for child in children(node)]
+            characters = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+            sizes[id(node)] = 1 + sum(each[0] for each in found), characters + sum(each[1] for each in found)
+            check_size(node, sizes[id(node)] or (0, 0), source)
+        elif id(node) not in sizes:
+            check_tag(node, source)
+            sizes[id(node)] = None
+            waiting.append((node, True))
+            waiting += [(child, False) for child in children(node)]
+        elif sizes[id(node)] is None:
+            Value(node, source).refuse("contains itself by an alias")
+
+
+def children(node: yaml.Node) -> list[yaml.Node]:
+    """Return the keys and values of a mapping, or the items of a list."""
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def check_size(node: yaml.Node, size: tuple[int, int], source: str) -> None:
+    if size[0] > MAX_NODES:
+        Value(node, source).refuse(f"has more than {MAX_NODES} values, counted with the values that aliases repeat")
+    if size[1] > MAX_CHARACTERS:
+        Value(node, source).refuse(f"has more than {MAX_CHARACTERS} characters, counted with those that aliases repeat")
+
+
+def check_tag(node: yaml.Node, source: str) -> None:
+    """Refuse tags of other systems. Without their meaning, `!reference [a, b]` would be a list of two commands."""
+    if node.tag not in TAGS:
+        tag = f"!!{node.tag.removeprefix(STANDARD)}" if node.tag.startswith(STANDARD) else node.tag
+        Value(node, source).refuse(f"the tag {tag!r} is not known; a pipeline file has no tags")

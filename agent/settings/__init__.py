@@ -129,7 +129,7 @@ def load(file: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
         return SettingsFromFile(**flags)
     except ValidationError as error:
         raise SettingsError("\n".join(describe_error(detail) for detail in error.errors())) from error
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, LookupError, TypeError, RecursionError, OSError, yaml.YAMLError) as error:
         raise SettingsError(f"the settings cannot be read: {error}") from error
 
 

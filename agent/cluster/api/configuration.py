@@ -6,14 +6,16 @@ configuration reads a rotated token again by itself.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
-from kubernetes.aio.config.kube_config import load_kube_config
+from kubernetes.aio.config.kube_config import list_kube_config_contexts, load_kube_config
 
 from agent.domain.errors import SettingsError
 
@@ -56,6 +58,21 @@ async def load_credentials(configuration: Configuration, settings: ClusterSettin
         context=settings.context or None,
         client_configuration=configuration,
     )
+
+
+def context_namespace(settings: ClusterSettings) -> str:
+    """Return the namespace of the kubeconfig's context. "" if there is none, or if the agent runs in a pod."""
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    if in_pod and settings.kubeconfig is None and not settings.context:
+        return ""
+    try:
+        contexts, current = list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(settings.kubeconfig) if settings.kubeconfig else None
+        )
+        named = [each for each in contexts if each["name"] == settings.context] if settings.context else [current]
+        return str(named[0]["context"].get("namespace") or "") if named else ""
+    except (ConfigException, OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return ""  # `load_configuration` reads the same file, and its error describes what is wrong.
 
 
 def proxy_of(server: str) -> str | None:

@@ -180,7 +180,7 @@ class Store:
         finally:
             waiting.cancel()
         if not event.is_set():
-            raise StoreFailed("nothing more can be stored")
+            raise StoreFailed(str(self.failed.exception()))
 
     async def write_all(self) -> None:
         """Write the waiting changes in batches until the store is closed. The body of the writer task."""
@@ -194,7 +194,7 @@ class Store:
                 changes = [change for change, _ in batch]
                 try:
                     await self.run_on_thread(partial(self.write, changes))
-                except (OSError, sqlite3.Error) as error:
+                except Exception as error:  # noqa: BLE001 - a writer that died in silence would stop every pipeline
                     self.has_room.set()
                     self.failed.set_exception(StoreFailed(f"the folder {self.root} cannot be written: {error}"))
                     return

@@ -85,3 +85,44 @@ def pack_and_list(root: Path, archive: Path) -> dict[str, tarfile.TarInfo]:
 def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkingTreeError, match="is not a folder"):
         pack(tmp_path / "missing", tmp_path / "t.tar")
+
+
+@pytest.fixture
+def tree_with_program(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a git tree whose configuration starts a program, and the file that the program creates."""
+    root, proof = tmp_path / "tree", tmp_path / "proof"
+    write_files(root)
+    subprocess.run(["git", "init", "-q", root], check=True)
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {proof}\n")
+    program.chmod(0o755)
+    subprocess.run(["git", "-C", root, "config", "core.fsmonitor", str(program)], check=True)
+    return root, proof
+
+
+def test_the_configuration_of_a_tree_starts_no_program(tree_with_program: tuple[Path, Path], tmp_path: Path) -> None:
+    root, proof = tree_with_program
+    pack(root, tmp_path / "t.tar")
+    assert not proof.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_git_refuses_a_tree_of_another_user(tree_with_program: tuple[Path, Path], tmp_path: Path) -> None:
+    root, proof = tree_with_program
+    for path in (root, root / ".git"):
+        os.chown(path, 12345, 12345)
+    for folder in (root, root / "sub"):
+        with pytest.raises(WorkingTreeError, match="dubious ownership"):
+            pack(folder, tmp_path / "t.tar")
+    assert not proof.exists()
+
+
+def test_variables_of_git_select_no_other_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, other = tmp_path / "tree", tmp_path / "other"
+    write_files(root)
+    for folder in (root, other):
+        subprocess.run(["git", "init", "-q", folder], check=True)
+    (other / "x.log").write_text("tracked in the other tree")
+    subprocess.run(["git", "-C", other, "add", "-f", "x.log"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert set(pack_and_check(root, tmp_path / "t.tar")) == EXPECTED

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from agent.console.final_summary import outcome_table
 from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
-from agent.console.log_lines import last_state
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode, Report
+from agent.console.terminal_text import last_state
 from agent.console.view import View
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, ArtifactSummary, CommandFinished, CommandStarted, Source, StageChanged
@@ -293,9 +294,34 @@ def test_the_block_of_a_failure_has_command_log_pod_and_advice() -> None:
     ]
     assert output[5] == "  the last 20 lines of its log:"
     assert output[6:26] == [*(f"  │ line {number}" for number in range(11, 30)), "  │ last"]
-    assert output[26:29] == ["  its pod (ns/pod):", "  │ Containers:", "  │   action (image): terminated: exit code 3"]
-    assert [line.split(":")[0] for line in output[29:31]] == ["  try", "  try"]
-    assert "--only a" in output[30]
+    assert [line.split(":")[0] for line in output[26:28]] == ["  try", "  try"], "no notes after a failed command"
+    assert "--only a" in output[27]
+
+
+def test_the_cause_of_a_failed_setup_stands_once() -> None:
+    cause = "Failed to apply default image tag"
+    bodies: list[tuple[str, EventBody]] = [
+        ("", plans("a")),
+        ("a", Started("x")),
+        ("a", Accepted("ns/pod")),
+        ("a", log(f"{cause}\nEvents:\n  back-off\n  back-off\n".encode(), Source.AGENT)),
+        (
+            "a",
+            ActionEnded(Outcome(Result.FAILED, Stage.SETUP, Reason.IMAGE_PULL_FAILED, message=f"image: {cause}"), 1.0),
+        ),
+        ("", Ended()),
+    ]
+    output = summary(*bodies, quiet=True)
+    assert output.count(cause) == 1
+    assert "  its pod (ns/pod):\n  │ Events:\n  │   back-off\n" in output
+    assert output.count("back-off") == 1
+    plain = io.StringIO()
+    view, report = LineView(plain), Report()
+    for event in events(*bodies):
+        view.show(event)
+        report.add(event)
+    view.close(report)
+    assert plain.getvalue().count("Events:") == 1, "the notes stand in the lines, and not again in the block"
 
 
 def picture(view: LiveView, now: float = 11.0) -> list[str]:
@@ -420,3 +446,21 @@ def test_sizes_as_text(size: int, shown: str) -> None:
 )
 def test_durations_as_text(seconds: float, shown: str) -> None:
     assert duration_text(seconds) == shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_names_and_outcomes_are_readable_in_a_narrow_window(width: int) -> None:
+    names = [f"unit-tests-of-the-package-python-3.{minor}-debian" for minor in (9, 10, 11)]
+    output = io.StringIO()
+    view = LiveView(Console(file=output, width=width))
+    failures = [(name, ActionEnded(FAILED, 12.4)) for name in names[:2]]
+    for event in events(("", plans(*names)), *failures, (names[2], ActionEnded(SUCCEEDED, 8.0)), ("", Ended())):
+        view.report.add(event)
+    view.console.print(outcome_table(view.report, width))
+    header, *rows = output.getvalue().splitlines()
+    assert header.split()[:2] == ["action", "outcome"]
+    assert [row.split()[1] for row in rows] == ["failed", "failed", "succeeded"]
+    shown = [row.split()[0] for row in rows]
+    assert len(set(shown)) == 3, "names that differ at their ends stay apart"
+    assert (shown == names) == (width >= 100)
+    assert all(len(row) <= width for row in output.getvalue().splitlines())

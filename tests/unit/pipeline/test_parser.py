@@ -244,7 +244,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(PipelineFileError, match="cannot be read: No such file"):
         load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
-    with pytest.raises(PipelineFileError, match=r"latin.yaml: is not UTF-8 \(byte 6\)"):
+    with pytest.raises(PipelineFileError, match=r"latin.yaml:1: is not UTF-8 \(byte 6\)"):
         load(tmp_path / "latin.yaml")
     with pytest.raises(PipelineFileError, match="at most 1048576 are read"):
         parse("#" * (1 << 20) + "#", "big.yaml")

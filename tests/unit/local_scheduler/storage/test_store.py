@@ -140,7 +140,7 @@ async def test_a_failed_write_is_reported_and_its_callback_is_not_called(tmp_pat
     log.unlink()
     log.mkdir()
     store.save(Change(states=[RUNNING], events=[text(2, b"one\n", 0)]), stored.set)
-    with pytest.raises(StoreFailed, match="nothing more can be stored"):
+    with pytest.raises(StoreFailed, match="cannot be written"):
         await store.wait_until(stored)
     with pytest.raises(StoreFailed, match="Is a directory"):
         store.failed.result()

@@ -1,0 +1,63 @@
+"""Interruptions of `sealci-agent run` at any moment: exit code 130, at most one message, no temporary folder left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.console.follower import Interruptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
+contexts: [{name: c, context: {cluster: k, user: u}}]
+users: [{name: u, user: {}}]
+"""
+PIPELINE = "configuration: {container: i}\ncommands: [x]\n"
+
+
+async def test_a_closed_terminal_sends_two_signals_and_does_not_insist() -> None:
+    interruptions = Interruptions()
+    with interruptions.count_signals():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        assert interruptions.first.is_set()
+        assert not interruptions.second.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.05)
+        assert interruptions.second.is_set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["int", "term", "hup"])
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0])
+def test_an_interruption_at_any_moment_leaves_nothing(tmp_path: Path, number: signal.Signals, delay: float) -> None:
+    if number is not signal.SIGINT and delay < 0.6:
+        pytest.skip("until the command is loaded, other signals end the process as they end any process")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    (tmp_path / "tree").mkdir()
+    command = [sys.executable, "-m", "agent", "run", str(tmp_path / "p.yaml"), "--repo", str(tmp_path / "tree")]
+    environment = os.environ | {"TMPDIR": str(folder), "KUBECONFIG": str(tmp_path / "kubeconfig")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+    time.sleep(delay)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    left_before_the_command = process.returncode == -number
+    assert process.returncode == 130 or left_before_the_command, (output, errors)
+    assert "Traceback" not in errors or delay < 0.2, errors
+    assert not list(folder.iterdir())

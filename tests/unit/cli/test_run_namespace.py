@@ -1,0 +1,65 @@
+"""The namespace of `run`: an option or a setting first, then the kube context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.cli.run import Choices, run_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: with
+clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
+contexts:
+- {name: with, context: {cluster: k, user: u, namespace: team}}
+- {name: without, context: {cluster: k, user: u}}
+users: [{name: u, user: {}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("context", "option", "assignment", "namespace"),
+    [
+        ("", "", "", "team"),
+        ("with", "", "", "team"),
+        ("without", "", "", "default"),
+        ("missing", "", "", "default"),
+        ("", "given", "", "given"),
+        ("", "", "cluster.namespace=set", "set"),
+    ],
+)
+def test_run_uses_the_namespace_of_the_context(
+    tmp_path: Path, context: str, option: str, assignment: str, namespace: str
+) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(KUBECONFIG)
+    assignments = (f"cluster.kubeconfig={file}", *([assignment] if assignment else []))
+    choices = Choices(
+        file=file,
+        artifacts=None,
+        output="plain",
+        quiet=False,
+        only=(),
+        listing=False,
+        keep=False,
+        shell=False,
+        watch=False,
+        env=(),
+        secret=(),
+        secrets_file=None,
+        repo=None,
+        reports=(),
+        timeout="",
+        context=context,
+        namespace=option,
+        verbose=False,
+        config=None,
+        assignments=assignments,
+    )
+    assert run_settings(choices).cluster.namespace == namespace
