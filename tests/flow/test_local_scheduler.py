@@ -47,7 +47,7 @@ async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> Non
 
 
 async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
-    """Wait for the end of a pipeline. Return its report and its events."""
+    """Wait for the end of the pipeline `run_id`. Return the report and the events of the pipeline."""
     report, seen = Report(), []
     async with asyncio.timeout(10):
         async for message in scheduler.registry.watch(run_id):
@@ -447,7 +447,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     assert [line for line in lines if line["event"] not in ("submitted", "stage")] == [
         {"event": "artifact", "action": "a", "path": "f", "size": 1, "sha256": digest},
-        {"event": "log", "action": "a", "text": "é\n"},
+        {"event": "log", "action": "a", "text": "é\n", "source": "commands"},
         {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.5},
         {
             "event": "finished",
@@ -505,7 +505,8 @@ async def test_an_action_continues_after_a_state_loss_when_submit_sends_it_again
             key = translate.key(await agent.action())
             await agent.event(key, LogChunk(b"one\n"))
             await agent.acknowledged(key, 1)
-    key = Key(key.action_id, 2, 3)  # A scheduler without state would begin with attempt 1 and claim 1.
+    # The agent reports attempt 2 and claim 3. A scheduler without state would begin with attempt 1 and claim 1.
+    key = Key(key.action_id, 2, 3)
     async with (
         open_scheduler(address, tmp_path / "new", Access()) as scheduler,
         FakeAgent(address, nonce="2", sessions=[SessionState(key, 1)]) as agent,

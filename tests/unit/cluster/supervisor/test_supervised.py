@@ -231,9 +231,9 @@ def test_bash_without_aliases_is_still_seen_to_be_replaced(before: str) -> None:
 
 
 def test_a_failure_inside_a_pipeline_is_not_noticed_by_default(shell: str) -> None:
-    result = run(shell, "false | true", "(yes || echo $? >&2) | head -n 1", "echo a")
+    result = run(shell, "false | true", "yes | head -n 1", "echo a")
     assert result.verdict.succeeded
-    assert result.text in ("y\na\n", "y\n141\na\n")
+    assert result.text == "y\na\n"
 
 
 @pytest.mark.parametrize("mode", [PIPEFAIL_WANTED, PIPEFAIL_REQUIRED])
