@@ -158,8 +158,8 @@ class RunDriver:
         console = asyncio.create_task(self.show(), name="console")
         try:
             ended = await self.wait_for_end(console, agent)
-            if not ended:
-                # Otherwise the agent would wait for actions that nothing follows any more.
+            if not ended and self.scheduler.dispatcher.agent_ready.is_set():
+                # Otherwise the agent would wait for the end of its actions before it stops.
                 with contextlib.suppress(AgentError):
                     self.scheduler.dispatcher.cancel(self.id, "the run cannot go on")
             self.stop.set()
