@@ -8,7 +8,10 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line and exit. Ctrl-C during the imports, which take half a second, ends as Ctrl-C later."""
+    """Run the command line and exit.
+
+    The imports take half a second. Ctrl-C during the imports gives the same exit code as Ctrl-C during a command.
+    """
     try:
         from agent.cli.main import main as run_command_line
 

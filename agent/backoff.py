@@ -36,5 +36,5 @@ class Backoff:
         return random.uniform(self.least_share * bound, bound)  # noqa: S311 - spreads load, guards nothing
 
     def reset(self) -> None:
-        """Start again with the bound `first`."""
+        """Forget all failures. The next pause has the bound `first` again."""
         self.state.attempt_number = 1

@@ -71,7 +71,10 @@ class App:
     timings: AppTimings
 
     def stop(self, why: str) -> None:
-        """Ask the agent to drain and leave. A second request stops the sessions."""
+        """Ask the agent to accept no more actions, and to exit when its sessions have ended or were handed over.
+
+        A second request stops the sessions. `why` is the cause of the request, for the log.
+        """
         self.shutdown.request(why)
 
     async def run(self) -> None:
@@ -123,7 +126,10 @@ class App:
         return True
 
     async def watch_cluster_health(self) -> None:
-        """Report each change in the cluster's health. While the API server does not answer, send it requests."""
+        """Report each change in the cluster's health to the scheduler.
+
+        While the API server does not answer, send a test request to the API server at an interval.
+        """
         reported = None
         while True:
             trouble = self.status.trouble
@@ -133,8 +139,8 @@ class App:
                 self.metrics.degraded.set(bool(trouble))
                 self.health.notify()
             if not self.client.reachable:
-                # Sessions may send no request for minutes. The client counts as unreachable until the API server
-                # answers a request.
+                # `reachable` stays False until the API server answers a request, and sessions may send no request
+                # for minutes.
                 await self.client.probe()
             await asyncio.sleep(self.timings.cluster_poll)
 

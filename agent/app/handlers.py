@@ -36,7 +36,7 @@ class Handlers:
     shutdown: Shutdown
 
     def bind(self, sessions: SessionRegistry, pods: PodBackend, shutdown: Shutdown) -> None:
-        """Set the objects that receive the requests, after all parts are built. See `wiring.build`."""
+        """Set the objects that receive the scheduler's requests. Called once, when all parts of the agent are built."""
         self.sessions = sessions
         self.pods = pods
         self.shutdown = shutdown
@@ -68,7 +68,7 @@ class Handlers:
         """Report a session again after a state loss of the scheduler. Returns False if there is no such session."""
         return self.sessions.reset(key, resume)
 
-    # ---- requests that follow from other agents
+    # ---- adoptions by this agent and by other agents
 
     def may_adopt(self) -> bool:
         """Return whether this agent adopts sessions now. An agent that drains adopts none."""
@@ -76,7 +76,7 @@ class Handlers:
         return not sessions.draining and sessions.used < sessions.settings.agent.slots + MAX_ADOPTED
 
     def adopt(self, environment: PodEnvironment) -> bool:
-        """Start the session of a claimed pod. Returns False if the session cannot start yet."""
+        """Start the session of a pod that this agent has claimed. Returns False if the session cannot start yet."""
         return self.sessions.adopt(environment.plan.action, environment)
 
     def pod_changed(self, pod: Object) -> None:

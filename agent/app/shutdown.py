@@ -51,7 +51,10 @@ class Shutdown:
         self.at_once = asyncio.Event()
 
     def request(self, why: str) -> None:
-        """Ask the agent to drain and leave. A second request stops the sessions."""
+        """Ask the agent to accept no more actions, and to exit when its sessions have ended or were handed over.
+
+        A second request stops the sessions. `why` is the cause of the request, for the log.
+        """
         if self.requested.is_set():
             log.warning("stopping at once", why=why)
             self.at_once.set()
@@ -82,8 +85,8 @@ class Shutdown:
                     "the Kubernetes API denies access (401/403): the Helm release was probably uninstalled; exiting"
                 )
                 await first_of(idle, timeout=self.timings.last_events)
-                # The agent may not delete pods any more. The garbage collector deletes them, because their owner was
-                # deleted with the release.
+                # The agent has lost its right to delete pods. Kubernetes' garbage collector deletes the pods, because
+                # their owner was deleted with the Helm release.
                 self.sessions.disown_all()
             self.sessions.abandon()
         return handed_over

@@ -46,7 +46,7 @@ class AgentStatus:
         self.recent: deque[SessionRow] = deque(maxlen=RECENT_SESSIONS)
 
     def bind(self, sessions: SessionRegistry, connection: Connection | ClassicConnection) -> None:
-        """Set the parts that are built after this object, because they report the health. See `wiring.build`."""
+        """Set the parts of the agent that are built after this object, because they report the health from it."""
         self.sessions = sessions
         self.connection = connection
 
@@ -58,7 +58,7 @@ class AgentStatus:
     def trouble(self) -> str:
         """Return why the agent cannot use the cluster, for people. "" if it can.
 
-        An agent whose Lease is not renewed accepts nothing: the other agents would take its sessions away.
+        An agent whose Lease is not renewed accepts no action, because other agents may adopt its sessions.
         """
         if self.pods.trouble or self.leases.alive or not self.settings.agent.adoption:
             return self.pods.trouble

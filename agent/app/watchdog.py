@@ -1,7 +1,8 @@
 """Ends the process when the event loop stands still.
 
-A frozen loop obeys no SIGTERM, and the kubelet waits the whole grace period of the pod before it kills. The watchdog
-thread ends the process earlier. Another replica then adopts the sessions. `Watchdog` lives as long as `serve` runs.
+A frozen loop obeys no SIGTERM, and the kubelet waits the whole grace period of the pod until it sends SIGKILL. The
+watchdog thread ends the process earlier. Another replica then adopts the sessions. `Watchdog` lives as long as `serve`
+runs.
 
 The thread counts its own turns without an answer of the loop, not the seconds since the last answer. A process that was
 suspended (SIGSTOP, a frozen machine) is therefore not ended when it wakes up. A call that holds the interpreter lock
@@ -28,9 +29,9 @@ log = structlog.get_logger(__name__)
 
 # Exit code of the process if its event loop stood still.
 STOOD_STILL = 5
-# Seconds between two turns of the thread.
+# Seconds between two turns of the watchdog thread. In each turn, the thread asks the event loop for an answer.
 TURN_SECONDS = 1.0
-# Number of stack frames in the log line.
+# Maximum number of stack frames in the log line about an event loop that stands still.
 FRAMES = 12
 
 
@@ -57,7 +58,7 @@ class Watchdog:
         self.stopped.set()
 
     def watch(self) -> None:
-        """Ask the loop for an answer in each turn. End the process after too many turns without one."""
+        """Ask the loop for an answer in each turn. End the process after too many turns without an answer."""
         while not self.stopped.wait(self.turn):
             try:
                 self.loop.call_soon_threadsafe(self.answer)

@@ -53,8 +53,8 @@ def build(
     # ---- parts that use the cluster
     namespace, pool = settings.cluster.namespace, settings.agent.pool
     watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
-    # The agent finds the facts while it runs. The cluster may answer late, and a stop request must not wait for the
-    # answer.
+    # The object has no facts yet. The agent asks the cluster for the facts while it runs, because the cluster may
+    # answer late and a stop request must not wait for the answer.
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)
@@ -68,7 +68,7 @@ def build(
     health = HealthReporter(status.health, outbox.wake)
     connection = connect(settings, identity, outbox, handlers, health, client)
 
-    # ---- the sessions, which use both
+    # ---- the sessions, which use the cluster and the scheduler
     sessions = SessionRegistry(
         settings,
         pods,

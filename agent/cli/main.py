@@ -65,7 +65,7 @@ def print_error(text: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """Return the type, the message and the place of an error. A group stands for its first error."""
+    """Return the type, the message and the place of an error. For a group of errors, describe its first error."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     frames = traceback.extract_tb(error.__traceback__)

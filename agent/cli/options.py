@@ -40,7 +40,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:
     """Return the values of `--set a.b=value` as nested settings. Values are read as YAML.
 
-    `defaults` are sections that an assignment may override.
+    `defaults` holds values by section. An assignment may override each value.
     """
     result: dict[str, Any] = {section: dict(values) for section, values in defaults.items()}
     for assignment in assignments:
@@ -62,7 +62,8 @@ def read_value(assignment: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, RecursionError) as error:
-        # PyYAML passes on what Python raises, for example for the date 2026-99-99.
+        # PyYAML does not catch errors that Python raises for a value, for example ValueError for the date
+        # 2026-99-99.
         what = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise click.UsageError(f"--set {assignment[:200]}: the value is not valid YAML: {what}") from error
 
@@ -78,7 +79,7 @@ def parse_duration(option: str, text: str) -> float:
 def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:
-    """Read a pipeline file and apply `change`.
+    """Read a pipeline file and apply the function `change` to the pipeline.
 
     Returns the changed pipeline and the values of the secrets that it names.
 

@@ -182,7 +182,8 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
-    # Until the loop counts signals, each of them ends the command as Ctrl-C does: with its temporary folders removed.
+    # Until the event loop handles SIGTERM and SIGHUP, both end the command as Ctrl-C does. The command then removes its
+    # temporary folders.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
@@ -261,7 +262,10 @@ def run_settings(choices: Choices) -> Settings:
 
 
 def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
-    """Return whether an option, a variable or the file of settings names the namespace. The file is valid already."""
+    """Return whether an option, a variable or the file of settings names the namespace.
+
+    The caller has already validated the file.
+    """
     file = choices.config or os.environ.get("SEALCI_CONFIG")
     settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
     in_file = (settings or {}).get("cluster") or {}

@@ -99,7 +99,8 @@ async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: De
             stop_when_built(built, "the pipeline has ended")
         await first_of(serving, timeout=STOP_SECONDS)
         if not serving.done():
-            # Sessions still run, for example because the scheduler failed and no cancellation reached them.
+            # Sessions still run, for example because the scheduler failed and no cancellation reached them. A second
+            # stop request ends them.
             stop_when_built(built, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()

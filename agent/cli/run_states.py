@@ -1,6 +1,6 @@
-"""The states of a run, and the events that it waits for in each. `run_pipeline` joins them.
+"""The states of a run of a pipeline, and the events that the run waits for in each state.
 
-Pure. A run has one state until its pipeline has ended.
+Pure. A run has exactly one of these states at a time, until its pipeline has ended. `run_pipeline` changes the state.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 
 class State(Enum):
-    """State of a run, until its pipeline has ended."""
+    """The states of a run from its start to the end of its pipeline."""
 
     STARTING = auto()
     RUNNING = auto()
@@ -17,7 +17,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What a run waits for. If several events have happened, the first in this order counts."""
+    """What a run waits for. If several events have happened, the member that stands first below counts."""
 
     PIPELINE_ENDED = auto()
     INTERRUPTED_AGAIN = auto()

@@ -164,7 +164,7 @@ class Client:
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
                 if error.code() not in RETRYABLE_CODES or loop.time() >= deadline:
-                    # A scheduler chooses these words, so they must not fake lines.
+                    # The scheduler chooses this text. On one line, the text cannot imitate a line of the output.
                     words = terminal_text.one_line(error.details() or "")
                     raise Unreachable(f"the scheduler at {self.target.address}: {words}") from error
                 await asyncio.sleep(RETRY_SECONDS)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # Seconds that git has to answer.
 GIT_SECONDS = 120.0
-# The configuration of a tree can name programs that git starts for a mere look. These settings keep git from it.
+# The configuration of a git tree can name programs that git starts even when it only lists files. With these options
+# git starts none of them.
 SAFE_OPTIONS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
@@ -33,10 +34,10 @@ class WorkingTreeError(AgentError):
 
 
 def pack(root: Path, archive: Path) -> tuple[int, int]:
-    """Write the tar of a tree. Returns the number of files and their bytes.
+    """Write the tar of the folder `root` to `archive`. Returns the number of files and their bytes.
 
     Raises:
-        WorkingTreeError: the tree is not a folder, or cannot be read.
+        WorkingTreeError: `root` is not a folder, or a file cannot be read.
     """
     if not root.is_dir():
         raise WorkingTreeError(f"--repo: {root} is not a folder")
@@ -106,7 +107,8 @@ def git_files(root: Path) -> set[str]:
 
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a folder, and return its exit code and output."""
-    # Git's own check of the owner stays on. The configuration of another user's tree could run programs as this user.
+    # Git refuses the tree of another user, and no option here turns this check off. The configuration of such a tree
+    # could run programs as this user.
     command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
     # Variables such as GIT_DIR would select another repository. LC_ALL=C keeps the messages that `in_git` reads.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}

@@ -57,16 +57,16 @@ ADVICE = {
 
 
 def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
-    """Yield a block for each action that failed. `notes`: with what is known about the pod."""
+    """Yield a block for each action that failed. `notes`: whether the block shows what is known about the pod."""
     for action in report.failed_actions:
         yield styled()
         yield failure_block(action, only_option=len(report.actions) > 1, notes=notes)
 
 
 def shown_notes(action: ActionReport) -> list[str]:
-    """Return what the agent and the clone logged and the message does not hold, each line once.
+    """Return the lines that the agent and the clone logged, each once, without lines that the message holds.
 
-    Nothing if a command failed: then the cause stands in the log of the commands and not in the state of the pod.
+    Return nothing if a command failed, because the cause then stands in the log of the commands.
     """
     if action.outcome is None or action.outcome.reason is Reason.COMMAND_FAILED:
         return []
@@ -77,7 +77,7 @@ def shown_notes(action: ActionReport) -> list[str]:
 def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True) -> RenderableType:
     """Return the message, command, stage, end of the log, notes about the pod, and advice of a failed action.
 
-    `only_option`: the pipeline has other actions, so `--only` is worth a hint. `notes`: with the notes about the pod.
+    `only_option`: whether the advice names the option `--only`. `notes`: whether the notes about the pod are shown.
     """
     outcome = action.outcome
     if outcome is None:
@@ -107,7 +107,7 @@ def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
 
 
 def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
-    """Yield what a user can try after this failure, one sentence each."""
+    """Yield what a user can try after this failure, one sentence each. `only_option`: also the option `--only`."""
     outcome = action.outcome
     if outcome is None:
         return
@@ -122,8 +122,8 @@ def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
 def outcome_table(report: Report, width: int) -> Table:
     """Return the table with one row for each action, in at most `width` columns of the terminal.
 
-    Where it does not fit, the times of stages go first, then the reason, which the block of the failure has, then the
-    files. At last, names are cut in their middle. The outcome is never cut.
+    If the table is too wide, columns are left out: first the times of stages, then the reason (the block of the
+    failure shows it too), then the files. Then names are cut in their middle. The outcome is never cut.
     """
     actions = list(report.actions.values())
     columns: dict[str, list[Text]] = {
@@ -187,7 +187,7 @@ def file_lines(report: Report) -> Iterator[Text]:
 
 
 def files_text(action: ActionReport) -> str:
-    """Return how many files were copied. From 1 MiB on, also the rate. "" without files."""
+    """Return how many files were copied, and the rate if they hold 1 MiB or more. Return "" without files."""
     if not action.files:
         return ""
     text = f"{plural(len(action.files), 'file')}, {size_text(action.size)}"
@@ -197,9 +197,10 @@ def files_text(action: ActionReport) -> str:
 
 
 def print_summary(console: Console, report: Report, *, quiet: bool = False, notes: bool = True) -> None:
-    """Print blocks, table and files. With `quiet`, print nothing if every action succeeded, and never the files.
+    """Print the blocks of failures, the table of actions, and where the files are.
 
-    `notes`: with what is known about the pods of failed actions.
+    With `quiet`, print nothing if every action succeeded, and never print the files. `notes`: whether to print what is
+    known about the pods of failed actions.
     """
     if not report.actions:
         return

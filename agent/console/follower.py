@@ -50,11 +50,14 @@ class Interruptions:
         self.second = asyncio.Event()
 
     def interrupt(self) -> None:
-        """Count one interruption."""
+        """Count one Ctrl-C of the user. SIGTERM counts as a Ctrl-C too."""
         (self.second if self.first.is_set() else self.first).set()
 
     def hang_up(self) -> None:
-        """Ask the command to end. Never insist: kernel and shell both send SIGHUP when a terminal is closed."""
+        """Ask the command to end, because the terminal was closed.
+
+        A repeated SIGHUP has no effect, because the kernel and the shell both send SIGHUP for one closed terminal.
+        """
         self.first.set()
 
     @contextlib.contextmanager
@@ -76,7 +79,7 @@ class Interruptions:
 class Follower:
     """Passes the events of one pipeline to its view, and collects them in a report. The command owns it.
 
-    `position` is the position of the last event shown. The holder of the lock `screen` has the terminal to itself.
+    `position` is the position of the last event shown. Only the holder of the lock `screen` may write to the terminal.
     """
 
     def __init__(self, view: View) -> None:
@@ -99,7 +102,8 @@ class Follower:
                 clock.result()
             await events
         finally:
-            # The error that counts is already raised. After it, the other task often fails for the same cause.
+            # The first error of the two tasks is already raised. The other task often fails for the same cause, so its
+            # error is ignored.
             await cancel_and_wait(clock, events, ignore_errors=True)
 
     async def show_events(self, stream: AsyncIterator[wire.PipelineEvent]) -> None:
@@ -170,7 +174,7 @@ class Follower:
 
 
 def discard_standard_output() -> None:
-    """Connect standard output to /dev/null. Python flushes it at exit, which would fail on a closed pipe."""
+    """Connect standard output to /dev/null. At exit, Python flushes it, and a closed pipe would fail."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ else null)

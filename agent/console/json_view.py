@@ -26,7 +26,7 @@ class JsonView(View):
         self.sources: dict[str, session_events.Source] = {}
 
     def show(self, event: PipelineEvent) -> None:
-        """Write the object of an event. Some events have none."""
+        """Write the JSON object of an event. Write nothing for an event of a kind that has no object."""
         match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
@@ -60,16 +60,19 @@ class JsonView(View):
         return self.decoders[action]
 
     def finish_text(self, action: str) -> None:
-        """Write what the decoder of an action's log keeps, where the text of one source ends."""
+        """Write the incomplete character that the decoder of an action's log may still keep.
+
+        Called where another writer continues the log, and at the end of the action.
+        """
         self.write_log(action, self.decoder(action).decode(b"", final=True))
 
     def write_log(self, action: str, text: str) -> None:
-        """Write text of a log, if there is any. `source` names the writer: the commands, the set-up or the agent."""
+        """Write a `log` object, unless the text is empty. The key `source` names the text's writer."""
         if text:
             self.write("log", action, text=text, source=self.sources[action].value)
 
     def write(self, kind: str, action: str, **values: object) -> None:
-        """Write an object about an action."""
+        """Write a JSON object about an action. `kind` is the value of its key `event`."""
         self.write_line({"event": kind, "action": action, **values})
 
     def write_line(self, values: Mapping[str, object]) -> None:

@@ -66,7 +66,7 @@ class LineView(View):
                 assert_never(unreachable)
 
     def set_prefixes(self, submitted: events.Submitted) -> None:
-        """Give every action a prefix of the same width. A single action has none."""
+        """Give the lines of every action a prefix of the same width. If the pipeline has one action, use no prefix."""
         names = [plan.name for plan in submitted.actions]
         shown = [terminal_text.one_line(name) for name in names]
         width = max(map(len, shown))
@@ -75,7 +75,7 @@ class LineView(View):
             self.prefixes[plan.name] = f"{name:<{width}} │ " if len(names) > 1 else ""
 
     def show_attempt(self, name: str, attempt: int) -> None:
-        """Write the number of an attempt, from the second on."""
+        """Write the number of an attempt. Write nothing for the first attempt."""
         if attempt > 1:
             self.write_notice(name, f"attempt {attempt}")
 
@@ -137,5 +137,5 @@ class LineView(View):
         """Write unfinished lines and the summary."""
         for name in list(self.splitters):
             self.flush(name)
-        # The lines above hold the notes already.
+        # The lines that were written during the run contain the notes about the pods already.
         final_summary.print_summary(self.console, report, notes=False)

@@ -32,7 +32,9 @@ def dependency_order(needs: Mapping[str, Collection[str]]) -> Iterator[str]:
 
 
 def tree_parent(needs: Collection[str], placed: Iterable[str]) -> str:
-    """Return the action under which an action with these needs stands: the last of them in `placed`.
+    """Return the action under which an action with these needs stands in the tree.
+
+    `placed` names the actions that are in the tree already. The parent is the last of them that is also in `needs`.
 
     A tree has one parent for each node, so the other needs are printed as text. Returns "" if no need is placed.
     """

@@ -111,7 +111,7 @@ class ActionReport:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The number of bytes of all copied files together."""
         return sum(self.files.values())
 
     def command_text(self, number: int) -> str:

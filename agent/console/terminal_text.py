@@ -20,9 +20,9 @@ SEQUENCE = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
-# A sequence that sets colours. The bound keeps each number small enough for the parser of rich.
+# A sequence that sets colours. The limit of 64 characters keeps each number small enough for the parser of rich.
 COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
-# C0 but tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional text, surrogates.
+# C0 except tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional text, surrogates.
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 CONTROL = re.compile(f"[{CONTROLS}]")
 LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
@@ -62,7 +62,8 @@ def log_line(line: str) -> str:
     kept = SEQUENCE.sub(lambda match: match[0] if COLOUR.fullmatch(match[0]) else "", line)
     if "\x1b" not in kept:
         return CONTROL.sub("", kept).replace("\n", " ")
-    # What the first step kept are whole colours. Any other ESC has no end, and goes.
+    # `kept` holds complete colour sequences. Any other ESC begins an incomplete sequence, which is removed with the
+    # control characters.
     pieces = re.split(f"({COLOUR.pattern})", kept)
     cleaned = (piece if number % 2 else CONTROL.sub("", piece) for number, piece in enumerate(pieces))
     return "".join(cleaned).replace("\n", " ")

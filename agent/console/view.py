@@ -47,7 +47,7 @@ class View:
 
 
 class QuietView(View):
-    """Shows nothing until the end. `write` then decides what the report needs."""
+    """Shows nothing until the pipeline has ended. `write` then gets the report and decides what to show."""
 
     def __init__(self, write: Callable[[Report], None]) -> None:
         self.write = write

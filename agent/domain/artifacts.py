@@ -26,7 +26,7 @@ class FileData:
 
 @dataclass(frozen=True, slots=True)
 class FileEnd:
-    """The end of the current file. `sha256` is the digest of its data, which the pod has computed too."""
+    """The end of the current file. `sha256` is the digest of the data as computed in the pod."""
 
     sha256: bytes
 

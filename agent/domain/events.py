@@ -64,7 +64,10 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, secrets masked. `cursor` is the end of the data, None for text of another source."""
+    """Up to 64 KiB of log, with secrets masked.
+
+    `cursor` is the position in the log of the commands after the data, None for text of another `source`.
+    """
 
     data: bytes
     cursor: Cursor | None = None
@@ -81,7 +84,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSummary:
-    """The result of the copy. `bytes` is the size of all copied files.
+    """The result of copying the files of an action. `bytes` is the size of all copied files.
 
     `left_out` names at most 100 files that were not copied, `left_out_files` is the number of all such files.
     """

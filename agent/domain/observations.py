@@ -1,4 +1,4 @@
-"""What the cluster side of the agent reports about an environment. The session decides on these values.
+"""What the cluster side of the agent reports about an environment. The session bases its decisions on these values.
 
 An observation lives until the session has processed it. `Exited` already contains the verdict of the commands, which a
 pure function makes from the status of container `action`. Later observations do not change the verdict.
@@ -114,9 +114,10 @@ class MarkerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A marker that was removed from the log. `exit_code` is for display. The verdict comes from the pod's status.
+    """A marker (a line about the start or end of a command) that was removed from the log.
 
-    `raw` holds the bytes of the log that the marker was read from.
+    `exit_code` is for display. The verdict comes from the pod's status. `raw` holds the bytes of the log that the
+    marker was read from.
     """
 
     kind: MarkerKind

@@ -49,7 +49,7 @@ async def run_commands(session: Session, environment: Environment, settings: Set
 
 
 def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
-    """Return how the commands ended. If there is a stop request, it decides the outcome.
+    """Return how the commands ended. `seen` is the last observation. A stop request decides the outcome instead.
 
     Raises:
         ActionFailed: the environment was lost, or never ran a command.
@@ -71,7 +71,7 @@ def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
 
 
 def environment_lost(stage: Stage, seen: Observation | None) -> ActionFailed:
-    """Return the failure of an environment that was lost."""
+    """Return the failure for a lost environment. `seen` is its last observation, None if there was none."""
     if isinstance(seen, Lost):
         return ActionFailed(stage, seen.reason, seen.message, log=seen.log)
     return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")
@@ -111,7 +111,10 @@ async def wait_or_stop(
 
 
 async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: bool) -> None:
-    """Wait until the whole log is sent. The wait is bounded after a stop request, and if the node may not answer."""
+    """Wait until the whole log is sent.
+
+    The wait is bounded after a stop request, and if the node may not answer (`reachable` is False).
+    """
     timings = session.timings
     if reachable and session.stop_request is None:
         await first_of(logs, session.stop_requested)

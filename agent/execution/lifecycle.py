@@ -44,7 +44,7 @@ async def run_adopted(session: Session, environment: Environment, resume: Resume
 async def run_to_end(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
     """Run and report the session, and report it again after each state loss of the scheduler.
 
-    Then remove the environment.
+    Then remove the environment. `start` creates the environment or takes it over.
     """
     session.attach(environment)
     try:
@@ -75,7 +75,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
 
 
 async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
-    """Complete an adopted environment and wait until its commands run or have ended.
+    """Create what is missing of an adopted environment, and wait until its commands run or have ended.
 
     Raises:
         ActionFailed, Interrupted: the commands do not start.
@@ -134,7 +134,7 @@ async def recreate(session: Session, environment: Environment) -> None:
 
 
 async def observe_setup(session: Session, environment: Environment) -> Observation | None:
-    """Report what the set-up waits for, until it ends. Returns the observation that ended it."""
+    """Report what the set-up waits for, until the set-up ends. Returns the observation that ended the set-up."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, (Running, Exited, SetupFailed, Lost)):

@@ -44,7 +44,7 @@ class SessionProgress:
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
     started. `log_start` is the cursor from which the log is read, `stored_seq` is the number of the last event that the
-    scheduler has stored. Both change when the session is adopted, and when the scheduler has lost its state
+    scheduler has stored. Both change only when the session is adopted, and when the scheduler has lost its state
     (`reset_requested`).
     """
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from agent.execution.logs.pipeline import LogStream
     from agent.telemetry.metrics import Metrics
 
-# The stages that a session times itself. `cluster` observes set-up and clean-up, in finer phases.
+# Metric labels of the stages whose time a session measures. Package `cluster` measures set-up and clean-up, in finer
+# phases.
 PHASES = {Stage.COMMANDS: "commands", Stage.ARTIFACTS: "artifacts"}
 
 

@@ -82,7 +82,7 @@ def session_row(session: Session) -> SessionRow:
 
 
 def page(snapshot: Snapshot) -> str:
-    """Return the document."""
+    """Return the HTML document that shows the snapshot."""
     health = snapshot.health
     return TEMPLATE.substitute(
         refresh=REFRESH,

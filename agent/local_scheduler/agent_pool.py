@@ -41,7 +41,7 @@ class AgentPool:
             stream.close()
 
     def least_loaded(self) -> AgentStream | None:
-        """Return the stream with the largest share of free slots, None when every agent is full."""
+        """Return the stream of the agent with the largest share of free slots, None when no agent has a free slot."""
         free = [stream for stream in self.streams.values() if stream.free_slots > 0]
         return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)
 

@@ -35,7 +35,7 @@ class OutOfOrder(AgentError):
 
 
 class AgentStream:
-    """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>"; a restarted agent keeps `pod`, not the nonce.
+    """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>". Each start of the agent's process has a new nonce.
 
     `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`.
     """
@@ -57,7 +57,7 @@ class AgentStream:
 
     @property
     def free_slots(self) -> int:
-        """The number of actions that may be sent now. 0 or a negative number means none."""
+        """The number of actions that may be sent to the agent now. 0 or a negative number means none."""
         if self.health is None or self.health.status is not Readiness.READY or self.full_until_health or self.closed:
             return 0
         # The last health report may be older than the last actions and sessions, so the larger count is used.

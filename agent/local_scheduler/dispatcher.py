@@ -98,7 +98,7 @@ class Dispatcher:
         self.schedule()
 
     def unregister(self, stream: AgentStream) -> None:
-        """Remove an agent. Its actions wait for the agent or an adopting agent. Safe to repeat."""
+        """Remove an agent. Its actions wait for its return or for an adopting agent. Safe to repeat."""
         if not self.agents.remove(stream):
             return
         log.info("agent disconnected", agent=stream.agent_id, sessions=len(stream.sessions))
@@ -257,7 +257,7 @@ class Dispatcher:
     # ---- reports of agents
 
     def update_health(self, stream: AgentStream, health: Health) -> None:
-        """Store a health report of an agent and use the slots that became free."""
+        """Store a health report of an agent, and assign waiting actions to slots that became free."""
         stream.update_health(health)
         if health.status is Readiness.READY:
             self.agent_ready.set()

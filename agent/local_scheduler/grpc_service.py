@@ -108,7 +108,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
         """Serve the stream of one agent."""
         # The registration is read before the token is checked. If a call is aborted while the client writes its first
-        # message, the client gets INTERNAL instead of the status.
+        # message, the client gets the status INTERNAL and not UNAUTHENTICATED.
         register = await self.read_registration(requests, context)
         await self.access.check(context)
         if register.protocol_version != PROTOCOL_VERSION:
@@ -193,7 +193,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
                 except (OutOfOrder, StoreFailed, ActionFailed):
                     raise
                 except Exception as error:
-                    # The agent would send the event again on each new stream, and no action would ever end.
+                    # End only the action. If the stream ended instead, the agent would send the same event again on
+                    # each new stream.
                     log.error("an event could not be processed", action=event.key.action_id, exc_info=error)
                     self.dispatcher.on_unreadable_event(stream, event.key, f"{type(error).__name__}: {error}")
             case _:
@@ -256,7 +257,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
             chunk = await anext(requests, None)
         async with record.upload_lock:
-            # The attempt may become stale while the files arrive, while the lock is taken or while files are moved.
+            # The check is repeated before and after `finish`, because the attempt may become stale during each wait.
             self.registry.record_for_upload(key)
             files = await asyncio.to_thread(upload.finish, record.files)
             self.registry.record_for_upload(key)

@@ -59,7 +59,7 @@ class ActionRecord:
 class PipelineRun:
     """A submitted pipeline. `position` is the number of its last event.
 
-    `changed` is set when more of the events are stored, and a new `changed` then replaces it.
+    The event `changed` is set when more pipeline events are stored. A new asyncio event then replaces `changed`.
     """
 
     pipeline: StoredPipeline

@@ -58,7 +58,7 @@ class PipelineExists(AgentError):
 
 
 class PipelineRegistry:
-    """All pipelines by id, in the order of their submission. The server owns the only instance."""
+    """All pipelines of the scheduler, by id, in the order of submission. The server owns the only instance."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

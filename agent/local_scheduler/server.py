@@ -42,7 +42,7 @@ class Scheduler:
 async def open_scheduler(
     address: str, folder: Path, access: Access, options: SchedulerOptions | None = None, *, durable: bool = True
 ) -> AsyncIterator[Scheduler]:
-    """Serve a scheduler over a folder. If `durable` is False, the tables are lost when the scheduler closes.
+    """Serve a scheduler that keeps its data in `folder`. If `durable` is False, its tables are only in memory.
 
     Raises:
         StoreFailed: the folder cannot be used.
@@ -51,7 +51,8 @@ async def open_scheduler(
     store = Store(folder, durable=durable)
     registry = PipelineRegistry(store)
     try:
-        # In the block, because Ctrl-C may come here. Closing waits for the thread that still creates files.
+        # `open` is inside the `try` block, because Ctrl-C may interrupt it. `store.close` then waits for the thread
+        # that still creates files.
         await registry.open()
         dispatcher = Dispatcher(registry, options or SchedulerOptions())
         server, port = await grpc_service.start(dispatcher, address, access)

@@ -1,9 +1,9 @@
 """Sessions that agents report and that the scheduler has no record of.
 
 Unknown sessions exist after a state loss of the scheduler, and when an agent of another scheduler connects. When the
-scheduler does not know a pipeline, `submit` sends the pipeline again, so an unknown session waits. While a session
-waits, the scheduler neither resumes nor discards the session, and acknowledges none of its events. After the grace
-period the session is discarded.
+scheduler does not know a pipeline, `submit` sends the pipeline again. An unknown session therefore waits for its
+pipeline. While a session waits, the scheduler neither resumes nor discards the session, and acknowledges none of its
+events. After the grace period the session is discarded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class UnknownSessions:
-    """The waiting sessions by action id. The dispatcher owns the only instance. `grace` is in seconds."""
+    """The unknown sessions that wait, by action id. The dispatcher owns the only instance. `grace` is in seconds."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace

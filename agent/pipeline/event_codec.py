@@ -32,7 +32,7 @@ def encode(event: PipelineEvent) -> wire.PipelineEvent:
 
 
 def fill(message: wire.PipelineEvent, body: EventBody) -> None:
-    """Set the field of `message` that belongs to the kind of event."""
+    """Copy `body` into the field of `message` that belongs to this kind of event."""
     match body:
         case events.Submitted():
             plans = (wire.ActionPlan(name=p.name, needs=p.needs, commands=p.commands) for p in body.actions)

@@ -91,7 +91,8 @@ EventBody = (
 class PipelineEvent:
     """An event of a pipeline. `position` counts from 1 without gaps. `time` is in seconds since the epoch.
 
-    `action` is the name of the action, "" for an event of the whole pipeline. `attempt` is 0 then.
+    `action` is the name of the action, and `attempt` the number of its attempt. In an event of the whole pipeline they
+    are "" and 0.
     """
 
     pipeline: str

@@ -115,7 +115,7 @@ def load(path: Path) -> Pipeline:
     Raises:
         PipelineFileError: the file cannot be read or is not a valid pipeline.
     """
-    # A file name may hold bytes that are not UTF-8, and messages of gRPC and reports cannot.
+    # A file name may hold bytes that are not UTF-8, and messages of gRPC and reports cannot hold such bytes.
     source = os.fsencode(path).decode("utf-8", "replace")
     try:
         with path.open("rb") as file:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HINT = "a variable holds text only; encode the value, for example with base64"
-# Number of bytes of a secrets file at most, and of all values together. A Secret of Kubernetes holds 1 MiB.
+# Maximum number of bytes of a secrets file, and of all values together. A Secret of Kubernetes holds 1 MiB.
 MAX_FILE = 4 << 20
 MAX_VALUES = 1 << 20
 
@@ -79,7 +79,7 @@ def read_secrets_file(file: Path) -> dict[str, str]:
         try:
             values[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError:
-            # The text of the error would show bytes of the value.
+            # The error of `decode` is not chained (`from None`), because its text would show bytes of the value.
             raise SecretsError(f"{file}:{number}: the value of {name} is not UTF-8 text: {HINT}") from None
         if "\0" in values[name]:
             raise SecretsError(f"{file}:{number}: the value of {name} contains a NUL character: {HINT}")

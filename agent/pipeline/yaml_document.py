@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 # Maximum number of characters of a pipeline file.
 MAX_SIZE = 1 << 20
-# Number of nodes of a document at most, and of their characters. A node counts each time that an alias repeats it.
+# Maximum number of nodes of a document. `MAX_CHARACTERS` limits their characters together. A node that an alias repeats
+# counts once for each repetition.
 MAX_NODES = 100_000
 MAX_CHARACTERS = 8 << 20
-# Number of characters of an error message at most, so that a long value of the file does not fill the screen.
+# Maximum number of characters of an error message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
 STANDARD = "tag:yaml.org,2002:"
 NULL = f"{STANDARD}null"
@@ -98,7 +99,7 @@ class Value:
         return found
 
     def items(self, what: str) -> list[Value]:
-        """Return the values of a list. In messages they are numbered from 1. `what` names the wanted type."""
+        """Return the values of a list. Error messages number the values from 1, and name the wanted type as `what`."""
         if not isinstance(self.node, yaml.SequenceNode):
             self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
@@ -135,7 +136,7 @@ class Value:
         return text
 
     def boolean(self) -> bool:
-        """Return a boolean. The spellings are those of `BOOLEANS`, in any case."""
+        """Return a boolean. The spellings are those of `BOOLEANS`, in upper or lower case."""
         found = BOOLEANS.get(self.text("true or false").lower())
         if found is None:
             self.refuse(f"must be true or false, not {self.kind}")
@@ -149,7 +150,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def joined_pair(match: re.Match[str]) -> str:
-    """Return the character of a surrogate pair."""
+    """Return the one character that the two halves of a surrogate pair stand for."""
     return match[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
@@ -191,19 +192,21 @@ def compose(text: str, source: str) -> yaml.Node | None:
     except RecursionError as error:
         raise PipelineFileError(f"{source}: is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
-        # PyYAML passes on what Python raises for a code point beyond U+10FFFF or a version of thousands of digits.
+        # PyYAML does not catch the errors that Python raises for a code point beyond U+10FFFF, or for a YAML version
+        # number of thousands of digits.
         line = loader.get_mark().line + 1 if loader else 1
         what = "a code point or number is out of range"
         raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
 
 
 def check_nodes(root: yaml.Node, source: str) -> None:
-    """Look at each node once: its tag, and how much it holds when every alias is replaced by its value.
+    """Check the tag of each node, and the size of each node when every alias is replaced by its value.
 
     Raises:
         PipelineFileError: a tag is not known, a value contains itself, or the document is too large.
     """
-    # Number of nodes and of characters of each node that was left. None: the node was entered and not yet left.
+    # By `id` of each node: the number of nodes and of characters in the node, itself included. None means that these
+    # numbers are not yet known, because the loop is still among the children of the node.
     sizes: dict[int, tuple[int, int] | None] = {}
     waiting: list[tuple[yaml.Node, bool]] = [(root, False)]
     while waiting:

@@ -20,7 +20,7 @@ ROTATED = "rotated"
 
 
 class ConnectionBroken(SchedulerError):
-    """A connection to the scheduler ended or could not be opened. `kind` is the value of the metric's label."""
+    """A connection to the scheduler ended or could not be opened. `kind` is the cause as a metric labels it."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

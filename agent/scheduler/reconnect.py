@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-# Kinds of ends that the log counts as one outage. In each of these cases the scheduler cannot be reached.
+# Ends of a connection, by `kind`, that the log treats as one outage: the scheduler cannot be reached.
 OUTAGES = frozenset({"closed", "unavailable", "silent"})
 
 log = structlog.get_logger(__name__)
@@ -61,8 +61,8 @@ class Reconnector:
         self.connect = connect
         self.timings = timings
         self.backoff = Backoff(timings.first_pause, settings.reconnect_max)
-        # A new token or certificate takes minutes to arrive. After such a refusal, even the first pause is nearly the
-        # longest pause.
+        # Used after the scheduler refused the agent's token or certificate. A new one takes minutes to arrive, so even
+        # the first pause is nearly the longest pause.
         self.untrusted_backoff = Backoff(settings.reconnect_max, settings.reconnect_max, least_share=0.8)
         self.connected = asyncio.Event()
         self.connected_since = 0.0

@@ -245,7 +245,7 @@ class Metrics:
 
 
 def fault(reason: Reason | None) -> str:
-    """Return the label `fault` of an outcome. Success and cancellation have the value ""."""
+    """Return the value of the label `fault` for an outcome. Success and cancellation have the value ""."""
     if reason is None or reason is Reason.CANCELLED:
         return ""
     return FAULTS[reason.infrastructure]

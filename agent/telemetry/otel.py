@@ -53,7 +53,10 @@ class OpenTelemetry(Traces):
         self.tracer = provider.get_tracer("sealci-agent", version)
 
     def begin(self, action: Action, *, adopted: bool = False) -> Trace:
-        """Begin the span of an action, as a child of the scheduler's span that the action names."""
+        """Begin the span of an action, as a child of the scheduler's span that the action names.
+
+        The span records as an attribute whether the session was adopted from another agent.
+        """
         attributes: dict[str, str | int | bool] = {
             "cicd.pipeline.task.name": action.name or action.key.action_id,
             "cicd.pipeline.task.run.id": action.key.action_id,
@@ -109,7 +112,7 @@ class Spans(Trace):
                 self.stage.set_status(status)
 
     def end(self) -> None:
-        """End both spans."""
+        """End the span of the action and the span of its current stage."""
         if self.stage is not None:
             self.stage.end()
         self.span.end()

@@ -31,7 +31,10 @@ def cache() -> Path:
 
 
 def make_repository(folder: Path) -> Path:
-    """Commit the package's source and its wheels to a new repository below `folder`, and return its bare clone."""
+    """Commit the package's source and all downloaded wheels to a new repository below `folder`.
+
+    Return the path of a bare clone of this repository.
+    """
     work, bare = folder / "work", folder / NAME
     downloads = cache()
     if not (downloads / f"{PACKAGE}-{VERSION}.tar.gz").exists():
@@ -85,7 +88,7 @@ def free_port(address: str) -> int:
 
 
 def wait_until_listening(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the process listens at the port. Raise RuntimeError if it ends, or after about 10 s."""
+    """Wait until the process listens at the port. Raise RuntimeError if the process ends, or after about 10 s."""
     for _ in range(100):
         if process.poll() is not None:
             raise RuntimeError(f"git daemon ended with {process.returncode}")

@@ -47,9 +47,9 @@ kubectl delete pod "$1" --grace-period=2 --wait >/dev/null
 
 @dataclass(frozen=True)
 class Bare:
-    """One run of the script.
+    """One run of the shell script that does the work of an action with kubectl only.
 
-    `read` is the seconds until the exit code was read, `gone` those until the pod was deleted.
+    `read` is the number of seconds until the script had read the exit code, `gone` until its pod was deleted.
     """
 
     read: float
@@ -89,7 +89,10 @@ async def script(namespace: str, folder: Path, number: int, image: str, command:
 
 
 async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env: str) -> str:
-    """Run a shell script in which kubectl uses the given namespace. Return the output of the script."""
+    """Run the shell script `text`, in which kubectl uses the given namespace. Return the output of the script.
+
+    `words` are the arguments of the script, and `env` are additional environment variables.
+    """
     environment = kube.environment() | env | {"KUBECTL": kube.kubectl_path(), "NAMESPACE": namespace}
     text = f'set -e; kubectl() {{ "$KUBECTL" --namespace "$NAMESPACE" "$@"; }}\n{text}'
     process = await asyncio.create_subprocess_exec(

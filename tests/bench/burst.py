@@ -49,7 +49,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 def median(floor: list[tuple[float, float, float]]) -> float:
-    """Return the median CPU seconds of the machine per plain pod."""
+    """Return the median CPU seconds that the machine spends per pod without an agent."""
     return row("", "s", [each[2] for each in floor]).measured
 
 

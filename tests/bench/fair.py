@@ -65,7 +65,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 
 async def quiet_delay(setup: BenchSetup) -> float:
-    """Measure the quiet sessions for SECONDS. Return the 99th percentile of the delay of their lines in ms."""
+    """Measure the log lines of quiet sessions for SECONDS. Return the 99th percentile of their delays in ms."""
     await asyncio.sleep(0.7)
     await setup.scheduler.ask(forget=True)
     await asyncio.sleep(SECONDS - 0.7)

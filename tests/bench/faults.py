@@ -22,12 +22,12 @@ HOUR = 3600.0
 
 
 async def quick(namespace: str = "") -> list[Row]:
-    """Measure with 50,000 lines and 60 actions, in two to three minutes."""
+    """Run the fault tests with 50,000 lines and 60 actions, which takes two to three minutes."""
     return rows(await tests("not soak"))
 
 
 async def soak(namespace: str = "") -> list[Row]:
-    """Measure with a million lines and a thousand actions, in half an hour."""
+    """Run the fault tests with a million lines and a thousand actions, which takes half an hour."""
     return rows(await tests("soak"))
 
 

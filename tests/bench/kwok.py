@@ -97,7 +97,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def pace(namespace: str, replicas: int) -> Pace:
-    """Run replicas with full slots and measure them WINDOWS times, for WINDOW seconds each."""
+    """Run `replicas` agents with all slots in use, and measure them WINDOWS times, for WINDOW seconds each."""
     async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
             await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})

@@ -125,7 +125,7 @@ async def many() -> list[Row]:
 
 
 async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> Trickle:
-    """Let the sessions write lines at a fixed rate. The agent follows all logs, and raw followers a few of them."""
+    """Run `sessions` sessions that write lines at a fixed rate. Raw followers read a few of the logs too."""
     patience = 10 + sessions * 2 // 5
     start = int(time.time()) + patience
     own = [Lines() for _ in range(sessions)]

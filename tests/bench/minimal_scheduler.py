@@ -69,7 +69,7 @@ class Given:
         return self
 
     def take(self, event: wire.Event, now: float) -> None:
-        """Record one event."""
+        """Record an event of the action, which arrived at the time `now`."""
         match event.WhichOneof("event"):
             case "accepted":
                 self.accepted_at = now
@@ -100,7 +100,7 @@ class Stream:
 
 
 class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
-    """The server, its streams and actions, and the agents that it has started."""
+    """A gRPC server for agents, with their streams, the sent actions, and the agent processes that it has started."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -150,7 +150,10 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return given
 
     async def idle(self, timeout: float = 120) -> float:
-        """Wait until no slot is in use, which means that every environment is gone. Return the time."""
+        """Wait until no slot is in use, which means that every environment is gone.
+
+        Return the time of the end of this wait, in seconds of `time.time`.
+        """
         await self.until(lambda: not any(each.running for each in self.streams), timeout)
         self.given.clear()
         return time.time()

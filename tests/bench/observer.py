@@ -43,7 +43,7 @@ async def api(namespace: str) -> AsyncIterator[Client]:
 
 
 class Observer:
-    """The watch and its results.
+    """A watch of the pods of a namespace, and its results.
 
     By action id, the results are the name of the pod, and the times of its creation and of its end in seconds of
     `time.time`.
@@ -78,7 +78,7 @@ class Observer:
                 self.take(json.loads(line), time.time())
 
     def take(self, event: dict[str, Any], now: float) -> None:
-        """Record one event of the watch."""
+        """Record an event of the watch, which arrived at the time `now`."""
         pod = event["object"]
         name = json.loads(pod["metadata"]["annotations"][SESSION])["action_id"]
         self.names[name] = pod["metadata"]["name"]
@@ -94,7 +94,7 @@ class Observer:
         self.after.append(1000 * max(0.0, given.finished_at - self.ended[name]))
 
     def rows(self) -> list[Row]:
-        """Return the rows of the time that the agent adds."""
+        """Return the rows for the time that the agent adds to an action."""
         added = [one + other for one, other in zip(self.before, self.after, strict=True)]
         count = f"{len(added)} actions"
         return [

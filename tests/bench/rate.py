@@ -74,7 +74,7 @@ class Pace:
 
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
-    """Run replicas with full slots on the scripted API server, and measure them `windows` times."""
+    """Run `replicas` agents with all slots in use on the scripted API server, and measure them `windows` times."""
     async with bench_setup() as setup:
         for _ in range(replicas):
             await setup.begin(slots=slots, cluster=cluster or {})
@@ -87,7 +87,10 @@ async def pace(replicas: int, slots: int, windows: int, cluster: Object | None =
 
 
 async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
-    """Fill the slots of all agents and wait WARM seconds. Return the counters of the scheduler."""
+    """Fill the slots of all agents and wait WARM seconds. Return the counters of the scheduler.
+
+    The keywords `order` are added to the request that makes the scheduler send actions.
+    """
     await setup.until(lambda seen: seen["ready"] == len(setup.agents))
     await setup.scheduler.ask(give=LIFE, count=-1, **order)
     await asyncio.sleep(WARM)
@@ -95,7 +98,10 @@ async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
 
 
 async def measure_windows(setup: BenchSetup, before: Object, windows: int, seconds: float = WINDOW) -> Pace:
-    """Measure the agents `windows` times, for `seconds` each."""
+    """Measure the agents `windows` times, for `seconds` each.
+
+    `before` contains the scheduler's counters at the start of the first measurement.
+    """
     found, load = Pace(), Load()
     cpu, began = setup.cpu, time.monotonic()
     for _ in range(windows):
@@ -181,9 +187,10 @@ async def requests_per_action(**order: Any) -> dict[str, float]:
 
 
 def per_action(kind: str, limit: int, asked: dict[str, float]) -> Row:
-    """Return the row of the requests per action.
+    """Return the row that compares the number of API requests per action with `limit`.
 
-    Requests that idle agents send too, for Leases and watches, are left out.
+    `asked` has the requests per action by verb and resource. Requests that idle agents send too, for Leases and
+    watches, are left out.
     """
     apart = {verb for verb in asked if verb.endswith(" leases") or verb.startswith(("watch ", "list "))}
     own = {verb: count for verb, count in asked.items() if verb not in apart}

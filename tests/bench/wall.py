@@ -30,7 +30,7 @@ SEED = 20261124
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure actions without and with files."""
+    """Measure the duration of actions without artifacts and of actions with an artifact."""
     port = free_port()
     async with minimal_scheduler(namespace) as scheduler:
         await scheduler.agent(http={"port": port})
@@ -64,7 +64,10 @@ async def own_account(port: int) -> list[Row]:
 
 
 class Pairs:
-    """Samples of pairs of an action and a script: seconds until the end is known and until the pod is gone."""
+    """Durations of pairs. A pair is one action and one run of the kubectl script that does the same work.
+
+    Durations are in seconds, until the outcome or the exit code is known, and until the pod is gone.
+    """
 
     def __init__(self) -> None:
         self.own: list[tuple[float, float]] = []
@@ -81,7 +84,10 @@ class Pairs:
 
 
 async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
-    """Run pairs of an action and a script, one after the other. Swap their order in each pair."""
+    """Run an action and the kubectl script alternately, and return the durations of both.
+
+    The order of action and script changes from pair to pair.
+    """
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found

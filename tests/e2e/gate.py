@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """One port. `address` is HOST:PORT for pods and nodes."""
+    """One TCP port at which clients wait until the test opens the gate. `address` is HOST:PORT for pods and nodes."""
 
     def __init__(self) -> None:
         self.server = socket.create_server((kube.provider("address").splitlines()[-1], 0))

@@ -73,7 +73,7 @@ def version() -> tuple[int, int]:
 
 
 def get(kind: str, *arguments: str) -> list[Object]:
-    """Return objects of a kind."""
+    """Return the objects of a kind. `arguments` are further arguments for `kubectl get`."""
     answer = json.loads(kubectl("get", kind, *arguments, "-o", "json"))
     return list(answer["items"]) if "items" in answer else [answer]
 

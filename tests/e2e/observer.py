@@ -64,7 +64,7 @@ class Observer:
             self.process = self.watch()
 
     def take(self, event: Object, now: float) -> None:
-        """Record one event."""
+        """Record an event of the watch, which arrived at the time `now`."""
         pod = event["object"]
         self.states.append(pod)
         uid = pod["metadata"]["uid"]

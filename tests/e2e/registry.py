@@ -20,7 +20,10 @@ PORT = 5000
 
 @contextlib.contextmanager
 def refusing(status: int) -> Iterator[str]:
-    """Serve until the block ends. Yield the registry's name for image references."""
+    """Serve a registry that answers every pull with `status`, until the block ends.
+
+    Yield the registry's HOST:PORT, with which image references begin.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:

@@ -58,12 +58,12 @@ class Release:
         return done.stdout
 
     def install(self) -> str:
-        """Install the chart and wait until it is ready. Return the notes."""
+        """Install the chart and wait until its pods are ready. Return the chart's notes, which helm prints."""
         words = ["install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout", "180s"]
         return self.helm(*words, values=self.values)
 
     def upgrade(self, *arguments: str, **values: Any) -> None:
-        """Upgrade to changed values and wait until the new agents are ready."""
+        """Upgrade the release to changed values, and wait until the new agents are ready."""
         self.values = {**self.values, **values}
         words = ["upgrade", self.name, str(CHART), "--wait", "--timeout", "240s"]
         self.helm(*words, *arguments, values=self.values)
@@ -82,7 +82,7 @@ class Release:
         return kube.kubectl("--namespace", self.namespace, *arguments)
 
     def scale(self, replicas: int) -> None:
-        """Scale to that many agents and wait until they are ready."""
+        """Scale the Deployment to `replicas` agents and wait until all of them are ready."""
         self.kubectl("scale", f"deployment/{self.deployment}", f"--replicas={replicas}")
         until(lambda: len(self.agents()) == replicas, f"there are not {replicas} agents: {self.state()}", 180)
 

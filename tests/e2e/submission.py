@@ -108,7 +108,7 @@ class Submission:
         self.until(action, lambda report: any(e["event"] == "log" and text in e["text"] for e in report.events))
 
     def wait(self, timeout: float = 180) -> dict[str, Report]:
-        """Wait for the end of all actions, then check the rules for every action."""
+        """Wait for the end of all actions, then check each report with `Lab.check`. Return the reports."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -126,13 +126,13 @@ class Submission:
         return self.reports
 
     def abandon(self) -> None:
-        """Kill the process. The submitted actions continue."""
+        """Kill the process `sealci-agent submit`. The submitted actions continue."""
         self.process.kill()
         assert self.reader is not None
         self.reader.join(10)
         self.process.communicate(timeout=10)
 
     def cancel(self) -> None:
-        """Send SIGINT, as Ctrl-C does."""
+        """Send SIGINT to the process `sealci-agent submit`, as Ctrl-C does."""
         self.cancelled = True
         self.process.send_signal(signal.SIGINT)

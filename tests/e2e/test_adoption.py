@@ -19,7 +19,7 @@ WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 
 def counting(lab: Lab) -> tuple[Agent, Submission]:
-    """Start an agent and an action that counts, and wait until the action runs."""
+    """Start an agent and an action that writes numbered lines, and wait until the action has written line 5."""
     first = lab.agent(**QUICK)
     submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
     submission.until_running("count", "line 5\n")

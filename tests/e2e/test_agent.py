@@ -27,7 +27,7 @@ def metric(text: str, name: str, **labels: str) -> float:
 
 
 def end_counts(agent: Agent) -> tuple[str, int, int]:
-    """Return the numbers of finished and handed-over sessions in the last log line."""
+    """Return the event name of the agent's last log line, and its numbers of finished and handed-over sessions."""
     line = json.loads(agent.log.splitlines()[-1])
     return line["event"], line["finished"], line["handed_over"]
 

@@ -37,7 +37,7 @@ def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 
 @pytest.fixture(scope="module")
 def release(lab: Lab) -> Iterator[Release]:
-    """Yield a release with two agents. The tests scale and change it. The last test uninstalls it."""
+    """Yield a release with two agents. The tests scale and change the release, and the last test uninstalls it."""
     namespace = f"{lab.namespace}-agents"
     values: Object = {
         "replicaCount": 2,
@@ -65,7 +65,7 @@ def counting(gate: Gate) -> Object:
 
 
 def started(lab: Lab, number: int, gate: Gate) -> Submission:
-    """Submit counting actions and wait until each of them runs."""
+    """Submit `number` actions that write lines until the gate is opened. Wait until each of them runs."""
     submission = lab.start({f"a{i}": counting(gate) for i in range(number)})
     for _ in submission.names:
         gate.until_connected(SLOW)

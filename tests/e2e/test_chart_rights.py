@@ -30,7 +30,7 @@ QUICK = {"delete_timeout": "1s", "sweep_interval": "1s", "retry_for": "2s", "lea
 
 
 class Account:
-    """A ServiceAccount with the chart's Role. `without` names a right that the account never has."""
+    """A ServiceAccount with the chart's Role. `without` names the rights that the account never has."""
 
     def __init__(self, namespace: str, name: str, folder: Path, *without: str) -> None:
         self.namespace = namespace
@@ -62,7 +62,7 @@ class Account:
 
     @contextlib.contextmanager
     def without(self, right: str) -> Iterator[None]:
-        """Remove a right while the block runs."""
+        """Remove a right of the account while the block runs. `right` is `VERB RESOURCE`, such as `list leases`."""
         kube.apply(lacking(self.role, right))
         self.await_right(right, "no")
         try:
@@ -72,7 +72,7 @@ class Account:
             self.await_right(right, "yes")
 
     def await_right(self, right: str, answer: str) -> None:
-        """Wait until `kubectl auth can-i` prints `answer` for a right."""
+        """Wait until `kubectl auth can-i` prints `answer` (`yes` or `no`) for a right of the account."""
         user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
         verb, resource = right.split()
         resource, _, subresource = resource.partition("/")

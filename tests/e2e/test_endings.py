@@ -136,7 +136,7 @@ def test_cancel_while_files_are_copied(lab: Lab) -> None:
 
 
 def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
-    """Wait until a stage event with a detail was reported."""
+    """Wait until the agent has reported `stage` for an action, with a detail that contains `detail`."""
 
     def reported(report: Report) -> bool:
         return any(e["event"] == "stage" and e["stage"] == stage and detail in e["detail"] for e in report.events)

@@ -31,7 +31,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Let agents clone over git:// too."""
+    """Return settings that let agents clone over git:// too."""
     return {"policy": {"repository_schemes": ["git", "https"]}}
 
 

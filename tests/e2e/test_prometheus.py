@@ -50,7 +50,7 @@ def fill(query: str) -> str:
 
 
 class Prometheus:
-    """A server that scrapes some agents every second."""
+    """A running Prometheus server, which scrapes some agents every second."""
 
     def __init__(self, folder: Path, targets: dict[str, int]) -> None:
         config = folder / "prometheus.yml"

@@ -29,13 +29,13 @@ class Terminal:
         self.namespace = namespace
 
     def start(self, actions: dict[str, Any], *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a run of these actions."""
+        """Start `sealci-agent run` with these actions. Return its process."""
         file = self.folder / "pipeline.yaml"
         file.write_text(yaml.safe_dump({"name": "p", "actions": {key: spelled(each) for key, each in actions.items()}}))
         return self.start_file(file, *options, env=env)
 
     def start_file(self, file: Path, *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a run of a file."""
+        """Start `sealci-agent run` with a pipeline file. Return its process."""
         command = [*COMMAND, "run", str(file), "--namespace", self.namespace, *options]
         return subprocess.Popen(
             [*command, "--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"],
@@ -47,7 +47,7 @@ class Terminal:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
-    """Wait for the end of a run. Return exit code, output and errors."""
+    """Wait for the end of a `sealci-agent run`. Return its exit code, stdout and stderr."""
     with process:
         try:
             out, err = process.communicate(timeout=timeout)

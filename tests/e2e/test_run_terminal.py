@@ -40,7 +40,7 @@ class TerminalRuns:
         partial.replace(self.file)
 
     def run(self, actions: dict[str, Any], *options: str, env: dict[str, str] | None = None) -> Screen:
-        """Start a run of these actions."""
+        """Start `sealci-agent run` with these actions on a pseudo-terminal. Return its screen."""
         self.write(actions)
         command = [*COMMAND, "run", str(self.file), "--namespace", self.namespace, *options]
         command += ["--set", "policy.default_cpu=5m", "--set", "environment.grace=2s"]

@@ -71,7 +71,7 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 
 
 class FakeAgent:
-    """One replica.
+    """One replica of the agent, which sends only what a test asks for.
 
     `received` holds the scheduler's messages by kind, without `Registered` and the acknowledgements of health reports.
     """
@@ -172,7 +172,7 @@ class FakeAgent:
             self.queue("heard").put_nowait(ack)
 
     def queue(self, kind: str) -> asyncio.Queue[object]:
-        """Return the queue of a kind of message."""
+        """Return the queue of the received messages of one kind."""
         return self.received.setdefault(kind, asyncio.Queue())
 
     async def take(self, kind: str) -> object:

@@ -21,7 +21,7 @@ HANG = 0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One received request. `at` is the loop's time in seconds."""
+    """One received request. `at` is the time of the event loop in seconds."""
 
     verb: str
     path: str

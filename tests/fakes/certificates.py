@@ -17,7 +17,10 @@ class Pair:
     key: Path
 
     def credentials(self, clients: Pair | None = None) -> grpc.ServerCredentials:
-        """Return a server's credentials. If `clients` is given, a client must present a certificate of that CA."""
+        """Return gRPC server credentials with this certificate.
+
+        If `clients` is given, the server demands a client certificate that this CA has signed.
+        """
         return grpc.ssl_server_credentials(
             [(self.key.read_bytes(), self.cert.read_bytes())],
             root_certificates=clients.cert.read_bytes() if clients is not None else None,

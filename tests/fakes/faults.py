@@ -128,7 +128,10 @@ class Faults:
         return web.Response(status=500)
 
     async def come_back(self, port: int, stands: bool) -> None:
-        """Listen again on the port when the agent has noticed the outage."""
+        """Listen again on the port when the agent has noticed the outage.
+
+        `stands` is true if the server listens with another certificate during the outage.
+        """
         while not self.felt() and not self.api.stopping:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(PACE)
         if stands:
@@ -226,17 +229,17 @@ async def shut(site: web.BaseSite) -> None:
 
 
 def doubled(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Send each event twice."""
+    """Return a list that contains each event twice."""
     return [each for event in events for each in (event, event)]
 
 
 def backwards(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Send the events in reverse order, and at the end the oldest event a second time."""
+    """Return the events in reverse order, and at the end the oldest event a second time."""
     return [*reversed(events), *events[:1]]
 
 
 def with_gaps(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Leave out the events that matter: the end of the commands and the deletion of the pod."""
+    """Return the events without the end of the commands and without the deletion of the pod."""
     return [each for each in events if each[1]["type"] != "DELETED" and "exitCode" not in json.dumps(each[1])]
 
 

@@ -55,7 +55,10 @@ class KubeletLog:
 
 
 def render(records: list[tuple[int, bytes]], floor: int, zone: int) -> bytes:
-    """Join pieces to lines with timestamps, as `logWriter.write` of the kubelet does."""
+    """Join pieces to lines with timestamps, as `logWriter.write` of the kubelet does.
+
+    `records` are the timestamps and pieces. Pieces older than `floor` (nanoseconds since 1970) are left out.
+    """
     parts: list[bytes] = []
     line_start = True
     for at, piece in records:

@@ -49,7 +49,7 @@ class Peer:
     status: tuple[grpc.StatusCode, str] | None = None
 
     def send(self, **message: Any) -> None:
-        """Send a message. The keyword is the kind of the message."""
+        """Send a message to the agent. The keyword is the kind of the message."""
         self.outgoing.put_nowait(wire.SchedulerMessage(**message))
 
     def end(self, status: grpc.StatusCode | None = None, details: str = "") -> None:
@@ -105,7 +105,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """Stop and break every stream."""
+        """Stop the server and break every stream. `start` may be called again."""
         if self.server is not None:
             await self.server.stop(None)
             self.server = None
@@ -134,7 +134,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         return "\n".join([*peers, f"stored: {stored}", f"breaches: {self.breaches}"])
 
     async def connected(self, count: int = 1) -> Peer:
-        """Wait until that many streams were registered. Return the last one."""
+        """Wait until `count` streams have registered. Return the last of these streams."""
         await self.until(
             f"{count} streams are registered", lambda: sum(peer.register is not None for peer in self.peers) >= count
         )
@@ -217,7 +217,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             peer.send(resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=seq))
 
     def event(self, peer: Peer, event: wire.Event) -> None:
-        """Store an event. If its number is stored already, check that it is the same event."""
+        """Store an event. If an event with the same number is stored, check that both are equal."""
         if peer.register is None:
             self.breaches.append("an event before the registration")
         self.arrivals.append(event)

@@ -82,7 +82,7 @@ class RecordingSessionSink:
 
     @property
     def outcome(self) -> Outcome:
-        """Return the outcome. Fails unless it was sent exactly once."""
+        """Return the outcome of the session. Fail if the session did not send exactly one outcome."""
         (finished,) = [event for event in self.events if isinstance(event, Finished)]
         return finished.outcome
 

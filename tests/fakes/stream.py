@@ -108,14 +108,14 @@ class Rig:
         return int(sum(sample.value for sample in samples))
 
     async def until_handled(self, kind: str, count: int = 1) -> None:
-        """Wait until the agent has handled that many messages of a kind."""
+        """Wait until the agent has handled `count` messages of a kind."""
         await poll_until(
             f"{count} messages of the kind {kind}",
             lambda: self.sample("stream_messages_total", direction="received", type=kind) >= count,
         )
 
     async def until_failed(self, count: int) -> None:
-        """Wait until that many streams have ended. The agent then pauses before the next one."""
+        """Wait until `count` streams have ended. The agent then pauses before the next stream."""
         await poll_until(f"{count} streams have ended", lambda: self.failures >= count)
 
     def start(self) -> None:

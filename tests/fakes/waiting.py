@@ -30,10 +30,10 @@ class Changing:
         return repr(self)
 
     async def until(self, what: str, condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
-        """Wait until the condition is true.
+        """Wait until the condition is true. `what` describes the condition.
 
         Raises:
-            AssertionError: the condition was false for that many seconds. The message names `what`.
+            AssertionError: the condition was false for `seconds`. The message names `what`.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -58,7 +58,7 @@ async def poll_until(
     """Poll until a condition is true. The change of such a condition notifies no task.
 
     Raises:
-        AssertionError: the condition was false for that many seconds. The message names `what`.
+        AssertionError: the condition was false for `seconds`. The message names `what`.
     """
     end = asyncio.get_running_loop().time() + seconds
     while not condition():

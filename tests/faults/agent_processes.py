@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def become(order: Object) -> None:
-    """Run the command line in the forked process, then exit."""
+    """Run `sealci-agent` with the arguments in `order` in the forked process, then exit."""
     from agent.cli.main import main as command_line
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -93,7 +93,7 @@ class CrashCase:
                 await self.cluster.close()
 
     async def kill_and_replace(self, scheduler: Scheduler) -> None:
-        """Kill the agent at the step, then start the next one."""
+        """Kill the agent when the action is at `step`, then start the agent that continues."""
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
         await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
@@ -112,7 +112,10 @@ class CrashCase:
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Wrap methods of the scheduler: the test notices health reports and lost attempts, and can hold a step."""
+        """Wrap methods of the scheduler.
+
+        The test then notices health reports and lost attempts, and can hold a step of the action.
+        """
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
 
@@ -135,7 +138,7 @@ class CrashCase:
         dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait if an event belongs to the step at which the agent is killed. Return whether that was the case."""
+        """Wait if an event belongs to the step at which the agent is killed. Return whether the method has waited."""
         if not self.accepts:
             await self.points.open.wait()
             return True

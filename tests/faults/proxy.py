@@ -62,7 +62,7 @@ class Proxy:
     # ---- faults
 
     def swallow(self) -> None:
-        """Begin the black hole, also for later connections."""
+        """Drop all data of all connections from now on, also of later connections. No connection closes."""
         self.hole = True
         self.healed.clear()
 
@@ -93,7 +93,7 @@ class Proxy:
                     writer.transport.abort()
 
     def half_open(self) -> None:
-        """Close the connections to the target, and begin a black hole."""
+        """Close the connections to the target, and drop all data from now on, so that the client gets no FIN."""
         self.swallow()
         for _, target in list(self.pairs):
             target.close()
@@ -110,7 +110,7 @@ class Proxy:
     # ---- connections
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
+        """Forward one connection to the target, in both directions, until one side ends."""
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -140,7 +140,7 @@ class Proxy:
                 each.close()
 
     async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        """Forward data with the current faults until the end of the connection."""
+        """Forward data with the current faults until the connection ends. `up` is true towards the target."""
         try:
             while data := await reader.read(READ):
                 for piece in self.cut(data):
@@ -156,7 +156,10 @@ class Proxy:
             return
 
     def count(self, writer: asyncio.StreamWriter, size: int, *, up: bool) -> None:
-        """Count forwarded bytes and reset all connections when the budget of `reset_after` is used."""
+        """Count forwarded bytes, and reset all connections when the bytes of `reset_after` are used up.
+
+        `up` is true for data that goes to the target.
+        """
         if not up:
             self.forwarded[writer] += size
         if self.budget >= 0:
@@ -175,7 +178,7 @@ class Proxy:
 
 
 class Threaded:
-    """A Proxy in a thread with its own event loop, for tests without one."""
+    """A Proxy in a thread with its own event loop, for tests that run no event loop."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
         self.target = target

@@ -48,7 +48,7 @@ STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
 
 
 def rules(passing: str) -> dict[str, str]:
-    """Return the rules of a request for the faults that may end by themselves."""
+    """Map each fault in PASSING to `passing`, the expected behaviour of the agent."""
     return dict.fromkeys(PASSING, passing)
 
 

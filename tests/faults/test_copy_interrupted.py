@@ -102,7 +102,7 @@ class Copy(CrashCase):
         self.sum = hashlib.sha256(data).hexdigest()
 
     def settings(self, address: str, pod: str) -> Object:
-        """Return the settings of the agent, with longer limits than in other cases."""
+        """Return the settings of the agent, with longer time limits than in other crash cases."""
         settings = super().settings(address, pod)
         # A busy machine must not break the stream.
         settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}
@@ -178,7 +178,7 @@ async def test_a_copy_that_is_always_interrupted_never_succeeds(tmp_path: Path) 
 
 
 async def always_cut(how: str, tmp_path: Path) -> None:
-    """Run an action whose copy is interrupted at every try."""
+    """Run an action whose copy is interrupted at every try. `how` is "reset", "closed" or "killed"."""
     async with AgentProcesses() as processes:
         copy = Copy(tmp_path, processes, b"x" * (2 * CHUNK))
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK

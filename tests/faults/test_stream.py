@@ -41,7 +41,7 @@ LOST = "(cannot reach the scheduler)"
 
 
 class Line(CrashCase):
-    """One agent behind a proxy. Its action stops in the middle of a log line until `points` is opened."""
+    """One agent behind a proxy. Its action stops in the middle of a log line until a test sets `points.open`."""
 
     scheduler: Scheduler
     proxy: Proxy
@@ -76,7 +76,7 @@ class Line(CrashCase):
                 await self.cluster.close()
 
     def count_registrations(self) -> None:
-        """Wrap the scheduler's method so that `until_registered` can wait for a registration."""
+        """Wrap the scheduler's method for registrations, so that `until_registered` can wait for a registration."""
         register = self.scheduler.dispatcher.register
 
         async def counted(*arguments: Any) -> None:
@@ -90,7 +90,7 @@ class Line(CrashCase):
             await self.registrations.acquire()
 
     async def check_end(self) -> None:
-        """Wait for the outcome. Check the stored log and files and that no agent has adopted."""
+        """Wait for the outcome. Check the stored log and files, and that no agent has adopted the session."""
         async with asyncio.timeout(50):
             assert await outcomes(self.scheduler) == ["succeeded"]
             assert (self.folder / RUN / "a.log").read_bytes() == self.log
@@ -105,7 +105,7 @@ class Line(CrashCase):
             assert "Traceback" not in self.child.log
 
     def memory(self, key: str) -> int:
-        """Return a memory value from /proc of the agent's process, in bytes."""
+        """Return a memory value of the agent's process in bytes. `key` names it in /proc/PID/status, such as VmHWM."""
         found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
         assert found
         return int(found[1]) * 1024

@@ -45,7 +45,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 class Files:
-    """A mounted Secret: each file is a link through a folder, and the kubelet exchanges that folder in one step."""
+    """A folder like a mounted Secret: each file is a link through `..data`, which the kubelet replaces in one step."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
@@ -53,7 +53,7 @@ class Files:
         self.version = 0
 
     def put(self, pair: Pair, ca: Path, token: str) -> None:
-        """Replace all files."""
+        """Replace the certificate, the key, the CA certificate and the token in the mounted Secret."""
         self.version += 1
         data = self.folder / f"..{self.version}"
         data.mkdir()
@@ -71,7 +71,7 @@ class Files:
 
 
 class RunningAgent:
-    """The agent's stream and sessions over a cluster in memory, without the rest of the application."""
+    """The parts of an agent that hold its stream and its sessions, over a cluster in memory."""
 
     def __init__(self, address: str, files: Files, tasks: asyncio.TaskGroup) -> None:
         tls = {"ca_file": files["ca.crt"], "cert_file": files["tls.crt"], "key_file": files["tls.key"]}
@@ -123,7 +123,7 @@ class RunningAgent:
         raise AssertionError("the scheduler sent an unexpected Drain")
 
     def ended(self, kind: str) -> float:
-        """Return the number of streams that ended for a reason."""
+        """Return the number of streams that ended with the reason `kind`, from the metric."""
         return self.metrics.registry.get_sample_value("sealci_agent_stream_reconnects_total", {"reason": kind}) or 0
 
 
@@ -193,12 +193,13 @@ async def test_credentials_that_do_not_work_leave_the_stream_open(certificates: 
             await poll_until("a warning about the token", lambda: "holds no token" in reasons(logs))
         assert agent.connection.registered
         assert agent.registrations == 1
-        agents.put(certificates.localhost, certificates.ca.cert, "token")  # This is another certificate of the same CA.
+        # The agent gets another certificate of the same CA, so the agent connects a second time.
+        agents.put(certificates.localhost, certificates.ca.cert, "token")
         await agent.until_registered(2)
 
 
 def reasons(logs: Sequence[MutableMapping[str, Any]]) -> str:
-    """Return the reasons of all warnings."""
+    """Return the field `reason` of all warnings in the captured log, joined by spaces."""
     return " ".join(str(each["reason"]) for each in logs if each["log_level"] == "warning")
 
 

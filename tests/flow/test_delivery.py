@@ -171,7 +171,7 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
         await scheduler.start()
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
 
-        # Until `restart`, the session sends no event, even if the stream breaks a second time.
+        # Until the test calls `restart`, the session sends no event, even if the stream breaks a second time.
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
         assert scheduler.stored == {}

@@ -1,4 +1,7 @@
-"""A task that dies inside `run` or `serve` ends the command with one message and an exit code. It never hangs."""
+"""If a task inside `sealci-agent run` or `serve` raises an error, the command ends with one message and an exit code.
+
+The command never hangs.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +86,10 @@ async def test_a_death_inside_a_run_ends_the_run_and_the_agent(
         async with asyncio.timeout(20):
             code = await running
     except KeyError:
-        # `main` turns it into a message and an exit code.
+        # In production, `main` turns this KeyError into a message and an exit code.
         assert stopped.is_set()
         return
-    # A store that takes no entry takes no pipeline, so no agent is started.
+    # If the store fails, it accepts no pipeline, so the run starts no agent that could be stopped.
     assert stopped.is_set() or owner is Store
     assert code in (ExitCode.FAILED, ExitCode.INFRASTRUCTURE)
     assert "Traceback" not in capsys.readouterr().err

@@ -34,7 +34,7 @@ SETTLE = 0.01
 
 
 class Rig:
-    """A session registry between a cluster in memory and a recording sink."""
+    """A session registry of an agent, with a cluster in memory and a sink that records the events."""
 
     def __init__(self, **settings: Any) -> None:
         agent = {"slots": 3} | settings.pop("agent", {})
@@ -67,7 +67,7 @@ class Rig:
         assert self.sample("slots_used") == 0
 
     def sample(self, name: str, **labels: str) -> float:
-        """Return the value of a metric."""
+        """Return the value of the metric `name`, or 0.0 if it has no sample."""
         return self.metrics.registry.get_sample_value(f"sealci_agent_{name}", labels) or 0.0
 
 
@@ -81,7 +81,10 @@ def action(name: str = "a", **fields: Any) -> Action:
 
 
 async def life(rig: Rig, script: Script, **fields: Any) -> Any:
-    """Run one action to its end. Returns the events that were sent."""
+    """Run one action to its end. Return the recorded events.
+
+    `script` is what the pod does. `fields` are fields of the action.
+    """
     rig.backend.script = lambda _: script
     async with rig.open() as sessions:
         sessions.action(action(**fields))
@@ -305,7 +308,8 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            await asyncio.sleep(SETTLE)  # The stop request that ended the commands must not end the copy.
+            # The stop request that has ended the commands must not end the copy of artifacts too.
+            await asyncio.sleep(SETTLE)
             await environment.unblock("files")
     sent = rig.sink["a"]
     outcome = sent.outcome
@@ -321,7 +325,7 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     async with rig.open() as sessions:
         sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(2.0)  # This is longer than the timeout of the commands.
+        await asyncio.sleep(2.0)  # These 2 seconds are longer than the timeout of the commands.
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]

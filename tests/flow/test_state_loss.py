@@ -1,4 +1,4 @@
-"""State loss: the scheduler asks for the first event again, and the session sends all of them again."""
+"""State loss: a scheduler that restarted without its state gets all events of the running sessions again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS_WITHOUT_LOG = ["accepted", "log", "finished"]
 
 
 class LossyWorld(World):
-    """A world whose scheduler can lose its state."""
+    """An agent with its cluster and its scheduler, whose scheduler can lose its state."""
 
     def lose_state(self) -> None:
         """Make the scheduler lose its state and end the stream."""
@@ -28,18 +28,18 @@ class LossyWorld(World):
 
     @property
     def stored_kinds(self) -> list[str]:
-        """Return the kinds of the stored events. Fail if the numbers of the events have a gap."""
+        """Return the kinds of the events that the scheduler has stored. Fail if the event numbers have a gap."""
         kinds: list[str] = [event.WhichOneof("event") or "" for event in self.events()]
         assert [event.seq for event in self.events()] == list(range(1, len(kinds) + 1))
         return kinds
 
     async def until_sent_again(self, kinds: list[str]) -> None:
-        """Wait until all events are stored again and the pod is gone."""
+        """Wait until the scheduler has stored events of exactly these kinds, in order, and the pod is gone."""
         await self.scheduler.until('the event "finished" is stored', lambda: self.stored_kinds[-1:] == ["finished"])
         assert self.stored_kinds == kinds
         assert (await self.outcome()).result == wire.SUCCEEDED
-        # `breaches` is not checked. FakeScheduler records the new numbers there, but they are correct after a state
-        # loss.
+        # The test does not check `FakeScheduler.breaches`, which lists the new event numbers. After a state loss, these
+        # numbers are correct.
         await self.api.until("every pod is deleted", lambda: not self.api.pods)
         await self.app.sessions.idle()
         made = [each for each in self.api.requests if each.verb == "create" and each.path.endswith("/pods")]

@@ -1,4 +1,4 @@
-"""The shared pieces of asyncio: what is cancelled, what is awaited, which error is raised or logged."""
+"""The agent's asyncio helpers: which tasks they cancel or await, and which errors they raise or log."""
 
 from __future__ import annotations
 

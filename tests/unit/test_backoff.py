@@ -1,4 +1,4 @@
-"""Pauses between tries: the bound, the spread and the reset."""
+"""The pauses between tries of a failing operation: their upper bound, random spread, and reset after a success."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_paths_in_the_repository_exist(page: Path) -> None:
 
 
 def misused(words: list[str]) -> str:
-    """Return what is wrong with a `sealci-agent` command line, "" for nothing."""
+    """Return what is wrong with a `sealci-agent` command line, split into words. Return "" if nothing is wrong."""
     if len(words) < 2 or words[1] in ("-h", "--help"):
         return ""
     command = cli.commands.get(words[1])
@@ -188,7 +188,7 @@ def test_every_reason_is_explained_under_whose_fault_it_is() -> None:
 
 @cache
 def setting_keys() -> dict[str, bool]:
-    """Return all keys of settings and sections. The value of a key is True if any further keys may stand below it."""
+    """Map each key of a setting or section to True if the user may choose the keys below it, else to False."""
     found: dict[str, bool] = {}
 
     def add(model: type[BaseModel], before: str) -> None:
@@ -204,7 +204,7 @@ def setting_keys() -> dict[str, bool]:
 
 @cache
 def value_keys() -> dict[str, bool]:
-    """Return all keys of the chart's values. The value of a key is True if any further keys may stand below it."""
+    """Map each key of the chart's values to True if the user may choose the keys below it, else to False."""
     found: dict[str, bool] = {}
 
     def add(values: dict[str, Any], before: str) -> None:
@@ -218,7 +218,7 @@ def value_keys() -> dict[str, bool]:
 
 
 def within(key: str, keys: dict[str, bool]) -> bool:
-    """Return whether a key or glob matches one of `keys`, or stands below a key that allows any further keys."""
+    """Return whether a key or glob matches one of `keys`, or stands below a key whose value in `keys` is True."""
     parts = key.split(".")
     above = (".".join(parts[:length]) for length in range(1, len(parts)))
     return any(fnmatchcase(each, key) for each in keys) or any(keys.get(each) for each in above)

@@ -178,7 +178,7 @@ def test_metrics() -> None:
 
 
 def without_program(pod: Object) -> Object:
-    """Return a pod without its packed program, because the bytes depend on the versions of Python and zlib."""
+    """Replace the packed program in commands by PROGRAM. Its bytes depend on the versions of Python and zlib."""
     program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]
@@ -207,7 +207,7 @@ def values(kind: type[Enum]) -> list[Any]:
 
 
 def exit_code(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Return the exit code of the process if a command raises an error."""
+    """Return the exit code of `sealci-agent` if one of its commands raises `error`."""
 
     def fail() -> None:
         raise error
@@ -252,7 +252,7 @@ def test_words(monkeypatch: pytest.MonkeyPatch) -> None:
     check("words.yaml", as_yaml(words))
 
 
-# ---- contracts
+# ---- the proto files, the contract with schedulers
 
 
 def test_contracts() -> None:
@@ -260,7 +260,7 @@ def test_contracts() -> None:
     found = []
     for contract in CONTRACTS:
         described = FileDescriptorProto.FromString(contract.DESCRIPTOR.serialized_pb)
-        # The names of proto files depend on the folders of the generated modules, so they are no part of the surface.
+        # The names of proto files depend on the folders of the generated modules, so they are not compared.
         described.ClearField("name")
         described.dependency[:] = [each for each in described.dependency if each.startswith("google/")]
         found.append(text_format.MessageToString(described))

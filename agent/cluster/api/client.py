@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DEFAULT_TIMINGS = ApiTimings()
-# Smallest difference between the clocks that is corrected. The Date header has whole seconds, so smaller differences
-# mean nothing.
+# Smallest difference between the API server's clock and the agent's clock that the agent corrects. The Date header has
+# whole seconds, so smaller differences mean nothing.
 CLOCK_NOISE = timedelta(seconds=2)
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 # The HTTP method of each RBAC verb.
@@ -259,7 +259,7 @@ def retry_pause(state: RetryCallState, timings: ApiTimings) -> float:
 
 
 def describe(error: BaseException) -> str:
-    """Return why there was no answer. An aiohttp error may have an empty text."""
+    """Return why a request got no answer. The text of an aiohttp error may be empty."""
     return "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
 
 

@@ -45,7 +45,7 @@ async def load_configuration(settings: ClusterSettings) -> Configuration:
 
 
 async def load_credentials(configuration: Configuration, settings: ClusterSettings) -> None:
-    """Use the kubeconfig or context of the settings, else the service account of the pod, else the default file."""
+    """Load the kubeconfig or context of the settings, else the pod's service account, else the default kubeconfig."""
     if settings.kubeconfig is None and not settings.context:
         try:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Version 5 of the protocol adds only a signal for the end of stdin. The agent's programs in the pod know the size of
 # their stdin beforehand.
 PROTOCOL = "v4.channel.k8s.io"
-# Maximum number of bytes of one frame, of the kept stderr, and of the status.
+# Maximum number of bytes of one frame. `MAX_STDERR` is the maximum for the kept stderr, `MAX_STATUS` for the status.
 MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
@@ -65,13 +65,13 @@ class ExecStream:
 
     Args:
         argv: the command. No shell parses it.
-        seconds: the deadline, counted from the entry.
+        seconds: the deadline, counted from the entry into the `async with` block.
         stdin: whether the caller sends input.
         tty: whether the command runs on a terminal.
         silence: seconds without a frame, and without an answer to a ping, until the connection counts as dead.
 
     Raises:
-        ExecError: on entry and while iterating. The iteration ends without an error only after a status.
+        ExecError: on entry and while iterating. Without a status frame, the iteration ends with this error.
     """
 
     STDIN, RESIZE = STDIN_CHANNEL, RESIZE_CHANNEL

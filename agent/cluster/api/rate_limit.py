@@ -13,8 +13,8 @@ import heapq
 from enum import IntEnum
 from itertools import count
 
-# Amount that counts as one whole token. It is less than 1, because the amount at the time of a timer has rounding
-# errors.
+# Amount that counts as one whole token. It is less than 1, because the computed amount has rounding errors when the
+# timer for the next token runs.
 WHOLE = 1 - 1e-9
 
 

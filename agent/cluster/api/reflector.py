@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds after the requested end of a watch until the agent ends it.
+# Seconds to wait for the API server after the requested end of a watch. Then the agent ends the watch itself.
 OVERTIME = 30
 # Maximum number of deleted UIDs to remember. Later events about these UIDs are ignored.
 DELETED_UIDS_KEPT = 1000
@@ -57,7 +57,7 @@ class Reflector:
         return event
 
     def prune_fields(self, found: Object) -> Object:
-        """Return the fields of an object that are kept."""
+        """Return the fields of an object that the reflector keeps in memory."""
         return found
 
     def on_update(self, name: str, found: Object | None) -> None:
@@ -95,7 +95,7 @@ class Reflector:
             await asyncio.sleep(retry_after + self.backoff.next())
 
     async def list(self) -> str:
-        """Read all objects and apply the differences. Returns the version from which to watch."""
+        """Read all objects and apply the differences to `objects`. Return the version from which to watch."""
         # The list may lack an object that is created during the list. Only an object that was known before the list can
         # count as deleted.
         before = dict(self.objects)
@@ -111,7 +111,7 @@ class Reflector:
         return str(version)
 
     async def follow(self, version: str) -> str:
-        """Watch from a version until the server ends the watch. Returns the last version, "" if a list is needed."""
+        """Watch from a resource version until the server ends the watch. Return the last version, "" to list again."""
         timings = self.client.timings
         seconds = random.randint(*timings.watch_duration)  # noqa: S311 - spreads load, guards nothing
         query = self.query | {
@@ -193,7 +193,6 @@ class Reflector:
 
 def older(found: Object, known: Object) -> bool:
     """Return whether `found` is an earlier state than `known`.
-
 
     A list that comes from a cache may contain an earlier state. `found` may also be a deleted object of the same name.
     A watch may report the last states of the deleted object after the new object.

@@ -1,7 +1,8 @@
 """Changes to private parts of other libraries that the client needs. Each function names its measured reason.
 
-A third workaround is the module `lean_import`, because it must run before the first import of `kubernetes`. Look at
-all three when Python, aiohttp or the Kubernetes library gets a new version. Nothing here keeps state.
+Besides these functions, the module `lean_import` is a workaround. It is a module of its own, because it must run before
+the first import of `kubernetes`. Look at all workarounds when Python, aiohttp or the Kubernetes library gets a new
+version. Nothing here keeps state.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ Item = FileStart | FileData | FileEnd | ArchiveManifest | ArchiveEnd
 
 
 class ArchiveReader:
-    """Turns chunks of the stream, split at any byte, into parts of files. Owned by one collection."""
+    """Turns chunks of the archive, split at any byte, into parts of files. Owned by one collection."""
 
     def __init__(self, limits: ArchiveLimits) -> None:
         self.limits = limits

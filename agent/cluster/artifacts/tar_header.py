@@ -18,7 +18,7 @@ class ArchiveError(AgentError):
 
 @dataclass(slots=True)
 class Header:
-    """One checked header block. It lives until the file of the header is read."""
+    """One checked header block. It is kept until the content of its file has been read."""
 
     kind: bytes
     name: bytes
@@ -55,7 +55,7 @@ def octal(field: bytes) -> int:
 
 
 def parse_pax(body: bytes) -> dict[bytes, bytes]:
-    """Read an extended header. It may have `path` and `size`, each at most once, and nothing else.
+    """Return the fields of a pax header: `path` and `size`, each at most once, and nothing else.
 
     Raises:
         ArchiveError: the header is not in the collector's form.
@@ -76,7 +76,7 @@ def parse_pax(body: bytes) -> dict[bytes, bytes]:
 
 
 def checked_name(name: bytes) -> bytes:
-    """Return the name of a file.
+    """Return `name` if it is a safe path of a file.
 
     Raises:
         ArchiveError: the name may lead out of the folder to which it is relative.

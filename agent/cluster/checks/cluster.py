@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 CLOCK = "clock"
 QUOTA = "quota"
-# Clock skew in seconds from which the check fails. A clock that is further behind rejects new certificates and tokens,
-# because they are usually valid from the second of their creation.
+# Clock skew in seconds from which the check fails. A machine whose clock is further behind rejects new certificates and
+# tokens, because they are usually valid from the second of their creation.
 MAX_SKEW_SECONDS = 60.0
-# Permissions without which a probe could not run to its end, or could not be deleted.
+# Permissions without which the probe's pod could not run to its end, or could not be deleted.
 PROBE_NEEDS = frozenset({"create pods", "list pods", "watch pods", "delete pods"})
 # The resource requests of container `files`, in addition to those of the action.
 FILES_REQUESTS = {"requests.cpu": "10m", "requests.memory": "32Mi"}
@@ -57,7 +57,7 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
 
 
 def clock(client: Client) -> Finding:
-    """Compare this machine's clock with the clock of the API server, by its last answer."""
+    """Compare this machine's clock with the API server's clock, as its last answer shows it."""
     ahead = client.ahead.total_seconds()
     if not ahead:
         return ok(CLOCK, "within 2 s of the API server's")
@@ -67,7 +67,7 @@ def clock(client: Client) -> Finding:
 
 
 async def quota(client: Client, settings: Settings) -> Finding:
-    """Check whether the quotas of the namespace have room for one default action in each slot."""
+    """Check whether the namespace's quotas have room for one action with default resources in each slot."""
     namespace = settings.cluster.namespace
     try:
         answer = await client.request("list", "resourcequotas", f"/api/v1/namespaces/{namespace}/resourcequotas")
@@ -90,7 +90,7 @@ async def quota(client: Client, settings: Settings) -> Finding:
 
 
 def free_room(status: dict[str, Any], settings: Settings) -> tuple[Decimal, str]:
-    """Return how many default actions fit into the unused part of a quota, and the resource that limits this."""
+    """Return how many actions with default resources a quota still allows, and the resource that sets this limit."""
     policy = settings.policy
     needs = {
         "pods": Decimal(1),

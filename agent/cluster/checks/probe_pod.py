@@ -1,6 +1,6 @@
 """The probe of the doctor: a real environment that is created, run, read and deleted as for an action.
 
-Only a probe proves that the agent can run actions. A probe lives for seconds and uses the code of every environment.
+Only a probe proves that the agent can run actions. A probe lives for seconds and uses the same code as an action.
 The probe has a pool of its own, so that no agent sees the probe's pod. The pod has the shape that the settings give to
 all pods, with the agent's image in place of the user's. The pod is deleted also if a check fails.
 """
@@ -38,7 +38,8 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
     "probe: user namespace",
     "probe: pod deleted",
 )
-# Seconds after which the listing of pods, the read of the log, and the copy of the file each fail.
+# Seconds until the listing of pods fails. `LOG_SECONDS` is the limit for the read of the log, and `COPY_SECONDS` the
+# limit for the copy of the file.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
@@ -57,9 +58,12 @@ OTHER_ADVICE = "see the message; `kubectl describe` on a pod of the namespace sh
 
 
 async def examine(client: Client, settings: Settings, image: str, seconds: float) -> AsyncGenerator[Finding]:
-    """Create an environment and yield a finding for each part of its life. The pod must run to its end in `seconds`."""
+    """Create an environment, run it and delete it, and yield a finding for each step.
+
+    The pod must run to its end in `seconds`.
+    """
     pool = f"doctor-{secrets.token_hex(4)}"
-    # An action may wait for a long time, but a person is waiting for the doctor.
+    # An action may wait long for a node, but a person waits for the result of `sealci-agent doctor`.
     pending = min(settings.policy.pending_timeout, seconds / 4)
     policy = settings.policy.model_copy(update={"pending_timeout": pending})
     own = {"agent": settings.agent.model_copy(update={"pool": pool}), "policy": policy}
@@ -134,7 +138,7 @@ async def check_run(environment: PodEnvironment, settings: Settings, seconds: fl
 
 
 async def final_observation(environment: PodEnvironment) -> Observation | None:
-    """Wait for the end of the commands. Return the last observation."""
+    """Wait for the end of the commands. Return the final observation, None if there is none."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, FINAL):
@@ -205,7 +209,7 @@ def check_user_namespace(environment: PodEnvironment, settings: Settings, log_te
 
 
 async def check_deletion(environment: PodEnvironment, client: Client, took: float) -> Finding:
-    """Check whether the pod is gone."""
+    """Check whether the pod is gone. `took` is the number of seconds that the removal took."""
     advice = f"delete it: kubectl delete pod -n {environment.plan.namespace} {environment.plan.name}"
     if not environment.uid:
         return skipped(POD_DELETED, "no pod was created")

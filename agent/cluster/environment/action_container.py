@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ActionContainer:
     """Container `action` of one environment, as the watch shows it. Owned by that environment.
 
-    `log_ended` is True while the log that was read ends with the supervisor's last marker.
+    `log_ended` is True while the log that was read ends with the marker by which the supervisor ends its log.
     """
 
     def __init__(self, pod_state: PodState) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
 
 
-# Number of bytes that are read from the tar file at once.
+# Number of bytes that are read at once from the tar file of the working tree.
 CHUNK_BYTES = 64 << 10
 # Seconds until an upload of the working tree fails.
 UPLOAD_SECONDS = 1800.0
@@ -37,10 +37,11 @@ UPLOAD_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class DebugOptions:
-    """The person's options for all environments of a `run`. Owned by the command line, lives as long as the process.
+    """The options of the person who started `run`, for all its environments.
 
-    `tree` is a tar file with the content of the workspace. `shell` opens a shell in the workspace of a failed action.
-    `keep` leaves every pod in the cluster. `screen` hands the terminal to the shell.
+    Owned by the command line, lives as long as the process. `tree` is a tar file with the content of the workspace.
+    `shell` opens a shell in the workspace of a failed action. `keep` leaves every pod in the cluster. `screen` hands
+    the terminal to the shell.
     """
 
     screen: Callable[[], AbstractAsyncContextManager[None]]

@@ -49,7 +49,7 @@ MAX_EVENTS = 20
 # start.
 ROUTINE = ("Scheduled", "Pulled", "Created", "Started", "FailedScheduling", "Killing")
 SANDBOX = "FailedCreatePodSandBox"
-# Parts of the message about a sandbox that differ at each try: ids of sandboxes, and the prefix of combined events.
+# Parts of a sandbox error message that differ at each try: ids of sandboxes, and the prefix of combined events.
 DIFFERS = re.compile(r"\b[0-9a-f]{12,}\b|^\(combined from similar events\): ")
 # Event reasons that mean a failure of the node, even if the pod was waiting for its image.
 BY_NODE = (SANDBOX, "FailedMount", "FailedAttachVolume", "NetworkNotReady", "FailedPodSandBoxStatus")
@@ -135,20 +135,20 @@ class StartupEvents:
             return []
 
     def judge_sandbox(self, pod: Object, events: list[Object], now: float) -> SetupFailed | None:
-        """Return a failure if the sandbox has failed more than once, with the same message, for the whole grace."""
+        """Return a failure if the sandbox has failed more than once, with the same message, for `grace` seconds."""
         message, count = ("", 0) if has_sandbox(pod) else repeated_sandbox_error(events)
         if message != self.sandbox_error:
-            # An error that the first read finds has lasted since the start.
+            # A sandbox error that the first read of the events finds counts as present since the start of the wait.
             since = now if self.sandbox_error is not None else self.starting_since
             self.sandbox_error, self.failing_since = message, now if since is None else since
         if not message or count < 2 or now - self.failing_since < self.grace:
             return None
         event = newest_cause(events) or {}
-        # The whole message, because its end names the cause.
+        # Judge the whole message and not its summary, because the end of the message names the cause.
         return sandbox_failure(" ".join(event.get("message", "").split()))
 
     def recheck_at(self) -> float:
-        """Return the time of the next read, in monotonic seconds."""
+        """Return the time of the next read of the pod's events, in monotonic seconds."""
         at = self.last_read + self.interval_seconds
         end_of_grace = self.failing_since + self.grace
         return min(at, end_of_grace) if self.sandbox_error and self.last_read < end_of_grace else at
@@ -165,9 +165,9 @@ def has_sandbox(pod: Object) -> bool:
 
 
 def repeated_sandbox_error(events: list[Object]) -> tuple[str, int]:
-    """Return the newest error of a sandbox, and how often it occurred. Empty if the newest event is another one.
+    """Return the newest error of a sandbox, and how often it occurred; "" and 0 if the newest event is of another kind.
 
-    The error is the message without the parts that differ at each try.
+    The error is the message of the event without the parts that differ at each try.
     """
     ordered = [event for event in sort_by_time(events) if event.get("reason") not in ("Scheduled", "FailedScheduling")]
     if not ordered or ordered[-1].get("reason") != SANDBOX:
@@ -178,7 +178,7 @@ def repeated_sandbox_error(events: list[Object]) -> tuple[str, int]:
 
 
 def occurrences(event: Object) -> int:
-    """Return how often an event occurred, in the older and in the newer form of the API."""
+    """Return how often an event occurred. The older and the newer form of the Events API are understood."""
     return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
 
 
@@ -253,7 +253,7 @@ def event_lines(events: list[Object]) -> Iterator[str]:
 
 
 async def list_events(client: Client, path: str, uid: str, retry_seconds: float) -> list[Object]:
-    """Read the events of a pod. `path` is the path of the pods of its namespace.
+    """Read the events of the pod with this UID. `path` is the API path of the pods in the namespace of the pod.
 
     Raises:
         ClusterError: the events cannot be read, after retries for `retry_seconds`.

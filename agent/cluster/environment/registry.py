@@ -33,7 +33,7 @@ class OwnedEnvironment(Protocol):
 
     @property
     def disowned(self) -> bool:
-        """Return whether the environment was handed over."""
+        """Return whether the environment was handed over to another agent."""
 
 
 class EnvironmentRegistry:
@@ -50,7 +50,8 @@ class EnvironmentRegistry:
         self.late_creation_seconds = late_creation_seconds
         self._owned: dict[str, OwnedEnvironment] = {}
         self._claimed: set[str] = set()
-        # The keys are nonces and not UIDs, because an agent may hand over a pod whose creation is not confirmed yet.
+        # Monotonic time of each hand-over by the nonce of the session. The keys are not UIDs, because an agent may hand
+        # over a pod whose creation is not confirmed yet.
         self._handed_over: dict[str, float] = {}
 
     # ---- owned environments
@@ -68,14 +69,14 @@ class EnvironmentRegistry:
         return self._owned.get(name)
 
     def own(self, environment: OwnedEnvironment) -> None:
-        """Register an environment as owned. It replaces an environment whose pod has the same name."""
+        """Register an environment as owned. It replaces a registered environment whose pod has the same name."""
         self._owned[environment.plan.name] = environment
         self.metrics.environments.set(len(self._owned))
 
     def release(self, environment: OwnedEnvironment) -> bool:
         """Unregister an owned environment.
 
-        Return False if it is not registered, or if another environment has replaced it.
+        Return False if the environment is not registered, or if another environment has replaced it.
         """
         if self._owned.get(environment.plan.name) is not environment:
             return False
@@ -105,7 +106,7 @@ class EnvironmentRegistry:
     # ---- pods that were handed over
 
     def hand_over(self, nonce: str) -> None:
-        """Register the pod with this nonce as handed over."""
+        """Record that this agent has handed over the pod whose session has this nonce."""
         self._handed_over[nonce] = time.monotonic()
 
     def take_back(self, nonce: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
 
-# Seconds until a shell is closed.
+# Seconds until the agent closes a shell that is still open.
 MAX_SECONDS = 24 * 3600.0
 SHELL = 'cd "$1"; export TERM="$2" PS1="\\w \\$ "; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
 
@@ -58,7 +58,7 @@ async def send_input(stream: ExecStream, input_queue: asyncio.Queue[tuple[int, b
 
 @contextmanager
 def raw_mode(fd: int) -> Iterator[None]:
-    """Put the terminal into raw mode while the block runs."""
+    """Put the terminal with descriptor `fd` into raw mode during the `with` block."""
     before = termios.tcgetattr(fd)
     tty.setraw(fd)
     try:
@@ -69,7 +69,7 @@ def raw_mode(fd: int) -> Iterator[None]:
 
 @contextmanager
 def terminal_input(input_queue: asyncio.Queue[tuple[int, bytes]]) -> Iterator[None]:
-    """Queue keys and terminal sizes while the block runs. The first item is the size of the terminal at the start."""
+    """Put typed keys and terminal sizes into the queue during the `with` block. The first item is the current size."""
     loop, fd = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def queue_size() -> None:

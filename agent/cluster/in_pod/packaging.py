@@ -19,9 +19,10 @@ from agent.cluster.in_pod import collect_files, glob, receive_tree, workspace
 if TYPE_CHECKING:
     from types import ModuleType
 
-# The option -I is necessary. Without -I, Python would import a file `zlib.py` of the workspace instead of the library.
+# The option -I is necessary. Without -I, Python would import a file `zlib.py` of the workspace instead of the module of
+# the standard library.
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
-# Path inside container `files`, where no command of the user runs.
+# Path of the workspace's snapshot inside container `files`, where no command of the user runs.
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - a path of the container, not of this machine
 
 
@@ -69,10 +70,10 @@ def is_internal_import(node: ast.stmt) -> bool:
 
 
 class RuntimeCode(ast.NodeTransformer):
-    """Removes docstrings and type-only imports from a program. `one_liner` uses one per program."""
+    """Removes docstrings and type-only imports from a program. `one_liner` uses one instance per program."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
-        """Replace a docstring."""
+        """Replace a docstring by `pass`."""
         return ast.Pass() if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
     def visit_If(self, node: ast.If) -> ast.AST | None:

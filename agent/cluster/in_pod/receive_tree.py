@@ -32,7 +32,7 @@ class LimitedReader:
 
 
 def main(arguments: list[str]) -> None:
-    """Take the arguments WORKSPACE SNAPSHOT READY SIZE, where SIZE is the number of bytes of the tar."""
+    """Run with the arguments WORKSPACE SNAPSHOT READY SIZE, where SIZE is the number of bytes of the tar."""
     workspace, snapshot, ready, size = arguments
     # The image of the action may run as any user, and that user must be able to write all files.
     os.umask(0)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         # the action, so such links are harmless.
         archive.extraction_filter = lambda member, _: member
         archive.extractall(workspace)  # noqa: S202 - it is the person's own tree
-    # `tarfile` stops at the end marker. The sender still writes the padding after it.
+    # `tarfile` stops at the end marker. The sender still writes the padding that follows the end marker.
     while source.read(1 << 16):
         pass
     start_commands(workspace, snapshot, ready)

@@ -2,10 +2,10 @@
 
 A `LineReader` lives as long as one HTTP response. The kubelet puts a timestamp before each line. `sinceTime` has whole
 seconds, so the body of a resumed request repeats lines that were read before. The body may also begin with the rest
-of an older line, without a timestamp. The reader removes the timestamps and drops what the cursor covers. To find the
-cursor's position, the reader compares timestamps, then counts the lines of one timestamp, then counts bytes. Bytes
-count because a connection may break in the middle of a line of megabytes. If the body lacks the cursor's own line, the
-node has rotated the line away, and the reader reports a gap.
+of an older line, without a timestamp. The reader removes the timestamps and drops everything before the cursor, the
+position where the last request stopped. To find the cursor, the reader compares timestamps, then counts the lines of
+one timestamp, then counts bytes. Bytes count because a connection may break in the middle of a line of megabytes. If
+the body lacks the cursor's own line, the node has rotated the line away, and the reader reports a gap.
 
 A line without a timestamp is not a line of the container. The line is the rest of an older line or a message of the
 kubelet. The reader drops such lines, and keeps the start of the first such line in `foreign`.
@@ -31,21 +31,22 @@ T = TypeVar("T", bytes, int)
 PREFIX = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 # Maximum number of bytes of a timestamp and the space after it.
 LONGEST_PREFIX = 36
-# Index of the zone in a timestamp with nanoseconds. `SECOND` is the number of bytes of a timestamp up to the seconds.
+# Index of the time zone in a timestamp with nanoseconds. `SECOND` is the number of bytes of a timestamp up to the
+# seconds.
 ZONE = 29
 SECOND = 19
 START = Cursor()
-# Maximum number of bytes that are kept of the first foreign line.
+# Maximum number of bytes that the reader keeps of the first line without a timestamp.
 FOREIGN_KEPT = 256
-# Seconds between two lines from which the node may have written and removed a whole file between the lines. The kubelet
-# checks the size of files at most every 3 s, so no file exists for a shorter time.
+# Smallest time in seconds between two log lines in which the node may have written and removed a whole log file. The
+# kubelet checks the size of log files at most every 3 s, so no log file is removed sooner.
 HOLE = 2.0
-# Maximum number of holes to remember.
+# Maximum number of holes (see class `Hole`) that a reader remembers.
 HOLES_KEPT = 64
 
 
 class Order(Enum):
-    """Where a line stands relative to the line of the cursor."""
+    """Whether a line comes before or after the line in which the cursor (the position to resume from) lies."""
 
     BEFORE = "before"
     AT = "at"
@@ -55,7 +56,7 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A time between two lines of one body in which the node may have written and removed a whole file."""
+    """The time between two lines of one response, in which the node may have written and removed a whole log file."""
 
     since: str
     until: str
@@ -63,17 +64,16 @@ class Hole:
 
 
 class LineReader:
-    """Reads one body, for one log request. `cursor` is the position after everything that was returned.
+    """Reads the body of one log response. `cursor` is the position after everything that the reader has returned.
 
-    A piece without data is a synchronization. It has only the position where the next piece begins. The `end` of a
-    synchronization counts from the start of the line, so its `offset` is the column. The first piece of a body and the
-    first piece after a gap are of this kind.
+    A `LogPiece` without data only reports the position where the next piece begins. The first piece of a body and the
+    first piece after a gap are of this kind. The `offset` of this position counts bytes from the start of its line.
 
-    While the reader is `watchful`, it reports a hole before the line that ends the hole. `served_again` is true once
-    the body has repeated the file after a hole. The reader then ignores the rest of the body.
+    While `watchful` is true, the reader reports a `Hole` before the line that follows the hole. `served_again` becomes
+    true when the body repeats the node's log file after a hole. The reader then ignores the rest of the body.
 
     Raises:
-        ValueError: the cursor's timestamp is not a timestamp.
+        ValueError: the timestamp in `resume` is not a timestamp.
     """
 
     def __init__(self, resume: Cursor = START) -> None:
@@ -105,7 +105,7 @@ class LineReader:
         return self.position()
 
     def feed(self, body: bytes) -> list[LogPiece | LogGap | Hole]:
-        """Read the next bytes of the body. Returns what the cursor did not cover."""
+        """Read the next bytes of the body. Return the pieces, gaps and holes that lie after the cursor."""
         data = self.carry + body if self.carry else body
         self.carry = b""
         at, bulk = 0, True
@@ -124,15 +124,15 @@ class LineReader:
         return items
 
     def finish(self) -> LogGap | None:
-        """Return a gap if the body has ended without the cursor's line, else None."""
+        """Return a gap if the body, which has ended, did not contain the line of the cursor, else None."""
         return LogGap(self.resume.timestamp, "") if self.seeking else None
 
-    # ---- the fast way: many lines at once
+    # ---- the fast way to read a body: many lines at once
 
     def lines(self, data: bytes, at: int) -> int:
-        """Read all complete lines from `at`, the start of a line, up to a hole. Returns their number of bytes.
+        """Read all complete lines from index `at` of `data`, up to the first `Hole`. Return their number of bytes.
 
-        Reads nothing and returns 0 if the form of a timestamp differs from that of the last line.
+        Read nothing and return 0 if a timestamp has another form than the timestamp of the last line.
         """
         width = len(self.timestamp) + 1
         zone = self.timestamp[ZONE:] + b" "
@@ -157,7 +157,7 @@ class LineReader:
         return end - at
 
     def count_without_hole(self, lines: list[bytes]) -> int:
-        """Return the number of lines before the first hole or the first step back in time."""
+        """Return the number of lines before the first `Hole`, or before the first step back in time."""
         before = self.timestamp[:SECOND]
         last = lines[-1][:SECOND]
         if not self.holes and (last == before or 0 <= seconds(last) - seconds(before) < HOLE):
@@ -172,7 +172,7 @@ class LineReader:
         return len(lines)
 
     def count_same(self, lines: list[bytes], timestamp: bytes) -> None:
-        """Set `count` to the number of lines so far that have the timestamp of the last line."""
+        """Set `count` to the number of lines so far that have `timestamp`, the timestamp of the last line."""
         same = 0
         for line in reversed(lines):
             if not line.startswith(timestamp):
@@ -183,10 +183,10 @@ class LineReader:
                 same += self.count
         self.timestamp, self.count = timestamp, same
 
-    # ---- the slow way: line by line
+    # ---- the slow way to read a body: line by line
 
     def begin(self, data: bytes, at: int) -> int:
-        """Read the timestamp of one line. Returns the index after it."""
+        """Read the timestamp of the line that begins at index `at`. Return the index after the timestamp."""
         match = PREFIX.match(data, at)
         if match and self.start_line(match[1]):
             return match.end()
@@ -197,9 +197,9 @@ class LineReader:
         return at
 
     def start_line(self, timestamp: bytes) -> bool:
-        """Enter a line: before the cursor's line, the cursor's line itself, or a new one.
+        """Begin a line with this timestamp. The line is before, at or after the line of the cursor.
 
-        Returns False if the text only looked like the start of a line.
+        Return False if the text is not a valid time, so that it only looks like the start of a line.
         """
         order = None
         if self.seeking and (order := self.compare(timestamp)) is Order.NOT_A_TIME:
@@ -219,11 +219,11 @@ class LineReader:
         return True
 
     def reached(self, timestamp: bytes) -> bool:
-        """Return whether the reader has passed the cursor and the line has another time than the line before it."""
+        """Return whether the reader has passed the cursor, and the line before has another timestamp than this one."""
         return not (self.seeking or self.skip) and bool(self.timestamp) and timestamp != self.timestamp
 
     def seek(self, order: Order) -> None:
-        """End the search at the cursor's line, or with a gap at the first line after it."""
+        """End the search for the cursor's line if the current line is that line, or with a gap if it comes later."""
         if order is Order.AFTER:
             self.items.append(LogGap(self.resume.timestamp, self.timestamp.decode()))
             self.skip = 0
@@ -232,7 +232,10 @@ class LineReader:
             self.seeking = False
 
     def look_back(self, timestamp: bytes) -> None:
-        """Report the hole before the line of this time. If the body repeats the line, set `served_again`."""
+        """Report a `Hole` if at least `HOLE` seconds lie between the last line and the line with this timestamp.
+
+        If the body repeats a line that followed an earlier hole, set `served_again`.
+        """
         try:
             passed = (nanoseconds(timestamp) - nanoseconds(self.timestamp)) / 1e9
         except ValueError:
@@ -246,7 +249,7 @@ class LineReader:
             self.synced = False  # The next piece has to report its position again.
 
     def compare(self, timestamp: bytes) -> Order:
-        """Return the order of a timestamp and the cursor's timestamp."""
+        """Return whether a timestamp is before, at or after the timestamp of the cursor."""
         if len(timestamp) == len(self.wanted) and timestamp[ZONE:] == self.wanted[ZONE:]:
             return order_of(timestamp, self.wanted)
         try:
@@ -256,7 +259,7 @@ class LineReader:
         return order_of(time, self.wanted_time)
 
     def go_on(self, data: bytes, at: int) -> int:
-        """Read the part of the current line that lies in the block. Returns the index after it."""
+        """Read the part of the current line that begins at index `at` of `data`. Return the index after the part."""
         end = data.find(b"\n", at) + 1 or len(data)
         complete = data[end - 1] == 0x0A
         if self.dropping:
@@ -288,12 +291,12 @@ class LineReader:
         return Cursor(timestamp, self.count, self.column - before, self.total, self.resume.command)
 
     def sync(self, before: int = 0) -> None:
-        """Report the position where the next piece begins."""
+        """Report the position where the next piece begins: `before` bytes back from the current position."""
         self.synced = True
         self.items.append(LogPiece(b"", self.position(before)))
 
     def close_piece(self) -> None:
-        """Make one piece of the payload that was read since the last piece."""
+        """Combine all log bytes that were read since the last piece into one piece."""
         if self.parts:
             self.items.append(LogPiece(b"".join(self.parts), self.position()))
             self.parts = []

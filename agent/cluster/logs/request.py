@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LogRequest:
-    """One log request and its response. Its `async with` block owns it.
+    """One log request and its response. Owned by the `async with` block of its caller.
 
     The first read sends the request, because the kubelet sends no headers before the first byte of the log.
     """
@@ -45,7 +45,7 @@ class LogRequest:
 
     async def __aexit__(self, *error: object) -> None:
         if self.reading:
-            # Bytes that the cancelled read would have returned are read again from the cursor.
+            # The next request starts at the cursor, so it reads the bytes of the cancelled read again.
             await cancel_and_wait(self.reading, ignore_errors=True)
         await self.stack.aclose()
 
@@ -66,7 +66,7 @@ class LogRequest:
     async def block(self, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
         """Return the next bytes, b"" at the end, None after `silence` seconds without a byte.
 
-        Once `ended` is done, a silence of `settle` seconds is enough.
+        `ended` is done when the container no longer runs. From then on, `settle` seconds replace `silence`.
         """
         if self.reading is None:
             self.reading = asyncio.create_task(self.read(), name="log: read")

@@ -102,7 +102,7 @@ class Adoption:
         name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
         if self.registry.owns(name) or pod["metadata"]["uid"] in self.unreadable_uids:
             return False
-        # The API server may have applied a claim of this agent whose answer was lost.
+        # A pod with this agent's own id is adoptable if the API server has applied a claim whose answer was lost.
         return name in self.registry.claimed_names if agent == self.backend.agent_id else self.leases.is_gone(agent)
 
     async def claim(self, pod: Object) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Upper bound in seconds of the first pause between two reads. `LONGEST_PAUSE` is the upper bound of every pause.
+# Upper bound in seconds of the first pause between two reads of the ConfigMap. `LONGEST_PAUSE` is the upper bound of
+# every pause.
 FIRST_PAUSE = 0.4
 LONGEST_PAUSE = 10.0
 

@@ -21,7 +21,7 @@ class Disruption:
     since: datetime | None
 
 
-# Reasons of the pod condition DisruptionTarget.
+# Reasons of the pod condition DisruptionTarget, each with the agent's reason for the lost action.
 DISRUPTIONS = {
     "PreemptionByScheduler": Reason.PREEMPTED,
     "DeletionByTaintManager": Reason.NODE_LOST,
@@ -54,7 +54,10 @@ def find_disruption(pod: Object) -> Disruption | None:
 
 
 def from_status_reason(status: Object) -> Disruption | None:
-    """Read `status.reason`, which the kubelet or the node controller writes when it ends a pod."""
+    """Return the disruption that `status.reason` names, None if it names none.
+
+    The kubelet or the node controller writes `status.reason` when it ends a pod.
+    """
     reason = status.get("reason", "")
     message = f"{reason}: {status.get('message', '')}".rstrip(": ")
     if reason == "Evicted":

@@ -47,10 +47,11 @@ def nonce_of(pod: Object) -> str:
 def read(pod: Object) -> tuple[Action, str]:
     """Return the action of a pod that another agent created, and the nonce of its session.
 
-    The action has as many empty commands as the original has commands. Its secrets have names and empty values.
+    The returned action has as many empty commands as the original has commands. Its secrets have names and empty
+    values.
 
     Raises:
-        ValueError: the annotation or the claim is missing or unreadable, for example of a newer version.
+        ValueError: the annotation or the claim is missing or unreadable, for example because a newer version wrote it.
     """
     meta = pod["metadata"]
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Reasons of containers that the container runtime could not start.
 NEVER_RAN = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
-# Waiting reasons that do not pass by themselves.
+# Reasons of waiting containers that do not pass by themselves, each with the reason that the action then fails with.
 FAILED_AT_ONCE = {
     "InvalidImageName": Reason.IMAGE_PULL_FAILED,
     "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
@@ -39,7 +39,7 @@ NETWORK = re.compile(
 )
 NO_SHELL = re.compile(r'/bin/sh": (stat|no such file)|"/bin/sh".*no such file|/bin/sh: no such file', re.IGNORECASE)
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
-# Image pull errors that do not pass by themselves.
+# Text of an image pull error that does not pass by itself.
 INVALID_REFERENCE = "invalid reference format"
 # Seconds until a missing Secret of the action is a failure. The agent creates the Secret right after the pod.
 SECRET_WAIT_SECONDS = 30.0
@@ -93,11 +93,11 @@ class FirstSeen:
     times: dict[str, float] = field(default_factory=dict)
 
     def age(self, key: str, now: float) -> float:
-        """Return the seconds since `key` was seen first. The first call for a key returns 0."""
+        """Return the seconds since the state `key` was seen first. The first call for a state returns 0."""
         return now - self.times.setdefault(key, now)
 
     def keep_only(self, keys: Iterable[str]) -> None:
-        """Drop all other keys, so that their age starts at 0 when they are seen again."""
+        """Drop all states except `keys`, so that the age of a dropped state starts at 0 when it is seen again."""
         kept = set(keys)
         self.times = {key: at for key, at in self.times.items() if key in kept}
 
@@ -222,7 +222,11 @@ class SetupJudge:
         return Judgement(Waiting(f"waiting for a node: {message}" if message else "waiting for a node"), limit - age)
 
     def judge_waiting_reason(self, waiting: WaitingReason) -> SetupFailed | float | None:
-        """Return a failure, the seconds until the wait becomes a failure, or None if only the start's limit applies."""
+        """Judge why a container waits.
+
+        Return a failure, or the seconds until the wait becomes a failure. Return None if only the limit of the whole
+        start applies.
+        """
         return JUDGES.get(waiting.reason, SetupJudge.judge_message)(self, waiting)
 
     def judge_pull(self, waiting: WaitingReason) -> SetupFailed | float | None:
@@ -243,7 +247,7 @@ class SetupJudge:
         return SetupFailed(Reason.INTERNAL, f"the Secret of the action did not appear within {SECRET_WAIT_SECONDS:g} s")
 
     def judge_message(self, waiting: WaitingReason) -> SetupFailed | None:
-        """Judge by the message first, because the reason alone does not show whether an error can pass."""
+        """Judge a waiting container by the message. The reason alone does not show whether the error is temporary."""
         if TRANSIENT.search(waiting.message):
             return None
         if waiting.reason in NEVER_RAN or forbids_root(waiting.message):
@@ -253,7 +257,7 @@ class SetupJudge:
         return None
 
 
-# Waiting reasons with a judge of their own. `judge_message` judges all others.
+# The method that judges each of these waiting reasons. `judge_message` judges all other reasons.
 JUDGES: dict[str, Callable[[SetupJudge, WaitingReason], SetupFailed | float | None]] = {
     **dict.fromkeys(PULLING, SetupJudge.judge_pull),
     "CreateContainerConfigError": SetupJudge.judge_config_error,

@@ -34,7 +34,7 @@ class SetupTiming:
         self.recorded = False
 
     def record(self, metrics: Metrics, pod: Object | None, seen: Observation, now: float) -> None:
-        """Apply a state of the pod. Record the phases once, when the set-up has ended with success or failure."""
+        """Apply a state of the pod. Record the phases in the metrics once, when the set-up has succeeded or failed."""
         self.update(pod, now)
         if not self.recorded and not isinstance(seen, Waiting):
             self.recorded = True

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from agent.cluster.supervisor.termination import Ending, Verdict
 
 
-# Reasons of a container whose real end is unknown: the kubelet's, and containerd's for a container that ended while
-# containerd was down (measured: with exit code 255).
+# Reasons of a terminated container whose exit code is unknown. The kubelet writes the first reason. containerd writes
+# the second reason for a container that ended while containerd was down (measured: with exit code 255).
 UNKNOWN_END = ("ContainerStatusUnknown", "Unknown")
 REFUSED_BY_KUBELET = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "Outof", "PodOS", "InvalidNodeInfo")
 REJECTED = "Pod was rejected"
@@ -59,7 +59,7 @@ def classify(
     wall: datetime,
     last: Object | None = None,
 ) -> Judgement:
-    """Judge the state of a pod. The first question with an answer decides:
+    """Judge the state of a pod. The first question that is answered with yes decides:
 
     1. Is the pod missing? Its last known state decides.
     2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide
@@ -121,8 +121,9 @@ def is_final(pod: Object) -> bool:
 def never_started(action: Object | None, reason: Reason) -> bool:
     """Whether the final status of the action container proves that the container never started.
 
-    The kubelet writes an end of unknown kind, without a container id, for a container that it never created. A lost
-    node proves nothing. The node may have started a container that it could no longer report.
+    The kubelet writes a reason of `UNKNOWN_END`, without a container id, for a container that it never created. The
+    status on a lost node proves nothing, because the node may have started the container and could not report the
+    start.
     """
     if reason is Reason.NODE_LOST:
         return False
@@ -146,7 +147,7 @@ def judge_terminated(pod: Object, terminated: Object, expectations: Expectations
 
 
 def judge_kubelet_report(pod: Object, terminated: Object) -> Observation | None:
-    """Return what the kubelet's report decides; None if the container ran and ended with a real exit code."""
+    """Return the loss or failure that the kubelet reports; None if the container ran and its exit code is known."""
     reason, message = terminated.get("reason", ""), terminated.get("message", "")
     if "exitCode" not in terminated or reason in UNKNOWN_END:
         if outside := find_disruption(pod):
@@ -182,10 +183,10 @@ def judge_record(pod: Object, terminated: Object, expectations: Expectations) ->
 
 
 def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectations) -> bool:
-    """Whether the kubelet may be evicting the pod and has not reported that yet.
+    """Whether the kubelet may be evicting the pod and has not reported the eviction yet.
 
-    The kubelet reports the end of each container before it reports that it evicts the pod. The supervisor's record
-    shows whether PID 1 received TERM or was killed. Container `files` ends only with its pod.
+    The kubelet reports the end of each container before it reports the eviction. The supervisor's record shows whether
+    PID 1 received TERM or was killed. Container `files` ends only with its pod.
     """
     if expectations.interrupted or is_final(pod) or find_disruption(pod):
         return False
@@ -207,8 +208,8 @@ def was_signalled(terminated: Object, ending: Ending | None) -> bool:
 
 def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
     """Whether the disruption may have ended the commands, whatever exit code they answered TERM with."""
-    # When a kubelet evicts a pod, it writes the condition after the containers have ended, so the time of the condition
-    # is too late.
+    # When a kubelet evicts a pod, it writes the condition DisruptionTarget after the containers have ended. The time of
+    # this condition is therefore too late.
     if finished_before(terminated, outside.since) and not was_signalled(terminated, ending):
         return False
     if not verdict.succeeded:
@@ -249,7 +250,7 @@ def judge_lost(pod: Object, action: Object | None, wall: datetime) -> Lost | Non
 
 
 def judge_final_phase(pod: Object, action: Object | None) -> Lost | None:
-    """Return why a pod in a final phase is lost; None if a failed container of the set-up explains it."""
+    """Return why a pod in a final phase is lost; None if the failure of a set-up container explains the phase."""
     status = pod.get("status", {})
     reason, message = status.get("reason", ""), status.get("message", "")
     outside = find_disruption(pod)
@@ -272,7 +273,8 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     if terminated.get("exitCode") in KILLED:
         ready = name == FILES and FILES_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # The commands continue. The loss of the files is reported after the end of the commands.
+            # Container `files` was killed, but the commands continue. The loss of the files is reported after the
+            # commands' end.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

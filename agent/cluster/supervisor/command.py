@@ -2,7 +2,7 @@
 
 PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 waits for container `files`, starts the
 commands shell as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints
-the last marker and exits with the code of the commands shell.
+the marker that ends the log, and exits with the code of the commands shell.
 
 The commands shell runs `setup.sh`, then all commands in one list, which names each command in turn without a loop. The
 user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is one compound
@@ -29,10 +29,10 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 # limits.
 MAX_COMMAND_COUNT = 1000
 
-# Values of `pipefail`: off, on where the image's shell has it, and on or the action fails.
+# Values of `pipefail`. Wanted: on if the image's shell supports it. Required: the action fails if the shell does not.
 PIPEFAIL_OFF, PIPEFAIL_WANTED, PIPEFAIL_REQUIRED = "", "wanted", "required"
-# The variable that holds the action's SHELLOPTS on its way to the commands shell. bash obeys SHELLOPTS at its start. It
-# would trace or end the supervisor, and with `noexec` the supervisor would do nothing.
+# Name of the variable that carries the action's SHELLOPTS to the commands shell. bash obeys a variable SHELLOPTS at its
+# start. Under that name, the variable would make bash trace or end the supervisor, or skip all its commands (`noexec`).
 SHELL_OPTIONS = "__sealci_shellopts"
 
 
@@ -62,7 +62,7 @@ def entrypoint(
 ) -> list[str]:
     """Return the whole `command` of container `action`.
 
-    `pipefail` is one of the constants of this module.
+    `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -79,7 +79,7 @@ def entrypoint(
 
 
 def pipefail_mode(asked: bool | None, setting: bool) -> str:
-    """Return the mode that an action asks for. None leaves it to the agent's setting."""
+    """Return the `pipefail` mode of an action. If the action does not ask for a mode, the agent's setting decides."""
     if asked is None:
         return PIPEFAIL_WANTED if setting else PIPEFAIL_OFF
     return PIPEFAIL_REQUIRED if asked else PIPEFAIL_OFF
@@ -91,7 +91,7 @@ def variable_name(name: str) -> str:
 
 
 def unrolled_list(count: int) -> str:
-    """Return the script of the commands shell.
+    """Return the script of the commands shell, which runs `count` commands.
 
     The script is one line, so that line numbers in messages count the lines of the user's commands.
     """

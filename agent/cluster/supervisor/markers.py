@@ -5,13 +5,14 @@ at the end of the log. So a marker's position between the bytes of the log is ex
 random nonce, so output is not mistaken for a marker by accident. The newline after a marker belongs to the marker, so
 output without a final newline stays as it was.
 
-On the wire: 0x1e `sealci:NONCE:s:COMMAND` newline, `...:f:COMMAND:CODE`, `...:l:0:CODE`. Markers do not decide the
-verdict. The container's status and its termination message do.
+A marker is the byte 0x1e, then `sealci:NONCE:s:COMMAND` (start), `sealci:NONCE:f:COMMAND:CODE` (end of a command) or
+`sealci:NONCE:l:0:CODE` (last marker), then a newline. Markers do not decide the verdict. The container's status and its
+termination message decide the verdict.
 
 A process of the commands can read the nonce from the arguments of PID 1, and then print markers of its own. The reader
-therefore takes a marker only where it can stand: the start of a later command of the action, the end of this
-command, the last marker at the end of the log. Anything else is output and is shown. So a log holds at most two markers
-per command, and no marker can hide output that follows it.
+therefore takes a marker only where it can stand: the start of a later command of the action, the end of the command
+that runs, the last marker at the end of the log. Anything else is output and is shown. So a log holds at most two
+markers per command, and no marker can hide output that follows it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class MarkerReader:
     Args:
         nonce: the session's nonce, 8 to 64 letters and digits.
         command_count: how many commands the action has.
-        start: where the reading begins.
+        start: the position in the log where the reading begins.
     """
 
     def __init__(self, nonce: str, command_count: int, start: Cursor = START) -> None:
@@ -46,7 +47,8 @@ class MarkerReader:
             raise ValueError("a nonce is 8 to 64 letters and digits")
         self.prefix = LEAD + b"sealci:" + nonce.encode() + b":"
         self.command_count = command_count
-        # Number of the last started command. It is unknown where the markers behind the cursor were already reported.
+        # Number of the last started command. If the markers right after the position `start` were already
+        # reported, the number is unknown, and 0 stands for it.
         self.last_started = 0 if start.reported else start.command
         self.running = self.last_started > 0
         self.tail = b""
@@ -101,11 +103,15 @@ class MarkerReader:
         return [rest] if rest else []
 
     def accept(self, match: re.Match[bytes], raw: bytes) -> Marker | None:
-        """Return the marker of a match of `BODY`, and take note of it. None if the marker cannot stand here."""
+        """Return the marker that `match` (of `BODY`) describes, and record the start or end of its command.
+
+        Return None if no such marker can stand at this place of the log.
+        """
         started, command, kind, finished, code = match.groups()
         if started:
             number = int(command)
-            # The marker of a command may be lost: in a gap of the log, or because of what the commands redirect.
+            # A command's number may be skipped. Its marker may be lost in a gap of the log, or because the commands
+            # redirect output.
             if not self.last_started < number <= self.command_count:
                 return None
             self.last_started, self.running = number, True

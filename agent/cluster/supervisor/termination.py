@@ -11,7 +11,7 @@ import re
 import signal
 from dataclasses import dataclass, replace
 
-# Exit code of PID 1 when it refuses to start the commands. The termination message then holds a sentence.
+# Exit code of PID 1 when it refuses to start the commands. The termination message then gives the reason in a sentence.
 # supervisor.sh uses the same number.
 REFUSED = 125
 

@@ -1,7 +1,7 @@
 """The forms in which a secret may appear in a log: as it is, by lines, encoded, and the values of its NAME=VALUE lines.
 
-Everything here is pure. No form is longer than `LONGEST`. A longer text becomes blocks that overlap by one byte, so the
-blocks of a whole text are one run for the masker.
+Everything here is pure. No form is longer than `LONGEST`. A longer text becomes blocks that overlap by one byte, so
+that the masker replaces all blocks of a whole text by one mask.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from urllib.parse import quote, quote_plus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Number of bytes of the shortest value that is masked. A shorter one would mask too much ordinary text.
+# Minimum number of bytes of a secret value that is masked. A shorter value would mask too much ordinary text.
 SHORTEST = 4
-# Number of bytes of the shortest value of a NAME=VALUE line that is masked alone. Shorter ones are words of ordinary
-# text, such as "true" or "8080".
+# Minimum number of bytes of a VALUE that is masked also without its name, if a secret has lines NAME=VALUE. Shorter
+# values are words of ordinary text, such as "true" or "8080".
 SHORTEST_ASSIGNED = 8
-# Number of bytes in a form. It bounds the bytes that the masker keeps back.
+# Maximum number of bytes in a form (one spelling of a secret that the masker searches for). This limit also bounds the
+# bytes that the masker holds back while it waits for more text.
 LONGEST = 256
-# Number of bytes of one value that are masked.
+# Maximum number of bytes at the start of one secret value that are masked. The rest of a longer value is not masked.
 LONGEST_VALUE = 64 * 1024
 # Line lengths of base64 tools: 76 for coreutils and MIME, 64 for OpenSSL and PEM.
 WRAPS = (76, 64)
@@ -95,7 +96,7 @@ def assigned_values(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def blocks(form: bytes) -> Iterator[bytes]:
-    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yields nothing if it is too short.
+    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yield nothing if it is too short to mask.
 
     Each part begins with the last byte of the part before it.
     """

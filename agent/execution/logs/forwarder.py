@@ -35,7 +35,8 @@ async def send_log(session: Session, environment: Environment, settings: Setting
     """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    # A copy, because each reading of the log has a stream of its own. Many and long secrets have thousands of forms.
+    # The masker is copied, because the copy keeps the state of one reading of the log. The first call of `masker` runs
+    # on a thread, because many and long secrets have thousands of forms.
     masker = copy(await asyncio.to_thread(session.reporter.masker))
     if not start.total:
         if masker.too_short:
@@ -64,7 +65,10 @@ async def send_log(session: Session, environment: Environment, settings: Setting
 
 
 def portions(piece: LogPiece) -> Iterator[LogPiece]:
-    """Yield a piece in parts. All have the position of the whole piece, from which the stream takes the line start."""
+    """Yield a piece in parts of at most `PORTION` bytes.
+
+    `end` of each part stays the end of the whole piece. The stream only computes the start of the line from it.
+    """
     if len(piece.data) <= PORTION:
         yield piece
         return

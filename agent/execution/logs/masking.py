@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MASK = b"***"
-# Number of forms of all secrets together.
+# Maximum number of forms of all secrets together.
 MOST_FORMS = 2048
 # Number of seconds of processor time that one call of `feed` may search. A search takes at most about 2 microseconds
 # per byte, so only a call with much text, or a slow processor, comes near it.
@@ -42,8 +42,8 @@ class Masker:
     """Replaces secrets in a stream of bytes. Takes a mapping of name to value, or bare values.
 
     Fewer than `LONGEST` bytes are kept in memory. `too_short` names the secrets that are not masked, `too_long` those
-    that are masked in part. Bare values are numbered from 0 instead. `over_budget` is True once text was hidden because
-    the search took too long.
+    that are masked in part. The name of a bare value is its number, from 0. `over_budget` is True once text was hidden
+    because the search took too long.
     """
 
     def __init__(self, secrets: Mapping[str, str] | Iterable[bytes] = ()) -> None:
@@ -68,8 +68,10 @@ class Masker:
         self.finder = FormFinder(forms)
         self.sieve = Sieve(innermost(self.finder.forms))
         self.kept = b""
-        # A run of overlapping occurrences that has not ended may be endless, so its bytes are counted and not kept.
+        # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
+        # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
+        # Size in bytes of the part of the current run that is still in `kept`.
         self.run_in_kept = 0
 
     @property
@@ -83,7 +85,7 @@ class Masker:
         return self.run_before_kept + len(self.kept)
 
     def feed(self, data: bytes) -> bytes:
-        """Take more of the stream. Returns the text that no later byte can change, masked."""
+        """Take the next bytes of the stream. Returns the masked text that no later byte can change."""
         if not self.finder.forms:
             return data
         text = self.kept + data if self.kept else data
@@ -99,7 +101,10 @@ class Masker:
         return self.settle(text, runs, end)
 
     def settle(self, text: bytes, runs: list[Span], end: int) -> bytes:
-        """Return the masked text before `end`, and keep the rest. A run that reaches beyond `end` is kept whole."""
+        """Return the masked text before `end`, and keep the rest.
+
+        `runs` are the places of secrets in the text. A run that reaches beyond `end` is kept whole.
+        """
         open_run = next((run for run in reversed(runs) if run[0] <= end < run[1]), None)
         before = self.run_before_kept
         self.kept = text[end:]
@@ -130,7 +135,7 @@ class Masker:
         return masked(text, runs)
 
     def mask(self, text: bytes) -> bytes:
-        """Mask a complete text. The stream is not touched. The time is not bounded by the budget."""
+        """Mask a complete text that is not part of the log, such as an outcome's message. `BUDGET` does not apply."""
         if not self.sieve.may_match(text):
             return text
         return masked(text, list(self.finder.runs(text)))
@@ -141,7 +146,7 @@ class Masker:
         Raises:
             OverBudget: the search took too long.
         """
-        if not self.run_in_kept and not self.sieve.may_match(text):  # nearly always
+        if not self.run_in_kept and not self.sieve.may_match(text):  # true for nearly all text
             return []
         return self.finder.runs(text, self.run_in_kept, time.thread_time() + BUDGET)
 

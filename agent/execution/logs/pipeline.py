@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes in one chunk.
 CHUNK = 64 * 1024
-# Number of line starts to remember while bytes are kept back. Without a line start, the cursor names an earlier line,
-# and a resume reads some lines twice.
+# Maximum number of line starts to remember while bytes are kept back. If a line start is not remembered, the cursor
+# names an earlier line, and a resume reads some lines twice.
 MAX_ANCHORS = 64
 START = Cursor()
 
@@ -58,7 +58,7 @@ class MarkerSeen:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The start of a line. `at` is the byte of the payload at which the line starts."""
+    """The start of a line. `at` is the number of bytes of the log before the line, without timestamps."""
 
     at: int
     timestamp: str
@@ -84,9 +84,9 @@ class LogStream:
         self.command = start.command
         self.at = start.total  # number of bytes of the log that went to the masker or were left out
         self.column = 0
-        self.unreported_bytes = 0  # left out of the current line since the last notice
+        self.unreported_bytes = 0  # number of bytes left out of the current line since the last notice
         self.reported = start.reported  # markers up to this position have come out
-        self.masked = 0  # number of bytes that the masker has taken
+        self.masked = 0  # number of input bytes that the masker has processed
         # Markers within or behind the text that the masker keeps back: `masked` at the marker, and its length.
         self.markers_in_kept: deque[tuple[int, int]] = deque()
         self.hiding_reported = False
@@ -95,7 +95,7 @@ class LogStream:
 
     @property
     def cursor(self) -> Cursor:
-        """Return the position up to which the whole log has come out."""
+        """Return the position in the log up to which everything was output."""
         kept_since = self.masked - self.masker.buffered
         while self.markers_in_kept and self.markers_in_kept[0][0] <= kept_since:
             self.markers_in_kept.popleft()
@@ -112,7 +112,7 @@ class LogStream:
         return self.markers.ended
 
     def feed(self, piece: LogPiece) -> list[LogChunk | MarkerSeen]:
-        """Take the next piece of payload. Returns the output that later pieces cannot change."""
+        """Take the next piece of the log. Returns the output that later pieces cannot change."""
         self.anchor(piece.end)
         if not piece.data:
             if not self.markers.buffered:
@@ -149,7 +149,10 @@ class LogStream:
                 self.text(item)
 
     def marker(self, marker: Marker) -> None:
-        """Output a marker, after all text before it that is not kept back. Swallow it if it has come out already."""
+        """Output a marker, after all text before the marker that is not kept back.
+
+        Drop a marker that was already output before the resume.
+        """
         length = len(marker.raw)
         self.report_truncation()
         if self.at <= self.limits.total < self.at + length:
@@ -190,7 +193,7 @@ class LogStream:
             self.report_total_limit(column)
 
     def report_total_limit(self, column: int) -> None:
-        """Write the notice that the log is cut at this point."""
+        """Write the notice that the log is cut. `column` is the number of bytes in the line before the notice."""
         self.notice(f"[log cut at {self.limits.total} bytes: the rest is left out]", column)
 
     def lines(self, data: bytes) -> None:
@@ -218,7 +221,7 @@ class LogStream:
     # ---- output of the stream
 
     def show(self, data: bytes) -> None:
-        """Mask and output text. An output is never longer than the input and the bytes kept back before it."""
+        """Mask text and output it in chunks of at most `CHUNK` bytes. Masking never makes a text longer."""
         while data:
             part = data[: CHUNK - len(self.masker.kept)]
             self.advance(part)
@@ -242,12 +245,12 @@ class LogStream:
             self.unreported_bytes = 0
 
     def notice(self, sentence: str, column: int | None = None) -> None:
-        """Output a line of the agent's own, starting on a new line."""
+        """Output a sentence of the agent on a line of its own. `column` 0: the output is at the start of a line."""
         column = self.column if column is None else column
         self.emit((b"\n" if column else b"") + sentence.encode() + b"\n")
 
     def emit(self, data: bytes) -> None:
-        """Output bytes, with the position after them."""
+        """Output bytes as a chunk that carries the position after the bytes."""
         if data:
             self.out.append(LogChunk(data, self.cursor))
 
@@ -259,7 +262,7 @@ class LogStream:
     # ---- positions in the log
 
     def advance(self, raw: bytes) -> None:
-        """Move the position over bytes of the log."""
+        """Move the current position in the log behind the bytes `raw`."""
         self.at += len(raw)
         newline = raw.rfind(b"\n")
         self.column = self.column + len(raw) if newline < 0 else len(raw) - newline - 1

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 # Number of bytes in a word, the unit in which a text is sampled.
 WORD = 8
-# Minimum length and minimum number of needles for which sampling is faster than a search for each needle (measured).
+# Sampling is faster than a search for each needle if at least `SIEVED_COUNT` needles have at least this number of bytes
+# (measured).
 SIEVED_FROM = 23
 SIEVED_COUNT = 16
 # Number of words from one sample to the next. A larger step would need more memory for the words of each needle.
 LARGEST_STEP = 8
-# Number of needles that are searched one by one. The sieve lets every text pass if there are more.
+# Maximum number of needles that are searched one by one. The sieve lets every text pass if there are more.
 MOST_SINGLES = 32
-# Number of positions that are looked at between two looks at the clock.
+# Number of positions in a text that the search examines between two readings of the clock.
 CLOCK_STEPS = 256
 
 Span = tuple[int, int]
@@ -106,7 +107,9 @@ class FormFinder:
         self.steps = 0
 
     def runs(self, text: bytes, covered: int = 0, deadline: float = 0.0) -> list[Span]:
-        """Return the runs in order. The first `covered` bytes belong to a run that began before the text.
+        """Return the spans of the text that secrets cover, in order. Overlapping secrets form one span (a run).
+
+        The first `covered` bytes belong to a run that began before the text.
 
         Raises:
             OverBudget: the thread's processor time has passed the deadline, if one is given.
@@ -137,7 +140,7 @@ class FormFinder:
         return runs
 
     def longest_at(self, text: bytes, position: int) -> bytes:
-        """Return the longest form that the text holds at the position, b"" if none."""
+        """Return the longest form of a secret that starts at `position` in the text, b"" if none."""
         if text[position : position + SHORTEST] not in self.heads:
             return b""
         window = text[position : position + self.longest]
@@ -199,7 +202,10 @@ def prefix_lengths(forms: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def shortest_period(form: bytes) -> int:
-    """Return by how many bytes an occurrence must be moved to overlap the next one. The length of the form if never."""
+    """Return the smallest number of bytes between the starts of two overlapping occurrences of the form.
+
+    Return the length of the form if two occurrences cannot overlap.
+    """
     borders = [0] * len(form)
     size = 0
     for index in range(1, len(form)):

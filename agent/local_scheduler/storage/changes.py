@@ -58,7 +58,7 @@ class Change:
 class LoadedPipeline:
     """A pipeline as the store read it when it was opened.
 
-    `position` is the position of the last event. `files` is by action name.
+    `position` is the position of the last event. `files` holds the files of each action, by the action's name.
     """
 
     pipeline: StoredPipeline

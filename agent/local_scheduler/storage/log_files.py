@@ -37,7 +37,7 @@ def earlier_path(folder: Path, action: str, attempt: int) -> Path:
 def clear(folder: Path, actions: Iterable[str]) -> None:
     """Create the folder, and an empty log file for each action.
 
-    Delete the log files that an earlier pipeline left there.
+    Delete the log files that an earlier pipeline left in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for action in actions:
@@ -54,14 +54,14 @@ def set_aside(folder: Path, action: str, attempt: int) -> None:
 
 
 def repair(folder: Path, state: ActionState) -> None:
-    """Make a log file agree with the stored state after a crash between the two writes.
+    """Make a log file agree with the stored state, after a crash between the write of the log and of the state.
 
     Raises:
         OSError: the log file cannot be renamed or cut.
     """
     log = path_of(folder, state.name)
     aside = earlier_path(folder, state.name, state.attempt)
-    # The rename of a lost attempt happened, but the transaction of the next attempt did not.
+    # The crash came after the rename of a lost attempt's log, and before the next attempt was stored.
     if aside.exists():
         aside.replace(log)
     if not log.exists():
@@ -98,7 +98,7 @@ def write_at(handle: int, data: bytes, offset: int) -> None:
 
 
 def fill(folder: Path, messages: Iterable[wire.PipelineEvent], newest: Mapping[str, int]) -> None:
-    """Set the bytes of stored log events. An event whose log file was deleted gets no bytes.
+    """Copy the bytes of log events from the log files into `messages`. An event without a log file gets no bytes.
 
     `newest` is the number of the newest attempt of each action.
     """

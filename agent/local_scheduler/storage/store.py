@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Maximum number of changes that wait to be written. At this number `wait_for_room` blocks.
+# Maximum number of changes that wait to be written. When so many wait, callers of `wait_for_room` wait too.
 MAX_WAITING = 512
 # Maximum number of changes in one transaction.
 BATCH = 256
@@ -71,7 +71,7 @@ class Store:
         self.writer: asyncio.Task[None] | None = None
 
     def folder(self, pipeline: str) -> Path:
-        """Return the folder of a pipeline's logs and artifacts. Without `durable` there is only one pipeline."""
+        """Return the folder of a pipeline's logs and artifacts: without `durable`, the folder of the store itself."""
         return self.root / pipeline if self.durable else self.root
 
     async def run_on_thread(self, work: Callable[[], Answer]) -> Answer:
@@ -134,7 +134,7 @@ class Store:
 
     @property
     def unusable(self) -> bool:
-        """Whether `save` would raise."""
+        """Whether `save` would raise `StoreFailed`."""
         return self.closing or self.failed.done()
 
     async def wait_for_room(self) -> None:
@@ -183,7 +183,7 @@ class Store:
             raise StoreFailed(str(self.failed.exception()))
 
     async def write_all(self) -> None:
-        """Write the waiting changes in batches until the store is closed. The body of the writer task."""
+        """Write the waiting changes in batches until the store is closed. This is the body of the writer task."""
         while True:
             await self.wake.wait()
             self.wake.clear()
@@ -208,7 +208,7 @@ class Store:
         texts: list[PipelineEvent] = []
         for change in changes:
             if change.starts_logs:
-                # The bytes collected so far belong to the old log file of the action, which `start_logs` renames.
+                # Write the bytes collected so far first. They belong to the old log file, which `start_logs` renames.
                 log_files.append(self.folder, texts, durable=self.durable)
                 texts = []
                 self.start_logs(change)

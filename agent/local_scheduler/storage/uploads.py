@@ -77,7 +77,7 @@ class ActionFolder:
 
     def open_subfolder(self, parts: tuple[bytes, ...]) -> int:
         """Return a descriptor of a folder below the action's folder. The next call closes the descriptor."""
-        # Files of one folder usually follow each other, so the last folder stays open.
+        # Files of one folder usually follow each other, so the folder of the previous file stays open.
         if parts == self.parts:
             return self.handle
         self.close()
@@ -210,7 +210,7 @@ class Upload:
         self.files.append(FileStored(start.path, start.size, sha256))
 
     def check_end(self, end: UploadEnd) -> None:
-        """Compare the totals of the agent with the received files."""
+        """Compare the number of files and bytes that the agent has sent with the received files."""
         if self.start is not None:
             raise UploadRefused(f"{self.start.path!r} has no file end")
         total = sum(each.size for each in self.files)

@@ -1,7 +1,7 @@
 """When the agent sends its health to the scheduler: at the interval that the scheduler named, and after each change.
 
 One reporter lives as long as the process. It keeps no copy of the health's parts. A callable returns the health at the
-moment of sending, so that ten changes in a row become one message.
+moment of sending, so that several changes in a row become one message.
 """
 
 from __future__ import annotations

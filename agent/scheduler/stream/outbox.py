@@ -53,7 +53,7 @@ class Outbox:
     `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
     it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
     `restart`, the session stays paused. `on_state_loss` returns False when the agent has no session for the key and
-    only reports why. Then the kept events get new numbers, after a notice of the gap.
+    only reports why the action got none. Then the kept events get new numbers, after a notice of the gap.
 
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
@@ -116,11 +116,11 @@ class Outbox:
             del self.session_outboxes[session.key.attempt_key]
 
     def count_events(self, change: int) -> None:
-        """Change the metric of kept events."""
+        """Add `change` to the metric of events that are kept."""
         self.metrics.events_unacknowledged.inc(change)
 
     def count_bytes(self, change: int) -> None:
-        """Change the number of bytes that all sessions keep together."""
+        """Add `change` to the number of bytes that all sessions keep together."""
         self.used += change
         if change < 0:
             self.wake_next()
@@ -130,7 +130,7 @@ class Outbox:
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Put a session at the end of the queue for the window of all sessions. Its `room` is set when it is first."""
+        """Queue a session for room in the window that all sessions share. The first session gets its `room` set."""
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:
@@ -142,7 +142,7 @@ class Outbox:
     def wake_next(self) -> None:
         """Wake the first session in the queue.
 
-        After it has found room, this session wakes the next, so that never all wake at once.
+        When this session has found room, it wakes the next session. So never all sessions wake at once.
         """
         if self.waiting_for_room and self.used < self.total:
             next(iter(self.waiting_for_room)).room.set()
@@ -193,7 +193,7 @@ class Outbox:
             session.reset()
 
     def session_states(self) -> tuple[SessionState, ...]:
-        """Return every session for the registration. Each session is paused until the scheduler has answered."""
+        """Return the state of every session, for the registration. Pause each session until the scheduler answers."""
         return tuple(session.ask_to_resume() for session in self.session_outboxes.values())
 
     def resume_unanswered(self, before: float) -> tuple[Key, ...]:
@@ -214,7 +214,7 @@ class Outbox:
     # ---- methods that the reader of the stream calls
 
     def ack(self, key: Key, seq: int) -> None:
-        """Drop the events up to a number, because the scheduler has stored them."""
+        """Drop the events up to number `seq`, because the scheduler has stored them."""
         session = self.find(key)
         if session is None:
             return

@@ -99,7 +99,7 @@ def log_size(event: Event) -> int:
 class SessionOutbox:
     """Implements `execution.ports.SessionSink`. Several tasks of one session may call `send` at once.
 
-    `asked_at` is the `time.monotonic` at which the session asked for the resume point, None when no answer is due.
+    `asked_at` is the time (`time.monotonic`) when the session asked for the resume point, None when no answer is due.
     """
 
     def __init__(self, key: Key, outbox: SharedOutbox, *, adopted: bool) -> None:
@@ -127,7 +127,7 @@ class SessionOutbox:
     async def send(self, event: Event) -> None:
         """Add an event, waiting while a window is full. After `close` the event is dropped."""
         size = log_size(event)
-        # The lock keeps the order of tasks that wait.
+        # This lock serves its callers in the order in which they arrive, so events keep their order.
         async with self.send_lock:
             try:
                 while self.must_wait(size + OVERHEAD):
@@ -202,14 +202,15 @@ class SessionOutbox:
         return kept
 
     def acknowledge(self, seq: int) -> None:
-        """Drop the events up to a number that was sent."""
+        """Drop the events up to number `seq`, which was sent before."""
         before = len(self.unacknowledged) + len(self.unsent)
         for events in (self.unacknowledged, self.unsent):
             while events and events[0].seq <= seq:
                 self.count_bytes(-events.popleft().cost)
         self.acknowledged = seq
         self.outbox.count_events(len(self.unacknowledged) + len(self.unsent) - before)
-        # `drop_events` must not set `all_stored`, because the scheduler has not stored the events that it drops.
+        # Only an acknowledgement sets `all_stored`. `drop_events` empties the queues too, but the scheduler has not
+        # stored the dropped events.
         if not self.unacknowledged and not self.unsent:
             self.all_stored.set()
         self.wake_tasks()
@@ -257,7 +258,7 @@ class SessionOutbox:
         return True
 
     def count_bytes(self, change: int) -> None:
-        """Change the number of kept bytes of this session and of all sessions."""
+        """Add `change` to the number of bytes that this session keeps, and that all sessions keep."""
         self.used += change
         self.outbox.count_bytes(change)
 

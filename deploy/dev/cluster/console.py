@@ -77,8 +77,8 @@ def run_logged(
                 except subprocess.TimeoutExpired:
                     report(f"    {description}: {time.monotonic() - began:.0f} s so far")
         except BaseException:
-            # This also happens on Ctrl-C. A build that outlives its command would write to a cache that is no longer
-            # locked.
+            # Also end the process on Ctrl-C. If a build outlived this command, the build would write to a cache that is
+            # no longer locked.
             process.terminate()
             process.wait()
             raise

@@ -81,7 +81,7 @@ class Settings:
 
     @property
     def engine_gateway(self) -> str:
-        """Return the address of the namespaces of `kind-offline` as kind's nodes see them."""
+        """Return the IP address under which kind's nodes reach the network namespace that `kind-offline` creates."""
         return f"10.201.{self.number}.1"
 
     @property

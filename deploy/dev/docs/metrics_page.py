@@ -38,7 +38,7 @@ OPEN = frozenset({"sealci_agent_build_info"})
 
 
 def text() -> str:
-    """Return the whole page."""
+    """Return the text of `docs/metrics.md`."""
     families = list(text_string_to_metric_families(Metrics().text().decode()))
     rows = [f"| `{full_name(each)}` | {each.type} | {names(each)} | {each.documentation} |\n" for each in families]
     values = [
@@ -51,7 +51,7 @@ def text() -> str:
 
 
 def full_name(family: Metric) -> str:
-    """Return the name that queries use."""
+    """Return a metric's name as queries use it. The name of a counter then ends in `_total`."""
     return f"{family.name}_total" if family.type == "counter" else family.name
 
 

@@ -1,6 +1,7 @@
 """Generate `docs/settings.md` from the models of `agent/settings`.
 
-One table for each section. Types, bounds, defaults and descriptions come from the models, so the page needs no upkeep.
+The page has one table for each section. Types, bounds, defaults and descriptions come from the models, so the page
+needs no upkeep.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ TYPES = {bool: "`true`, `false`", int: "integer", float: "number", str: "text"}
 
 
 def text() -> str:
-    """Return the whole page."""
+    """Return the text of `docs/settings.md`."""
     parts = [HEAD]
     for name in Settings.model_fields:
         section = section_of(Settings, name)
@@ -89,7 +90,7 @@ def summary(section: type[BaseModel]) -> str:
 
 
 def row(key: str, info: FieldInfo) -> str:
-    """Return the row of one setting. `key` has dots."""
+    """Return the table row of one setting. `key` is the name of the setting with its sections, such as `agent.pool`."""
     variable = PREFIX + key.replace(".", "__").upper()
     description = (info.description or "").replace("|", "\\|")
     return f"| `{key}` | `{variable}` | {allowed(info)} | `{default(info)}` | {description} |"

@@ -91,7 +91,7 @@ def take_page_pictures(namespace: str, folder: Path) -> None:
     lab = Lab(namespace, folder)
     try:
         agent = lab.agent()
-        # Three actions that have ended and two that run, so that every part of the page has content.
+        # The agent gets three actions that end and two that keep running, so that every part of the page has content.
         quick: dict[str, Any] = {"image": BUSYBOX, "commands": ["true"]}
         broken = {"image": BUSYBOX, "commands": ["exit 3"]}
         lab.run({"build": quick, "unit": quick, "lint": broken})

@@ -38,7 +38,7 @@ VERBS = {"POST": "create", "GET": "get", "DELETE": "delete", "PATCH": "patch"}
 
 
 class Api:
-    """The server and its objects."""
+    """The scripted API server with its pods, Leases and counters. It lives as long as the process."""
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
@@ -72,7 +72,7 @@ class Api:
         answers.get(f"{verb} {resource}", self.other)(connection, request, name)
 
     def other(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer a request for any other object, which the server only counts."""
+        """Answer a request that the server only counts, because the request needs no pod and no Lease."""
         if name == "version":
             connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
         elif request.method == "POST":
@@ -98,14 +98,14 @@ class Api:
         loop.call_later(script.start, self.run, life)
 
     def notify(self, life: PodLife, kind: bytes = b"MODIFIED") -> bytes:
-        """Send the current state of a pod to the watches. Return the pod as JSON."""
+        """Send the current state of a pod to the watches, in an event of type `kind`. Return the pod as JSON."""
         self.version += 1
         text = life.text(self.version)
         self.feeds["pods"].send(kind, self.version, life.labels, text)
         return text
 
     def step(self, life: PodLife, change: Callable[[], None]) -> None:
-        """Change the status of a pod, unless it is deleted."""
+        """Call `change` to change the status of a pod, and notify the watches. Do nothing if the pod is deleted."""
         if self.lives.get(life.name) is life and not life.deleted:
             change()
             self.notify(life)
@@ -125,14 +125,17 @@ class Api:
         loop.call_at(until, self.end, life)
 
     def line(self, life: PodLife, until: float) -> None:
-        """Write one line and schedule the next."""
+        """Write one line to a pod's log and schedule the next line.
+
+        Do nothing after `until`, a time of the event loop.
+        """
         loop = asyncio.get_running_loop()
         if self.lives.get(life.name) is life and loop.time() < until:
             self.write(life, life.stamped())
             loop.call_later(life.script.every, self.line, life, until)
 
     async def flood(self, life: PodLife, until: float) -> None:
-        """Write to the log as fast as its followers read."""
+        """Write to a pod's log as fast as its followers read, until the event loop's time is `until`."""
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
             block = life.stamped() * (FRAME // life.script.size)
@@ -144,7 +147,7 @@ class Api:
         self.end(life)
 
     def write(self, life: PodLife, data: bytes) -> None:
-        """Append to the log and send the data to its followers."""
+        """Append data to a pod's log and send the data to the followers of this log."""
         if not life.script.every or len(life.log) < 3:
             life.log.append(data)
         for connection in self.followers.get(life.name, ()):
@@ -197,7 +200,7 @@ class Api:
         asyncio.get_running_loop().call_later(GRACE, self.forget, life)
 
     def forget(self, life: PodLife) -> None:
-        """Remove a pod and send the event."""
+        """Remove a pod, send the event DELETED to the watches, and end the streams of the log."""
         if self.lives.get(life.name) is life:
             del self.lives[life.name]
             self.gone += 1
@@ -215,7 +218,7 @@ class Api:
         self.start(self.stream(connection, life.script.file))
 
     async def stream(self, connection: Connection, size: int) -> None:
-        """Send an archive in the frames of an exec, no faster than the client reads."""
+        """Send the archive of a file of `size` bytes in the frames of an exec, no faster than the client reads."""
         for block in archive(size):
             for at in range(0, len(block), FRAME):
                 connection.message(b"\x01" + block[at : at + FRAME])
@@ -260,7 +263,7 @@ class Api:
         connection.answer(201 if found is None else 200, self.notify_lease(b"MODIFIED" if found else b"ADDED", lease))
 
     def notify_lease(self, kind: bytes, lease: Object) -> bytes:
-        """Send the current state of a Lease to the watches. Return the Lease as JSON."""
+        """Send the current state of a Lease to the watches, in an event of type `kind`. Return the Lease as JSON."""
         self.version += 1
         lease["metadata"]["resourceVersion"] = str(self.version)
         text = json.dumps(lease).encode()

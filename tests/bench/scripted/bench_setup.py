@@ -110,7 +110,7 @@ class Costs:
 
 @dataclass
 class Agent:
-    """One replica. `asked` is the time at which its process was started, in seconds of `time.time`."""
+    """One replica of the agent. `asked` is the time at which its process was started, in seconds of `time.time`."""
 
     process: asyncio.subprocess.Process
     asked: float
@@ -147,7 +147,7 @@ class BenchSetup:
         return agent
 
     async def end(self, agent: Agent) -> None:
-        """Stop a replica and wait until the scheduler has noticed."""
+        """Stop a replica and wait until the scheduler no longer counts the replica as registered."""
         await end_process(agent.process)
         self.agents.remove(agent)
         await self.until(lambda seen: len(seen["registered"]) == len(self.agents))

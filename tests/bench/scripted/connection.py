@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
             self.on_lost()
 
     def pause_writing(self) -> None:
-        """Make writers of streams wait."""
+        """Make the writers of streams wait, because the client reads too slowly."""
         self.room.clear()
 
     def resume_writing(self) -> None:
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
             continue
 
     def request(self) -> bool:
-        """Handle one request of the buffer. Return False if none is complete."""
+        """Handle one request of the buffer. Return False if the buffer contains no complete request."""
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return False
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(head(status) + length + body)
 
     def begin(self, kind: bytes = b"application/json") -> None:
-        """Begin an answer that is a stream."""
+        """Begin an answer that is a stream. `kind` is its Content-Type."""
         self.streams = True
         self.transport.write(head(200, kind) + b"Transfer-Encoding: chunked\r\n\r\n")
 
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
     # ---- websockets
 
     def upgrade(self, key: str) -> None:
-        """Switch to the websocket protocol."""
+        """Switch the connection to the websocket protocol. `key` is the request's Sec-WebSocket-Key."""
         self.websocket = True
         accept = base64.b64encode(hashlib.sha1(key.encode() + UPGRADE.encode()).digest()).decode()  # noqa: S324
         self.transport.write(
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
         )
 
     def message(self, data: bytes, kind: int = 2) -> None:
-        """Send one frame."""
+        """Send `data` as one websocket frame. `kind` is the opcode of the frame. The opcode 2 means binary data."""
         size = len(data)
         if size < 126:
             length = bytes([size])
@@ -189,7 +189,10 @@ CLOCK = Clock()
 
 
 def head(status: int, kind: bytes = b"application/json") -> bytes:
-    """Return the status line and headers of an answer as an API server writes them, without Content-Length."""
+    """Return the status line and headers of an answer as an API server writes them, without Content-Length.
+
+    `kind` is the Content-Type.
+    """
     return b"HTTP/1.1 %d %b\r\nAudit-Id: 0\r\nCache-Control: no-cache, private\r\nContent-Type: %b\r\nDate: %b\r\n" % (
         status,
         REASONS[status].encode(),

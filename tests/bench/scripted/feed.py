@@ -17,7 +17,10 @@ KEPT = 4000
 
 
 class Feed:
-    """The events of one kind of object, and its watches. A Feed sends the events of one turn of the loop together."""
+    """The events of one kind of object, and the watches that get these events.
+
+    A Feed collects the events of one iteration of the event loop and sends them together.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -26,7 +29,10 @@ class Feed:
         self.due = False
 
     def send(self, kind: bytes, version: int, labels: dict[str, str], text: bytes) -> None:
-        """Queue an event for every watch whose selector matches."""
+        """Queue an event for every watch whose selector matches `labels`.
+
+        `kind` is the type of the event, such as ADDED. `text` is the object as JSON.
+        """
         event = b'{"type":"%b","object":%b}\n' % (kind, text)
         self.recent.append((version, labels, event))
         for selector, waiting in self.watches.values():

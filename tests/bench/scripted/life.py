@@ -113,16 +113,16 @@ class PodLife:
         self.status = self.phase("Pending")
 
     def creating(self) -> None:
-        """Set the state to creating."""
+        """Set the state of the pod to creating. The containers do not run yet."""
         states = dict.fromkeys(self.containers, CREATING)
         self.status = self.phase("Pending", states)
 
     def running(self) -> None:
-        """Set the state to running."""
+        """Set the state of the pod to running."""
         self.status = self.phase("Running", dict.fromkeys(self.containers, RUNNING % stamp()))
 
     def ended(self) -> None:
-        """Set the state to succeeded. Container `files`, if there is one, still runs."""
+        """Set the state of the pod to succeeded. If the pod has a container `files`, this container still runs."""
         self.finished = len(self.containers) == 1
         now = stamp()
         message = f"sealci {self.nonce} completed {len(self.commands)}\nsealci {self.nonce} end 0\n"
@@ -133,11 +133,14 @@ class PodLife:
         self.status = self.phase("Succeeded" if self.finished else "Running", states)
 
     def deleting(self) -> None:
-        """Mark the pod as deleted, with a grace period."""
+        """Add a deletionTimestamp and a grace period to the pod."""
         self.deleted = f',"deletionTimestamp":"{stamp()}","deletionGracePeriodSeconds":10'.encode()
 
     def phase(self, phase: str, states: dict[str, str] | None = None) -> bytes:
-        """Return a status in the kubelet's format."""
+        """Return the status of the pod as JSON, in the kubelet's format.
+
+        `states` has the state of each container as JSON. If `states` is None, the status has no containers.
+        """
         kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
         conditions = ",".join(
             f'{{"type":"{kind}","status":"True","observedGeneration":1,"lastProbeTime":null,'

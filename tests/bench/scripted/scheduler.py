@@ -56,12 +56,12 @@ class Peer:
         return self.slots - self.running - len(self.unaccepted) if self.ready else 0
 
     def send(self, **message: Any) -> None:
-        """Send a message. The keyword is the kind of the message."""
+        """Send a message to the agent. The keyword is the kind of the message."""
         self.outgoing.append(wire.SchedulerMessage(**message))
         self.wake.set()
 
     def acknowledge(self, event: wire.Event) -> None:
-        """Acknowledge an event. Only the last acknowledgement of a session is sent."""
+        """Queue the acknowledgement of an event. It replaces an earlier unsent acknowledgement of the same session."""
         self.acks[event.action_id, event.attempt, event.claim] = event.seq
         self.wake.set()
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tests.e2e.submission import Report, Submission
 
 
-# Commands that write "begun" and then wait. On SIGTERM, the first exits with 9 and the second with 0. The third has no
-# trap.
+# Three commands that write "begun" and then wait. On SIGTERM, EXITS_WITH_9 exits with 9 and EXITS_WITH_0 exits with 0.
+# PLAIN does not handle SIGTERM.
 EXITS_WITH_9 = "trap 'echo got TERM; exit 9' TERM; echo begun; sleep 1000 & wait"
 EXITS_WITH_0 = "trap 'exit 0' TERM; echo begun; sleep 1000 & wait"
 PLAIN = "echo begun; exec sleep 1000"
@@ -118,7 +118,7 @@ def tainted() -> list[str]:
 
 @contextlib.contextmanager
 def cordoned() -> Iterator[None]:
-    """Keep new pods off the node."""
+    """Keep new pods off the node of the cluster while the block runs."""
     kube.kubectl("cordon", node_name())
     try:
         yield
@@ -128,7 +128,7 @@ def cordoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def started_with(component: str, *flags: str) -> Iterator[None]:
-    """Run a component of the cluster with additional flags."""
+    """Run a component of the cluster with additional flags while the block runs."""
     kube.provider(component, "start", *flags)
     try:
         yield
@@ -138,7 +138,7 @@ def started_with(component: str, *flags: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped(component: str) -> Iterator[None]:
-    """Stop a component of the node. At the end, start it and wait until the node accepts pods."""
+    """Stop a component of the node while the block runs. Then start it and wait until the node accepts pods."""
     kube.provider(component, "stop")
     try:
         yield
@@ -168,7 +168,10 @@ def until_begun(submission: Submission, *names: str) -> None:
 
 
 def check_lost(report: Report, reason: str, *words: str) -> None:
-    """Check that an action failed in stage `commands` for an infrastructure reason and kept its log so far."""
+    """Check that an action failed in stage `commands` with `reason`, and that its log up to then is stored.
+
+    The message of the outcome must contain each of `words`.
+    """
     assert report.outcome == ("failed", reason, None), report
     assert report.finished["stage"] == "commands"
     for word in words:
@@ -177,7 +180,10 @@ def check_lost(report: Report, reason: str, *words: str) -> None:
 
 
 def check_recreated(lab: Lab, report: Report, *words: str) -> None:
-    """Check that an action succeeded in its second pod, in the first attempt, and that the log gives the reason."""
+    """Check that an action succeeded in its second pod, in the first attempt.
+
+    The log must contain the line about the re-created pod, and each of `words`.
+    """
     assert report.outcome == ("succeeded", None, 0), report
     assert len(uids(lab, report.name)) == 2, uids(lab, report.name)
     assert "no command had run, so the pod is re-created\n" in report.text, report

@@ -57,7 +57,7 @@ def seconds_of(timestamp: bytes) -> float:
 
 @dataclass
 class Mark:
-    """A gap marker after line `after`. Its span is in seconds since 1970."""
+    """A gap marker after the line with number `after`. The gap lasts from `since` to `until`, in seconds since 1970."""
 
     after: int
     since: float
@@ -85,7 +85,7 @@ class Account:
 
     @classmethod
     def of(cls, log: bytes, total: int) -> Account:
-        """Parse a log. A line that a gap marker cuts off counts as lost."""
+        """Parse a log of `total` numbered lines. A line that a gap marker cuts off counts as lost."""
         account = cls(total)
         times = {0: 0.0}
         tails: dict[int, bytes] = {}
@@ -109,7 +109,8 @@ class Account:
     def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
         """Compare the gap markers with the holes in the numbers.
 
-        `tails` are the remaining parts of torn lines, by the number of the line before.
+        `times` has the time of each line by its number. `tails` has the rests of torn lines. The key of a rest is the
+        number of the line before the rest.
         """
         marked = {mark.after: mark for mark in self.marks}
         holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}

@@ -69,7 +69,7 @@ class Measure:
 
 
 class Replica:
-    """One replica of a Deployment. Faults replace its process. Its proxies live as long as the test."""
+    """One agent, as a replica of a Deployment. Faults replace its process. Its two proxies live as long as the test."""
 
     def __init__(self, faults: RandomFaults, number: int) -> None:
         self.faults = faults
@@ -81,18 +81,18 @@ class Replica:
 
     @property
     def child(self) -> Child:
-        """Return the current process."""
+        """Return the current process of the replica."""
         return self.children[-1]
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Replica]:
-        """Run the proxies to the scheduler and to the API server."""
+        """Run the replica's proxies in front of the scheduler and of the API server while the block runs."""
         seed = self.faults.seed + self.number
         async with Proxy(self.faults.address, seed) as self.stream, Proxy(self.faults.api, seed + 100) as self.cluster:
             yield self
 
     async def start(self, *, new_pod: bool = False) -> None:
-        """Start a process, in the same pod as before or in a new one."""
+        """Start an agent process for the replica. If `new_pod` is true, the process gets the name of a new pod."""
         self.pods += new_pod
         self.starts += 1
         name = f"replica-{self.number}-{self.pods}"
@@ -216,7 +216,7 @@ class RandomFaults:
     # ---- faults
 
     def inject_next(self, falling: asyncio.TaskGroup) -> None:
-        """Inject the next fault of the deck in a task of the group."""
+        """Inject the next fault of the deck into a random replica, in a new task of the group `falling`."""
         if not self.deck:
             self.deck = [kind for kind, times in DECK.items() for _ in range(times)]
             self.random.shuffle(self.deck)
@@ -225,7 +225,7 @@ class RandomFaults:
         falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
     async def inject(self, kind: str, replica: Replica, strength: float) -> None:
-        """Run one fault to its end.
+        """Run one fault to its end. `strength`, from 0 to 1, determines the duration of most faults.
 
         At most one fault at a time runs on each replica, and at most one on the parts that all replicas share.
         """
@@ -234,20 +234,20 @@ class RandomFaults:
             await FAULTS[kind](self, replica, strength)
 
     async def restart(self, replica: Replica, strength: float) -> None:
-        """Kill the process. Then start it again in the same pod, as a kubelet does."""
+        """Kill the replica's process, and start another in the same pod after `2 * strength` seconds."""
         await replica.child.end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await replica.start()
         await replica.ready()
 
     async def replace(self, replica: Replica, strength: float) -> None:
-        """Stop the process with SIGTERM and start another pod."""
+        """Stop the replica's process with SIGTERM, then start a process in a new pod. `strength` is not used."""
         assert await replica.child.end(signal.SIGTERM) == 0, replica.child.log
         await replica.start(new_pod=True)
         await replica.ready()
 
     async def freeze(self, replica: Replica, strength: float) -> None:
-        """Freeze the process, often until other agents consider it dead."""
+        """Freeze the replica's process for 1 to 15 s, often until other agents consider this agent dead."""
         os.kill(replica.child.pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(1 + 14 * strength)
@@ -255,7 +255,7 @@ class RandomFaults:
             os.kill(replica.child.pid, signal.SIGCONT)
 
     async def restart_scheduler(self, replica: Replica, strength: float) -> None:
-        """Kill the scheduler and start it again with the same folder."""
+        """Kill the scheduler, and start it again with the same folder after `2 * strength` seconds."""
         await self.schedulers[-1].end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await self.start_scheduler()
@@ -265,56 +265,56 @@ class RandomFaults:
 
 
 async def for_a_while(proxy: Proxy, seconds: float) -> None:
-    """End the fault of a proxy after some seconds."""
+    """Wait for some seconds, then end the fault of a proxy."""
     await asyncio.sleep(seconds)
     proxy.heal()
 
 
 async def slow(proxy: Proxy, strength: float) -> None:
-    """Delay the data and split the data into small pieces."""
+    """Delay the data by up to 0.05 s per piece and split it into small pieces, for 1 to 4 s."""
     proxy.latency, proxy.pieces = 0.05, 500
     await for_a_while(proxy, 1 + 3 * strength)
 
 
 async def delayed(proxy: Proxy, strength: float) -> None:
-    """Delay the data."""
+    """Delay the data by up to 0.3 s per piece, for 1 to 5 s."""
     proxy.latency = 0.3
     await for_a_while(proxy, 1 + 4 * strength)
 
 
 async def hole(proxy: Proxy, strength: float) -> None:
-    """Drop all data and keep the connections open."""
+    """Drop all data and keep the connections open, for 1 to 10 s."""
     proxy.swallow()
     await for_a_while(proxy, 1 + 9 * strength)
 
 
 async def half(proxy: Proxy, strength: float) -> None:
-    """Close the connections to the target without a FIN to the agent."""
+    """Close the proxy's connections to its target without a FIN to the agent, for 1 to 6 s."""
     proxy.half_open()
     await for_a_while(proxy, 1 + 5 * strength)
 
 
 async def reset(proxy: Proxy, strength: float) -> None:
-    """Reset all connections."""
+    """Reset all connections of the proxy at once. `strength` is not used."""
     proxy.reset()
 
 
 async def fin(proxy: Proxy, strength: float) -> None:
-    """Close all connections."""
+    """Close all connections of the proxy with FIN at once. `strength` is not used."""
     proxy.fin()
 
 
 def on_stream(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Return a fault of the connection to the scheduler."""
+    """Return a fault that applies a proxy's fault to a replica's connection to the scheduler."""
     return lambda _, replica, strength: fault(replica.stream, strength)
 
 
 def on_api(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Return a fault of the connection to the API server."""
+    """Make a fault of a replica's connection to the API server from the fault of a proxy."""
     return lambda _, replica, strength: fault(replica.cluster, strength)
 
 

@@ -46,7 +46,7 @@ SEED = int(os.environ.get("CHURN_SEED", "20261124"))
 AT_ONCE = 4 * REPLICAS
 # Seconds until an action must have ended.
 ACTION_SECONDS = 300.0
-# Number of bytes that an agent's memory may grow: Python keeps freed memory.
+# Number of bytes by which an agent's memory may grow during the test. Memory grows because Python keeps freed memory.
 GROWTH = 48 << 20
 CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
 
@@ -60,7 +60,7 @@ class SeenAction:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Return every outcome. Exactly one is correct."""
+        """Return all outcomes of the action. The rules demand exactly one outcome."""
         return [each.body.outcome for each in self.events if isinstance(each.body, events.ActionEnded)]
 
     @property
@@ -69,7 +69,7 @@ class SeenAction:
         return max((each.attempt for each in self.events), default=0)
 
     def log(self, *sources: Source) -> bytes:
-        """Return the log of the last attempt from these sources."""
+        """Return the part of the last attempt's log that comes from these sources."""
         texts = (each.body for each in self.events if each.attempt == self.attempt)
         return b"".join(each.data for each in texts if isinstance(each, events.LogText) and each.source in sources)
 
@@ -269,9 +269,9 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of the containers `action` by run and attempt.
+    """Return the exit codes of the containers `action`, by pipeline run and attempt.
 
-    Exit codes of an old attempt are those of commands that an agent has ended.
+    In an attempt that is not the last, an agent has ended the commands, so their exit codes do not decide the outcome.
     """
     found: dict[tuple[str, int], set[int]] = {}
     for pod in observer.states:

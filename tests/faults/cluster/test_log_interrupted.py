@@ -41,7 +41,7 @@ class Hard:
         self.proxy = proxy
 
     def start(self, *steps: str) -> Writing:
-        """Start a writer and wait until its pod runs."""
+        """Start an action that writes numbered lines as `steps` describe, and wait until its pod runs."""
         commands = ["echo begun", program(*steps)]
         action = {"image": DEBIAN, "commands": commands, "artifacts": "none", "timeout": "150s"}
         submission = self.lab.start({"writer": action})
@@ -67,7 +67,7 @@ class Writing:
         self.where = ("-n", hard.lab.namespace, self.pod, "-c", "action")
 
     def go(self, name: str) -> None:
-        """Create the file that the writer waits for. kubectl does not use the proxy."""
+        """Create the file for which the writer in the pod waits, with kubectl, which does not use the proxy."""
         kube.kubectl("exec", *self.where, "--", "touch", name)
 
     def head(self) -> str:
@@ -75,17 +75,17 @@ class Writing:
         return kube.kubectl("logs", *self.where, "--timestamps", "--limit-bytes=30")
 
     def until_rotated(self, head: str) -> str:
-        """Wait until the node has begun another log file."""
+        """Wait until the node's log file no longer begins with the timestamp `head`. Return the new first timestamp."""
         (now,) = until(lambda: [now] if (now := self.head()) != head else [], "the node did not rotate the log", 30)
         return str(now)
 
     def until_stored(self, number: int) -> None:
-        """Wait until the scheduler has stored a line."""
+        """Wait until the scheduler has stored line number `number`."""
         log = self.submission.reports["writer"].folder / "writer.log"
         until(lambda: b"\n%08d " % number in log.read_bytes(), f"line {number} was not stored", 60)
 
     def account(self, total: int) -> Account:
-        """Wait for the end of the action and return the account of its log."""
+        """Wait for the end of the action and return the account of its log. The action writes `total` lines."""
         report = self.submission.wait()["writer"]
         assert report.outcome == ("succeeded", None, 0), report
         first, _, rest = report.log.partition(b"\n")

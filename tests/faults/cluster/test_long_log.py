@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-# Before its middle, the writer waits for the file `go`, so that the writer still runs when the agent is killed.
+# A shell command that writes `lines` numbered lines. At line `pause` it waits for the file `go`, so that it still runs
+# when the test kills the agent.
 COUNT = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
     " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"

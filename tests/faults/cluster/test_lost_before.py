@@ -37,7 +37,7 @@ def test_a_pod_deleted_before_it_had_a_node_is_recreated(lab: Lab) -> None:
 
 
 def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
-    """The first agent is killed while no node is found. The adopting agent reads image and commands from the pod."""
+    """The first agent is killed while the pod waits for a node. The adopting agent reads the action from the pod."""
     with lost_pods.lab_of(tmp_path) as lab, lost_pods.cordoned():
         first = lab.agent(**QUICK)
         action = {**HELLO, "commands": ['echo "$GREETING" | sed s/e/E/'], "secrets": ["GREETING"]}

@@ -215,6 +215,6 @@ def test_an_endless_sidecar_injected_by_admission(lab: Lab) -> None:
 
 
 def injects(lab: Lab) -> bool:
-    """Return whether the policy is in force."""
+    """Return whether the MutatingAdmissionPolicy now injects the sidecar into a new pod."""
     dry = ("run", "probe", "-n", lab.namespace, f"--image={BUSYBOX}", "--dry-run=server", "-o", "json")
     return len(json.loads(kube.kubectl(*dry))["spec"]["containers"]) > 1

@@ -1,4 +1,4 @@
-"""The watchdog ends the process of an event loop that stands still, and leaves others alone."""
+"""The watchdog ends the process if the event loop stands still, and only then."""
 
 from __future__ import annotations
 

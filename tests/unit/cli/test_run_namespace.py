@@ -1,4 +1,4 @@
-"""The namespace of `run`: an option or a setting first, then the kube context."""
+"""The namespace in which `sealci-agent run` creates pods: from an option, else a setting, else the kube context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tar of a working tree: the files that git would commit, or that no `.gitignore` excludes."""
+"""The tar of a working tree.
+
+In a git repository it holds the files that git would commit, elsewhere the files that no `.gitignore` excludes.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tree_with_program(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a git tree whose configuration starts a program, and the file that the program creates."""
+    """Return a git tree whose git configuration names a program to start, and the file that the program creates."""
     root, proof = tmp_path / "tree", tmp_path / "proof"
     write_files(root)
     subprocess.run(["git", "init", "-q", root], check=True)

@@ -1,4 +1,4 @@
-"""The order of actions in trees: every action after the actions that it needs, otherwise the order of the file."""
+"""The order in which a pipeline tree shows actions: after the actions that they need, else as in the file."""
 
 from __future__ import annotations
 

@@ -61,7 +61,10 @@ def test_the_default_values_give_the_agent_its_default_settings(tmp_path: Path) 
 
 
 def closed_objects(schema: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the path and the schema of every section."""
+    """Yield the path and the schema of every object in a JSON schema that lists its keys.
+
+    `key` is the path of `schema` itself, empty for the root.
+    """
     if schema.get("properties"):
         yield key, schema
     for name, below in schema.get("properties", {}).items():

@@ -1,4 +1,4 @@
-"""Paths of files that an action's commands have named, and writes of many bytes to a file descriptor."""
+"""Untrusted paths of files that an action's commands have created, and writes of many bytes to a descriptor."""
 
 from __future__ import annotations
 

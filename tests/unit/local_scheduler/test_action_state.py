@@ -1,4 +1,4 @@
-"""How the scheduler accepts or drops the events of an attempt, and how an event changes the state of its action."""
+"""How the local scheduler accepts or drops events of an attempt, and how an event changes the state of its action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of connected agents: one stream for the pod of each agent, and one agent for each action."""
+"""The agents that are connected to the local scheduler: one stream for each agent, and one agent for each action."""
 
 from __future__ import annotations
 

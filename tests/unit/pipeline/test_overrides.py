@@ -1,4 +1,4 @@
-"""The options of `run` that change a pipeline."""
+"""The options of `sealci-agent run` that change the pipeline of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed code equals the code that protoc generates from the contracts."""
+"""The committed protobuf code equals the code that protoc generates from the files in `proto/`."""
 
 from __future__ import annotations
 

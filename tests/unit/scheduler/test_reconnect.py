@@ -1,4 +1,4 @@
-"""The pauses of the reconnect loop, and the log of an outage."""
+"""The loop that reconnects to a scheduler: its pauses, and what the agent logs about an outage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNTRUSTED = ConnectionBroken("unauthenticated", "expired")
 
 
 class Connections:
-    """Connections that end with the given errors, one after another. After the last one the loop is closed."""
+    """A reconnect loop whose connections end with the given errors in turn. After the last error, the loop ends."""
 
     def __init__(self, *errors: SchedulerError, longest: float = 30.0, timings: Timings | None = None) -> None:
         self.errors = list(errors)

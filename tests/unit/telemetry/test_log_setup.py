@@ -1,4 +1,4 @@
-"""The agent's own log: one JSON object per line, with the bound ids, and never with the variables of a frame."""
+"""The agent's own log: one JSON object per line, with the ids of the session, without local variables in tracebacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# This program runs in its own process, because logging is configured once per process, and pytest has done so here.
+# This program runs in its own process. Logging is configured once per process, and pytest has configured it here.
 PROGRAM = """
 import asyncio, logging, sys
 import structlog

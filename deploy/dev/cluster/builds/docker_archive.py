@@ -37,7 +37,10 @@ def write_archive(archive: Path, name: str, files: Mapping[str, Path | str], ent
 
 
 def layer_tar(files: Mapping[str, Path | str]) -> bytes:
-    """Return the tar of a layer. Every file is executable and has no time, so that equal files make equal layers."""
+    """Return the tar of a layer.
+
+    Every file is executable and has no modification time, so that equal files make equal layers.
+    """
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for path, source in files.items():

@@ -55,7 +55,7 @@ class Engine:
         return {}
 
     def prepare(self, settings: Settings) -> None:
-        """Do nothing."""
+        """Do nothing. Docker and podman need no preparation."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:  # noqa: ARG002 - the builder's interface
         stage = ["--target", target] if target else []

@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Return a command line that runs a program on this machine, or in the cluster's own namespaces."""
 
     def kind(self) -> str:
-        """Return the path of kind."""
+        """Return the path of the program `kind`."""
 
     def kubectl(self) -> str:
         """Return the path of a kubectl that fits the cluster."""

@@ -14,7 +14,10 @@ from deploy.dev.cluster.settings import Settings
 
 
 class Machine:
-    """The engine of the provider `kind`. The class uses the engine as it runs, and does not change its settings."""
+    """Docker or podman of this machine, as the engine of the provider `kind`.
+
+    This class does not change the engine's own settings.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

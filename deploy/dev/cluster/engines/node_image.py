@@ -112,7 +112,7 @@ def remove_old_stores(folder: Path, version: str) -> None:
 
 
 def build(settings: Settings, archive: Path, work: Path) -> None:
-    """Build the store in WORK/store."""
+    """Build the podman store with the node image in the folder `store` below `work`."""
     root = work / "root"
     root.mkdir()
     with step("Debian, systemd and kind's files"):
@@ -128,7 +128,10 @@ def build(settings: Settings, archive: Path, work: Path) -> None:
 
 
 def copy_kind_files(files: Path, root: Path) -> None:
-    """Copy kind's files with the modes of kind's Dockerfile, and write the files that the Dockerfile writes."""
+    """Copy kind's files to the root file system `root`, with the modes of kind's Dockerfile.
+
+    Also write the files that kind's Dockerfile writes.
+    """
     for source in sorted(path for path in files.rglob("*") if path.is_file()):
         place = source.relative_to(files)
         target = root / place
@@ -161,7 +164,10 @@ def trim_systemd(root: Path) -> None:
 
 
 def install_binaries(settings: Settings, root: Path) -> None:
-    """Copy the programs to the paths at which kind looks for them, and write containerd's base runtime spec."""
+    """Copy the node's programs to the paths at which kind looks for them.
+
+    Also write containerd's base runtime spec.
+    """
     places = dict.fromkeys(KUBERNETES, "usr/bin") | dict.fromkeys(CONTAINERD, "usr/local/bin")
     for program, place in (places | {"runc": "usr/local/sbin"}).items():
         (root / place).mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,7 @@ def program_of(image: str) -> str:
 def entrypoint(program: str) -> list[str]:
     """Return the entrypoint of an image. Only `pause` and `coredns` use an entrypoint.
 
-    Static pods name their commands.
+    All other images run in static pods, which name their commands.
     """
     return {"pause": ["/pause", "-P"], "coredns": ["/coredns"]}.get(program, [f"/usr/local/bin/{program}"])
 
@@ -251,7 +257,7 @@ def run_containerd(settings: Settings, root: Path, work: Path) -> Iterator[list[
 
 
 def import_into_store(settings: Settings, root: Path, work: Path) -> None:
-    """Import the root file system as the only image of the store WORK/store."""
+    """Import the root file system as the only image of the podman store in the folder `store` below `work`."""
     tar = work / "root.tar"
     run(["tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", tar, "."], seconds=300)
     shutil.rmtree(root)

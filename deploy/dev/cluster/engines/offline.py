@@ -57,7 +57,10 @@ class Offline:
         node_image.build_if_missing(self.settings)
 
     def prepare(self) -> None:
-        """Remove an earlier cluster, start the namespaces, connect them to this machine, create podman's network."""
+        """Remove an earlier cluster and start the cluster's namespaces.
+
+        Then connect the namespaces to this machine, and create podman's network.
+        """
         settings = self.settings
         namespaces.prepare(settings)
         folder = settings.folder
@@ -111,7 +114,7 @@ class Offline:
 
 
 def offline_config(text: str, settings: Settings) -> str:
-    """Return the repository's kind.yaml with this cluster's addresses, its CNI configuration, and plain cgroups."""
+    """Return the repository's kind.yaml with this cluster's addresses and CNI configuration, for cgroup v1."""
     # The mount contains the CNI configuration. It replaces kind's default CNI, whose image would have to be pulled.
     mount = f"extraMounts: [{{hostPath: {settings.folder}/cni, containerPath: /etc/cni/net.d, readOnly: true}}]"
     role, kubelet = "  - role: control-plane\n", "    failCgroupV1: false\n"

@@ -72,7 +72,10 @@ def containerd(settings: Settings, folder: Path) -> Component:
 
 
 def apiserver(settings: Settings, pki: Path) -> Component:
-    """Use real authorization (Node and RBAC) and all default admission plugins, so that tests meet real refusals."""
+    """Describe an API server with real authorization (Node and RBAC) and all default admission plugins.
+
+    Tests therefore meet real refusals.
+    """
     command = [
         str(go_build.binary(settings, "kube-apiserver")),
         "--etcd-servers=http://127.0.0.1:2379",
@@ -102,7 +105,7 @@ def apiserver(settings: Settings, pki: Path) -> Component:
 
 
 def controller_manager(settings: Settings, pki: Path) -> Component:
-    """Run all default controllers, each with its own ServiceAccount."""
+    """Describe a controller manager that runs all default controllers, each with its own ServiceAccount."""
     name = "kube-controller-manager"
     command = [
         str(go_build.binary(settings, name)),

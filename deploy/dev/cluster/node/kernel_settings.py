@@ -22,7 +22,10 @@ def record_path(settings: Settings) -> Path:
 
 
 def save(settings: Settings) -> None:
-    """Save the machine's values, unless another cluster has saved them and its kubelet has changed them already."""
+    """Save the machine's kernel settings. Do nothing if another cluster has saved them.
+
+    In that case the kubelet of the other cluster has changed the settings already.
+    """
     record = record_path(settings)
     if record.exists():
         return
@@ -33,7 +36,7 @@ def save(settings: Settings) -> None:
 
 
 def restore(settings: Settings) -> None:
-    """Write the saved values back. Do nothing if none are saved."""
+    """Write the saved kernel settings back. Do nothing if no settings are saved."""
     record = record_path(settings)
     if not record.exists():
         return

@@ -47,7 +47,8 @@ def remove_link(settings: Settings) -> None:
     try:
         run(["ip", "link", "delete", settings.name])
     except CommandFailed:
-        # The kernel deletes the link some time after the namespace at its other end, perhaps during the command.
+        # The kernel also deletes the link, some time after the network namespace at its other end. So `ip link delete`
+        # may fail because the link is gone already.
         if link.exists():
             raise
 

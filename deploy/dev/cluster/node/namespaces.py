@@ -88,7 +88,7 @@ def in_namespaces(settings: Settings, command: Sequence[str]) -> list[str]:
 
 
 def wait_until_listening(settings: Settings) -> None:
-    """Wait until PID 1 accepts requests. Raise CommandFailed with the end of its log if it has ended."""
+    """Wait until PID 1 accepts requests. If PID 1 has ended, raise CommandFailed with the end of its log."""
     wait_until(lambda: is_listening(settings) or not is_running(settings), "PID 1 of the node")
     if not is_running(settings):
         log = (settings.folder / "logs" / "node.log").read_text("utf-8", "replace")

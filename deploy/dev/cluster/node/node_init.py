@@ -58,7 +58,7 @@ class Component:
 
 
 class Node:
-    """Starts, stops and restarts all components, for the life of the process.
+    """Starts, stops and restarts all components, as long as this process runs.
 
     A `stop` also ends a `start` that still waits.
     """
@@ -166,7 +166,7 @@ class Node:
         component.process_ended.set()
         print(f"{component.name} ended ({code})", file=sys.stderr, flush=True)
         if component.should_run:
-            # The set keeps a reference, because the event loop holds tasks only weakly.
+            # The set `self.restarts` keeps a reference to the task, because the event loop holds tasks only weakly.
             task = asyncio.create_task(self.restart(component), name=f"restart {component.name}")
             self.restarts.add(task)
             task.add_done_callback(self.restarts.discard)

@@ -19,7 +19,7 @@ class Existing:
         self.settings = settings
 
     def build(self) -> None:
-        """Do nothing."""
+        """Do nothing. An existing cluster needs no binaries."""
 
     def up(self) -> None:
         """Check that the cluster answers."""

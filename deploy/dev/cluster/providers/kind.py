@@ -141,7 +141,7 @@ class Kind:
         try:
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}", KILL_SECONDS)
         except CommandFailed:
-            # A server with open watches needs long to end on SIGTERM. `|| true`: the server may have ended just now.
+            # A server with open watches needs long to end on SIGTERM. pkill fails if the server has ended just now.
             self.run_on_node("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}")
 
@@ -222,7 +222,10 @@ def choose_engine(settings: Settings) -> Engine:
 
 
 def static_pod(name: str) -> str:
-    """Return the program of a component. Raise CommandFailed if the component is no static pod."""
+    """Return the name of a component's program, such as `kube-apiserver`.
+
+    Raise CommandFailed if the component is no static pod.
+    """
     if name not in STATIC_PODS:
         raise CommandFailed(f"cannot stop {name} on a node of kind. Possible are {', '.join((*UNITS, *STATIC_PODS))}.")
     return STATIC_PODS[name]

@@ -182,7 +182,10 @@ class Local:
         return connection
 
     def receive(self, connection: socket.socket) -> dict[str, bool]:
-        """Wait for the answer to a request. Raise CommandFailed if there is none, or if it contains an error."""
+        """Wait for the answer to a request.
+
+        Raise CommandFailed if no answer comes, or if the answer contains an error.
+        """
         with connection, connection.makefile() as lines:
             try:
                 answer = json.loads(lines.readline())

@@ -1,4 +1,4 @@
-"""Requests to the API: failures, retries and counters."""
+"""Requests to the Kubernetes API: failures, retries and counters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT_ONCE = ApiTimings(retry_pause=0.0)
 
 @pytest.fixture
 def api() -> FakeApi:
-    """Return the API server of these tests. Clients of this server retry at once."""
+    """Return a fake API server whose clients retry without a pause."""
     return FakeApi(timings=AT_ONCE)
 
 
@@ -190,13 +190,13 @@ async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> No
 
 
 def write(file: Path, api: FakeApi) -> Path:
-    """Write a kubeconfig that names the API server."""
+    """Write a kubeconfig that names the API server `api`. Return `file`."""
     file.write_text(kubeconfig(api.host))
     return file
 
 
 async def authorization(api: FakeApi, file: Path) -> str:
-    """Make a request with a kubeconfig. Returns the Authorization header that arrived."""
+    """Make a request with the kubeconfig `file`. Return the Authorization header that the API server received."""
     client = await Client.connect(ClusterSettings(kubeconfig=file), Metrics())
     await client.request("get", "version", "/version")
     await client.close()

@@ -1,4 +1,4 @@
-"""The exec, against a websocket server that behaves as real API servers do."""
+"""Exec in a container, against a websocket server that behaves as real API servers do."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Api:
         return socket
 
     def plays(self, *frames: bytes) -> None:
-        """Send the frames, then close the websocket normally."""
+        """Let the server answer an exec with `frames`, and then close the websocket normally."""
 
         async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
             for frame in frames:
@@ -339,9 +339,8 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
     async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=silence) as stream:
         async for chunk in stream:
             if got == 0:
-                # The test uses real time, because the sockets are real. For four times `silence` seconds, pongs and
-                # data wait unread.
-                # aiohttp's own heartbeat would close the connection.
+                # The test uses real time, because the sockets are real. The reader leaves pongs and data unread for
+                # four times the allowed silence. The heartbeat that aiohttp has would close such a connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)
     assert (got, stream.exit_code) == (frames * 30_000, 0)

@@ -10,13 +10,14 @@ from agent.cluster.api.rate_limit import Priority, TokenBucket, priority_of
 
 pytestmark = pytest.mark.looptime
 
-# Seconds between two tokens of a bucket in these tests. The tests check shortly after a token, never at the same time.
+# Seconds between two tokens of a bucket in these tests. The tests look shortly after a token is due, never at that
+# moment.
 TOKEN = 0.1
 SHORTLY = 0.01
 
 
 class Requests:
-    """Requests that wait for their tokens, and the order in which the bucket served them."""
+    """Requests that wait for tokens of a token bucket, and the order in which they got their tokens."""
 
     def __init__(self, bucket: TokenBucket) -> None:
         self.bucket = bucket
@@ -29,17 +30,20 @@ class Requests:
             self.served.append(name)
 
         self.tasks[name] = asyncio.create_task(acquire())
-        await asyncio.sleep(0)  # One turn of the loop starts the task.
+        await asyncio.sleep(0)  # One turn of the event loop starts the new task.
 
     async def pass_time_without_timer(self, seconds: float) -> None:
-        """Let time pass as on a busy loop, which runs the timer of the bucket too late."""
+        """Let time pass without the timer of the token bucket, as on a busy event loop, which runs timers too late."""
         assert self.bucket.timer is not None
         self.bucket.timer.cancel()
         await asyncio.sleep(seconds)
 
 
 async def after_burst() -> Requests:
-    """Return a bucket whose burst is used up. This is not a fixture, because virtual time begins with the test."""
+    """Return requests to a token bucket whose burst is used up.
+
+    This function is no fixture, because virtual time begins only with the test itself.
+    """
     requests = Requests(TokenBucket(1 / TOKEN))
     for _ in range(20):
         await requests.bucket.acquire()
@@ -106,7 +110,7 @@ async def test_a_request_that_is_cancelled_at_its_turn_leaves_the_token_to_the_n
     await requests.ask("cancelled")
     await requests.ask("stays")
     await requests.pass_time_without_timer(TOKEN)
-    requests.bucket.serve()  # The bucket has given the token, and the waiting task has not run yet.
+    requests.bucket.serve()  # The bucket gives a token to the first task, which has not run yet.
     requests.tasks["cancelled"].cancel()
     now = asyncio.get_running_loop().time()
     await requests.tasks["stays"]

@@ -1,6 +1,6 @@
-"""The report of a failed set-up: what failed, where, why, and what the user can do.
+"""The report of a failed set-up of a pod: what failed, where, why, and what the user can do.
 
-A failure to read the cause of the failed set-up never hides the failed set-up.
+If the agent cannot read the cause, the report still states that the set-up failed.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ async def test_a_failure_of_the_node_is_not_reported_as_a_failure_of_the_image(
     assert found.message == f"{STARTING}: not done within 600 s: {reason}: because of X"
 
 
-# ---- a sandbox that cannot be started
+# ---- a pod sandbox that the kubelet cannot start
 
 UNMAPPED = (
     'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox "{id}": '
@@ -186,7 +186,10 @@ SANDBOX_READY = {"type": "PodReadyToStartContainers", "status": "True"}
 
 
 def tries(message: str, seconds: list[int]) -> list[Object]:
-    """Return one event for each try of the kubelet, each with the id of its sandbox."""
+    """Return one Kubernetes event for each failed try of the kubelet to create the pod's sandbox.
+
+    `seconds` are the times of the tries. Each try replaces `{id}` in `message` by an id of its own.
+    """
     reason = "FailedCreatePodSandBox"
     return [
         event_of(reason, message.replace("{id}", f"{second:064x}"), f"2026-11-24T08:00:{second:02}Z")
@@ -195,7 +198,10 @@ def tries(message: str, seconds: list[int]) -> list[Object]:
 
 
 async def wait(api: FakeApi, timeline: dict[float, list[Object]], **status: Any) -> tuple[float, object]:
-    """Let a start wait until it fails or the timeline ends. Return the time and the last observation."""
+    """Let a pod start until its start fails or the timeline ends. Return the time and the last observation.
+
+    `timeline` holds the Kubernetes events that exist from a time on, in seconds. `status` is the pod's status.
+    """
     starting = pod_of("p", "uid-1", phase="Pending", **status)
     async with api.serving() as client:
         events = failure_report.StartupEvents(client, PATH, TIMINGS, 30.0)

@@ -28,7 +28,10 @@ NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Shorten every wait between two lists. Return the list of the waits' original maximums in seconds."""
+    """Make every pause before a new list request end at once. Return a list.
+
+    Each pause appends its upper limit in seconds to the list. The real pause is random, up to this limit.
+    """
     waits: list[float] = []
 
     def uniform(low: float, high: float) -> float:
@@ -98,7 +101,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            lifetimes = iter([-29.9])  # The first watch gives up after 0.1 s, because the reflector adds 30 s.
+            lifetimes = iter([-29.9])  # The first watch ends after 0.1 s, because the reflector adds 30 s.
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.requests_for("list")) == 2
@@ -122,7 +125,7 @@ async def test_an_error_event_leads_to_a_new_list(api: FakeApi) -> None:
 @pytest.mark.parametrize(
     ("body", "errors"),
     [
-        ("{", 0),  # The connection ends within an event.
+        ("{", 0),  # The connection breaks in the middle of an event.
         ("garbage\n", 1),
         ('{"type": "MODIFIED"}\n', 1),
         ('{"type": "MODIFIED", "object": {}}\n', 1),
@@ -215,8 +218,8 @@ async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatc
     watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    # These are late events of the first pod. The agent re-created the pod before the watch reported the end of the
-    # first.
+    # These are late events of the first pod. The agent has re-created the pod before the watch reported the end of
+    # the first pod.
     watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
     watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
@@ -270,7 +273,7 @@ async def test_a_failed_list_is_not_taken_for_an_empty_list(api: FakeApi) -> Non
 
 
 def line(kind: str, pod: Object) -> bytes:
-    """Return an event as the API server writes it."""
+    """Return a watch event of type `kind` as the line that the API server writes."""
     given = pod["metadata"]
     metadata = {key: given[key] for key in ("name", "namespace", "uid", "resourceVersion")}
     whole = {

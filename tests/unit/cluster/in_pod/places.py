@@ -1,6 +1,6 @@
-"""A workspace on this machine, and the files that the collector sends from it.
+"""A workspace on this machine, for the tests of the programs that run in a pod.
 
-The tests of the programs in the pod use this workspace.
+The collector, the program that sends the artifacts out of a pod, runs here on that workspace.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LIMITS = ArchiveLimits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, se
 
 
 def as_run_here(command: list[str], snapshot: Path) -> list[str]:
-    """Return a pod's command for this machine, with the Python of the tests and with another path of the snapshot."""
+    """Change a command of a pod so that it runs here: with the Python of the tests, and with the file `snapshot`."""
     return [sys.executable, *(str(snapshot) if word == packaging.SNAPSHOT else word for word in command[1:])]
 
 
 @dataclass
 class Received:
-    """The files and the manifest of one collection."""
+    """What one run of the collector has sent: files, their modes, and the manifest."""
 
     contents: dict[bytes, bytes] = field(default_factory=dict)
     modes: dict[bytes, int] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Received:
 
 @dataclass
 class Place:
-    """A workspace and its snapshot. A Place lives for one test."""
+    """A workspace, and the snapshot file that lists what was in it before the commands. Lives for one test."""
 
     root: Path
     snapshot: Path

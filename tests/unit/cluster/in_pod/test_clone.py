@@ -27,7 +27,7 @@ ZERO = "0" * 40
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git with an identity and without the settings of this machine."""
+    """Run git in `folder` with a test author and without this machine's git settings. Return the output."""
     me = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "file"}
     done = subprocess.run(["git", "-C", str(folder), *me, *arguments], capture_output=True, check=True, env=env)
@@ -66,7 +66,11 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
-    """Run the clone program as the container does. Return its exit code, output and termination message."""
+    """Run the clone program as container `repository` does.
+
+    `order` replaces fields of the JSON object that the program gets. Returns the program's exit code, output and
+    termination message.
+    """
     whole = {
         "url": url,
         "ref": ref,
@@ -215,7 +219,7 @@ def test_common_urls_are_allowed(url: str) -> None:
 
 
 def test_git_refuses_a_scheme_that_the_order_does_not_allow(origin: Path, workspace: Path) -> None:
-    """The program does not check the URL of a submodule or a redirection, so git has to."""
+    """git has to check the URL of a submodule or of a redirection, because the clone program does not."""
     order = {"schemes": ["https"], "credentials": "", "url": ""}
     env = clones.environment(order, workspace.parent)
     with pytest.raises(CloneFailed, match="not allowed"):
@@ -240,7 +244,7 @@ def test_credentials_are_removed_from_messages(text: str, clean: str) -> None:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a repository to clients with the password, or redirects them. A Server lives for one test."""
+    """An HTTP server of a repository. It asks for a password, or redirects every client. Lives for one test."""
 
     daemon_threads = True
 
@@ -256,7 +260,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Answers one request."""
+    """Answers one HTTP request. The HTTP server creates a Handler for each connection."""
 
     server: Server
 
@@ -287,7 +291,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(root: Path) -> Iterator[Server]:
-    """Serve a folder."""
+    """Serve the folder `root` over HTTP until the end of the block."""
     with Server(root) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -1,6 +1,6 @@
-"""The collector sends the wanted files.
+"""The collector, a program in the pod, sends the files that an action declares as artifacts.
 
-The tests run its packed program in a separate Python process, on real folders.
+The tests run the collector's packed code in a separate Python process, on real folders.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The program in container `files` unpacks a tree from stdin into the workspace. It runs here as a process."""
+"""The program that unpacks a tar archive from stdin into the workspace. In a pod it runs in container `files`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: 
         process.stdin.flush()
         assert process.poll() is None
         assert not ready.exists()
-        # An exec's stdin has no end, so only the size marks the end of the tree.
+        # The stdin of an exec has no end. The program knows from its size argument that this is the last byte.
         process.stdin.write(data[-1:])
         process.stdin.flush()
         assert process.wait(30) == 0, process.stderr and process.stderr.read()

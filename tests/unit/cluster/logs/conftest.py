@@ -1,4 +1,4 @@
-"""The scripted API server as a fixture of the follower's tests."""
+"""A fixture for the tests of the log follower: a scripted API server with a container log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted API server with the log of one container, for the tests of the follower.
+"""A scripted API server with the log of one container, for the tests of the log follower.
 
 A LogServer lives as long as a test.
 """
@@ -41,7 +41,7 @@ TARGET = ContainerRef("actions", "pod-1", "action")
 
 
 class Container:
-    """The container as a watch sees it. The test sets its state."""
+    """The state of a container, as the pod watch reports it to the log follower. The test sets the state."""
 
     def __init__(self, state: ContainerState = ContainerState.RUNNING) -> None:
         self.state = state
@@ -61,7 +61,10 @@ class Container:
 
 
 class LogServer:
-    """The API server. `script` answers the first requests. Later requests get the whole log, and the container ends."""
+    """A fake API server with a log. Each handler in `script` answers one request.
+
+    Later requests get the whole log, and the container ends.
+    """
 
     def __init__(self) -> None:
         self.log = KubeletLog()
@@ -96,7 +99,7 @@ class LogServer:
         return answer
 
     def up_to(self, position: int) -> Handler:
-        """Serve the log up to a byte, counted in the body of the whole log, and end the response cleanly."""
+        """Return a handler that serves the log up to byte `position` of the whole log, and ends the response."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             body = self.body(request)
@@ -105,7 +108,7 @@ class LogServer:
         return answer
 
     def then_silent(self, *, cut: bool = False) -> Handler:
-        """Serve what the log has now. Then keep the response open, or break the connection if `cut` is true."""
+        """Return a handler that serves the log and keeps the response open or, if `cut`, breaks the connection."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

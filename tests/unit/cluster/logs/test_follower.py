@@ -1,4 +1,4 @@
-"""The requests of a follower, its resumption after a broken connection, and its consumer."""
+"""The log follower: its requests, how it resumes after a broken connection, and a slow consumer of its output."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ async def test_a_pod_that_is_gone_after_the_last_marker_has_lost_nothing(api: Lo
 async def test_the_last_marker_saves_the_last_read_of_an_ended_container(
     api: LogServer, node_limit: int, requests: list[str | None]
 ) -> None:
-    """It does not if the node's file may be full: the stream may stand still although more was written."""
+    """The follower reads the log once more only if the node's log file may be full.
+
+    After a rotation of a full file, a stream may stand still although the node has more of the log.
+    """
     api.log.write(b"one\nlast\n", EPOCH)
     api.script = [api.then_silent()]
     got = b""
@@ -95,7 +98,7 @@ async def test_the_last_marker_saves_the_last_read_of_an_ended_container(
 
 
 async def test_the_last_marker_ends_no_stream_of_a_container_that_runs(api: LogServer) -> None:
-    """A process of the commands prints the marker, is silent, and works on."""
+    """A process of the commands can print a forged last marker, be silent, and continue to work."""
     api.container.log_ended = True
 
     async def answer(request: web.Request) -> web.StreamResponse:

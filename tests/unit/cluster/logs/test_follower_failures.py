@@ -1,4 +1,4 @@
-"""Answers of the API server that are not a log: the follower retries, or ends the log with the reason."""
+"""Answers of the API server that are not a log: the log follower retries, or ends the log with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotations of a log by the node: the follower reports every gap, and reads a repeated file once."""
+"""Rotations of a log by the node: the log follower reports every gap, and reads a repeated file once."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ async def test_a_rotation_between_two_requests_is_a_gap(api: LogServer, limit: i
     since, until = stamp(EPOCH).decode(), stamp(EPOCH + SECOND).decode()
     items = await api.read(node_limit=limit)
     assert payload(items) == b"one\nthree\n"
-    # If the follower had read less than a full file, lines are certainly missing. Otherwise the file may have ended
-    # there.
+    # If the follower has read less than `limit`, the size of a full file, lines are certainly missing. Otherwise the
+    # follower may have read the old file to its end.
     assert others(items) == [LogGap(since, until, certain=limit > 100)]
 
 
@@ -72,7 +72,11 @@ HEAD = "limitBytes"
 
 
 def serve_hole(api: LogServer, body: bytes, head: bytes | int, *, first: bytes = b"") -> None:
-    """Serve one stream whose lines are five seconds apart. The node's current file begins with `head`."""
+    """Script a log stream with a hole of five seconds, and the probes of the follower.
+
+    The stream is `first`, then `body`. The node's current log file begins with `head`. If `head` is a number, the
+    request for the file's beginning fails with this HTTP status.
+    """
     api.log.write(b"not served\n", EPOCH + 9 * SECOND)
 
     async def served(request: web.Request) -> web.StreamResponse:
@@ -96,7 +100,7 @@ def serve_hole(api: LogServer, body: bytes, head: bytes | int, *, first: bytes =
 
 
 async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> list[LogPiece | LogGap | LogLost]:
-    """Read the log until a line has arrived. Return everything that was read."""
+    """Follow the log until `line` has arrived. Return all items that the follower yielded."""
     items: list[LogPiece | LogGap | LogLost] = []
     async with aclosing(follow(api.client, TARGET, Cursor(), api.container, timings, 10)) as reading:
         async for item in reading:
@@ -110,15 +114,15 @@ async def until_line(api: LogServer, line: bytes, timings: Timings = FAST) -> li
 @pytest.mark.parametrize(
     ("head", "gap"),
     [
-        (stamp(EPOCH - 1) + b" o", None),  # Both lines are in the current file.
+        (stamp(EPOCH - 1) + b" o", None),  # Both lines around the hole are in the current file.
         (OLD + b" o", None),
-        # The current file begins with the later line, and an unread file may lie before the current file.
+        # The current file begins with the line after the hole. An earlier file may hold unread lines.
         (NEW + b" n", LogGap(OLD.decode(), NEW.decode())),
         (stamp(EPOCH + 9 * SECOND) + b" n", LogGap(OLD.decode(), NEW.decode())),
         (
             stamp(EPOCH + SECOND) + b" n",
             LogGap(OLD.decode(), NEW.decode(), certain=True),
-            # The current file begins with a line that was missing in the stream.
+            # The current file begins with a line that the stream has left out.
         ),
         (b"", LogGap(OLD.decode(), NEW.decode())),
         (500, LogGap(OLD.decode(), NEW.decode())),
@@ -130,7 +134,8 @@ async def test_a_hole_in_a_stream_is_compared_with_the_current_file(
 ) -> None:
     lines = OLD + b" one\n", OLD + b" two\n", NEW + b" three\n", NEW + b" four\n"
     body = b"".join(lines) if at_once else b"".join(lines[1:])
-    # The probe gets a line that is not the cursor's. So the probe does not prove that the stream continues over files.
+    # A probe (a request without follow) gets only `first`, without the last line of the stream. So the probe does not
+    # prove that the stream continues after a rotation.
     serve_hole(api, body, head, first=b"" if at_once else lines[0])
     items = await until_line(api, b"four\n", replace(FAST, stalled=0.05))
     assert payload(items) == b"one\ntwo\nthree\nfour\n" if at_once else payload(items).endswith(b"three\nfour\n")
@@ -148,7 +153,7 @@ async def test_a_small_log_needs_no_look_at_the_current_file(api: LogServer) -> 
 
 
 async def test_a_file_that_a_stream_repeats_after_a_hole_is_read_once(api: LogServer) -> None:
-    """A kubelet opens the current file twice if its stream was blocked during two rotations."""
+    """The kubelet sends the current file twice if the log stream was blocked during two rotations."""
     later = b"".join(stamp(EPOCH + 5 * SECOND + each) + b" %d\n" % each for each in range(3))
 
     async def twice(_: web.Request) -> web.StreamResponse:

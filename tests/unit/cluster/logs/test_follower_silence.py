@@ -1,4 +1,4 @@
-"""Silent streams: the follower replaces a stream that a probe proves dead, and keeps all other streams."""
+"""Silent log streams: the log follower replaces a stream that a probe proves dead, and keeps all other streams."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_silent_stream_that_works_is_kept(api: LogServer, monkeypatch: p
         return response
 
     async def probe(_: web.Request) -> web.StreamResponse:
-        # Answer only with lines that the stream has delivered. A probe with more lines would prove the stream dead.
+        # The probe gets only lines that the stream has delivered. A probe with more lines would prove the stream dead.
         return web.Response(body=api.log.body() + (stamp(EPOCH + 1) + b" two\n" if b"two" in got else b""))
 
     monkeypatch.setattr(LogRequest, "block", recorded)

@@ -39,7 +39,7 @@ class FakeLeases:
 
 
 class AdoptingAgent:
-    """The parts of an agent that adopt and sweep."""
+    """The parts of an agent that adopt pods of dead agents and sweep orphans."""
 
     def __init__(self, client: Client, agent: str = "uid-adopter.1") -> None:
         settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
@@ -53,7 +53,10 @@ class AdoptingAgent:
         self.sweep = Sweep(self.backend, 60.0)
 
     def take(self, environment: PodEnvironment) -> bool:
-        """Take a session, unless the test sets `busy`: an earlier session of the attempt is still ending here."""
+        """Take over the session of a pod and return True.
+
+        If the test has set `busy`, refuse it, as an agent does whose earlier session of the same attempt still ends.
+        """
         if self.busy:
             environment.release()
         else:
@@ -75,7 +78,7 @@ async def client(api: SharedApi) -> AsyncIterator[Client]:
 
 
 async def orphan(client: Client, action: Action = ACTION, agent: str = DEAD) -> PodEnvironment:
-    """Create a pod as an agent that dies directly afterwards."""
+    """Create a pod in the name of `agent`, as if that agent had died directly afterwards."""
     environment = AdoptingAgent(client, agent).backend.environment(action)
     await environment.create()
     return environment
@@ -269,7 +272,7 @@ async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_
     await adopter.list_pods()
     await adopter.adoption.run_once()
     assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
-    # The watch of the frozen agent still shows the pod as the agent's own, and no session drives the pod.
+    # The frozen agent has no session for the pod, and its outdated watch still shows the pod as its own.
     await frozen.sweep.run_once()
     assert dead.plan.name in api.pods
     adopter.taken[0].disown()

@@ -1,6 +1,6 @@
-"""Build pod statuses as the real API reports them, and derive observations from them.
+"""Build pod statuses as a real API server reports them, and classify them as the agent does.
 
-The tests of `status` and `setup_status` use this module.
+The tests of the modules `status` and `setup_status` use this module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BEGAN = datetime(2026, 11, 24, 8, 0, 0, tzinfo=UTC)
 
 
 def at(seconds: float) -> str:
-    """Return a time, in seconds after `BEGAN`, as the API writes it."""
+    """Return the time `seconds` after `BEGAN`, in the format of the Kubernetes API."""
     return (BEGAN + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def record(word: str, command: int, code: int | None = None) -> str:
-    """Return a termination message of the supervisor."""
+    """Return a termination message of the supervisor. `word` is what happened to the command with number `command`."""
     end = "" if code is None else f"sealci {NONCE} end {code}\n"
     return f"sealci {NONCE} {word} {command}\n{end}"
 
@@ -101,7 +101,7 @@ PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "x": n
 
 @dataclass
 class PodJudge:
-    """Judges states of one pod, with time between them. It lives for one test."""
+    """Classifies successive states of one pod. The clock moves on between two states. Lives for one test."""
 
     first_seen: FirstSeen = field(default_factory=FirstSeen)
     now: float = 1000.0
@@ -121,7 +121,7 @@ def never_made(name: str = "action") -> Object:
 
 
 def observe_deleted(last: Object | None, expectations: Expectations = EXPECTATIONS) -> Observation:
-    """Return the observation of a deleted pod by its last known state."""
+    """Return what the agent observes for a deleted pod. `last` is the pod's last known state."""
     return classify(None, expectations, LIMITS, FirstSeen(), 1000.0, BEGAN, last).observation
 
 

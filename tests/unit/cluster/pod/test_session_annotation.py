@@ -1,4 +1,4 @@
-"""The session annotation reads as it was written, and an unreadable annotation is refused."""
+"""The pod annotation with which an agent stores its session for an adopting agent: write, read, refuse."""
 
 from __future__ import annotations
 

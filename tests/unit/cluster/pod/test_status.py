@@ -329,7 +329,7 @@ def test_an_unknown_end_of_containerd_is_a_lost_node() -> None:
 
 @pytest.mark.parametrize("code", [0, 143])
 def test_an_evicted_pod_whose_shell_left_before_the_last_command_is_lost(code: int) -> None:
-    """A pod that is evicted for its storage has no condition and no time of the eviction (measured)."""
+    """The status of a pod that was evicted for its storage use has neither a condition nor a time of it (measured)."""
     left = terminated("action", code, message=record("exit", 3, code))
     found = observe(pod(FILES_ENDED, left, phase="Failed", reason="Evicted"))
     assert isinstance(found, Lost)

@@ -33,9 +33,9 @@ def tool(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a container, for one test.
+    """Options of a `Container` in one test.
 
-    If `own_pipe` is true, the pipe of the log belongs to `uid`, as with runc.
+    If `own_pipe` is true, the log's pipe belongs to the user `uid`, as the runtime runc arranges it.
     """
 
     uid: int | None = None
@@ -68,7 +68,7 @@ class Result:
 
     @property
     def markers(self) -> str:
-        """Return the short forms of all markers: "s1 f1:0 l:0"."""
+        """Return the short forms of all markers in the log, such as "s1 f1:0 l:0"."""
         return " ".join(abbreviation(item) for item in self.items if isinstance(item, Marker))
 
     @property
@@ -83,7 +83,7 @@ class Result:
 
 
 def abbreviation(marker: Marker) -> str:
-    """Return the short form of a marker, such as "f1:0"."""
+    """Return the short form of a marker: "f1:0" if command 1 finished with exit code 0."""
     number = str(marker.command) if marker.command else ""
     code = "" if marker.exit_code is None else f":{marker.exit_code}"
     return f"{marker.kind.value}{number}{code}"
@@ -110,7 +110,7 @@ class Container:
             env={"PATH": os.environ["PATH"], **options.env},
         )
         os.close(writing)
-        # This stdin stays open and empty. Commands that read their stdin must not wait for it.
+        # The stdin of PID 1 stays open and empty. A command must not inherit it, because reading it would wait forever.
         assert self.process.stdin
         self.stdin = self.process.stdin
         self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
@@ -152,7 +152,7 @@ class Container:
                     self.changed.notify_all()
 
     def prints(self, text: bytes, within: float = DEADLINE) -> bool:
-        """Return whether the log contains a text, at the latest after `within` seconds."""
+        """Wait up to `within` seconds until the log contains `text`. Return whether it does."""
         with self.changed:
             return self.changed.wait_for(lambda: text in self.raw, within)
 
@@ -178,7 +178,7 @@ class Container:
         return Result(code, bytes(self.raw), message, len(self.commands))
 
     def kill(self) -> None:
-        """Kill all processes of the namespace, if PID 1 still runs."""
+        """Kill all processes of the container if its PID 1 still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
@@ -198,6 +198,6 @@ def container(shell: str, *commands: str, options: Options | None = None) -> Ite
 
 
 def run(shell: str, *commands: str, options: Options | None = None) -> Result:
-    """Run commands until the container has ended."""
+    """Run the commands in a new container under `shell`. Return the result when the container has ended."""
     with container(shell, *commands, options=options) as running:
         return running.wait()

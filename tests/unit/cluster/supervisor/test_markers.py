@@ -52,7 +52,7 @@ def join_texts(items: list[bytes | Marker]) -> list[bytes | Marker]:
 
 
 def read(pieces: list[bytes]) -> list[bytes | Marker]:
-    """Read a log in pieces, and check the number of buffered bytes after each piece."""
+    """Read a log in pieces. Check after each piece that the reader buffers at most one marker."""
     reader = MarkerReader(NONCE, COUNT)
     items: list[bytes | Marker] = []
     fed = b""
@@ -87,7 +87,8 @@ def raw(items: list[bytes | Marker]) -> bytes:
         (PREFIX + PREFIX + b"s:1\n", [PREFIX, STARTED]),
         (b"a" + PREFIX + b"l:0:143\n", [b"a", LAST]),
         (PREFIX + b"l:0:143\n" + PREFIX + b"l:0:143\n", [PREFIX + b"l:0:143\n", LAST]),
-        # What cannot stand here is output: an end before its start, a start again, a start of no command.
+        # A marker that is not possible at its position stays in the log as text, such as an end marker before its start
+        # marker.
         *((look, [look]) for look in FORGED),
         *((look, [look]) for look in LOOKALIKES),
         *((look + PREFIX + b"s:1\n", [look, STARTED]) for look in LOOKALIKES),
@@ -170,7 +171,7 @@ def test_a_resumed_reader_goes_on_with_the_command_that_runs() -> None:
     assert MarkerReader(NONCE, 3, Cursor(total=100, command=2)).feed(PREFIX + b"f:2:0\n") == [
         Marker(MarkerKind.FINISHED, 2, 0)
     ]
-    # Markers behind this cursor were reported, so they come again.
+    # The cursor is at byte 100, but markers up to byte 150 were already sent. So the reader gets them a second time.
     assert MarkerReader(NONCE, 3, Cursor(total=100, command=2, reported=150)).feed(again) == [
         Marker(MarkerKind.STARTED, 2)
     ]

@@ -27,7 +27,7 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """Commands and their expected result. The lists in this module own the cases.
+    """Commands and their expected result. The lists of this module hold the cases.
 
     `code` is the container's exit code. `command` is the number of the command that the verdict names, 0 for the last
     command. `text` is the exact log, or None for any log, because a shell's own message differs between shells.
@@ -105,7 +105,7 @@ EXITS = [
     replaced("unalias -a; (exit 0)", "exec true", NO, command=2),
     bad("unalias -a", "exit 3", NO, code=3, command=2),
     bad("unalias -a", "false", NO, code=1, command=2),
-    # The user's own trap replaces the supervisor's, and the alias is gone.
+    # The user's EXIT trap replaces the supervisor's, and `unalias` removes the supervisor's alias of `exit`.
     replaced("unalias -a; trap 'echo bye' EXIT", "exit 0", NO, text="bye\n", command=2),
 ]
 REPLACEMENTS = [
@@ -258,7 +258,7 @@ def test_an_action_that_asks_for_pipefail_does_not_start_without_it() -> None:
     assert result.markers == "l:125"
 
 
-# Variables that shells obey, with values that trace, print, end or confuse a script.
+# Environment variables that shells obey, with values that trace, print, end or confuse a script.
 OBEYED = {
     "BASHOPTS": "failglob:nullglob:nocasematch:extglob:xpg_echo:lastpipe:execfail:inherit_errexit:expand_aliases",
     "BASH_COMPAT": "31",
@@ -293,7 +293,7 @@ def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(sh
 
 
 WAYS = ("SHELLOPTS", SHELL_OPTIONS)
-# bash itself reports an option that it does not know, if the variable is the image's.
+# Values of SHELLOPTS. An unknown option is not among them, because bash itself would report it at its start.
 SHELL_OPTION_LISTS = [
     "braceexpand:errexit:hashall:interactive-comments:pipefail",
     "allexport:monitor:noclobber:noglob:nounset:keyword:functrace:errtrace:privileged:history",
@@ -343,7 +343,7 @@ def test_shellopts_of_the_action_cannot_keep_the_commands_from_running(shell: st
 
 
 def test_return_outside_a_function_ends_the_commands_as_the_shell_has_it(shell: str) -> None:
-    """dash and busybox leave the script with success; bash refuses."""
+    """In dash and busybox, `return 0` ends the commands with success. In bash, it is an error."""
     result = run(shell, "return 0", NO)
     assert result.verdict.succeeded == (shell != "bash")
     assert result.verdict.command == 1
@@ -419,7 +419,10 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str, own_pipe: boo
 
 
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
-    """If the supervisor cannot reopen the log, commands that redirect its descriptor lose only markers."""
+    """The supervisor writes markers to descriptor 8 if the user cannot reopen the log.
+
+    If a command redirects descriptor 8 to a file, the markers are lost and do not reach the file.
+    """
     options = Options(uid=1234)
     result = run(shell, "exec 8>file", "true", "test ! -s file", options=options)
     assert result.verdict.succeeded
@@ -437,7 +440,7 @@ def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) ->
 
 
 def test_a_command_can_forge_the_success_of_its_own_action(shell: str) -> None:
-    """A limit that SECURITY.md states: the commands share container and user with the shell that records them."""
+    """SECURITY.md states this limit. The shell that runs a command also writes the record of its end."""
     forged = run(shell, 'printf "sealci %s completed 3\\n" "$__sealci_nonce" >../termination-log; exec true', NO, NO)
     assert forged.verdict.succeeded
     assert forged.text == ""

@@ -20,7 +20,10 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 
 def interrupted(shell: str, *commands: str, grace: float = LONG, uid: int | None = None) -> Result:
-    """Run commands until one prints `ready`, interrupt them, and return the result."""
+    """Run commands until one prints `ready`, interrupt them, and return the result.
+
+    `grace` is the number of seconds between TERM and KILL. The commands run as user `uid`, if given.
+    """
     with container(shell, *commands, options=Options(uid=uid)) as running:
         assert running.prints(b"ready\n")
         running.exec(command_module.interrupt(grace))
@@ -73,7 +76,7 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace_period(shell: str
 
 
 def test_shellopts_of_the_image_do_not_keep_the_commands_alive() -> None:
-    """With errexit the interrupt would end at its first `kill` that finds no process."""
+    """With errexit, the script that ends the commands would stop at its first `kill` that finds no process."""
     options = Options(env={"SHELLOPTS": "errexit:nounset"})
     with container("bash", STUBBORN, "echo no", options=options) as running:
         assert running.prints(b"ready\n")

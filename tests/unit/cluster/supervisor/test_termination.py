@@ -1,4 +1,7 @@
-"""The supervisor's command, its record, and the verdict. `test_supervised.py` runs the real supervisor."""
+"""The command line of the supervisor, the record in its termination message, and the verdict.
+
+These tests start no process. `test_supervised.py` runs the real supervisor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forwarder lets other tasks of the agent run, whatever the log and the secrets are."""
+"""The log forwarder never blocks the other tasks of the agent for long, whatever the log and the secrets are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ MARK = b"\x1esealci:" + NONCE.encode() + b":"
 
 
 class FakeSession:
-    """The parts of a session that the forwarder uses. `events` are those sent, `ended` each report of the end."""
+    """The parts of a session that the log forwarder uses.
+
+    `events` holds the events that the forwarder sent, `ended` its reports whether the log has ended.
+    """
 
     def __init__(self, secrets: Mapping[str, str], *payload: bytes, commands: int = 2) -> None:
         self.secrets = secrets

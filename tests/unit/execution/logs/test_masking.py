@@ -43,7 +43,7 @@ def test_every_form_is_masked(form: bytes) -> None:
     assert out.startswith(b"before ")
     assert out.endswith(b" after")
     assert MASK in out
-    # A few characters at both ends of the base64 remain, because they also encode text around the secret.
+    # A few characters at both ends of the encoded secret remain, because they also encode text around the secret.
     assert len(out) - len(b"before  after") - len(MASK) <= 14
 
 
@@ -207,7 +207,10 @@ def test_a_new_masker_continues_where_nothing_is_kept_back(secrets: list[bytes],
 
 
 def reference(forms: tuple[bytes, ...], text: bytes) -> bytes:
-    """Mask a text by trying each form at each position. Two bytes are joined if an occurrence holds both."""
+    """Mask a text slowly, for comparison: try each form of a secret at each position.
+
+    Occurrences that overlap become one mask. Occurrences that only touch become two masks.
+    """
     hidden, joined = [False] * len(text), [False] * (len(text) + 1)
     for start in range(len(text)):
         for form in forms:
@@ -257,7 +260,8 @@ def test_the_steps_are_bounded_by_the_bytes(secrets: list[bytes], pieces: list[b
     for start in range(0, len(text), size):
         masker.feed(text[start : start + size])
         calls += 1
-    # Each call looks again at the bytes kept back, and once more for the beginning of a form.
+    # Each call searches again up to LONGEST bytes that the masker held back in the call before. At the end of the text,
+    # the call searches up to LONGEST bytes for the beginning of a secret.
     assert masker.finder.steps <= len(text) + 2 * LONGEST * calls
 
 

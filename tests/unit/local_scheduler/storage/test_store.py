@@ -1,4 +1,4 @@
-"""The store: changes survive a restart, callbacks run once the data is on disk, and a crash leaves no damage."""
+"""The local scheduler's store: changes survive a restart, callbacks run after the write, a crash does no damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads: no file leaves the action's folder, and a broken upload leaves no file."""
+"""Uploads to the local scheduler: no file leaves the action's folder, and a broken upload leaves no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outbox without a stream: numbers, windows, the turns of sessions, resume points and adoption."""
+"""The outbox of events without a stream: event numbers, windows, the turns of sessions, resume points, adoption."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def event(number: int) -> Event:
 
 
 def drain(outbox: Outbox) -> list[Outgoing]:
-    """Take everything that can be sent."""
+    """Take all events from the outbox that can be sent now."""
     items = []
     while (item := outbox.take()) is not None:
         assert isinstance(item, Outgoing)
@@ -393,7 +393,11 @@ def test_no_event_is_lost_repeated_or_reordered_in_any_sequence_of_steps(steps: 
 
 
 async def walk(steps: list[str]) -> None:
-    """Simulate a scheduler that stores the events. The stream may break after any step."""
+    """Run an outbox against a simulated scheduler.
+
+    `steps` names what happens in turn: a log chunk, another event, one sent event, an acknowledgement, or a broken
+    stream.
+    """
     outbox = Outbox(1 << 30, Metrics())
     session = outbox.open(KEY)
     stored: list[Event] = []
@@ -460,7 +464,7 @@ async def test_the_bytes_of_many_sessions_together_are_bounded() -> None:
             outbox.ack(item.key, item.seq)
     await asyncio.gather(*tasks)
     assert sent == [40] * 50
-    # One event of each session is always allowed, so that every session advances.
+    # The outbox always accepts one event of each session, so that every session advances. So it exceeds its window.
     assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
     assert (outbox.used, outbox.waiting_for_room) == (0, {})
 
