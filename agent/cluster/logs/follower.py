@@ -347,5 +347,4 @@ class LogFollower:
 
 
 def now() -> float:
-    """Return the time of the running loop, in seconds."""
     return asyncio.get_running_loop().time()
