@@ -1,42 +1,46 @@
-"""The state of container `action`, for the log follower. The object lives as long as its environment."""
+"""The states of the containers of a pod, for its log and its deletion. The object lives as long as its environment."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.cluster.logs.follower import ContainerState
+from agent.cluster.logs.source import LogState
 from agent.cluster.pod.fields import container_status
-from agent.cluster.pod.manifest import ACTION
+from agent.cluster.pod.manifest import ACTION, FILES
 
 if TYPE_CHECKING:
     from agent.cluster.environment.watch import PodState
 
 
-class ActionContainer:
-    """Container `action` of one environment, as the watch shows it. Owned by that environment.
-
-    `log_ended` is True while the log that was read ends with the marker by which the supervisor ends its log.
-    """
+class PodContainers:
+    """The containers of one environment, as the watch shows them. Owned by that environment."""
 
     def __init__(self, pod_state: PodState) -> None:
         self.pod_state = pod_state
-        self.log_ended = False
 
     @property
-    def state(self) -> ContainerState:
+    def state(self) -> LogState:
+        """Return what the containers mean for the log."""
+        helper, action = self.state_of(FILES), self.state_of(ACTION)
         if self.pod_state.pod is None:
-            return ContainerState.GONE
-        state = (container_status(self.pod_state.pod["status"], ACTION) or {}).get("state", {})
-        if "terminated" in state:
-            return ContainerState.TERMINATED
-        return ContainerState.RUNNING if "running" in state else ContainerState.WAITING
+            return LogState.GONE
+        if helper == "terminated":
+            return LogState.ABANDONED
+        if helper != "running":
+            return LogState.WAITING
+        return LogState.ENDING if action == "terminated" else LogState.OPEN
 
     @property
     def may_have_run(self) -> bool:
         """Return whether a command may have started. True also if the pod is gone."""
-        return self.state is not ContainerState.WAITING
+        return self.pod_state.pod is None or self.state_of(ACTION) != "waiting"
 
-    async def wait_while(self, state: ContainerState) -> None:
-        """Wait until the container is in another state."""
+    def state_of(self, name: str) -> str:
+        """Return "waiting", "running" or "terminated"; "waiting" if the kubelet has not reported the container."""
+        status = container_status((self.pod_state.pod or {}).get("status", {}), name) or {}
+        return next(iter(status.get("state", {})), "waiting")
+
+    async def wait_while(self, state: LogState) -> None:
+        """Wait until the log is in another state."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)

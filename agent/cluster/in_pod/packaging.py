@@ -53,6 +53,11 @@ def workspace_command(*, workspace: str, ready_path: str, seconds: float) -> lis
     return [*workspace_program(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]
 
 
+def log_command(offset: int, *, follow: bool) -> list[str]:
+    """Return the command that reads the log's file from byte `offset` on, to its end or to its present end."""
+    return [*PYTHON, "", "log", str(offset), "follow" if follow else "once"]
+
+
 def one_liner(*modules: ModuleType) -> str:
     """Return one line of Python that runs `main` of the last module. All modules share one namespace."""
     body: list[ast.stmt] = []
