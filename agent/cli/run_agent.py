@@ -67,7 +67,7 @@ def run_options(choices: Choices, settings: Settings) -> RunOptions:
         return [
             f"{kubectl} logs {pod} -c action",
             f"{kubectl} describe pod {pod}",
-            f"{kubectl} exec -it {pod} -c files -- sh -c 'cd {settings.environment.workspace}; exec bash'",
+            f"{kubectl} exec -it {pod} -c helper -- sh -c 'cd {settings.environment.workspace}; exec bash'",
             f"{kubectl} delete pod {pod}",
         ]
 

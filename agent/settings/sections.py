@@ -96,7 +96,7 @@ class EnvironmentSettings(Section):
     user: int = Field(65532, ge=1, description="User id and group id of all containers in the profile `restricted`.")
     image: str = Field(
         "localhost/sealci-agent:dev",
-        description="Image of the containers `files` and `repository`. Use the agent's image.",
+        description="Image of the containers `helper` and `repository`. Use the agent's image.",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="Pull policy of the images that actions name."
@@ -111,7 +111,7 @@ class EnvironmentSettings(Section):
     )
     helper_resources: Resources = Field(
         {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
-        description="Requests and limits of container `files`. An empty quantity removes one of the default.",
+        description="Requests and limits of container `helper`. An empty quantity removes one of the default.",
     )
     clone_resources: Resources = Field(
         {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},

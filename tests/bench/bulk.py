@@ -46,10 +46,10 @@ kubectl delete pod bulk --grace-period=2 --wait >/dev/null
 """
 READ_FILES = """
 date +%s.%N
-kubectl exec "$1" -c files -- tar cf - -C /workspace . >/dev/null
+kubectl exec "$1" -c helper -- tar cf - -C /workspace . >/dev/null
 date +%s.%N
 """
-GO = 'kubectl exec "$1" -c files -- touch /workspace/go'
+GO = 'kubectl exec "$1" -c helper -- touch /workspace/go'
 
 
 async def measure(namespace: str) -> list[Row]:

@@ -145,7 +145,7 @@ class Cluster(SharedApi):
         session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
         await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
-        await self.change_status(name, containerStatuses=[waiting("action"), waiting("files")])
+        await self.change_status(name, containerStatuses=[waiting("action"), waiting("helper")])
         await self.wait_for(lambda: any(each.startswith(f"{name}-") for each in self.secrets))
         await self.points.at("pulling")
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
@@ -156,7 +156,7 @@ class Cluster(SharedApi):
         take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
         cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
         self.logs[name, "action"] = b""
-        both = [running("action"), running("files")]
+        both = [running("action"), running("helper")]
         await self.change_status(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
         await self.points.at("running")
         await self.write(name, session["nonce"])
@@ -165,7 +165,7 @@ class Cluster(SharedApi):
         message = f"sealci {session['nonce']} completed {self.commands}\nsealci {session['nonce']} end 0\n"
         terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": now()}
         ended = {"name": "action", "state": {"terminated": terminated}}
-        await self.change_status(name, containerStatuses=[ended, running("files")])
+        await self.change_status(name, containerStatuses=[ended, running("helper")])
         await self.points.at("container ended")
 
     async def write(self, name: str, nonce: str) -> None:

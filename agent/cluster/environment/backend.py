@@ -117,7 +117,6 @@ class PodBackend:
             timeout=action.timeout or settings.policy.default_timeout,
             user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
             owner=self.facts.owner,
-            keep_files=self.debug is not None and self.debug.needs_workspace,
             upload_tree=self.debug is not None and self.debug.tree is not None,
         )
 

@@ -49,11 +49,6 @@ class DebugOptions:
     keep: bool = False
     shell: bool = False
 
-    @property
-    def needs_workspace(self) -> bool:
-        """Return whether every pod needs container `files`, even if its action declares no artifacts."""
-        return self.tree is not None or self.keep or self.shell
-
     async def upload_tree(self, client: Client, target: ContainerRef, workspace: str) -> None:
         """Extract `tree` into the workspace. The supervisor starts the commands when the upload is complete.
 

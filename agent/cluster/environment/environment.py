@@ -25,7 +25,7 @@ from agent.cluster.environment.requests import create_fitting_pod, create_secret
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status
+from agent.cluster.pod.fields import container_status, helper_status
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
@@ -229,7 +229,7 @@ class PodEnvironment:
         settings = self.context.settings.artifacts
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.files_container, argv, seconds=seconds)
+            return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
 
         limits = ArchiveLimits(
             files=settings.max_files,
@@ -243,8 +243,9 @@ class PodEnvironment:
                 yield item
 
     @property
-    def files_container(self) -> ContainerRef:
-        return ContainerRef(self.plan.namespace, self.plan.name, manifest.FILES)
+    def helper_container(self) -> ContainerRef:
+        helper = helper_status((self.pod_state.pod or {}).get("status", {})) or {"name": manifest.HELPER}
+        return ContainerRef(self.plan.namespace, self.plan.name, helper["name"])
 
     @property
     def workspace(self) -> str:
@@ -261,7 +262,7 @@ class PodEnvironment:
         """Upload the working tree of the person who started `run` into the workspace, once per pod."""
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
+            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -275,7 +276,7 @@ class PodEnvironment:
         if outcome.result is Result.FAILED and outcome.stage is not Stage.SETUP:
             seconds = self.context.timings.events_retry_seconds
             report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
-            await debug.open_shell(self.client, pod, outcome, self.files_container, self.workspace)
+            await debug.open_shell(self.client, pod, outcome, self.helper_container, self.workspace)
         if debug.keep:
             self.disown()
         return report

@@ -1,4 +1,4 @@
-"""Pack the programs of container `files` into commands that any container with Python 3.9 can run.
+"""Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs (`workspace`, `glob`, `collect_files`, `receive_tree`) are ordinary modules, so that they are typed, linted
 and tested. A command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings.
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 # The option -I is necessary. Without -I, Python would import a file `zlib.py` of the workspace instead of the module of
 # the standard library.
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
-# Path of the workspace's snapshot inside container `files`, where no command of the user runs.
+# Path of the workspace's snapshot inside container `helper`, where no command of the user runs.
 SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - a path of the container, not of this machine
 
 
 @cache
 def workspace_program() -> tuple[str, ...]:
-    """Return the command of PID 1 of container `files`, without the arguments that `workspace.main` takes."""
+    """Return the command of PID 1 of container `helper`, without the arguments that `workspace.main` takes."""
     return (*PYTHON, one_liner(workspace))
 
 
@@ -45,7 +45,7 @@ def receive_tree_program() -> tuple[str, ...]:
 
 
 def workspace_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
-    """Return the whole command of container `files`.
+    """Return the whole command of container `helper`.
 
     The program takes a snapshot of the workspace, creates `ready_path`, and exits on TERM or after `seconds`. If
     `ready_path` is "", `receive_tree` takes the snapshot and creates the file later.

@@ -1,4 +1,4 @@
-"""Unpack a tar from stdin into the workspace, then let the commands begin. The program runs in container `files`.
+"""Unpack a tar from stdin into the workspace, then let the commands begin. The program runs in container `helper`.
 
 An exec runs this program once per environment. The exec has the program's source as an argument. The tar is the working
 tree of the person who runs the action. As after a clone, the snapshot is taken when the tree is complete.

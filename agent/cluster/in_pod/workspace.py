@@ -1,4 +1,4 @@
-"""Walk a workspace, take its snapshot and keep it readable: PID 1 of container `files`.
+"""Walk a workspace, take its snapshot and keep it readable: PID 1 of container `helper`.
 
 This module does not run in the agent's process. `packaging` sends its source to the container, together with the
 sources of `glob` and `collect_files`. This module needs Python 3.9 and the standard library only. `main` lives as long

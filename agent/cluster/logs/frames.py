@@ -142,6 +142,11 @@ def restore(text: bytes, body: int, length: int) -> tuple[bytes, int] | int:
         if wider > len(text):
             return wider
         end = wider
+    if text[end - 2 : end] == DOUBLED[:2]:
+        # The LF of the last CR LF decides whether the CR before belongs to the log.
+        if end == len(text):
+            return end + 1
+        end += text[end : end + 1] == b"\n"
     return text[body:end].replace(DOUBLED, CRLF), end
 
 

@@ -1,6 +1,6 @@
 """Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
-Container `action` runs the user's image under the supervisor. Container `files` keeps the workspace readable after the
+Container `action` runs the user's image under the supervisor. Container `helper` keeps the workspace readable after the
 commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this design.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 ACTION = "action"
-FILES, REPOSITORY = HELPERS
+HELPER, REPOSITORY = HELPERS
+# Name of the helper in pods that an agent of version 0.1 created.
+FORMER_HELPER = "files"
 # Seconds that the deadlines inside the pod allow for adoption by another agent.
 ADOPTION_SECONDS = 300.0
 READY_FOLDER = "/.sealci"
@@ -42,10 +44,13 @@ class Plan:
     """The agent's description of one environment: enough to create the pod and to judge its status.
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
-    `keep_files`: the pod has container `files` although the action may want no files.
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
+<<<<<<< HEAD
     `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
+=======
+    `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
+>>>>>>> s3/p16
     """
 
     action: Action
@@ -56,7 +61,6 @@ class Plan:
     timeout: float
     user_namespace: bool = False
     owner: Object | None = None
-    keep_files: bool = False
     upload_tree: bool = False
     existing_secret: str = ""
     log_key: int = 0
@@ -67,8 +71,8 @@ class Plan:
 
     @property
     def wants_files(self) -> bool:
-        """Whether the pod has container `files`."""
-        return self.keep_files or self.action.artifacts.when is not When.NEVER
+        """Whether the agent may copy files of the workspace after the commands."""
+        return self.action.artifacts.when is not When.NEVER
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
@@ -86,10 +90,7 @@ def pod(plan: Plan, settings: Settings) -> Object:
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
             "securityContext": pod_security_context(settings),
-            "containers": [
-                *([files_container(plan, settings)] if plan.wants_files else []),
-                action_container(plan, settings),
-            ],
+            "containers": [helper_container(plan, settings), action_container(plan, settings)],
             "volumes": volumes(plan, settings),
         },
     }
@@ -165,9 +166,10 @@ def action_container(plan: Plan, settings: Settings) -> Object:
     """Return the container that runs the user's image."""
     environment = settings.environment
     workspace = environment.workspace
-    mounts: list[Object] = [{"name": "workspace", "mountPath": workspace}]
-    if plan.wants_files:
-        mounts.append({"name": "sealci", "mountPath": READY_FOLDER, "readOnly": True})
+    mounts: list[Object] = [
+        {"name": "workspace", "mountPath": workspace},
+        {"name": "sealci", "mountPath": READY_FOLDER, "readOnly": True},
+    ]
     if environment.profile == "restricted":
         mounts.append({"name": "home", "mountPath": HOME})
     return {
@@ -179,7 +181,7 @@ def action_container(plan: Plan, settings: Settings) -> Object:
                 plan.action.commands,
                 nonce=plan.nonce,
                 workspace=workspace,
-                wait_for_files=plan.wants_files,
+                wait_for_files=True,
                 pipefail=command_module.pipefail_mode(plan.action.pipefail, environment.pipefail),
                 ready_path=READY,
             )
@@ -239,11 +241,11 @@ def escape_command(command: list[str]) -> list[str]:
     return [escape_variables(argument) for argument in command]
 
 
-def files_container(plan: Plan, settings: Settings) -> Object:
+def helper_container(plan: Plan, settings: Settings) -> Object:
     """Return the container that keeps the workspace readable after the commands have ended."""
     seconds = 2 * settings.artifacts.timeout + ADOPTION_SECONDS
     return {
-        "name": FILES,
+        "name": HELPER,
         "image": settings.environment.image,
         "imagePullPolicy": "IfNotPresent",
         "command": escape_command(
@@ -296,12 +298,11 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
 
 
 def volumes(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the volumes: the workspace and, where the pod needs them, the ready file, a home and the credentials."""
+    """Return the volumes: the workspace, the ready file and, where the pod needs them, a home and the credentials."""
     found: list[Object] = [
         {"name": "workspace", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}},
+        {"name": "sealci", "emptyDir": {"sizeLimit": "1Mi"}},
     ]
-    if plan.wants_files:
-        found.append({"name": "sealci", "emptyDir": {"sizeLimit": "1Mi"}})
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
     if plan.action.repository and plan.action.repository.credentials:

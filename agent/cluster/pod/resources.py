@@ -1,6 +1,6 @@
 """Requests and limits of container `action`, and how the agent's own containers fit into a LimitRange. Pure.
 
-The agent may not read LimitRanges, so it takes the numbers from the API server's message. Only the containers `files`
+The agent may not read LimitRanges, so it takes the numbers from the API server's message. Only the containers `helper`
 and `repository` change, because no user asked for them. A refusal because of the action itself stays a refusal.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 # Names of the agent's own containers in the pod of an action.
-HELPERS = ("files", "repository")
+HELPERS = ("helper", "repository")
 NUMBER = r"([0-9][0-9A-Za-z.]{0,30})"
 MAXIMUM = re.compile(rf"maximum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 MINIMUM = re.compile(rf"minimum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")

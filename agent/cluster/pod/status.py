@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.workspace import READY as FILES_READY
+from agent.cluster.in_pod.workspace import READY as HELPER_READY
 from agent.cluster.pod.disruption import find_disruption, finished_before
-from agent.cluster.pod.fields import container_status, is_running, setup_statuses, terminated_state
-from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
+from agent.cluster.pod.fields import container_status, helper_status, is_running, setup_statuses, terminated_state
+from agent.cluster.pod.manifest import ACTION, REPOSITORY
 from agent.cluster.pod.setup_status import (
     NEVER_RAN,
     Expectations,
@@ -90,7 +90,7 @@ def classify(
     for each in setup_statuses(status):
         if failed := judge_setup_container(each, pod):
             return Judgement(failed)
-    if is_running(action) and not waits_for_files(status, expectations):
+    if is_running(action) and not waits_for_helper(status):
         return Judgement(Running(), recheck=deletion_recheck(pod, wall))
     judgement = SetupJudge(expectations, limits, first_seen, now).judge(pod)
     rechecks = [each for each in (judgement.recheck, deletion_recheck(pod, wall)) if each is not None]
@@ -186,14 +186,14 @@ def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectation
     """Whether the kubelet may be evicting the pod and has not reported the eviction yet.
 
     The kubelet reports the end of each container before it reports the eviction. The supervisor's record shows whether
-    PID 1 received TERM or was killed. Container `files` ends only with its pod.
+    PID 1 received TERM or was killed. Container `helper` ends only with its pod.
     """
     if expectations.interrupted or is_final(pod) or find_disruption(pod):
         return False
     ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    if expectations.wants_files and terminated_state(container_status(pod["status"], FILES)) is not None:
+    if terminated_state(helper_status(pod["status"])) is not None:
         return True
     return was_signalled(terminated, ending)
 
@@ -224,18 +224,20 @@ def files_availability(pod: Object, expectations: Expectations) -> tuple[bool, s
         return False, ""
     if pod["metadata"].get("deletionTimestamp"):
         return False, "the pod is being deleted"
-    if is_running(container_status(pod.get("status", {}), FILES)):
+    if is_running(helper_status(pod.get("status", {}))):
         return True, ""
-    return False, pod.get("status", {}).get("reason") or "the files container has ended"
+    return False, pod.get("status", {}).get("reason") or "container helper has ended"
 
 
 # ---- the action container has not terminated
 
 
-def waits_for_files(status: Object, expectations: Expectations) -> bool:
-    """Whether the supervisor still waits for container `files`, so that no command has run."""
-    files = container_status(status, FILES)
-    return expectations.wants_files and (files is None or "waiting" in files.get("state", {}))
+def waits_for_helper(status: Object) -> bool:
+    """Whether the supervisor still waits for the helper, so that no command has run.
+
+    The kubelet reports all containers at once. A pod of version 0.1 whose action wants no files has no helper.
+    """
+    return "waiting" in (helper_status(status) or {}).get("state", {})
 
 
 def judge_lost(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
@@ -271,9 +273,9 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        ready = name == FILES and FILES_READY in terminated.get("message", "")
+        ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # Container `files` was killed, but the commands continue. The loss of the files is reported after the
+            # Container `helper` was killed, but the commands continue. The loss of the files is reported after the
             # commands' end.
             return None
         if outside := find_disruption(pod):

@@ -1,6 +1,6 @@
 """Build the command of container `action`: the supervisor that runs the user's commands by the image's own /bin/sh.
 
-PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 waits for container `files`, starts the
+PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 waits for container `helper`, starts the
 commands shell as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints
 the marker that ends the log, and exits with the code of the commands shell.
 

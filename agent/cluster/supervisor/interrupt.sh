@@ -7,7 +7,7 @@ exec >/dev/null 2>&1
 # SHELLOPTS of the image may have switched these options on.
 set +aefmuvxC
 # PID 1 gets TERM by a call of its own, because `kill -1` leaves PID 1 out. It comes first, so that PID 1 knows of the
-# TERM before the commands end. While PID 1 waits for container `files`, it reacts after its current nap.
+# TERM before the commands end. While PID 1 waits for container `helper`, it reacts after its current nap.
 kill -TERM 1
 kill -TERM -1
 # A stopped process receives TERM only after CONT.

@@ -186,7 +186,7 @@ class Api:
         connection.on_lost = lambda: followers.remove(connection) if connection in followers else None
 
     def delete(self, connection: Connection, request: Asked, name: str) -> None:
-        """Delete a pod: at once if all containers have ended, otherwise after container `files` has ended."""
+        """Delete a pod: at once if all containers have ended, otherwise after container `helper` has ended."""
         life = self.lives.get(name)
         if life is None or json.loads(request.body or b"{}").get("preconditions", {}).get("uid", life.uid) != life.uid:
             connection.answer(404 if life is None else 409, missing(name))

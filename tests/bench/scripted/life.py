@@ -122,7 +122,7 @@ class PodLife:
         self.status = self.phase("Running", dict.fromkeys(self.containers, RUNNING % stamp()))
 
     def ended(self) -> None:
-        """Set the state of the pod to succeeded. If the pod has a container `files`, this container still runs."""
+        """Set the state of the pod to succeeded. If the pod has a container `helper`, this container still runs."""
         self.finished = len(self.containers) == 1
         now = stamp()
         message = f"sealci {self.nonce} completed {len(self.commands)}\nsealci {self.nonce} end 0\n"

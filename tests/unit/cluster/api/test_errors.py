@@ -43,7 +43,7 @@ def test_answers_of_real_clusters(status: int, message: str, reason: Reason, ret
     assert classify_status(status, message) == (reason, retryable)
 
 
-# Answers of the API server of Kubernetes 1.37, word for word: one pod with the containers `action` and `files` in a
+# Answers of the API server of Kubernetes 1.37, word for word: one pod with the containers `action` and `helper` in a
 # namespace with one LimitRange or one ResourceQuota.
 FORBIDDEN = 'pods "p" is forbidden: '
 LIMIT_RANGE = (

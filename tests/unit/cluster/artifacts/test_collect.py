@@ -30,7 +30,7 @@ LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, secon
 
 @dataclass
 class Pod:
-    """A stand-in for container `files`. It streams the output of the real collector, and fails as the test has set."""
+    """A stand-in for container `helper`. It streams the output of the real collector, and fails as the test has set."""
 
     workspace: Path
     snapshot: Path

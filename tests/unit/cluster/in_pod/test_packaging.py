@@ -20,7 +20,7 @@ from agent.cluster.in_pod import collect_files, glob, packaging, receive_tree, w
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
-# The programs that run in container `files`, with the modules of each. The modules share one Python namespace.
+# The programs that run in container `helper`, with the modules of each. The modules share one Python namespace.
 PACKED = {
     "workspace": [workspace],
     "collect_files": [workspace, glob, collect_files],

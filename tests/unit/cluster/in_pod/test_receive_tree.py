@@ -1,4 +1,4 @@
-"""The program that unpacks a tar archive from stdin into the workspace. In a pod it runs in container `files`."""
+"""The program that unpacks a tar archive from stdin into the workspace. In a pod it runs in container `helper`."""
 
 from __future__ import annotations
 

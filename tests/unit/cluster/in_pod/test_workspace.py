@@ -1,4 +1,4 @@
-"""PID 1 of container `files`: it walks over the workspace, stores a snapshot, and waits for SIGTERM."""
+"""PID 1 of container `helper`: it walks over the workspace, stores a snapshot, and waits for SIGTERM."""
 
 from __future__ import annotations
 

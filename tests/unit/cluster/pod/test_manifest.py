@@ -66,11 +66,9 @@ def test_properties_of_every_pod(settings: Settings, plan: Plan) -> None:
     assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
 
 
-def test_container_files_comes_first_and_only_if_files_are_wanted() -> None:
-    assert [each["name"] for each in manifest.pod(PLAN, SETTINGS)["spec"]["containers"]] == ["files", "action"]
-    pod = manifest.pod(WITHOUT_FILES, SETTINGS)
-    assert list(containers(pod)) == ["action"]
-    assert [each["name"] for each in pod["spec"]["volumes"]] == ["workspace"]
+def test_every_pod_has_a_helper_and_it_comes_first() -> None:
+    for plan in (PLAN, WITHOUT_FILES):
+        assert [each["name"] for each in manifest.pod(plan, SETTINGS)["spec"]["containers"]] == ["helper", "action"]
     assert WITHOUT_FILES.wants_files is False
 
 
@@ -181,7 +179,7 @@ def test_the_profiles() -> None:
     baseline, restricted = manifest.pod(CLONING, SETTINGS), manifest.pod(CLONING, RESTRICTED)
     assert "capabilities" not in containers(baseline)["action"]["securityContext"]
     assert "runAsUser" not in containers(baseline)["action"]["securityContext"]
-    assert containers(baseline)["files"]["securityContext"]["runAsUser"] == 0
+    assert containers(baseline)["helper"]["securityContext"]["runAsUser"] == 0
     assert containers(baseline)["repository"]["securityContext"]["runAsUser"] == 0
     security = restricted["spec"]["securityContext"]
     assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
@@ -242,7 +240,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
     pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
     assert pod["metadata"]["annotations"].keys() >= {"a", labels.SESSION}
     assert pod["spec"]["nodeSelector"] == {"ci": "true"}
-    assert list(containers(pod)) == ["files", "action"]
+    assert list(containers(pod)) == ["helper", "action"]
     mounts = [mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]]
     assert mounts == ["/workspace", "/.sealci", "/cache"]
 
@@ -306,10 +304,10 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
     asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "cpu": "1"}}
     given = {"helper_resources": asked, "clone_resources": {"requests": {"cpu": ""}, "limits": {"memory": "2Gi"}}}
     changed = containers(manifest.pod(CLONING, Settings.model_validate({"environment": given})))
-    assert changed["files"]["resources"] == asked
+    assert changed["helper"]["resources"] == asked
     assert changed["repository"]["resources"] == {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}
     default = containers(manifest.pod(CLONING, SETTINGS))
-    assert default["files"]["resources"] == {
+    assert default["helper"]["resources"] == {
         "requests": {"cpu": "10m", "memory": "32Mi"},
         "limits": {"memory": "512Mi"},
     }

@@ -157,7 +157,7 @@ class Container:
             return self.changed.wait_for(lambda: text in self.raw, within)
 
     def create_ready_file(self) -> None:
-        """Create the ready file, as container `files` does when the workspace is complete."""
+        """Create the ready file, as container `helper` does when the workspace is complete."""
         (self.folder / "ready").touch()
 
     def exec(self, argv: Sequence[str], **env: str) -> int:

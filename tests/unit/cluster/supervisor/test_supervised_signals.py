@@ -1,4 +1,4 @@
-"""The real supervisor during cancellation, timeout and deletion, and while it waits for container `files`."""
+"""The real supervisor during cancellation, timeout and deletion, and while it waits for container `helper`."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_signal_from_a_command_is_not_recorded_as_term_to_pid_1(shell: str) ->
         assert running.wait().ending == Ending(1, exit_code=143)
 
 
-def test_no_command_runs_before_container_files_is_ready(shell: str) -> None:
+def test_no_command_runs_before_helper_is_ready(shell: str) -> None:
     with container(shell, "echo a", options=Options(wait_for_files=True)) as running:
         assert not running.prints(b"\x1e", within=0.2)
         running.create_ready_file()

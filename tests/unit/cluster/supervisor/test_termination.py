@@ -29,7 +29,7 @@ def test_no_argument_is_longer_than_the_kernel_accepts() -> None:
     assert longest < 128 * 1024
 
 
-def test_the_supervisor_waits_for_container_files_only_on_request() -> None:
+def test_the_supervisor_waits_for_helper_only_on_request() -> None:
     assert "/.sealci/ready" in entrypoint("true", wait_for_files=True)
     assert "/.sealci/ready" not in entrypoint("true")
 
