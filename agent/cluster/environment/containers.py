@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.source import LogState
-from agent.cluster.pod.fields import container_status
-from agent.cluster.pod.manifest import ACTION, FILES
+from agent.cluster.pod.fields import container_status, helper_status
+from agent.cluster.pod.manifest import ACTION
 
 if TYPE_CHECKING:
     from agent.cluster.environment.watch import PodState
+    from agent.domain.json import Object
 
 
 class PodContainers:
@@ -21,9 +22,10 @@ class PodContainers:
     @property
     def state(self) -> LogState:
         """Return what the containers mean for the log."""
-        helper, action = self.state_of(FILES), self.state_of(ACTION)
         if self.pod_state.pod is None:
             return LogState.GONE
+        status = self.pod_state.pod.get("status", {})
+        helper, action = state_name(helper_status(status)), state_name(container_status(status, ACTION))
         if helper == "terminated":
             return LogState.ABANDONED
         if helper != "running":
@@ -33,14 +35,16 @@ class PodContainers:
     @property
     def may_have_run(self) -> bool:
         """Return whether a command may have started. True also if the pod is gone."""
-        return self.pod_state.pod is None or self.state_of(ACTION) != "waiting"
-
-    def state_of(self, name: str) -> str:
-        """Return "waiting", "running" or "terminated"; "waiting" if the kubelet has not reported the container."""
-        status = container_status((self.pod_state.pod or {}).get("status", {}), name) or {}
-        return next(iter(status.get("state", {})), "waiting")
+        if self.pod_state.pod is None:
+            return True
+        return state_name(container_status(self.pod_state.pod.get("status", {}), ACTION)) != "waiting"
 
     async def wait_while(self, state: LogState) -> None:
         """Wait until the log is in another state."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)
+
+
+def state_name(status: Object | None) -> str:
+    """Return "waiting", "running" or "terminated"; "waiting" if the kubelet has not reported the container."""
+    return next(iter((status or {}).get("state", {})), "waiting")

@@ -201,7 +201,7 @@ class PodEnvironment:
             return
         timings = Timings(probe=self.context.settings.logs.probe_after)
         items = follower.follow(
-            self.client, self.files_container, cursor.offset, self.containers, self.plan.log_key, timings
+            self.client, self.helper_container, cursor.offset, self.containers, self.plan.log_key, timings
         )
         async with aclosing(items):
             async for item in items:

@@ -45,12 +45,8 @@ class Plan:
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
-<<<<<<< HEAD
     `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
-    `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
-=======
     `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
->>>>>>> s3/p16
     """
 
     action: Action

@@ -127,6 +127,9 @@ class LogStream:
         """
         length = len(marker.raw)
         self.report_truncation()
+        if self.column > self.max_line:
+            # The output of the next command must not be left out with the rest of a line of this command.
+            self.move_to(0)
         if self.masker.buffered:
             self.markers_in_kept.append((self.masked, length))
         self.at += length
