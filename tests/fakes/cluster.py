@@ -237,6 +237,7 @@ class FakeEnvironment:
         while True:
             await self.backend.wait_for(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
             if position >= len(self.written):
+                self.steps.append("log ended")
                 yield LogEnd()
                 return
             yield self.written[position]

@@ -7,12 +7,20 @@ A HelperLog lives as long as a test.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
+
+from aiohttp import web
 
 KEY = 0x5EA1C1
 MAX_PAYLOAD = 64 * 1024
 BLOCK = 256 * 1024
+
+
+# Number of bytes of a websocket message.
+MESSAGE = 1 << 15
+SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 
 def frame(offset: int, payload: bytes, key: int = KEY) -> bytes:
@@ -81,3 +89,28 @@ class HelperLog:
         size = len(self.content)
         found = {"end": {"size": size, "dropped": self.dropped}} if self.ended else {"now": size}
         return json.dumps(found).encode() + b"\n"
+
+
+async def accept(request: web.Request) -> web.WebSocketResponse:
+    """Accept an exec."""
+    socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+    await socket.prepare(request)
+    return socket
+
+
+async def serve_errand(request: web.Request, log: HelperLog) -> web.WebSocketResponse:
+    """Answer an exec of the program `log`. If it follows, it waits for the end of the log."""
+    socket = await accept(request)
+    position, how = request.query.getall("command")[-2:]
+    sent = int(position)
+    while True:
+        data, ended = log.blocks(sent), log.ended
+        sent = len(log.content)
+        for start in range(0, len(data), MESSAGE):
+            await socket.send_bytes(b"\x01" + data[start : start + MESSAGE])
+        if how == "once" or ended:
+            break
+        await asyncio.sleep(0.005)
+    await socket.send_bytes(b"\x01" + log.report())
+    await socket.send_bytes(SUCCESS)
+    return socket

@@ -21,7 +21,7 @@ from agent.cluster.logs.source import LogState, Timings
 from agent.domain.observations import LogEnd, LogGap, LogItem, LogLost, LogPiece
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
-from tests.fakes.helper_log import KEY, HelperLog
+from tests.fakes.helper_log import KEY, HelperLog, accept, serve_errand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,6 @@ FAST = Timings(settle=0.05, pause=0.002, longest_pause=0.01, refused=0.1, give_u
 PROBING = replace(FAST, probe=0.05, longest_probe=0.1)
 PATH = "/api/v1/namespaces/actions/pods/pod-1"
 TARGET = ContainerRef("actions", "pod-1", "helper")
-SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 
 class Source:
@@ -90,21 +89,7 @@ class LogServer:
         return web.Response(body=self.log.body())
 
     async def errand(self, request: web.Request) -> web.StreamResponse:
-        """Serve the file as the program `log` does. An errand that follows waits for the end of the log."""
-        socket = await accept(request)
-        position, how = request.query.getall("command")[-2:]
-        sent = int(position)
-        while True:
-            data = self.log.blocks(sent)
-            sent = len(self.log.content)
-            for start in range(0, len(data), 1 << 15):
-                await socket.send_bytes(b"\x01" + data[start : start + (1 << 15)])
-            if how == "once" or self.log.ended:
-                break
-            await asyncio.sleep(0.005)
-        await socket.send_bytes(b"\x01" + self.log.report())
-        await socket.send_bytes(SUCCESS)
-        return socket
+        return await serve_errand(request, self.log)
 
     def cut_errand(self, until: int) -> Handler:
         """Return a handler that serves the file up to byte `until`, and breaks the connection."""
@@ -152,12 +137,6 @@ class LogServer:
         items = follow(self.client, TARGET, position, self.source, KEY, timings)
         async with asyncio.timeout(20), aclosing(items):
             return [item async for item in items]
-
-
-async def accept(request: web.Request) -> web.WebSocketResponse:
-    socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
-    await socket.prepare(request)
-    return socket
 
 
 def payload(items: list[LogItem]) -> bytes:
