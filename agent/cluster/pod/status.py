@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agent.cluster.in_pod.workspace import READY as HELPER_READY
 from agent.cluster.pod.disruption import find_disruption, finished_before
 from agent.cluster.pod.fields import container_status, helper_status, is_running, setup_statuses, terminated_state
-from agent.cluster.pod.manifest import ACTION, FORMER_HELPER, HELPER, REPOSITORY
+from agent.cluster.pod.manifest import ACTION, HELPER, REPOSITORY
 from agent.cluster.pod.setup_status import (
     NEVER_RAN,
     Expectations,
@@ -278,7 +278,7 @@ def judge_final_phase(pod: Object, action: Object | None) -> Lost | None:
 def ended_helper(status: Object) -> Object | None:
     """Return `state.terminated` of a helper that has ended after the commands may have begun; None otherwise."""
     ended = terminated_state(container_status(status, HELPER))
-    began = ended is not None and (ended.get("exitCode") in ENDED_BY_TERM or HELPER_READY in ended.get("message", ""))
+    began = ended is not None and (ended.get("exitCode") == 0 or HELPER_READY in ended.get("message", ""))
     return ended if began else None
 
 
@@ -306,10 +306,9 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        ready = name == FORMER_HELPER and HELPER_READY in terminated.get("message", "")
+        ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # In a pod of an older release, the commands do not need the container. The loss of the files is reported
-            # after the commands' end.
+            # This is no failure of the set-up. In a pod of an older release, the commands do not need the container.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)
