@@ -251,16 +251,12 @@ class LogSettings(Section):
         16 << 20, description="Largest size of one line, in bytes. The agent cuts longer lines and adds a notice."
     )
     max_total: Size = Field(
-        256 << 20, description="Largest size of an action's log, in bytes. The agent drops the rest and adds a notice."
+        256 << 20,
+        description="Largest size of an action's log, in bytes. The pod stores the log up to this size and drops the "
+        "rest. The agent adds a notice.",
     )
     probe_after: Duration = Field(
         30.0, gt=0, description="Time without output until the agent checks the connection that reads the log."
-    )
-    node_limit: Size = Field(
-        1 << 20,
-        description="Smallest `containerLogMaxSize` of all nodes, in bytes. "
-        "The agent assumes that a node rotates no log file below this size.",
-        ge=1,
     )
 
 

@@ -18,7 +18,6 @@ from agent.cluster.in_pod.packaging import SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
 from agent.cluster.pod.labels import SESSION
 from agent.domain.json import Object
-from tests.fakes.api import PODS
 from tests.fakes.shared_api import SharedApi
 
 if TYPE_CHECKING:
@@ -63,7 +62,6 @@ class Cluster(SharedApi):
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         super().add_routes(router)
-        router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
 
     async def close(self) -> None:
         """Stop the simulated runs of all pods."""
@@ -96,8 +94,10 @@ class Cluster(SharedApi):
         await self.points.at("deleted")
         return answer
 
-    async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
+    async def on_exec(self, request: web.Request) -> web.StreamResponse:
         """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        if request.query.getall("command")[-3:-2] == ["log"]:
+            return await super().on_exec(request)
         socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
         half = len(data) // 2
@@ -155,7 +155,7 @@ class Cluster(SharedApi):
         (self.workspace(name) / "cloned").write_text("not one of the action's own files")
         take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
         cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
-        self.logs[name, "action"] = b""
+        await self.begin_log(name)
         both = [running("action"), running("helper")]
         await self.change_status(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
         await self.points.at("running")
@@ -174,20 +174,21 @@ class Cluster(SharedApi):
         for number, line in enumerate(self.script):
             if self.pace is not None:
                 await self.pace(number)
-            stamp = f"2026-11-24T10:00:00.{number:09d}Z ".encode()
             text = f"\x1esealci:{nonce}:{line}\n".encode() if isinstance(line, str) else line
             if number == len(self.script) // 2:
                 half = len(text) // 2
-                await self.put_log(name, waits + stamp + text[:half])
+                await self.put_log(name, waits + text[:half])
                 await self.points.at("mid-line")
-                stamp, text, waits = b"", text[half:], b""
-            waits += stamp + text
+                text, waits = text[half:], b""
+            waits += text
             if self.pace is not None or len(waits) > AT_ONCE or number == len(self.script) - 1:
                 await self.put_log(name, waits)
                 waits = b""
+        self.helpers[name].end()
+        await self.notify()
 
     async def put_log(self, name: str, data: bytes) -> None:
-        self.logs[name, "action"] += data
+        self.helpers[name].write(data)
         await self.notify()
 
     async def change_status(self, name: str, **status: Any) -> None:

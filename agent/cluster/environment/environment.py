@@ -20,9 +20,10 @@ from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.environment import failure_report
-from agent.cluster.environment.action_container import ActionContainer
+from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower
+from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
 from agent.cluster.pod.fields import container_status, helper_status
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
@@ -33,7 +34,7 @@ from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Stage
 from agent.domain.json import Object
-from agent.domain.observations import FINAL, Lost, SetupFailed
+from agent.domain.observations import FINAL, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Observation
+    from agent.domain.observations import Collected, LogItem, Observation
     from agent.domain.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -84,7 +85,7 @@ class PodEnvironment:
         self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
-        self.container = ActionContainer(self.pod_state)
+        self.containers = PodContainers(self.pod_state)
         self.startup_events = failure_report.StartupEvents(
             self.client, self.path, self.context.timings, self.context.limits.pull_grace
         )
@@ -140,7 +141,7 @@ class PodEnvironment:
         """
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
-        if values and self.container.state is follower.ContainerState.WAITING:
+        if values and not self.containers.may_have_run:
             try:
                 await self.create_secret()
             except ClusterError as error:
@@ -193,20 +194,18 @@ class PodEnvironment:
         """Return a new reader for the supervisor's markers in this environment's log from a cursor on."""
         return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
-    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log of container `action` from the cursor to its end."""
-        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
-        self.container.log_ended = False
-        settings = self.context.settings.logs
-        timings = follower.Timings(probe=settings.probe_after)
-        items = follower.follow(self.client, target, cursor, self.container, timings, settings.node_limit)
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
+        """Yield the log of the commands from the cursor to its end."""
+        if cursor.older or not self.plan.log_key:
+            yield LogLost("an agent of an older release has started the action, and this release cannot read its log")
+            return
+        timings = Timings(probe=self.context.settings.logs.probe_after)
+        items = follower.follow(
+            self.client, self.helper_container, cursor.offset, self.containers, self.plan.log_key, timings
+        )
         async with aclosing(items):
             async for item in items:
                 yield item
-
-    def log_ended(self, ended: bool) -> None:
-        """Record whether the log that was read ends with the marker by which the supervisor ends its log."""
-        self.container.log_ended = ended
 
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands, and KILL after `grace` seconds. Return False if the pod cannot be reached."""
@@ -313,7 +312,7 @@ class PodEnvironment:
         began = time.monotonic()
         limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
         unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
-        first_limit = limit if self.container.may_have_run else min(limit, unstarted_limit)
+        first_limit = limit if self.containers.may_have_run else min(limit, unstarted_limit)
         for grace, seconds in ((None, first_limit), (0, limit)):
             try:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)

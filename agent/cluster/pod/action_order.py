@@ -95,6 +95,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         snapshot=plan.wants_files and not plan.action.artifacts.paths,
         start=not plan.upload_tree,
         log_limit=settings.logs.max_total,
+        log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),
     )
     pieces = packaging.order_variables(asked)

@@ -53,6 +53,7 @@ class Plan:
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
+    `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     owner: Object | None = None
     upload_tree: bool = False
     existing_secret: str = ""
+    log_key: int = 0
 
     @property
     def secret_name(self) -> str:
@@ -123,7 +125,7 @@ def metadata(plan: Plan, settings: Settings) -> Object:
         "annotations": {
             # `kubectl logs` and `kubectl exec` take this container if they are given none.
             "kubectl.kubernetes.io/default-container": HELPER,
-            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout),
+            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout, plan.log_key),
             # Autoscalers must not move a pod whose commands cannot be resumed on another node.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",

@@ -84,6 +84,10 @@ class Masker:
         """Return the number of bytes at the end of the input for which no output was returned."""
         return self.run_before_kept + len(self.kept)
 
+    def passes(self, data: bytes) -> bool:
+        """Return whether `feed` will certainly be fast, because the data holds no secret."""
+        return not self.finder.forms or not (self.run_in_kept or self.sieve.may_match(data))
+
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the stream. Returns the masked text that no later byte can change."""
         if not self.finder.forms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.cluster.pod.setup_status import Judgement
+from agent.cluster.pod.status import HELPER_TERM_WAIT_SECONDS, HELPER_WAIT_SECONDS
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Running, Waiting
@@ -41,9 +42,8 @@ from tests.unit.cluster.pod.pods import (
         pod(HELPER, running("action"), deleted=50),
         pod(HELPER, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),), deleted=50),
         pod(HELPER, running("action"), conditions=(disruption_condition("PreemptionByScheduler"),)),
-        pod(terminated("helper", 0), running("action")),
-        pod(terminated("helper", 137, "OOMKilled", "ready"), running("action")),
-        pod(terminated("helper", 143, message="ready"), running("action"), deleted=50),
+        pod(terminated("files", 0), running("action")),
+        pod(terminated("files", 137, "OOMKilled", "ready"), running("action")),
     ],
     ids=[
         "runs",
@@ -51,13 +51,38 @@ from tests.unit.cluster.pod.pods import (
         "being deleted",
         "drained",
         "about to be preempted",
-        "helper left",
-        "helper killed for memory",
-        "helper ended by the deletion",
+        "container of an older release left",
+        "container of an older release killed for memory",
     ],
 )
 def test_a_running_container_is_running_during_later_events(seen: Object) -> None:
     assert observe(seen) == Running()
+
+
+@pytest.mark.parametrize(
+    ("ended", "seconds", "how"),
+    [
+        (terminated("helper", 137, "OOMKilled", "ready"), HELPER_WAIT_SECONDS, "was killed for memory"),
+        (terminated("helper", 137, message="ready"), HELPER_WAIT_SECONDS, "ended with exit code 137"),
+        (terminated("helper", 1, message="ready"), HELPER_WAIT_SECONDS, "ended with exit code 1"),
+        (terminated("helper", 0), HELPER_TERM_WAIT_SECONDS, "ended with exit code 0"),
+        (terminated("helper", 143, message="ready"), HELPER_TERM_WAIT_SECONDS, "ended with exit code 143"),
+    ],
+)
+def test_a_helper_that_ends_while_the_commands_run_makes_the_pod_lost(ended: Object, seconds: float, how: str) -> None:
+    judge = PodJudge()
+    seen = pod(ended, running("action"))
+    assert judge(seen) == Judgement(Running("container helper has ended"), recheck=seconds)
+    text = f"container helper {how} while the commands ran, so nothing could read their output"
+    assert judge(seen, after=seconds).observation == Lost(Reason.INTERNAL, text)
+
+
+def test_a_helper_that_ends_with_its_pod_is_no_loss_of_its_own() -> None:
+    judge = PodJudge()
+    ended = terminated("helper", 137, message="ready")
+    assert judge(pod(ended, running("action"), deleted=50)) == Judgement(Running("the pod ends"), recheck=51.0)
+    drained = pod(ended, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),))
+    assert judge(drained, after=HELPER_WAIT_SECONDS).observation == Running("the pod ends")
 
 
 @pytest.mark.parametrize("name", ["helper", "files"])
