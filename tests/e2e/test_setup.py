@@ -55,11 +55,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "REPOSITORY_FAILED",
         "no-such-secret",
     ),
-    "long-command": (
-        {"image": BUSYBOX, "commands": ["echo " + "x" * 131072]},
+    "long-variable": (
+        {"image": BUSYBOX, "env": {"LONG": "x" * 131072}},
         "admission",
         "INVALID_CONFIGURATION",
-        "commands[1]",
+        "LONG",
     ),
     "image-not-allowed": ({"image": "docker.io/library/alpine"}, "admission", "INVALID_CONFIGURATION", "not allowed"),
     "too-much-memory": (

@@ -15,7 +15,7 @@ from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment import shell as shell_module
 from agent.cluster.in_pod import packaging
 from agent.cluster.pod.fields import container_status, is_running
-from agent.cluster.pod.manifest import READY
+from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
 
@@ -58,7 +58,7 @@ class DebugOptions:
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
-        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, READY, str(size)]
+        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:

@@ -1,7 +1,8 @@
 """Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
-Container `action` runs the user's image under the supervisor. Container `helper` keeps the workspace readable after the
-commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this design.
+Container `action` runs the user's image under the supervisor. Container `helper` gives the supervisor its order, keeps
+the log, and keeps the workspace readable after the commands have ended. Init container `repository` clones the
+repository. `docs/architecture.md` explains this design.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
 Labels and one annotation hold what another agent needs for adoption.
@@ -14,8 +15,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.packaging import workspace_command
+from agent.cluster.in_pod import order as order_module
+from agent.cluster.in_pod import packaging
 from agent.cluster.pod import labels, session_annotation
+from agent.cluster.pod.action_order import (
+    ACTION,
+    ADOPTION_SECONDS,
+    HOME,
+    escape_command,
+    order_variables,
+    unexportable_variables,
+)
 from agent.cluster.pod.resources import HELPERS, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
@@ -27,16 +37,14 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-ACTION = "action"
+__all__ = ["ACTION", "HELPER", "REPOSITORY"]
 HELPER, REPOSITORY = HELPERS
 # Name of the helper in pods that an agent of version 0.1 created.
 FORMER_HELPER = "files"
-# Seconds that the deadlines inside the pod allow for adoption by another agent.
-ADOPTION_SECONDS = 300.0
-READY_FOLDER = "/.sealci"
-READY = f"{READY_FOLDER}/ready"
+GO = f"{command_module.ORDER_FOLDER}/{order_module.GO}"
+# Size of the order's volume. The commands and variables of an action are at most 1 MiB, and quotes may add to them.
+ORDER_LIMIT = "8Mi"
 CREDENTIALS = "/etc/sealci/credentials"
-HOME = "/home/action"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,8 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.CLAIM: str(action.key.claim),
         },
         "annotations": {
+            # `kubectl logs` and `kubectl exec` take this container if they are given none.
+            "kubectl.kubernetes.io/default-container": HELPER,
             labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout, plan.log_key),
             # Autoscalers must not move a pod whose commands cannot be resumed on another node.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
@@ -164,7 +174,8 @@ def action_container(plan: Plan, settings: Settings) -> Object:
     workspace = environment.workspace
     mounts: list[Object] = [
         {"name": "workspace", "mountPath": workspace},
-        {"name": "sealci", "mountPath": READY_FOLDER, "readOnly": True},
+        # A FIFO on a read-only volume can be opened for writing.
+        {"name": "order", "mountPath": command_module.ORDER_FOLDER, "readOnly": True},
     ]
     if environment.profile == "restricted":
         mounts.append({"name": "home", "mountPath": HOME})
@@ -172,18 +183,9 @@ def action_container(plan: Plan, settings: Settings) -> Object:
         "name": ACTION,
         "image": plan.action.image,
         "imagePullPolicy": environment.image_pull_policy,
-        "command": escape_command(
-            command_module.entrypoint(
-                plan.action.commands,
-                nonce=plan.nonce,
-                workspace=workspace,
-                wait_for_files=True,
-                pipefail=command_module.pipefail_mode(plan.action.pipefail, environment.pipefail),
-                ready_path=READY,
-            )
-        ),
+        "command": escape_command(command_module.entrypoint()),
         "workingDir": workspace,
-        "env": environment_variables(plan, settings),
+        "env": unexportable_variables(plan, settings),
         "resources": resources(plan, settings),
         "securityContext": container_security_context(settings),
         "lifecycle": {"preStop": {"exec": {"command": command_module.pre_stop()}}},
@@ -192,71 +194,26 @@ def action_container(plan: Plan, settings: Settings) -> Object:
     }
 
 
-def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the environment variables: those that CI tools look for, the user's, and references to secrets.
-
-    A variable of the user replaces the agent's variable of the same name. A secret replaces both.
-    """
-    action = plan.action
-    values = {
-        "CI": "true",
-        "SEALCI": "true",
-        "SEALCI_ACTION": action.name or action.key.action_id,
-        "SEALCI_ATTEMPT": str(action.key.attempt),
-        "SEALCI_WORKSPACE": settings.environment.workspace,
-    }
-    if settings.environment.profile == "restricted":
-        values["HOME"] = HOME
-    if action.repository:
-        # Git refuses a clone that belongs to another user. These variables prevent this without a file in the user's
-        # image.
-        values |= {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": settings.environment.workspace,
-        }
-    if action.traceparent:
-        values["TRACEPARENT"] = action.traceparent
-    values |= action.env
-    rename = command_module.variable_name
-    plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
-    secret = [
-        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": name}}}
-        for name in action.secrets
-    ]
-    return plain + secret
-
-
-def escape_variables(text: str) -> str:
-    """Escape a text against the kubelet, which expands `$(VAR)` and replaces `$$` by `$`."""
-    return text.replace("$", "$$")
-
-
-def escape_command(command: list[str]) -> list[str]:
-    """Return a command that the kubelet passes to the container unchanged."""
-    return [escape_variables(argument) for argument in command]
-
-
 def helper_container(plan: Plan, settings: Settings) -> Object:
-    """Return the container that keeps the workspace readable after the commands have ended."""
-    seconds = 2 * settings.artifacts.timeout + ADOPTION_SECONDS
+    """Return the agent's own container. It starts the commands, keeps their log, and keeps the workspace readable."""
+    environment = settings.environment
     return {
         "name": HELPER,
-        "image": settings.environment.image,
+        "image": environment.image,
         "imagePullPolicy": "IfNotPresent",
         "command": escape_command(
-            workspace_command(
-                workspace=settings.environment.workspace,
-                ready_path="" if plan.upload_tree else READY,
-                seconds=plan.timeout + settings.policy.pull_timeout + seconds,
+            packaging.helper_command(
+                command_module.ORDER_FOLDER, supervisor=command_module.SUPERVISOR, setup=command_module.SETUP
             )
         ),
-        "resources": settings.environment.helper_resources,
+        "env": order_variables(plan, settings),
+        "resources": environment.helper_resources,
         # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
-            {"name": "workspace", "mountPath": settings.environment.workspace},
-            {"name": "sealci", "mountPath": READY_FOLDER},
+            {"name": "workspace", "mountPath": environment.workspace},
+            {"name": "order", "mountPath": command_module.ORDER_FOLDER},
+            {"name": "log", "mountPath": packaging.LOG_FOLDER},
         ],
     }
 
@@ -294,10 +251,12 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
 
 
 def volumes(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the volumes: the workspace, the ready file and, where the pod needs them, a home and the credentials."""
+    """Return the volumes. A home and the credentials are there only if the pod needs them."""
     found: list[Object] = [
         {"name": "workspace", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}},
-        {"name": "sealci", "emptyDir": {"sizeLimit": "1Mi"}},
+        # Secrets of the action must not reach a disk.
+        {"name": "order", "emptyDir": {"medium": "Memory", "sizeLimit": ORDER_LIMIT}},
+        {"name": "log", "emptyDir": {}},
     ]
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
