@@ -42,7 +42,7 @@ PODMAN_PACKAGES = (
 ROOT_RELEASE = "bookworm"
 # Part of the name of every root file system. Raise the version to rebuild all root file systems with newer packages.
 ROOT_VERSION = "1"
-# Folders that are emptied to make root file systems smaller.
+# Folders of a root file system whose content is deleted after the build, because the images do not need the content.
 EMPTIED_FOLDERS = (
     "var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "var/log", "usr/share/doc", "usr/share/man",
     "usr/share/locale", "usr/share/info", "tmp",
@@ -72,9 +72,10 @@ def is_installed(package: str) -> bool:
 
 
 def unpack(settings: Settings, *packages: str) -> Path:
-    """Unpack Debian packages below the cache, once, and return the folder, which is named after the first package.
+    """Unpack Debian packages into a folder of the cache, unless this was done before. Return the folder.
 
-    The packages are not installed, so that no service starts and no other package changes.
+    The folder is named after the first package. The packages are not installed, so that no service starts and no other
+    package changes.
     """
     name = packages[0]
     target = settings.cache / "debian" / name
@@ -119,17 +120,20 @@ def browser() -> str:
 
 
 def root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian with python3, git and ssh. The first call takes about a minute."""
+    """Return the tar of a Debian root file system with python3, git and ssh. The first call takes about a minute."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
 
 
 def kind_root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian that can be a node of kind. The first call takes about 90 seconds."""
+    """Return the tar of a Debian root file system for a node of kind. The first call takes about 90 seconds."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
 
 
 def debootstrap(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
-    """Return the tar of a minimal Debian with these packages. Build it in the cache if it does not exist."""
+    """Return the tar of a minimal Debian with these packages. Build the tar in the cache if it does not exist.
+
+    `name` is part of the name of the tar.
+    """
     archive = settings.cache / "images" / f"{name}.tar"
     if archive.exists():
         return archive
