@@ -28,7 +28,7 @@ NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every pause before a new list request end at once. Return a list.
+    """Make every pause of the watch before a new list request end at once. Return a list.
 
     Each pause appends its upper limit in seconds to the list. The real pause is random, up to this limit.
     """
@@ -101,7 +101,7 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            lifetimes = iter([-29.9])  # The first watch ends after 0.1 s, because the reflector adds 30 s.
+            lifetimes = iter([-29.9])  # The first watch ends after 0.1 s: it adds 30 s to its lifetime.
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.requests_for("list")) == 2
