@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL = RIGHTS + LEASE_RIGHTS
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
-# By missing right, the checks of the probe pod that fail. All other checks still run.
+# For a missing right, the checks of the doctor's probe pod that fail without it. All other checks still run.
 SHOWS = {
     "get pods/log": {probe_pod.LOG},
     "get pods/exec": {probe_pod.EXEC},
@@ -102,7 +102,7 @@ async def test_each_missing_right_is_named(namespace: str, tmp_path: Path) -> No
         broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
         shown = SHOWS.get(str(gone), set())
         if str(gone) == "create pods/exec" and kube.version() < (1, 35):
-            shown = set()  # Before Kubernetes 1.35 an exec needs only the verb `get`.
+            shown = set()  # Before 1.35, an exec needs only the verb `get`.
         assert broken == shown, (str(gone), seen)
         for check in broken:
             print(f"without {gone}: {seen[check].detail}")
@@ -132,7 +132,7 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
         assert (
             len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
-        )  # Number of lines for the scheduler, the cluster, the rights, the probe pod, and the summary.
+        )  # Lines: 4 scheduler, 3 cluster, one per right, 5 probe pod, 1 summary.
     finally:
         scheduler.terminate()
         scheduler.wait(10)
