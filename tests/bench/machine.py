@@ -31,7 +31,7 @@ def sockets_of(pid: int) -> int:
     """Return the number of open sockets of a process."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # The process may close the descriptor meanwhile.
+        with suppress(FileNotFoundError):  # The process may close this descriptor.
             count += os.readlink(link).startswith("socket:")
     return count
 
