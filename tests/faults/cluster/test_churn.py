@@ -48,9 +48,9 @@ AT_ONCE = 4 * REPLICAS
 ACTION_SECONDS = 300.0
 # Number of bytes by which an agent's memory may grow during the test. Memory grows because Python keeps freed memory.
 GROWTH = 48 << 20
-# Number of connections that an agent may hold in addition to those at its start: the upload connection of its stream, and
-# idle connections to the API server that its client keeps for the next request. One leaked socket per action would be
-# about 20 per agent.
+# Number of connections that an agent may hold in addition to those at its start: the upload connection of its stream,
+# and idle connections to the API server that its client keeps for the next request. One leaked socket per action would
+# be about 20 per agent.
 KEPT_CONNECTIONS = 3
 CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
 
