@@ -32,7 +32,7 @@ def cache() -> Path:
 
 
 def make_repository(folder: Path) -> Path:
-    """Commit the package's source and all downloaded wheels to a new repository below `folder`.
+    """Commit the source of the package PACKAGE and all downloaded wheels to a new git repository below `folder`.
 
     Return the path of a bare clone of this repository.
     """

@@ -103,7 +103,8 @@ async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     finally:
-        with suppress(ProcessLookupError):  # The script and its children have ended.
+        # ProcessLookupError means that all processes of the script have ended already.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output.decode()

@@ -165,7 +165,8 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        if line in mine.came  # Leave out markers, which only the raw log has.
+        # A raw log also has markers, which the agent removes from its log. They have no time in the agent's log.
+        if line in mine.came
     ]
     late = [each for mine in own for each in mine.late]
     return Trickle(late, [each for theirs in raw for each in theirs.late], more, 1e6 * cpu / lines)
@@ -191,5 +192,6 @@ async def raw_follower(client: Client, seen: Observer, given: Given, lines: Line
         yield
     finally:
         following.cancel()
-        with suppress(asyncio.CancelledError, ClusterError):  # A new request fails if its pod is gone.
+        # The last log request fails with ClusterError if the pod is deleted before the request.
+        with suppress(asyncio.CancelledError, ClusterError):
             await following

@@ -57,7 +57,8 @@ class Observer:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if not line.endswith("\n"):
-                        break  # The line is not complete, because kubectl ended while it wrote the line.
+                        # The line is not complete, because kubectl ended while it wrote the line.
+                        break
                     self.take(json.loads(line), time.monotonic())
             if self.closing.wait(0.1):
                 return

@@ -127,7 +127,8 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):  # If the stream breaks here, `read` stores the status.
+        # If the stream breaks during this write, the method `read` stores the status of the stream.
+        with contextlib.suppress(grpc.aio.AioRpcError):
             await self.write(wire.AgentMessage(register=register))
         answers = [asyncio.ensure_future(self.registered.wait()), asyncio.ensure_future(self.ended.wait())]
         await asyncio.wait(answers, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)

@@ -128,7 +128,8 @@ class Proxy:
         }
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            await self.healed.wait()  # After `swallow`, neither side may see the other's end.
+            # While the fault `swallow` drops all data, the end of one side must not reach the other side.
+            await self.healed.wait()
         finally:
             for copy in copies:
                 copy.cancel()

@@ -74,7 +74,8 @@ class Pods(Cluster):
                 await socket.send_bytes(b"\x01" + data)
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # The agent has closed the connection.
+            # A ConnectionError means that the agent has closed the connection, as the case demands.
+            pass
         finally:
             if process.returncode is None:
                 process.kill()

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 NOTICED = 30.0
 OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
-UNKNOWN = b"\xca\x3e\x03new"  # Field 1001: a kind of message that the agent does not know.
+# A message to the agent that contains only field 1001. The agent does not know a kind of message with this number.
+UNKNOWN = b"\xca\x3e\x03new"
 MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
 
@@ -150,7 +151,8 @@ async def test_a_broken_stream_is_noticed_and_no_line_is_lost_or_doubled(
     async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
-        line.points.open.set()  # While the stream is broken, the action writes the rest of its log and ends.
+        # While the stream is broken, the action writes the rest of its log and ends.
+        line.points.open.set()
         await line.cluster.until("the action has ended", lambda: line.over, LONG)
         await until_logged(line.child, LOST)
         line.proxy.heal()
@@ -247,5 +249,6 @@ async def until_logged(child: Child, pattern: str) -> str:
     async with asyncio.timeout(NOTICED):
         while not (found := re.search(pattern, child.log)):
             assert child.code is None, child.log
-            await asyncio.sleep(0.05)  # Poll, because no event reports that another process has written to a file.
+            # The test polls, because no event reports that another process has written to its log file.
+            await asyncio.sleep(0.05)
     return found[1]

@@ -119,7 +119,8 @@ async def test_after_a_kill_the_other_agents_at_the_same_address_get_the_actions
             entry.port = server.sockets[0].getsockname()[1]
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         assert [len(agent.backend.environments) for agent in agents] == [2, 2]
-        scheduler.pool[0].gone, backends = True, backends[1:]  # As a Service does with a pod that is not ready.
+        # The first agent counts as dead from here on. The proxy drops it, as a Service drops a pod that is not ready.
+        scheduler.pool[0].gone, backends = True, backends[1:]
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         for channel in scheduler.channels:
             await channel.close()

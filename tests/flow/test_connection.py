@@ -45,7 +45,9 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # Only the descriptor of `os.listdir` is gone.
+        # The list of descriptors also has the descriptor by which `os.listdir` read the folder. This one is closed
+        # already.
+        except FileNotFoundError:
             continue
     return count
 
@@ -117,7 +119,8 @@ async def test_health_is_sent_at_once_after_a_change_only(scheduler: FakeSchedul
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.notify()  # This must send no report, because the health has not changed.
+        # The health has not changed since the last report, so this call must send no report.
+        agent.health.notify()
         agent.now = dataclasses.replace(agent.now, running=2)
         agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)

@@ -160,7 +160,8 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
             return True
 
         agent.outbox.on_state_loss = on_state_loss
-        await agent.handlers.got("registered")  # No session is registered yet.
+        # Wait until the agent has registered without a session. The session is opened after this registration.
+        await agent.handlers.got("registered")
         session = agent.outbox.open(KEY)
         for number in (1, 2):
             await session.send(event(number))
@@ -291,7 +292,8 @@ async def test_an_upload_over_an_ended_connection_is_an_error_and_no_cancellatio
                 yield FileData(bytes(1 << 20))
 
         await agent.until_handled("ack")
-        scheduler.reads.clear()  # The scheduler stops reading, so that the upload waits in a write.
+        # The scheduler now stops reading. So the agent's upload waits in a write.
+        scheduler.reads.clear()
         uploading = asyncio.create_task(session.upload(endless()), name="upload")
         await reached.wait()
         if started:

@@ -326,7 +326,8 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     async with rig.open() as sessions:
         sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(2.0)  # The set-up takes longer than the action's timeout of 1 s.
+        # The set-up takes 2 s, which is longer than the action's timeout of 1 s. The timeout must not count the set-up.
+        await asyncio.sleep(2.0)
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]

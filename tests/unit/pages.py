@@ -91,7 +91,8 @@ def simple_commands(line: str) -> Iterator[list[str]]:
     try:
         tokens = list(lexer)
     except ValueError:
-        return  # The line is the output of a command. Its quotation mark opens no string of a shell.
+        # The shell syntax of this line is wrong, because it is the output of a command. So the line has no commands.
+        return
     words: list[str] = []
     for token in [*tokens, ";"]:
         if not set(token) <= set("();<>|&"):

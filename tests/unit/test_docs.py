@@ -95,12 +95,14 @@ def misused(words: list[str]) -> str:
     if command is None:
         return f"there is no command {words[1]!r}"
     if len(words) == 2:
-        return ""  # These words are only the name of a command, as it stands in a text.
+        # The page only mentions the name of the command. So there are no arguments to check.
+        return ""
     try:
         # The context needs its parent, because click caches the help option that a command's first context creates.
         context = command.make_context(words[1], words[2:], parent=click.Context(cli, **cli.context_settings))
     except click.exceptions.Exit:
-        return ""  # The command line asks for help.
+        # `Exit` means that the command line asks for help, which is never wrong.
+        return ""
     except click.ClickException as error:
         return error.format_message()
     given = [assignment.partition("=")[0] for assignment in context.params.get("assignments", ())]

@@ -74,7 +74,7 @@ def main(words: list[str]) -> int:
 def run_cluster_verb(
     settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]
 ) -> int | None:
-    """Run a verb about the cluster as a whole. Return its exit code, or None if `verb` is none of these verbs."""
+    """Run `verb` if it concerns the cluster as a whole, like `up`. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "up", []:
             provider.up()
@@ -98,7 +98,7 @@ def run_cluster_verb(
 
 
 def run_build_verb(settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]) -> int | None:
-    """Run a verb about binaries, programs or images. Return its exit code, or None if `verb` is none of these verbs."""
+    """Run `verb` if it concerns binaries, programs or images. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "build", []:
             provider.build()

@@ -120,17 +120,17 @@ def browser() -> str:
 
 
 def root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian root file system with python3, git and ssh. The first call takes about a minute."""
+    """Return the path of a tar: a Debian root file system with python3, git and ssh. The first call takes a minute."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
 
 
 def kind_root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian root file system for a node of kind. The first call takes about 90 seconds."""
+    """Return the path of a tar: a Debian root file system for a node of kind. The first call takes 90 seconds."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
 
 
 def debootstrap(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
-    """Return the tar of a minimal Debian with these packages. Build the tar in the cache if it does not exist.
+    """Return the path of the tar of a minimal Debian with these packages. Build the tar if the cache lacks it.
 
     `name` is part of the name of the tar.
     """

@@ -129,7 +129,8 @@ async def test_nothing_is_read_after_the_status(api: Api, client: Client) -> Non
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(SUCCESS)
         await socket.send_bytes(b"\x01late")
-        await socket.receive()  # The server does not close the connection.
+        # The server waits for the client here, and does not close the connection.
+        await socket.receive()
 
     api.script = script
     assert await read(client) == (b"", 0)

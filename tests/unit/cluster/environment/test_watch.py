@@ -101,7 +101,8 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            lifetimes = iter([-29.9])  # The first watch ends after 0.1 s: it adds 30 s to its lifetime.
+            # The code under test adds 30 s to this random lifetime. So the first watch ends after 0.1 s.
+            lifetimes = iter([-29.9])
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.requests_for("list")) == 2

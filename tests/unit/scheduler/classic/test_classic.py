@@ -86,7 +86,8 @@ async def test_a_scheduler_whose_name_does_not_resolve_is_an_error() -> None:
     [
         (Result.SUCCEEDED, None, 0, 0),
         (Result.FAILED, Reason.COMMAND_FAILED, 42, 42),
-        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),  # A command replaced the shell and ended with 0.
+        # The failed command has exit code 0, because a command replaced the shell and ended with 0.
+        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),
         (Result.FAILED, Reason.OUT_OF_MEMORY, 137, 137),
         (Result.FAILED, Reason.IMAGE_PULL_FAILED, None, 125),
         (Result.FAILED, Reason.ARTIFACTS_FAILED, 0, 125),

@@ -105,7 +105,8 @@ async def test_acknowledgements_are_cumulative(outbox: Outbox) -> None:
 async def test_acknowledgements_of_unknown_events_are_ignored(outbox: Outbox, key: Key, seq: int, kind: str) -> None:
     await filled(outbox, 3)
     outbox.take()
-    outbox.take()  # The outbox has sent two of its three events. The third one stays unsent.
+    # This call takes the second of three events for sending. The third event is never sent.
+    outbox.take()
     outbox.ack(KEY, 1)
     outbox.ack(key, seq)
     assert outbox.ignored == {kind: 1}
