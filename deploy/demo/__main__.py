@@ -122,7 +122,10 @@ def install(stack: contextlib.ExitStack) -> None:
 
 
 def submit(pipeline: Path) -> bool:
-    """Submit a pipeline to the scheduler in the cluster and show its log. Return whether the pipeline succeeded."""
+    """Submit a pipeline to the scheduler in the cluster and show the pipeline's log.
+
+    Return whether the pipeline succeeded.
+    """
     service = f"service/{RELEASE}-sealci-agent-scheduler"
     forward = subprocess.Popen(
         [verb("kubectl"), "port-forward", "--namespace", NAMESPACE, service, ":7080"],
@@ -170,7 +173,7 @@ def show_metrics() -> None:
 
 
 def scale(replicas: int) -> None:
-    """Scale the agents to a number of replicas, wait until they are ready, and print their pods."""
+    """Scale the agents to `replicas` replicas, wait until all of them are ready, and print their pods."""
     deployment = f"deployment/{RELEASE}-sealci-agent"
     kubectl("scale", "--namespace", NAMESPACE, deployment, f"--replicas={replicas}")
     kubectl("rollout", "status", "--namespace", NAMESPACE, deployment, "--timeout=90s")

@@ -38,7 +38,7 @@ class Observer:
         self.reader.start()
 
     def watch(self) -> subprocess.Popen[str]:
-        """Start `kubectl get pods --watch`."""
+        """Start `kubectl get pods --watch` and return its process."""
         return subprocess.Popen(
             [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
@@ -125,7 +125,7 @@ class Observer:
 
 
 def session_of(pod: Object) -> Object:
-    """Return the session annotation of a pod, {} if there is none."""
+    """Return the session in the annotation of a pod, or {} if the pod has no such annotation."""
     found: Object = json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}"))
     return found
 

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
 
 @pytest.fixture(scope="module", params=SHELLS)
 def reports(request: pytest.FixtureRequest, lab: Lab) -> dict[str, Any]:
-    """Run all cases of a shell at once."""
+    """Run all cases at once in one shell, which is the parameter of this fixture. Return the reports."""
     image = SHELLS[request.param]
     actions = {
         name: {"image": image, "commands": commands, "artifacts": "none"} for name, (commands, _, _) in CASES.items()

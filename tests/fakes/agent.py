@@ -220,7 +220,10 @@ class FakeAgent:
         return seq
 
     async def live(self, action: wire.Action, events: Sequence[Event] | None = None) -> None:
-        """Send all events of an action and wait until the scheduler has acknowledged them."""
+        """Send all events of an action and wait until the scheduler has acknowledged them.
+
+        By default, the events are those of a short success.
+        """
         key = translate.key(action)
         seq = 0
         for event in life() if events is None else events:

@@ -65,7 +65,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     """
 
     def __init__(self) -> None:
-        # Attributes that a test sets to script the server's behaviour.
+        # A test sets this attribute and those up to `credentials` to script the server's behaviour.
         self.interval = 60.0
         self.grace = 60.0
         self.refusal: wire.Refused | None = None
@@ -84,7 +84,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.breaks_upload_after: int | None = None
         self.receipt: wire.UploadReceipt | None = None
         self.credentials: grpc.ServerCredentials | None = None
-        # Attributes that record what the server has received.
+        # This attribute and the following ones record what the server has received.
         self.peers: list[Peer] = []
         self.stored: dict[tuple[str, int], list[wire.Event]] = {}
         self.acknowledged: dict[tuple[str, int], int] = {}

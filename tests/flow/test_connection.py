@@ -162,7 +162,7 @@ async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> No
 async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        # Field 31 belongs to a newer version of the protocol.
+        # This message has only field 31, which belongs to a newer version of the protocol.
         peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))
         peer.outgoing.put_nowait(wire.SchedulerMessage())
         peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))

@@ -253,7 +253,7 @@ class Api:
         self.feeds[name].watch(connection, request.query)
 
     def lease(self, connection: Connection, request: Asked, name: str) -> None:
-        """Create, renew or delete a Lease."""
+        """Create, renew or delete a Lease, as the method of the request demands."""
         body = json.loads(request.body or b"{}")
         name = body["metadata"]["name"] if request.method == "POST" else name
         found = self.leases.get(name)

@@ -238,7 +238,7 @@ async def back_to(replica: Replica, start: Measure) -> None:
 
 
 def show(faults: RandomFaults, submitter: Submitter, observer: Observer, seconds: float) -> None:
-    """Print the numbers and durations of the run."""
+    """Print a summary of the run: actions, outcomes, faults, and how soon pods were deleted."""
     outcomes = Counter(
         f"{each.result.value} {each.reason.value if each.reason else ''}".strip()
         for action in submitter.seen

@@ -20,21 +20,21 @@ NODE_PACKAGES = (
     "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
 )  # fmt: skip
-# Packages for builds of images without Docker or podman.
+# Debian packages that this machine needs to build images without Docker or podman.
 IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
 KIND_PACKAGES = (*NODE_PACKAGES, "debootstrap")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
-# The packages of the base image from which buildah builds the agent's image and the images of the tests.
+# Debian packages in the base image from which buildah builds the agent's image and the images of the tests.
 ROOT_PACKAGES = (
     "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
 )  # fmt: skip
-# The packages of kind's own node image, except those for networked storage.
+# Debian packages in kind's own node image, except those for networked storage.
 KIND_ROOT_PACKAGES = (
     "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod", "hostname",
     "libseccomp2", "pigz", "e2fsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "openssl", "socat",
     "containernetworking-plugins",
 )  # fmt: skip
-# Podman and the libraries that a minimal Debian lacks.
+# Debian packages of podman, and of libraries that podman needs and a minimal Debian lacks.
 PODMAN_PACKAGES = (
     "podman", "conmon", "netavark", "aardvark-dns", "libgpgme11", "libassuan0", "libgpg-error0", "libdevmapper1.02.1",
     "libsubid4", "libsemanage2", "libglib2.0-0",

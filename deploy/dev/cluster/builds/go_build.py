@@ -23,7 +23,8 @@ from deploy.dev.cluster.console import CommandFailed, report, run, run_logged
 from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
-# The language version of a generated go.mod. Since 1.17, go reads only the part of the module graph that a build needs.
+# The language version in a generated go.mod. With language version 1.17 or newer, go reads only the part of the module
+# graph that a build needs.
 PRUNED_GRAPHS = "1.21"
 
 
@@ -152,7 +153,7 @@ def build_binary(settings: Settings, product: str, name: str) -> None:
 
 
 def write_module(recipe: Product, source: Path) -> None:
-    """Write a go.mod that requires this one product, if there is none.
+    """Write a go.mod that requires only the module of this product, if the folder `source` has no go.mod yet.
 
     Kubernetes' own go.mod replaces its staging modules by folders of its repository. Go ignores `replace` in a required
     module, so the new go.mod replaces them by their published versions (v0.X.Y for Kubernetes v1.X.Y).

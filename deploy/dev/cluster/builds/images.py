@@ -2,7 +2,7 @@
 
 There are the agent's image, the images of the tests, and the two images of a local cluster's own pods. Each image is a
 docker archive in the cache. The archive's file name contains a hash of all inputs, so a missing file means that the
-image must be built. The cluster's folder records which file the cluster loaded last.
+image must be built. For each image, the cluster's folder records which archive the cluster loaded last.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def build_one(settings: Settings, builder: image_builders.Builder, recipe: Recip
 
 
 def load(settings: Settings, cluster: Loader, archives: dict[str, Path]) -> None:
-    """Load images by name. Skip an image if the cluster loaded the same archive before."""
+    """Load the archives into the cluster. The keys are the names of the images.
+
+    Skip an image if the cluster loaded the same archive before.
+    """
     record = settings.folder / "loaded.json"
     loaded = json.loads(record.read_text("utf-8")) if record.exists() else {}
     for name, archive in archives.items():

@@ -42,7 +42,7 @@ REMOVED_UNITS = (
     "lib/systemd/system/sockets.target.wants/*udev*",
     "lib/systemd/system/sysinit.target.wants/systemd-tmpfiles-setup.service",
 )
-# The programs that kube-proxy runs. The image also gets the libraries of these programs.
+# The programs that kube-proxy runs. The image of kube-proxy gets these programs and their libraries.
 PROXY_PROGRAMS = ("usr/sbin/nft", "usr/sbin/xtables-nft-multi")
 PROXY_NAMES = tuple(f"ip{v}tables{suffix}" for v in ("", "6") for suffix in ("", "-save", "-restore"))
 # Replacements in containerd's configuration. Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score. With

@@ -30,7 +30,7 @@ JOIN_CGROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; 
 
 
 def is_running(settings: Settings) -> bool:
-    """Return whether the process tree runs."""
+    """Return whether the node's process tree runs."""
     return bool(processes.node_pids(settings.folder))
 
 

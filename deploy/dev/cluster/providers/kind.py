@@ -202,7 +202,10 @@ class Kind:
         return created and self.settings.name in self.run_kind("get", "clusters").split()
 
     def run_kind(self, *words: str) -> str:
-        """Run kind and return its stdout. The engine's environment variables name the cluster."""
+        """Run kind with `words` as its arguments, and return its stdout.
+
+        Environment variables give kind the cluster's name.
+        """
         return run(self.engine.command([self.engine.kind(), *words]), seconds=KIND_SECONDS)
 
     def run_kind_attached(self, words: list[str]) -> int:

@@ -56,7 +56,7 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
 
 
 async def wait_for_phase(watched: PodState, phase: str | None) -> None:
-    """Wait until a pod has a `status.phase`. With None, wait until the pod is gone."""
+    """Wait until a pod has the phase `phase`. If `phase` is None, wait until the pod is gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
         await watched.wait_for_change(watched.version)
 
@@ -219,8 +219,8 @@ async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatc
     watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    # These are late events of the first pod. The agent has re-created the pod before the watch reported the end of
-    # the first pod.
+    # This event of the first pod comes late. The agent has re-created the pod before the watch reported the end of the
+    # first pod.
     watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
     watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"
