@@ -18,7 +18,7 @@ def safe_components(path: bytes) -> tuple[bytes, ...]:
     The check does not look at the disk. The caller must not follow symbolic links.
 
     Raises:
-        ValueError: the path is empty, absolute or too long, or has a component that is empty, "." or "..", or a NUL.
+        ValueError: the path is empty, absolute or too long, contains a NUL, or has a component "", "." or "..".
     """
     components = tuple(path.split(b"/"))
     if len(path) > MAX_PATH_BYTES or b"\0" in path or any(each in (b"", b".", b"..") for each in components):
