@@ -155,7 +155,7 @@ async def hold_for_debugging(session: Session, environment: Environment, outcome
 
 
 async def log_failure(session: Session, failure: ActionFailed) -> Outcome:
-    """Write into the log of the action why it failed. Returns the outcome."""
+    """Write into the log of a failed action why it failed. Returns the outcome."""
     source = Source.SETUP if failure.stage in (Stage.ADMISSION, Stage.SETUP) else Source.AGENT
     await session.reporter.write_log(failure.log or f"[{failure.message}]", source)
     return session.failure_outcome(failure)

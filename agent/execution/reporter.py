@@ -127,7 +127,7 @@ async def report_without_session(outlet: SessionSink, events: tuple[Event, ...])
 
 
 def failed_admission(failure: ActionFailed) -> tuple[Event, ...]:
-    """Return the events that report an action as accepted, and then as failed in stage ADMISSION."""
+    """Return two events for an action that cannot be run: first accepted, then failed in stage ADMISSION."""
     outcome = Outcome(Result.FAILED, failure.stage, failure.reason, message=failure.message)
     text = f"The action cannot be run:\n{failure.log or failure.message}\n"
     return Accepted(""), LogChunk(text.encode()[:MAX_CHUNK], source=Source.SETUP), Finished(outcome)
