@@ -48,7 +48,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
 # Replacements for characters that a terminal without UTF-8 cannot show.
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
-# Number of columns of the bar of a file that is being copied.
+# Number of columns of the progress bar of a file that is being copied.
 BAR_WIDTH = 24
 # Maximum number of log lines shown under one action.
 MAX_LOG_LINES = 12

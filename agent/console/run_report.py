@@ -147,7 +147,6 @@ class ActionReport:
         return lines
 
     def end(self, outcome: Outcome, seconds: float, now: float) -> None:
-        """Record the outcome."""
         self.leave_stage(now)
         self.stage, self.outcome, self.seconds = None, outcome, seconds
         self.tail.extend(self.splitters[True].flush())

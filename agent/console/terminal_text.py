@@ -22,7 +22,8 @@ SEQUENCE = re.compile(
 )
 # A sequence that sets colours. The limit of 64 characters keeps each number small enough for the parser of rich.
 COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
-# C0 except tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional text, surrogates.
+# Characters that are removed: C0 except tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional
+# text, and surrogates.
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 CONTROL = re.compile(f"[{CONTROLS}]")
 LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
