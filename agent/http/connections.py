@@ -62,7 +62,7 @@ class Connections:
             self.make_room()
             try:
                 # This call returns when the event loop watches the connection. If a request is already there, the loop
-                # therefore reads it before later connections can push this connection out.
+                # therefore reads it before the agent can close this connection to make room for later ones.
                 transport, _ = await loop.connect_accepted_socket(self.protocol, accepted)
             except OSError:
                 accepted.close()
