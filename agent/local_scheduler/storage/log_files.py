@@ -61,7 +61,8 @@ def repair(folder: Path, state: ActionState) -> None:
     """
     log = path_of(folder, state.name)
     aside = earlier_path(folder, state.name, state.attempt)
-    # The crash came after the rename of a lost attempt's log, and before the next attempt was stored.
+    # An `aside` of the newest attempt exists if the scheduler crashed after it had renamed a lost attempt's log, and
+    # before it had stored the next attempt.
     if aside.exists():
         aside.replace(log)
     if not log.exists():
