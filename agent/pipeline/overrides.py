@@ -26,7 +26,7 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
     """Return the pipeline with only the named actions. Their needs outside the selection are dropped.
 
     Raises:
-        OptionError: the pipeline has no action of a name.
+        OptionError: the pipeline has no action with one of these names.
     """
     known = [each.name for each in pipeline.actions]
     for name in names:

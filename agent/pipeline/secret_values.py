@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HINT = "a variable holds text only; encode the value, for example with base64"
-# Maximum number of bytes of a secrets file, and of all values together. A Secret of Kubernetes holds 1 MiB.
+# Maximum number of bytes of a secrets file. It is larger than a Secret of Kubernetes (1 MiB), because one file may hold
+# the secrets of several actions.
 MAX_FILE = 4 << 20
 MAX_VALUES = 1 << 20
 
