@@ -161,8 +161,8 @@ class Registration:
         try:
             async with cancelled_on_exit(ending, writing, ticking):
                 await first_of(ending, writing)
-                # `writing` may notice the end of the stream before `ending`. Only the result of `ending` has the
-                # reason, so wait for `ending` too.
+                # The task `writing` may notice the end of the stream before the task `ending`. Only the result of
+                # `ending` has the reason, so wait for `ending` too.
                 await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
                 if not self.reconnector.closing.is_set():
                     if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
