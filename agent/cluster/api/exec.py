@@ -227,8 +227,8 @@ class ExecStream:
         target = self.target
         query = [("command", word) for word in self.argv]
         query += [("container", target.container), ("stdout", "true")]
-        # A terminal has a single output, so there is no stderr.
         query += [("stdin", "true")] if self.stdin else []
+        # A terminal has a single output, so stderr is requested only without a terminal.
         query += [("tty", "true")] if self.tty else [("stderr", "true")]
         path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/exec"
         return await self.client.session.ws_connect(
