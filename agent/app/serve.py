@@ -51,8 +51,8 @@ async def serve(
                 on_start.set_result(app)
             await app.run()
     except ExceptionGroup as group:
-        # The first root task that failed has ended the other tasks. Callers expect the error of that task, not a group
-        # of errors.
+        # The agent's first task that failed has ended the other tasks. Callers expect the error of the first task, not
+        # a group of errors.
         first = first_error(group)
         if not isinstance(first, Refused):
             raise first from group

@@ -249,7 +249,7 @@ def transfer_bar(transfer: Transfer, seconds: float) -> Text:
 
 
 def log_line(line: str) -> Text:
-    """Return a line of a log as it stands under its action."""
+    """Return a line of a log with a bar on its left. The terminal's edge cuts a long line."""
     text = styled(("│ ", "dim"), styled_log(line))
     text.no_wrap, text.overflow = True, "ellipsis"
     return text

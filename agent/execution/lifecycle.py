@@ -58,7 +58,7 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
 
 
 async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Accept the action, start the environment, run the commands, collect the files, and report the outcome."""
+    """Accept the action, run the commands in the environment of `start`, collect the files, report the outcome."""
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)

@@ -110,9 +110,7 @@ class Dispatcher:
         self.schedule()
 
     def on_agent_lost(self, record: ActionRecord) -> None:
-        """Start the grace timer of an action that was sent to the lost agent. Queue an action again that was not sent
-        yet.
-        """
+        """Start the grace timer of a lost agent's action. Queue the action again if it was not sent to the agent yet."""
         if record.state.status is not ActionStatus.RUNNING or self.stopping:
             return
         if record.sent_to_agent:

@@ -208,7 +208,7 @@ class PolicySettings(Section):
 
     @model_validator(mode="after")
     def defaults_within_maxima(self) -> PolicySettings:
-        """Refuse a default that is too small for a container, or outside the maximum of its resource."""
+        """Refuse a default that is too small for a container or above its maximum, and a limit without a default."""
         rows = (
             ("cpu", self.default_cpu, self.max_cpu, self.limit_cpu),
             ("memory", self.default_memory, self.max_memory, self.limit_memory),

@@ -133,7 +133,9 @@ class ExecStream:
             raise failure
 
     async def send(self, data: bytes, *, channel: int = STDIN_CHANNEL) -> None:
-        """Send bytes to the command or its terminal. Returns when the connection has room for more.
+        """Send bytes to the command or its terminal, on a channel of the exec protocol, by default as its stdin.
+
+        Returns when the connection has room for more.
 
         Raises:
             ExecError: the connection is broken.

@@ -183,7 +183,10 @@ class Reflector:
         self.on_update(name, found)
 
     def delete(self, found: Object, last: Object | None) -> None:
-        """Remove a deleted object, unless a new object has its name. `last` is as in `on_delete`."""
+        """Remove a deleted object, unless a new object has its name.
+
+        `last` is the object's last state, None if it is unknown.
+        """
         name = found["metadata"]["name"]
         known = self.objects.get(name)
         if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:

@@ -74,7 +74,7 @@ class Adoption:
         leases.on_change = self.wake.set
 
     async def run(self) -> None:
-        """Search after each deletion of a Lease, and every `poll_seconds`, until cancelled."""
+        """Search for sessions to adopt after each deletion of a Lease, and every `poll_seconds`, until cancelled."""
         await self.watch.synced.wait()
         while True:
             await self.run_once()

@@ -235,7 +235,10 @@ class LogStream:
             self.notice("[text is hidden here: the search for secrets in it took too long]")
 
     def release(self, *, hide: bool = False, cut: bool = True) -> None:
-        """Output the bytes that the masker keeps back and, with `cut`, the notice about a cut line."""
+        """Output the bytes that the masker keeps back, and with `cut` the notice about a cut line.
+
+        With `hide`, a mask replaces these bytes, because they may begin a secret.
+        """
         self.emit(self.masker.flush(hide=hide))
         if cut:
             self.report_truncation()

@@ -1,6 +1,6 @@
 """The log files of actions: `ACTION.log` for the newest attempt, `ACTION.log.N` for an earlier attempt N.
 
-Each event carries the offset of its bytes, so a repeated write after a crash changes nothing. The functions keep no
+Each log event carries the offset of its bytes, so a repeated write after a crash changes nothing. The functions keep no
 state and run on the store's thread.
 """
 

@@ -67,7 +67,7 @@ def call_metadata(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
 
 
 def unreadable(section: str, error: FileUnreadable) -> str:
-    """Return a sentence that names the setting and the file."""
+    """Return a sentence about a file that cannot be read. It names the setting and the file."""
     return f"{section}.{error.field}: {error.filename} cannot be read: {error.strerror}"
 
 
