@@ -177,7 +177,7 @@ def stage_times(action: ActionReport) -> list[str]:
 
 
 def file_lines(report: Report) -> Iterator[Text]:
-    """Yield where logs and files are. Yield nothing if logs and files were not kept."""
+    """Yield lines that name the folders of logs and files. Yield nothing if logs and files were not kept."""
     if not report.folder:
         return
     yield styled()

@@ -73,7 +73,7 @@ class LiveView(View):
         return len(self.report.actions) == 1
 
     def show(self, event: PipelineEvent) -> None:
-        """Take an event, and draw if the last drawing is old enough."""
+        """Record an event. Draw the tree if the last drawing is at least `DRAW_SECONDS` old."""
         self.report.add(event)
         name = event.action
         match event.body:

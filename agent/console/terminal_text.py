@@ -1,9 +1,9 @@
-"""Text from outside, made safe for a terminal: the border between what an action wrote and what a view shows.
+"""Make text from outside safe for a terminal.
 
 File names, messages, logs, folders and answers of servers may hold escape sequences that set the title, fill the
 clipboard, clear the screen or fake a line. Every view passes each text through one function of this module. The
-scheduler keeps the exact bytes of the log, so this module may lose some. All is pure but `LineSplitter`, which lives as
-long as its action.
+scheduler keeps the exact bytes of the log, so the functions may drop parts of a text. All is pure but `LineSplitter`,
+which lives as long as its action.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ class SessionRegistry:
         await report_without_session(self.sink.open(key), events)
 
     def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
-        """Run the task of an attempt. Until the task ends, a repeated action for the same attempt is ignored."""
+        """Run `work` as the task of an attempt. A repeated action for the attempt is ignored until the task ends."""
         task = self.task_group.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
         self.attempt_tasks[attempt] = task
         self.sessions_changed()

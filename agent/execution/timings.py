@@ -23,8 +23,8 @@ class SessionTimings:
     # Seconds that commands get beyond their grace period, until they count as impossible to stop. The same limit
     # applies to the rest of the log after a stop request.
     kill_margin: float = 20.0
-    # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would try without an
-    # end.
+    # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would never end the
+    # request for the log.
     lost_log_margin: float = 5.0
     # Seconds to wait for the rest of a lost pod's log after a stop request.
     lost_log_margin_stopping: float = 1.0

@@ -110,7 +110,7 @@ class Dispatcher:
         self.schedule()
 
     def on_agent_lost(self, record: ActionRecord) -> None:
-        """Start the grace timer of a lost agent's action. Queue the action again if it was not sent to the agent yet."""
+        """Start the grace timer of a lost agent's action. If the action was not sent yet, queue it again."""
         if record.state.status is not ActionStatus.RUNNING or self.stopping:
             return
         if record.sent_to_agent:

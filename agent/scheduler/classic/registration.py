@@ -58,9 +58,10 @@ def health_message(health: Health) -> wire.Health:
 
 
 class Registration:
-    """Keeps this agent registered. `ClassicConnection` owns one. No other object waits on the event of `health`.
+    """Keeps this agent registered. `ClassicConnection` owns one.
 
-    `health` counts calls that wait as running.
+    No other object may wait for the event `health.wake`, because the waiting task clears the event. `health` counts
+    calls that wait as running.
     """
 
     def __init__(
