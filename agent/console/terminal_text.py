@@ -13,8 +13,8 @@ import re
 
 # Number of characters after which an unfinished line is shown, so that a log without line ends uses little memory.
 MAX_UNFINISHED = 64 << 10
-# An escape sequence with its parameters, from 7-bit (ESC [) or 8-bit (U+009B) introducers. A string (title, clipboard)
-# ends before the next introducer, so that the search stays linear in the length of the text.
+# An escape sequence with its parameters, after a 7-bit (ESC [) or 8-bit (U+009B) introducer. A string (title,
+# clipboard) ends before the next introducer, so that the search stays linear in the length of the text.
 SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
