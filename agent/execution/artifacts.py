@@ -201,7 +201,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def files_failed(session: Session, why: str, message: str) -> ActionFailed:
-    """Count the failure of stage ARTIFACTS and return it. `why` is the value of the metric's label."""
+    """Return the failure of stage ARTIFACTS with `message`, and count it. `why` is the value of the metric's label."""
     session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
 

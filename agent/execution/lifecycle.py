@@ -58,7 +58,10 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
 
 
 async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Accept the action, run the commands in the environment of `start`, collect the files, report the outcome."""
+    """Accept the action, run its commands, collect its files, and report the outcome.
+
+    `start` makes the environment ready before the commands run.
+    """
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)

@@ -30,5 +30,5 @@ class SessionTimings:
     lost_log_margin_stopping: float = 1.0
     # Maximum number of tries to copy the files out of the pod.
     upload_attempts: int = 8
-    # Pause between two tries of the copy, if the API server asks for no pause of its own.
+    # Pause between two tries to copy the files out of the pod, if the API server asks for no pause of its own.
     upload_backoff: wait_base = UPLOAD_BACKOFF

@@ -141,7 +141,7 @@ class Masker:
         return masked(text, list(self.finder.runs(text)))
 
     def runs(self, text: bytes) -> list[Span]:
-        """Return the runs of overlapping occurrences, in order.
+        """Return the spans of the text that secrets cover, in order. Overlapping secrets form one span (a run).
 
         Raises:
             OverBudget: the search took too long.

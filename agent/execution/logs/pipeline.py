@@ -143,7 +143,7 @@ class LogStream:
     # ---- markers in the log
 
     def take(self, items: list[bytes | Marker]) -> None:
-        """Take text and markers in the order of the log."""
+        """Process the text and the markers in `items`, which are in the order of the log."""
         for item in items:
             if isinstance(item, Marker):
                 self.marker(item)
@@ -172,7 +172,7 @@ class LogStream:
     # ---------------------------------------------------------------------------------------------------------- limits
 
     def text(self, data: bytes) -> None:
-        """Take text without markers, up to the limit of the whole log."""
+        """Process text without markers, up to the limit of the whole log. The rest of the log is left out."""
         room = max(0, self.limits.total - self.at)
         if len(data) <= room:
             self.lines(data)
@@ -199,7 +199,7 @@ class LogStream:
         self.notice(f"[log cut at {self.limits.total} bytes: the rest is left out]", column)
 
     def lines(self, data: bytes) -> None:
-        """Take text, up to the limit of each line. The rest of a longer line is left out."""
+        """Process text, up to the limit of each line. The rest of a longer line is left out."""
         while data:
             if self.column + len(data) <= self.limits.line:
                 self.show(data)

@@ -171,7 +171,10 @@ class FormFinder:
         return match.end() if match else end
 
     def partial(self, text: bytes) -> int:
-        """Return the first index from which the text is the beginning of a form, or the length of the text."""
+        """Return the first index from which the rest of the text is the beginning of a form.
+
+        Return the length of the text if there is no such index.
+        """
         size = len(text)
         position = max(0, size - self.longest + 1)
         while head := self.head.search(text, position):
