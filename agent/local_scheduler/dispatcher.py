@@ -152,7 +152,7 @@ class Dispatcher:
             record.grace_timer = asyncio.get_running_loop().call_later(seconds, self.on_grace_expired, record)
 
     def on_grace_expired(self, record: ActionRecord) -> None:
-        """Start the next attempt of a lost agent's action. A cancelled action and a last attempt end instead."""
+        """Start the next attempt of a lost agent's action. End the action if it is cancelled or has no attempt left."""
         record.grace_timer = None
         state = record.state
         if state.status is not ActionStatus.RUNNING or self.registry.store.unusable:

@@ -61,8 +61,8 @@ def repair(folder: Path, state: ActionState) -> None:
     """
     log = path_of(folder, state.name)
     aside = earlier_path(folder, state.name, state.attempt)
-    # An `aside` of the newest attempt exists if the scheduler crashed after it had renamed a lost attempt's log, and
-    # before it had stored the next attempt.
+    # `aside` exists if the scheduler crashed after it had renamed a lost attempt's log, and before it had stored the
+    # next attempt.
     if aside.exists():
         aside.replace(log)
     if not log.exists():
