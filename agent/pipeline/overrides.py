@@ -52,7 +52,8 @@ def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
     """
     for name, value in values.items():
         check_variable(name, "--env")
-        # Python hands over bytes of the command line that are not UTF-8 as halves of surrogate pairs.
+        # Python hands over bytes of the command line that are not UTF-8 as halves of surrogate pairs, which no encoder
+        # accepts.
         if SURROGATE.search(value):
             raise OptionError(f"--env: the value of {name} is not UTF-8 text")
         if name in pipeline.secrets:
