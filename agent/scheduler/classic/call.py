@@ -217,7 +217,7 @@ class Call:
     async def add_log(self, data: bytes, *, own: bool) -> None:
         """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over.
 
-        Text of the agent's `own` begins on a new line.
+        `own`: the bytes are text of the agent and not output of the commands. Such text begins on a new line.
         """
         # This lock serves its callers in the order in which they arrive, so the log keeps its order.
         async with self.send_lock:

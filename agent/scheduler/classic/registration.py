@@ -46,11 +46,12 @@ log = structlog.get_logger(__name__)
 
 
 def health_message(health: Health) -> wire.Health:
-    """Return the load in percent of the slots. `running` includes the calls that wait, so the load may exceed 100.
+    """Return the health message: its first number is the load in percent of the slots. `health.running` includes the
+    calls that wait, so the load may exceed 100.
 
-    The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a registration
-    and in a health message. The message of an agent that drains or cannot use its cluster makes the scheduler choose
-    this agent last.
+    The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a
+    registration and in a health message. The message of an agent that drains or cannot use its cluster makes the
+    scheduler choose this agent last.
     """
     if health.status is not Readiness.READY:
         return CHOSEN_LAST
