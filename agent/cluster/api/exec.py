@@ -53,7 +53,7 @@ class ExecDeadline(ExecError):
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """Exit code and output of a short command. `stderr` is the first 16 KiB."""
+    """Exit code and output of a short command. `stderr` holds at most the first 16 KiB of the error output."""
 
     exit_code: int
     stdout: bytes
@@ -253,7 +253,10 @@ class ExecStream:
             await self._close_socket()
 
     async def _wait_for_abort(self) -> ExecError:
-        """Wait for the deadline, or for a ping without an answer while the caller waits for a frame."""
+        """Wait for the deadline, or for a ping without an answer while the caller waits for a frame.
+
+        Return the error.
+        """
         now = asyncio.get_running_loop().time
         pinged = False
         while (left := self._end - now()) > 0:

@@ -52,7 +52,7 @@ class Reflector:
         self.silence = client.timings.watch_silence
 
     def parse_event(self, line: bytes) -> Object:
-        """Read one line of a watch."""
+        """Return the event that one line of a watch holds."""
         event: Object = json.loads(line)
         return event
 
@@ -167,7 +167,7 @@ class Reflector:
                     yield line
 
     def apply_event(self, kind: str, found: Object) -> None:
-        """Apply one event of a watch or one item of a list."""
+        """Apply one event of a watch, or one item of a list, to `objects`. `kind` is the type of the event."""
         found = self.prune_fields(found)
         name, uid = found["metadata"]["name"], found["metadata"]["uid"]
         if kind == "DELETED":

@@ -25,7 +25,7 @@ class OwnedEnvironment(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """Return the plan of the environment. `plan.name` is the name of the pod."""
+        """Return the `Plan` from which the environment is made. `plan.name` is the name of the pod."""
 
     @property
     def uid(self) -> str:
@@ -96,7 +96,7 @@ class EnvironmentRegistry:
         self._claimed.add(name)
 
     def drop_claim(self, name: str) -> None:
-        """Unregister a claimed pod: a session owns the pod, or the API server has refused the claim."""
+        """Unregister a claimed pod, because a session owns the pod now, or the API server has refused the claim."""
         self._claimed.discard(name)
 
     def retain_claims(self, names: Container[str]) -> None:

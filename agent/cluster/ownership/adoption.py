@@ -36,7 +36,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 class AdoptionTimings:
     """Fixed waits of the adoption, in seconds. The agent uses the defaults; tests pass shorter waits."""
 
-    # Seconds between two searches for orphans if no Lease changes.
+    # Seconds between two searches for sessions to adopt, if no Lease changes.
     poll_seconds: float = 1.0
 
 
