@@ -1,8 +1,9 @@
 """Everything that is sent to the scheduler about one session, in order, with secrets masked.
 
 An `EventReporter` belongs to one `Session` and lives as long as this session. It owns the session's sink and trace, and
-times the stages, because each stage begins with an event. The package `logs` masks the output of the commands. This
-class masks the agent's own texts, because paths and messages in these texts come from the author of the action.
+times the stages, because each stage begins with an event. The package `logs` masks the output of the commands.
+`EventReporter` masks the agent's own texts, because paths and messages in these texts come from the author of the
+action.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Failed answers of the Kubernetes API as `ClusterError`: which reason an action fails with, and whether to retry.
 
-The API has no error codes below the HTTP status, so the rules search the message for phrases. Nothing here keeps state.
+The API has no error codes below the HTTP status, so the rules in this module search the message for phrases. Nothing
+here keeps state.
 """
 
 from __future__ import annotations

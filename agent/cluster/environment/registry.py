@@ -1,7 +1,8 @@
 """Which environments this agent owns, has claimed, or has handed over to another agent.
 
 One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the adoption and the sweep share
-the registry. Only its methods change the three sets, so every change of ownership goes through this module.
+the registry. Only its methods change the sets of owned, claimed and handed-over environments, so every change of
+ownership goes through this module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Searches for many forms of secrets at once, with bounded work per byte.
 
 A `Sieve` and a `FormFinder` live as long as their `Masker`. The sieve finds out that a text holds no form, which is so
-for nearly all text. The finder finds out where forms are. Both are bounded whatever the forms and the text are.
+for nearly all text. The finder finds out where forms are. The work of both per byte is bounded.
 """
 
 from __future__ import annotations
