@@ -108,9 +108,7 @@ def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
 
 
 def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
-    """Yield what a user can try after the failure of an action, one
-    sentence each. `only_option`: also name `--only`.
-    """
+    """Yield what a user can try after the failure of an action. `only_option`: also name the option `--only`."""
     outcome = action.outcome
     if outcome is None:
         return

@@ -241,7 +241,7 @@ def outcome_line(action: ActionReport) -> Text:
 
 
 def transfer_bar(transfer: Transfer, seconds: float) -> Text:
-    """Return the bar of the current file, and the number, size and rate of all files copied in `seconds`."""
+    """Return the progress bar of the current file, and the number, size and rate of all files copied in `seconds`."""
     filled = BAR_WIDTH * transfer.done // transfer.size if transfer.size else 0
     copied = f"  {plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, seconds)}"
     path = f"  {shown_path(transfer.path)}" if transfer.path else ""

@@ -36,8 +36,9 @@ PAGE_HEADERS = {
 
 
 class Http:
-    """Serves the HTTP port. `not_ready` returns why the agent accepts no
-    action, or "". `page` returns the status page.
+    """Serves the HTTP port.
+
+    `not_ready` returns why the agent accepts no action, "" if it accepts actions. `page` returns the status page.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class Masker:
         # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
         # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
-        # Size in bytes of the part of the current run that is still in `kept`.
+        # Size in bytes of the part of the current run (overlapping secrets) that is still in the buffer `kept`.
         self.run_in_kept = 0
 
     @property
