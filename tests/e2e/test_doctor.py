@@ -56,7 +56,7 @@ def account(namespace: str, name: str, rights: Iterable[Right]) -> list[Object]:
 
 
 def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
-    """Return the path of a kubeconfig of a ServiceAccount."""
+    """Write a kubeconfig with a new token of the ServiceAccount `name` into `folder`. Return its path."""
     config = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify", "--flatten"))
     token = kube.kubectl("create", "token", name, "-n", namespace).strip()
     config["users"] = [{"name": name, "user": {"token": token}}]

@@ -149,10 +149,10 @@ class Cluster(SharedApi):
             await asyncio.sleep(SLOW)
 
     def workspace(self, name: str) -> Path:
-        """Return the folder with the files of a pod."""
+        """Return the folder on this machine with the workspace of the pod `name`."""
         return self.folder / f"{name}.workspace"
 
-    # Return the folder on this machine with the workspace of the pod `name`.
+    # ---- the simulated node
 
     async def run_pod(self, name: str) -> None:
         """Simulate the run of a pod from its scheduling to its end."""
