@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TIMES = 5
 MEGABYTES = 100
 LINES = MEGABYTES * 5_000
-# ` true` keeps the command successful with `set -o pipefail`. `yes` fails by SIGPIPE when `head` has ended.
+# `|| true` keeps the command successful with `set -o pipefail`. `yes` fails by SIGPIPE when `head` has ended.
 LOG = f"{{ yes {'x' * 199} || true; }} | head -n {LINES}"
 
 BIG = 500

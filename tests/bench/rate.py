@@ -143,8 +143,8 @@ async def measure(namespace: str = "") -> list[Row]:
     ]
     one = await pace(1, SLOTS, 2)
     paces = {replicas: await pace(replicas, SLOTS, 3) for replicas in SCALE}
-    # One replica is measured a second time, after the several replicas. The load by other processes changes slowly, so
-    # both orders together are fair.
+    # One replica is measured before and after the runs of several replicas, because the load by other processes on the
+    # machine changes slowly.
     one = one.joined(await pace(1, SLOTS, 2))
     for replicas, many in paces.items():
         rows += scaling_rows(replicas, many, one)

@@ -238,7 +238,7 @@ class FakeApi(Changing):
         return failed(404, "not found") if pod is None else web.json_response(pod)
 
     async def on_delete(self, request: web.Request) -> web.Response:
-        """Delete a pod. If `slow_removal` is true and the request forces nothing, only mark the pod as deleted."""
+        """Delete a pod. If `slow_removal` is true and the grace period is not 0, only mark the pod as deleted."""
         name = request.match_info["name"]
         body = json.loads(await request.read() or b"{}")
         pod = deepcopy(self.pods.get(name))

@@ -112,7 +112,7 @@ class CrashCase:
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Wrap methods of the scheduler that agents' messages call.
+        """Wrap methods of the scheduler, so that the test sees each of their calls.
 
         By the wrapped methods, the test notices health reports and lost attempts, and can hold the action at a step.
         """

@@ -81,7 +81,7 @@ class Cluster(SharedApi):
     # ---- requests to the API, which may wait at a point
 
     async def on_create(self, request: web.Request) -> web.Response:
-        """Create a pod, and start its simulated run to its end."""
+        """Create a pod, and start a task that simulates the run of the pod."""
         if await self.points.at("accepted"):
             return web.Response(status=503)
         answer = await super().on_create(request)

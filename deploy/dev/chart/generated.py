@@ -146,7 +146,7 @@ def upper_half() -> str:
 
 
 def chart_values(text: str) -> list[Value]:
-    """Return the chart's values in the order of the file. `text` is the upper half of values.yaml."""
+    """Return the values in the upper half of values.yaml, in their order. `text` is the text of this half."""
     node = yaml.compose(text, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
         raise TypeError("values.yaml is not a mapping")

@@ -54,9 +54,10 @@ class Child:
         return answer
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send a request with the fields `order`, then poll until `condition` is true for an answer.
+        """Send a request with the fields `order`, then poll until `condition` is true for an answer. Return it.
 
-        Return this answer. Raises: TimeoutError: the condition did not become true within `seconds`.
+        Raises:
+            TimeoutError: the condition did not become true within `seconds`.
         """
         async with asyncio.timeout(seconds):
             seen = await self.ask(**order)

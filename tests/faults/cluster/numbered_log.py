@@ -96,7 +96,7 @@ class Account:
     def of(cls, log: bytes, total: int) -> Account:
         """Read a log that should have `total` numbered lines.
 
-        A line of which a gap marker cuts off the end counts as lost.
+        If a gap marker cuts off the end of a line, this line counts as lost.
         """
         account = cls(total)
         times = {0: 0.0}

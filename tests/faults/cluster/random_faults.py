@@ -256,7 +256,7 @@ class RandomFaults:
             os.kill(replica.child.pid, signal.SIGCONT)
 
     async def restart_scheduler(self, replica: Replica, strength: float) -> None:
-        """Kill the scheduler all replicas share, and start it again in its folder `2 * strength` seconds later."""
+        """Kill the shared scheduler, and start it again in the same folder `2 * strength` seconds later."""
         await self.schedulers[-1].end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await self.start_scheduler()

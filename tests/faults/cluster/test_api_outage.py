@@ -24,7 +24,7 @@ OUTAGE = 60.0
 LINES = 100
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.8; done; echo made > file"
 WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
-# These settings make the outage of a minute four times as long as a Lease.
+# The outage in this test takes a minute, which is four times as long as a Lease with these settings lasts.
 QUICK = {"cluster": {"lease_duration": "15s", "lease_renew": "3s", "request_timeout": "10s"}}
 DEGRADED = '"status": "degraded", "why": "the cluster does not answer"'
 READY = '"status": "ready"'

@@ -38,7 +38,7 @@ class Engine(Protocol):
         """Return whether the engine runs, so that command lines of the method `command` work."""
 
     def command(self, words: list[str]) -> list[str]:
-        """Return a command line that runs `words` where the engine runs: on this machine or in own namespaces."""
+        """Return a command line that runs `words` on this machine, or in the namespaces in which the engine runs."""
 
     def kind(self) -> str:
         """Return the path of the program `kind`."""

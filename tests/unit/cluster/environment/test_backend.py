@@ -119,7 +119,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            # The watch seems not to have reported the deletion of the earlier pod yet.
+            # This makes the watch forget that the earlier pod was deleted, as if this event had not arrived yet.
             backend.watch.deleted_uids.clear()
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
