@@ -72,9 +72,9 @@ class Account:
             self.await_right(right, "yes")
 
     def await_right(self, right: str, answer: str) -> None:
-        """Wait until the API server grants or denies a right of the account, as `answer` (`yes` or `no`) says.
+        """Wait until the API server grants the right (`answer` is `yes`) or denies it (`answer` is `no`).
 
-        `kubectl auth can-i` prints this answer.
+        `kubectl auth can-i` prints the answer.
         """
         user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
         verb, resource = right.split()
