@@ -152,9 +152,9 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                     self.last_failure = event.finished.message
 
     def log(self, event: wire.Event) -> None:
-        """Count a piece of an action's log. If the action is quiet, record the delay of each line.
+        """Count a piece of an action's log. If the action's id begins with QUIET, record the delay of each line.
 
-        The lines of quiet actions contain the time at which the pod wrote them.
+        The lines of such actions contain the time at which the pod wrote them.
         """
         data = event.log.data
         self.log_bytes += len(data)
