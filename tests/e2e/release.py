@@ -44,7 +44,7 @@ def helm(*arguments: str, values: Object | None = None, timeout: float = 300) ->
 
 
 class Release:
-    """One Helm release of the agent's chart. Its agents run in `namespace`, and it gets `values` in place of defaults."""
+    """One Helm release of the agent's chart, installed with `values`. Its agents run in the namespace `namespace`."""
 
     def __init__(self, name: str, namespace: str, values: Object) -> None:
         self.name = name
