@@ -20,6 +20,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
 from agent.cluster.api.timings import ApiTimings
+from agent.cluster.in_pod.packaging import LOG_FOLDER
 from agent.cluster.pod.session_annotation import log_key_of
 from agent.domain.json import Object
 from agent.settings import ClusterSettings
@@ -264,7 +265,7 @@ class FakeApi(Changing):
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
         """Run a program in container `helper`. This class has only the program that reads the log from its file."""
         name, argv = request.match_info["name"], request.query.getall("command")
-        if name not in self.helpers or argv[-3:-2] != ["log"]:
+        if name not in self.helpers or argv[-3:-2] != [LOG_FOLDER]:
             return failed(404, "no such program")
         with suppress(ConnectionError):
             return await serve_errand(request, self.helpers[name])

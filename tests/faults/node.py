@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import SNAPSHOT
+from agent.cluster.in_pod.packaging import LOG_FOLDER, SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
 from agent.cluster.pod.labels import SESSION
 from agent.domain.json import Object
@@ -103,7 +103,7 @@ class Cluster(SharedApi):
 
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
         """Run the collector over the workspace of a pod, and send all of its output in two messages."""
-        if request.query.getall("command")[-3:-2] == ["log"]:
+        if request.query.getall("command")[-3:-2] == [LOG_FOLDER]:
             return await super().on_exec(request)
         socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
