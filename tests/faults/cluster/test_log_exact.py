@@ -212,7 +212,7 @@ def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(desk:
     submission = start(desk.lab, writer(rate=rate, step=50))
     until_stored(submission, 2 * rate)
     pod = pod_of(desk.lab, submission.reports["writer"])
-    eater = "x = bytearray(1 << 30)"
+    eater = "x = b'x' * (1 << 30)"
     kube.kubectl("exec", "-n", desk.lab.namespace, pod, "-c", "helper", "--", "python3", "-c", eater, check=False)
     report = submission.wait()["writer"]
     outcome, reason, _ = report.outcome
