@@ -34,7 +34,7 @@ class WorkingTreeError(AgentError):
 
 
 def pack(root: Path, archive: Path) -> tuple[int, int]:
-    """Write the tar of the folder `root` to `archive`. Returns the number of files and their bytes.
+    """Write the tar of the folder `root` to `archive`. Returns the number of files and their total size in bytes.
 
     Raises:
         WorkingTreeError: `root` is not a folder, or a file cannot be read.
@@ -55,7 +55,7 @@ def pack(root: Path, archive: Path) -> tuple[int, int]:
 
 
 def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
-    """Add one file and return its bytes. Devices, sockets and pipes are left out."""
+    """Add one file and return its size in bytes. Devices, sockets and pipes are left out."""
     full = root / path
     status = full.lstat()
     member = tarfile.TarInfo(path)
@@ -110,7 +110,8 @@ def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     # Git refuses the tree of another user, and no option here turns this check off. The configuration of such a tree
     # could run programs as this user.
     command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
-    # Variables such as GIT_DIR would select another repository. LC_ALL=C keeps the messages that `in_git` reads.
+    # Variables such as GIT_DIR would select another repository. With LC_ALL=C git's
+    # messages are in English, as `in_git` expects.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
     try:
         return subprocess.run(

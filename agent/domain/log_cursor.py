@@ -20,9 +20,11 @@ class Cursor:
     command that runs at the position, 0 between two commands. `column` is the number of bytes of text between the start
     of the line and the position.
 
-    The log contains markers, which are lines about the start and end of each command. `reported` is not 0 where text
-    before a marker is kept back, because the text may begin a secret that goes on behind the marker. All markers before
-    byte `reported` of the log were sent. `command` is then the number of the command that runs at this byte.
+    The log contains markers, which are lines about the start and end of each command. The agent may have to hold back
+    text in front of a marker, because the text may begin a secret that continues behind the marker. The position then
+    stays in front of the text, although the event of the marker is sent. In this case `reported` is the number of log
+    bytes up to the end of the last marker whose event is sent, and `command` is the number of the command that runs
+    there. Otherwise `reported` is 0.
 
     `older` holds the bytes of a cursor of an older release, which names no byte position. Else it is empty.
     """

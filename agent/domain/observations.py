@@ -132,9 +132,9 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The last item of a complete collection of artifacts.
+    """The last item of a complete copy of artifacts.
 
-    `refused` is the reason why declared files were not sent, "" when all were.
+    `refused` is the reason why files that the user declared were not sent, "" when all were.
     """
 
     summary: ArtifactSummary

@@ -50,7 +50,9 @@ class DebugOptions:
     shell: bool = False
 
     async def upload_tree(self, client: Client, target: ContainerRef, workspace: str) -> None:
-        """Extract `tree` into the workspace. The supervisor starts the commands when the upload is complete.
+        """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
+
+        The supervisor starts the commands when the upload is complete.
 
         Raises:
             ActionFailed: the upload failed.

@@ -68,10 +68,12 @@ class Masker:
         self.finder = FormFinder(forms)
         self.sieve = Sieve(innermost(self.finder.forms))
         self.kept = b""
+        # The last data that `passes` has searched and found to hold no secret.
+        self.clean = b""
         # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
         # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
-        # Size in bytes of the part of the current run that is still in `kept`.
+        # Size in bytes of the part of the current run (overlapping secrets) that is still in the buffer `kept`.
         self.run_in_kept = 0
 
     @property
@@ -86,7 +88,12 @@ class Masker:
 
     def passes(self, data: bytes) -> bool:
         """Return whether `feed` will certainly be fast, because the data holds no secret."""
-        return not self.finder.forms or not (self.run_in_kept or self.sieve.may_match(data))
+        if not self.finder.forms:
+            return True
+        if self.run_in_kept or self.sieve.may_match(data):
+            return False
+        self.clean = data
+        return True
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the stream. Returns the masked text that no later byte can change."""
@@ -145,12 +152,13 @@ class Masker:
         return masked(text, list(self.finder.runs(text)))
 
     def runs(self, text: bytes) -> list[Span]:
-        """Return the runs of overlapping occurrences, in order.
+        """Return the spans of the text that secrets cover, in order. Overlapping secrets form one span (a run).
 
         Raises:
             OverBudget: the search took too long.
         """
-        if not self.run_in_kept and not self.sieve.may_match(text):  # true for nearly all text
+        clean, self.clean = self.clean, b""
+        if not self.run_in_kept and (text is clean or not self.sieve.may_match(text)):  # true for nearly all text
             return []
         return self.finder.runs(text, self.run_in_kept, time.thread_time() + BUDGET)
 

@@ -9,9 +9,10 @@ continue those of the dead agent.
 The limit of a line counts bytes of text, not bytes that are sent. Where the stream leaves text out, or text is missing,
 it writes a notice. Where the stream cuts text, bytes that may begin a secret are hidden.
 
-A secret can begin before a marker and go on behind it, where two commands print its parts. A marker comes out at once,
-and the masker keeps such a beginning back over the marker. The cursor then lies before the beginning, so `reported`
-in the cursor names the last marker that came out. A resumed stream swallows the markers up to there.
+A secret can begin before a marker and go on behind it, where two commands print its parts. The stream outputs the
+marker at once, although the masker still keeps the beginning of the secret back. The cursor then lies before this
+beginning, so `reported` in the cursor names the last marker that was output. A resumed stream drops the markers up to
+there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from agent.execution.logs.masking import Masker
     from agent.execution.ports import MarkerReader
 
-# Maximum number of bytes in one chunk.
+# Maximum number of bytes in one chunk of the log.
 CHUNK = 64 * 1024
 START = Cursor()
 
@@ -70,7 +71,8 @@ class LogStream:
         self.column = self.kept_column = self.cursor_column = start.column
         self.unreported_bytes = 0  # number of bytes left out of the current line since the last notice
         self.masked = 0  # number of input bytes that the masker has processed
-        # Markers within or behind the text that the masker keeps back: `masked` at the marker, and its length.
+        # One pair for each marker within or behind the text that the masker keeps back: the value of `masked` at the
+        # marker, and the length of the marker in bytes.
         self.markers_in_kept: deque[tuple[int, int]] = deque()
         self.hiding_reported = False
         self.out: list[LogChunk | MarkerSeen] = []
@@ -113,7 +115,7 @@ class LogStream:
     # ---- markers in the log
 
     def take(self, items: list[bytes | Marker]) -> None:
-        """Take text and markers in the order of the log."""
+        """Process the text and the markers in `items`, which are in the order of the log."""
         for item in items:
             if isinstance(item, Marker):
                 self.marker(item)
@@ -142,7 +144,7 @@ class LogStream:
     # ---- the limit of a line
 
     def lines(self, data: bytes) -> None:
-        """Take text, up to the limit of each line. The rest of a longer line is left out."""
+        """Process text, up to the limit of each line. The rest of a longer line is left out."""
         while data:
             if self.column + len(data) <= self.max_line:
                 self.show(data)

@@ -155,7 +155,8 @@ async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPat
         await pod.collect()
 
 
-# This code makes the second `fstat` of a file differ from the first.
+# Python code that runs before the collector. It makes the second `os.fstat` of a file return another time than the
+# first.
 CHANGES = """
 import os, itertools
 look, turns = os.fstat, itertools.count()

@@ -329,7 +329,10 @@ def test_an_unknown_end_of_containerd_is_a_lost_node() -> None:
 
 @pytest.mark.parametrize("code", [0, 143])
 def test_an_evicted_pod_whose_shell_left_before_the_last_command_is_lost(code: int) -> None:
-    """The status of a pod that was evicted for its storage use has neither a condition nor a time of it (measured)."""
+    """If a pod is evicted because it uses too much storage, its status has no condition for the eviction (measured).
+
+    So the status does not give the time of the eviction either.
+    """
     left = terminated("action", code, message=record("exit", 3, code))
     found = observe(pod(HELPER_ENDED, left, phase="Failed", reason="Evicted"))
     assert isinstance(found, Lost)

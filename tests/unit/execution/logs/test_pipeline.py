@@ -20,7 +20,7 @@ WIDE = 1 << 20
 
 
 class Markers:
-    """A stand-in for MarkerReader. It accepts the text `BEGIN kind command END` at any place as a marker."""
+    """A stand-in for MarkerReader. It takes the text `BEGIN kind command END` at any place of the log as a marker."""
 
     def __init__(self, start: Cursor | None = None) -> None:
         self.kept = b""
@@ -80,7 +80,7 @@ def run(
 
 
 def flat(items: list[LogChunk | MarkerSeen]) -> list[bytes | Marker]:
-    """Return the markers, and between two markers all text as one item."""
+    """Return the markers of `items` in order. Between two markers, join all text to one item."""
     out: list[bytes | Marker] = []
     for item in items:
         if isinstance(item, MarkerSeen):
