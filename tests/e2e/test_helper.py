@@ -52,14 +52,13 @@ def test_kubectl_shows_the_log_and_no_process_shows_the_order(lab: Lab) -> None:
         }
     )
 
-    def pods() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(kube.kubectl("get", "pods", "-n", lab.namespace, "-o", "json"))[
+    def name_of_pod() -> str:
+        items: list[dict[str, Any]] = json.loads(kube.kubectl("get", "pods", "-n", lab.namespace, "-o", "json"))[
             "items"
         ]
-        return found
+        return "".join(each["metadata"]["name"] for each in items if "until test" in json.dumps(each["spec"]))
 
-    until(lambda: pods(), "no pod", 30)
-    name = pods()[0]["metadata"]["name"]
+    name = until(name_of_pod, "no pod")
     logs = ("logs", "-n", lab.namespace, name)
     until(lambda: "password: " in kube.kubectl(*logs, check=False), "kubectl logs shows no partial line", 30)
     inside = ("exec", "-n", lab.namespace, name, "-c", "action", "--", "sh", "-c")
