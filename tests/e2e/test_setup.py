@@ -105,11 +105,11 @@ def test_a_registry_that_refuses(lab: Lab) -> None:
     assert "401" in report.text or "authorization" in report.text, report
 
 
-def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> None:
+def test_no_command_runs_when_the_helper_s_image_cannot_be_pulled(own_lab: Lab) -> None:
     own_lab.agent(environment={"image": MISSING})
     report = own_lab.one(DEBIAN, "echo ran; touch /workspace/ran")
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
-    assert "image of files" in report.text
+    assert "image of helper" in report.text
     assert "ran" not in report.text.splitlines()
 
 

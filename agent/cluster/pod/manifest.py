@@ -26,7 +26,7 @@ from agent.cluster.pod.action_order import (
     order_variables,
     unexportable_variables,
 )
-from agent.cluster.pod.resources import HELPERS, resources
+from agent.cluster.pod.resources import HELPERS, helper_resources, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -207,7 +207,7 @@ def helper_container(plan: Plan, settings: Settings) -> Object:
             )
         ),
         "env": order_variables(plan, settings),
-        "resources": environment.helper_resources,
+        "resources": helper_resources(settings),
         # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
