@@ -77,6 +77,11 @@ async def serve_until_signal(settings: Settings) -> int:
 )
 @click.option("--token-file", type=click.Path(path_type=Path), help="Require the bearer token in this file.")
 @click.option(
+    "--submit-token-file",
+    type=click.Path(path_type=Path),
+    help="Require the bearer token in this file from people who submit. --token-file is then for agents only.",
+)
+@click.option(
     "--cert-file", type=click.Path(path_type=Path), help="Certificate of the scheduler. Without it, plaintext."
 )
 @click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the certificate.")
@@ -100,6 +105,8 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
     from agent.local_scheduler.server import serve_scheduler
 
     log_setup.configure(LoggingSettings())
+    if files["submit_token_file"] is not None and files["token_file"] is None:
+        raise click.UsageError("--submit-token-file needs --token-file, the token of agents")
     options = SchedulerOptions(resume_grace=parse_duration("--resume-grace", resume_grace))
 
     async def serve_until_stopped() -> None:

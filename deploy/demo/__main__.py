@@ -146,9 +146,9 @@ def submit(pipeline: Path) -> bool:
 
 
 def scheduler_token() -> bytes:
-    """Return the token that the chart made for the demo scheduler."""
+    """Return the token that the chart made for people who submit to the demo scheduler."""
     secret = f"secret/{RELEASE}-sealci-agent-scheduler"
-    return base64.b64decode(kubectl("get", "--namespace", NAMESPACE, secret, "--output=jsonpath={.data.token}"))
+    return base64.b64decode(kubectl("get", "--namespace", NAMESPACE, secret, "--output=jsonpath={.data.submit-token}"))
 
 
 def fetch(folder: Path) -> None:
