@@ -256,7 +256,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "latin.yaml")
     with pytest.raises(PipelineFileError, match="at most 1048576 are read"):
         parse("#" * (1 << 20) + "#", "big.yaml")
-    with pytest.raises(PipelineFileError, match="nested too deeply"):
+    with pytest.raises(PipelineFileError, match="is nested more than 20 levels deep"):
         parse("[" * 500, "deep.yaml")
 
 
