@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def print_error(text: str) -> None:
-    """Print an error. Its further lines are indented, and no control character of a file or a server is passed on."""
+    """Print an error, without control characters. All lines after the first are indented."""
     click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
 
 

@@ -40,7 +40,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:
     """Return the values of `--set a.b=value` as nested settings. Values are read as YAML.
 
-    `defaults` holds values by section. An assignment may override each value.
+    `defaults` holds values by section. An assignment replaces the default of the same key.
     """
     result: dict[str, Any] = {section: dict(values) for section, values in defaults.items()}
     for assignment in assignments:
@@ -58,12 +58,12 @@ def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) 
 
 
 def read_value(assignment: str, value: str) -> Any:
-    """Return the value of `--set` as YAML reads it."""
+    """Return the value of a `--set` option as YAML reads it. Errors show the whole option, `assignment`."""
     try:
         return yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, RecursionError) as error:
-        # PyYAML does not catch errors that Python raises for a value, for example ValueError for the date
-        # 2026-99-99.
+        # PyYAML does not catch errors that Python raises for a value, for example ValueError for the date 2026-99-99.
+        # Such an error has no attribute `problem`.
         what = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise click.UsageError(f"--set {assignment[:200]}: the value is not valid YAML: {what}") from error
 
