@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,9 +89,9 @@ def fill(draw: st.DrawFn, message: Message, field: FieldDescriptor) -> None:
         if field.message_type is None:
             values.extend(draw(st.lists(scalars(field), max_size=4)))
         else:
-            values.extend(draw(st.lists(messages(field.message_type._concrete_class), max_size=2)))  # noqa: SLF001 - no public name
+            values.extend(draw(st.lists(messages(GetMessageClass(field.message_type)), max_size=2)))
     elif field.message_type is not None:
-        getattr(message, field.name).CopyFrom(draw(messages(field.message_type._concrete_class)))  # noqa: SLF001 - no public name
+        getattr(message, field.name).CopyFrom(draw(messages(GetMessageClass(field.message_type))))
     else:
         setattr(message, field.name, draw(scalars(field)))
 
@@ -175,8 +176,9 @@ def nearly_valid_actions(draw: st.DrawFn) -> wire.Action:
     """Return an action with at most two hostile fields, so that many actions come as far as the plan of their pod."""
     action = wire.Action(action_id="build", attempt=1, claim=1, image="alpine:3", commands=["true"])
     for field in draw(st.lists(st.sampled_from(list(wire.Action.DESCRIPTOR.fields)), max_size=2)):
-        action.ClearField(field.name)
-        fill(draw, action, field)
+        message: Message = action
+        message.ClearField(field.name)
+        fill(draw, message, field)
     return action
 
 
