@@ -31,7 +31,7 @@ from agent.cluster.pod.status import classify
 from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.errors import ActionFailed, ClusterError, Stage
+from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
 from agent.domain.observations import FINAL, Lost, SetupFailed
 from agent.domain.outcome import Result
@@ -69,6 +69,7 @@ class PodEnvironment:
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
+        self.refusal = ""  # why an adopted session is given up, "" if it is continued
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
@@ -136,8 +137,10 @@ class PodEnvironment:
         """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
         Raises:
-            ActionFailed: the Secret cannot be created.
+            ActionFailed: the Secret cannot be created, or the session is given up.
         """
+        if self.refusal:
+            raise ActionFailed(Stage.COMMANDS, Reason.INTERNAL, self.refusal)
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
         if values and self.container.state is follower.ContainerState.WAITING:
