@@ -86,7 +86,7 @@ async def test_a_death_inside_a_run_ends_the_run_and_the_agent(
         async with asyncio.timeout(20):
             code = await running
     except KeyError:
-        # If this error escapes from `sealci-agent run`, `main` turns it into a message and an exit code.
+        # A KeyError that `run_pipeline` raises reaches `main`, which prints a message and exits with a code.
         assert stopped.is_set()
         return
     # If the store fails, it accepts no pipeline. Then the run starts no agent, so no agent was stopped.
