@@ -1,6 +1,6 @@
 """The annotation that counts how many agents ended soon after they had adopted a session. Pure.
 
-A session can end every agent that reads its log, by a fault that nobody knows yet. Without the count, such a session
+A session can end every agent that reads its log, by a fault that is not known yet. Without the count, such a session
 would move from agent to agent for as long as its pod lives. Each claim writes the annotation.
 """
 
