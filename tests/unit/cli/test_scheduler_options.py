@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
 
-from agent.cli.serve import scheduler
+from agent.cli.main import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def test_a_token_for_people_needs_a_token_for_agents(tmp_path: Path) -> None:
     # Without the second token, every caller could register as an agent.
     folder = tmp_path / "state"
-    result = CliRunner().invoke(scheduler, ["--folder", str(folder), "--submit-token-file", str(tmp_path / "token")])
+    result = CliRunner().invoke(
+        cli, ["scheduler", "--folder", str(folder), "--submit-token-file", str(tmp_path / "token")]
+    )
     assert result.exit_code == 2
     assert "--submit-token-file needs --token-file" in result.output
     assert not folder.exists()
