@@ -163,12 +163,7 @@ def container_security_context(settings: Settings, *, user: int | None = None) -
         return {"allowPrivilegeEscalation": False}
     # The agent's own containers read and write files of every user, and need no other right of root.
     capabilities = {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": capabilities,
-        "runAsUser": user,
-        "runAsGroup": user,
-    }
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
 
 
 def action_container(plan: Plan, settings: Settings) -> Object:
