@@ -64,7 +64,10 @@ soak: setup cluster-up images ## a million log lines, and a thousand actions und
 bench: setup cluster-up images ## how fast it is, against bare kubectl and a scripted API (BENCH=NAME: one part)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-demo: setup cluster-up images ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
+demo: ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
+	$(CLUSTER_VERB) prepare
+	$(CLUSTER_VERB) up
+	$(CLUSTER_VERB) demo-images
 	$(BIN)/python -m deploy.demo
 
 pictures: setup cluster-up images ## take the pictures of README and docs from real runs

@@ -27,6 +27,8 @@ COREDNS = "localhost/sealci-coredns:1"
 # Number of archives that are kept of one image. Clones of the repository with different contents share the cache.
 KEEP_ARCHIVES = 8
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
+# The images of the tests in which the demo runs its actions.
+DEMO_IMAGES = ("debian",)
 
 
 class Loader(Protocol):
