@@ -32,6 +32,7 @@ Environment variables:
     CLUSTER=existing      the current context of kubectl; never changed
     KUBERNETES_VERSION    the version of Kubernetes, like 1.37.2
     CLUSTER_LOG_MAX_SIZE  the kubelet's containerLogMaxSize, 50Mi by default
+    CLUSTER_WAY_OUT=off   pods of `local` reach and resolve nothing outside; otherwise what this machine reaches
     CLUSTER_NUMBER        0 to 9, to run several clusters on one machine
     SEALCI_CACHE          the folder of the cache, ~/.cache/sealci-agent by default
 """
