@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) -m deploy.dev.cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
+.PHONY: help setup tools proto lint format sbom audit test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ lint: setup ## ruff, mypy, the import contracts and shellcheck
 format: setup ## let ruff format and mend
 	$(BIN)/ruff format agent tests deploy
 	$(BIN)/ruff check --fix agent tests deploy
+
+sbom: setup ## write the bill of materials of the agent's image (CycloneDX) to build/
+	$(BIN)/python -m deploy.dev.supply
+
+audit: setup ## look up known flaws of the locked dependencies (needs the advisories of PyPI)
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes --requirement requirements.lock
 
 test-unit: setup ## pure functions and single parts
 	$(BIN)/pytest tests/unit

@@ -70,7 +70,7 @@ def file_name(image: str) -> str:
 
 def agent_recipe() -> Recipe:
     dockerfile = REPOSITORY / "deploy" / "Dockerfile"
-    names = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "agent")
+    names = ("pyproject.toml", "requirements.lock", "requirements-dev.lock", "README.md", "LICENSE", "agent")
     needed = [REPOSITORY / name for name in names]
     absent = [path.name for path in needed if not path.exists()]
     if absent:
