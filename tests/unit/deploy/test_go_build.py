@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_one_command_builds_all_binaries_of_a_product(tmp_path: Path, monkeypatc
         assert log.parent.is_dir()
 
     monkeypatch.setattr(go_build, "run_logged", run_logged)
-    monkeypatch.setattr(go_build.shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     go_build.build(settings(tmp_path), ["containerd", "etcd"])
     assert [command[:2] for command in commands] == [["go", "build"], ["go", "build"]]
     assert not go_build.missing(settings(tmp_path), ["containerd", "etcd"])
