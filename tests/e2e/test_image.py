@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # Programs that install or build packages, and modules of Python that do. None may be left.
 TOOLS = (
-    "pip", "pip3", "easy_install", "uv", "conda", "apt", "apt-get", "apt-cache", "dpkg", "dpkg-deb", "update-alternatives",
-    "cpan", "npm", "gem", "gcc", "cc", "make", "ld", "as",
+    "pip", "pip3", "easy_install", "uv", "conda", "apt", "apt-get", "apt-cache", "dpkg", "dpkg-deb", "cpan",
+    "update-alternatives", "npm", "gem", "gcc", "cc", "make", "ld", "as",
 )  # fmt: skip
 MODULES = ("pip", "ensurepip", "setuptools", "wheel", "pkg_resources")
 NEEDED = ("git", "ssh", "sealci-agent", "python3")

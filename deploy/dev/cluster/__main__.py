@@ -170,9 +170,14 @@ def run_component_verb(
 
 
 def build_and_load(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
-    """Build images and load them into the cluster, which must be up."""
+    """Build images and load them into the cluster, which must be up.
+
+    The agent's image also gets the name that the chart asks for, so that `helm install` works without values for it.
+    """
     archives = images.build(settings, recipes)
     images.load(settings, provider, {r.name: a for r, a in zip(recipes, archives, strict=True)})
+    if any(recipe.name == images.AGENT for recipe in recipes) and not isinstance(provider, Existing):
+        provider.tag(images.AGENT, images.chart_image())
 
 
 if __name__ == "__main__":

@@ -76,6 +76,13 @@ def test_the_image_depends_on_every_file_that_its_build_copies() -> None:
     assert {str(path.relative_to(REPOSITORY)) for path in recipe.inputs} == context | {"deploy/Dockerfile"}
 
 
+def test_the_cluster_has_the_image_that_the_chart_asks_for() -> None:
+    values = yaml.safe_load((REPOSITORY / "charts/sealci-agent/values.yaml").read_text())["image"]
+    version = yaml.safe_load((REPOSITORY / "charts/sealci-agent/Chart.yaml").read_text())["appVersion"]
+    assert (values["registry"], values["tag"]) == ("", "")
+    assert images.chart_image() == f"docker.io/{values['repository']}:{version}"
+
+
 def test_workflows_name_actions_by_commit() -> None:
     uses = [
         step["uses"]

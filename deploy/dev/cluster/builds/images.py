@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from deploy.dev.cluster.console import CommandFailed, report, step
 from deploy.dev.cluster.settings import REPOSITORY, Settings
 
 AGENT = "localhost/sealci-agent:dev"
+# The name under which the chart asks for the agent's image, without its tag.
+CHART_NAME = "docker.io/sealci/agent"
 PAUSE = "localhost/sealci-pause:1"
 COREDNS = "localhost/sealci-coredns:1"
 # Number of archives that are kept of one image. Clones of the repository with different contents share the cache.
@@ -76,6 +79,13 @@ def agent_recipe() -> Recipe:
     if absent:
         raise CommandFailed(f"the agent's image needs files that do not exist: {', '.join(absent)}")
     return Recipe(AGENT, dockerfile, REPOSITORY, (dockerfile, *needed))
+
+
+def chart_image() -> str:
+    """Return the image that the chart's default values name: the chart's appVersion is the tag."""
+    chart = (REPOSITORY / "charts" / "sealci-agent" / "Chart.yaml").read_text("utf-8")
+    (version,) = re.findall(r'^appVersion: "([^"]+)"$', chart, re.MULTILINE)
+    return f"{CHART_NAME}:{version}"
 
 
 def test_recipes() -> list[Recipe]:
