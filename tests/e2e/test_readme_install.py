@@ -49,7 +49,7 @@ def run(command: str, replaced: dict[str, str], *more: str) -> str:
 def test_the_agents_of_the_readme_become_ready_and_pass_helm_test(tmp_path: Path) -> None:
     create, secret, install, test = commands()
     assert [name for name in PLACEHOLDERS if name not in secret + install] == []
-    (tmp_path / "token").write_text("a token of the test")
+    (tmp_path / "token").write_text("a-token-of-the-test")
     address = kube.provider("address").splitlines()[-1]
     scheduler, at = start_scheduler(tmp_path, f"{address}:0")
     namespace = f"readme-{secrets.token_hex(3)}"
