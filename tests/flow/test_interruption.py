@@ -25,8 +25,8 @@ clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
 contexts: [{name: c, context: {cluster: k, user: u}}]
 users: [{name: u, user: {}}]
 """
-# The test sends its signal after it has read the first line that this program prints. An earlier signal would end the
-# Python interpreter before the program's own signal handling is in place.
+# The program prints a line before it imports the agent, and the test sends its signal after this line. An earlier
+# signal would end the Python interpreter before the program handles KeyboardInterrupt.
 PROGRAM = """
 import sys
 try:
@@ -53,8 +53,8 @@ async def test_a_closed_terminal_sends_two_signals_and_does_not_insist() -> None
 
 
 DELAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0)
-# Before the command has loaded and handles signals, SIGTERM and SIGHUP end the process as they end any process. So
-# these signals are sent later.
+# Pairs of a signal and its delay in seconds. SIGTERM and SIGHUP are sent late, because before the command handles
+# signals these two end the process as they end any process.
 MOMENTS = [
     (number, delay)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""Build the binaries of Kubernetes and its neighbours from their Go modules into the cache.
+"""Build the binaries of Kubernetes, etcd, containerd and other projects from their Go modules into the cache.
 
 `products` is the table of all products. Each product has a go.mod of its own, because the products do not build with
 common versions of their dependencies. The folder of a product's binaries is named after the recipe, and each build
@@ -23,7 +23,8 @@ from deploy.dev.cluster.console import CommandFailed, report, run, run_logged, s
 from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
-# The language version of a generated go.mod. Since 1.17, go reads only the part of the module graph that a build needs.
+# The language version in a generated go.mod. With language version 1.17 or newer, go reads only the part of the module
+# graph that a build needs.
 PRUNED_GRAPHS = "1.21"
 # The linker drops debugging information because of `-s -w`. Compilers that do not write it use 12 % less CPU time.
 COMPILER_FLAGS = "all=-dwarf=false"
@@ -67,7 +68,7 @@ class Product:
 
     @property
     def key(self) -> str:
-        """Return the version and a hash of the recipe, with which the name of the product's folder ends."""
+        """Return the product's version and a hash of its recipe, as the end of the name of the product's folder."""
         recipe = json.dumps([self.module, self.version, self.ldflags, self.tags, self.cgo, *filter(None, [self.main])])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
         return f"{self.version}-{digest}"
@@ -117,12 +118,12 @@ COLD_SECONDS = {
 
 
 def folder(settings: Settings, product: str) -> Path:
-    """Return the folder of a product's binaries, which need not exist yet."""
+    """Return the path of the folder for a product's binaries. The folder may not exist yet."""
     return settings.cache / "bin" / f"{product}-{products(settings.kubernetes)[product].key}"
 
 
 def binary(settings: Settings, name: str) -> Path:
-    """Return the path of one binary, which need not exist yet."""
+    """Return the path of the binary `name`. The binary may not exist yet."""
     for product, recipe in products(settings.kubernetes).items():
         if name in recipe.binaries:
             return folder(settings, product) / name
@@ -136,7 +137,7 @@ def missing(settings: Settings, product_names: Iterable[str]) -> list[tuple[str,
 
 
 def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
-    """Build the binaries of these products that the cache lacks. Report first how many, and the expected time."""
+    """Build the binaries of these products that the cache lacks. First report their number and the expected time."""
     product_names = tuple(product_names)
     unknown = set(product_names) - set(products(settings.kubernetes))
     if unknown:
@@ -146,7 +147,8 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # `missing` is called again, because the command that held the lock may have built some of these binaries.
+        # `missing` is called a second time here. Another command may have built some of the binaries while this command
+        # waited for the lock.
         todo = missing(settings, product_names)
         names = list(dict.fromkeys(product for product, _ in todo))
         seconds = sum(COLD_SECONDS[name] for name in names)
@@ -214,8 +216,8 @@ def write_module(recipe: Product, source: Path) -> None:
         go_mod = Path(download_module(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
-        # Newer versions of Kubernetes declare their staging modules in go.work, and go.mod requires these modules as
-        # v0.0.0.
+        # In newer versions of Kubernetes, go.mod does not replace the staging modules. It requires them as v0.0.0, and
+        # go.work declares their folders.
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")

@@ -107,7 +107,7 @@ def answers(settings: Settings) -> bool:
     """
     labels = f"kubernetes.default.svc.{ZONE}".split(".")
     name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
-    # The query consists of the header (one question, recursion desired), the name, type A and class IN.
+    # The DNS query consists of the header (id 1, one question, recursion desired), the name, type A and class IN.
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(0.5)
