@@ -27,7 +27,7 @@ def answer(query: bytes, name: str, address: str) -> bytes:
     wanted = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
     known = query[HEADER:end].lower() == wanted
     is_a = known and struct.unpack(">H", query[end : end + 2])[0] == TYPE_A
-    # The flags say: a response, recursion was desired, recursion is available.
+    # The flags mean: a response, recursion was desired, recursion is available.
     flags = 0x8180 | (0 if known else NO_SUCH_NAME)
     header = query[:2] + struct.pack(">5H", flags, 1, int(is_a), 0, 0)
     record = b"\xc0\x0c" + struct.pack(">2HIH", TYPE_A, 1, 60, 4) + ipaddress.ip_address(address).packed
