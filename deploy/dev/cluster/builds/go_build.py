@@ -112,8 +112,8 @@ NODE = ("kubernetes", "etcd", "containerd", "runc", "coredns")
 KIND_NODE = (*NODE, "kubeadm", "kind")
 # Seconds that each product takes on 2 cores with cold caches. The times are only shown to the user.
 COLD_SECONDS = {
-    "kubernetes": 210, "etcd": 15, "containerd": 30, "runc": 8, "coredns": 25, "helm": 50, "kind": 4, "kubeadm": 150,
-    "kwok": 60,
+    "kubernetes": 283, "etcd": 18, "containerd": 43, "runc": 8, "coredns": 30, "helm": 68, "kind": 4, "kubeadm": 353,
+    "kwok": 80,
 }  # fmt: skip
 
 
