@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, parse_duration, read_pipeline, settings_options
+from agent.cli.options import (
+    parse_assignments,
+    parse_duration,
+    print_error,
+    read_pipeline,
+    settings_options,
+    with_local_cluster,
+)
 from agent.cli.run import run
 from agent.cli.serve import scheduler, serve
-from agent.console import terminal_text
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -57,11 +63,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - whatever fails ends the process with one message and an exit code
         print_error(f"internal error, please report it: {described(error)}")
         sys.exit(INFRASTRUCTURE)
-
-
-def print_error(text: str) -> None:
-    """Print an error. Its further lines are indented, and no control character of a file or a server is passed on."""
-    click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
 
 
 def described(error: BaseException) -> str:
@@ -142,7 +143,7 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) ->
 
     Use this command only if no agent of the pool runs any more.
     """
-    settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
     result = asyncio.run(delete_pool(settings, dry_run=dry_run))
     verb = "would delete" if dry_run else "deleted"
@@ -195,6 +196,7 @@ def doctor(
     from agent.app.doctor import PARTS, examine, report
 
     settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(settings) if only != "scheduler" else settings
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, read_pipeline, settings_options
+from agent.cli.options import parse_assignments, read_pipeline, settings_options, with_local_cluster
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -255,10 +255,11 @@ def run_settings(choices: Choices) -> Settings:
         http={"host": "127.0.0.1", "port": 0},
         logging={"level": "info" if choices.verbose else "error"},
     )
-    settings = load(choices.config, flags)
+    settings = with_local_cluster(load(choices.config, flags), quiet=choices.quiet)
     if names_namespace(choices, flags) or not (namespace := context_namespace(settings.cluster)):
         return settings
-    return load(choices.config, flags | {"cluster": flags["cluster"] | {"namespace": namespace}})
+    cluster = flags["cluster"] | {"namespace": namespace, "kubeconfig": settings.cluster.kubeconfig}
+    return load(choices.config, flags | {"cluster": cluster})
 
 
 def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:

@@ -60,6 +60,8 @@ async def run_with_agent(
 def run_options(choices: Choices, settings: Settings) -> RunOptions:
     """Return what the user wants to see and to keep, and the commands that the run's messages suggest."""
     context = [f"--context={choices.context}"] if choices.context else []
+    # Without this option, kubectl would not find a local cluster that no kube context names.
+    context += [f"--kubeconfig={settings.cluster.kubeconfig}"] if settings.cluster.kubeconfig else []
 
     def kept_commands(environment: str) -> list[str]:
         namespace, _, pod = environment.partition("/")
@@ -74,6 +76,7 @@ def run_options(choices: Choices, settings: Settings) -> RunOptions:
     cleanup = ["sealci-agent", "cleanup", "--set", f"agent.pool={settings.agent.pool}"]
     cleanup += ["--set", f"cluster.namespace={settings.cluster.namespace}"]
     cleanup += ["--set", f"cluster.context={choices.context}"] if choices.context else []
+    cleanup += ["--set", f"cluster.kubeconfig={settings.cluster.kubeconfig}"] if settings.cluster.kubeconfig else []
     return RunOptions(
         artifacts=choices.artifacts,
         output=choices.output,
