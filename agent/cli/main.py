@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.cli.init import init
 from agent.cli.options import (
     parse_assignments,
     parse_duration,
@@ -79,6 +80,7 @@ def cli() -> None:
     """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 
 
+cli.add_command(init)
 cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(scheduler)
@@ -138,34 +140,53 @@ def config(config: Path | None, assignments: tuple[str, ...]) -> None:
 @cli.command()
 @settings_options
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
-def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--runs", is_flag=True, help="Delete only what killed runs of this machine left, not the pool.")
+def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool, runs: bool) -> None:
     """Delete every pod of the pool, whichever agent owns it, and the pool's stale Leases.
 
-    Use this command only if no agent of the pool runs any more.
+    Use this command only if no agent of the pool runs any more. It also deletes what each `sealci-agent run` left
+    that was killed on this machine. With --runs it deletes nothing else, so it is safe at any time.
     """
     settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
-    result = asyncio.run(delete_pool(settings, dry_run=dry_run))
-    verb = "would delete" if dry_run else "deleted"
-    for kind, names in (("", result.pods), ("Lease ", result.leases)):
-        for name in names:
-            click.echo(f"{verb} {kind}{settings.cluster.namespace}/{name}")
-    for name, why in result.failed.items():
-        click.echo(f"could not delete {settings.cluster.namespace}/{name}: {why}", err=True)
-    click.echo(f"{len(result.pods)} environments of pool {settings.agent.pool}")
-    if result.failed:
+    results = asyncio.run(delete_pools(settings, dry_run=dry_run, pool=not runs))
+    for namespace, pool, result in results:
+        print_cleanup(namespace, pool, result, verb="would delete" if dry_run else "deleted")
+    if runs and not results:
+        click.echo("no killed run of this machine left anything")
+    if any(result.failed for _, _, result in results):
         sys.exit(INFRASTRUCTURE)
 
 
-async def delete_pool(settings: Settings, *, dry_run: bool) -> CleanupResult:
-    """Delete the pods and stale Leases of the pool. Returns what was deleted, or would be."""
+def print_cleanup(namespace: str, pool: str, result: CleanupResult, *, verb: str) -> None:
+    """Print the names of the objects of one pool that were deleted, and their number."""
+    for kind, names in (("", result.pods), ("Lease ", result.leases)):
+        for name in names:
+            click.echo(f"{verb} {kind}{namespace}/{name}")
+    for name, why in result.failed.items():
+        click.echo(f"could not delete {namespace}/{name}: {why}", err=True)
+    click.echo(f"{len(result.pods)} environments of pool {pool}")
+
+
+async def delete_pools(settings: Settings, *, dry_run: bool, pool: bool) -> list[tuple[str, str, CleanupResult]]:
+    """Delete what killed runs left, and with `pool` the pods and stale Leases of the pool of the settings.
+
+    Returns namespace, pool and what was deleted, or would be.
+    """
+    from agent.cli.killed_runs import delete_killed_runs
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean
     from agent.telemetry.metrics import Metrics
 
+    results = []
     client = await Client.connect(settings.cluster, Metrics())
     try:
-        return await clean(client, settings.cluster.namespace, settings.agent.pool, dry_run=dry_run)
+        async for run_pool, result in delete_killed_runs(client, dry_run=dry_run):
+            results.append((run_pool.namespace, run_pool.name, result))
+        if pool:
+            namespace, name = settings.cluster.namespace, settings.agent.pool
+            results.append((namespace, name, await clean(client, namespace, name, dry_run=dry_run)))
+        return results
     finally:
         await client.close()
 

@@ -6,14 +6,18 @@ This module is imported only when a pipeline runs, because it imports the whole 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait, first_of
 from agent.app.serve import serve, stop_when_built
+from agent.cli.killed_runs import Pool, RunRecord, delete_killed_runs, this_machine
 from agent.cli.options import parse_duration
 from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
 from agent.cluster.environment.debugging import DebugOptions
+from agent.console.follower import print_notice
+from agent.console.formatting import plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +33,8 @@ NO_CLUSTER = ". Create one with `kind create cluster`, or with `make cluster-up`
 
 # Seconds until an agent that was asked to stop is asked again, which stops its sessions.
 STOP_SECONDS = 60.0
+# Seconds that a run waits at its end for the deletion of what killed runs left.
+KILLED_RUNS_SECONDS = 10.0
 
 
 async def run_with_agent(
@@ -46,7 +52,9 @@ async def run_with_agent(
             }
         )
         debugging = DebugOptions(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
-        await serve_until_set(settings.model_copy(update={"scheduler": connection}), stop, debugging)
+        await serve_until_set(
+            settings.model_copy(update={"scheduler": connection}), stop, debugging, quiet=choices.quiet
+        )
 
     return await run_pipeline(
         pipeline,
@@ -88,16 +96,26 @@ def run_options(choices: Choices, settings: Settings) -> RunOptions:
     )
 
 
-async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: DebugOptions) -> None:
+async def serve_until_set(
+    settings: Settings, stop: asyncio.Event, debugging: DebugOptions, *, quiet: bool = False
+) -> None:
     """Run an agent in this process until `stop` is set and the agent has ended its sessions.
+
+    Meanwhile, delete what killed runs left in this cluster. With `quiet`, print no notice about them.
 
     Raises:
         AgentError: the agent could not start, or failed.
     """
     built: asyncio.Future[App] = asyncio.get_running_loop().create_future()
+    record = RunRecord()
+    if not debugging.keep:
+        built.add_done_callback(lambda built: record.write(own_pool(settings, built.result())))
     serving = asyncio.create_task(serve(settings, built, debugging), name="agent")
+    cleaning = asyncio.create_task(clean_up_killed_runs(built, debugging, quiet=quiet), name="killed runs")
     try:
         await first_of(serving, stop)
+        if built.done():
+            await first_of(serving, cleaning, timeout=KILLED_RUNS_SECONDS)
         if not serving.done():
             stop_when_built(built, "the pipeline has ended")
         await first_of(serving, timeout=STOP_SECONDS)
@@ -107,5 +125,23 @@ async def serve_until_set(settings: Settings, stop: asyncio.Event, debugging: De
             stop_when_built(built, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()
+        record.remove()
     finally:
-        await cancel_and_wait(serving, ignore_errors=True)
+        await cancel_and_wait(serving, cleaning, ignore_errors=True)
+
+
+def own_pool(settings: Settings, app: App) -> Pool:
+    """Return the pool of this run, for its record."""
+    return Pool(settings.agent.pool, settings.cluster.namespace, app.client.api.configuration.host, this_machine())
+
+
+async def clean_up_killed_runs(built: asyncio.Future[App], debugging: DebugOptions, *, quiet: bool) -> None:
+    """Delete what killed runs left in this cluster. Print a notice for each, but not with `quiet`."""
+    app = await asyncio.shield(built)
+    async with contextlib.aclosing(delete_killed_runs(app.client)) as pools:
+        async for pool, result in pools:
+            if quiet:
+                continue
+            what = f"{plural(len(result.pods), 'pod')} of a run that was killed (pool {pool.name})"
+            async with debugging.screen():
+                await asyncio.to_thread(print_notice, f"deleted {what}")

@@ -7,6 +7,7 @@ on the screen above one status line. At the end the summary replaces the tree.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ class LiveView(View):
         self.recent_lines: dict[str, deque[str]] = {}
         self.splitters: dict[str, LineSplitter] = {}
         self.live: Live | None = None
+        self.stderr = sys.stderr
         self.last_drawing = 0.0
 
     @property
@@ -101,6 +103,8 @@ class LiveView(View):
     def live_region(self) -> Live:
         """Return the part of the screen that is drawn again and again. The first call creates it."""
         if self.live is None:
+            # While the region is drawn, the library rich prints standard error on the terminal, above the region.
+            self.stderr = sys.stderr
             self.live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self.live.start()
         return self.live
@@ -122,6 +126,12 @@ class LiveView(View):
         """Replace the tree by the summary."""
         self.hold()
         final_summary.print_summary(self.console, report)
+
+    def abandon(self) -> None:
+        """Connect standard error to its own file again."""
+        if self.live is not None:
+            self.live = None
+            sys.stderr = self.stderr
 
     # ---- what the view draws
 
