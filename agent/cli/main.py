@@ -10,6 +10,7 @@ version, 130 interrupted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import sys
 import traceback
@@ -51,6 +52,8 @@ def main() -> None:
     except click.exceptions.Exit as early_exit:
         sys.exit(early_exit.exit_code)
     except click.Abort:
+        with contextlib.suppress(OSError):
+            print_error("interrupted")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()

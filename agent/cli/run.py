@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -182,11 +181,6 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
-    # Until the event loop handles SIGTERM and SIGHUP, both end the command as Ctrl-C does. The command then removes its
-    # temporary folders.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
     choices = Choices(**given)
     check_choices(choices)
     if choices.listing:
