@@ -2,7 +2,7 @@
 
 The flow of one action:
 
-1. `cli` reads the settings. `app.wiring` builds the agent, and `app.agent` runs it until a stop request.
+1. `cli` reads the settings. `app.wiring` builds the agent, and `app.agent` runs it until the process is asked to end.
 2. `scheduler.stream` registers with the scheduler. `protocol.translate` turns the scheduler's messages into
    `domain.actions`.
 3. `execution.registry` admits an action by policy, gives it a slot and starts an `execution.session`.
@@ -28,5 +28,6 @@ The packages, from the top layer to the bottom:
 - `telemetry`: metrics, traces and logging.
 - `settings`: all settings, from file, environment and command line.
 - `aio`: shared pieces of asyncio.
+- `backoff`: the pauses between the tries of an operation that fails.
 - `domain`: the vocabulary that all packages share.
 """

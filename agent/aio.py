@@ -1,4 +1,4 @@
-"""Shared pieces of asyncio: wait for the first of several, cancel tasks and wait for their end.
+"""Shared pieces of asyncio: wait for the first of several tasks or events, cancel tasks and wait for their end.
 
 `task.cancel()` only asks a task to end. A caller that continues before the task has ended leaks the task, or races with
 the clean-up of the task. Every part of the agent therefore ends its tasks through this module. Nothing here keeps

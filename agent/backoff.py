@@ -1,7 +1,7 @@
 """Pauses between the tries of an operation that fails.
 
-Every reconnect loop of the agent uses this class, so that all loops spread their requests over time in the same way. A
-`Backoff` lives as long as the loop that owns it.
+Every reconnect loop of the agent uses the class `Backoff`, so that all loops spread their requests over time in the
+same way. A `Backoff` lives as long as the loop that owns it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Backoff:
     def __init__(self, first: float, longest: float, *, least_share: float = 0.0) -> None:
         self.bound = wait_exponential(multiplier=first, max=longest)
         self.least_share = least_share
-        # tenacity computes a pause from a RetryCallState. Only the number of the try in this state is used here.
+        # tenacity computes a pause from a RetryCallState. Of this state, only the number of the try is used here.
         self.state = RetryCallState(AsyncRetrying(), None, (), {})
 
     @property

@@ -1,7 +1,7 @@
-"""The agent as a whole: starts its parts, waits for a stop request, and ends them in order.
+"""The agent as a whole: starts its parts, waits until the agent is asked to stop, and ends the parts in order.
 
 One `App` lives as long as the process (`serve`) or a pipeline (`run`). All tasks run in one task group, and each task
-has a name for log lines. The failure of one root task ends the process, because a restart is better than an agent
+has a name for log lines. The failure of one of these tasks ends the process, because a restart is better than an agent
 without one of its parts. The order at the end is: drain, sessions end, the stream is closed, the other parts are
 cancelled.
 """
@@ -78,7 +78,7 @@ class App:
         self.shutdown.request(why)
 
     async def run(self) -> None:
-        """Run until a stop request arrives, then end all parts in order."""
+        """Run until the agent is asked to stop, then end all parts in order."""
         started = asyncio.Event()
         http = self.start(self.http.run(started), "http")
         async with asyncio.timeout(self.timings.http_start):
@@ -117,7 +117,10 @@ class App:
         return parts
 
     async def resolve_owner(self) -> bool:
-        """Find the object that owns all pods and Leases of this agent. Returns False if a stop request comes first."""
+        """Find the object that owns all pods and Leases of this agent.
+
+        Returns False if the agent is asked to stop before the object is found.
+        """
         search = owner_reference.find(self.client, self.settings)
         task = await run_until_set(search, self.shutdown.requested, name="owner reference")
         if task is None:

@@ -51,8 +51,8 @@ async def serve(
                 on_start.set_result(app)
             await app.run()
     except ExceptionGroup as group:
-        # The first root task that failed has ended the other tasks. Callers expect the error of that task, not a group
-        # of errors.
+        # The agent's first task that failed has ended the other tasks. Callers expect the error of the first task, not
+        # a group of errors.
         first = first_error(group)
         if not isinstance(first, Refused):
             raise first from group
@@ -65,7 +65,7 @@ async def serve(
 
 
 def first_error(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the error that a group of errors began with. Groups of task groups hold further groups."""
+    """Return the error that a group of errors began with. An item of the group may be a group too."""
     error: Exception = group
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
@@ -104,7 +104,7 @@ def open_traces(settings: Settings) -> Traces:
 def stop_when_built(built: asyncio.Future[App], why: str) -> None:
     """Ask an agent to stop, now or as soon as `built` has the agent.
 
-    `serve` sets the result of `built` through `on_start`.
+    `built` is the future that `serve` gets as `on_start`.
     """
     if built.done():
         built.result().stop(why)

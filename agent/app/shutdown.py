@@ -64,7 +64,7 @@ class Shutdown:
         self.requested.set()
 
     async def end_sessions(self) -> int:
-        """Wait for the sessions, then hand over or stop the rest.
+        """Wait until the sessions end. Hand over or stop the sessions that take too long.
 
         Returns the number of sessions that were handed over.
         """

@@ -46,7 +46,7 @@ class AgentStatus:
         self.recent: deque[SessionRow] = deque(maxlen=RECENT_SESSIONS)
 
     def bind(self, sessions: SessionRegistry, connection: Connection | ClassicConnection) -> None:
-        """Set the parts of the agent that are built after this object, because they report the health from it."""
+        """Set the parts of the agent that are built after this object, because they get the health from this object."""
         self.sessions = sessions
         self.connection = connection
 

@@ -13,7 +13,7 @@ from agent.execution.timings import SessionTimings
 class AppTimings:
     """Waits in seconds, including the waits of sessions, environments and adoption."""
 
-    # Seconds until the HTTP port must be open.
+    # Maximum number of seconds that the opening of the HTTP port may take.
     http_start: float = 10.0
     # Seconds between two checks of the cluster's health.
     cluster_poll: float = 1.0

@@ -62,7 +62,7 @@ class Watchdog:
         while not self.stopped.wait(self.turn):
             try:
                 self.loop.call_soon_threadsafe(self.answer)
-            except RuntimeError:  # the loop is closed
+            except RuntimeError:  # the loop is closed, so there is nothing left to watch
                 return
             self.turns += 1
             if self.turns > self.most_turns:

@@ -42,7 +42,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:
     """Return the values of `--set a.b=value` as nested settings. Values are read as YAML.
 
-    `defaults` holds values by section. An assignment may override each value.
+    `defaults` holds values by section. An assignment replaces the default of the same key.
     """
     result: dict[str, Any] = {section: dict(values) for section, values in defaults.items()}
     for assignment in assignments:
@@ -76,17 +76,17 @@ def with_local_cluster(settings: Settings, *, quiet: bool = False) -> Settings:
 
 
 def print_error(text: str) -> None:
-    """Print an error. Its further lines are indented, and no control character of a file or a server is passed on."""
+    """Print an error, without control characters. All lines after the first are indented."""
     click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
 
 
 def read_value(assignment: str, value: str) -> Any:
-    """Return the value of `--set` as YAML reads it."""
+    """Return the value of a `--set` option as YAML reads it. Errors show the whole option, `assignment`."""
     try:
         return yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, RecursionError) as error:
-        # PyYAML does not catch errors that Python raises for a value, for example ValueError for the date
-        # 2026-99-99.
+        # PyYAML does not catch errors that Python raises for a value, for example ValueError for the date 2026-99-99.
+        # Such an error has no attribute `problem`.
         what = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise click.UsageError(f"--set {assignment[:200]}: the value is not valid YAML: {what}") from error
 

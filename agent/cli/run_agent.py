@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NO_CLUSTER = ". Create one with `kind create cluster`, or with `make cluster-up` in a checkout of this repository"
 
-# Seconds until an agent that was asked to stop is asked again, which stops its sessions.
+# Seconds from the first request to stop the agent to the second request, which stops the sessions that still run.
 STOP_SECONDS = 60.0
 # Seconds that a run waits at its end for the deletion of what killed runs left.
 KILLED_RUNS_SECONDS = 10.0
@@ -120,8 +120,8 @@ async def serve_until_set(
             stop_when_built(built, "the pipeline has ended")
         await first_of(serving, timeout=STOP_SECONDS)
         if not serving.done():
-            # Sessions still run, for example because the scheduler failed and no cancellation reached them. A second
-            # stop request ends them.
+            # Sessions still run, for example because the scheduler failed and no cancellation reached them. This second
+            # request ends them.
             stop_when_built(built, "the pipeline has ended")
         await asyncio.wait({serving})
         serving.result()

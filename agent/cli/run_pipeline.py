@@ -267,7 +267,8 @@ class RunDriver:
     async def cancel(self, message: str) -> None:
         """Cancel every action, and show `message` as the cause.
 
-        Until the deadline, the run then waits for the end of the pipeline. A second interruption ends the wait.
+        The run then waits for the end of the pipeline, at most `Timeouts.cancel` seconds. A second Ctrl-C ends the
+        wait.
         """
         self.scheduler.dispatcher.cancel(self.id, message)
         hint = ". Press Ctrl-C again to exit at once" if self.interruptions.first.is_set() else ""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
-# Status codes after which a later call may succeed. gRPC maps a broken connection to any of these codes.
+# Status codes after which a later call may succeed. When a connection breaks, gRPC reports any one of these codes.
 RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )

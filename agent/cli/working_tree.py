@@ -34,7 +34,7 @@ class WorkingTreeError(AgentError):
 
 
 def pack(root: Path, archive: Path) -> tuple[int, int]:
-    """Write the tar of the folder `root` to `archive`. Returns the number of files and their bytes.
+    """Write the tar of the folder `root` to `archive`. Returns the number of files and their total size in bytes.
 
     Raises:
         WorkingTreeError: `root` is not a folder, or a file cannot be read.
@@ -55,7 +55,7 @@ def pack(root: Path, archive: Path) -> tuple[int, int]:
 
 
 def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
-    """Add one file and return its bytes. Devices, sockets and pipes are left out."""
+    """Add one file and return its size in bytes. Devices, sockets and pipes are left out."""
     full = root / path
     status = full.lstat()
     member = tarfile.TarInfo(path)

@@ -1,7 +1,7 @@
-"""Run the clone program under its old name.
+"""Run the program that clones a repository under its old module name.
 
-Pods run `python3 -m agent.cluster.clone`. The agent and the image on a node may differ by one release, so this module
-stays for one release after the program moved to `agent.cluster.in_pod.clone`.
+Pods of an older agent run `python3 -m agent.cluster.clone`. The agent and the image on a node may differ by one
+release, so this module stays for one release after the program moved to `agent.cluster.in_pod.clone`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SHOWN_FILES = 50
 # Number of columns between two columns of the table.
 GAP = 2
-# Number of columns that a name keeps in the narrowest window.
+# Minimum number of columns for the name of an action, however narrow the terminal is.
 MIN_NAME = 8
 STAGES = {Stage.SETUP: "set-up", Stage.COMMANDS: "commands", Stage.ARTIFACTS: "copying"}
 # What the user can try after each of these exit codes of a command.
@@ -64,7 +64,8 @@ def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
 
 
 def shown_notes(action: ActionReport) -> list[str]:
-    """Return the lines that the agent and the clone logged, each once, without lines that the message holds.
+    """Return the lines that the agent and the clone logged, each once. Lines that the outcome's message holds are left
+    out.
 
     Return nothing if a command failed, because the cause then stands in the log of the commands.
     """
@@ -107,7 +108,7 @@ def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
 
 
 def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
-    """Yield what a user can try after this failure, one sentence each. `only_option`: also the option `--only`."""
+    """Yield what a user can try after the failure of an action. `only_option`: also name the option `--only`."""
     outcome = action.outcome
     if outcome is None:
         return
@@ -174,7 +175,7 @@ def stage_times(action: ActionReport) -> list[str]:
 
 
 def file_lines(report: Report) -> Iterator[Text]:
-    """Yield where logs and files are. Yield nothing if logs and files were not kept."""
+    """Yield lines that name the folders of logs and files. Yield nothing if logs and files were not kept."""
     if not report.folder:
         return
     yield styled()

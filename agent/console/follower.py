@@ -180,7 +180,7 @@ class Follower:
 
 
 def discard_standard_output() -> None:
-    """Connect standard output to /dev/null. At exit, Python flushes it, and a closed pipe would fail."""
+    """Connect standard output to /dev/null. Otherwise Python's flush at exit would fail on the closed pipe."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ else null)

@@ -82,7 +82,7 @@ class LineView(View):
     def show_log(self, name: str, text: events.LogText) -> None:
         """Write the lines that a piece of the log completes."""
         if text.source is not Source.COMMANDS:
-            # The rest of a command's line must not be joined with the agent's text.
+            # An unfinished line of a command is written first, so that the agent's text is not joined with it.
             self.flush(name)
         for line in self.splitters.setdefault(name, LineSplitter()).feed(text.data):
             self.write(name, line)

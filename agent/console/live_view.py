@@ -49,7 +49,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {Result.SUCCEEDED: "✔", Result.FAILED: "✘", Result.CANCELLED: "⊘"}
 # Replacements for characters that a terminal without UTF-8 cannot show.
 ASCII = str.maketrans("✔✘⊘·│━╺", "+x-.|=-")
-# Number of columns of the bar of a file that is being copied.
+# Number of columns of the progress bar of a file that is being copied.
 BAR_WIDTH = 24
 # Maximum number of log lines shown under one action.
 MAX_LOG_LINES = 12
@@ -75,7 +75,7 @@ class LiveView(View):
         return len(self.report.actions) == 1
 
     def show(self, event: PipelineEvent) -> None:
-        """Take an event, and draw if the last drawing is old enough."""
+        """Record an event. Draw the tree if the last drawing is at least `DRAW_SECONDS` old."""
         self.report.add(event)
         name = event.action
         match event.body:
@@ -251,7 +251,7 @@ def outcome_line(action: ActionReport) -> Text:
 
 
 def transfer_bar(transfer: Transfer, seconds: float) -> Text:
-    """Return the bar of the current file, and the number, size and rate of all files copied in `seconds`."""
+    """Return the progress bar of the current file, and the number, size and rate of all files copied in `seconds`."""
     filled = BAR_WIDTH * transfer.done // transfer.size if transfer.size else 0
     copied = f"  {plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, seconds)}"
     path = f"  {shown_path(transfer.path)}" if transfer.path else ""
@@ -259,7 +259,7 @@ def transfer_bar(transfer: Transfer, seconds: float) -> Text:
 
 
 def log_line(line: str) -> Text:
-    """Return a line of a log as it stands under its action."""
+    """Return a line of a log with a bar on its left. The terminal's edge cuts a long line."""
     text = styled(("│ ", "dim"), styled_log(line))
     text.no_wrap, text.overflow = True, "ellipsis"
     return text

@@ -24,7 +24,7 @@ OUTPUTS = ("auto", "plain", "json")
 
 
 def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = None, *, quiet: bool = False) -> View:
-    """Return the view for an `--output`. `auto` is the live view on a terminal, and lines otherwise.
+    """Return the view for a value of the option `--output`: `auto` is the live view on a terminal, and lines otherwise.
 
     A dumb terminal and a CI system (variable `CI`) get lines too. With `quiet` only failures are shown.
 

@@ -147,7 +147,6 @@ class ActionReport:
         return lines
 
     def end(self, outcome: Outcome, seconds: float, now: float) -> None:
-        """Record the outcome."""
         self.leave_stage(now)
         self.stage, self.outcome, self.seconds = None, outcome, seconds
         self.tail.extend(self.splitters[True].flush())
@@ -166,7 +165,7 @@ class Report:
     seconds: float = 0.0
 
     def add(self, event: PipelineEvent) -> None:
-        """Take the next event."""
+        """Update the report with the next event of the pipeline."""
         self.seconds = event.time - self.started_at if self.started_at else 0.0
         match event.body:
             case events.Submitted(name=name, actions=plans, folder=folder):
@@ -179,7 +178,7 @@ class Report:
                 self.add_to_action(action, event)
 
     def add_to_action(self, action: ActionReport, event: PipelineEvent) -> None:
-        """Take an event about one action."""
+        """Update the state of an action with an event about it."""
         match event.body:
             case events.Started():
                 action.begin_attempt(event.attempt, event.time)

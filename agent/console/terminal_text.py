@@ -1,9 +1,9 @@
-"""Text from outside, made safe for a terminal: the border between what an action wrote and what a view shows.
+"""Make text from outside safe for a terminal.
 
 File names, messages, logs, folders and answers of servers may hold escape sequences that set the title, fill the
 clipboard, clear the screen or fake a line. Every view passes each text through one function of this module. The
-scheduler keeps the exact bytes of the log, so this module may lose some. All is pure but `LineSplitter`, which lives as
-long as its action.
+scheduler keeps the exact bytes of the log, so the functions may drop parts of a text. All is pure but `LineSplitter`,
+which lives as long as its action.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 
 # Number of characters after which an unfinished line is shown, so that a log without line ends uses little memory.
 MAX_UNFINISHED = 64 << 10
-# An escape sequence with its parameters, from 7-bit (ESC [) or 8-bit (U+009B) introducers. A string (title, clipboard)
-# ends before the next introducer, so that the search stays linear in the length of the text.
+# An escape sequence with its parameters, after a 7-bit (ESC [) or 8-bit (U+009B) introducer. A string (title,
+# clipboard) ends before the next introducer, so that the search stays linear in the length of the text.
 SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
@@ -22,7 +22,8 @@ SEQUENCE = re.compile(
 )
 # A sequence that sets colours. The limit of 64 characters keeps each number small enough for the parser of rich.
 COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
-# C0 except tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional text, surrogates.
+# Characters that are removed: C0 except tab and newline, DEL, C1, U+2028 and U+2029, the controls of bidirectional
+# text, and surrogates.
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 CONTROL = re.compile(f"[{CONTROLS}]")
 LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")

@@ -27,8 +27,8 @@ def no_transfers() -> Mapping[str, Transfer]:
 class View:
     """Shows one pipeline. This base class shows nothing.
 
-    `transfers` returns, by action, the file that is being copied now. `run` replaces it, because only a scheduler in
-    the same process has these numbers.
+    `transfers` returns, by action, the file that is being copied now. The command `run` sets `transfers` to a function
+    of its scheduler, because only a scheduler in the same process has these numbers.
     """
 
     transfers: TransferSource = staticmethod(no_transfers)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class When(Enum):
-    """Which end of the commands lets the agent copy artifacts. The values are those of the pipeline file."""
+    """After which results of the commands the agent copies artifacts. The values are the words of the pipeline file."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -47,8 +47,8 @@ class Resources:
     ephemeral_storage: str = ""
 
 
-# Maximum number of globs in `paths`, and in `exclude`. `MAX_GLOB_CHARACTERS` limits each glob. Globs travel in the URL
-# of an exec request, so their total size must be limited.
+# Maximum number of globs in each of the lists `ArtifactRules.paths` and `ArtifactRules.exclude`. Globs travel in the
+# URL of an exec request, so their total size must be limited. `MAX_GLOB_CHARACTERS` limits each glob.
 MAX_GLOBS = 100
 MAX_GLOB_CHARACTERS = 500
 
@@ -72,7 +72,10 @@ class ArtifactRules:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One attempt of an action, with the claim of the agent that owns it. Attempts and claims count from 1."""
+    """One attempt of an action, and its owner. `claim` is the number of the agent that owns the attempt.
+
+    Attempts and claims count from 1. An adoption by another agent raises the claim and leaves the attempt.
+    """
 
     action_id: str
     attempt: int = 1

@@ -1,4 +1,5 @@
-"""The parts in which the files of an action travel: for each file a start, its data, and an end.
+"""The parts in which the files of an action go from the pod to the scheduler: for each file a start, its data, and an
+end.
 
 A part lives until the next component has written or sent it. Parts of different files never mix.
 """

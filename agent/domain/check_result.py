@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """The result of a check. Only `FAILED` makes the doctor fail. `SKIPPED`: another check failed before."""
+    """The result of a check. Only `FAILED` makes `sealci-agent doctor` fail. `SKIPPED`: another check failed before."""
 
     OK = "ok"
     WARNING = "warning"

@@ -84,7 +84,7 @@ class AgentError(Exception):
 
 
 class ActionFailed(AgentError):
-    """The action ends with an outcome of this stage and reason.
+    """Ends the action as failed, with this stage and reason.
 
     `message` is one sentence for the user. `log` is a longer text for the action's log, "" for none.
     """
@@ -100,8 +100,9 @@ class ActionFailed(AgentError):
 class ClusterError(AgentError):
     """A request to the cluster failed.
 
-    `reason` becomes the reason of an action that needs the request. `retryable`: another try can succeed.
-    `retry_after` is the pause in seconds that the API server asks for. `status` is the HTTP status, 0 for no answer.
+    If an action fails because of this error, `reason` is the reason of its outcome. `retryable`: another try can
+    succeed. `retry_after` is the pause in seconds that the API server asks for. `status` is the HTTP status, 0 for no
+    answer.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The agent does not start the action. The only event of its attempt on this agent."""
+    """The agent does not start the action. The agent sends no other event about the attempt."""
 
     why: Rejection
     message: str

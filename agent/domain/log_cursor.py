@@ -18,9 +18,11 @@ class Cursor:
     newlines and without timestamps, and may reach into later lines. `total` is the number of bytes since the start of
     the log. `command` is the number of the command that runs at the position, 0 between two commands.
 
-    The log contains markers, which are lines about the start and end of each command. `reported` is not 0 where text
-    before a marker is kept back, because the text may begin a secret that goes on behind the marker. All markers before
-    byte `reported` of the log were sent. `command` is then the number of the command that runs at this byte.
+    The log contains markers, which are lines about the start and end of each command. The agent may have to hold back
+    text in front of a marker, because the text may begin a secret that continues behind the marker. The position then
+    stays in front of the text, although the event of the marker is sent. In this case `reported` is the number of log
+    bytes up to the end of the last marker whose event is sent, and `command` is the number of the command that runs
+    there. Otherwise `reported` is 0.
     """
 
     timestamp: str = ""
@@ -33,7 +35,7 @@ class Cursor:
     def encode(self) -> bytes:
         """Return the cursor in the form of the contract: at most 120 bytes of ASCII."""
         text = f"1|{self.timestamp}|{self.count}|{self.offset}|{self.total}|{self.command}"
-        # Older agents of version 1 refuse a cursor with this last field, so the field is left out when it is 0.
+        # Older agents of version 1 refuse a cursor with the field `reported`, so this field is left out when it is 0.
         return (f"{text}|{self.reported}" if self.reported else text).encode("ascii")
 
     @classmethod

@@ -77,7 +77,7 @@ FINAL = (SetupFailed, Exited, Lost)
 class LogPiece:
     """The next bytes of a pod's log without timestamps. `end` is the position after the last byte.
 
-    `end.command` is 0, because only the later reader of the markers knows the command.
+    `end.command` is 0, because the log reader does not know the command. A later step reads the markers, which name it.
     """
 
     data: bytes
@@ -128,9 +128,9 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The last item of a complete collection of artifacts.
+    """The last item of a complete copy of artifacts.
 
-    `refused` is the reason why declared files were not sent, "" when all were.
+    `refused` is the reason why files that the user declared were not sent, "" when all were.
     """
 
     summary: ArtifactSummary

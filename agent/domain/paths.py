@@ -1,7 +1,7 @@
 """Paths and descriptors of files that come from an action: check a path, write all bytes.
 
-The commands of an action choose the paths of their files, so no path is trusted. Nothing here keeps state.
-`agent.cluster.in_pod` has copies of its own, because its programs cannot import this module.
+The commands of an action choose the paths of their files, so no path is trusted. Nothing here keeps state. The programs
+of `agent.cluster.in_pod` have functions of their own for this, because they cannot import this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def safe_components(path: bytes) -> tuple[bytes, ...]:
     The check does not look at the disk. The caller must not follow symbolic links.
 
     Raises:
-        ValueError: the path is empty, absolute or too long, or has a component that is empty, "." or "..", or a NUL.
+        ValueError: the path is empty, absolute or too long, contains a NUL, or has a component "", "." or "..".
     """
     components = tuple(path.split(b"/"))
     if len(path) > MAX_PATH_BYTES or b"\0" in path or any(each in (b"", b".", b"..") for each in components):

@@ -25,7 +25,7 @@ SUFFIXES = {
     "Ti": Decimal(2**40),
     "Pi": Decimal(2**50),
 }
-# Number of seconds of the longest duration: a hundred years. No clock and no field of Kubernetes holds much more.
+# Maximum number of seconds of a duration: a hundred years. Clocks and Kubernetes fields cannot hold much more.
 MAX_SECONDS = 100 * 365.25 * 86400
 # Maximum number of characters of a duration that is given as text.
 MAX_DURATION_TEXT = 100
@@ -79,7 +79,7 @@ def seconds(value: str | int | float) -> float:
 
 def seconds_of_text(value: str) -> float:
     text = value.strip()
-    # A longer text holds no duration. Its numbers could be too large for a float.
+    # A text of more than `MAX_DURATION_TEXT` characters is no duration. Its numbers could be too large for a float.
     match = DURATION.fullmatch(text) if len(text) <= MAX_DURATION_TEXT else None
     if len(text) <= MAX_DURATION_TEXT and re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return float(text)

@@ -65,7 +65,7 @@ def identity(action: Action) -> Iterator[str]:
 
 
 def image(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check the image against the allow list, and for a digest if the policy requires one."""
+    """Yield a problem if the policy does not allow the image, or requires a digest that the image lacks."""
     if not action.image:
         yield "image: is missing"
     elif len(action.image) > 512 or re.search(r"\s", action.image):
@@ -92,7 +92,9 @@ def commands(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check names, number and size of env and secrets. Values of secrets never appear in a problem."""
+    """Yield the problems of env and secrets: their names, their number and their size. No problem contains a secret
+    value.
+    """
     both = {**action.env, **action.secrets}
     for kind, values in (("env", action.env), ("secrets", action.secrets)):
         for name, value in values.items():
@@ -108,7 +110,7 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Check the repository. A problem never contains the URL, which may hold a password."""
+    """Yield the problems of the repository. No problem contains the URL, because the URL may hold a password."""
     asked = action.repository
     if asked is None:
         return
@@ -135,7 +137,10 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def repository_credentials(name: str, url: RepositoryUrl, policy: PolicySettings) -> Iterator[str]:
-    """Check that the policy binds the Secret to the repository. Otherwise an action could send any Secret anywhere."""
+    """Yield a problem if the policy does not bind the Secret `name` to the repository.
+
+    Without this check, an action could send any Secret of the namespace to any server.
+    """
     try:
         checked_secret_name(name)
     except ValueError as error:
@@ -149,7 +154,7 @@ def repository_credentials(name: str, url: RepositoryUrl, policy: PolicySettings
 
 
 def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
-    """Check the requested quantities against the minima of Kubernetes and the maxima of the policy."""
+    """Yield a problem for each requested quantity below the smallest usable one or above the maximum of the policy."""
     pairs = (
         ("cpu", asked.cpu, policy.max_cpu),
         ("memory", asked.memory, policy.max_memory),
@@ -173,7 +178,7 @@ def timeout(action: Action, policy: PolicySettings) -> Iterator[str]:
 
 
 def artifacts(action: Action) -> Iterator[str]:
-    """Check number and length of the globs, which bound the work of each copy."""
+    """Yield the problems of the globs: their number and their length, which bound the work of each copy."""
     rules = action.artifacts
     for name, globs in (("artifacts.paths", rules.paths), ("artifacts.exclude", rules.exclude)):
         if len(globs) > MAX_GLOBS:

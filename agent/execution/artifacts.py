@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Maximum number of left-out files that are named in the log. The summary names more.
+# Maximum number of left-out files that the log names. The `ArtifactSummary` that the scheduler gets names more.
 MAX_NAMED = 20
 
 
@@ -162,7 +162,8 @@ class Turns:
 
 
 class CopyAttempt:
-    """One try to copy the files of an environment. It passes the parts of the files on and keeps the result.
+    """One try to copy the files of an environment. It yields the parts of the files for the upload, and keeps the
+    result.
 
     `end` is the deadline of the try by the event loop's clock.
     """
@@ -200,7 +201,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def files_failed(session: Session, why: str, message: str) -> ActionFailed:
-    """Count the failure of stage ARTIFACTS and return it. `why` is the value of the metric's label."""
+    """Return the failure of stage ARTIFACTS with `message`, and count it. `why` is the value of the metric's label."""
     session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
 

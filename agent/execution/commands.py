@@ -42,8 +42,8 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
         await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
-    # After a state loss of the scheduler, the session reports everything again. The end of the commands that was seen
-    # first then counts.
+    # After a state loss of the scheduler, this function runs a second time. The end of the commands that the first run
+    # has seen then counts.
     progress = session.progress
     return progress.commands_end or progress.commands_ended(judge_end(session, seen))
 

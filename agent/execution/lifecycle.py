@@ -58,7 +58,10 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
 
 
 async def run_once(session: Session, environment: Environment, start: Start, settings: Settings) -> None:
-    """Accept the action, start the environment, run the commands, collect the files, and report the outcome."""
+    """Accept the action, run its commands, collect its files, and report the outcome.
+
+    `start` makes the environment ready before the commands run.
+    """
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
@@ -155,7 +158,7 @@ async def hold_for_debugging(session: Session, environment: Environment, outcome
 
 
 async def log_failure(session: Session, failure: ActionFailed) -> Outcome:
-    """Write into the log of the action why it failed. Returns the outcome."""
+    """Write into the log of a failed action why it failed. Returns the outcome."""
     source = Source.SETUP if failure.stage in (Stage.ADMISSION, Stage.SETUP) else Source.AGENT
     await session.reporter.write_log(failure.log or f"[{failure.message}]", source)
     return session.failure_outcome(failure)

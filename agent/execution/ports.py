@@ -77,10 +77,10 @@ class Environment(Protocol):
         """Return for how many seconds the commands have been running, by the cluster's clock. 0 before they start."""
 
     def disown(self) -> None:
-        """Give up ownership: another agent has adopted the pod or will. `remove` then does nothing."""
+        """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
 
     def release(self) -> None:
-        """Release local state (watch, registry). The cluster is not touched. `remove` calls this last."""
+        """Release what this process keeps in memory about the pod. The cluster is not touched. `remove` calls this."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield an observation of the pod on every change. Ends after the first final observation."""

@@ -103,7 +103,7 @@ class SessionProgress:
         return self.reset_point
 
     def go_to(self, resume: Resume) -> None:
-        """Continue from what the scheduler has stored."""
+        """Continue after the last event that the scheduler has stored, which `resume` describes."""
         self.log_start, self.command, self.stored_seq = resume.cursor, resume.command, resume.seq
 
     # ---- what happened in the environment

@@ -143,7 +143,7 @@ class SessionRegistry:
         self.start_session(session, run_action(session, self.backend, self.settings))
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Report an action that cannot be run as accepted, and then as failed in stage ADMISSION."""
+        """Report an action that cannot be run: first as accepted, then as failed in stage ADMISSION."""
         count_outcome(self.metrics, Outcome(Result.FAILED, failure.stage, failure.reason), 0.0)
         self.report_only(key, *failed_admission(failure))
 
@@ -178,7 +178,10 @@ class SessionRegistry:
     # ---- requests of the scheduler
 
     def resume(self, resume: Resume) -> None:
-        """Give the resume point to its session. A session that was not adopted uses only its stop request."""
+        """Give a resume point to its session.
+
+        A session that was not adopted uses only the stop request in the resume point.
+        """
         session = self.sessions.get(resume.key.attempt_key)
         if session is not None and not session.progress.resume(resume) and resume.cancel is not None:
             session.cancel(resume.cancel)
@@ -192,10 +195,7 @@ class SessionRegistry:
         return True
 
     def cancel(self, attempt: AttemptKey, cancel: Cancel) -> None:
-        """Stop a session.
-
-        If the agent has no session of this attempt, do nothing, because the session has ended already.
-        """
+        """Stop the session of an attempt. Without such a session, do nothing, because the session has ended already."""
         session = self.sessions.get(attempt)
         if session is not None:
             session.cancel(cancel)
@@ -246,7 +246,7 @@ class SessionRegistry:
         asyncio.get_running_loop().call_soon(self.attempt_tasks[session.key.attempt_key].cancel)
 
     def drain(self, message: str) -> None:
-        """Accept no more actions."""
+        """Accept no more actions. `message` is the cause, for the log."""
         if not self.draining:
             log.info("draining", message=message, running=self.used)
             self.draining = True
@@ -254,7 +254,7 @@ class SessionRegistry:
             self.sessions_changed()
 
     def cancel_all(self, message: str) -> None:
-        """Stop every session. Adopted sessions that still wait for their resume point are left to other agents."""
+        """Stop every session for the cause `message`. Disown adopted sessions that wait for their resume point."""
         for session in list(self.sessions.values()):
             if session.progress.awaits_resume and not session.progress.finished:
                 self.disown(session)
@@ -293,7 +293,7 @@ class SessionRegistry:
         await report_without_session(self.sink.open(key), events)
 
     def start(self, attempt: AttemptKey, work: Coroutine[Any, Any, None]) -> None:
-        """Run the task of an attempt. Until the task ends, a repeated action for the same attempt is ignored."""
+        """Run `work` as the task of an attempt. A repeated action for the attempt is ignored until the task ends."""
         task = self.task_group.create_task(work, name=f"session {attempt[0]}/{attempt[1]}")
         self.attempt_tasks[attempt] = task
         self.sessions_changed()

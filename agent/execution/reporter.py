@@ -1,8 +1,9 @@
 """Everything that is sent to the scheduler about one session, in order, with secrets masked.
 
 An `EventReporter` belongs to one `Session` and lives as long as this session. It owns the session's sink and trace, and
-times the stages, because each stage begins with an event. The package `logs` masks the output of the commands. This
-class masks the agent's own texts, because paths and messages in these texts come from the author of the action.
+times the stages, because each stage begins with an event. The package `logs` masks the output of the commands.
+`EventReporter` masks the agent's own texts, because paths and messages in these texts come from the author of the
+action.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ async def report_without_session(outlet: SessionSink, events: tuple[Event, ...])
 
 
 def failed_admission(failure: ActionFailed) -> tuple[Event, ...]:
-    """Return the events that report an action as accepted, and then as failed in stage ADMISSION."""
+    """Return two events for an action that cannot be run: first accepted, then failed in stage ADMISSION."""
     outcome = Outcome(Result.FAILED, failure.stage, failure.reason, message=failure.message)
     text = f"The action cannot be run:\n{failure.log or failure.message}\n"
     return Accepted(""), LogChunk(text.encode()[:MAX_CHUNK], source=Source.SETUP), Finished(outcome)

@@ -183,7 +183,7 @@ class Session:
         try:
             await self.finish(Outcome(Result.FAILED, self.reporter.stage, Reason.INTERNAL, message=message))
         except Exception:
-            # The fault may be in the sink itself. The session must still end and clean up.
+            # The fault may be in the code that sends events to the scheduler. The session must still end and clean up.
             log.exception("the failure of a session could not be reported")
 
     def failure_outcome(self, failure: ActionFailed) -> Outcome:

@@ -23,12 +23,12 @@ class SessionTimings:
     # Seconds that commands get beyond their grace period, until they count as impossible to stop. The same limit
     # applies to the rest of the log after a stop request.
     kill_margin: float = 20.0
-    # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would try without an
-    # end.
+    # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would never end the
+    # request for the log.
     lost_log_margin: float = 5.0
     # Seconds to wait for the rest of a lost pod's log after a stop request.
     lost_log_margin_stopping: float = 1.0
     # Maximum number of tries to copy the files out of the pod.
     upload_attempts: int = 8
-    # Pause between two tries of the copy, if the API server asks for no pause of its own.
+    # Pause between two tries to copy the files out of the pod, if the API server asks for no pause of its own.
     upload_backoff: wait_base = UPLOAD_BACKOFF

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 # Maximum number of open connections. For each further connection, the agent closes an older one.
 MAX_CONNECTIONS = 64
-# Number of connections that the kernel keeps until the agent accepts them.
+# Maximum number of connections that the kernel keeps until the agent accepts them.
 BACKLOG = 128
 # Maximum number of seconds from the accept of a connection until the head of its first HTTP request is complete.
 HEAD_SECONDS = 10.0
@@ -36,8 +36,8 @@ class Connections:
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         self.protocol = protocol
-        # Two times of each connection, by the clock `time.monotonic`: when it was accepted, and when its last request
-        # came. A connection without a request is only in the first dict.
+        # Times by the clock `time.monotonic`: `accepted` holds when each connection was accepted, and `requested` when
+        # the last request of each connection came. A connection that has sent no request is only in `accepted`.
         self.accepted: dict[asyncio.BaseTransport, float] = {}
         self.requested: dict[asyncio.BaseTransport, float] = {}
 
@@ -62,7 +62,7 @@ class Connections:
             self.make_room()
             try:
                 # This call returns when the event loop watches the connection. If a request is already there, the loop
-                # therefore reads it before later connections can push this connection out.
+                # therefore reads it before the agent can close this connection to make room for later ones.
                 transport, _ = await loop.connect_accepted_socket(self.protocol, accepted)
             except OSError:
                 accepted.close()

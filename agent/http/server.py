@@ -36,7 +36,10 @@ PAGE_HEADERS = {
 
 
 class Http:
-    """Serves the port. `not_ready` returns why the agent accepts no action, or "". `page` returns the status page."""
+    """Serves the HTTP port.
+
+    `not_ready` returns why the agent accepts no action, "" if it accepts actions. `page` returns the status page.
+    """
 
     def __init__(
         self, settings: HttpSettings, metrics: Metrics, not_ready: Callable[[], str], page: Callable[[], str]

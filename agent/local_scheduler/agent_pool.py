@@ -48,7 +48,7 @@ class AgentPool:
     def stream_of(self, record: ActionRecord) -> AgentStream | None:
         """Return the stream of the agent that has an action, None when no connected agent has it."""
         stream = self.streams.get(pod_of(record.agent_id))
-        # After a reconnect, the agent's new stream has an action only when the agent has named the action.
+        # After a reconnect, the agent's new stream has only the actions that the agent has named in its registration.
         return stream if stream is not None and record.action_id in stream.sessions else None
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:

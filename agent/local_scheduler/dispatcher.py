@@ -2,8 +2,8 @@
 
 All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
 agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
-seen so far, and lower claims get Discard. When an agent is lost, its actions wait for the resume grace. In that time
-the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+seen so far, and lower claims get Discard. When an agent is lost, its actions wait for a limited time, the resume grace.
+In that time the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Dispatcher:
         self.schedule()
 
     def on_agent_lost(self, record: ActionRecord) -> None:
-        """Start the grace timer of an action that its agent received. Otherwise let the action wait again."""
+        """Start the grace timer of a lost agent's action. If the action was not sent yet, queue it again."""
         if record.state.status is not ActionStatus.RUNNING or self.stopping:
             return
         if record.sent_to_agent:
@@ -119,7 +119,7 @@ class Dispatcher:
             self.registry.update(record, record.state.unassigned())
 
     async def answer_session(self, stream: AgentStream, session: SessionState) -> None:
-        """Answer a session that an agent reports: resume, discard, or wait as an unknown session."""
+        """Answer a session that an agent reports: resume it, discard it, or let it wait as an unknown session."""
         key = session.key
         if self.registry.find(key.action_id) is None:
             self.unknown_sessions.wait(stream, session)
@@ -152,7 +152,7 @@ class Dispatcher:
             record.grace_timer = asyncio.get_running_loop().call_later(seconds, self.on_grace_expired, record)
 
     def on_grace_expired(self, record: ActionRecord) -> None:
-        """Start the next attempt of a lost agent's action. A cancelled action and a last attempt end instead."""
+        """Start the next attempt of a lost agent's action. End the action if it is cancelled or has no attempt left."""
         record.grace_timer = None
         state = record.state
         if state.status is not ActionStatus.RUNNING or self.registry.store.unusable:

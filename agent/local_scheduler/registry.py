@@ -87,7 +87,7 @@ class PipelineRegistry:
             run.wake_watchers()
 
     def restore(self, loaded: LoadedPipeline) -> PipelineRun:
-        """Build the run of a stored pipeline.
+        """Build the `PipelineRun` of a stored pipeline.
 
         Raises:
             PipelineFileError: this version does not accept the pipeline's text.

@@ -54,7 +54,10 @@ class UnknownSessions:
         return stream, session
 
     def on_grace_expired(self, action_id: str) -> None:
-        """Discard a session. A disconnected agent reports the session again, and then a new grace period starts."""
+        """Discard the waiting session of an action.
+
+        If its agent is disconnected, the agent reports the session again later, and a new grace period starts.
+        """
         found = self.pop(action_id)
         if found is not None:
             stream, session = found

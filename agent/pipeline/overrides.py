@@ -26,7 +26,7 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
     """Return the pipeline with only the named actions. Their needs outside the selection are dropped.
 
     Raises:
-        OptionError: the pipeline has no action of a name.
+        OptionError: the pipeline has no action with one of these names.
     """
     known = [each.name for each in pipeline.actions]
     for name in names:
@@ -52,7 +52,8 @@ def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:
     """
     for name, value in values.items():
         check_variable(name, "--env")
-        # Python hands over bytes of the command line that are not UTF-8 as halves of surrogate pairs.
+        # Python hands over bytes of the command line that are not UTF-8 as halves of surrogate pairs, which no encoder
+        # accepts.
         if SURROGATE.search(value):
             raise OptionError(f"--env: the value of {name} is not UTF-8 text")
         if name in pipeline.secrets:

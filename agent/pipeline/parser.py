@@ -119,7 +119,7 @@ def load(path: Path) -> Pipeline:
     source = os.fsencode(path).decode("utf-8", "replace")
     try:
         with path.open("rb") as file:
-            # Bounded, because a device such as /dev/zero has no end.
+            # The read is bounded, because a device such as /dev/zero has no end.
             data = file.read(4 * MAX_SIZE + 1)
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

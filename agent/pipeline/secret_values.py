@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HINT = "a variable holds text only; encode the value, for example with base64"
-# Maximum number of bytes of a secrets file, and of all values together. A Secret of Kubernetes holds 1 MiB.
+# Maximum number of bytes of a secrets file. It is larger than a Secret of Kubernetes (1 MiB), because one file may hold
+# the secrets of several actions.
 MAX_FILE = 4 << 20
 MAX_VALUES = 1 << 20
 
@@ -45,7 +46,8 @@ def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | 
     total = 0
     for name, value in found.items():
         total += len(value.encode("utf-8", "surrogatepass"))
-        # Python hands over bytes of the environment that are not UTF-8 as halves of surrogate pairs.
+        # Python hands over bytes of the environment that are not UTF-8 as halves of surrogate pairs, which no encoder
+        # accepts.
         if SURROGATE.search(value):
             raise SecretsError(f"the secret {name} is not UTF-8 text in the environment: {HINT}")
     if total > MAX_VALUES:
@@ -61,7 +63,7 @@ def read_secrets_file(file: Path) -> dict[str, str]:
     """
     try:
         with file.open("rb") as opened:
-            # Bounded, because a device such as /dev/zero has no end.
+            # The read is bounded, because a device such as /dev/zero has no end.
             data = opened.read(MAX_FILE + 1)
     except OSError as error:
         raise SecretsError(f"the file of secrets {file} cannot be read: {type(error).__name__}") from error

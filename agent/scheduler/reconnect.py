@@ -61,8 +61,8 @@ class Reconnector:
         self.connect = connect
         self.timings = timings
         self.backoff = Backoff(timings.first_pause, settings.reconnect_max)
-        # Used after the scheduler refused the agent's token or certificate. A new one takes minutes to arrive, so even
-        # the first pause is nearly the longest pause.
+        # Used after the scheduler refused the agent's token or certificate. A new token or certificate takes minutes to
+        # arrive, so even the first pause is nearly the longest pause.
         self.untrusted_backoff = Backoff(settings.reconnect_max, settings.reconnect_max, least_share=0.8)
         self.connected = asyncio.Event()
         self.connected_since = 0.0

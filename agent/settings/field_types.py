@@ -64,7 +64,8 @@ Resources = Annotated[dict[str, dict[str, str]], AfterValidator(checked_resource
 HostPattern = Annotated[str, AfterValidator(repository_url.checked_pattern)]
 SecretName = Annotated[str, AfterValidator(secret_name.checked_secret_name)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
-# A host and a port, or a target with one of gRPC's own schemes. gRPC would look up `https` as a name and dial for ever.
+# A host and a port, or a target with one of gRPC's own schemes. An address such as `https://host` must be refused,
+# because gRPC would look up `https` as a name and dial for ever.
 ADDRESS_PATTERN = r"^(([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|(dns|ipv4|ipv6|unix|xds):.+)$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 CloneHost = Annotated[str, Field(pattern=r"^(\[[0-9a-f:.]+\]|[a-z0-9]([-a-z0-9._]{0,251}[a-z0-9])?)(:[0-9]{1,5})?$")]

@@ -132,7 +132,8 @@ class EnvironmentSettings(Section):
     @model_validator(mode="after")
     def processes_apart(self) -> EnvironmentSettings:
         """Refuse templates that share the process namespace of the pod or of the node."""
-        # The supervisor stops the commands with `kill -TERM -1`, which reaches every process of its namespace.
+        # The supervisor stops the commands with `kill -TERM -1`, which also reaches processes of other containers or of
+        # the node if they share the process namespace.
         for name in ("shareProcessNamespace", "hostPID"):
             if self.pod_template.get("spec", {}).get(name):
                 raise ValueError(f"pod_template.spec.{name}: must not be set, because stop signals go to all processes")
@@ -208,7 +209,7 @@ class PolicySettings(Section):
 
     @model_validator(mode="after")
     def defaults_within_maxima(self) -> PolicySettings:
-        """Refuse a default that is too small for a container, or outside the maximum of its resource."""
+        """Refuse a default that is too small for a container or above its maximum, and a limit without a default."""
         rows = (
             ("cpu", self.default_cpu, self.max_cpu, self.limit_cpu),
             ("memory", self.default_memory, self.max_memory, self.limit_memory),

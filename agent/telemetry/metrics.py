@@ -88,7 +88,7 @@ class Metrics:
         self.create_all_series()
 
     def define_capacity(self, version: str) -> None:
-        """Create the metrics of slots."""
+        """Create the metrics of slots, and the metric whose label shows `version`."""
         labels = ("version", "commit", "python")
         self.build_info = self.gauge("build_info", "Always 1. The labels hold the version of the agent.", *labels)
         self.build_info.labels(version, os.environ.get("SEALCI_COMMIT", ""), platform.python_version()).set(1)

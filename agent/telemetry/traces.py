@@ -33,7 +33,7 @@ class Trace:
         """Begin a stage, and end the previous stage."""
 
     def decided(self, outcome: Outcome) -> None:
-        """Record the outcome."""
+        """Record the outcome of the session in the trace."""
 
     def end(self) -> None:
         """End the trace. Called when the pod of the session is gone."""

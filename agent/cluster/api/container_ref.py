@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ContainerRef:
-    """Namespace, Pod and container name."""
+    """Identifies one container, by its namespace, its Pod and its name."""
 
     namespace: str
     pod: str

@@ -1,6 +1,7 @@
 """Failed answers of the Kubernetes API as `ClusterError`: which reason an action fails with, and whether to retry.
 
-The API has no error codes below the HTTP status, so the rules search the message for phrases. Nothing here keeps state.
+The API has no error codes below the HTTP status, so the rules in this module search the message for phrases. Nothing
+here keeps state.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ RULES = (
     Rule({403, 404}, "error looking up service account", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "not yet been initialized", Reason.CLUSTER_UNAVAILABLE, True),
     Rule({403, 404}, "no matches for kind", Reason.CLUSTER_UNAVAILABLE, True),
-    # A LimitRange sets its default limit before the API server compares the request with the limit.
+    # A LimitRange sets its default limit before the API server compares the request with the limit. An action that
+    # requests more than this default is therefore refused.
     Rule({422}, "must be less than or equal to", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
     Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
     # The admission plugin PodSecurity refused the pod. Every other 403 means that the agent lacks a permission.

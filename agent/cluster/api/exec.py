@@ -53,7 +53,7 @@ class ExecDeadline(ExecError):
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """Exit code and output of a short command. `stderr` is the first 16 KiB."""
+    """Exit code and output of a short command. `stderr` holds at most the first 16 KiB of the error output."""
 
     exit_code: int
     stdout: bytes
@@ -133,7 +133,9 @@ class ExecStream:
             raise failure
 
     async def send(self, data: bytes, *, channel: int = STDIN_CHANNEL) -> None:
-        """Send bytes to the command or its terminal. Returns when the connection has room for more.
+        """Send bytes to the command or its terminal, on a channel of the exec protocol, by default as its stdin.
+
+        Returns when the connection has room for more.
 
         Raises:
             ExecError: the connection is broken.
@@ -227,8 +229,8 @@ class ExecStream:
         target = self.target
         query = [("command", word) for word in self.argv]
         query += [("container", target.container), ("stdout", "true")]
-        # A terminal has a single output, so there is no stderr.
         query += [("stdin", "true")] if self.stdin else []
+        # A terminal has a single output, so stderr is requested only without a terminal.
         query += [("tty", "true")] if self.tty else [("stderr", "true")]
         path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/exec"
         return await self.client.session.ws_connect(
@@ -251,7 +253,10 @@ class ExecStream:
             await self._close_socket()
 
     async def _wait_for_abort(self) -> ExecError:
-        """Wait for the deadline, or for a ping without an answer while the caller waits for a frame."""
+        """Wait for the deadline, or for a ping without an answer while the caller waits for a frame.
+
+        Return the error.
+        """
         now = asyncio.get_running_loop().time
         pinged = False
         while (left := self._end - now()) > 0:

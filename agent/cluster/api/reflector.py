@@ -52,7 +52,7 @@ class Reflector:
         self.silence = client.timings.watch_silence
 
     def parse_event(self, line: bytes) -> Object:
-        """Read one line of a watch."""
+        """Return the event that one line of a watch holds."""
         event: Object = json.loads(line)
         return event
 
@@ -167,7 +167,7 @@ class Reflector:
                     yield line
 
     def apply_event(self, kind: str, found: Object) -> None:
-        """Apply one event of a watch or one item of a list."""
+        """Apply one event of a watch, or one item of a list, to `objects`. `kind` is the type of the event."""
         found = self.prune_fields(found)
         name, uid = found["metadata"]["name"], found["metadata"]["uid"]
         if kind == "DELETED":
@@ -183,7 +183,10 @@ class Reflector:
         self.on_update(name, found)
 
     def delete(self, found: Object, last: Object | None) -> None:
-        """Remove a deleted object, unless a new object has its name. `last` is as in `on_delete`."""
+        """Remove a deleted object, unless a new object has its name.
+
+        `last` is the object's last state, None if it is unknown.
+        """
         name = found["metadata"]["name"]
         known = self.objects.get(name)
         if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:

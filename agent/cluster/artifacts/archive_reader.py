@@ -1,8 +1,8 @@
 """Read the archive that the collector sends, as input from an untrusted pod.
 
-A push parser and not `tarfile`, because `tarfile` blocks on a file object and accepts links, devices and more. This
-parser accepts plain files only. Pure: bytes go in through `feed`, and parts of files come out. Nothing touches a disk,
-and no file is ever in memory as a whole.
+This module has a push parser of its own, because `tarfile` blocks on a file object and accepts links, devices and more.
+This parser accepts plain files only. Pure: bytes go in through `feed`, and parts of files come out. Nothing touches a
+disk, and no file is ever in memory as a whole.
 
 The stream is a tar archive of regular files in the form that `collect_files` writes, then the manifest, then the end.
 The reader refuses everything else: links, devices, unknown extensions, paths that leave the workspace, and more than

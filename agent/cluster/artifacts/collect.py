@@ -47,9 +47,9 @@ class CollectionBroken(ClusterError):
 
 
 class ExecOutput(Protocol):
-    """A command's stdout (see `exec.ExecStream`). `exit_code` and `stderr` are complete once the iteration has ended.
+    """The stdout of a command, implemented by `exec.ExecStream`. One collection opens it and closes it.
 
-    The `async with` block of the collection owns it.
+    `exit_code` and `stderr` are complete once the iteration has ended.
     """
 
     @property

@@ -1,7 +1,8 @@
-"""Headers of the collector's archive. The parser accepts only the form that the collector writes.
+"""Headers of the archive that the collector writes. The parser accepts only the form that the collector writes.
 
-The functions are pure. General tar files have links, devices, owners, sparse files, names in three places and numbers
-in two bases. Most security holes of unpacking programs come from these features. This parser knows none of them.
+The collector is the program `collect_files` in the pod. The functions are pure. General tar files have links, devices,
+owners, sparse files, names in three places and numbers in two bases. Most security holes of unpacking programs come
+from these features. This parser knows none of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The permissions that the agent needs in the namespace of actions, and the purpose of each.
 
-This table is the only list. The doctor asks the API server about each permission, and a test compares the table with
-the chart's Role. The agent needs no permission outside the namespace. The agent creates and deletes Secrets and never
-reads them.
+The table in this module is the only list of these permissions. The doctor asks the API server about each permission,
+and a test compares the table with the chart's Role. The agent needs no permission outside the namespace. The agent
+creates and deletes Secrets and never reads them.
 """
 
 from __future__ import annotations

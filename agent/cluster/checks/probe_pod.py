@@ -38,8 +38,8 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
     "probe: user namespace",
     "probe: pod deleted",
 )
-# Seconds until the listing of pods fails. `LOG_SECONDS` is the limit for the read of the log, and `COPY_SECONDS` the
-# limit for the copy of the file.
+# Seconds until the listing of pods fails. `LOG_SECONDS` is the limit for reading the log of the probe's pod, and
+# `COPY_SECONDS` the limit for copying a file out of it.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
@@ -171,7 +171,7 @@ async def check_log(environment: PodEnvironment) -> tuple[str, Finding]:
 
 
 async def check_copy(environment: PodEnvironment) -> Finding:
-    """Copy the file that the commands wrote out of the pod."""
+    """Copy a file out of the pod: the file that the commands of the probe wrote."""
     advice = "exec needs a websocket to the API server and on to the kubelet; a proxy between must allow upgrades"
     try:
         async with asyncio.timeout(COPY_SECONDS), aclosing(environment.files(RULES, COPY_SECONDS)) as parts:

@@ -37,6 +37,6 @@ class ActionContainer:
         return self.state is not ContainerState.WAITING
 
     async def wait_while(self, state: ContainerState) -> None:
-        """Wait until the container is in another state."""
+        """Wait until the container is in another state than `state`."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)

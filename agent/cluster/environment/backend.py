@@ -104,7 +104,10 @@ class PodBackend:
         return environment
 
     def plan(self, action: Action, nonce: str) -> manifest.Plan:
-        """Return the plan for the environment of an attempt."""
+        """Return the `Plan` from which the pod and the Secret of an attempt are made.
+
+        `nonce` identifies the environment.
+        """
         settings = self.settings
         return manifest.Plan(
             action=action,

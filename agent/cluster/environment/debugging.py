@@ -55,7 +55,9 @@ class DebugOptions:
         return self.tree is not None or self.keep or self.shell
 
     async def upload_tree(self, client: Client, target: ContainerRef, workspace: str) -> None:
-        """Extract `tree` into the workspace. The supervisor starts the commands when the upload is complete.
+        """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
+
+        The supervisor starts the commands when the upload is complete.
 
         Raises:
             ActionFailed: the upload failed.

@@ -260,7 +260,8 @@ class PodEnvironment:
 
     async def upload_workspace(self) -> None:
         """Upload the working tree of the person who started `run` into the workspace, once per pod."""
-        # After a state loss of the scheduler the session calls this method again, perhaps while the commands run.
+        # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
+        # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
             await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
             self.uploaded_uid = self.uid
@@ -284,12 +285,15 @@ class PodEnvironment:
     # ---- the end of the environment
 
     def disown(self) -> None:
-        """Give up ownership: another agent has adopted the pod or will. `remove` then does nothing."""
+        """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
         self.disowned = True
         self.registry.hand_over(self.plan.nonce)
 
     def release(self) -> None:
-        """Release local state (watch, registry). The cluster is not touched. `remove` calls this last."""
+        """Remove the pod from this process's watch and registry.
+
+        The cluster is not touched. `remove` calls this last.
+        """
         if self.registry.release(self):
             self.context.watch.forget(self.plan.name)
 

@@ -1,7 +1,8 @@
 """Which environments this agent owns, has claimed, or has handed over to another agent.
 
 One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the adoption and the sweep share
-the registry. Only its methods change the three sets, so every change of ownership goes through this module.
+the registry. Only its methods change the sets of owned, claimed and handed-over environments, so every change of
+ownership goes through this module.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class OwnedEnvironment(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """Return the plan of the environment. `plan.name` is the name of the pod."""
+        """Return the `Plan` from which the environment is made. `plan.name` is the name of the pod."""
 
     @property
     def uid(self) -> str:
@@ -96,7 +97,7 @@ class EnvironmentRegistry:
         self._claimed.add(name)
 
     def drop_claim(self, name: str) -> None:
-        """Unregister a claimed pod: a session owns the pod, or the API server has refused the claim."""
+        """Unregister a claimed pod, because a session owns the pod now, or the API server has refused the claim."""
         self._claimed.discard(name)
 
     def retain_claims(self, names: Container[str]) -> None:

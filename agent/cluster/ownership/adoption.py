@@ -36,7 +36,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 class AdoptionTimings:
     """Fixed waits of the adoption, in seconds. The agent uses the defaults; tests pass shorter waits."""
 
-    # Seconds between two searches for orphans if no Lease changes.
+    # Seconds between two searches for sessions to adopt, if no Lease changes.
     poll_seconds: float = 1.0
 
 
@@ -74,7 +74,7 @@ class Adoption:
         leases.on_change = self.wake.set
 
     async def run(self) -> None:
-        """Search after each deletion of a Lease, and every `poll_seconds`, until cancelled."""
+        """Search for sessions to adopt after each deletion of a Lease, and every `poll_seconds`, until cancelled."""
         await self.watch.synced.wait()
         while True:
             await self.run_once()

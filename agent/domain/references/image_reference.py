@@ -1,7 +1,7 @@
 """Read image references and compare them with the patterns of the policy, part by part.
 
-A pattern that is compared as plain text lets `debian:*` match `debian:5000/evil`, an image of another registry. Here a
-`*` never leaves its part. Pure functions.
+A pattern that is compared as plain text lets `debian:*` match `debian:5000/evil`, an image of another registry. In this
+module, a `*` matches only text within one part of the reference. Pure functions.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class ImageReference:
 
 
 def image_reference(text: str) -> ImageReference:
-    """Read an image reference or a pattern. Short names get their host and path, as `docker.io/library/debian`.
+    """Read an image reference or a pattern. A short name such as `debian` becomes `docker.io/library/debian`.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is neither an image reference nor a pattern.
     """
     match = REFERENCE.fullmatch(text)
     if match is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Pattern that matches any number of parts, but at least one.
+# Pattern that matches any number of parts (names between dots or slashes), but at least one.
 ANY_PARTS = "**"
 
 

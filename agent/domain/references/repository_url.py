@@ -1,6 +1,6 @@
 """Read the URL of a git repository, and compare it with `HOST[/PATH]` patterns of the policy. Pure functions.
 
-The reader is stricter than git. A URL that git and the agent could read in two ways is refused, because the host
+The reader is stricter than git. A URL that git and the agent could read differently is refused, because the host
 decides which credentials the clone may use.
 """
 
@@ -13,7 +13,7 @@ from agent.domain.references.part_patterns import host_matches, parts_match
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 HOST = r"(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])"
-# git and curl end the host at different places if the user's name holds ? or # or @.
+# The user's name must not hold ? or # or @, because git and curl would then find different hosts in the same URL.
 AUTHORITY = re.compile(rf"(?:(?P<user>[^@/?#]*)@)?{HOST}(?::(?P<port>[0-9]{{1,5}}))?")
 # Git reads USER@HOST:PATH as the address of an SSH server, although the text has no scheme.
 SCP_FORM = re.compile(
@@ -48,7 +48,7 @@ def holds_credentials(url: str) -> bool:
     scheme = SCHEME.match(url)
     authority = re.split(r"[/?#]", url[scheme.end() :] if scheme else url, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
-    # The user's name of SSH is no secret. Tokens for HTTP are often given as the user's name.
+    # For SSH the user's name is no secret. For HTTP it may be one, because tokens are often given as the user's name.
     return bool(at) and (":" in user or (scheme is not None and scheme[1].lower() != "ssh"))
 
 
@@ -99,7 +99,8 @@ def url_matches(url: RepositoryUrl, pattern: str) -> bool:
     parts, wanted = without_suffix(url.path), without_suffix(path_parts(prefix))
     if not wanted:
         return True
-    # A server resolves such parts of a path. The server may then read a repository that is not below the pattern.
+    # A server may resolve or cut a path with such a part, and then read a repository that is not below the pattern's
+    # path.
     if any(part in (".", "..") or "%" in part or "?" in part or "#" in part for part in parts):
         return False
     return any(parts_match(parts[:count], wanted) for count in range(1, len(parts) + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-# Names of the Secrets that agents make for the secrets of actions (`agent.cluster.pod.labels`).
+# Pattern of the names of the Secrets that agents create for the secrets of actions (`agent.cluster.pod.labels`).
 OF_AN_ACTION = re.compile(r"sealci-(?:[-a-z0-9]+-)?[0-9a-f]{12}(?:-[0-9a-f]{16})?")
 
 

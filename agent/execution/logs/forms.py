@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Minimum number of bytes of a secret value that is masked. A shorter value would mask too much ordinary text.
 SHORTEST = 4
-# Minimum number of bytes of a VALUE that is masked also without its name, if a secret has lines NAME=VALUE. Shorter
-# values are words of ordinary text, such as "true" or "8080".
+# If a secret has lines NAME=VALUE, each VALUE is masked also where it stands without its name. This is the minimum
+# number of bytes of such a VALUE. Shorter values are words of ordinary text, such as "true" or "8080".
 SHORTEST_ASSIGNED = 8
 # Maximum number of bytes in a form (one spelling of a secret that the masker searches for). This limit also bounds the
 # bytes that the masker holds back while it waits for more text.
@@ -33,7 +33,7 @@ ASSIGNMENT = re.compile(rb"(?:export\s+)?[A-Za-z_][A-Za-z0-9_.-]*=(.*)", re.DOTA
 def forms_of(value: bytes) -> Iterator[bytes]:
     """Yield the forms in which a value may appear, each `SHORTEST` to `LONGEST` bytes long. A form may come twice."""
     value = value.strip()
-    # The same lines would give the same forms again.
+    # A repeated line is taken once, because it would give the same forms again.
     lines = list(dict.fromkeys(line for each in value.splitlines() if len(line := each.strip()) >= SHORTEST))
     for text in (value, *lines, *assigned_values(lines)):
         for form in spellings(text):
@@ -68,8 +68,8 @@ def lower_escapes(encoded: bytes) -> bytes:
 def base64_forms(value: bytes) -> Iterator[bytes]:
     """Yield the base64 forms of a value: whole without padding, wrapped into lines, and inside a longer text.
 
-    Inside a longer text the value has three alignments. Only the part of each that does not depend on the text around
-    the value is a form.
+    base64 encodes groups of three bytes, so a value inside a longer text can begin at three places of a group. For each
+    place, the form is the part of the encoded text that does not depend on the bytes around the value.
     """
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         whole = encode(value).rstrip(b"=")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-# Number of bytes of log that are taken without letting other tasks of the agent run. With secrets that match everywhere
-# they take about 30 milliseconds.
+# Maximum number of bytes of log that are processed before other tasks of the agent can run. If secrets match
+# everywhere, this takes about 30 milliseconds.
 PORTION = 8 * 1024
 
 
@@ -35,8 +35,8 @@ async def send_log(session: Session, environment: Environment, settings: Setting
     """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
     limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    # The masker is copied, because the copy keeps the state of one reading of the log. The first call of `masker` runs
-    # on a thread, because many and long secrets have thousands of forms.
+    # Each reading of the log needs a copy of the masker, because a masker keeps state. The first call of `masker` runs
+    # on a thread, because many and long secrets have thousands of forms to compute.
     masker = copy(await asyncio.to_thread(session.reporter.masker))
     if not start.total:
         if masker.too_short:
@@ -67,7 +67,7 @@ async def send_log(session: Session, environment: Environment, settings: Setting
 def portions(piece: LogPiece) -> Iterator[LogPiece]:
     """Yield a piece in parts of at most `PORTION` bytes.
 
-    `end` of each part stays the end of the whole piece. The stream only computes the start of the line from it.
+    `end` of each part stays the end of the whole piece. `LogStream` uses it only to compute where the line starts.
     """
     if len(piece.data) <= PORTION:
         yield piece

@@ -71,7 +71,7 @@ class Masker:
         # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
         # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
-        # Size in bytes of the part of the current run that is still in `kept`.
+        # Size in bytes of the part of the current run (overlapping secrets) that is still in the buffer `kept`.
         self.run_in_kept = 0
 
     @property
@@ -141,12 +141,13 @@ class Masker:
         return masked(text, list(self.finder.runs(text)))
 
     def runs(self, text: bytes) -> list[Span]:
-        """Return the runs of overlapping occurrences, in order.
+        """Return the spans of the text that secrets cover, in order. Overlapping secrets form one span (a run).
 
         Raises:
             OverBudget: the search took too long.
         """
-        if not self.run_in_kept and not self.sieve.may_match(text):  # true for nearly all text
+        # Nearly all text takes this short way, because it holds no secret.
+        if not self.run_in_kept and not self.sieve.may_match(text):
             return []
         return self.finder.runs(text, self.run_in_kept, time.thread_time() + BUDGET)
 

@@ -1,6 +1,6 @@
 """The pipeline of a session's log: takes markers out, applies the limits, masks secrets, and keeps the positions.
 
-A `LogStream` lives as long as its session follows the log. Pieces of payload go in as they were read. Chunks of at most
+A `LogStream` lives as long as its session follows the log. Pieces of the log go in as they were read. Chunks of at most
 64 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can be
 read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only
 on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
@@ -10,9 +10,10 @@ All limits count bytes of the log, markers included, not bytes that are sent: th
 the stream leaves text out, or text is missing, it writes a notice. Where the stream cuts text, bytes that may begin a
 secret are hidden.
 
-A secret can begin before a marker and go on behind it, where two commands print its parts. A marker comes out at once,
-and the masker keeps such a beginning back over the marker. The cursor then lies before the beginning, so `reported`
-in the cursor names the last marker that came out. A resumed stream swallows the markers up to there.
+A secret can begin before a marker and go on behind it, where two commands print its parts. The stream outputs the
+marker at once, although the masker still keeps the beginning of the secret back. The cursor then lies before this
+beginning, so `reported` in the cursor names the last marker that was output. A resumed stream drops the markers up to
+there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from agent.execution.logs.masking import Masker
     from agent.execution.ports import MarkerReader
 
-# Maximum number of bytes in one chunk.
+# Maximum number of bytes in one chunk of the log.
 CHUNK = 64 * 1024
 # Maximum number of line starts to remember while bytes are kept back. If a line start is not remembered, the cursor
 # names an earlier line, and a resume reads some lines twice.
@@ -85,9 +86,10 @@ class LogStream:
         self.at = start.total  # number of bytes of the log that went to the masker or were left out
         self.column = 0
         self.unreported_bytes = 0  # number of bytes left out of the current line since the last notice
-        self.reported = start.reported  # markers up to this position have come out
+        self.reported = start.reported  # position in the log up to which all markers were output
         self.masked = 0  # number of input bytes that the masker has processed
-        # Markers within or behind the text that the masker keeps back: `masked` at the marker, and its length.
+        # One pair for each marker within or behind the text that the masker keeps back: the value of `masked` at the
+        # marker, and the length of the marker in bytes.
         self.markers_in_kept: deque[tuple[int, int]] = deque()
         self.hiding_reported = False
         self.anchors = deque([Anchor(start.total - start.offset, start.timestamp, start.count)])
@@ -141,7 +143,7 @@ class LogStream:
     # ---- markers in the log
 
     def take(self, items: list[bytes | Marker]) -> None:
-        """Take text and markers in the order of the log."""
+        """Process the text and the markers in `items`, which are in the order of the log."""
         for item in items:
             if isinstance(item, Marker):
                 self.marker(item)
@@ -170,7 +172,7 @@ class LogStream:
     # ---------------------------------------------------------------------------------------------------------- limits
 
     def text(self, data: bytes) -> None:
-        """Take text without markers, up to the limit of the whole log."""
+        """Process text without markers, up to the limit of the whole log. The rest of the log is left out."""
         room = max(0, self.limits.total - self.at)
         if len(data) <= room:
             self.lines(data)
@@ -197,7 +199,7 @@ class LogStream:
         self.notice(f"[log cut at {self.limits.total} bytes: the rest is left out]", column)
 
     def lines(self, data: bytes) -> None:
-        """Take text, up to the limit of each line. The rest of a longer line is left out."""
+        """Process text, up to the limit of each line. The rest of a longer line is left out."""
         while data:
             if self.column + len(data) <= self.limits.line:
                 self.show(data)
@@ -233,7 +235,10 @@ class LogStream:
             self.notice("[text is hidden here: the search for secrets in it took too long]")
 
     def release(self, *, hide: bool = False, cut: bool = True) -> None:
-        """Output the bytes that the masker keeps back and, with `cut`, the notice about a cut line."""
+        """Output the bytes that the masker keeps back, and with `cut` the notice about a cut line.
+
+        With `hide`, a mask replaces these bytes, because they may begin a secret.
+        """
         self.emit(self.masker.flush(hide=hide))
         if cut:
             self.report_truncation()
@@ -245,7 +250,11 @@ class LogStream:
             self.unreported_bytes = 0
 
     def notice(self, sentence: str, column: int | None = None) -> None:
-        """Output a sentence of the agent on a line of its own. `column` 0: the output is at the start of a line."""
+        """Output a sentence of the agent on a line of its own.
+
+        `column` is the number of bytes that the current line has already. None: the number that this stream has
+        counted.
+        """
         column = self.column if column is None else column
         self.emit((b"\n" if column else b"") + sentence.encode() + b"\n")
 

@@ -1,7 +1,7 @@
 """Searches for many forms of secrets at once, with bounded work per byte.
 
 A `Sieve` and a `FormFinder` live as long as their `Masker`. The sieve finds out that a text holds no form, which is so
-for nearly all text. The finder finds out where forms are. Both are bounded whatever the forms and the text are.
+for nearly all text. The finder finds out where forms are. The work of both per byte is bounded.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 # Number of bytes in a word, the unit in which a text is sampled.
 WORD = 8
-# Sampling is faster than a search for each needle if at least `SIEVED_COUNT` needles have at least this number of bytes
-# (measured).
+# Number of bytes from which a needle (a form of a secret) counts as long. If at least `SIEVED_COUNT` needles are long,
+# sampling the text is faster than a search for each needle (measured).
 SIEVED_FROM = 23
 SIEVED_COUNT = 16
-# Number of words from one sample to the next. A larger step would need more memory for the words of each needle.
+# Maximum number of words from one sample to the next. A larger step would need more memory for the words of each
+# needle.
 LARGEST_STEP = 8
-# Maximum number of needles that are searched one by one. The sieve lets every text pass if there are more.
+# Maximum number of needles (forms of secrets) that are searched one by one. The sieve lets every text pass if there are
+# more.
 MOST_SINGLES = 32
 # Number of positions in a text that the search examines between two readings of the clock.
 CLOCK_STEPS = 256
@@ -56,7 +58,7 @@ class Sieve:
         }
 
     def may_match(self, text: bytes) -> bool:
-        """Return False if no needle is in the text."""
+        """Return False if no needle is in the text. In rare cases, return True without a needle in the text."""
         if self.useless or any(needle in text for needle in self.singles):
             return True
         if not self.words:
@@ -155,7 +157,10 @@ class FormFinder:
         return form[: lengths[found - 1]] if found else b""
 
     def end_of_repetitions(self, text: bytes, position: int, form: bytes) -> int:
-        """Return the end of the form at the position and of the occurrences that overlap it by its shortest period."""
+        """Return where a run of overlapping occurrences of `form` ends, of which the first starts at `position`.
+
+        Only occurrences at the shortest distance at which two occurrences can overlap belong to the run.
+        """
         end = position + len(form)
         if form not in self.repetitions:
             period = shortest_period(form)
@@ -166,7 +171,10 @@ class FormFinder:
         return match.end() if match else end
 
     def partial(self, text: bytes) -> int:
-        """Return the first index from which the text is the beginning of a form, or the length of the text."""
+        """Return the first index from which the rest of the text is the beginning of a form.
+
+        Return the length of the text if there is no such index.
+        """
         size = len(text)
         position = max(0, size - self.longest + 1)
         while head := self.head.search(text, position):

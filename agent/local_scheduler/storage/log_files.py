@@ -1,6 +1,6 @@
 """The log files of actions: `ACTION.log` for the newest attempt, `ACTION.log.N` for an earlier attempt N.
 
-Each event carries the offset of its bytes, so a repeated write after a crash changes nothing. The functions keep no
+Each log event carries the offset of its bytes, so a repeated write after a crash changes nothing. The functions keep no
 state and run on the store's thread.
 """
 
@@ -61,7 +61,8 @@ def repair(folder: Path, state: ActionState) -> None:
     """
     log = path_of(folder, state.name)
     aside = earlier_path(folder, state.name, state.attempt)
-    # The crash came after the rename of a lost attempt's log, and before the next attempt was stored.
+    # `aside` exists if the scheduler crashed after it had renamed a lost attempt's log, and before it had stored the
+    # next attempt.
     if aside.exists():
         aside.replace(log)
     if not log.exists():

@@ -150,7 +150,7 @@ def load_states(connection: sqlite3.Connection, pipeline: str) -> list[ActionSta
 
 
 def action_state(row: sqlite3.Row) -> ActionState:
-    """Return the state that `action_row` wrote."""
+    """Return the `ActionState` of a row that `action_row` made."""
     outcome = row["outcome"]
     return ActionState(
         pipeline=row["pipeline"],

@@ -71,7 +71,9 @@ class Store:
         self.writer: asyncio.Task[None] | None = None
 
     def folder(self, pipeline: str) -> Path:
-        """Return the folder of a pipeline's logs and artifacts: without `durable`, the folder of the store itself."""
+        """Return the folder of a pipeline's logs and artifacts. If `durable` is False, it is the folder of the store
+        itself.
+        """
         return self.root / pipeline if self.durable else self.root
 
     async def run_on_thread(self, work: Callable[[], Answer]) -> Answer:

@@ -179,7 +179,7 @@ class Upload:
         return Transfer(len(self.files), self.received_bytes, path, self.file_bytes if start else 0, size)
 
     def staging_path(self, number: int) -> str:
-        """Return the path of a file in the staging folder."""
+        """Return the path of file number `number` of this upload in the staging folder."""
         return f"{self.staging}/{number}"
 
     def write_data(self, data: bytes) -> None:

@@ -18,7 +18,7 @@ def session_state_message(value: domain.SessionState) -> wire.SessionState:
 
 
 def session_state(message: wire.SessionState) -> domain.SessionState:
-    """Return a session that an agent holds.
+    """Return the session that an agent reports in a message.
 
     Raises:
         ActionFailed: the key is invalid.

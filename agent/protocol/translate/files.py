@@ -34,7 +34,7 @@ def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
 
 
 def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
-    """Return one part, or None for a part of a newer version."""
+    """Return the part that a message holds, or None for a kind of part that only a newer version knows."""
     match message.WhichOneof("part"):
         case "file":
             return artifacts.FileStart(message.file.path, message.file.mode, message.file.size)

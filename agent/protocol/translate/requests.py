@@ -23,10 +23,10 @@ from agent.protocol.wire import agent_pb2 as wire
 
 
 def action(message: wire.Action) -> domain.Action:
-    """Return an action.
+    """Return the action that a scheduler sends in a message.
 
     Raises:
-        ActionFailed: a field is invalid. The message names the field and the allowed values.
+        ActionFailed: a field is invalid. The message of the error names the field and the allowed values.
     """
     found = checked_key(message)
     if not message.image.strip():
@@ -61,7 +61,9 @@ def repository(message: wire.Repository) -> domain.Repository:
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
-    """Return the rules for files. An unset condition is SUCCESS."""
+    """Return which files are artifacts. If the message names no result after which to copy, files are copied after
+    SUCCESS.
+    """
     when = domain.When.SUCCESS
     if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:
         when = member("artifacts.when", message.when, WHENS)
@@ -78,7 +80,7 @@ def cancel(message: wire.Cancel) -> domain.Cancel:
 
 
 def resume(message: wire.Resume) -> session_state.Resume:
-    """Return a resume point.
+    """Return the resume point that a scheduler sends in a message.
 
     Raises:
         ActionFailed: a field is invalid.

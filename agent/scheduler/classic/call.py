@@ -5,8 +5,8 @@ A `Call` lives from the arrival of the gRPC call until the call and its session 
 waits, so that the log of the environment is read more slowly. When the client is gone, events are dropped, because no
 client can ask for them again.
 
-The client stores each response as one row of log and reads the rows without an order. Therefore a response collects the
-log of a moment, and the last response carries the rest of the log.
+The client stores each response as one row of log and reads the rows without an order. Therefore a response collects all
+log of a short time, and the last response carries the rest of the log.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Call:
         self.last_status_sent: wire.ActionStatus.ValueType | None = None
         self.last_notice = ""
         self.last_detail = ""
-        self.is_mid_line = False  # the commands' output in the window does not end with a newline
+        self.is_mid_line = False  # whether the commands' output in the window ends without a newline
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unwritten: deque[bytes] = deque()
         self.size = 0
@@ -86,7 +86,6 @@ class Call:
 
     @property
     def key(self) -> Key:
-        """The key of the action."""
         return self.action.key
 
     # ---- methods that the session calls
@@ -165,7 +164,7 @@ class Call:
         return bool(self.unwritten) or self.is_complete or self.last_status_sent != self.status
 
     async def gather(self) -> None:
-        """Wait for more log, until a response is full, the log is complete, or a moment is over."""
+        """Wait for more log, until a response is full, the log is complete, or a short time has passed."""
         try:
             async with asyncio.timeout(self.timings.gather):
                 while self.size < MAX_TEXT and not self.is_complete:
@@ -187,7 +186,8 @@ class Call:
         text += self.decoder.decode(b"", True)
         reason = self.refusal or ""
         if self.outcome is not None:
-            # The message joins several faults by "; ". The notice lists the same faults, each in a line of its own.
+            # The outcome's message joins several faults by "; ". The last notice in the log lists the same faults, one
+            # per line.
             is_logged = all(part in self.last_notice for part in self.outcome.message.split("; "))
             reason = "" if is_logged else self.outcome.message
         if reason:
@@ -217,7 +217,7 @@ class Call:
     async def add_log(self, data: bytes, *, own: bool) -> None:
         """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over.
 
-        Text of the agent's `own` begins on a new line.
+        `own`: the bytes are text of the agent and not output of the commands. Such text begins on a new line.
         """
         # This lock serves its callers in the order in which they arrive, so the log keeps its order.
         async with self.send_lock:

@@ -40,7 +40,10 @@ log = structlog.get_logger(__name__)
 
 
 class ClassicConnection:
-    """Implements `execution.ports.EventSink`. Only this object waits for `health.wake`."""
+    """Implements `execution.ports.EventSink`.
+
+    No other object may wait for the event `health.wake`, because the waiting task clears the event.
+    """
 
     def __init__(
         self,

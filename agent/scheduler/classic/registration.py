@@ -46,11 +46,12 @@ log = structlog.get_logger(__name__)
 
 
 def health_message(health: Health) -> wire.Health:
-    """Return the load in percent of the slots. `running` includes the calls that wait, so the load may exceed 100.
+    """Return the health message: its first number is the load in percent of the slots. `health.running` includes the
+    calls that wait, so the load may exceed 100.
 
-    The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a registration
-    and in a health message. The message of an agent that drains or cannot use its cluster makes the scheduler choose
-    this agent last.
+    The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a
+    registration and in a health message. The message of an agent that drains or cannot use its cluster makes the
+    scheduler choose this agent last.
     """
     if health.status is not Readiness.READY:
         return CHOSEN_LAST
@@ -58,9 +59,10 @@ def health_message(health: Health) -> wire.Health:
 
 
 class Registration:
-    """Keeps this agent registered. `ClassicConnection` owns one. No other object waits on the event of `health`.
+    """Keeps this agent registered. `ClassicConnection` owns one.
 
-    `health` counts calls that wait as running.
+    No other object may wait for the event `health.wake`, because the waiting task clears the event. `health` counts
+    calls that wait as running.
     """
 
     def __init__(
@@ -161,8 +163,8 @@ class Registration:
         try:
             async with cancelled_on_exit(ending, writing, ticking):
                 await first_of(ending, writing)
-                # `writing` may notice the end of the stream before `ending`. Only the result of `ending` has the
-                # reason, so wait for `ending` too.
+                # The task `writing` may notice the end of the stream before the task `ending`. Only the result of
+                # `ending` has the reason, so wait for `ending` too.
                 await asyncio.wait({ending}, timeout=STATUS_TIMEOUT)
                 if not self.reconnector.closing.is_set():
                     if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:

@@ -231,7 +231,8 @@ def not_run(number: int, why: str) -> wire.ActionResponseStream:
 def read_action(request: wire.ActionRequest, settings: ClassicSettings) -> Action:
     """Return the action of a request. Its id gets a random suffix, because the scheduler's ids repeat after a restart.
 
-    The contract has no field for the credentials of a repository. They follow from the host of its URL.
+    A request has no field for the credentials of a repository. The agent chooses them by the host of the repository's
+    URL.
 
     Raises:
         CallRefused: a field is missing or not supported.
@@ -278,8 +279,8 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
         CannotListen: the port cannot be opened, or a file of TLS cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    # The handler is built by hand and is no generated servicer. gRPC cancels only a plain coroutine at once when its
-    # client is gone.
+    # `execute` is a plain coroutine and not the async generator of a generated servicer, because gRPC cancels only a
+    # plain coroutine at once when its client is gone.
     handler = grpc.unary_stream_rpc_method_handler(
         service.execute,
         request_deserializer=wire.ActionRequest.FromString,

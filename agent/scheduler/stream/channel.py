@@ -67,7 +67,7 @@ def call_metadata(settings: SchedulerSettings) -> tuple[tuple[str, str], ...]:
 
 
 def unreadable(section: str, error: FileUnreadable) -> str:
-    """Return a sentence that names the setting and the file."""
+    """Return a sentence about a file that cannot be read. It names the setting and the file."""
     return f"{section}.{error.field}: {error.filename} cannot be read: {error.strerror}"
 
 
@@ -80,7 +80,7 @@ class StreamChannels:
     """The channels of one stream: the stream's own, and one for uploads that is opened at the first upload.
 
     Uploads have a connection of their own because the calls of one connection share its flow-control window and its
-    socket. A large file would delay the heartbeat there.
+    socket. On the stream's connection, a large file would delay the heartbeat.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:
@@ -90,7 +90,7 @@ class StreamChannels:
         self.call: Call | None = None
 
     def connect(self) -> Call:
-        """Open the stream."""
+        """Start the gRPC call that is the stream, and return it."""
         self.call = stub_of(self.channel).Connect(metadata=call_metadata(self.settings))
         return self.call
 

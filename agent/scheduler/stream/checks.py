@@ -135,7 +135,10 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
 
 
 def check_expiry(name: str, version: str, end: float) -> Finding:
-    """Return a warning if the certificate ends in less than two weeks. `end` is its end in seconds since the epoch."""
+    """Return a warning if the certificate of host `name` ends in less than two weeks, else a finding without a problem.
+
+    `version` is the TLS version. `end` is the end of the certificate in seconds since the epoch.
+    """
     left = end - time.time()
     detail = f"{version}, the certificate of {name} is valid until {datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M}"
     if left < EXPIRY_WARNING:

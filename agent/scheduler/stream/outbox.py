@@ -130,7 +130,9 @@ class Outbox:
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Queue a session for room in the window that all sessions share. The first session gets its `room` set."""
+        """Queue a session for room in the window that all sessions share. The first session in the queue gets its
+        `room` set.
+        """
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:

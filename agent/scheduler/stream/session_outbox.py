@@ -244,7 +244,7 @@ class SessionOutbox:
     # ---- internal methods
 
     def must_wait(self, cost: int) -> bool:
-        """Whether an event must wait for room. The first event of a session never waits, so every session advances."""
+        """Whether an event of `cost` bytes must wait for room. The first event of a session never waits."""
         if self.is_closed or self.used == 0:
             return False
         if self.used + cost > self.outbox.window:

@@ -160,7 +160,7 @@ class Stream:
         return "event", wire.AgentMessage(event=translate.event_message(item.key, item.seq, item.event))
 
     async def send(self, kind: str, message: wire.AgentMessage) -> None:
-        """Write one message.
+        """Write one message. `kind` is the kind of the message, as the metrics label it.
 
         Raises:
             SchedulerError: the stream has ended.
