@@ -45,11 +45,13 @@ class RunRecord:
     """The record of one run. Owned by the run. If its folder cannot be written, the run continues without a record."""
 
     def __init__(self) -> None:
+        self.pool: Pool | None = None
         self.path: Path | None = None
         self.lock = -1
 
     def write(self, pool: Pool) -> None:
         """Write the record and lock it, until `remove` or the end of the process."""
+        self.pool = pool
         try:
             folder = records_folder()
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -285,10 +286,21 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
         if code == INTERRUPTED:
             return code
         click.echo(f"watching {choices.file}: a change runs the pipeline again, Ctrl-C ends", err=True)
+        raise_at_signals()
         try:
             wait_for_change(choices.file, before)
         except KeyboardInterrupt:
             return INTERRUPTED
+
+
+def raise_at_signals() -> None:
+    """Raise KeyboardInterrupt at SIGINT, SIGTERM and SIGHUP from now on, so that temporary folders are removed.
+
+    The event loop of a run handles these signals in its own way while it runs.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def wait_for_change(file: Path, before: tuple[int, ...]) -> None:
@@ -313,6 +325,7 @@ def run_once(choices: Choices, settings: Settings) -> int:
     from agent.cli.run_agent import run_with_agent
 
     pipeline, secrets = read_changed_pipeline(choices)
+    raise_at_signals()
     with tempfile.TemporaryDirectory(prefix="sealci-tree-") as folder:
         tree = None
         if choices.repo is not None:

@@ -20,6 +20,7 @@ from agent.console.follower import print_notice
 from agent.console.formatting import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from agent.app.agent import App
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 NO_CLUSTER = ". Create one with `kind create cluster`, or with `make cluster-up` in a checkout of this repository"
-
+NO_ANSWER = ". Start this cluster, or choose another context of your kubeconfig with --context"
 # Seconds from the first request to stop the agent to the second request, which stops the sessions that still run.
 STOP_SECONDS = 60.0
 # Seconds that a run waits at its end for the deletion of what killed runs left.
@@ -41,6 +42,7 @@ async def run_with_agent(
     choices: Choices, settings: Settings, pipeline: Pipeline, secrets: dict[str, str], tree: Path | None
 ) -> ExitCode:
     """Run the pipeline with an agent in this process. `tree` is the tar of the working tree, if there is one."""
+    servers: list[str] = []
 
     async def engine(endpoint: Endpoint, stop: asyncio.Event) -> None:
         connection = settings.scheduler.model_copy(
@@ -52,21 +54,23 @@ async def run_with_agent(
             }
         )
         debugging = DebugOptions(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
-        await serve_until_set(
-            settings.model_copy(update={"scheduler": connection}), stop, debugging, quiet=choices.quiet
-        )
+        own = settings.model_copy(update={"scheduler": connection})
+        await serve_until_set(own, stop, debugging, servers, quiet=choices.quiet)
 
     return await run_pipeline(
         pipeline,
         engine=engine,
         secrets=secrets,
-        options=run_options(choices, settings),
+        options=run_options(choices, settings, servers),
         timeouts=Timeouts(pipeline=parse_duration("--timeout", choices.timeout) if choices.timeout else None),
     )
 
 
-def run_options(choices: Choices, settings: Settings) -> RunOptions:
-    """Return what the user wants to see and to keep, and the commands that the run's messages suggest."""
+def run_options(choices: Choices, settings: Settings, servers: Sequence[str]) -> RunOptions:
+    """Return what the user wants to see and to keep, and the commands that the run's messages suggest.
+
+    `servers` gets the URL of the API server when the agent knows it.
+    """
     context = [f"--context={choices.context}"] if choices.context else []
     # Without this option, kubectl would not find a local cluster that no kube context names.
     context += [f"--kubeconfig={settings.cluster.kubeconfig}"] if settings.cluster.kubeconfig else []
@@ -93,23 +97,31 @@ def run_options(choices: Choices, settings: Settings) -> RunOptions:
         kept_commands=kept_commands if choices.keep else None,
         cleanup_command=shlex.join(cleanup),
         no_cluster_hint=NO_CLUSTER,
+        no_answer_hint=lambda: "".join(f" at {server}{NO_ANSWER}" for server in servers[:1]),
     )
 
 
 async def serve_until_set(
-    settings: Settings, stop: asyncio.Event, debugging: DebugOptions, *, quiet: bool = False
+    settings: Settings, stop: asyncio.Event, debugging: DebugOptions, servers: list[str], *, quiet: bool = False
 ) -> None:
     """Run an agent in this process until `stop` is set and the agent has ended its sessions.
 
-    Meanwhile, delete what killed runs left in this cluster. With `quiet`, print no notice about them.
+    Meanwhile, delete what killed runs left in this cluster. With `quiet`, print no notice about them. The URL of the
+    API server is appended to `servers`.
 
     Raises:
         AgentError: the agent could not start, or failed.
     """
     built: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     record = RunRecord()
-    if not debugging.keep:
-        built.add_done_callback(lambda built: record.write(own_pool(settings, built.result())))
+
+    def on_built(built: asyncio.Future[App]) -> None:
+        server = built.result().client.api.configuration.host
+        servers.append(server)
+        if not debugging.keep:
+            record.write(Pool(settings.agent.pool, settings.cluster.namespace, server, this_machine()))
+
+    built.add_done_callback(on_built)
     serving = asyncio.create_task(serve(settings, built, debugging), name="agent")
     cleaning = asyncio.create_task(clean_up_killed_runs(built, debugging, quiet=quiet), name="killed runs")
     try:
@@ -128,11 +140,6 @@ async def serve_until_set(
         record.remove()
     finally:
         await cancel_and_wait(serving, cleaning, ignore_errors=True)
-
-
-def own_pool(settings: Settings, app: App) -> Pool:
-    """Return the pool of this run, for its record."""
-    return Pool(settings.agent.pool, settings.cluster.namespace, app.client.api.configuration.host, this_machine())
 
 
 async def clean_up_killed_runs(built: asyncio.Future[App], debugging: DebugOptions, *, quiet: bool) -> None:

@@ -124,6 +124,7 @@ class Client:
         self.target = target
         self.stub = stub
         self.follower = Follower(view)
+        self.follower.report.local = False
         self.give_up = give_up
         self.id = randomness.token_hex(5)
 

@@ -15,6 +15,7 @@ from agent.console import terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
+    fault_text,
     plural,
     rate_text,
     shown_path,
@@ -91,7 +92,11 @@ def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True
     if any(command):
         parts += gutter([f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command)])
     spent = duration_text(sum(action.stages.values()))
-    parts.append(styled((f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim")))
+    parts.append(
+        styled(
+            (f"  {action.reason_text}{fault_text(outcome)}, in the {outcome.stage.value} stage, after {spent}", "dim")
+        )
+    )
     if action.tail:
         parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
         parts += gutter(action.tail, "")
@@ -179,7 +184,8 @@ def file_lines(report: Report) -> Iterator[Text]:
     if not report.folder:
         return
     yield styled()
-    yield styled((f"logs and files: {terminal_text.quoted(report.folder)}", "dim"))
+    place = "" if report.local else "on the scheduler's machine, "
+    yield styled((f"logs and files: {place}{terminal_text.quoted(report.folder)}", "dim"))
     for action in report.actions.values():
         for path, size in list(action.files.items())[:SHOWN_FILES]:
             yield styled(f"  {action.name}/{shown_path(path)}  {size_text(size)}")

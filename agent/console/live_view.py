@@ -20,6 +20,7 @@ from agent.console import final_summary, terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
+    first_line,
     plural,
     rate_text,
     shown_path,
@@ -31,6 +32,7 @@ from agent.console.listing import dependency_order, tree_parent
 from agent.console.run_report import Report
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
+from agent.domain import events as session_events
 from agent.domain.errors import Stage
 from agent.domain.events import Source
 from agent.domain.outcome import Result
@@ -81,6 +83,11 @@ class LiveView(View):
         match event.body:
             case events.LogText(data=data, source=source):
                 self.add_lines(name, self.splitters.setdefault(name, LineSplitter()).feed(data), source)
+            case session_events.CommandStarted(index=index) if self.single:
+                rest = self.splitters.setdefault(name, LineSplitter()).flush()
+                self.add_lines(name, rest, Source.COMMANDS)
+                command = first_line(self.report.actions[name].command_text(index))
+                self.add_lines(name, [f"$ {command}"], Source.AGENT)
             case events.ActionEnded():
                 rest = self.splitters.setdefault(name, LineSplitter()).flush()
                 self.add_lines(name, rest, Source.COMMANDS)

@@ -155,10 +155,14 @@ class ActionReport:
 
 @dataclass(slots=True)
 class Report:
-    """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event."""
+    """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event.
+
+    `folder` has the logs and files. `local`: whether it is on this machine, and not on the scheduler's.
+    """
 
     name: str = ""
     folder: str = ""
+    local: bool = True
     actions: dict[str, ActionReport] = field(default_factory=dict)
     complete: bool = False
     started_at: float = 0.0

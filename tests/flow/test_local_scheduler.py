@@ -455,6 +455,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
             "outcome": "failed",
             "stage": "commands",
             "reason": "COMMAND_FAILED",
+            "fault": "user",
             "exit_code": 3,
             "message": "command 1 failed",
         },
