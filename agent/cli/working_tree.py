@@ -110,7 +110,8 @@ def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     # Git refuses the tree of another user, and no option here turns this check off. The configuration of such a tree
     # could run programs as this user.
     command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
-    # Variables such as GIT_DIR would select another repository. LC_ALL=C keeps the messages that `in_git` reads.
+    # Variables such as GIT_DIR would select another repository. With LC_ALL=C git's
+    # messages are in English, as `in_git` expects.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
     try:
         return subprocess.run(

@@ -43,7 +43,7 @@ VALUES = {
 }
 # The metrics that the demo prints.
 METRICS = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_total|artifact_(files|bytes)_total)\b")
-# Selectors of all objects that the agents or the chart create, by resource types.
+# Label selectors that together find all objects of the agents and the chart. Each key lists resource types for kubectl.
 CREATED_OBJECTS = {
     "pods,secrets,leases": "app.kubernetes.io/managed-by=sealci-agent",
     "all,configmaps,secrets,roles,rolebindings,networkpolicies,namespaces": f"app.kubernetes.io/instance={RELEASE}",
@@ -59,7 +59,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Print the name of a step, and record how long the block runs."""
+        """Print the name of a step, and record how long the `with` block runs."""
         print(f"\n\033[1m== {name}\033[0m" if sys.stdout.isatty() else f"\n== {name}", flush=True)
         began = time.monotonic()
         yield
@@ -72,7 +72,7 @@ class Stopwatch:
 
 
 def main() -> int:
-    """Run the demo. Return 0 if the pipeline succeeded, its files are correct and nothing is left in the cluster."""
+    """Run the demo. Return 0 if the pipeline and its artifacts are right and nothing is left in the cluster, else 1."""
     stopwatch = Stopwatch()
     out = Path(tempfile.mkdtemp(prefix="sealci-demo-"))
     kubeconfig = verb("kubeconfig")
@@ -120,7 +120,7 @@ def next_commands(kubeconfig: str, folder: Path) -> list[str]:
 
 
 def verb(*arguments: str) -> str:
-    """Run a verb of deploy.dev.cluster and return the last line that it prints."""
+    """Run one verb of the command `python3 -m deploy.dev.cluster`. Return the last line that the verb prints."""
     command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().splitlines()[-1]
@@ -132,7 +132,7 @@ def kubectl(*arguments: str) -> str:
 
 
 def install(stack: contextlib.ExitStack) -> None:
-    """Install the chart. The stack uninstalls the chart and deletes the namespace when it is closed."""
+    """Install the chart. When `stack` is closed, it uninstalls the chart and deletes the namespace."""
     helm = verb("helm")
     stack.callback(subprocess.run, [verb("kubectl"), "delete", "namespace", NAMESPACE, "--wait=true"], check=False)
     command = [helm, "install", RELEASE, str(ROOT / "charts" / "sealci-agent"), "--namespace", NAMESPACE]
@@ -142,7 +142,10 @@ def install(stack: contextlib.ExitStack) -> None:
 
 
 def submit(pipeline: Path) -> bool:
-    """Submit a pipeline to the scheduler in the cluster and show its log. Return whether the pipeline succeeded."""
+    """Submit a pipeline to the scheduler in the cluster and show the pipeline's log.
+
+    Return whether the pipeline succeeded.
+    """
     service = f"service/{RELEASE}-sealci-agent-scheduler"
     forward = subprocess.Popen(
         [verb("kubectl"), "port-forward", "--namespace", NAMESPACE, service, ":7080"],
@@ -150,7 +153,7 @@ def submit(pipeline: Path) -> bool:
         text=True,
     )
     try:
-        # kubectl chooses a free port and prints the port on its first line.
+        # kubectl chooses a free local port for the port forwarding and prints the port on its first line.
         line = forward.stdout.readline() if forward.stdout else ""
         found = re.search(r"127\.0\.0\.1:\d+", line)
         if found is None:
@@ -190,7 +193,7 @@ def show_metrics() -> None:
 
 
 def scale(replicas: int) -> None:
-    """Scale the agents to a number of replicas, wait until they are ready, and print their pods."""
+    """Scale the agents to `replicas` replicas, wait until all of them are ready, and print their pods."""
     deployment = f"deployment/{RELEASE}-sealci-agent"
     kubectl("scale", "--namespace", NAMESPACE, deployment, f"--replicas={replicas}")
     kubectl("rollout", "status", "--namespace", NAMESPACE, deployment, "--timeout=90s")
@@ -198,9 +201,10 @@ def scale(replicas: int) -> None:
 
 
 def check(folder: Path, scratch: Path) -> bool:
-    """Print the names of the files that the pipeline stored. Return whether all tests of the test report have passed.
+    """Print the artifacts of the pipeline in `folder`. Return whether all tests in their test report have passed.
 
-    Raise CalledProcessError if the wheel does not install or import.
+    Install the wheel among the artifacts into the folder `scratch`, and import the package. Raise CalledProcessError if
+    this fails.
     """
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and "sqlite" not in path.name):
         print(f"{path.stat().st_size:10d}  {path.relative_to(folder)}")
@@ -217,7 +221,7 @@ def check(folder: Path, scratch: Path) -> bool:
 
 
 def is_cluster_clean() -> bool:
-    """Print all objects of the agents and of the release in all namespaces. Return whether there are none."""
+    """Print all objects of the agents and of the Helm release in all namespaces. Return whether there are none."""
     clean = True
     for kinds, selector in CREATED_OBJECTS.items():
         words = ["get", kinds, "-A", "-l", selector]

@@ -1,7 +1,8 @@
 """Serve the source of a published Python package in a git repository, for the demo and for e2e tests.
 
-pip downloads the package's sdist, and the wheels that its tests need, into the cache. The repository contains both,
-because pods may reach nothing but the repository. `git daemon` serves the repository at an address that pods can reach.
+pip downloads the package's sdist, and the wheels that its tests need, into a folder that later runs use again. The
+repository contains the source and the wheels, because pods may reach nothing but the repository. `git daemon` serves
+the repository at an address that pods can reach.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ NAME = f"{PACKAGE}.git"
 
 
 def cache() -> Path:
-    """Return the folder of downloads. Create it if it does not exist."""
+    """Return the folder that keeps pip's downloads for later runs. Create it if it does not exist."""
     folder = Path(os.environ.get("SEALCI_CACHE") or Path.home() / ".cache" / "sealci-agent") / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def make_repository(folder: Path) -> Path:
-    """Commit the package's source and all downloaded wheels to a new repository below `folder`.
+    """Commit the source of the package PACKAGE and all downloaded wheels to a new git repository below `folder`.
 
     Return the path of a bare clone of this repository.
     """
@@ -68,7 +69,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @contextlib.contextmanager
 def serve_git(folder: Path, address: str) -> Iterator[str]:
-    """Serve every repository below `folder` while the block runs. Yield the URL of the folder."""
+    """Serve every git repository below `folder` while the `with` block runs. Yield the base URL of the repositories."""
     port = free_port(address)
     command = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={folder}", f"--listen={address}"]
     daemon = subprocess.Popen([*command, f"--port={port}", str(folder)], stderr=subprocess.DEVNULL)
@@ -88,7 +89,7 @@ def free_port(address: str) -> int:
 
 
 def wait_until_listening(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the process listens at the port. Raise RuntimeError if the process ends, or after about 10 s."""
+    """Wait until `process` listens at the port. Raise RuntimeError if `process` ends, or after about 10 s."""
     for _ in range(100):
         if process.poll() is not None:
             raise RuntimeError(f"git daemon ended with {process.returncode}")

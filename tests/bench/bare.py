@@ -19,8 +19,8 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from pathlib import Path
 
-# One watch of the pod reports when the container runs, so that its log can be followed, and later the exit code. The
-# script never polls.
+# One watch of the pod reports first when the container runs, so that its log can be followed, and later the exit code.
+# The script never polls.
 WATCH = """
 mkfifo "$FOLDER/$1.state"
 path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "files"
@@ -47,7 +47,7 @@ kubectl delete pod "$1" --grace-period=2 --wait >/dev/null
 
 @dataclass(frozen=True)
 class Bare:
-    """One run of the shell script that does the work of an action with kubectl only.
+    """Durations of one run of the shell script that does the work of an action with kubectl only.
 
     `read` is the number of seconds until the script had read the exit code, `gone` until its pod was deleted.
     """
@@ -57,10 +57,11 @@ class Bare:
 
 
 def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str, Any]:
-    """Return a plain pod. If `files` is true, a second container keeps the workspace reachable for the copy.
+    """Return a plain pod that runs `command`.
 
-    The pod mounts the token of its ServiceAccount, as pods do by default. A pod without any volume would start 0.2 s
-    sooner than the pod of an action, because the kubelet checks volumes every 0.3 s.
+    If `files` is true, a second container keeps the workspace reachable, so that files can be copied out. The pod
+    mounts the token of its ServiceAccount, as pods do by default. A pod without any volume would start 0.2 s sooner
+    than the pod of an action, because the kubelet checks volumes every 0.3 s.
     """
     small = {"requests": {"cpu": "1m", "memory": "8Mi"}}
     mount = [{"name": "workspace", "mountPath": "/workspace"}] if files else []
@@ -102,7 +103,8 @@ async def sh(namespace: str, text: str, *words: str, timeout: float = 300, **env
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     finally:
-        with suppress(ProcessLookupError):  # All processes of the script have ended already.
+        # ProcessLookupError means that all processes of the script have ended already.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output.decode()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TIMES = 5
 MEGABYTES = 100
 LINES = MEGABYTES * 5_000
-# With `set -o pipefail`, a failure of `yes` by SIGPIPE would fail the whole command.
+# `|| true` keeps the command successful with `set -o pipefail`. `yes` fails by SIGPIPE when `head` has ended.
 LOG = f"{{ yes {'x' * 199} || true; }} | head -n {LINES}"
 
 BIG = 500
@@ -53,7 +53,7 @@ GO = 'kubectl exec "$1" -c files -- touch /workspace/go'
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure a large log, a large file, and many files."""
+    """Measure the copy of a large log, of a large file, and of many small files. Return the rows."""
     kube.provider("log-limit", "500Mi")  # The node must not rotate the log while a follower reads the log.
     try:
         async with minimal_scheduler(namespace) as scheduler:
@@ -69,7 +69,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def logs(scheduler: MinimalScheduler, agent: Agent) -> list[Row]:
-    """Follow a log at full speed, by the agent and by `kubectl logs -f` in turn."""
+    """Measure the copy of a log at full speed, by the agent and by `kubectl logs -f` in turn. Return the rows."""
     own, raw, cpu = [], [], []
     for number in range(TIMES):
         for which in (0, 1) if number % 2 else (1, 0):
@@ -89,7 +89,10 @@ async def logs(scheduler: MinimalScheduler, agent: Agent) -> list[Row]:
 
 
 async def raw_log(scheduler: MinimalScheduler) -> float:
-    """Follow the log of a plain pod. Return the seconds from its first byte to its last."""
+    """Follow the log of a plain pod with kubectl.
+
+    Return the seconds from the first byte of the log to the last byte.
+    """
     file = scheduler.folder / "bulk.json"
     file.write_text(json.dumps(bare.pod("bulk", BUSYBOX, LOG)))
     output = await bare.sh(scheduler.namespace, READ_LOG, FILE=str(file))
@@ -107,7 +110,10 @@ async def files(
     unit: str,
     target: str,
 ) -> Row:
-    """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent."""
+    """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent.
+
+    `command` makes the files. `count` is their amount in the unit before the slash in `unit`. Return the row.
+    """
     own, raw, cpu = [], [], []
     for _ in range(TIMES):
         given = scheduler.give(BUSYBOX, command, artifacts=wire.ArtifactRules())

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Run the experiment, which takes about a minute."""
+    """Run the experiment of this module, which takes about a minute. Return the rows."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SESSIONS)
         idle = agent.costs

@@ -25,7 +25,7 @@ MB = 1_000_000
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Run the experiment, which takes about a minute and a half."""
+    """Run the experiment of this module, which takes about a minute and a half. Return the rows."""
     async with bench_setup() as setup:
         await setup.agent(
             slots=QUIET + 1,
@@ -65,7 +65,10 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 
 async def quiet_delay(setup: BenchSetup) -> float:
-    """Measure the log lines of quiet sessions for SECONDS. Return the 99th percentile of their delays in ms."""
+    """Wait SECONDS and measure the delays of the quiet sessions' log lines.
+
+    Return the 99th percentile of the delays in ms.
+    """
     await asyncio.sleep(0.7)
     await setup.scheduler.ask(forget=True)
     await asyncio.sleep(SECONDS - 0.7)

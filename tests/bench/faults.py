@@ -22,17 +22,17 @@ HOUR = 3600.0
 
 
 async def quick(namespace: str = "") -> list[Row]:
-    """Run the fault tests with 50,000 lines and 60 actions, which takes two to three minutes."""
+    """Run the fault tests with 50,000 lines and 60 actions, which takes two to three minutes. Return the rows."""
     return rows(await tests("not soak"))
 
 
 async def soak(namespace: str = "") -> list[Row]:
-    """Run the fault tests with a million lines and a thousand actions, which takes half an hour."""
+    """Run the fault tests with a million lines and a thousand actions, which takes half an hour. Return the rows."""
     return rows(await tests("soak"))
 
 
 async def tests(marker: str) -> str:
-    """Run the tests that a pytest marker expression selects. Return the output of pytest."""
+    """Run the tests that the pytest marker expression `marker` selects. Return the output of pytest."""
     command = (sys.executable, "-m", "pytest", "-s", "-m", marker, *TESTS)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -45,7 +45,7 @@ async def tests(marker: str) -> str:
 
 
 def rows(text: str) -> list[Row]:
-    """Return the rows for the numbers that the tests have printed."""
+    """Return rows with the numbers that the tests have printed in `text`."""
     lines, resets, *wrong = numbers(LINES, text)
     actions, seconds, remains = numbers(CHURN, text)
     middle, late = numbers(GONE, text)
@@ -65,7 +65,7 @@ def rows(text: str) -> list[Row]:
 
 
 def numbers(pattern: re.Pattern[str], text: str) -> list[float]:
-    """Return the numbers in the first part of the output that matches the pattern."""
+    """Return the numbers in the groups of the first match of `pattern` in `text`, the output of pytest."""
     found = pattern.search(text)
     assert found is not None, f"the tests did not print {pattern.pattern}: {text}"
     return [float(each) for each in found.groups()]

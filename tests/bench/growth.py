@@ -1,4 +1,4 @@
-"""Growth of one replica over 10,000 actions: memory, tasks and sockets of the idle agent, before and after."""
+"""Growth of one replica over 10,000 actions: memory, tasks and sockets of the idle agent, before and after them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Run the experiment, which takes about two minutes."""
+    """Run the experiment of this module, which takes about two minutes. Return the rows."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=SLOTS, cluster={"requests_per_second": 5000.0})
         await run_actions(setup, WARM)
@@ -38,7 +38,7 @@ async def measure(namespace: str = "") -> list[Row]:
 
 
 async def run_actions(setup: BenchSetup, count: int) -> None:
-    """Run `count` actions to their end."""
+    """Run `count` short actions and wait until all of them have ended."""
     before = (await setup.scheduler.ask())["ends"].get("finished", 0)
     await setup.until(
         lambda seen: seen["ends"].get("finished", 0) == before + count and not any(seen["running"]),
@@ -49,6 +49,6 @@ async def run_actions(setup: BenchSetup, count: int) -> None:
 
 
 async def resources(agent: Agent) -> tuple[float, int, float]:
-    """Return the resident memory in MiB, the number of sockets and the number of asyncio tasks of an agent."""
+    """Return three resources of an agent: resident memory in MiB, number of sockets and number of asyncio tasks."""
     costs = agent.costs
     return costs.rss / MIB, costs.sockets, await agent.metric("asyncio_tasks")

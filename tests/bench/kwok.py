@@ -82,7 +82,7 @@ ENDED = (
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Run the experiment, which takes about two minutes.
+    """Run the experiment of this module, which takes about two minutes. Return the rows.
 
     The experiment needs the local cluster, because only there the benchmark can sign a certificate for the simulated
     node.
@@ -97,7 +97,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def pace(namespace: str, replicas: int) -> Pace:
-    """Run `replicas` agents with all slots in use, and measure them WINDOWS times, for WINDOW seconds each."""
+    """Run `replicas` agents with all slots in use. Measure the agents WINDOWS times, for WINDOW seconds each."""
     async with setup_on_cluster(Path(kube.kubeconfig()), namespace) as setup:
         for _ in range(replicas):
             await setup.begin(slots=SLOTS, environment={"pod_template": TEMPLATE})
@@ -109,7 +109,7 @@ async def pace(namespace: str, replicas: int) -> Pace:
 
 @asynccontextmanager
 async def node() -> AsyncIterator[None]:
-    """Run kwok as a node of the cluster."""
+    """Run kwok as a node of the cluster while the block runs."""
     binary = Path((await asyncio.to_thread(kube.provider, "build", "kwok", timeout=900)).splitlines()[-1]) / "kwok"
     address = (await asyncio.to_thread(kube.provider, "address")).splitlines()[-1]
     pki = Path(kube.kubeconfig()).parent / "pki"
@@ -147,14 +147,14 @@ async def node() -> AsyncIterator[None]:
 
 
 def simulated() -> Object:
-    """Return the Node object of the simulated node."""
+    """Return the Node object for the node that kwok simulates."""
     metadata = {"name": NODE, "labels": {LABEL: NODE, "kubernetes.io/hostname": NODE}}
     taint = {"key": LABEL, "value": NODE, "effect": "NoSchedule"}
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [taint]}}
 
 
 def configuration(log: Path) -> list[Object]:
-    """Return kwok's configuration: the states of each pod and of the node, and the path of the log file."""
+    """Return kwok's configuration: the states of pods and of the node, and the path of the log file of all pods."""
     unready = [
         {"key": '.status.conditions.[] | select( .type == "Ready" ) | .status', "operator": "NotIn", "values": ["True"]}
     ]
@@ -180,7 +180,10 @@ def configuration(log: Path) -> list[Object]:
 
 
 def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0, kind: str = "Pod") -> Object:
-    """Return a kwok Stage: one change of the state of a pod or of the node."""
+    """Return a kwok object of kind Stage, which describes one change of the state of a pod or of the node.
+
+    An object that matches `when` changes to `then` after `milliseconds`.
+    """
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Stage",
@@ -195,7 +198,10 @@ def stage(name: str, when: list[Object], then: Object, milliseconds: int = 0, ki
 
 
 def certificate(folder: Path, pki: Path, address: str) -> None:
-    """Sign a certificate for the node. The API server checks this certificate when it fetches a log."""
+    """Sign a certificate for the simulated node with the cluster's CA in `pki`, and write it below `folder`.
+
+    The API server checks this certificate when it fetches a log from the node.
+    """
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     own = ("-keyout", folder / "node.key", "-out", folder / "node.crt", "-days", "1", "-subj", f"/CN={NODE}")
     signer = ("-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-addext", f"subjectAltName=IP:{address}")

@@ -40,8 +40,8 @@ PER_SECOND = 20
 RAW = 5
 MARKER = 0x1E
 FOREVER = aiohttp.ClientTimeout(total=None)
-# The script waits until the time START. By then all writers run and the agent follows all logs. The argument of
-# `wait_for` is in seconds.
+# A shell script that writes lines with the current time. It begins at the time START, when all writers run and the
+# agent follows all logs. `wait_for` waits for a number of seconds.
 WRITER = f"""
 wait_for() {{ read -t "$1" -r x <>/dev/ptmx || true; }}
 while [ $EPOCHSECONDS -lt START ]; do wait_for 0.5; done
@@ -60,23 +60,26 @@ class Lines:
     rest: bytes = b""
 
     def take(self, data: bytes, now: float) -> None:
-        """Record the arrival time of each complete line in a piece of the log."""
+        """Record `now` as the arrival time of each complete line in a piece of the log."""
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
             self.came.setdefault(line, now)
 
     @property
     def late(self) -> list[float]:
-        """Return the delays of the lines in ms. The supervisor's markers, which are part of a raw log, are left out."""
+        """Return the delays of the lines in ms, from the time in the line to the line's arrival.
+
+        A raw log also has lines with markers of the supervisor. They are left out.
+        """
         return [1000 * (now - float(line)) for line, now in self.came.items() if line and line[0] != MARKER]
 
 
 @dataclass(frozen=True)
 class Trickle:
-    """Results of one experiment, with delays in ms.
+    """Results of one run of the experiment, with delays in ms.
 
-    `own` are the delays of the agent's lines, and `raw` of the raw followers' lines. `more` are the differences between
-    both for the same line. `cpu` is the CPU time of the agent per line in µs.
+    `own` are the delays of lines that the agent has sent, and `raw` the delays of lines at the raw followers. `more`
+    are the differences between both for the same line. `cpu` is the CPU time of the agent per line in µs.
     """
 
     own: list[float]
@@ -86,7 +89,7 @@ class Trickle:
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure a few sessions on the cluster and many sessions on the scripted API server."""
+    """Measure a few sessions on the cluster and many sessions on the scripted API server. Return the rows."""
     rows = []
     for sessions in SESSIONS:
         async with minimal_scheduler(namespace) as scheduler:
@@ -102,7 +105,7 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def many() -> list[Row]:
-    """Measure MANY sessions on the scripted API server."""
+    """Measure MANY sessions at once on the scripted API server. Return the rows."""
     async with bench_setup() as setup:
         agent = await setup.agent(slots=MANY)
         await setup.scheduler.ask(give=f"life=3600 every={1 / PER_SECOND}", count=MANY, name="quiet")
@@ -125,7 +128,10 @@ async def many() -> list[Row]:
 
 
 async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> Trickle:
-    """Run `sessions` sessions that write lines at a fixed rate. Raw followers read a few of the logs too."""
+    """Run `sessions` sessions that write lines at a fixed rate. Raw followers also read a few of the logs.
+
+    Return the delays of the lines.
+    """
     patience = 10 + sessions * 2 // 5
     start = int(time.time()) + patience
     own = [Lines() for _ in range(sessions)]
@@ -150,13 +156,17 @@ async def trickle(scheduler: MinimalScheduler, agent: Agent, sessions: int) -> T
 
 
 def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
-    """Combine the samples of all logs."""
+    """Combine the lines of all logs: those that the agent has sent (`own`) and those of the raw followers (`raw`).
+
+    `cpu` is the CPU seconds of the agent.
+    """
     lines = sum(len(each.late) for each in own)
     more = [
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        if line in mine.came  # The raw log also has markers, which the agent removes from its log.
+        # A raw log also has markers, which the agent removes from its log. They have no time in the agent's log.
+        if line in mine.came
     ]
     late = [each for mine in own for each in mine.late]
     return Trickle(late, [each for theirs in raw for each in theirs.late], more, 1e6 * cpu / lines)
@@ -164,7 +174,10 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
 
 @asynccontextmanager
 async def raw_follower(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
-    """Follow the log of an action's container with the agent's client, and only record the lines."""
+    """Follow the log of an action's container while the block runs, with a plain log request.
+
+    Only record the arrival of the lines in `lines`. The request uses the same client as the agent's requests.
+    """
 
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
@@ -179,5 +192,6 @@ async def raw_follower(client: Client, seen: Observer, given: Given, lines: Line
         yield
     finally:
         following.cancel()
-        with suppress(asyncio.CancelledError, ClusterError):  # The pod may be deleted before the next request.
+        # The last log request fails with ClusterError if the pod is deleted before the request.
+        with suppress(asyncio.CancelledError, ClusterError):
             await following

@@ -31,7 +31,8 @@ def sockets_of(pid: int) -> int:
     """Return the number of open sockets of a process."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # The process may close the descriptor meanwhile.
+        # The process may close a descriptor after the list of descriptors was read.
+        with suppress(FileNotFoundError):
             count += os.readlink(link).startswith("socket:")
     return count
 

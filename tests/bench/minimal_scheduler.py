@@ -36,7 +36,10 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 2
 
 @dataclass(eq=False)
 class Given:
-    """One action that was sent to an agent. Times are seconds of `time.time`, 0 until the event arrives."""
+    """One action that was sent to an agent, with the arrival of its events.
+
+    Times are seconds of `time.time`. A time is 0 until its event has arrived.
+    """
 
     action: wire.Action
     given_at: float = 0.0
@@ -53,7 +56,10 @@ class Given:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, condition: Callable[[Given], object], timeout: float = 120) -> Given:
-        """Wait until a condition of the action holds. Fail if the agent rejects the action."""
+        """Wait until `condition` is true for this action, and return the action.
+
+        Fail if the agent rejects the action.
+        """
         async with asyncio.timeout(timeout):
             while not condition(self):
                 assert not self.refused, self.refused
@@ -62,14 +68,14 @@ class Given:
         return self
 
     async def finished(self, timeout: float = 300) -> Given:
-        """Wait for the end of the action. Fail if the action did not succeed."""
+        """Wait for the outcome of the action, and return the action. Fail if the outcome is not a success."""
         await self.until(lambda each: each.outcome is not None, timeout)
         assert self.outcome is not None
         assert self.outcome.result == wire.SUCCEEDED, self.outcome
         return self
 
     def take(self, event: wire.Event, now: float) -> None:
-        """Record an event of the action, which arrived at the time `now`."""
+        """Record an event of the action. `now` is the time at which the event arrived."""
         match event.WhichOneof("event"):
             case "accepted":
                 self.accepted_at = now
@@ -91,7 +97,7 @@ class Given:
 
 @dataclass(eq=False)
 class Stream:
-    """The stream of one agent, with its last health report."""
+    """The stream of one agent, with the content of the agent's last health report."""
 
     outgoing: asyncio.Queue[wire.SchedulerMessage] = field(default_factory=asyncio.Queue)
     running: int = 0
@@ -100,7 +106,10 @@ class Stream:
 
 
 class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
-    """A gRPC server for agents, with their streams, the sent actions, and the agent processes that it has started."""
+    """A gRPC server for agents.
+
+    It holds their streams, the sent actions, and the agent processes that it has started.
+    """
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -115,7 +124,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[MinimalScheduler]:
-        """Serve until the block ends. Then stop the server and every agent."""
+        """Serve agents until the block ends. Then stop every agent and the server."""
         server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, server)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -128,7 +137,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
             await server.stop(None)
 
     async def agent(self, **settings: Any) -> Agent:
-        """Start an agent with these settings and wait until it is ready."""
+        """Start an agent process with these settings, and wait until it is ready."""
         count = len(self.streams)
         agent = Agent(self, len(self.agents), settings)
         self.agents.append(agent)
@@ -140,7 +149,10 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return agent
 
     def give(self, image: str, *commands: str, stream: int = -1, **fields: Any) -> Given:
-        """Send an action to an agent, by default to the agent that registered last."""
+        """Send an action to an agent, by default to the agent that registered last.
+
+        Return the Given, which records the events of the action.
+        """
         name = f"bench/{os.getpid()}/{next(self.numbers)}"
         fields.setdefault("artifacts", wire.ArtifactRules(when=wire.ArtifactRules.NEVER))
         action = wire.Action(action_id=name, attempt=1, claim=1, name="bench", image=image, commands=commands, **fields)
@@ -150,7 +162,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return given
 
     async def idle(self, timeout: float = 120) -> float:
-        """Wait until no slot is in use, which means that every environment is gone.
+        """Wait until no slot of any agent is in use, which means that every environment is gone.
 
         Return the time of the end of this wait, in seconds of `time.time`.
         """
@@ -159,12 +171,12 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         return time.time()
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> None:
-        """Wait until a condition of the streams holds."""
+        """Wait until `condition()` is true, which depends on the streams of agents. Fail after `timeout` seconds."""
         async with asyncio.timeout(timeout), self.changed:
             await self.changed.wait_for(condition)
 
     async def note(self) -> None:
-        """Let every waiting task check its condition again."""
+        """Wake the tasks that wait in `until`, so that they check their conditions again."""
         async with self.changed:
             self.changed.notify_all()
 
@@ -184,7 +196,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
                 await reader
 
     async def read(self, stream: Stream, messages: AsyncIterator[wire.AgentMessage]) -> None:
-        """Read the messages of one agent."""
+        """Read the messages of one agent until its stream ends."""
         async for message in messages:
             match message.WhichOneof("message"):
                 case "register":
@@ -207,7 +219,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         await self.note()
 
     def take(self, stream: Stream, event: wire.Event) -> None:
-        """Record an event and acknowledge it."""
+        """Record an event of an action, and acknowledge the event to the agent."""
         now = time.time()
         ack = wire.Ack(action_id=event.action_id, attempt=event.attempt, claim=event.claim, seq=event.seq)
         stream.outgoing.put_nowait(wire.SchedulerMessage(ack=ack))
@@ -216,7 +228,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[wire.ArtifactChunk], context: Any
     ) -> wire.UploadReceipt:
-        """Receive one upload and count its bytes."""
+        """Receive one upload of files and count its bytes."""
         end = wire.UploadEnd()
         async for chunk in request_iterator:
             for part in chunk.parts:
@@ -227,7 +239,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
 
 
 class Agent:
-    """One `sealci-agent serve` process."""
+    """One process of the agent: `python -m agent serve`."""
 
     def __init__(self, scheduler: MinimalScheduler, number: int, settings: dict[str, Any]) -> None:
         self.log = scheduler.folder / f"agent-{number}.log"
@@ -256,17 +268,17 @@ class Agent:
 
     @property
     def pid(self) -> int:
-        """Return the process id."""
+        """Return the process id of the agent."""
         assert self.process is not None
         return self.process.pid
 
     @property
     def cpu(self) -> float:
-        """Return the CPU seconds that the agent has used."""
+        """Return the CPU seconds that the agent process has used since its start."""
         return machine.cpu_of(self.pid)
 
     async def stop(self) -> None:
-        """Stop the agent with SIGTERM. Fail if its exit code is not 0."""
+        """Stop the agent with SIGTERM. Fail if the agent's exit code is not 0."""
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(60):
@@ -276,7 +288,7 @@ class Agent:
 
 @asynccontextmanager
 async def minimal_scheduler(namespace: str) -> AsyncIterator[MinimalScheduler]:
-    """Run a MinimalScheduler for a namespace, with a temporary folder."""
+    """Run a MinimalScheduler with a temporary folder while the block runs. Its agents create pods in `namespace`."""
     with tempfile.TemporaryDirectory(prefix="sealci-bench-") as folder:
         async with MinimalScheduler(namespace, Path(folder)).serving() as serving:
             yield serving

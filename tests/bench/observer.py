@@ -33,7 +33,7 @@ SESSION = "sealci.dev/session"
 
 @asynccontextmanager
 async def api(namespace: str) -> AsyncIterator[Client]:
-    """Yield an API client for the cluster, without the agent's rate limit."""
+    """Yield a client for the cluster's API. The client has no effective rate limit, unlike an agent's client."""
     settings = ClusterSettings(namespace=namespace, kubeconfig=Path(kube.kubeconfig()), requests_per_second=10_000)
     client = await Client.connect(settings, Metrics())
     try:
@@ -45,8 +45,8 @@ async def api(namespace: str) -> AsyncIterator[Client]:
 class Observer:
     """A watch of the pods of a namespace, and its results.
 
-    By action id, the results are the name of the pod, and the times of its creation and of its end in seconds of
-    `time.time`.
+    By action id, the results are the name of the pod, and the times at which the watch saw the pod's creation and the
+    end of its commands. The times are in seconds of `time.time`.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -66,7 +66,7 @@ class Observer:
         await asyncio.gather(self.watching, return_exceptions=True)
 
     async def watch(self) -> None:
-        """Record the events of the watch until the task is cancelled."""
+        """Watch the pods and record each event, until the task is cancelled."""
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         query = {"watch": "true", "labelSelector": "app.kubernetes.io/managed-by=sealci-agent"}
         forever = aiohttp.ClientTimeout(total=None)
@@ -88,13 +88,13 @@ class Observer:
                 self.ended.setdefault(name, now)
 
     def add(self, given: Given) -> None:
-        """Add the samples of an action that has ended and whose pod is gone."""
+        """Add the times of an action that has ended and whose pod is gone to the samples for `rows`."""
         name = given.action.action_id
         self.before.append(1000 * (self.created[name] - given.given_at))
         self.after.append(1000 * max(0.0, given.finished_at - self.ended[name]))
 
     def rows(self) -> list[Row]:
-        """Return the rows for the time that the agent adds to an action."""
+        """Return the rows with the time that the agent adds to an action."""
         added = [one + other for one, other in zip(self.before, self.after, strict=True)]
         count = f"{len(added)} actions"
         return [

@@ -41,8 +41,8 @@ KINDS: tuple[tuple[str, int, Object], ...] = (
 class Pace:
     """Samples of one experiment. Each sample covers a time span of a few seconds.
 
-    The samples are the actions per second, the CPU seconds of all agents per action, and the busy share of the machine.
-    `api_cpu` is the CPU seconds of the scripted API server per action.
+    The samples are the actions per second, the CPU seconds of all agents per action, and the share of the machine's CPU
+    time that is busy. `api_cpu` is the CPU seconds of the scripted API server per action.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -52,18 +52,18 @@ class Pace:
     failed: int = 0
 
     def joined(self, other: Pace) -> Pace:
-        """Return the samples of this object and of the other."""
+        """Return a Pace with the samples of this object and of `other`."""
         windows = (self.rates + other.rates, self.cpu + other.cpu)
         return Pace(*windows, self.api_cpu, self.busy + other.busy, self.failed + other.failed)
 
     @property
     def rate(self) -> float:
-        """Return the median of actions per second."""
+        """Return the median over the samples of the actions per second."""
         return median(self.rates)
 
     @property
     def per_cpu(self) -> float:
-        """Return the median of actions per CPU second of the agents."""
+        """Return the median over the samples of the actions per CPU second of the agents."""
         return 1 / median(self.cpu)
 
     @property
@@ -74,7 +74,10 @@ class Pace:
 
 
 async def pace(replicas: int, slots: int, windows: int, cluster: Object | None = None, **order: Any) -> Pace:
-    """Run `replicas` agents with all slots in use on the scripted API server, and measure them `windows` times."""
+    """Run `replicas` agents with all slots in use on the scripted API server.
+
+    Measure the agents `windows` times. The keywords `order` change the actions.
+    """
     async with bench_setup() as setup:
         for _ in range(replicas):
             await setup.begin(slots=slots, cluster=cluster or {})
@@ -89,7 +92,7 @@ async def pace(replicas: int, slots: int, windows: int, cluster: Object | None =
 async def fill_slots(setup: BenchSetup, **order: Any) -> Object:
     """Fill the slots of all agents and wait WARM seconds. Return the counters of the scheduler.
 
-    The keywords `order` are added to the request that makes the scheduler send actions.
+    `order` are more keywords of the request that makes the scheduler send actions.
     """
     await setup.until(lambda seen: seen["ready"] == len(setup.agents))
     await setup.scheduler.ask(give=LIFE, count=-1, **order)
@@ -118,7 +121,7 @@ async def measure_windows(setup: BenchSetup, before: Object, windows: int, secon
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Run the experiment, which takes about two minutes."""
+    """Run the experiment of this module, which takes about two minutes. Return the rows."""
     default = await pace(1, 100, 3)
     free = await pace(1, 120, 3, UNLIMITED)
     api = [1 / free.api_cpu]
@@ -140,7 +143,8 @@ async def measure(namespace: str = "") -> list[Row]:
     ]
     one = await pace(1, SLOTS, 2)
     paces = {replicas: await pace(replicas, SLOTS, 3) for replicas in SCALE}
-    # One replica is measured before and after the others, because other load of the machine changes slowly.
+    # One replica is measured before and after the runs of several replicas, because the load by other processes on the
+    # machine changes slowly.
     one = one.joined(await pace(1, SLOTS, 2))
     for replicas, many in paces.items():
         rows += scaling_rows(replicas, many, one)
@@ -151,10 +155,11 @@ async def measure(namespace: str = "") -> list[Row]:
 
 def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Sequence[Row]:
     """Return the rows that compare several replicas with one: by rate, and per CPU second."""
-    # The target is for two replicas on the scripted API server. Other API servers use more CPU than the agents.
+    # Only two replicas on the scripted API server have a target. Other API servers use more CPU than the agents, and so
+    # limit the rate.
     target = f">= {WANTED}" if replicas == WANTED_OF and not where else ""
     by_rate = median(many.busy) < BUSY
-    # The baseline of each sample is the median rate of one replica.
+    # Every sample of several replicas is compared with the same number: the median rate of one replica.
     rates, own = many.rates, [one.rate] * len(many.rates)
     per_cpu = [replicas / each for each in many.cpu]
     what = ", ".join(filter(None, [f"{replicas} replicas / one", where]))
@@ -172,9 +177,9 @@ def scaling_rows(replicas: int, many: Pace, one: Pace, where: str = "") -> Seque
 
 
 async def requests_per_action(**order: Any) -> dict[str, float]:
-    """Run COUNTED actions to their end.
+    """Run COUNTED actions to their end and return the number of API requests per action.
 
-    Return the requests per action, by verb and resource, as the API server has counted them.
+    The keys are the verb and resource of a request, as the scripted API server has counted them.
     """
     async with bench_setup() as setup:
         await setup.agent(slots=COUNTED)

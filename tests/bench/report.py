@@ -30,7 +30,7 @@ WIDTH = 150
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return the table of all rows."""
+    """Return a table for the terminal with all rows of the benchmark."""
     found = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("what", "target", "floor", "measured", "unit", "spread", "ratio", "", "note"):
         found.add_column(name, justify="left" if name in ("what", "unit", "", "note") else "right")
@@ -44,7 +44,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def number(value: float) -> str:
-    """Return a number with about three digits."""
+    """Return a number as text with about three digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
@@ -65,7 +65,7 @@ def write(rows: Sequence[Row], seconds: float, folder: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the rows as a table of Markdown."""
+    """Return the rows of the benchmark as a table of Markdown."""
     lines = ["| what | target | floor | measured | ratio | | |", "|---|---|---|---|---|---|---|"]
     for each in rows:
         floor = "" if each.floor is None else f"{number(each.floor)} {each.unit}"
@@ -77,7 +77,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """Draw a bar for each row that has a baseline (`floor`).
+    """Return an SVG picture with a bar for each row that has a baseline (`floor`).
 
     The length of a bar is the row's ratio to the baseline. The bar of a value equal to the baseline has the length 1.
     """
@@ -91,5 +91,5 @@ def picture(rows: Sequence[Row]) -> str:
         plot.add_row(each.what, each.target, f"{each.ratio:.2f}", bar)
     console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor")
     console.print(plot)
-    # A viewer of the page must not load fonts from another host.
+    # A viewer of the picture must not load fonts from another host, so the references to fonts are removed.
     return FONTS.sub("", console.export_svg(title="make bench"))

@@ -34,7 +34,7 @@ class Row:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields for `bench.json`."""
+        """Return the fields of the row, as `bench.json` contains them."""
         return asdict(self)
 
 
@@ -48,7 +48,7 @@ def row(
     inverse: bool = False,
     note: str = "",
 ) -> Row:
-    """Make a row from samples. Each sample of the baseline `floor` pairs with one sample of `measured`.
+    """Make a row from samples. Each sample of the baseline `floor` forms a pair with one sample of `measured`.
 
     The ratio is the median of measured / floor over the pairs, or of floor / measured if `inverse` is true. The target
     is "<= X", ">= X" or "". The target applies to the ratio, or to the median of `measured` if there is no baseline.
@@ -64,7 +64,7 @@ def row(
 
 
 def holds(target: str, value: float) -> bool | None:
-    """Return whether a value meets a target, None if there is no target."""
+    """Return whether `value` meets a target such as "<= 50". Return None if the target is empty."""
     if not target:
         return None
     sign, limit = target.split()[:2]
@@ -72,7 +72,7 @@ def holds(target: str, value: float) -> bool | None:
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Return the interquartile range of samples divided by their median, 0 for fewer than two samples."""
+    """Return the interquartile range of the samples divided by their median. Return 0 for fewer than two samples."""
     if len(samples) < 2 or not (middle := statistics.median(samples)):
         return 0.0
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
@@ -80,7 +80,7 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
-    """Return a percentile of samples."""
+    """Return the percentile `percent` (1 to 99) of the samples."""
     if len(samples) < 2:
         return samples[0]
     return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]

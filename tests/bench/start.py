@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 async def measure(namespace: str = "") -> list[Row]:
-    """Run the experiment, which takes about half a minute."""
+    """Run the experiment of this module, which takes about half a minute. Return the rows."""
     seconds: list[float] = []
     rss: list[float] = []
     cpu: list[float] = []

@@ -30,7 +30,7 @@ SEED = 20261124
 
 
 async def measure(namespace: str) -> list[Row]:
-    """Measure the duration of actions without artifacts and of actions with an artifact."""
+    """Measure the duration of actions without artifacts and of actions with an artifact. Return the rows."""
     port = free_port()
     async with minimal_scheduler(namespace) as scheduler:
         await scheduler.agent(http={"port": port})
@@ -47,7 +47,10 @@ async def measure(namespace: str) -> list[Row]:
 
 
 async def own_account(port: int) -> list[Row]:
-    """Return the rows of the mean duration of each phase, from the agent's metrics over all actions."""
+    """Return a row for each phase of an action with its mean duration, from the agent's metrics.
+
+    `port` is the HTTP port of the agent.
+    """
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
         text = await response.text()
     family = next(
@@ -66,7 +69,7 @@ async def own_account(port: int) -> list[Row]:
 class Pairs:
     """Durations of pairs. A pair is one action and one run of the kubectl script that does the same work.
 
-    Durations are in seconds, until the outcome or the exit code is known, and until the pod is gone.
+    A duration is in seconds. It lasts until the outcome or the exit code is known, or until the pod is gone.
     """
 
     def __init__(self) -> None:
@@ -84,14 +87,15 @@ class Pairs:
 
 
 async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
-    """Run an action and the kubectl script alternately, and return the durations of both.
+    """Run an action and the kubectl script in pairs, and return the durations of both.
 
-    The order of action and script changes from pair to pair.
+    The order of action and script changes from pair to pair. If `files` is true, both copy a file.
     """
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found
-        # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause.
+        # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause, so
+        # that neither gains by this.
         pause = chance.random()
         for which in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(pause)
@@ -103,7 +107,7 @@ async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> 
 
 
 async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
-    """Run one action. Return the seconds until its outcome is known and until its pod is gone."""
+    """Run one action through the agent. Return the seconds until its outcome is known and until its pod is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
     given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()

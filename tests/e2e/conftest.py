@@ -1,4 +1,4 @@
-"""Time limit and shared fixtures of the e2e tests."""
+"""The time limit and the shared fixtures of the e2e tests."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Return the settings of every agent of the module's labs, by section."""
+    """Return the settings that every agent of the module's labs uses, by section. A module overrides this fixture."""
     return {}
 
 
@@ -41,6 +41,6 @@ def lab(namespace: str, lab_settings: dict[str, Any], tmp_path_factory: pytest.T
 
 @pytest.fixture
 def own_lab(namespace: str, lab_settings: dict[str, Any], tmp_path: Path) -> Iterator[Lab]:
-    """Yield a lab without agents, for a test that breaks its lab or needs agents of its own."""
+    """Yield a lab without agents to one test, which may break the lab or start agents of its own."""
     with open_lab(namespace, tmp_path, **lab_settings) as lab:
         yield lab

@@ -32,11 +32,11 @@ class Gate:
 
     @property
     def knock(self) -> str:
-        """Return a shell command that connects to this port and waits until the test closes the connection."""
+        """Return a shell command that connects to this port and waits until the test opens the gate."""
         return f"nc {self.address.replace(':', ' ')} </dev/null"
 
     def accept(self) -> None:
-        """Accept every connection."""
+        """Accept every connection at the port and keep it open, until the gate is closed."""
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
@@ -44,7 +44,7 @@ class Gate:
                 self.arrived.release()
 
     def until_connected(self, timeout: float = 60) -> None:
-        """Wait for the next connection."""
+        """Wait until one more client has connected. Each call waits for another client."""
         assert self.arrived.acquire(timeout=timeout), f"no connection to {self.address}"
 
     def until_left(self, timeout: float = 60) -> None:
@@ -54,7 +54,7 @@ class Gate:
             assert self.waiting[-1].recv(1) == b""
 
     def open(self) -> None:
-        """Close all connections, so that the waiting commands continue."""
+        """Close all connections, so that the commands that wait for this gate continue."""
         for connection in self.waiting:
             connection.close()
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provider(*arguments: str, timeout: float = 300) -> str:
-    """Run a command of deploy.dev.cluster. Return its output."""
+    """Run a verb of the command `python3 -m deploy.dev.cluster` and return its output. Fail if the verb fails."""
     command = [sys.executable, "-m", "deploy.dev.cluster", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"deploy.dev.cluster {' '.join(arguments)}: {done.stderr}{done.stdout}"
@@ -24,7 +24,7 @@ def provider(*arguments: str, timeout: float = 300) -> str:
 
 @cache
 def kubeconfig() -> str:
-    """Return the path of the kubeconfig. The cluster must run (`make cluster-up`)."""
+    """Return the path of the cluster's kubeconfig. The cluster must run (`make cluster-up`)."""
     return provider("kubeconfig").splitlines()[-1]
 
 
@@ -35,14 +35,14 @@ def kubectl_path() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables for programs that use the cluster."""
+    """Return the environment variables for programs that use the cluster, without the settings of an agent."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALCI_")}
     # In this folder no file can be created. A run therefore keeps no record, and no test sees killed runs of others.
     return kept | {"KUBECONFIG": kubeconfig(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": "/dev/null"}
 
 
 def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
-    """Run kubectl and return its output."""
+    """Run kubectl and return its stdout. `input` is its stdin. Fail if kubectl fails and `check` is true."""
     done = subprocess.run(
         [kubectl_path(), *arguments],
         env=environment(),
@@ -57,10 +57,10 @@ def kubectl(*arguments: str, input: str | None = None, check: bool = True, timeo
 
 
 def settle() -> None:
-    """Restart the cluster's own components after an outage of the API server.
+    """Start the API server and restart its clients in the cluster, after an outage of the API server.
 
-    The components reconnect by themselves, but their pauses between tries grow with each outage. Without this restart,
-    a controller manager once created no ServiceAccount for three minutes.
+    These components reconnect by themselves, but their pauses between tries grow with each outage. Without this
+    restart, a controller manager once created no ServiceAccount for three minutes.
     """
     provider("apiserver", "start")
     provider("restart", "controller-manager", "scheduler", "kubelet")
@@ -68,17 +68,17 @@ def settle() -> None:
 
 @cache
 def version() -> tuple[int, int]:
-    """Return the major and minor version of the cluster."""
+    """Return the major and minor version of the cluster's API server."""
     found = json.loads(kubectl("version", "--output", "json"))["serverVersion"]
     return int(found["major"]), int(found["minor"].rstrip("+"))
 
 
 def get(kind: str, *arguments: str) -> list[Object]:
-    """Return the objects of a kind. `arguments` are further arguments for `kubectl get`."""
+    """Return the objects of a kind, such as `pods`. `arguments` are further arguments for `kubectl get`."""
     answer = json.loads(kubectl("get", kind, *arguments, "-o", "json"))
     return list(answer["items"]) if "items" in answer else [answer]
 
 
 def apply(*objects: Object) -> None:
-    """Create or change objects."""
+    """Create these objects in the cluster, or change them if they exist."""
     kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))

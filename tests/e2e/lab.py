@@ -36,7 +36,7 @@ SHELLS = {"dash": DEBIAN, "bash": BASH, "busybox": BUSYBOX}
 
 
 class Lab:
-    """A scheduler and its agents in one namespace. `settings` are the defaults of its agents."""
+    """A scheduler and its agents in one namespace. `settings` are the default settings of its agents."""
 
     def __init__(self, namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> None:
         self.namespace = namespace
@@ -49,7 +49,7 @@ class Lab:
         self.scheduler, self.address = start_scheduler(folder, listen)
 
     def agent(self, **settings: Any) -> Agent:
-        """Start an agent and wait until it is ready."""
+        """Start an agent and wait until it is ready. `settings` override the lab's settings."""
         agent = Agent(self, len(self.agents), merged(self.settings, settings))
         self.agents.append(agent)
         agent.until_ready()
@@ -58,7 +58,10 @@ class Lab:
     def start(
         self, actions: Mapping[str, Mapping[str, Any]], *, secret_values: Mapping[str, str] | None = None
     ) -> Submission:
-        """Submit actions that are written as in a pipeline file, but with `image` in place of `configuration`."""
+        """Submit actions, by their names, and return the submission.
+
+        An action is written as in a pipeline file, but with `image` in place of `configuration`.
+        """
         name = f"test-{secrets.token_hex(3)}"
         file = self.folder / f"{name}.yaml"
         file.write_text(
@@ -93,7 +96,7 @@ class Lab:
         return self.run({"action": {"image": image, "commands": list(commands), **keys}}, timeout=timeout)["action"]
 
     def check(self, report: Report) -> None:
-        """Compare a report with the pods that the observer has seen and with what the scheduler has stored."""
+        """Compare an action's report with the pods that the observer has seen and with what the scheduler stored."""
         outcome, _, code = report.outcome
         if outcome == "succeeded":
             message = f"{report.name} succeeded, but no container was seen to end"
@@ -104,12 +107,16 @@ class Lab:
         for value in self.secret_values:
             assert value.encode() not in stored, "a secret stands in the stored log"
         reported = {event["path"]: event["size"] for event in report.events if event["event"] == "artifact"}
-        # Bytes of a name that are not UTF-8 are reported as replacement characters.
+        # If a path is not UTF-8, the reports have replacement characters in place of the wrong bytes. Replace these
+        # bytes here too.
         shown = {os.fsencode(path).decode("utf-8", "replace"): file for path, file in report.files.items()}
         assert {path: file.stat().st_size for path, file in shown.items()} == reported
 
     def action_ids(self, report: Report) -> list[str]:
-        """Return the action ids that the scheduler used for an action."""
+        """Return the action ids in the sessions of the pods of an action, each once.
+
+        `report` is the report of the action.
+        """
         suffix = f"{report.folder.name}/{report.name}"
         return sorted(
             {
@@ -121,7 +128,7 @@ class Lab:
         )
 
     def close(self) -> None:
-        """Stop all processes. Check that no pod and no Secret is left and that no secret value was logged."""
+        """Stop all processes. Check that no pod and no Secret is left, and that no agent has logged a secret value."""
         try:
             for agent in self.agents:
                 agent.stop()
@@ -161,18 +168,18 @@ class Agent:
 
     @property
     def log(self) -> str:
-        """Return what the agent has logged."""
+        """Return the text that the agent has logged until now."""
         return self.log_file.read_text()
 
     @property
     def port(self) -> int:
-        """Return the HTTP port of the agent."""
+        """Return the port at which the agent serves metrics and the status page."""
         found = re.search(r'"port": (\d+)', self.log)
         assert found, self.log
         return int(found[1])
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and text of an HTTP request to the agent."""
+        """Send an HTTP request to the agent. Return the status and the text of the answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -189,20 +196,20 @@ class Agent:
         until(ready, "the agent did not become ready", 30)
 
     def stop(self) -> None:
-        """Stop the agent with SIGTERM, as Kubernetes does. Store its metrics first."""
+        """Store the agent's metrics in `metrics`. Then stop the agent with SIGTERM, as Kubernetes does."""
         if self.process.poll() is None:
             self.metrics = self.get("/metrics")[1]
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(60) == 0, self.log
 
     def kill(self) -> None:
-        """Kill the agent."""
+        """Kill the agent with SIGKILL if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
 
     def check(self, secret_values: list[str]) -> None:
-        """Check that there was no internal error and no secret in log and metrics."""
+        """Check that the agent's log and metrics have no secret value and that the agent had no internal error."""
         for value in secret_values:
             assert value not in self.log
             assert value not in self.metrics
@@ -211,7 +218,7 @@ class Agent:
 
 
 def internal_errors(metrics: str) -> list[str]:
-    """Return the lines of the counters of internal errors that are not 0.
+    """Return the lines for counters of internal errors that are not 0, from the text of an agent's metrics.
 
     Raises:
         AssertionError: the text has no such counter, so that a renamed metric does not pass as "no errors".
@@ -222,7 +229,7 @@ def internal_errors(metrics: str) -> list[str]:
 
 
 def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subprocess.Popen[bytes], str]:
-    """Start a scheduler that stores its data in a folder. Return its process and address."""
+    """Start a scheduler that stores its data below `folder`. Return its process and its address."""
     log_file = folder / "scheduler.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(
@@ -241,13 +248,13 @@ def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subproce
 
 
 def spelled(action: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an action in the format of a pipeline file."""
+    """Return an action in the format of a pipeline file. In the given action, `image` stands for `configuration`."""
     rest = {key: value for key, value in action.items() if key != "image"}
     return {"configuration": {"container": action["image"]}, **rest}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings. A value in `over` replaces the value in `base`."""
+    """Return `base` with the settings of `over`. Nested sections are merged, and other values are replaced."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -256,7 +263,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def until(condition: Any, message: str, timeout: float = 30) -> Any:
-    """Poll until a condition of another process holds. Return the value of the condition."""
+    """Poll until `condition()` is true, and return its value. After `timeout` seconds, fail with `message`."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not (found := condition()):
@@ -267,7 +274,7 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 @contextmanager
 def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
-    """Yield a lab without agents. `settings` are the defaults of its agents. Close the lab at the end."""
+    """Yield a lab without agents, and close it at the end. `settings` are the default settings of its agents."""
     lab = Lab(namespace, folder, listen=listen, **settings)
     try:
         yield lab
@@ -277,7 +284,10 @@ def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **set
 
 @contextmanager
 def new_namespace(*labels: str) -> Iterator[str]:
-    """Create a namespace and wait for its ServiceAccount, which pods need. Delete it at the end."""
+    """Create a namespace with these labels and wait for its ServiceAccount, which pods need.
+
+    Yield the name of the namespace, and delete the namespace at the end.
+    """
     name = f"sealci-e2e-{secrets.token_hex(3)}"
     kube.kubectl("create", "namespace", name)
     try:

@@ -19,8 +19,8 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 class Observer:
     """Stores every state of every pod of a namespace.
 
-    `ended` and `gone` have, by UID, the times at which the commands had ended and the pod was gone, in seconds of
-    `time.monotonic`.
+    `ended` and `gone` have, by the UID of a pod, the times at which the pod's commands had ended and the pod was gone.
+    The times are seconds of `time.monotonic`.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -31,14 +31,14 @@ class Observer:
         self.open()
 
     def open(self) -> None:
-        """Start the watch. May be called again after `close`."""
+        """Start to watch the pods. A test may call this method again after `close`."""
         self.closing = threading.Event()
         self.process = self.watch()
         self.reader = threading.Thread(target=self.read, name="observer", daemon=True)
         self.reader.start()
 
     def watch(self) -> subprocess.Popen[str]:
-        """Start `kubectl get pods --watch`."""
+        """Start `kubectl get pods --watch` and return its process."""
         return subprocess.Popen(
             [kube.kubectl_path(), "get", "pods", "-n", self.namespace, "-w", "-o", "json", "--output-watch-events"],
             env=kube.environment(),
@@ -48,7 +48,7 @@ class Observer:
         )
 
     def read(self) -> None:
-        """Read the events of the watch.
+        """Read the events of the watch in a thread, until the observer is closed.
 
         Start kubectl again when it ends, for example because the API server restarts.
         """
@@ -57,14 +57,15 @@ class Observer:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if not line.endswith("\n"):
-                        break  # kubectl was ended in the middle of a line.
+                        # The line is not complete, because kubectl ended while it wrote the line.
+                        break
                     self.take(json.loads(line), time.monotonic())
             if self.closing.wait(0.1):
                 return
             self.process = self.watch()
 
     def take(self, event: Object, now: float) -> None:
-        """Record an event of the watch, which arrived at the time `now`."""
+        """Record `event` of the watch, which arrived at the time `now`."""
         pod = event["object"]
         self.states.append(pod)
         uid = pod["metadata"]["uid"]
@@ -75,7 +76,7 @@ class Observer:
                 self.ended.setdefault(uid, now)
 
     def remained(self) -> list[float]:
-        """Return the seconds from the end of the commands to the deletion, for pods of which both were seen."""
+        """Return, for each pod whose end of the commands and deletion were seen, the seconds between both."""
         return [self.gone[uid] - at for uid, at in self.ended.items() if uid in self.gone]
 
     def close(self) -> None:
@@ -85,11 +86,11 @@ class Observer:
             self.reader.join(0.2)
 
     def pods(self, action_id: str) -> list[Object]:
-        """Return every state of the pods of an action, in order."""
+        """Return every observed state of the pods of an action, in order."""
         return [pod for pod in self.states if session_of(pod).get("action_id") == action_id]
 
     def exit_codes(self, action_id: str) -> set[int]:
-        """Return the exit codes of the containers `action` of an action."""
+        """Return all exit codes of containers `action` that were seen in the pods of an action."""
         return {
             status["state"]["terminated"]["exitCode"]
             for pod in self.pods(action_id)
@@ -98,7 +99,7 @@ class Observer:
         }
 
     def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
-        """Compare a reported outcome and exit code with the exit codes in the container's status."""
+        """Compare the outcome and exit code that an agent has reported with the exit codes in the pod's status."""
         seen = self.exit_codes(action_id)
         if outcome == "succeeded":
             assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"
@@ -106,7 +107,7 @@ class Observer:
             assert exit_code in seen, f"{action_id} was reported to end with {exit_code}, but ended with {seen}"
 
     def check_pods(self, *secret_values: str) -> None:
-        """Check that no pod of an agent had a secret value, a ServiceAccount token or a privilege."""
+        """Check that no pod of an agent held one of the secret values, a ServiceAccount token or a privilege."""
         for pod in self.states:
             if not session_of(pod):
                 continue
@@ -124,7 +125,7 @@ class Observer:
 
 
 def session_of(pod: Object) -> Object:
-    """Return the session annotation of a pod, {} if there is none."""
+    """Return the session in the annotation of a pod, or {} if the pod has no such annotation."""
     found: Object = json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}"))
     return found
 

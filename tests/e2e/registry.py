@@ -34,7 +34,7 @@ def refusing(status: int) -> Iterator[str]:
         do_GET = do_HEAD = answer  # noqa: N815 - names of the library
 
         def log_message(self, format: str, *args: object) -> None:
-            """Log no request."""
+            """Write no line to stderr, as the base class would for each request."""
 
     server = ThreadingHTTPServer((kube.provider("address"), PORT), Handler)
     thread = threading.Thread(target=server.serve_forever, name="registry", daemon=True)

@@ -30,7 +30,7 @@ def helm_path() -> str:
 
 
 def helm(*arguments: str, values: Object | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run helm with `values` on its standard input. Return its output."""
+    """Run helm with `values` as YAML on its standard input. Return the finished process."""
     more = ["--values", "-"] if values is not None else []
     return subprocess.run(
         [helm_path(), *arguments, *more],
@@ -44,7 +44,7 @@ def helm(*arguments: str, values: Object | None = None, timeout: float = 300) ->
 
 
 class Release:
-    """One release of the chart."""
+    """One Helm release of the agent's chart, installed with `values`. Its agents run in the namespace `namespace`."""
 
     def __init__(self, name: str, namespace: str, values: Object) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class Release:
         self.values = {"image": IMAGE, **values}
 
     def helm(self, *arguments: str, values: Object | None = None) -> str:
-        """Run helm on this release and return its output."""
+        """Run helm in the namespace of this release. Return its output."""
         done = helm(*arguments, "--namespace", self.namespace, values=values)
         assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}\n{self.state()}"
         return done.stdout
@@ -63,18 +63,19 @@ class Release:
         return self.helm(*words, values=self.values)
 
     def upgrade(self, *arguments: str, **values: Any) -> None:
-        """Upgrade the release to changed values, and wait until the new agents are ready."""
+        """Upgrade the release, with `values` in place of values with the same name.
+
+        Wait until the new agents are ready.
+        """
         self.values = {**self.values, **values}
         words = ["upgrade", self.name, str(CHART), "--wait", "--timeout", "240s"]
         self.helm(*words, *arguments, values=self.values)
 
     def uninstall(self) -> None:
-        """Uninstall the chart."""
         self.helm("uninstall", self.name, "--wait", "--timeout", "90s")
 
     @property
     def deployment(self) -> str:
-        """Return the name of the Deployment."""
         return f"{self.name}-sealci-agent"
 
     def kubectl(self, *arguments: str) -> str:
@@ -93,21 +94,21 @@ class Release:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and ready(pod)]
 
     def uids(self) -> set[str]:
-        """Return the UIDs of the agents' pods, which are the agent ids."""
+        """Return the UIDs of the pods in which agents run. An agent uses the UID of its pod as its agent id."""
         return {pod["metadata"]["uid"] for pod in self.agents()}
 
     def metrics(self, pod: Object) -> str:
-        """Return the metrics of an agent."""
+        """Return the metrics of the agent in the pod `pod`."""
         name = pod["metadata"]["name"]
         return kube.kubectl("get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{name}:8080/proxy/metrics")
 
     def anchor(self, namespace: str) -> str:
-        """Return the UID of the ConfigMap that owns the pods of actions."""
+        """Return the UID of the ConfigMap in `namespace` that owns the pods of actions."""
         name = f"{self.namespace}-{self.deployment}-anchor"
         return str(kube.get("configmap", name, "--namespace", namespace)[0]["metadata"]["uid"])
 
     def state(self) -> str:
-        """Return the state and the logs of the agents' pods, for the message of a failure."""
+        """Return a text with the state and the logs of the agents' pods, for the message of a failed test."""
         listed = kube.kubectl("get", "pods", "--namespace", self.namespace, check=False)
         selector = f"app.kubernetes.io/instance={self.name}"
         words = ("logs", "--namespace", self.namespace, "--selector", selector, "--tail=20", "--prefix")
@@ -130,5 +131,5 @@ def ready(pod: Object) -> bool:
 
 
 def values_files() -> list[Path]:
-    """Return the files of values for the tests of the chart."""
+    """Return the paths of the values files with which the tests render the chart."""
     return sorted((CHART / "ci").glob("*-values.yaml"))

@@ -30,7 +30,7 @@ CALLERS_VARIABLES = frozenset({"CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLO
 
 
 class Screen:
-    """One program on a terminal. `also` are additional environment variables."""
+    """One program on a pseudo-terminal. The program gets the environment variables `env`, overridden by `also`."""
 
     def __init__(
         self,
@@ -59,7 +59,8 @@ class Screen:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # Make this the controlling terminal of the program, so that Ctrl-C sends SIGINT to the program.
+            # Make the pseudo-terminal the controlling terminal of the program, so that Ctrl-C sends SIGINT to the
+            # program.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
         )
         os.close(slave)
@@ -67,7 +68,7 @@ class Screen:
         self.reader.start()
 
     def read(self) -> None:
-        """Feed the output of the program to the emulator."""
+        """Feed the program's output to the terminal emulator until the program closes the terminal."""
         while True:
             try:
                 data = os.read(self.master, 1 << 16)
@@ -85,22 +86,22 @@ class Screen:
 
     @property
     def text(self) -> str:
-        """Return the text of the screen and the lines that have scrolled off."""
+        """Return the text of the screen, with the lines that have scrolled off its upper end."""
         with self.changed:
             above = ["".join(line[x].data for x in range(self.display.columns)) for line in self.display.history.top]
             return "\n".join(line.rstrip() for line in [*above, *self.display.display]).rstrip()
 
     @property
     def colours(self) -> bool:
-        """Return whether the program has ever written in colour."""
+        """Return whether the program has ever written colours."""
         return bool(COLOUR.search(bytes(self.raw)))
 
     def type(self, text: str) -> None:
-        """Send text to the program, as typed keys."""
+        """Send text to the program as if a user typed it."""
         os.write(self.master, text.encode())
 
     def until(self, *parts: str, timeout: float = 60) -> str:
-        """Wait until the screen has all of these texts at the same time. Return its text."""
+        """Wait until the text of the screen has all of these parts at the same time. Return the text of the screen."""
         deadline = time.monotonic() + timeout
         while True:
             shown = self.text

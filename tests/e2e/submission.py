@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """The events of one action, and its log and files on the scheduler's disk."""
+    """The events of one action, and its log and files in the scheduler's `folder`."""
 
     name: str
     folder: Path
@@ -40,17 +40,17 @@ class Report:
 
     @property
     def log(self) -> bytes:
-        """Return the stored log."""
+        """Return the log of the action that the scheduler has stored."""
         return (self.folder / f"{self.name}.log").read_bytes()
 
     @property
     def text(self) -> str:
-        """Return the stored log as text."""
+        """Return the stored log of the action as text."""
         return self.log.decode("utf-8", "replace")
 
     @property
     def files(self) -> dict[str, Path]:
-        """Return the stored files by their path in the workspace."""
+        """Return the paths of the stored files, by their paths in the workspace of the action."""
         top = self.folder / self.name
         return {
             os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(top))): path
@@ -81,7 +81,7 @@ class Submission:
     cancelled: bool = False
 
     def read(self) -> None:
-        """Read the printed events to the end of the process."""
+        """Read the events that `sealci-agent submit` prints, until that process ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             event = json.loads(line)
@@ -94,7 +94,7 @@ class Submission:
                 self.changed.notify_all()
 
     def until(self, action: str, condition: Any, timeout: float = 60) -> Any:
-        """Wait until `condition(report)` of an action is true. Return its value."""
+        """Wait until `condition` is true for the report of `action`. Return the value of the condition."""
         deadline = time.monotonic() + timeout
         with self.changed:
             while not (found := condition(self.reports[action])):
@@ -104,7 +104,7 @@ class Submission:
         return found
 
     def until_running(self, action: str, text: str = "") -> None:
-        """Wait until an action has logged a text, by default anything."""
+        """Wait until a log event of `action` contains `text`. By default, wait for any log event."""
         self.until(action, lambda report: any(e["event"] == "log" and text in e["text"] for e in report.events))
 
     def wait(self, timeout: float = 180) -> dict[str, Report]:

@@ -1,4 +1,7 @@
-"""An agent dies or stops while its action runs: another agent reports the log, the files and the outcome."""
+"""An agent dies or stops while its action runs.
+
+Another agent adopts the session and reports the log, files and outcome.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
 
 
 def counting(lab: Lab) -> tuple[Agent, Submission]:
-    """Start an agent and an action that writes numbered lines, and wait until the action has written line 5."""
+    """Start an agent and an action that writes numbered lines. Wait until the action has written line 5."""
     first = lab.agent(**QUICK)
     submission = lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
     submission.until_running("count", "line 5\n")

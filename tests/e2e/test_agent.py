@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def metric(text: str, name: str, **labels: str) -> float:
-    """Return the value of one sample in the text of the metrics."""
+    """Return the value of the sample with this name and these labels in the text of an agent's metrics."""
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():

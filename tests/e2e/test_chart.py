@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 SLOTS = 10
-# Seconds for pods to start on a busy machine.
+# Seconds that pods may take to start on a busy machine.
 SLOW = 240
 AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/claim"
 
@@ -59,7 +59,10 @@ def release(lab: Lab) -> Iterator[Release]:
 
 
 def counting(gate: Gate) -> Object:
-    """Return an action that writes a line a second until the gate is opened, then the number of lines to a file."""
+    """Return an action that writes a line a second until the test opens `gate`.
+
+    Then the action writes the number of lines to a file.
+    """
     count = "n=0; while kill -0 $! 2>/dev/null; do n=$((n+1)); echo line $n; sleep 1; done; echo $n > file"
     return {"image": BUSYBOX, "commands": [f"{gate.knock} & {count}"]}
 
@@ -81,7 +84,7 @@ def check_whole(reports: dict[str, Report]) -> None:
 
 
 def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[list[dict[str, str]]]:
-    """Return a list per action: the labels of every state of its pods."""
+    """Return the labels of every observed state of an action's pods, as one list for each action in `reports`."""
     ids = [lab.action_ids(report) for report in reports.values()]
     return [[pod["metadata"]["labels"] for each in found for pod in observer.pods(each)] for found in ids]
 
@@ -122,7 +125,8 @@ def test_agents_run_restricted_and_without_variables_of_services(release: Releas
         spec = pod["spec"]
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
-        # Seconds: the drain (1), the grace period (2), two deletions (120), a reserve (60), the end of the stream (30).
+        # Seconds: the drain (1), the grace period of commands (2), two deletions of pods (120), a reserve (60), and the
+        # end of the stream (30).
         assert spec["terminationGracePeriodSeconds"] == 1 + 2 + 120 + 60 + 30
         security = spec["containers"][0]["securityContext"]
         assert security["readOnlyRootFilesystem"] is True
@@ -181,7 +185,8 @@ def test_an_upgrade_while_twenty_actions_run_loses_no_action(lab: Lab, release: 
     anchor, old = release.anchor(lab.namespace), release.uids()
     with gate() as end:
         submission = started(lab, 20, end)
-        # The upgrade keeps the replica count of `kubectl scale` only if the chart sets no `replicas`.
+        # The chart must set no `replicas` (replicaCount is None), so that the upgrade keeps the count that `kubectl
+        # scale` has set.
         release.upgrade(replicaCount=None, image={"repository": "localhost/sealci-agent", "tag": "next"})
         new = release.uids()
         assert len(new) == 2

@@ -72,7 +72,10 @@ class Account:
             self.await_right(right, "yes")
 
     def await_right(self, right: str, answer: str) -> None:
-        """Wait until `kubectl auth can-i` prints `answer` (`yes` or `no`) for a right of the account."""
+        """Wait until the API server grants the right (`answer` is `yes`) or denies it (`answer` is `no`).
+
+        `kubectl auth can-i` prints the answer.
+        """
         user = f"--as=system:serviceaccount:{self.namespace}:{self.name}"
         verb, resource = right.split()
         resource, _, subresource = resource.partition("/")
@@ -81,7 +84,7 @@ class Account:
 
 
 def lacking(role: Object, right: str) -> Object:
-    """Return a Role without one right, given as `verb resource`."""
+    """Return a copy of a Role without one right. The right is `VERB RESOURCE`, such as `list leases`."""
     verb, resource = right.split()
     role = copy.deepcopy(role)
     (rule,) = (each for each in role["rules"] if each["resources"] == [resource])
@@ -149,7 +152,8 @@ def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: La
 def test_without_exec_an_action_with_declared_files_fails(lab: Lab, account: Account, right: str) -> None:
     with account.without(right):
         report = lab.one(BUSYBOX, "echo x > file", artifacts={"paths": ["file"]})
-    # Before Kubernetes 1.35 an exec over a websocket needs only the verb `get`.
+    # Before Kubernetes 1.35 an exec over a websocket needs only the verb `get`, so the action succeeds without the verb
+    # `create`.
     if report.outcome[0] == "succeeded":
         assert right == "create pods/exec"
         assert kube.version() < (1, 35)
@@ -208,8 +212,8 @@ WITHOUT = {
     "get configmaps": "get configmaps: configmaps",
     "delete leases": "the agent's Lease could not be deleted",
 }
-# An agent without one of these rights is ready. But it cannot adopt, or its own sessions are adopted only after a
-# delay.
+# An agent that lacks one of these rights becomes ready. But it cannot adopt sessions, or other agents adopt its
+# sessions only after a delay.
 READY_WITHOUT = {"list leases", "watch leases", "delete leases"}
 
 

@@ -35,19 +35,19 @@ MINIMAL = {"scheduler": {"address": "scheduler.example.org:443"}}
 
 
 def template(values: Object, *arguments: str) -> list[Object]:
-    """Return the objects that helm renders from values."""
+    """Return the Kubernetes objects that helm renders from the chart with `values`."""
     done = helm("template", "rel", str(CHART), *(arguments or ("--namespace", NAMESPACE)), values=values)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:
-    """Return the objects of a kind."""
+    """Return those of the objects that have this kind, such as `Deployment`."""
     return [each for each in objects if each["kind"] == kind]
 
 
 def settings_of(objects: list[Object], folder: Path) -> Settings:
-    """Return the settings of the rendered agents, read as an agent reads them."""
+    """Return the settings in the ConfigMap of the rendered agents, read as an agent reads them."""
     (found,) = (each for each in of_kind(objects, "ConfigMap") if "settings.yaml" in each["data"])
     file = folder / "settings.yaml"
     file.write_text(found["data"]["settings.yaml"])
@@ -56,7 +56,7 @@ def settings_of(objects: list[Object], folder: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def custom_kinds() -> None:
-    """Install the definitions of the custom kinds."""
+    """Install the definitions of the kinds PodMonitor, PrometheusRule and ScaledObject, which the chart may use."""
     for module, paths in CUSTOM.items():
         done = subprocess.run(
             ["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True, timeout=120
@@ -81,16 +81,18 @@ def test_helm_lint_reports_nothing(file: Path) -> None:
 def test_the_api_server_accepts_the_objects_of_the_chart(file: Path, namespace: str, tmp_path: Path) -> None:
     values = yaml.safe_load(file.read_text())
     apart = "cluster" in values
-    # A dry run does not create the namespace of actions that the chart creates by default.
+    # By default the chart creates a namespace for actions. A dry run does not create it, so the values name an existing
+    # namespace.
     values["cluster"] = {**values.get("cluster", {}), "namespace": namespace}
-    # The pod of `helm test` needs the ServiceAccount, which a dry run does not create. test_chart.py runs that pod.
+    # `--no-hooks` leaves out the pod of `helm test`. This pod needs a ServiceAccount, which a dry run does not create.
+    # test_chart.py runs this pod.
     objects = template(values, "--no-hooks", "--namespace", namespace if not apart else "default")
     words = ("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "--filename", "-")
     output = kube.kubectl(*words, input=yaml.safe_dump_all(objects))
     assert len(output.splitlines()) == len(objects)
     settings = settings_of(objects, tmp_path)
     assert settings.cluster.namespace == namespace
-    # The demo scheduler's token is the only Secret.
+    # The chart renders a Secret only for the token of the demo scheduler.
     assert bool(of_kind(objects, "Secret")) == ("demoScheduler" in values)
     assert not of_kind(objects, "ClusterRole")
 
@@ -192,7 +194,7 @@ def test_the_grace_of_the_agents_pods_follows_from_the_drain_time(
 
 
 def test_a_frozen_agent_is_killed_soon() -> None:
-    """A frozen event loop ignores SIGTERM, so the kubelet must not wait for the time of a drain."""
+    """After a failed probe the kubelet waits only 10 s, and not the time of a drain. A frozen agent ignores SIGTERM."""
     (deployment,) = of_kind(template(MINIMAL), "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     for name in ("livenessProbe", "startupProbe"):
@@ -269,7 +271,10 @@ def test_autoscalers_own_the_number_of_replicas() -> None:
 
 
 def policies(values: Object) -> dict[str, Object]:
-    """Return the spec of each NetworkPolicy by its name without the name of the release."""
+    """Return the spec of each NetworkPolicy that helm renders from `values`.
+
+    The keys are the names of the policies without the name of the release.
+    """
     found = of_kind(template(values), "NetworkPolicy")
     return {each["metadata"]["name"].partition("sealci-agent")[2].strip("-"): each["spec"] for each in found}
 
@@ -281,7 +286,8 @@ def test_actions_have_a_namespace_of_their_own_with_pod_security() -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
     (role,) = of_kind(objects, "Role")
     assert role["metadata"]["namespace"] == f"{NAMESPACE}-actions"
-    # The chart does not create a namespace of actions that the values name, not even the release's own namespace.
+    # If the values name the namespace of actions, the chart does not create this namespace, even if it is the namespace
+    # of the release.
     for name in ("team-a", NAMESPACE):
         objects = template({**MINIMAL, "cluster": {"namespace": name}})
         assert not of_kind(objects, "Namespace")

@@ -30,7 +30,7 @@ SLOTS = 20
 
 
 class ClassicLab:
-    """A classic scheduler and its agents in a namespace. An `Agent` uses a ClassicLab as its lab."""
+    """A classic scheduler and its agents in a namespace. It has the attributes of a Lab that the class Agent uses."""
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -88,7 +88,10 @@ async def lab(namespace: str, tmp_path: Path) -> AsyncIterator[ClassicLab]:
 
 
 async def test_success_failure_and_a_missing_image(lab: ClassicLab) -> None:
-    """The exit code is the command's, later commands do not run, and a failed set-up reports its cause."""
+    """An action has the exit code of its failed command, and later commands do not run.
+
+    If an image is missing, the log names the image.
+    """
     await lab.agent()
     run = lab.scheduler.run
     good, bad, missing, slow = await asyncio.gather(
@@ -185,7 +188,8 @@ async def test_the_next_agent_sweeps_the_orphans_of_a_killed_agent(lab: ClassicL
     await until_text(call, answer, "begun")
     first.kill()
     await read(call, answer)
-    # The scheduler ends the stream of its client as if all was well.
+    # If the agent dies, the scheduler ends its client's stream with status OK, as after a success. Only the exit code
+    # is missing.
     assert (answer.code, answer.exit_code) == (grpc.StatusCode.OK, None)
     lab.agents.remove(first)
     assert await asyncio.to_thread(remains, lab.namespace)
@@ -234,7 +238,8 @@ async def test_agents_of_the_chart_are_dialed_back_at_their_service(namespace: s
         await asyncio.to_thread(
             until, lambda: pod["status"]["podIP"] in kube.kubectl(*find), "the pod is no endpoint of the Service", 30
         )
-        # The scheduler of this test is outside the cluster's DNS and Services, and dials the endpoint.
+        # The scheduler runs outside the cluster, so it cannot dial a Service or a DNS name. It dials the pod's IP
+        # address.
         entry.host = f"http://{pod['status']['podIP']}"
         answer = await scheduler.run(BUSYBOX, "echo from a pod", number=1)
         assert (answer.exit_code, "from a pod\n" in answer.text) == (0, True)

@@ -12,7 +12,7 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, SHELLS
 if TYPE_CHECKING:
     from tests.e2e.lab import Lab
 
-# By name of the case: commands, (outcome, reason, exit code), lines of the log.
+# Each case has a name, and a tuple of its commands, its (outcome, reason, exit code) and the lines of its log.
 CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] | None]] = {
     "success": (["echo one", "echo two"], ("succeeded", None, 0), ["one", "two"]),
     "kth-fails": (["echo one", "(exit 7)", "echo never"], ("failed", "COMMAND_FAILED", 7), ["one"]),
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
 
 @pytest.fixture(scope="module", params=SHELLS)
 def reports(request: pytest.FixtureRequest, lab: Lab) -> dict[str, Any]:
-    """Run all cases of a shell at once."""
+    """Run all cases at once in one shell, which is the parameter of this fixture. Return the reports."""
     image = SHELLS[request.param]
     actions = {
         name: {"image": image, "commands": commands, "artifacts": "none"} for name, (commands, _, _) in CASES.items()

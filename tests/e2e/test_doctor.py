@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL = RIGHTS + LEASE_RIGHTS
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
-# By missing right, the checks of the probe pod that fail. All other checks still run.
+# For a missing right, the checks of the doctor's probe pod that fail without it. All other checks still run.
 SHOWS = {
     "get pods/log": {probe_pod.LOG},
     "get pods/exec": {probe_pod.EXEC},
@@ -56,7 +56,7 @@ def account(namespace: str, name: str, rights: Iterable[Right]) -> list[Object]:
 
 
 def kubeconfig(folder: Path, namespace: str, name: str) -> Path:
-    """Return the path of a kubeconfig of a ServiceAccount."""
+    """Write a kubeconfig with a new token of the ServiceAccount `name` into `folder`. Return its path."""
     config = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify", "--flatten"))
     token = kube.kubectl("create", "token", name, "-n", namespace).strip()
     config["users"] = [{"name": name, "user": {"token": token}}]
@@ -102,7 +102,8 @@ async def test_each_missing_right_is_named(namespace: str, tmp_path: Path) -> No
         broken = {each.check for each in seen.values() if each.verdict is Verdict.FAILED} - {wrong[0].check}
         shown = SHOWS.get(str(gone), set())
         if str(gone) == "create pods/exec" and kube.version() < (1, 35):
-            shown = set()  # Before Kubernetes 1.35 an exec needs only the verb `get`.
+            # Before Kubernetes 1.35 an exec needs only the verb `get`. So no check fails without the verb `create`.
+            shown = set()
         assert broken == shown, (str(gone), seen)
         for check in broken:
             print(f"without {gone}: {seen[check].detail}")
@@ -130,9 +131,8 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
         probe = (probe_pod.POD_RUNS, probe_pod.LOG, probe_pod.EXEC, probe_pod.USER_NAMESPACE, probe_pod.POD_DELETED)
         for check in probe:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
-        assert (
-            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
-        )  # Number of lines for the scheduler, the cluster, the rights, the probe pod, and the summary.
+        # The output has 4 lines for the scheduler, 3 for the cluster, 1 per right, 5 for the probe pod, and a summary.
+        assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
     finally:
         scheduler.terminate()
         scheduler.wait(10)

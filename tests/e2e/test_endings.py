@@ -24,7 +24,7 @@ DEAF = "trap '' TERM; echo begun; while true; do sleep 1; done"
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Any]:
-    """Run all actions of this module that no test has to end, at once."""
+    """Run, all at once, the actions of this module that end without a request of a test."""
     return lab.run(
         {
             "child-memory": {"image": DEBIAN, "commands": [EAT, "echo never"], **SMALL},
@@ -83,7 +83,7 @@ def test_files_are_copied_after_a_timeout_if_requested(reports: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def silent() -> Iterator[Gate]:
-    """Yield a peer that accepts connections and never answers."""
+    """Yield a peer for connections of pods. It accepts connections and never answers."""
     with gate() as made:
         yield made
 
@@ -136,7 +136,7 @@ def test_cancel_while_files_are_copied(lab: Lab) -> None:
 
 
 def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
-    """Wait until the agent has reported `stage` for an action, with a detail that contains `detail`."""
+    """Wait until the agent has reported that action `a` is in `stage`, with a detail that contains `detail`."""
 
     def reported(report: Report) -> bool:
         return any(e["event"] == "stage" and e["stage"] == stage and detail in e["detail"] for e in report.events)
@@ -145,7 +145,7 @@ def until_stage(submission: Submission, stage: str, detail: str = "") -> None:
 
 
 def check_cancelled(submission: Submission, stage: str) -> Report:
-    """Cancel the action. Check that it ends in the given stage and that no pod and no Secret is left."""
+    """Cancel action `a`. Check that the action ends in the given stage and that no pod and no Secret is left."""
     submission.cancel()
     report = submission.wait(60)["a"]
     assert submission.process.returncode == 130
@@ -159,7 +159,7 @@ def check_cancelled(submission: Submission, stage: str) -> Report:
 
 SERVER = "trap 'echo got TERM; exit 0' TERM; echo begun; sleep 1000 & wait"
 DELETED: dict[str, tuple[str, list[str]]] = {
-    # By name of the case: command, options of `kubectl delete`.
+    # By name of the case: the command of the action, and options for `kubectl delete` of its pod.
     "trap": (TRAP, []),
     "plain": ("echo begun; sleep 1000", []),
     "leaves-with-0": (SERVER, []),
@@ -172,7 +172,7 @@ TOLD = ("trap", "leaves-with-0", "replaced-leaves-with-0")
 
 @pytest.fixture(scope="module")
 def deleted(lab: Lab) -> dict[str, Report]:
-    """Run one action for each way of deletion and delete its pod."""
+    """Run one action for each case in DELETED, and delete its pod while its command runs. Return the reports."""
     actions = {name: {"image": BUSYBOX, "commands": [command]} for name, (command, _) in DELETED.items()}
     submission = lab.start(actions)
     for name in actions:
@@ -209,10 +209,9 @@ def stop_kubelet() -> Iterator[Callable[[], object]]:
 
 @pytest.mark.alone
 def test_an_outage_of_the_kubelet_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
-    """One action runs longer than the outage, and another ends during the outage.
+    """The action `across` runs longer than the outage of the kubelet. The action `within` ends during the outage.
 
-    The other action has a background process that is connected to a gate. When this connection closes, the action has
-    ended.
+    A background process of `within` is connected to a gate. When this connection closes, `within` has ended.
     """
     with gate() as within, gate() as holder, gate() as across:
         count = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NOTAR, NONROOT = (f"localhost/sealci-test/{name}:1" for name in ("notar", "nonroot"))
 BIG = 50 << 20
 
-# A program for the action. It prints the sha256 and mode of every regular file in the workspace as the last line of the
-# log. The test compares the stored files with this line.
+# A program that an action runs as its last command. As the last line of the log, it prints the sha256 and mode of every
+# regular file in the workspace. The test compares the stored files with this line.
 TRUTH = r"""
 import hashlib, json, os, stat
 found = {}
@@ -143,7 +143,7 @@ def reports(lab: Lab) -> dict[str, Report]:
 
 
 def printed_and_stored(report: Report) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Return sha256 and mode of each file, as the action printed them and as the scheduler has stored them."""
+    """Return sha256 and mode of each file, first as the action has printed them, then as the scheduler stored them."""
     printed = json.loads(report.text.splitlines()[-1])
     stored = {path: [digest(file), file.stat().st_mode & 0o777] for path, file in report.files.items()}
     return printed, stored

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 LONG = 5 << 20
 LINES = 100_000
 SEEDED = "import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes({}){})"
-# containerd removes a CR before an LF, so the node's log lacks the CR. No reader of the log can get it.
+# Code that removes each CR before an LF from random bytes before a command writes them. containerd removes such a CR
+# from the log, so no agent can read it.
 NO_CRLF = ".replace(b'\\r\\n', b'\\n')"
 ALL_BYTES = bytes(range(256)) * 40
 TAIL = "".join(f"line {number}\n" for number in range(200))
@@ -72,7 +73,7 @@ CASES: dict[str, tuple[str, list[str], bytes]] = {
         b"\x1esealci:\x1esealci:00000000:s:1\n\x1e",
     ),
 }
-# These actions write their last lines right before they end. Many repetitions would show a race.
+# Each of these actions writes its last lines right before it ends. The repetitions make it likely that a race shows.
 LAST = {f"last-moment-{number}": (DEBIAN, [python(f"print({TAIL!r}, end='')")], TAIL.encode()) for number in range(6)}
 KILLED = "import os, signal; os.write(1, {!r}); os.kill(os.getppid(), signal.SIGKILL)"
 CASES |= LAST
@@ -80,7 +81,7 @@ CASES |= LAST
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Report]:
-    """Run all cases at once. The case `silence` takes as long as all other cases together."""
+    """Run all cases at once. The case `silence` alone takes as long as all other cases together."""
     actions: dict[str, dict[str, Any]] = {
         name: {"image": image, "commands": commands, "artifacts": "none"}
         for name, (image, commands, _) in CASES.items()
@@ -124,7 +125,7 @@ def test_the_printed_text_is_the_stored_log(reports: dict[str, Report], name: st
     [
         ("exit", ("failed", "COMMAND_FAILED", 3), TAIL),
         ("killed", ("failed", "COMMAND_FAILED", 137), TAIL),
-        # The shell writes "Terminated" when a signal ends its child.
+        # The shell of the action writes "Terminated" when a signal ends its child process.
         ("timeout", ("failed", "DEADLINE_EXCEEDED", 143), f"{TAIL}Terminated\n"),
         ("last-words", ("failed", "DEADLINE_EXCEEDED", 1), "hello\nbye\n"),
     ],

@@ -57,7 +57,7 @@ POISONED: dict[str, tuple[dict[str, object], str]] = {
 
 
 def test_failing_actions_do_not_disturb_others(lab: Lab) -> None:
-    """The undisturbed actions begin before the failing actions and end after them."""
+    """The actions that must not be disturbed begin before the failing actions and end after them."""
     wait = "while [ ! -e /workspace/go ]; do sleep 0.2; done"
     healthy = {
         f"healthy{i}": {"image": BUSYBOX, "commands": [f"echo begun {i}", wait, f"echo {i} | tee file"]}
@@ -79,7 +79,7 @@ def test_failing_actions_do_not_disturb_others(lab: Lab) -> None:
 
 
 def running(lab: Lab) -> list[str]:
-    """Return the pods whose container `action` runs."""
+    """Return the names of the pods whose container `action` runs now."""
     return [
         pod["metadata"]["name"]
         for pod in kube.get("pods", "-n", lab.namespace)

@@ -24,7 +24,7 @@ dpkg-deb --build p hello.deb && dpkg -i hello.deb && cat /opt/hello
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve a small repository. Yield its URL."""
+    """Serve a small git repository to pods while the module's tests run. Yield its URL."""
     with repository(tmp_path_factory.mktemp("git")) as url:
         yield url
 
@@ -68,7 +68,8 @@ def test_no_new_privileges_and_seccomp(baseline: dict[str, Any]) -> None:
     found = dict(line.split(":\t") for line in baseline["status"].text.splitlines())
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
-    # The runtime's default capabilities do not include SYS_ADMIN (21), NET_ADMIN (12) and SYS_PTRACE (19).
+    # A container runtime grants no SYS_ADMIN (21), NET_ADMIN (12) and SYS_PTRACE (19) by default, so they must be
+    # missing here too.
     bounding = int(found["CapBnd"], 16)
     assert not bounding & (1 << 21 | 1 << 12 | 1 << 19)
 
@@ -155,7 +156,10 @@ IMAGES_CHOOSE = {
 
 
 def test_an_image_that_requires_root_is_reported(restricted: Lab) -> None:
-    """If the pod template lets images choose their user, an image that runs as root is still refused."""
+    """A pod template may let images choose their user.
+
+    Then a pod whose image runs as root is still refused, with a reason.
+    """
     restricted.agents[0].stop()
     restricted.agent(environment={"pod_template": {"spec": IMAGES_CHOOSE}})
     reports = restricted.run(

@@ -31,18 +31,18 @@ PHASES = {"schedule", "pull", "clone", "commands", "artifacts", "cleanup"}
 
 @cache
 def program(name: str) -> str:
-    """Return the path of a program of Prometheus."""
+    """Return the path of `prometheus` or `promtool`. `name` is one of them."""
     return str(Path(kube.provider("prometheus", timeout=900).splitlines()[-1]) / name)
 
 
 def dashboard() -> list[tuple[str, str]]:
-    """Return each query of the dashboard, with its variables filled in, by the title of its panel."""
+    """Return the title of each panel of the dashboard, with a query of the panel whose variables are filled in."""
     panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
     return [(panel["title"], fill(target["expr"])) for panel in panels for target in panel.get("targets", ())]
 
 
 def fill(query: str) -> str:
-    """Replace the variables of a query, as Grafana does if all namespaces and pods are selected."""
+    """Replace the variables of a query as Grafana replaces them if all namespaces and pods are selected."""
     for name, value in {"$namespace": ".*", "$pod": ".*", "$__rate_interval": "2m", "$__range": "5m"}.items():
         query = query.replace(name, value)
     assert "$" not in query, query
@@ -93,7 +93,10 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def query(self, query: str) -> list[tuple[dict[str, str], float]]:
-        """Evaluate a query now. Values that are not numbers are left out."""
+        """Evaluate a query now. Return the labels and the value of each series.
+
+        Values that are not numbers are left out.
+        """
         found = [(each["metric"], float(each["value"][1])) for each in self.get("query", query=query)["result"]]
         return [(labels, value) for labels, value in found if not math.isnan(value)]
 
@@ -141,7 +144,7 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
 
 
 def busy(lab: Lab, folder: Path) -> None:
-    """Run actions of each kind: a clone, a success, a failure, a lost pod."""
+    """Run one action of each kind: an action with a clone, a success, a failure, and a lost pod."""
     with repository(folder) as url:
         reports = lab.run(
             {
@@ -180,7 +183,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
         lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'),
         "a clean-up is not counted",
     )
-    # `rate()` needs a sample before and a sample after a change of a counter.
+    # For `rate()` to return a value, Prometheus needs a sample before and a sample after a change of a counter.
     until(lambda: prometheus.query("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "there is no rate")
     empty = []
     print()
@@ -194,7 +197,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     counted = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_count > 0")}
     assert counted == PHASES
     timed = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_sum > 0")}
-    # The duration of a clone comes from times in the pod's status with whole seconds, so a short clone may take 0 s.
+    # A clone that takes less than a second may count as 0 s, because the times in a pod's status are whole seconds.
     assert timed | {"clone"} == PHASES
     ended = prometheus.query("sealci_agent_actions_completed_total > 0")
     faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}

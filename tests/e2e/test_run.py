@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Runs pipelines in a namespace with `sealci-agent run`."""
+    """Runs pipelines with `sealci-agent run`, without a terminal, in one namespace."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self.folder = folder
@@ -58,13 +58,13 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 
 
 def lines(out: str) -> list[dict[str, Any]]:
-    """Parse JSON lines."""
+    """Parse an output whose lines are JSON objects."""
     return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.fixture
 def terminal(namespace: str, tmp_path: Path) -> Iterator[Terminal]:
-    """Yield a Terminal. Fail if it leaves a pod or a Secret."""
+    """Yield a Terminal. Fail if its runs leave a pod or a Secret in the namespace."""
     yield Terminal(tmp_path, namespace)
     until(lambda: not remains(namespace), f"pods or Secrets remain: {remains(namespace)}", 30)
 

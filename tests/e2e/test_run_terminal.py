@@ -33,7 +33,7 @@ class TerminalRuns:
         self.file = folder / "pipeline.yaml"
 
     def write(self, actions: dict[str, Any]) -> None:
-        """Write the pipeline file."""
+        """Write a pipeline file with these actions."""
         spelt = {key: spelled({"image": BUSYBOX, **each}) for key, each in actions.items()}
         partial = self.file.with_suffix(".part")
         partial.write_text(yaml.safe_dump({"name": "p", "actions": spelt}, sort_keys=False))
@@ -59,7 +59,7 @@ def terminals(namespace: str, tmp_path: Path) -> Iterator[TerminalRuns]:
     try:
         until(lambda: not remains(namespace), f"pods or Secrets remain: {remains(namespace)}", 60)
     finally:
-        # Delete leftovers, so that they fail only this test.
+        # Delete pods and Secrets that a run left, so that they make only this test fail and no later test.
         kube.kubectl("delete", "pods,secrets", "-n", namespace, "-l", MANAGED, "--grace-period=0", "--force")
 
 
@@ -214,11 +214,13 @@ def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
     actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
     screen = terminals.run(actions, "--shell-on-failure")
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
-    # One `sh -c` runs both programs. A Ctrl-C between two commands of the outer shell would end neither.
+    # One `sh -c` runs both programs, because a Ctrl-C that comes between two commands of the outer shell would end
+    # neither.
     screen.type("cat file; sh -c 'stty size; sleep 100'\r")
     screen.until("here", "40 120")
     screen.type("\x03")
-    # On Ctrl-C the terminal discards input that the shell has not read. So wait before the next input.
+    # On Ctrl-C the terminal discards input that the shell has not read yet. So the test types the next input only after
+    # "^C" is shown.
     screen.until("^C")
     screen.type("echo still $((40 + 2))\r")
     screen.until("still 42")

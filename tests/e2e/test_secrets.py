@@ -88,7 +88,8 @@ def traces() -> list[bytes]:
         raw = value.encode()
         found += [raw, base64.b64encode(raw).rstrip(b"="), quote(value).encode(), quote_plus(value).encode()]
         found += [quote(value, safe="").encode(), json.dumps(value)[1:-1].encode()]
-        # The base64 of a value depends on the number of bytes before the value. There are three possible encodings.
+        # The base64 of a value depends on the number of bytes before the value, modulo 3. So a value has three
+        # encodings.
         found += [base64.b64encode(raw[skipped:])[:-4] for skipped in (1, 2)]
     return found
 

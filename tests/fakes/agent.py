@@ -46,7 +46,10 @@ DEADLINE = 10.0
 
 
 def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:
-    """Return all events of a short action, from Accepted to Finished."""
+    """Return all events of a short action, from Accepted to Finished.
+
+    The action logs `text` and ends with `outcome`.
+    """
     return [
         Accepted("actions/pod"),
         StageChanged(Stage.SETUP),
@@ -59,7 +62,10 @@ def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:
 
 
 def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.ArtifactPart]:
-    """Return the upload parts of whole files, then the end of the upload."""
+    """Return the parts of an upload of whole files, then the part that ends the upload.
+
+    `files` are pairs of a path and the content.
+    """
     parts = []
     for path, content in files:
         parts.append(translate.part_message(FileStart(path, mode, len(content))))
@@ -73,7 +79,8 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 class FakeAgent:
     """One replica of the agent, which sends only what a test asks for.
 
-    `received` holds the scheduler's messages by kind, without `Registered` and the acknowledgements of health reports.
+    `received` holds the messages of the scheduler by kind, without Registered and without acknowledgements of events.
+    The kind `heard` holds acknowledgements of health reports.
     """
 
     def __init__(
@@ -120,7 +127,8 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):  # The reader stores the status in `code`.
+        # If the stream breaks during this write, the method `read` stores the status of the stream.
+        with contextlib.suppress(grpc.aio.AioRpcError):
             await self.write(wire.AgentMessage(register=register))
         answers = [asyncio.ensure_future(self.registered.wait()), asyncio.ensure_future(self.ended.wait())]
         await asyncio.wait(answers, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +144,7 @@ class FakeAgent:
         await self.leave()
 
     async def leave(self) -> None:
-        """Break the stream."""
+        """Break the stream, as a dead agent does."""
         for task in (*self.answers, self.reader):
             task.cancel()
         await asyncio.gather(*self.answers, self.reader, return_exceptions=True)
@@ -144,7 +152,7 @@ class FakeAgent:
         await self.channel.close()
 
     async def read(self) -> None:
-        """Read the stream to its end and queue each message by kind."""
+        """Read the stream to its end. Queue each message of the scheduler by the message's kind."""
         try:
             async for message in self.call:
                 kind = message.WhichOneof("message")
@@ -163,7 +171,10 @@ class FakeAgent:
             self.ended.set()
 
     async def note(self, ack: wire.Ack) -> None:
-        """Store the acknowledged number of an attempt. Queue an acknowledgement of health."""
+        """Store the acknowledged number of an attempt's events.
+
+        Queue an acknowledgement that is for a health report.
+        """
         if ack.action_id:
             async with self.acked:
                 self.acks[ack.action_id, ack.attempt] = ack.seq
@@ -172,11 +183,11 @@ class FakeAgent:
             self.queue("heard").put_nowait(ack)
 
     def queue(self, kind: str) -> asyncio.Queue[object]:
-        """Return the queue of the received messages of one kind."""
+        """Return the queue of the messages of one kind, such as `action`, that the scheduler has sent."""
         return self.received.setdefault(kind, asyncio.Queue())
 
     async def take(self, kind: str) -> object:
-        """Wait for the next message of a kind and return it."""
+        """Wait for the next message of one kind from the scheduler, and return it."""
         async with asyncio.timeout(DEADLINE):
             return await self.queue(kind).get()
 
@@ -186,7 +197,7 @@ class FakeAgent:
         return found
 
     async def acknowledged(self, key: Key, seq: int) -> None:
-        """Wait until the scheduler has acknowledged an event of an attempt."""
+        """Wait until the scheduler has acknowledged the events of an attempt up to the number `seq`."""
         async with asyncio.timeout(DEADLINE), self.acked:
             await self.acked.wait_for(lambda: self.acks.get(key.attempt_key, 0) >= seq)
 
@@ -195,21 +206,24 @@ class FakeAgent:
             await self.call.write(message)
 
     async def health(self, status: Readiness = Readiness.READY, running: int | None = None, message: str = "") -> None:
-        """Report the agent's health and wait for the acknowledgement."""
+        """Report the agent's health to the scheduler, and wait for the acknowledgement."""
         self.running = self.running if running is None else running
         health = Health(status, self.slots, self.running, message=message)
         await self.write(wire.AgentMessage(health=translate.health_message(health)))
         await self.take("heard")
 
     async def event(self, key: Key, event: Event, seq: int | None = None) -> int:
-        """Send an event. Return its sequence number, by default the next of the attempt."""
+        """Send an event. `seq` is its number within the attempt, by default the next number. Return the number."""
         if seq is None:
             seq = self.seqs[key.attempt_key] = self.seqs.get(key.attempt_key, 0) + 1
         await self.write(wire.AgentMessage(event=translate.event_message(key, seq, event)))
         return seq
 
     async def live(self, action: wire.Action, events: Sequence[Event] | None = None) -> None:
-        """Send all events of an action and wait until the scheduler has acknowledged them."""
+        """Send all events of an action and wait until the scheduler has acknowledged them.
+
+        By default, the events are those of a short success.
+        """
         key = translate.key(action)
         seq = 0
         for event in life() if events is None else events:
@@ -219,7 +233,10 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Upload files. If there is a summary, then send the event with the summary."""
+        """Upload files to the scheduler and return the receipt.
+
+        If there is a summary, send the event with the summary afterwards.
+        """
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:
             yield wire.ArtifactChunk(header=translate.upload_header_message(key, self.agent_id))
@@ -235,5 +252,5 @@ class FakeAgent:
 
 
 async def succeed(agent: FakeAgent, action: wire.Action) -> None:
-    """Answer an action with the events of a short success."""
+    """Send the events of an action that ends with success after one log line."""
     await agent.live(action)

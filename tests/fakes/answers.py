@@ -1,6 +1,6 @@
-"""Requests that FakeApi has received, and scripted answers that replace the answers of FakeApi.
+"""Requests that FakeApi has received, and scripted answers that FakeApi sends in place of its own answers.
 
-Both live as long as the FakeApi of a test.
+Objects of both classes live as long as the FakeApi of a test.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from agent.domain.json import Object
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Play = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
-# Status of a scripted answer that never comes.
+# This value, as the status of a scripted answer, means that the answer never comes.
 HANG = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One received request. `at` is the time of the event loop in seconds."""
+    """One request that FakeApi has received. `at` is the time of its arrival on the event loop's clock, in seconds."""
 
     verb: str
     path: str
@@ -33,10 +33,10 @@ class Request:
 
 @dataclass(slots=True)
 class Scripted:
-    """An answer to the next `times` requests of a verb on paths that contain `part`.
+    """A scripted answer to the next `times` requests of a verb on paths that contain `part`.
 
-    The status `HANG` means no answer. If `applied` is true, the request takes effect first. `play`, if given, is a
-    function that makes the answer in place of `status` and `body`.
+    The status `HANG` means no answer. If `applied` is true, the request first takes effect as usual. If `play` is
+    given, this function makes the answer in place of `status` and `body`.
     """
 
     verb: str
@@ -53,7 +53,7 @@ class Scripted:
 
 
 def status_text(status: int, message: str) -> str:
-    """Return the JSON text of a Status object, as an API server writes failures."""
+    """Return the JSON text of a Kubernetes Status object for a failure, as an API server writes it."""
     return json.dumps({"kind": "Status", "status": "Failure", "message": message, "code": status})
 
 

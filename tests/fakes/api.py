@@ -29,7 +29,7 @@ from tests.fakes.waiting import Changing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-# Resource version and watch event.
+# A pair of a resource version and an event, as a watch sends the event.
 WatchEvent = tuple[int, Object]
 __all__ = ["HANG", "PODS", "FakeApi", "Request", "Scripted", "failed", "pod_of", "status_text"]
 
@@ -38,7 +38,7 @@ PODS = "/api/v1/namespaces/{namespace}/pods"
 
 @dataclass(eq=False)
 class FakeApi(Changing):
-    """The server, its state, and the scripted answers."""
+    """A fake API server on loopback, with its state and its scripted answers."""
 
     pods: dict[str, Object] = field(default_factory=dict)
     secrets: dict[str, Object] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class FakeApi(Changing):
 
     @asynccontextmanager
     async def serving(self, **settings: Any) -> AsyncIterator[Client]:
-        """Serve requests. Yield a client that has these cluster settings."""
+        """Serve requests while the block runs. Yield a client with these settings of the section `cluster`."""
         application = web.Application(middlewares=[self.record])
         router = application.router
         router.add_get("/version", self.on_version)
@@ -97,10 +97,10 @@ class FakeApi(Changing):
             await runner.cleanup()
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Add the routes of a subclass."""
+        """Do nothing. A subclass overrides this method to add routes of its own."""
 
     def client(self, **settings: Any) -> Client:
-        """Return one more client, which has these cluster settings."""
+        """Return one more client of this server, with these settings of the section `cluster`."""
         configuration = Configuration(host=self.host)
         configuration.connection_pool_maxsize = 0
         self.settings = ClusterSettings.model_validate({"namespace": "ci", **settings})
@@ -145,9 +145,9 @@ class FakeApi(Changing):
         applied: bool = False,
         **headers: str,
     ) -> None:
-        """Script the answer to the next `times` requests of a verb on paths that contain `part`.
+        """Script the answer to the next `times` requests of the verb `verb` on paths that contain `part`.
 
-        If `applied` is true, the request takes effect first.
+        If `applied` is true, the request first takes effect as usual.
         """
         text = status_text(status, message) if body is None else body
         self.scripts.append(
@@ -159,12 +159,12 @@ class FakeApi(Changing):
         await self.notify()
 
     async def release(self) -> None:
-        """Answer every request that hangs."""
+        """Answer every request that got no answer yet because of the scripted status HANG."""
         self.releases += 1
         await self.notify()
 
     async def put(self, pod: Object, kind: str = "MODIFIED") -> Object:
-        """Store a pod with a new resource version and send the event to the watches."""
+        """Store a pod with a new resource version, and send an event of the type `kind` to the watches."""
         self.version += 1
         pod["metadata"]["resourceVersion"] = str(self.version)
         if kind == "DELETED":
@@ -176,14 +176,14 @@ class FakeApi(Changing):
         return pod
 
     async def status(self, name: str, **status: Any) -> None:
-        """Merge fields into the status of a pod and bind the pod to a node."""
+        """Merge these fields into the status of the pod `name`, and bind the pod to a node."""
         pod = deepcopy(self.pods[name])
         pod["spec"]["nodeName"] = "node-1"
         pod["status"] = pod.get("status", {}) | status
         await self.put(pod)
 
     async def remove(self, name: str, *, silently: bool = False) -> None:
-        """Delete a pod. If `silently` is true, no watch receives the event."""
+        """Delete the pod `name`. If `silently` is true, no watch gets an event."""
         pod = deepcopy(self.pods[name])
         if silently:
             del self.pods[name]
@@ -191,13 +191,13 @@ class FakeApi(Changing):
             await self.put(pod, "DELETED")
 
     def describe(self) -> str:
-        """Return the pods with their status, the names of the Secrets, and the last 20 requests."""
+        """Return the pods with their status, the names of the Secrets, and the last 20 requests, as a text."""
         pods = [f"pod {name}: {json.dumps(pod.get('status'))}" for name, pod in self.pods.items()]
         requests = [f"{each.verb} {each.path} {each.query or ''}".rstrip() for each in self.requests[-20:]]
         return "\n".join([*pods, f"secrets: {list(self.secrets)}", f"watches: {self.watches}", *requests])
 
     def requests_for(self, verb: str, part: str = "") -> list[Request]:
-        """Return the received requests of a verb whose path contains `part`."""
+        """Return the requests that had this verb and a path that contains `part`."""
         return [each for each in self.requests if each.verb == verb and part in each.path]
 
     # ---- the API
@@ -238,7 +238,7 @@ class FakeApi(Changing):
         return failed(404, "not found") if pod is None else web.json_response(pod)
 
     async def on_delete(self, request: web.Request) -> web.Response:
-        """Delete a pod, or only mark it as deleted if `slow_removal` is true."""
+        """Delete a pod. If `slow_removal` is true and the grace period is not 0, only mark the pod as deleted."""
         name = request.match_info["name"]
         body = json.loads(await request.read() or b"{}")
         pod = deepcopy(self.pods.get(name))
@@ -257,7 +257,7 @@ class FakeApi(Changing):
         return web.json_response(pod)
 
     async def on_log(self, request: web.Request) -> web.StreamResponse:
-        """Return the log of a container, or follow it until the container has ended."""
+        """Return the log of a container. With `follow=true`, send the log until the container has ended."""
         key = request.match_info["name"], request.query.get("container", "")
         if key not in self.logs:
             return failed(404, "no log")
@@ -269,7 +269,7 @@ class FakeApi(Changing):
         return response
 
     async def follow(self, request: web.Request, response: web.StreamResponse, key: tuple[str, str]) -> None:
-        """Send the log of a container while it grows. As in a kubelet, the headers come with the first byte."""
+        """Send the log of a container while it grows. As in a kubelet, the headers wait for the first byte."""
         sent, over = 0, False
         while not over:
             over = not self.runs(*key)
@@ -286,7 +286,7 @@ class FakeApi(Changing):
         return not self.stopping and any(each["name"] == container and "running" in each["state"] for each in statuses)
 
     async def on_list(self, request: web.Request) -> web.StreamResponse:
-        """List pods, or watch them."""
+        """Return a list of all pods. With `watch=true`, send watch events of pods."""
         if request.query.get("watch") == "true":
             return await self.on_watch(request)
         return web.json_response(
@@ -294,11 +294,11 @@ class FakeApi(Changing):
         )
 
     def must_act(self, cuts: int, since: int, events: list[WatchEvent]) -> bool:
-        """Return whether a watch must send an event, send a bookmark or end."""
+        """Return whether a watch must now send an event, send a bookmark, or end."""
         return self.stopping or self.cuts != cuts or self.bookmarks or bool(events and events[-1][0] > since)
 
     async def on_watch(self, request: web.Request, events: list[WatchEvent] | None = None) -> web.StreamResponse:
-        """Send the events after a resource version until the watch ends."""
+        """Send the watch events after the requested resource version, until the watch ends."""
         events = self.pod_events if events is None else events
         since, cuts = int(request.query["resourceVersion"]), self.cuts
         response = web.StreamResponse()
@@ -313,7 +313,7 @@ class FakeApi(Changing):
         return response
 
     async def send_events(self, response: web.StreamResponse, since: int, cuts: int, events: list[WatchEvent]) -> None:
-        """Send each new event of a watch until the watch is cut or the server stops."""
+        """Send each event of a watch after the version `since`, until the test cuts all watches or the server stops."""
         while not self.stopping and self.cuts == cuts:
             fresh = [each for each in events if each[0] > since]
             for _, event in self.order(fresh):
@@ -328,7 +328,7 @@ class FakeApi(Changing):
 
 
 def encode_event(event: Object) -> bytes:
-    """Return an event as an API server writes it: compact, with its fields in the usual order."""
+    """Return a watch event as the JSON line of an API server, which is compact and has the fields in this order."""
     found, head = event["object"], ("name", "namespace", "uid", "resourceVersion")
     metadata = {key: found["metadata"][key] for key in head if key in found["metadata"]} | found["metadata"]
     kind = {"kind": found.get("kind", "Pod"), "apiVersion": found.get("apiVersion", "v1"), "metadata": metadata}
@@ -337,7 +337,7 @@ def encode_event(event: Object) -> bytes:
 
 
 def pod_of(name: str, uid: str = "", *, agent: str = "agent-1", **status: Any) -> Object:
-    """Return a pod with the labels of an agent of the pool `default`."""
+    """Return a pod with these fields of its status, and with the labels of `agent` in the pool `default`."""
     labels = {"app.kubernetes.io/managed-by": "sealci-agent", "sealci.dev/pool": "default", "sealci.dev/agent": agent}
     metadata = {
         "name": name,

@@ -11,7 +11,7 @@ import grpc
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key."""
+    """The paths of a certificate and of its private key."""
 
     cert: Path
     key: Path
@@ -19,7 +19,7 @@ class Pair:
     def credentials(self, clients: Pair | None = None) -> grpc.ServerCredentials:
         """Return gRPC server credentials with this certificate.
 
-        If `clients` is given, the server demands a client certificate that this CA has signed.
+        If `clients` is given, the server demands a client certificate that the CA `clients` has signed.
         """
         return grpc.ssl_server_credentials(
             [(self.key.read_bytes(), self.cert.read_bytes())],
@@ -33,7 +33,7 @@ def openssl(*arguments: str | Path) -> None:
 
 
 def authority(folder: Path, name: str) -> Pair:
-    """Create a CA."""
+    """Create the certificate and key of a new CA below `folder`."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
     new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
     openssl(*new, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", pair.cert)
@@ -41,7 +41,7 @@ def authority(folder: Path, name: str) -> Pair:
 
 
 def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1, address: str = "") -> Pair:
-    """Create a certificate for a host, and for an IP address if given, signed by a CA."""
+    """Create a certificate for `host`, and for the IP address `address` if given. The CA `by` signs the certificate."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
     request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
     new = ("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -54,7 +54,7 @@ def signed(folder: Path, name: str, by: Pair, host: str, *, days: int = 1, addre
 
 @dataclass(frozen=True)
 class Certificates:
-    """All certificates of the tests."""
+    """All certificates that the tests use."""
 
     ca: Pair
     other_ca: Pair

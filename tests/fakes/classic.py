@@ -34,7 +34,7 @@ OPTIONS = (("grpc.http2.min_ping_interval_without_data_ms", 10), ("grpc.so_reuse
 
 @dataclass
 class Entry:
-    """One agent of the pool."""
+    """One agent in the pool of the fake scheduler."""
 
     host: str
     port: int
@@ -43,17 +43,20 @@ class Entry:
 
     @property
     def load(self) -> int:
-        """The load of the agent in percent, from its last health report."""
+        """Return the load of the agent in percent, from the agent's last health report."""
         return self.health[-1].cpu_avail
 
     @property
     def is_last(self) -> bool:
-        """Whether the last health report has the highest values that the contract can carry."""
+        """Return whether the last health report has the highest values that the contract can carry.
+
+        The scheduler then picks the agent only after all others.
+        """
         return (self.health[-1].cpu_avail, self.health[-1].memory_avail) == (2**32 - 1, 2**64 - 1)
 
     @property
     def score(self) -> float:
-        """The score of the agent's last health report, computed as the real scheduler does.
+        """Return the score of the agent's last health report, computed as the real scheduler computes it.
 
         The real scheduler has one formula for the health in a registration and another for later reports.
         """
@@ -64,10 +67,10 @@ class Entry:
 
 @dataclass
 class Answer:
-    """The responses of a call, as the client of the scheduler sees them.
+    """The responses to one call of an agent, as the client of the scheduler sees them.
 
-    `exit_code` and `code` are None until they arrive. A test sets `client_gone` when the client goes away.
-    `client_failed` is True if the client could not store the log.
+    `exit_code` and `code` (the status of the call) are None until they arrive. A test sets `client_gone` to simulate a
+    client that goes away. `client_failed` is True if the client could not store the log.
     """
 
     text: str = ""
@@ -83,7 +86,7 @@ class Answer:
 
 
 class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
-    """The gRPC server at which agents register, and the client that calls these agents."""
+    """The gRPC server at which agents register, and the gRPC client that calls these agents to run actions."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
@@ -103,14 +106,14 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return f"{self.host}:{self.port}"
 
     async def start(self) -> None:
-        """Listen. After a stop, listen on the same port again."""
+        """Listen for agents. If the scheduler was stopped before, listen on the same port again."""
         self.server = aio.server(options=OPTIONS)
         scheduler_pb2_grpc.add_AgentServicer_to_server(self, self.server)
         self.port = self.server.add_insecure_port(self.address)
         await self.server.start()
 
     async def stop(self) -> None:
-        """End all streams and calls, and drop the pool of agents."""
+        """End all streams and calls, and empty the pool of agents."""
         channels, self.channels = self.channels, []
         for channel in channels:
             await channel.close()
@@ -125,7 +128,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return "\n".join([f"registrations: {self.registrations}, refusals: {self.refusals}", *pool])
 
     async def registered(self) -> Entry:
-        """Wait until an agent has registered and reported its health. Return the agent for the next action."""
+        """Wait until an agent has registered and reported its health. Return the agent with the lowest score."""
         await self.until(
             "an agent has registered and reported its health",
             lambda: any(len(each.health) > 1 and not each.gone for each in self.pool.values()),
@@ -133,7 +136,10 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return self.best()
 
     def best(self) -> Entry:
-        """Return the agent for the next action. Like the real scheduler, do not check whether the agent is alive."""
+        """Return the agent with the lowest score, which gets the next action.
+
+        Like the real scheduler, do not check whether the agent is alive.
+        """
         return min(self.pool.values(), key=lambda each: each.score)
 
     # ---- calls that agents make
@@ -155,7 +161,7 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
     async def ReportHealthStatus(  # noqa: N802 - the contract's name
         self, request_iterator: AsyncIterator[scheduler_pb2.HealthStatus], context: Context
     ) -> scheduler_pb2.Empty:
-        """Record the health of an agent until its stream ends."""
+        """Record the health reports of an agent until the agent's stream ends."""
         entry: Entry | None = None
         try:
             async for status in request_iterator:
@@ -171,12 +177,16 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
     # ---- calls to agents, which this scheduler makes
 
     def dial(self, request: actions_pb2.ActionRequest, entry: Entry | None = None) -> DialedCall:
-        """Connect to an agent and send the action to this agent. Return the call, which the caller reads."""
+        """Connect to an agent and send it the request of an action. Return the call, whose responses the caller reads.
+
+        By default, the agent is the one with the lowest score.
+        """
         entry = entry or self.best()
         uri = urlsplit(f"{entry.host}:{entry.port}")
         assert uri.scheme in ("http", "https")
         assert (uri.hostname, uri.port) == (entry.host.partition("://")[2].strip("[]"), entry.port)
-        # The real scheduler opens a connection for each action. By default gRPC shares connections within a process.
+        # The real scheduler opens a connection for each action. gRPC shares connections within a process, unless this
+        # option is set.
         options = (*self.options, ("grpc.use_local_subchannel_pool", 1))
         if self.credentials is None:
             channel = aio.insecure_channel(uri.netloc, options=options)
@@ -187,7 +197,10 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
         return call
 
     async def run(self, image: str, *commands: str, number: int = 7, repo_url: str = "") -> Answer:
-        """Run an action on the agent with the lowest score, and read its call to the end. `number` is the action id."""
+        """Run an action on the agent with the lowest score, and read the responses to their end.
+
+        `number` is the action id.
+        """
         call = self.dial(asked(image, *commands, number=number, repo_url=repo_url))
         answer = Answer()
         await read(call, answer)
@@ -195,13 +208,13 @@ class ClassicScheduler(Changing, scheduler_pb2_grpc.AgentServicer):
 
 
 def asked(image: str, *commands: str, number: int = 7, repo_url: str = "") -> actions_pb2.ActionRequest:
-    """Return the request of an action as the real scheduler sends the request. `number` is the action id."""
+    """Return the request for an action in the form in which the real scheduler sends it. `number` is the action id."""
     context = actions_pb2.ExecutionContext(type=actions_pb2.RUNNER_TYPE_DOCKER, container_image=image)
     return actions_pb2.ActionRequest(action_id=number, context=context, commands=commands, repo_url=repo_url)
 
 
 async def read(call: DialedCall, answer: Answer) -> None:
-    """Read a call to its end, or until the client is gone or has failed. Record the responses in `answer`."""
+    """Read the responses of a call to their end, or until the client is gone or has failed. Record them in `answer`."""
     try:
         while isinstance(response := await call.read(), actions_pb2.ActionResponseStream):
             take(response, answer)
@@ -210,13 +223,14 @@ async def read(call: DialedCall, answer: Answer) -> None:
                 return
         answer.code = await call.code()
     except aio.AioRpcError:
-        # The real scheduler passes on no status and no text of the agent. A stream that has begun just ends.
+        # The real scheduler passes on neither the status nor the text of an agent's error. If a response was sent
+        # before, the client sees a normal end.
         answer.code = grpc.StatusCode.OK if answer.responses else grpc.StatusCode.INTERNAL
         answer.details = "" if answer.responses else "Failed to execute Action"
 
 
 def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
-    """Add one response to the answer. A response without a result is dropped."""
+    """Add one response of an agent to `answer`. A response without a result is dropped, as in the real scheduler."""
     answer.responses += 1
     if not response.HasField("result"):
         answer.dropped += 1
@@ -234,7 +248,7 @@ def take(response: actions_pb2.ActionResponseStream, answer: Answer) -> None:
 
 
 async def until_text(call: DialedCall, answer: Answer, text: str) -> None:
-    """Read a call until its log contains a text. The rest of the call stays unread."""
+    """Read the responses of a call until the log in `answer` contains `text`. The remaining responses stay unread."""
     while text not in answer.text:
         response = await call.read()
         assert isinstance(response, actions_pb2.ActionResponseStream), answer

@@ -1,4 +1,4 @@
-"""An agent that speaks the classic protocol, with a cluster in memory, beside the fake SealCI 0.2 scheduler."""
+"""An agent that speaks the classic protocol and has a cluster in memory, with the fake SealCI 0.2 scheduler."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DEADLINE = 20.0
 
 
 class World:
-    """The classic connection and the sessions of an agent, with a fake scheduler and a fake cluster.
+    """The classic connection and the sessions of one agent, with a fake scheduler and a fake cluster.
 
-    A world with a given `scheduler` shares it with other worlds, and leaves its start and its end to the test.
+    If a test passes `scheduler`, several worlds share this scheduler, and the test starts and stops it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class World:
         self.running: asyncio.Task[None]
 
     async def start(self) -> None:
-        """Start the scheduler and the agent, and wait for the registration if the cluster is reachable."""
+        """Start the scheduler and the agent. If the cluster is reachable, wait until the agent has registered."""
         if not self.shares:
             await self.scheduler.start()
         settings = Settings.model_validate(
@@ -76,12 +76,12 @@ class World:
 
     @property
     def entry(self) -> Entry:
-        """The last entry of this agent in the scheduler's pool."""
+        """Return the last entry of this agent in the scheduler's pool."""
         return [each for each in self.scheduler.pool.values() if each.port == self.connection.port][-1]
 
     @property
     def reported(self) -> bool:
-        """Whether this agent is in the pool and has reported its health."""
+        """Return whether this agent is in the scheduler's pool and has reported its health."""
         return any(each.port == self.connection.port and len(each.health) > 1 for each in self.scheduler.pool.values())
 
     def health(self) -> Health:
@@ -97,7 +97,7 @@ class World:
         self.sessions.cancel(attempt_key, cancel)
 
     async def stop(self) -> None:
-        """Drain and close, in the order of the application."""
+        """Drain the sessions and close the connection, in the same order as the real agent."""
         self.sessions.drain("the test has ended")
         await self.sessions.idle()
         await self.connection.close()
@@ -106,11 +106,11 @@ class World:
             await self.scheduler.stop()
 
     def clean(self) -> bool:
-        """Whether no environment, session or call is left."""
+        """Return whether the agent has no environment, no session and no call left."""
         return not self.backend.alive and not self.sessions.sessions and not self.connection.service.calls
 
     async def until_clean(self) -> None:
-        """Wait until no environment, session or call is left."""
+        """Wait until the agent has no environment, no session and no call left."""
         await self.sessions.idle()
         await self.backend.until("every environment is removed", lambda: not self.backend.alive)
         assert self.clean()
@@ -125,7 +125,10 @@ async def worlds(
     timings: ClassicTimings | None = None,
     **classic: Any,
 ) -> AsyncIterator[World]:
-    """Run an agent with its fake scheduler and fake cluster. At the end no environment, session or call may be left."""
+    """Run one agent with its fake scheduler and fake cluster while the block runs.
+
+    At the end no environment, session or call may be left.
+    """
     async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
         world = World(tasks, classic, agent or {}, scheduler)
         world.backend.reachable = reachable
@@ -141,7 +144,7 @@ async def worlds(
 
 
 async def running_environment(world: World) -> Any:
-    """Wait until the log of an environment is read. Return the environment."""
+    """Wait until a session reads the log of an environment. Return this environment."""
     await world.backend.until(
         "the log of an environment is read",
         lambda: any("log" in each.steps for each in world.backend.environments.values()),

@@ -73,7 +73,7 @@ class Script:
 
 
 class FakeBackend(Changing):
-    """Creates environments. `script` returns the Script of an action."""
+    """Creates the environments of actions in memory. The function `script` returns the Script for an action."""
 
     def __init__(self) -> None:
         self.reachable = True
@@ -88,11 +88,11 @@ class FakeBackend(Changing):
         return environment
 
     def describe(self) -> str:
-        """Return the steps of each environment."""
+        """Return the steps of each environment, for the message of a failed wait."""
         return "\n".join(f"{each.name}: {each.steps}" for each in self.environments.values()) or "no environment"
 
     async def at(self, action_id: str, step: str) -> FakeEnvironment:
-        """Wait until the environment of an action has reached a step. Return the environment."""
+        """Wait until the environment of the action `action_id` has reached `step`. Return the environment."""
         await self.until(
             f"{action_id} reaches the step {step}",
             lambda: action_id in self.environments and step in self.environments[action_id].steps,
@@ -101,7 +101,7 @@ class FakeBackend(Changing):
 
 
 class FakeEnvironment:
-    """One environment. `steps` lists what has happened, in order."""
+    """The environment of one action. `steps` lists what has happened in it, in order."""
 
     def __init__(self, backend: FakeBackend, action: Action, script: Script) -> None:
         self.backend = backend
@@ -124,12 +124,12 @@ class FakeEnvironment:
         return f"memory/{self.action.key.action_id}"
 
     async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Record the adoption."""
+        """Record that an agent has adopted the session. `secrets` are not used."""
         await self.note("take over")
 
     @property
     def running_for(self) -> float:
-        """Return a small number of seconds if the commands have started, otherwise 0."""
+        """Return a small number of seconds if the commands have started, otherwise return 0."""
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
 
     @property
@@ -148,34 +148,37 @@ class FakeEnvironment:
     # ---- methods that only tests call
 
     async def note(self, step: str) -> None:
-        """Record a step. If the script holds the step, wait until the test unblocks it."""
+        """Record that the environment has reached `step`.
+
+        If the script holds the step, wait until the test unblocks it.
+        """
         self.steps.append(step)
         await self.backend.notify()
         if step in self.script.holds:
             await self.backend.wait_for(lambda: step in self.unblocked)
 
     async def unblock(self, step: str) -> None:
-        """Let a step continue that the script holds."""
+        """Let the environment continue after `step`, at which the script holds it."""
         self.unblocked.add(step)
         await self.backend.notify()
 
     async def show(self, *observations: Observation) -> None:
-        """Add observations of the pod, which `observations` then yields."""
+        """Let the environment report these observations of the pod, in order."""
         self.seen += observations
         await self.backend.notify()
 
     async def write(self, data: bytes) -> None:
-        """Append to the log."""
+        """Append bytes to the log of the environment."""
         self.total += len(data)
         self.written.append(LogPiece(data, Cursor("2026-11-24T08:00:00Z", 1, self.total, self.total)))
         await self.backend.notify()
 
     async def mark(self, text: str) -> None:
-        """Append a marker of the supervisor to the log."""
+        """Append a line with a marker of the supervisor to the log. `text` is the content of the marker."""
         await self.write(f"\x1esealci:{NONCE}:{text}\n".encode())
 
     async def run_commands(self) -> None:
-        """Write the log of all commands and end the container."""
+        """Write the log of all commands as the script demands, and end the container."""
         codes = self.script.codes or (0,) * len(self.action.commands)
         for number, code in enumerate(codes, 1):
             await self.mark(f"s:{number}")
@@ -184,7 +187,7 @@ class FakeEnvironment:
         await self.end(codes[-1], len(codes))
 
     async def end(self, code: int, command: int) -> None:
-        """End the container after command number `command`, which ended with exit code `code`."""
+        """End the container. Its last command has the number `command` and ended with exit code `code`."""
         self.written += self.script.tail
         await self.mark(f"l:0:{code}")
         self.log_is_over = True
@@ -196,7 +199,10 @@ class FakeEnvironment:
     # ---- methods that a session calls
 
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod."""
+        """Record the creation of the pod, and report the observations of the set-up that the script names.
+
+        If the script names an error for this creation, raise the error.
+        """
         self.creations += 1
         self.backend.alive.add(self.name)
         await self.note("create")
@@ -208,7 +214,10 @@ class FakeEnvironment:
         await self.show(*setup)
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield the observations of the pod. After a call of `log`, begin with the newest observation."""
+        """Yield the observations of the pod until the final one.
+
+        After a call of `log`, begin with the newest observation.
+        """
         await self.note("setup")
         position = max(0, len(self.seen) - 1) if self.playing else 0
         while True:
@@ -220,11 +229,11 @@ class FakeEnvironment:
                 return
 
     def markers(self, start: Cursor) -> MarkerReader:
-        """Return a new reader of the markers in a log that is read from `start`."""
+        """Return a new reader that finds the markers in the log. `start` is the cursor at which the log begins."""
         return MarkerReader(NONCE, 1000, start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log. The first reader starts the commands."""
+        """Yield the log of the environment. The first call starts the commands."""
         self.playing = True
         await self.note("log")
         if not any(isinstance(seen, FINAL) for seen in self.seen):
@@ -245,7 +254,10 @@ class FakeEnvironment:
             self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
-        """End the commands with exit code 143 and return True. If the script is `deaf`, only return False."""
+        """End the commands with exit code 143 and return True.
+
+        If the script is `deaf`, the commands go on, and the method returns False.
+        """
         self.interrupts.append(grace)
         await self.note("interrupt")
         if self.script.deaf:
@@ -258,7 +270,10 @@ class FakeEnvironment:
         return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Yield one file, then the next result of the collection that the script names."""
+        """Yield one file, then the result of the copy that the script names next.
+
+        If this result is an error, raise it.
+        """
         await self.note("files")
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
@@ -275,7 +290,7 @@ class FakeEnvironment:
         return self.script.interactive
 
     async def upload_workspace(self) -> None:
-        """Record the upload of the workspace."""
+        """Record that the workspace was uploaded."""
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -284,7 +299,10 @@ class FakeEnvironment:
         return "the pod shows the cause" if outcome.result is Result.FAILED else ""
 
     async def remove(self) -> None:
-        """Remove the pod, unless another agent owns it."""
+        """Record the removal of the pod, unless another agent owns the pod.
+
+        If the script names a `remove_error`, raise it.
+        """
         self.removals += 1
         if self.disowned:
             return
@@ -297,8 +315,8 @@ class FakeEnvironment:
 
 
 def collected(refused: str = "", left_out: int = 0) -> Collected:
-    """Return the result of a collection that copied one file and left out `left_out` files.
+    """Return the result of a copy of files: one copied file, and `left_out` files that were left out.
 
-    `refused` is the cause of a failed collection, and empty if the collection succeeded.
+    `refused` is the cause if the copy failed, and empty if it succeeded.
     """
     return Collected(ArtifactSummary(files=1, bytes=8, left_out_files=left_out), refused)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """The received spans. `url` is the endpoint for an exporter."""
+    """The spans that the collector has received. `url` is the endpoint to which an exporter sends spans."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -31,7 +31,7 @@ class Collector:
         self.paths: set[str] = set()
 
     def take(self, path: str, body: bytes) -> None:
-        """Store the spans of one export."""
+        """Store the spans in the body of one export request."""
         self.paths.add(path)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resources.append(attributes(resource.resource))
@@ -54,7 +54,10 @@ def attributes(thing: Any) -> dict[str, Any]:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """Serve a collector in a thread, because the exporter blocks its own thread on each request."""
+    """Serve a Collector in a thread while the block runs.
+
+    The thread is needed because the exporter blocks its own thread on each request.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -67,7 +70,7 @@ def collecting() -> Iterator[Collector]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Log no request."""
+            """Write no line to stderr, as the base class would for each request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(server.server_address[1])

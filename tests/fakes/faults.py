@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from tests.fakes.answers import Handler, Play
     from tests.fakes.api import FakeApi, WatchEvent
 
-# Seconds between two bytes of a slow answer, and between two checks of a condition.
+# Seconds between two bytes of a slow answer, and between two checks whether the agent has noticed a fault.
 PACE = 0.02
 EXPIRED = '{"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}\n'
 CONFLICT = "Operation cannot be fulfilled on it: the object has been modified; please apply your changes to the"
 WEBHOOK = 'admission webhook "rules.example.org" denied the request: the image has no owner'
-# Status, message and headers of the answer, by the name of the fault.
+# The answer for each fault that is only a wrong answer: status, message and headers, by the name of the fault.
 ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
     "401": (401, "Unauthorized", {}),
     "403 right": (403, 'is forbidden: User "agent" cannot do this in the namespace "ci"', {}),
@@ -47,8 +47,8 @@ ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
 class Faults:
     """Injects faults into the answers of one FakeApi.
 
-    `felt` returns whether the agent has noticed an outage, so that the outage may end. `other` is a certificate that
-    the agent does not trust.
+    An outage ends when `felt()` is true, which means that the agent has noticed the outage. `other` is a certificate
+    that the agent does not trust.
     """
 
     def __init__(self, api: FakeApi, felt: Callable[[], bool]) -> None:
@@ -59,7 +59,7 @@ class Faults:
         self.outages: set[asyncio.Task[None]] = set()
 
     def put(self, name: str, verb: str, part: str, times: int) -> None:
-        """Inject a named fault into the next `times` requests of a verb on paths that contain `part`."""
+        """Inject the fault `name` into the next `times` requests of a verb on paths that contain `part`."""
         if order := ORDERS.get(name):
             self.api.order = order
             return
@@ -79,11 +79,11 @@ class Faults:
         self.api.scripts.append(Scripted(verb, part, HANG, "", {}, times, play=self.counted(play)))
 
     def lift(self) -> None:
-        """Remove all faults."""
+        """Remove all faults, so that the server answers as usual."""
         self.api.scripts.clear()
 
     def counted(self, play: Play) -> Play:
-        """Wrap a fault so that `hits` counts the requests that met it."""
+        """Return the fault `play`, changed so that `hits` counts the requests that meet the fault."""
 
         def counting(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
             self.hits += 1
@@ -92,7 +92,7 @@ class Faults:
         return counting
 
     def answer(self, make: Callable[..., web.Response], **answer: object) -> Play:
-        """Return a fault that answers with a fixed response."""
+        """Return a fault that answers each request with the response of `make(**answer)`."""
 
         async def play(request: web.Request, handler: Handler) -> web.StreamResponse:
             return make(**answer)
@@ -110,9 +110,9 @@ class Faults:
         return await self.outage(self.other)
 
     async def outage(self, certificate: ssl.SSLContext | None) -> web.StreamResponse:
-        """Abort every connection. Listen again on the same address when the agent has noticed the outage.
+        """Abort every connection. Listen again on the same port when the agent has noticed the outage.
 
-        Until then, listen with `certificate` if there is one.
+        If there is a `certificate`, listen with it during the outage. Otherwise refuse connections during the outage.
         """
         api = self.api
         port = api.runner.addresses[0][1]
@@ -128,7 +128,7 @@ class Faults:
         return web.Response(status=500)
 
     async def come_back(self, port: int, stands: bool) -> None:
-        """Listen again on the port when the agent has noticed the outage.
+        """Wait until the agent has noticed the outage. Then listen on the port again, with the usual certificate.
 
         `stands` is true if the server listens with another certificate during the outage.
         """
@@ -146,7 +146,7 @@ class Faults:
     # ---- faults of the answer
 
     async def applied(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Apply the request and send no answer."""
+        """Apply the request as usual, and never answer it."""
         if request.query.get("watch") != "true" and not request.path.endswith(("/exec", "/log")):
             await handler(request)
         await self.gone(request)
@@ -158,7 +158,7 @@ class Faults:
             await asyncio.sleep(PACE)
 
     async def body(self, request: web.Request, handler: Handler) -> bytes:
-        """Return the body of the real answer."""
+        """Apply the request as usual. Return the body of its answer."""
         if request.query.get("watch") == "true":
             return json.dumps({"type": "MODIFIED", "object": {"kind": "Pod"}}).encode()
         if request.path.endswith("/log"):
@@ -169,7 +169,7 @@ class Faults:
         return answer.body
 
     async def half(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Apply the request and break off in the middle of the answer."""
+        """Apply the request as usual, and close the connection in the middle of the answer."""
         if request.path.endswith("/exec"):
             request["fault"] = "half"
             return await handler(request)
@@ -183,7 +183,7 @@ class Faults:
         return response
 
     async def slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Apply the request and answer byte by byte, for longer than the agent may wait."""
+        """Apply the request as usual, and answer byte by byte, for longer than the agent may wait."""
         if request.path.endswith("/exec"):
             request["fault"] = "slow"
             return await handler(request)
@@ -202,7 +202,7 @@ class Faults:
         return response
 
     async def silent(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Send the headers of an answer and no body."""
+        """Send the headers of an answer and never a body."""
         response = web.StreamResponse()
         with suppress(ConnectionError):
             await response.prepare(request)
@@ -211,7 +211,7 @@ class Faults:
 
 
 async def shut(site: web.BaseSite) -> None:
-    """Stop listening, after the loop has accepted the connections that are arriving now.
+    """Stop listening, after the event loop has accepted the connections that are arriving now.
 
     If a server is closed while asyncio accepts a connection, asyncio loses this connection, which then stays open and
     silent.
@@ -229,17 +229,17 @@ async def shut(site: web.BaseSite) -> None:
 
 
 def doubled(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Return a list that contains each event twice."""
+    """Return the events of a watch, each event twice."""
     return [each for event in events for each in (event, event)]
 
 
 def backwards(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Return the events in reverse order, and at the end the oldest event a second time."""
+    """Return the events of a watch in reverse order, and at the end the oldest event a second time."""
     return [*reversed(events), *events[:1]]
 
 
 def with_gaps(events: list[WatchEvent]) -> list[WatchEvent]:
-    """Return the events without the end of the commands and without the deletion of the pod."""
+    """Return the events of a watch without the end of the pod's commands and without the pod's deletion."""
     return [each for each in events if each[1]["type"] != "DELETED" and "exitCode" not in json.dumps(each[1])]
 
 

@@ -35,7 +35,7 @@ OPTIONS = (
 
 @dataclass(eq=False)
 class Peer:
-    """One stream of an agent, at the scheduler's end."""
+    """One stream of an agent, as the fake scheduler holds it."""
 
     authorization: str
     outgoing: asyncio.Queue[wire.SchedulerMessage | None] = field(default_factory=asyncio.Queue)
@@ -49,20 +49,23 @@ class Peer:
     status: tuple[grpc.StatusCode, str] | None = None
 
     def send(self, **message: Any) -> None:
-        """Send a message to the agent. The keyword is the kind of the message."""
+        """Send a message to the agent. The keyword is the kind of the message, such as `action`."""
         self.outgoing.put_nowait(wire.SchedulerMessage(**message))
 
     def end(self, status: grpc.StatusCode | None = None, details: str = "") -> None:
-        """End the stream with a status. Without a status, end the stream cleanly."""
+        """End the stream of the agent with this status. Without a status, end the stream with OK."""
         self.status = (status, details) if status is not None else None
         self.outgoing.put_nowait(None)
 
 
 class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
-    """The server. Some attributes script its behaviour, and the other attributes record what it has received."""
+    """The gRPC server. A test sets some attributes to script the server's behaviour.
+
+    Other attributes record messages.
+    """
 
     def __init__(self) -> None:
-        # Attributes that a test sets to script the server's behaviour.
+        # A test sets this attribute and those up to `credentials` to script the server's behaviour.
         self.interval = 60.0
         self.grace = 60.0
         self.refusal: wire.Refused | None = None
@@ -70,7 +73,8 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.answers_registration = True
         self.answers_health = True
         self.acknowledges = True
-        # Number of events per acknowledgement. A new stream resumes after the last acknowledged event.
+        # Number of events per acknowledgement. If it is above 1, a new stream resumes after the last acknowledged
+        # event.
         self.acknowledges_every = 1
         self.answers_sessions = True
         self.ends_with_agent = True
@@ -80,7 +84,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.breaks_upload_after: int | None = None
         self.receipt: wire.UploadReceipt | None = None
         self.credentials: grpc.ServerCredentials | None = None
-        # Attributes that record what the server has received.
+        # This attribute and the following ones record what the server has received.
         self.peers: list[Peer] = []
         self.stored: dict[tuple[str, int], list[wire.Event]] = {}
         self.acknowledged: dict[tuple[str, int], int] = {}
@@ -94,7 +98,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
     # ---- the server
 
     async def start(self) -> None:
-        """Listen. After a stop, listen on the same port again."""
+        """Listen for agents. If the scheduler was stopped before, listen on the same port again."""
         self.server = aio.server(options=OPTIONS)
         agent_pb2_grpc.add_SchedulerServicer_to_server(self, self.server)
         address = f"localhost:{self.port}"
@@ -116,7 +120,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
 
     @property
     def peer(self) -> Peer:
-        """Return the last registered stream."""
+        """Return the stream that has registered last."""
         return [peer for peer in self.peers if peer.register is not None][-1]
 
     def forget(self) -> None:
@@ -124,7 +128,10 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.stored.clear()
 
     def describe(self) -> str:
-        """Return the streams with their last health, and how many events are stored of each attempt."""
+        """Return each stream with its last health report, and the kinds of the stored events of each attempt.
+
+        This text is for the message of a failed wait.
+        """
         peers = [
             f"stream: registered {each.register is not None}, messages {each.order}, ended {each.ended},"
             f" health {str(each.health[-1:]).split()}"
@@ -141,11 +148,11 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         return self.peer
 
     def last_seq(self, key: Key) -> int:
-        """Return the number of the last stored event of an attempt."""
+        """Return the number of the last event that is stored of an attempt, or 0."""
         return len(self.stored.get(key.attempt_key, ()))
 
     def log_of(self, key: Key) -> bytes:
-        """Return the stored log of an attempt."""
+        """Return the log of an attempt, as the scheduler has stored it."""
         return b"".join(event.log.data for event in self.stored.get(key.attempt_key, ()))
 
     # ---- the gRPC call Connect
@@ -208,7 +215,10 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             self.answer(peer, state)
 
     def answer(self, peer: Peer, state: wire.SessionState) -> None:
-        """Send the resume point of a session."""
+        """Send the message Resume for a session, unless `answers_sessions` is false.
+
+        The message names the last stored event.
+        """
         if self.answers_sessions:
             place = (state.action_id, state.attempt)
             seq = len(self.stored.get(place, ()))
@@ -217,7 +227,10 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
             peer.send(resume=wire.Resume(action_id=state.action_id, attempt=state.attempt, claim=state.claim, seq=seq))
 
     def event(self, peer: Peer, event: wire.Event) -> None:
-        """Store an event. If an event with the same number is stored, check that both are equal."""
+        """Store and acknowledge an event of an agent. Record a breach if the event breaks the contract.
+
+        For example, an event with the number of a stored event must be equal to that event.
+        """
         if peer.register is None:
             self.breaches.append("an event before the registration")
         self.arrivals.append(event)
@@ -259,7 +272,10 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
 
 
 async def main() -> None:
-    """Serve until the standard input ends, and print the port. A test can freeze this process."""
+    """Run a FakeScheduler as a process until the standard input ends. Print its port.
+
+    A test can freeze this process.
+    """
     scheduler = FakeScheduler()
     await scheduler.start()
     print(scheduler.port, flush=True)

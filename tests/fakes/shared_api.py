@@ -1,4 +1,4 @@
-"""FakeApi for several agents: adds Leases, and claims of pods by an optimistic lock.
+"""A FakeApi that several agents share. It also has Leases, and pods that an agent claims by an optimistic lock.
 
 A SharedApi lives as long as a test.
 """
@@ -23,7 +23,7 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 @dataclass(eq=False)
 class SharedApi(FakeApi):
-    """The server. `leases` holds the Leases by name."""
+    """A fake API server that several agents share. `leases` holds the Leases by name."""
 
     leases: dict[str, Object] = field(default_factory=dict)
 
@@ -39,7 +39,7 @@ class SharedApi(FakeApi):
         router.add_delete(f"{LEASES}/{{name}}", self.on_delete_lease)
 
     async def on_patch_pod(self, request: web.Request) -> web.Response:
-        """Merge a patch into a pod. Answer 409 if the patch names another resource version."""
+        """Merge a patch into a pod. Answer 409 if the patch names another resource version than the pod has."""
         pod, body = self.pods.get(request.match_info["name"]), await request.json()
         if pod is None:
             return failed(404, "not found")
@@ -77,7 +77,7 @@ class SharedApi(FakeApi):
         return web.json_response(await self.put_lease(deepcopy(lease), "DELETED"))
 
     async def put_lease(self, lease: Object, kind: str = "MODIFIED") -> Object:
-        """Store a Lease with a new resource version and send the event to the watches."""
+        """Store a Lease with a new resource version, and send an event of the type `kind` to the watches."""
         self.version += 1
         name = lease["metadata"]["name"]
         lease["metadata"]["resourceVersion"] = str(self.version)
@@ -90,13 +90,13 @@ class SharedApi(FakeApi):
 
 
 def stale(found: Object, patch: Object) -> bool:
-    """Return whether a patch names another resource version than the object has."""
+    """Return whether `patch` names another resource version than the object `found` has."""
     version = found["metadata"]["resourceVersion"]
     return bool(patch.get("metadata", {}).get("resourceVersion", version) != version)
 
 
 def merged(found: Mapping[str, Any], patch: Mapping[str, Any]) -> Object:
-    """Return an object with a merge patch applied."""
+    """Return a copy of the object `found` with the merge patch `patch` applied."""
     result = deepcopy(dict(found))
     for key, value in patch.items():
         if value is None:

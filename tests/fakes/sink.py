@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class RecordingEventSink:
     """Opens a RecordingSessionSink for every session.
 
-    While a test has cleared `acknowledges`, `wait_until_stored` waits. The sinks of the actions in `poisoned` raise on
-    every event.
+    While a test has cleared the event `acknowledges`, `wait_until_stored` of every session waits. `poisoned` holds ids
+    of actions whose sessions cannot send an event, because `send` raises an error.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class RecordingEventSink:
 
 
 class RecordingSessionSink:
-    """Records the events and uploads of one session."""
+    """Records the events and uploads that one session sends."""
 
     def __init__(self, sink: RecordingEventSink, key: Key, *, adopted: bool) -> None:
         self.sink = sink
@@ -64,7 +64,10 @@ class RecordingSessionSink:
         await self.sink.acknowledges.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Record an upload. At its end, raise the next error in `upload_errors` of the RecordingEventSink, if any."""
+        """Record an upload of a session.
+
+        At its end, raise the next of the `upload_errors` that the test has set, if any.
+        """
         self.uploads.append([])
         async for part in parts:
             self.uploads[-1].append(part)
@@ -72,7 +75,7 @@ class RecordingSessionSink:
             raise self.sink.upload_errors.pop(0)
 
     def restart(self, seq: int) -> None:
-        """Drop the events after `seq`, as if the scheduler had lost them."""
+        """Drop the events after the number `seq`, as if the scheduler had lost them."""
         del self.events[seq:]
 
     def close(self) -> None:
@@ -82,24 +85,24 @@ class RecordingSessionSink:
 
     @property
     def outcome(self) -> Outcome:
-        """Return the outcome of the session. Fail if the session did not send exactly one outcome."""
+        """Return the outcome that the session has sent. Fail if the session did not send exactly one outcome."""
         (finished,) = [event for event in self.events if isinstance(event, Finished)]
         return finished.outcome
 
     @property
     def log(self) -> bytes:
-        """Return the whole log."""
+        """Return the whole log that the session has sent."""
         return b"".join(event.data for event in self.events if isinstance(event, LogChunk))
 
     @property
     def stages(self) -> list[Stage]:
-        """Return the stages in order, each once."""
+        """Return the stages that the session has sent, in order. A stage that follows on itself counts once."""
         stages = [event.stage for event in self.events if isinstance(event, StageChanged)]
         return [stage for number, stage in enumerate(stages) if number == 0 or stages[number - 1] is not stage]
 
     @property
     def started(self) -> list[int]:
-        """Return the numbers of the commands that started."""
+        """Return the numbers of the commands that have started, from the events of the session."""
         return [event.index for event in self.events if isinstance(event, CommandStarted)]
 
     @property

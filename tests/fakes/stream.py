@@ -25,7 +25,7 @@ DEADLINE = 20.0
 
 
 class Recorder:
-    """Handlers of the scheduler's messages, which record their calls."""
+    """Handlers of the scheduler's messages to an agent. Each handler records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -37,7 +37,7 @@ class Recorder:
         self.changed.set()
 
     async def got(self, name: str, count: int = 1) -> tuple[Any, ...]:
-        """Wait until a handler was called `count` times. Return the arguments of the last call."""
+        """Wait until the handler `name` was called `count` times. Return the arguments of the last call."""
         while len(calls := [arguments for kind, arguments in self.calls if kind == name]) < count:
             self.changed.clear()
             await self.changed.wait()
@@ -108,14 +108,14 @@ class Rig:
         return int(sum(sample.value for sample in samples))
 
     async def until_handled(self, kind: str, count: int = 1) -> None:
-        """Wait until the agent has handled `count` messages of a kind."""
+        """Wait until the agent has handled `count` messages of the kind `kind`."""
         await poll_until(
             f"{count} messages of the kind {kind}",
             lambda: self.sample("stream_messages_total", direction="received", type=kind) >= count,
         )
 
     async def until_failed(self, count: int) -> None:
-        """Wait until `count` streams have ended. The agent then pauses before the next stream."""
+        """Wait until `count` streams have ended. After each end, the agent pauses before it opens the next stream."""
         await poll_until(f"{count} streams have ended", lambda: self.failures >= count)
 
     def start(self) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Seconds until a wait fails. A loaded machine needs several seconds. The time limits of the tests are longer.
+# Seconds until a wait of a test fails. A busy machine needs several seconds. The time limits of the tests are longer.
 DEADLINE = 15.0
-# Seconds for a wait that spans faults of the cluster, of a stream or of a real agent process.
+# Seconds until a wait fails that spans faults of the cluster or of a stream, or the start of an agent process.
 LONG = 55.0
 # Seconds between two checks of a condition whose change notifies no task.
 POLL = 0.001
@@ -26,11 +26,11 @@ class Changing:
     changed: asyncio.Condition
 
     def describe(self) -> str:
-        """Return the state for the message of a failed wait."""
+        """Return the state of the fake as a text for the message of a failed wait."""
         return repr(self)
 
     async def until(self, what: str, condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
-        """Wait until the condition is true. `what` describes the condition.
+        """Wait until `condition()` is true. `what` describes the condition.
 
         Raises:
             AssertionError: the condition was false for `seconds`. The message names `what`.
@@ -42,7 +42,10 @@ class Changing:
             raise AssertionError(failure(what, seconds, self.describe())) from None
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait without a deadline. Only the server code of a fake may call this. Tests call `until`."""
+        """Wait until `condition()` is true, without a deadline.
+
+        Only the server code of a fake may call this method. Tests call `until`.
+        """
         async with self.changed:
             await self.changed.wait_for(condition)
 
@@ -55,7 +58,7 @@ class Changing:
 async def poll_until(
     what: str, condition: Callable[[], bool], seconds: float = DEADLINE, describe: Callable[[], str] = str
 ) -> None:
-    """Poll until a condition is true. The change of such a condition notifies no task.
+    """Poll until a condition is true. Use this function for a condition whose change notifies no task.
 
     Raises:
         AssertionError: the condition was false for `seconds`. The message names `what`.
@@ -68,5 +71,5 @@ async def poll_until(
 
 
 def failure(what: str, seconds: float, state: str) -> str:
-    """Return the message of a wait that failed."""
+    """Return the message of a wait that failed. `what` describes the condition, and `state` the state of the fake."""
     return f"waited {seconds:g} s for: {what}\n{state}".rstrip()

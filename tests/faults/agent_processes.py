@@ -19,14 +19,17 @@ from agent.domain.json import Object
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Seconds until an agent must have ended after a signal. An agent that stops waits until its pods are gone. After
+# Seconds until an agent must have ended after a signal. An agent that gets SIGTERM waits until its pods are gone. After
 # several restarts of the API server, a kubelet once learned of a deletion after 43 s, because it paused between its
 # tries.
 LEAVING = 90.0
 
 
 class Child:
-    """One agent process. `code` is its exit code, negative for a signal, None while it runs."""
+    """One agent process. `code` is its exit code.
+
+    The code is None while the process runs, and negative if a signal ended it.
+    """
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
@@ -36,11 +39,11 @@ class Child:
 
     @property
     def log(self) -> str:
-        """Return what the process has logged."""
+        """Return the text that the agent process has logged until now."""
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     async def end(self, number: signal.Signals) -> int:
-        """Send a signal, wait for the end and return the exit code."""
+        """Send the signal `number` to the process, wait for its end and return its exit code."""
         if self.code is None:
             os.kill(self.pid, number)
         async with asyncio.timeout(LEAVING):
@@ -50,7 +53,7 @@ class Child:
 
 
 class AgentProcesses:
-    """The helper process and the agents that it has started."""
+    """A helper process, and the agent processes that it has started by forking."""
 
     def __init__(self) -> None:
         self.children: dict[int, Child] = {}
@@ -75,7 +78,10 @@ class AgentProcesses:
         await self.reader
 
     async def read(self) -> None:
-        """Read the reports of the helper: a child was started, or has ended with a code."""
+        """Read the reports of the helper process.
+
+        A report names a process that has started, or one that has ended with a code.
+        """
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             report = json.loads(line)
@@ -89,7 +95,10 @@ class AgentProcesses:
                 self.started.put_nowait(child)
 
     async def start(self, log: Path, *arguments: str) -> Child:
-        """Start `sealci-agent` with these arguments. Its output goes to the file `log`."""
+        """Start a process that runs `sealci-agent` with these arguments.
+
+        The process writes its output to the file `log`.
+        """
         assert self.process.stdin is not None
         async with asyncio.timeout(30), self.starting:
             self.log_file = log
@@ -98,7 +107,10 @@ class AgentProcesses:
 
 
 def main() -> None:
-    """Fork for each line of input and report the end of each child, until the input ends."""
+    """Run as the helper process. For each line of the input, fork a process that runs `sealci-agent`.
+
+    Report the start and the end of each forked process, until the input ends.
+    """
     for module in ("agent.app.serve", "agent.cli.main", "agent.local_scheduler.server"):
         importlib.import_module(module)
 

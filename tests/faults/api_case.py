@@ -50,9 +50,10 @@ FORMER = "pod-a.0"
 
 @dataclass(frozen=True)
 class Verb:
-    """One request of the agent: its verb, its path, and its resource in the metrics.
+    """One kind of request of the agent: its verb, the end of its path, and its resource in the metrics.
 
-    `scene` names the situation in which the agent sends the request, "" for any action.
+    `scene` names the situation in which an agent sends the request. It is empty if an agent sends the request for any
+    action.
     """
 
     verb: str
@@ -62,7 +63,7 @@ class Verb:
 
     @property
     def metrics_verb(self) -> str:
-        """Return the verb that the metrics use for the request."""
+        """Return the verb by which the agent's metrics count the request."""
         return "create" if self.resource == "pods/exec" else self.verb
 
 
@@ -89,12 +90,12 @@ VERBS = {
 
 
 class Node(Cluster):
-    """A scripted cluster with one node. If `pulls` is false, the node cannot pull images."""
+    """A scripted cluster with one node. If `pulls` is false, the node rejects the names of all images."""
 
     pulls = True
 
     async def run_pod(self, name: str) -> None:
-        """Run a pod to its end, or report that the name of its image is invalid."""
+        """Run a pod to its end. If `pulls` is false, report instead that the name of the pod's image is invalid."""
         if self.pulls:
             await super().run_pod(name)
             return
@@ -141,7 +142,10 @@ class ApiCase(World):
         self.authority = authority
 
     def settings(self, **more: Any) -> Settings:
-        """Return the agent's settings. The Lease intervals are shorter than the settings allow."""
+        """Return the agent's settings.
+
+        Their Lease intervals are shorter than the checks of the settings would allow.
+        """
         settings = super().settings(**more)
         if self.api.tls:
             config = json.loads((self.folder / "config").read_text())
@@ -152,7 +156,7 @@ class ApiCase(World):
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[App]:
-        """Run the agent. Store its log lines and the errors that reach the event loop."""
+        """Run the agent while the block runs. Store the agent's log lines, and the errors that reach the event loop."""
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.loop_errors.append(context))
         with capture_logs() as self.log_lines:
             async with self.agent(**self.more) as app:
@@ -165,7 +169,10 @@ class ApiCase(World):
     # ---- the action
 
     async def begin_action(self, app: App) -> None:
-        """Start the action on this agent, in the situation (`scene`) in which an agent sends this case's request."""
+        """Start the action on this agent.
+
+        If the request of this case needs a situation (`scene`), create the situation.
+        """
         if self.verb.scene == "an orphan":
             client = await Client.connect(app.settings.cluster, Metrics())
             watch = PodWatch(client, "ci", "default", client.metrics)
@@ -177,7 +184,7 @@ class ApiCase(World):
         if self.verb.scene == "a lost answer":
             self.api.answer("create", "/pods", 504, "the answer is lost", applied=True)
         if self.verb.scene == "a lost answer to a Secret":
-            # The agent repeats the request and finds the Secret of its earlier request.
+            # The agent gets status 504, repeats the request, and finds the Secret that its first request has created.
             self.api.answer("create", "/secrets", 504, "the answer is lost", applied=True)
         await self.hand_over()
 
@@ -195,7 +202,7 @@ class ApiCase(World):
             rejected = self.events()[0].HasField("rejected")
 
     async def end_action(self, app: App) -> wire.Outcome:
-        """Wait until the pod and the Secret are gone and return the outcome."""
+        """Wait until the action's pod and Secret are gone. Return the action's outcome."""
         outcome = await self.outcome()
         await self.api.until(
             "every pod and Secret is deleted", lambda: not self.api.pods and not self.api.secrets, LONG
@@ -206,7 +213,7 @@ class ApiCase(World):
     # ---- checks
 
     def check(self, app: App, outcome: wire.Outcome) -> None:
-        """Check the rules that hold for every case."""
+        """Check the rules for every case: one outcome, nothing left in the cluster, no secret and no traceback."""
         finished = [event for event in self.events() if event.HasField("finished")]
         assert len(finished) == 1
         assert self.scheduler.breaches == []
@@ -222,7 +229,7 @@ class ApiCase(World):
 
     @property
     def log(self) -> bytes:
-        """Return the stored log of the commands."""
+        """Return the part of the stored log that the commands of the action have written."""
         return b"".join(
             event.log.data
             for event in self.events()
@@ -231,14 +238,14 @@ class ApiCase(World):
 
     @property
     def words(self) -> str:
-        """Return all text that a user sees: stage details, log, message of the outcome."""
+        """Return all text that a user sees: details of stages, the log, and the message of the outcome."""
         words = [event.stage.detail for event in self.events() if event.HasField("stage")]
         words += [event.log.data.decode() for event in self.events() if event.HasField("log")]
         words += [event.finished.message for event in self.events() if event.HasField("finished")]
         return "\n".join(words)
 
     def tries(self) -> list[float]:
-        """Return the times at which the API server received this case's request, on the clock of the event loop."""
+        """Return the times, on the event loop's clock, at which the API server received the request of this case."""
         return [
             each.at
             for each in self.api.requests_for(self.verb.verb)
@@ -246,21 +253,24 @@ class ApiCase(World):
         ]
 
     def felt(self) -> bool:
-        """Return whether some request of the agent got no answer, by the metrics of the agent."""
+        """Return whether the agent's metrics count any request that got no answer."""
         app = getattr(self, "app", None)
         text = app.metrics.text().decode() if app else ""
         return any('code="error"' in line and not line.endswith(" 0.0") for line in text.splitlines())
 
     async def until_counted(self, app: App, code: str) -> None:
-        """Wait until the agent's metrics count each request that met the fault.
+        """Wait until the agent's metrics count as many answers to this case's request as the fault has made.
 
-        The last answer may still be on its way to the agent. `code` is the class of the fault's status, such as `5xx`.
+        The last answer may still be on its way to the agent. `code` is the class of the answers' status, such as `5xx`.
         """
         async with asyncio.timeout(10):
             while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
                 await asyncio.sleep(0.01)
 
     def count_of(self, app: App, code: str) -> float:
-        """Return how often this case's request ended with a status of the class `code`, by the agent's metrics."""
+        """Return the number of answers to this case's request, by the agent's metrics.
+
+        Only answers whose status is of the class `code`, such as `5xx`, count.
+        """
         labels = {"verb": self.verb.metrics_verb, "resource": self.verb.resource, "code": code}
         return app.metrics.registry.get_sample_value("sealci_agent_k8s_requests_total", labels) or 0.0

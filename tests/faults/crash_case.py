@@ -51,12 +51,12 @@ actions:
 LINES = [f"line {number} of the log\n".encode() for number in range(1, 41)]
 SCRIPT: list[bytes | str] = ["s:1", *LINES[:25], "f:1:0", "s:2", *LINES[25:], "f:2:0", "l:0:0"]
 FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
-# Steps at which no pod exists, so that no agent can adopt.
+# Steps at which the agent is killed before a pod exists. Then no other agent can adopt the session.
 BEFORE_ANY_POD = ("received", "accepted")
 
 
 class CrashCase:
-    """One run. The first agent is killed at `step`.
+    """One case. The first agent is killed at the step `step` of the action.
 
     `column` names the agent that continues: the "same" replica after a restart, an "other" replica, or a replica that
     starts "later".
@@ -67,8 +67,8 @@ class CrashCase:
         self.processes = processes
         self.step = step
         self.column = column
-        # In the step "received" the agent must die before it accepts. Its first request waits, so that it creates no
-        # pod.
+        # At the step "received", the agent must die before the scheduler has received its event Accepted. The simulated
+        # API holds the agent's first request at the point "accepted", so that the agent creates no pod.
         self.points = Points("accepted" if step == "received" else step)
         self.cluster = Cluster(self.points, folder, SCRIPT, FILES)
         self.accepts = step != "received"
@@ -77,9 +77,9 @@ class CrashCase:
         self.agents: list[Child] = []
 
     async def run(self) -> int:
-        """Run the case. Return the attempt in which the action succeeded."""
-        # The scheduler waits only shortly for an adoption if no agent can adopt: no pod exists, or no agent runs for a
-        # while.
+        """Run the case, including its checks. Return the number of the attempt in which the action succeeded."""
+        # The scheduler waits only 0.3 s for an adoption if no agent can adopt, because no pod exists or because no
+        # agent runs for a while.
         short = self.step in BEFORE_ANY_POD or self.column == "later"
         options = SchedulerOptions(resume_grace=0.3 if short else 30.0)
         async with self.cluster.serving(), open_scheduler("127.0.0.1:0", self.folder, Access(), options) as scheduler:
@@ -93,7 +93,7 @@ class CrashCase:
                 await self.cluster.close()
 
     async def kill_and_replace(self, scheduler: Scheduler) -> None:
-        """Kill the agent when the action is at `step`, then start the agent that continues."""
+        """Kill the agent when the action has reached the step `step`, then start the agent that continues."""
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
         await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
@@ -112,9 +112,9 @@ class CrashCase:
             await self.agent(scheduler, "replica-c")
 
     def listen(self, scheduler: Scheduler) -> None:
-        """Wrap methods of the scheduler.
+        """Wrap methods of the scheduler, so that the test sees each of their calls.
 
-        The test then notices health reports and lost attempts, and can hold a step of the action.
+        By the wrapped methods, the test notices health reports and lost attempts, and can hold the action at a step.
         """
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
@@ -138,7 +138,10 @@ class CrashCase:
         dispatcher.on_grace_expired = noticed_give_up  # type: ignore[method-assign]
 
     async def hold(self, stream: AgentStream, event: Event | None) -> bool:
-        """Wait if an event belongs to the step at which the agent is killed. Return whether the method has waited."""
+        """If `event` belongs to the step at which the agent is killed, wait until the test has killed the agent.
+
+        Return whether the method has waited.
+        """
         if not self.accepts:
             await self.points.open.wait()
             return True
@@ -153,7 +156,7 @@ class CrashCase:
         return False
 
     async def agent(self, scheduler: Scheduler, pod: str, address: str = "") -> Child:
-        """Start an agent and wait until the agent is ready.
+        """Start an agent in the pod `pod`, and wait until the agent is ready.
 
         The agent connects to `address`, by default the scheduler's address.
         """
@@ -201,7 +204,10 @@ class CrashCase:
         }
 
     async def check(self, scheduler: Scheduler) -> int:
-        """Check the stored outcome, log and files against the script. Return the attempt."""
+        """Check that the stored outcome, log and files are as the action's script has written them.
+
+        Also check that nothing is left in the cluster. Return the number of the attempt.
+        """
         assert await outcomes(scheduler) == ["succeeded"]
         await self.cluster.until(
             "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
@@ -213,7 +219,7 @@ class CrashCase:
         files = {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()}
         assert sums(files) == sums(FILES)
         left = [lease["spec"]["holderIdentity"] for lease in self.cluster.leases.values()]
-        # A killed agent cannot delete its Lease.
+        # A killed agent cannot delete its Lease, so only the Lease of the killed replica-a may be left.
         assert [holder for holder in left if not holder.startswith("replica-a.")] == []
         for agent in self.agents:
             assert "Traceback" not in agent.log, agent.log
@@ -225,7 +231,7 @@ class CrashCase:
 
 
 async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:
-    """Wait for the end of the pipeline and return every outcome of its action."""
+    """Wait for the end of the pipeline `run`. Return every outcome that its action has."""
     found = []
     async for message in scheduler.registry.watch(run):
         event = event_codec.decode(message)

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-# Number of log bytes that are appended at once.
+# Number of bytes that are appended at once to the log of a pod.
 AT_ONCE = 1 << 18
-# Seconds between two bytes of a slow exec.
+# Seconds between two bytes of an exec that a test makes slow.
 SLOW = 0.02
 
 
 class Points:
-    """Named points at which an action can be stopped. The action waits at the point `held` until the test opens it."""
+    """Named points at which an action can be stopped.
+
+    The simulated cluster waits at the point that `held` names, until the test sets `open`.
+    """
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -40,7 +43,7 @@ class Points:
         self.open = asyncio.Event()
 
     async def at(self, point: str) -> bool:
-        """Wait if `point` is the point `held` and not open yet. Return whether the method has waited."""
+        """Wait until the test sets `open`, if `point` is the point `held`. Return whether the method has waited."""
         if point != self.held or self.open.is_set():
             return False
         self.reached.set()
@@ -49,7 +52,11 @@ class Points:
 
 
 class Cluster(SharedApi):
-    """The API with a node. `script` is the log of a pod: bytes of a line, or the text of a marker ("s:1")."""
+    """The API of the tests with a simulated node.
+
+    `script` is the log of a pod. Its items are the bytes of a line, or the text of a marker ("s:1" is the start of
+    command 1).
+    """
 
     def __init__(self, points: Points, folder: Path, script: Sequence[bytes | str], files: dict[str, bytes]) -> None:
         super().__init__()
@@ -74,7 +81,7 @@ class Cluster(SharedApi):
     # ---- requests to the API, which may wait at a point
 
     async def on_create(self, request: web.Request) -> web.Response:
-        """Create a pod and run it."""
+        """Create a pod, and start a task that simulates the run of the pod."""
         if await self.points.at("accepted"):
             return web.Response(status=503)
         answer = await super().on_create(request)
@@ -97,7 +104,10 @@ class Cluster(SharedApi):
         return answer
 
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
-        """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        """Run the collector (the program that copies files out of a pod) over the files of a pod.
+
+        Send the collector's output in two messages.
+        """
         socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
         half = len(data) // 2
@@ -110,11 +120,12 @@ class Cluster(SharedApi):
             await socket.send_bytes(b"\x01" + data[half:])
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # The test has killed the agent.
+            # A ConnectionError means that the test has killed the agent that sent the exec.
+            pass
         return socket
 
     async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
-        """Accept an exec and start its command on this machine, over the files of the pod."""
+        """Accept an exec of the collector and start the collector on this machine, over the files of the pod."""
         socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await socket.prepare(request)
         name = request.match_info["name"]
@@ -124,7 +135,10 @@ class Cluster(SharedApi):
         return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
-        """Send the collector's output as the request's fault demands: only half of it, or one byte at a time."""
+        """Send the collector's output as the test's fault `half` or `slow` demands.
+
+        With `half`, send only the first half. With `slow`, send one byte at a time.
+        """
         if request["fault"] == "half":
             await socket.send_bytes(b"\x01" + data[: len(data) // 2])
             assert request.transport is not None
@@ -135,13 +149,13 @@ class Cluster(SharedApi):
             await asyncio.sleep(SLOW)
 
     def workspace(self, name: str) -> Path:
-        """Return the folder with the files of a pod."""
+        """Return the folder on this machine with the workspace of the pod `name`."""
         return self.folder / f"{name}.workspace"
 
     # ---- the simulated node
 
     async def run_pod(self, name: str) -> None:
-        """Run a pod to its end."""
+        """Simulate the run of a pod from its scheduling to its end."""
         session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
         await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
@@ -169,7 +183,10 @@ class Cluster(SharedApi):
         await self.points.at("container ended")
 
     async def write(self, name: str, nonce: str) -> None:
-        """Write the log of a pod, whose markers carry `nonce`. The point `mid-line` is in the middle of one line."""
+        """Write the log of a pod. Markers in the log carry `nonce`.
+
+        In the middle of one line, the method waits at the point "mid-line".
+        """
         waits = b""
         for number, line in enumerate(self.script):
             if self.pace is not None:
@@ -191,12 +208,12 @@ class Cluster(SharedApi):
         await self.notify()
 
     async def change_status(self, name: str, **status: Any) -> None:
-        """Change the status of a pod. Do nothing if the pod is gone."""
+        """Change fields of a pod's status. Do nothing if the pod is gone."""
         if name in self.pods:
             await self.status(name, **status)
 
     async def expire(self) -> None:
-        """End every pod as a kubelet does after activeDeadlineSeconds of the pod."""
+        """End every pod as a kubelet does when the activeDeadlineSeconds of the pod are over."""
         await self.close()
         for name, pod in list(self.pods.items()):
             over = {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": now()}}
@@ -206,12 +223,12 @@ class Cluster(SharedApi):
 
 
 def now() -> str:
-    """Return the time in the API's format."""
+    """Return the current time in the format of the Kubernetes API."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def waiting(name: str) -> Object:
-    """Return the status of a container that is being created."""
+    """Return the status of a container that the kubelet is creating."""
     return {"name": name, "state": {"waiting": {"reason": "ContainerCreating"}}}
 
 

@@ -7,9 +7,9 @@ A Proxy lives as long as its `async with`. Its faults:
 - `rate`: bytes per second towards the target.
 - `swallow`: a black hole, in which no data passes and no connection closes.
 - `fin`, `reset`: all connections end, by FIN or by RST.
-- `half_open`: the target's side of all connections ends, and the client gets no FIN.
+- `half_open`: all connections to the target end, and their clients get no FIN.
 - `stall`: no more data passes to the client that has received most.
-- `reset_after`: all connections end by RST after that many more bytes.
+- `reset_after`: all connections end by RST, once, after a number of further bytes.
 
 `heal` ends the faults that do not end by themselves.
 """
@@ -28,7 +28,7 @@ LINGER_NONE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listens on `address` and forwards to `target` (host:port)."""
+    """A TCP server on `address` that forwards each connection to `target` (HOST:PORT)."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
         self.host, _, port = target.rpartition(":")
@@ -62,14 +62,14 @@ class Proxy:
     # ---- faults
 
     def swallow(self) -> None:
-        """Drop all data of all connections from now on, also of later connections. No connection closes."""
+        """Drop all data of all connections from now on, also of later connections. No connection is closed."""
         self.hole = True
         self.healed.clear()
 
     def heal(self) -> None:
         """End every fault that does not end by itself.
 
-        Reset the connections whose data was dropped in the black hole.
+        If the proxy has dropped data (`swallow`), reset all connections, because they have lost data.
         """
         self.latency, self.pieces, self.rate = 0.0, 0, 0
         if self.hole:
@@ -93,24 +93,24 @@ class Proxy:
                     writer.transport.abort()
 
     def half_open(self) -> None:
-        """Close the connections to the target, and drop all data from now on, so that the client gets no FIN."""
+        """Close the connections to the target. Drop all data from now on, so that no client gets a FIN."""
         self.swallow()
         for _, target in list(self.pairs):
             target.close()
 
     def stall(self) -> None:
-        """Forward no more data to the client that has received most."""
+        """Forward no more data to the client that has received the most bytes."""
         (busiest, _), *_ = self.forwarded.most_common(1)
         self.stalled.add(busiest)
 
     def reset_after(self, size: int) -> None:
-        """Reset all connections once, after `size` more bytes."""
+        """Reset all connections once, after `size` more bytes were forwarded."""
         self.budget = size
 
     # ---- connections
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forward one connection to the target, in both directions, until one side ends."""
+        """Forward one connection of a client to the target, in both directions, until one side ends."""
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -128,7 +128,8 @@ class Proxy:
         }
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            await self.healed.wait()  # During a black hole, the other side must not see the end.
+            # While the fault `swallow` drops all data, the end of one side must not reach the other side.
+            await self.healed.wait()
         finally:
             for copy in copies:
                 copy.cancel()
@@ -140,7 +141,10 @@ class Proxy:
                 each.close()
 
     async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        """Forward data with the current faults until the connection ends. `up` is true towards the target."""
+        """Forward data with the current faults until the connection ends.
+
+        `up` is true for data that goes to the target.
+        """
         try:
             while data := await reader.read(READ):
                 for piece in self.cut(data):
@@ -156,7 +160,7 @@ class Proxy:
             return
 
     def count(self, writer: asyncio.StreamWriter, size: int, *, up: bool) -> None:
-        """Count forwarded bytes, and reset all connections when the bytes of `reset_after` are used up.
+        """Count `size` forwarded bytes. Reset all connections when the bytes that `reset_after` allows are used up.
 
         `up` is true for data that goes to the target.
         """
@@ -168,7 +172,10 @@ class Proxy:
                 self.reset()
 
     def cut(self, data: bytes) -> list[bytes]:
-        """Return the data in pieces of random size."""
+        """Return the data in pieces.
+
+        If the fault `pieces` is set, the sizes of the pieces are random, otherwise there is one piece.
+        """
         slices = []
         while self.pieces and data:
             size = self.random.randint(1, self.pieces)
@@ -178,7 +185,7 @@ class Proxy:
 
 
 class Threaded:
-    """A Proxy in a thread with its own event loop, for tests that run no event loop."""
+    """A Proxy in a thread with an event loop of its own, for tests that run no event loop."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
         self.target = target
@@ -199,7 +206,7 @@ class Threaded:
         return self.proxy.address
 
     def fault(self, name: str, *arguments: int) -> None:
-        """Call a fault method of the proxy, or `heal`, in the proxy's thread."""
+        """Call the method `name` of the proxy, which starts or ends a fault, in the proxy's thread."""
         self.loop.call_soon_threadsafe(getattr(self.proxy, name), *arguments)
 
     def close(self) -> None:

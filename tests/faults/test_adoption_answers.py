@@ -1,4 +1,4 @@
-"""Answers of the scheduler to an adopted session: resume, discard, or none before the agent stops.
+"""Answers of the scheduler to an adopted session: resume, discard, or no answer before the agent stops.
 
 The agent has claimed the pod of a dead agent and reported the session to the scheduler.
 """
@@ -38,7 +38,7 @@ ADOPTING: Object = {
 
 
 class Estate(World):
-    """A World in which an agent has died and left a pod."""
+    """A World with a second agent that has died and left a pod."""
 
     api: SharedApi
 
@@ -49,7 +49,7 @@ class Estate(World):
         self.name = ""
 
     async def orphan(self, action: Action = ACTION) -> None:
-        """Create the pod of an action as an agent that has died would leave the pod, without its Secret."""
+        """Create the pod of `action` in the name of an agent that died before it created the action's Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
         environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)
@@ -63,7 +63,7 @@ class Estate(World):
         self.name = environment.plan.name
 
     async def run_commands(self) -> None:
-        """Set the status of the pod to running."""
+        """Set the status of the dead agent's pod to running."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.api.logs[self.name, "action"] = b""
         running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
@@ -79,23 +79,29 @@ class Estate(World):
         assert (state.action_id, state.attempt, state.claim, state.adopted) == ("build", 1, 2, True)
 
     async def adopted(self) -> None:
-        """Wait until the agent has claimed the pod of the dead agent and reported the session."""
+        """Start the pod of a dead agent, and wait until the living agent has adopted its session.
+
+        The living agent has then claimed the pod and reported the session to the scheduler.
+        """
         await self.ready()
         await self.orphan()
         await self.run_commands()
         await self.until_reported()
 
     def resume(self, **more: Any) -> None:
-        """Send Resume for the session. The scheduler then has three stored events, and the last has the number 3."""
+        """Send the message Resume for the adopted session.
+
+        The message states that the scheduler has stored three events, the last with the number 3.
+        """
         self.scheduler.stored["build", 1] = [wire.Event(action_id="build", attempt=1, seq=seq) for seq in (1, 2, 3)]
         self.scheduler.peer.send(resume=wire.Resume(action_id="build", attempt=1, claim=2, seq=3, **more))
 
     def discard(self, **more: Any) -> None:
-        """Send Discard for the session."""
+        """Send the message Discard for the adopted session."""
         self.scheduler.peer.send(discard=wire.Discard(action_id="build", attempt=1, claim=2, **more))
 
     def label(self) -> tuple[str, str]:
-        """Return the values of the labels for the agent and for the claim on the pod."""
+        """Return the values of two labels of the pod: the agent and the claim."""
         labels = self.api.pods[self.name]["metadata"]["labels"]
         return labels[labels_module.AGENT], labels[labels_module.CLAIM]
 
@@ -239,7 +245,7 @@ async def test_a_draining_agent_adopts_nothing(estate: Estate) -> None:
 
 
 async def until_watched(app: App, name: str) -> None:
-    """Wait until the agent's watch has received a pod."""
+    """Wait until the agent's watch has received the pod `name`."""
     watched = app.watch.watch(name)
     while watched.pod is None:
         await watched.wait_for_change(watched.version)

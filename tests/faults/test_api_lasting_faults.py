@@ -1,4 +1,4 @@
-"""The API fails and does not recover: every wait of the agent ends, and the agent reports DEGRADED meanwhile."""
+"""The API fails and does not recover. Every wait of the agent ends, and the agent reports DEGRADED meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUOTA = "exceeded quota: team"
 
 
 def case_of(folder: Path, verb: str, fault: str) -> ApiCase:
-    """Return a case in which a request always fails."""
+    """Return a case in which every request of the kind `verb` meets the fault `fault`."""
     case = ApiCase(folder, verb)
     case.faults.put(fault, VERBS[verb].verb, VERBS[verb].part, EVER)
     return case

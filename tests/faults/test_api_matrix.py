@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 TITLE = "the API fails"
 QUICK = ApiTimings(retry_pause=0.01, longest_retry_pause=0.1, watch_pause=0.02)
-# Rules for the agent after a fault. After every rule but those in FAILURES, the action succeeds with its whole log.
-# RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: the agent repeats it at the usual interval.
-# LISTED: the agent lists the objects again. WAITS: the agent waits and reports the cause.
-# SWEPT: the sweep deletes the pod later. WITHOUT: the agent continues without the answer.
+# Rules: what the agent does after a request has met a fault. After every rule but those in FAILURES, the action
+# succeeds with its whole log. RETRIED: the agent repeats the request within a time limit. AT_ITS_PACE: the agent
+# repeats the request at the usual interval. LISTED: the agent lists the objects again. WAITS: the agent waits and
+# reports the cause. SWEPT: the sweep deletes the pod later. WITHOUT: the agent continues without the answer.
 RETRIED = "again"
 AT_ITS_PACE = "pace"
 LISTED = "relist"
@@ -39,7 +39,7 @@ WITHOUT = "without"
 CLUSTER, CONFIGURATION, FILES = "CLUSTER_UNAVAILABLE", "INVALID_CONFIGURATION", "ARTIFACTS_FAILED"
 FAILURES = (CLUSTER, CONFIGURATION, FILES)
 
-# Faults that may end by themselves. In most cases the agent repeats the request.
+# Faults that may end by themselves. After most of them the agent repeats the request.
 PASSING = ("refused", "TLS", "401", "429", "500", "503", "504", "applied", "half", "slow")
 READS = ("403 right", "404")
 WRITES = (*READS, "409")
@@ -48,7 +48,7 @@ STREAM = ("410 event", "silent", "doubled", "reordered", "missing")
 
 
 def rules(passing: str) -> dict[str, str]:
-    """Map each fault in PASSING to `passing`, the expected behaviour of the agent."""
+    """Return a dict in which each fault of PASSING has the rule `passing`: what the agent must do after the fault."""
     return dict.fromkeys(PASSING, passing)
 
 
@@ -160,7 +160,7 @@ async def test_each_fault_of_each_request_follows_its_rule(
 
 
 def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the agent's limits for a silent watch, if the fault makes the watch silent."""
+    """Shorten the times after which the agent ends a silent watch, if `fault` makes watches silent."""
     if fault in ("silent", "slow", "applied"):
         monkeypatch.setattr(client, "DEFAULT_TIMINGS", replace(QUICK, watch_silence=0.2, watch_connect=0.2))
     if fault == "missing":
@@ -169,7 +169,10 @@ def impatient(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_rule(case: ApiCase, rule: str, outcome: wire.Outcome) -> None:
-    """Check the outcome and the requests against the rule."""
+    """Check that the outcome and the agent's requests are as the rule demands.
+
+    A rule is what the agent must do after the fault of this case.
+    """
     words = case.words
     expected = rule if rule in FAILURES else "IMAGE_PULL_FAILED" if case.verb.scene == "a bad image" else ""
     reason = wire.Reason.Name(outcome.reason) if outcome.result == wire.FAILED else ""

@@ -1,4 +1,4 @@
-"""A copy of 100 MiB is interrupted at every tenth, between pod and agent or agent and scheduler.
+"""A copy of 100 MiB is interrupted after each tenth, between pod and agent or between agent and scheduler.
 
 The scheduler never stores a part of a file. The agent is a real process, with a proxy between agent and scheduler. The
 exec is a websocket to which the real collector (the program that copies files out of a pod) writes. Each case
@@ -43,9 +43,9 @@ SCRIPT: list[bytes | str] = ["s:1", b"line\n", "f:1:0", "s:2", b"line\n", "f:2:0
 
 
 class Pods(Cluster):
-    """A cluster that interrupts an exec after `cut_at` bytes of output.
+    """A scripted cluster that interrupts an exec after `cut_at` bytes of output.
 
-    It interrupts the first exec, or every exec if `for_ever` is true.
+    The cluster interrupts the first exec, or every exec if `for_ever` is true.
     """
 
     cut_at: int | None = None
@@ -54,7 +54,10 @@ class Pods(Cluster):
     execs = 0
 
     async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
-        """Run the collector over the workspace of a pod and forward its output."""
+        """Run the program that copies files out of a pod over the pod's simulated workspace, and forward its output.
+
+        If the case demands it, interrupt the exec after `cut_at` bytes.
+        """
         self.execs += 1
         socket, process = await self.start_collector(request)
         assert process.stdout is not None
@@ -71,7 +74,8 @@ class Pods(Cluster):
                 await socket.send_bytes(b"\x01" + data)
             await socket.send_bytes(b'\x03{"metadata":{},"status":"Success"}')
         except ConnectionError:
-            pass  # The agent has closed the connection.
+            # A ConnectionError means that the agent has closed the connection, as the case demands.
+            pass
         finally:
             if process.returncode is None:
                 process.kill()
@@ -81,7 +85,11 @@ class Pods(Cluster):
     async def break_off(
         self, request: web.Request, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
     ) -> None:
-        """Interrupt an exec: reset the connection, close it without a status, or kill the collector."""
+        """Interrupt an exec in one of three ways.
+
+        The attribute `how` is "reset" (of the connection), "closed" (without a status) or "killed" (the program that
+        copies files out of the pod).
+        """
         if self.how == "reset":
             assert request.transport
             request.transport.abort()
@@ -93,7 +101,7 @@ class Pods(Cluster):
 
 
 class Copy(CrashCase):
-    """One agent for all cases. Each case is a pipeline of its own."""
+    """A CrashCase in which no agent is killed. One agent serves all cases, and each case is a pipeline of its own."""
 
     def __init__(self, folder: Path, processes: AgentProcesses, data: bytes) -> None:
         super().__init__(folder, processes, "", "same")
@@ -104,20 +112,20 @@ class Copy(CrashCase):
     def settings(self, address: str, pod: str) -> Object:
         """Return the settings of the agent, with longer time limits than in other crash cases."""
         settings = super().settings(address, pod)
-        # A busy machine must not break the stream.
+        # The intervals are long, so that a busy machine does not break the stream.
         settings["scheduler"] |= {"keepalive": "20s", "register_timeout": "20s"}
         settings["cluster"] |= {"lease_duration": "20s", "lease_renew": "2s"}
         return settings
 
     async def one(self, scheduler: Scheduler, run: str) -> str:
-        """Run one action and return its outcome."""
+        """Run the pipeline `run`, which has one action, and return the outcome of the action."""
         await scheduler.dispatcher.submit(run, parser.parse(BUILT_ONLY, "p.yaml"), SECRETS)
         async with asyncio.timeout(110):
             (outcome,) = await outcomes(scheduler, run)
         return outcome
 
     def stored(self, run: str) -> str | None:
-        """Return the sha256 of the stored file, None if there is none."""
+        """Return the sha256 of the file that the scheduler stored for the pipeline `run`, or None if there is none."""
         file = self.folder / run / "a" / "built"
         if not file.exists():
             return None
@@ -125,7 +133,7 @@ class Copy(CrashCase):
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     def forget(self, run: str) -> None:
-        """Delete the stored file and the workspaces."""
+        """Delete the stored file of the pipeline `run`, and the workspaces of all pods."""
         (self.folder / run / "a" / "built").unlink()
         for folder in self.folder.glob("*.workspace"):
             shutil.rmtree(folder)
@@ -178,7 +186,10 @@ async def test_a_copy_that_is_always_interrupted_never_succeeds(tmp_path: Path) 
 
 
 async def always_cut(how: str, tmp_path: Path) -> None:
-    """Run an action whose copy is interrupted at every try. `how` is "reset", "closed" or "killed"."""
+    """Run an action whose copy is interrupted at every try, and check that it fails.
+
+    `how` is "reset", "closed" or "killed".
+    """
     async with AgentProcesses() as processes:
         copy = Copy(tmp_path, processes, b"x" * (2 * CHUNK))
         copy.pods.for_ever, copy.pods.how, copy.pods.cut_at = True, how, CHUNK

@@ -1,4 +1,4 @@
-"""The agent is killed with -9 after each step of an action. No line, file or outcome is lost or doubled.
+"""The agent is killed with SIGKILL after each step of an action. No line, file or outcome is lost or doubled.
 
 The table of all cases is printed after the tests.
 """
@@ -37,7 +37,7 @@ STEPS = (
     "deleted",
 )
 COLUMNS = ("same", "other", "later")
-# Seconds until a case fails.
+# Seconds until a case of the crash matrix fails.
 DEADLINE = 50.0
 
 

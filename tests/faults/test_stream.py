@@ -1,4 +1,4 @@
-"""The stream to the scheduler breaks in every way while an action runs: the action continues and no line is lost."""
+"""The stream to the scheduler breaks in many ways while an action runs. The action continues, and no line is lost."""
 
 from __future__ import annotations
 
@@ -35,13 +35,17 @@ if TYPE_CHECKING:
 
 NOTICED = 30.0
 OPTIONS = SchedulerOptions(health_interval=0.5, resume_grace=60.0)
-UNKNOWN = b"\xca\x3e\x03new"  # Field 1001: a kind of message that the agent does not know.
+# A message to the agent that contains only field 1001. The agent does not know a kind of message with this number.
+UNKNOWN = b"\xca\x3e\x03new"
 MEBIBYTE = 1 << 20
 LOST = "(cannot reach the scheduler)"
 
 
 class Line(CrashCase):
-    """One agent behind a proxy. Its action stops in the middle of a log line until a test sets `points.open`."""
+    """One agent behind a proxy, and one action, which stops in the middle of a log line.
+
+    The action continues when a test sets `points.open`.
+    """
 
     scheduler: Scheduler
     proxy: Proxy
@@ -56,7 +60,10 @@ class Line(CrashCase):
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[Line]:
-        """Start cluster, scheduler, proxy and agent, and submit the action."""
+        """Start cluster, scheduler, proxy and agent, and submit the action.
+
+        Stop all of them at the end of the block.
+        """
         async with (
             self.cluster.serving(),
             open_scheduler("127.0.0.1:0", self.folder, Access(), OPTIONS) as self.scheduler,
@@ -76,7 +83,7 @@ class Line(CrashCase):
                 await self.cluster.close()
 
     def count_registrations(self) -> None:
-        """Wrap the scheduler's method for registrations, so that `until_registered` can wait for a registration."""
+        """Wrap the scheduler's method `register`, so that `until_registered` can wait for the next registration."""
         register = self.scheduler.dispatcher.register
 
         async def counted(*arguments: Any) -> None:
@@ -90,7 +97,10 @@ class Line(CrashCase):
             await self.registrations.acquire()
 
     async def check_end(self) -> None:
-        """Wait for the outcome. Check the stored log and files, and that no agent has adopted the session."""
+        """Wait for the outcome.
+
+        Check that it is a success with the whole log and all files, and without an adoption.
+        """
         async with asyncio.timeout(50):
             assert await outcomes(self.scheduler) == ["succeeded"]
             assert (self.folder / RUN / "a.log").read_bytes() == self.log
@@ -105,7 +115,10 @@ class Line(CrashCase):
             assert "Traceback" not in self.child.log
 
     def memory(self, key: str) -> int:
-        """Return a memory value of the agent's process in bytes. `key` names it in /proc/PID/status, such as VmHWM."""
+        """Return a memory value of the agent's process in bytes.
+
+        `key` is the name of the value in /proc/PID/status, such as VmHWM.
+        """
         found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{self.child.pid}/status").read_text(), re.MULTILINE)
         assert found
         return int(found[1]) * 1024
@@ -138,7 +151,8 @@ async def test_a_broken_stream_is_noticed_and_no_line_is_lost_or_doubled(
     async with Line(tmp_path, processes).up() as line:
         await line.points.reached.wait()
         BREAKS[fault](line.proxy)
-        line.points.open.set()  # Meanwhile the action writes the rest of its log and ends.
+        # While the stream is broken, the action writes the rest of its log and ends.
+        line.points.open.set()
         await line.cluster.until("the action has ended", lambda: line.over, LONG)
         await until_logged(line.child, LOST)
         line.proxy.heal()
@@ -228,9 +242,13 @@ async def test_a_frozen_scheduler_is_noticed_and_the_action_continues(
 
 
 async def until_logged(child: Child, pattern: str) -> str:
-    """Wait until a process has logged a pattern. Return the first group."""
+    """Wait until the log of a process matches the regular expression `pattern`.
+
+    Return the first group of the match.
+    """
     async with asyncio.timeout(NOTICED):
         while not (found := re.search(pattern, child.log)):
             assert child.code is None, child.log
-            await asyncio.sleep(0.05)  # Poll, because no event reports that another process has written to a file.
+            # The test polls, because no event reports that another process has written to its log file.
+            await asyncio.sleep(0.05)
     return found[1]

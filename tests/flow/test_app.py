@@ -37,7 +37,7 @@ TIMINGS = AppTimings(cluster_poll=0.01, last_events=0.05, session=SessionTimings
 
 
 class World:
-    """One agent, with the API server and the scheduler that it uses."""
+    """One agent, with the fake API server and the fake scheduler that it uses."""
 
     deadline = DEADLINE
     timings = TIMINGS
@@ -69,7 +69,10 @@ class World:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[App]:
-        """Run an agent until the end of the block. `settings` maps sections of its settings to fields to override."""
+        """Run an agent until the end of the block.
+
+        `settings` maps sections of the agent's settings to the fields to override.
+        """
         await self.scheduler.start()
         async with self.api.serving(), asyncio.timeout(self.deadline):
             try:
@@ -89,7 +92,7 @@ class World:
                 await self.scheduler.stop()
 
     async def ready(self) -> None:
-        """Wait until the agent accepts actions."""
+        """Wait until the agent has registered and reported to the scheduler that it is ready."""
         await self.scheduler.connected()
         await self.scheduler.until("the agent reports READY", lambda: self.reports(wire.Health.READY))
 
@@ -115,7 +118,7 @@ class World:
         return next(iter(self.api.pods))
 
     async def begin(self, action: Action = ACTION) -> str:
-        """Send an action to the agent and let the action's commands run. Return the name of the action's pod."""
+        """Send an action to the agent and set the action's pod to running. Return the name of the pod."""
         self.scheduler.peer.send(action=translate.action_message(action))
         name = await self.made()
         self.api.logs[name, "action"] = b""
@@ -129,7 +132,7 @@ class World:
         return name
 
     async def end(self, name: str) -> None:
-        """End the commands of the pod `name` with success."""
+        """End the commands of the pod `name` with success, after one log line."""
         nonce = json.loads(self.api.pods[name]["metadata"]["annotations"][SESSION])["nonce"]
         log = b""
         for line in ("\x1esealci:NONCE:s:1", "hello", "\x1esealci:NONCE:f:1:0", "\x1esealci:NONCE:l:0:0"):
@@ -272,7 +275,8 @@ async def test_the_agent_leaves_while_the_scheduler_is_away(world: World) -> Non
 async def test_the_agent_is_degraded_while_the_cluster_is_away(world: World) -> None:
     async with world.agent() as app:
         await world.ready()
-        # Every answer of the API server ends the state "unreachable". So wait until no answer is outstanding.
+        # A late answer of the API server would end the state "unreachable" that this test wants. So the test first
+        # waits until the agent has received the answers to these requests.
         for verb, resource in (("watch", "pods"), ("get", "version")):
             labels = {"verb": verb, "resource": resource, "code": "2xx"}
             while not app.metrics.registry.get_sample_value(REQUESTS, labels):  # noqa: ASYNC110 - a counter has no event

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
 DEADLINE = 20.0
-# With these channel options, gRPC's flow-control windows do not grow.
+# Channel options with which gRPC's flow-control windows do not grow, so that a client that does not read blocks the
+# agent soon.
 SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 FLOOD = (b"x" * 65535 + b"\n") * 100
 
@@ -308,7 +309,7 @@ async def test_a_port_in_use_is_an_error(world: World) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Create a self-signed certificate and its key."""
+    """Create a self-signed certificate and its key below `tmp_path`. Return the paths of both."""
     key, cert = tmp_path / "key", tmp_path / "cert"
     made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     named = ["-subj", "/CN=agent", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]

@@ -27,7 +27,7 @@ HOLD = Script(holds=frozenset({"commands"}))
 
 @asynccontextmanager
 async def pools(count: int, *, slots: int = 10) -> AsyncIterator[tuple[ClassicScheduler, list[World]]]:
-    """Run `count` agents that share one scheduler. Each agent has `slots` slots."""
+    """Run `count` agents that share one fake scheduler. Each agent has `slots` slots."""
     scheduler = ClassicScheduler()
     await scheduler.start()
     try:
@@ -95,7 +95,7 @@ async def test_an_agent_without_a_cluster_is_chosen_last_and_a_new_one_does_not_
 
 
 async def test_after_a_kill_the_other_agents_at_the_same_address_get_the_actions() -> None:
-    """In a cluster, the chart's Service is one address for all agents. Here a TCP proxy takes the Service's place."""
+    """Here a TCP proxy is the one address of all agents. In a cluster, this address is the chart's Service."""
     backends: list[int] = []
     count = 0
 
@@ -119,7 +119,8 @@ async def test_after_a_kill_the_other_agents_at_the_same_address_get_the_actions
             entry.port = server.sockets[0].getsockname()[1]
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         assert [len(agent.backend.environments) for agent in agents] == [2, 2]
-        scheduler.pool[0].gone, backends = True, backends[1:]  # A Service drops a pod that is not ready.
+        # The first agent counts as dead from here on. The proxy drops it, as a Service drops a pod that is not ready.
+        scheduler.pool[0].gone, backends = True, backends[1:]
         assert [(await scheduler.run("alpine", "a")).exit_code for _ in range(4)] == [0] * 4
         for channel in scheduler.channels:
             await channel.close()

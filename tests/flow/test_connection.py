@@ -45,7 +45,9 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        except FileNotFoundError:  # `os.listdir` has closed its own descriptor.
+        # The list of descriptors also has the descriptor by which `os.listdir` read the folder. This one is closed
+        # already.
+        except FileNotFoundError:
             continue
     return count
 
@@ -117,7 +119,8 @@ async def test_health_is_sent_at_once_after_a_change_only(scheduler: FakeSchedul
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         await scheduler.until("1 health report has arrived", lambda: len(peer.health) == 1)
-        agent.health.notify()  # The health has not changed.
+        # The health has not changed since the last report, so this call must send no report.
+        agent.health.notify()
         agent.now = dataclasses.replace(agent.now, running=2)
         agent.health.notify()
         await scheduler.until("2 health reports have arrived", lambda: len(peer.health) == 2)
@@ -159,7 +162,7 @@ async def test_every_message_reaches_its_handler(scheduler: FakeScheduler) -> No
 async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
-        # Field 31 belongs to a newer version of the protocol.
+        # This message has only field 31, which belongs to a newer version of the protocol.
         peer.outgoing.put_nowait(wire.SchedulerMessage.FromString(b"\xfa\x01\x00"))
         peer.outgoing.put_nowait(wire.SchedulerMessage())
         peer.send(ack=wire.Ack(action_id="nobody", attempt=1, claim=1, seq=99))
@@ -182,7 +185,7 @@ async def test_an_unusable_message_does_not_end_the_stream(scheduler: FakeSchedu
 
 
 async def test_an_action_far_over_the_limits_of_the_policy_does_not_end_the_stream(scheduler: FakeScheduler) -> None:
-    """Admission refuses the action, so only this action fails."""
+    """Admission then refuses the action, so only this action fails."""
     async with rig(scheduler) as agent:
         peer = await scheduler.connected()
         large = dataclasses.replace(ACTION, env={f"A{number}": "x" * 30_000 for number in range(200)})
@@ -301,7 +304,8 @@ async def test_an_expired_token_is_read_again_and_the_sessions_continue(
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # If a write fails first, gRPC loses the status of the ended stream. This may happen to the first stream.
+        # If a write fails first, gRPC loses the status with which the scheduler ended the stream. This may happen to
+        # the first stream.
         assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
@@ -355,7 +359,8 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            # At the 12th check, the scheduler has been silent for twice the allowed time.
+            # At its 12th check whether an answer is overdue, the agent has not heard from the scheduler for twice the
+            # allowed time.
             if len(calls) == 12:
                 watched.set()
             return unanswered(before)
@@ -437,8 +442,8 @@ async def test_an_agent_without_a_stream_leaves_at_once(scheduler: FakeScheduler
 
 
 async def test_a_hundred_reconnects_leak_no_socket_and_no_task(scheduler: FakeScheduler) -> None:
-    # Maximum number of sockets that may still be open. gRPC closes sockets in its own threads, a few reconnects late.
-    # A leak would add one socket for each of the 100 reconnects.
+    # Maximum number of sockets that the reconnects may leave open. gRPC closes sockets in its own threads, a few
+    # reconnects late. A leak would add one socket for each of the 100 reconnects.
     late = 45
     before = sockets()
     async with rig(scheduler) as agent:

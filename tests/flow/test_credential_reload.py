@@ -45,7 +45,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 class Files:
-    """A folder like a mounted Secret: each file is a link through `..data`, which the kubelet replaces in one step."""
+    """A folder like a mounted Secret.
+
+    Each file is a symbolic link through the link `..data`, which the kubelet replaces when the Secret changes.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
@@ -53,7 +56,7 @@ class Files:
         self.version = 0
 
     def put(self, pair: Pair, ca: Path, token: str) -> None:
-        """Replace the certificate, the key, the CA certificate and the token in the mounted Secret."""
+        """Replace the certificate, its key, the CA certificate and the token, all in one step."""
         self.version += 1
         data = self.folder / f"..{self.version}"
         data.mkdir()
@@ -146,7 +149,10 @@ def access(files: Files) -> Access:
 async def test_replaced_credentials_interrupt_no_action_and_lose_no_event(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The test replaces the CA, both certificates and the token, first at the scheduler, then at the agent."""
+    """The test replaces the CA, both certificates and the token, first at the scheduler, then at the agent.
+
+    While it does so, an action runs.
+    """
     new_ca = authority(tmp_path, "new-ca")
     server, agents = Files(tmp_path, "server"), Files(tmp_path, "agent")
     server.put(certificates.localhost, certificates.ca.cert, "old-token")
@@ -193,7 +199,7 @@ async def test_credentials_that_do_not_work_leave_the_stream_open(certificates: 
             await poll_until("a warning about the token", lambda: "holds no token" in reasons(logs))
         assert agent.connection.registered
         assert agent.registrations == 1
-        # The agent gets another certificate of the same CA, so the agent connects a second time.
+        # The agent gets a new certificate of the same CA, so the agent connects a second time.
         agents.put(certificates.localhost, certificates.ca.cert, "token")
         await agent.until_registered(2)
 

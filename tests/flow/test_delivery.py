@@ -160,7 +160,8 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
             return True
 
         agent.outbox.on_state_loss = on_state_loss
-        await agent.handlers.got("registered")  # Wait for a registration without a session.
+        # Wait until the agent has registered without a session. The session is opened after this registration.
+        await agent.handlers.got("registered")
         session = agent.outbox.open(KEY)
         for number in (1, 2):
             await session.send(event(number))
@@ -171,7 +172,8 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
         await scheduler.start()
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
 
-        # Until the test calls `restart`, the session sends no event, even if the stream breaks a second time.
+        # The outbox has reported the state loss. The session sends no event before the test calls `restart`, even if
+        # the stream breaks a second time.
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
         assert scheduler.stored == {}
@@ -213,7 +215,7 @@ async def test_an_adopted_session_continues_at_the_resume_point(scheduler: FakeS
         assert [translate.session_state(state).key for state in peer.adopted] == [adopted]
         assert scheduler.last_seq(adopted) == 8
 
-        # After the adopted session has got its resume point, a reconnect registers the session like any other.
+        # The adopted session has got its resume point. A reconnect then registers this session like any other.
         peer.end(grpc.StatusCode.UNAVAILABLE)
         second = await scheduler.connected(2)
         assert second.register is not None
@@ -290,7 +292,8 @@ async def test_an_upload_over_an_ended_connection_is_an_error_and_no_cancellatio
                 yield FileData(bytes(1 << 20))
 
         await agent.until_handled("ack")
-        scheduler.reads.clear()  # The scheduler stops reading, so that the upload waits in a write.
+        # The scheduler now stops reading. So the agent's upload waits in a write.
+        scheduler.reads.clear()
         uploading = asyncio.create_task(session.upload(endless()), name="upload")
         await reached.wait()
         if started:

@@ -86,10 +86,10 @@ async def test_a_death_inside_a_run_ends_the_run_and_the_agent(
         async with asyncio.timeout(20):
             code = await running
     except KeyError:
-        # In production, `main` turns this KeyError into a message and an exit code.
+        # A KeyError that `run_pipeline` raises reaches `main`, which prints a message and exits with a code.
         assert stopped.is_set()
         return
-    # If the store fails, it accepts no pipeline, so the run starts no agent that could be stopped.
+    # If the store fails, it accepts no pipeline. Then the run starts no agent, so no agent was stopped.
     assert stopped.is_set() or owner is Store
     assert code in (ExitCode.FAILED, ExitCode.INFRASTRUCTURE)
     assert "Traceback" not in capsys.readouterr().err

@@ -25,8 +25,8 @@ clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
 contexts: [{name: c, context: {cluster: k, user: u}}]
 users: [{name: u, user: {}}]
 """
-# The test sends its signal after it has read the first line that this program prints. An earlier signal would end the
-# Python interpreter before the program's own signal handling is in place.
+# The program prints a line before it calls `main`, and the test sends its signal after this line. An earlier signal would
+# end the Python interpreter before `main` handles signals.
 PROGRAM = """
 from agent.__main__ import main
 print("started", flush=True)
@@ -50,6 +50,7 @@ async def test_a_closed_terminal_sends_two_signals_and_does_not_insist() -> None
 
 # Seconds after the start. The command needs about half a second to load.
 DELAYS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0)
+# Pairs of a signal and its delay in seconds.
 MOMENTS = [
     (number, delay)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

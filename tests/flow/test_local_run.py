@@ -45,7 +45,7 @@ def ends_with(outcome: Outcome) -> Engine:
 
 
 class Terminal(io.StringIO):
-    """An output stream that is a terminal."""
+    """A text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -221,7 +221,7 @@ async def test_the_time_of_a_run_is_limited(tmp_path: Path) -> None:
 
 
 class Closed(io.StringIO):
-    """An output stream whose reader has closed it."""
+    """A text stream that fails on each write, as a pipe does whose reader has closed it."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")

@@ -47,7 +47,7 @@ async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> Non
 
 
 async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
-    """Wait for the end of the pipeline `run_id`. Return the report and the events of the pipeline."""
+    """Follow the pipeline `run_id` to its end. Return the report and the events of the pipeline."""
     report, seen = Report(), []
     async with asyncio.timeout(10):
         async for message in scheduler.registry.watch(run_id):
@@ -506,7 +506,8 @@ async def test_an_action_continues_after_a_state_loss_when_submit_sends_it_again
             key = translate.key(await agent.action())
             await agent.event(key, LogChunk(b"one\n"))
             await agent.acknowledged(key, 1)
-    # The agent reports attempt 2 and claim 3. A scheduler without state would begin with attempt 1 and claim 1.
+    # The agent reports attempt 2 and claim 3 to the new scheduler. Without this report, a scheduler without state would
+    # begin with attempt 1 and claim 1.
     key = Key(key.action_id, 2, 3)
     async with (
         open_scheduler(address, tmp_path / "new", Access()) as scheduler,

@@ -29,12 +29,13 @@ ALWAYS = ArtifactRules(when=When.ALWAYS)
 DECLARED = ArtifactRules(paths=("out/**",))
 NONE = ArtifactRules(when=When.NEVER)
 TIMINGS = SessionTimings(kill_margin=0.05, upload_backoff=wait_none())
-# Seconds of virtual time. The clock moves only when every task waits, so a sleep of SETTLE finishes all pending work.
+# Seconds of a sleep in virtual time. Virtual time advances only when every task waits, so all pending work is done
+# after a sleep of SETTLE.
 SETTLE = 0.01
 
 
 class Rig:
-    """A session registry of an agent, with a cluster in memory and a sink that records the events."""
+    """The session registry of an agent, with a cluster in memory and a sink that records the events."""
 
     def __init__(self, **settings: Any) -> None:
         agent = {"slots": 3} | settings.pop("agent", {})
@@ -57,7 +58,7 @@ class Rig:
         self.clean()
 
     def clean(self) -> None:
-        """Check that every environment is gone and every slot is free."""
+        """Check that every environment was removed and that every slot is free."""
         assert self.backend.alive == set()
         for environment in self.backend.environments.values():
             assert environment.removals == max(1, environment.creations), environment.steps
@@ -81,7 +82,7 @@ def action(name: str = "a", **fields: Any) -> Action:
 
 
 async def life(rig: Rig, script: Script, **fields: Any) -> Any:
-    """Run one action to its end. Return the recorded events.
+    """Run one action to its end. Return its RecordingSessionSink, which has the recorded events.
 
     `script` is what the pod does. `fields` are fields of the action.
     """
@@ -308,7 +309,7 @@ async def test_a_timeout_ends_the_commands_and_may_still_have_files(
         sessions.action(action(timeout=0.02, artifacts=rules))
         if copied:
             environment = await rig.backend.at("a", "files")
-            # The stop request that has ended the commands must not end the copy of artifacts too.
+            # The stop request of the timeout has ended the commands. It must not end the copy of artifacts too.
             await asyncio.sleep(SETTLE)
             await environment.unblock("files")
     sent = rig.sink["a"]
@@ -325,7 +326,8 @@ async def test_a_timeout_does_not_count_the_set_up(rig: Rig) -> None:
     async with rig.open() as sessions:
         sessions.action(action(timeout=1.0))
         environment = await rig.backend.at("a", "setup")
-        await asyncio.sleep(2.0)  # These 2 seconds are longer than the timeout of the commands.
+        # The set-up takes 2 s, which is longer than the action's timeout of 1 s. The timeout must not count the set-up.
+        await asyncio.sleep(2.0)
         await environment.unblock("setup")
     assert rig.sink["a"].outcome.stage in (COMMANDS, ARTIFACTS)
     assert rig.sink["a"].started == [1, 2]

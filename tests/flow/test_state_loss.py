@@ -22,7 +22,7 @@ class LossyWorld(World):
     """An agent with its cluster and its scheduler, whose scheduler can lose its state."""
 
     def lose_state(self) -> None:
-        """Make the scheduler lose its state and end the stream."""
+        """Delete the events that the scheduler has stored, and end the agent's stream."""
         self.scheduler.forget()
         self.scheduler.peer.end(grpc.StatusCode.UNAVAILABLE, "restarted without its state")
 
@@ -34,12 +34,16 @@ class LossyWorld(World):
         return kinds
 
     async def until_sent_again(self, kinds: list[str]) -> None:
-        """Wait until the scheduler has stored events of exactly these kinds, in order, and the pod is gone."""
+        """Wait for the end of the action.
+
+        Check that the scheduler then has events of exactly these kinds, in this order. Also wait until the pod is gone,
+        and check that the agent has created only one pod.
+        """
         await self.scheduler.until('the event "finished" is stored', lambda: self.stored_kinds[-1:] == ["finished"])
         assert self.stored_kinds == kinds
         assert (await self.outcome()).result == wire.SUCCEEDED
-        # The test does not check `FakeScheduler.breaches`, which lists the new event numbers. After a state loss, these
-        # numbers are correct.
+        # Do not check `FakeScheduler.breaches` here. It lists the event numbers that begin anew, but after a state loss
+        # this is correct.
         await self.api.until("every pod is deleted", lambda: not self.api.pods)
         await self.app.sessions.idle()
         made = [each for each in self.api.requests if each.verb == "create" and each.path.endswith("/pods")]

@@ -37,7 +37,10 @@ def collector() -> Iterator[Collector]:
 
 
 async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
-    """Run one action to its end and export its traces. `script` is what the pod does, `fields` are of the action."""
+    """Run one action to its end and export its traces. Return the cluster in memory.
+
+    `script` is what the pod does. `fields` are fields of the action.
+    """
     backend = FakeBackend()
     backend.script = lambda _: script
     async with asyncio.TaskGroup() as tasks:
@@ -69,7 +72,8 @@ async def test_an_action_is_a_span_and_each_stage_a_child_span(collector: Collec
     assert collector.resources[0]["service.name"] == "sealci-agent"
     assert (collector.resources[0]["service.version"], collector.resources[0]["sealci.pool"]) == ("1.2.3", "p")
     assert collector.paths == {"/v1/traces"}
-    # The commands get the trace context of the action's span, so that their own spans become its children.
+    # The commands get a trace context whose parent is the action's span, so that spans of the commands become its
+    # children.
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == f"00-{action.trace_id.hex()}-{action.span_id.hex()}-01"
 

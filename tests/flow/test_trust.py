@@ -76,7 +76,8 @@ async def test_the_token_is_read_at_each_connect_and_never_logged(tmp_path: Path
     token = tmp_path / "token"
     with capture_logs() as logs:
         async with rig(scheduler, token_file=token, reconnect_max=0.01) as agent:
-            await agent.until_failed(1)  # The token file does not exist yet.
+            # The first stream fails because the agent's token file does not exist yet.
+            await agent.until_failed(1)
             token.write_text("old-secret\n")
             scheduler.denial = (grpc.StatusCode.UNAUTHENTICATED, "expired")
             await scheduler.until("a stream has begun", lambda: bool(scheduler.peers))

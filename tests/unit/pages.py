@@ -20,7 +20,7 @@ DATA = ("yaml", "json", "text")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code in a page. `line` is the number of its first line."""
+    """A block of code in a page. `line` is the number of the block's first line in the page."""
 
     page: Path
     line: int
@@ -34,7 +34,7 @@ def where(page: Path, line: int) -> str:
 
 @cache
 def split(page: Path) -> tuple[tuple[Block, ...], tuple[str, ...]]:
-    """Return the code blocks of a page, and the lines of the page, in which the lines of code blocks are empty."""
+    """Return the code blocks of a page, and the lines of the page. Lines of code blocks are replaced by empty lines."""
     blocks: list[Block] = []
     prose: list[str] = []
     inside: list[str] = []
@@ -55,14 +55,17 @@ def split(page: Path) -> tuple[tuple[Block, ...], tuple[str, ...]]:
 
 
 def spans(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield each piece of inline code: its place in the page, and its text."""
+    """Yield each piece of inline code in a page: its place, as the page and the line, and its text."""
     for number, line in enumerate(split(page)[1], 1):
         for found in SPAN.finditer(line):
             yield where(page, number), found[1]
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each simple command in the code of a page, without a prompt and without variables before the command."""
+    """Yield each simple command in the code of a page, with its place.
+
+    A shell prompt, or variables that are set before the command, are left out.
+    """
     for block in split(page)[0]:
         if block.language not in DATA:
             yield from block_commands(block)
@@ -82,13 +85,14 @@ def block_commands(block: Block) -> Iterator[tuple[str, list[str]]]:
 
 
 def simple_commands(line: str) -> Iterator[list[str]]:
-    """Split a line of shell at its operators."""
+    """Yield the words of each simple command in a line of shell, without variables that are set before the command."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     try:
         tokens = list(lexer)
     except ValueError:
-        return  # The line is output of a command. Its quotation mark is no shell syntax.
+        # The shell syntax of this line is wrong, because it is the output of a command. So the line has no commands.
+        return
     words: list[str] = []
     for token in [*tokens, ";"]:
         if not set(token) <= set("();<>|&"):
@@ -120,7 +124,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def links(page: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the target of each link that points into the repository."""
+    """Yield each link of a page that points into the repository: the number of its line, and its target."""
     for number, line in enumerate(split(page)[1], 1):
         for found in LINK.finditer(SPAN.sub("", line)):
             target = found[1] or found[2]

@@ -88,19 +88,21 @@ def test_paths_in_the_repository_exist(page: Path) -> None:
 
 
 def misused(words: list[str]) -> str:
-    """Return what is wrong with a `sealci-agent` command line, split into words. Return "" if nothing is wrong."""
+    """Return what is wrong with a `sealci-agent` command line, given as words. Return "" if nothing is wrong."""
     if len(words) < 2 or words[1] in ("-h", "--help"):
         return ""
     command = cli.commands.get(words[1])
     if command is None:
         return f"there is no command {words[1]!r}"
     if len(words) == 2:
-        return ""  # The text is only the name of a command.
+        # The page only mentions the name of the command. So there are no arguments to check.
+        return ""
     try:
         # The context needs its parent, because click caches the help option that a command's first context creates.
         context = command.make_context(words[1], words[2:], parent=click.Context(cli, **cli.context_settings))
     except click.exceptions.Exit:
-        return ""  # The command line asks for help.
+        # `Exit` means that the command line asks for help, which is never wrong.
+        return ""
     except click.ClickException as error:
         return error.format_message()
     given = [assignment.partition("=")[0] for assignment in context.params.get("assignments", ())]
@@ -188,7 +190,7 @@ def test_every_reason_is_explained_under_whose_fault_it_is() -> None:
 
 @cache
 def setting_keys() -> dict[str, bool]:
-    """Map each key of a setting or section to True if the user may choose the keys below it, else to False."""
+    """Return all keys of settings and sections. The value of a key is True if the user may choose the keys below it."""
     found: dict[str, bool] = {}
 
     def add(model: type[BaseModel], before: str) -> None:
@@ -204,7 +206,7 @@ def setting_keys() -> dict[str, bool]:
 
 @cache
 def value_keys() -> dict[str, bool]:
-    """Map each key of the chart's values to True if the user may choose the keys below it, else to False."""
+    """Return all keys of the chart's values. The value of a key is True if the user may choose the keys below it."""
     found: dict[str, bool] = {}
 
     def add(values: dict[str, Any], before: str) -> None:
@@ -218,7 +220,7 @@ def value_keys() -> dict[str, bool]:
 
 
 def within(key: str, keys: dict[str, bool]) -> bool:
-    """Return whether a key or glob matches one of `keys`, or stands below a key whose value in `keys` is True."""
+    """Return whether `key`, which may be a glob, matches one of `keys` or stands below a key whose value is True."""
     parts = key.split(".")
     above = (".".join(parts[:length]) for length in range(1, len(parts)))
     return any(fnmatchcase(each, key) for each in keys) or any(keys.get(each) for each in above)

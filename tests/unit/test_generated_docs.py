@@ -21,7 +21,7 @@ def test_the_committed_page_is_what_make_docs_writes(path: Path) -> None:
 
 
 def keys(section: BaseModel, prefix: str = "") -> set[str]:
-    """Return the keys of all settings. A mapping is one setting, a section is not."""
+    """Return the keys of all settings in a section. A mapping counts as one setting. A subsection does not count."""
     found = set()
     for name, value in section:
         if isinstance(value, BaseModel):

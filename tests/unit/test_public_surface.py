@@ -124,7 +124,10 @@ def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parameter(param: click.Parameter) -> tuple[str, Object]:
-    """Return the spelling of a parameter, and its properties. The number of values is left out if it is 1."""
+    """Return the spelling of a command's parameter, and its properties for the golden file.
+
+    `nargs` is left out if the parameter takes one value.
+    """
     info = param.to_info_dict()
     kept = ("required", "multiple", "is_flag", "default", "envvar", "hidden")
     found = {key: info[key] for key in kept if info.get(key) not in (None, False)}
@@ -137,7 +140,7 @@ def parameter(param: click.Parameter) -> tuple[str, Object]:
 
 
 def commands(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, Object]]:
-    """Yield a command and all its subcommands."""
+    """Yield the path and the parameters of a command, then of all its subcommands. `path` is the words that call it."""
     context = click.Context(command, parent, info_name=path.rpartition(" ")[2], **command.context_settings)
     yield path, dict(parameter(each) for each in command.get_params(context))
     if isinstance(command, click.Group):
@@ -161,7 +164,7 @@ def test_config() -> None:
 
 
 def test_metrics() -> None:
-    """The bucket bounds of a histogram are in the golden file too: they are values of the label `le`."""
+    """The golden file also has the bucket bounds of histograms, because these bounds are values of the label `le`."""
     found: Object = {}
     for family in text_string_to_metric_families(metrics.Metrics().text().decode()):
         labels: dict[str, dict[str, None]] = {}
@@ -178,7 +181,10 @@ def test_metrics() -> None:
 
 
 def without_program(pod: Object) -> Object:
-    """Replace the packed program in commands by PROGRAM. Its bytes depend on the versions of Python and zlib."""
+    """Replace the packed program in the commands of a pod by the word PROGRAM.
+
+    The bytes of the program depend on the versions of Python and zlib, so they are not compared.
+    """
     program = manifest.escape_variables(packaging.workspace_program()[-1])
     for container in pod["spec"]["containers"]:
         container["command"] = ["PROGRAM" if each == program else each for each in container["command"]]

@@ -149,7 +149,8 @@ def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
 def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=r"any peer that reaches .* could run actions: set classic.ca_file"):
         load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
-    # With the stream protocol, the agent listens on no port, so the same values are accepted.
+    # With the classic protocol these values are refused, because any peer could call the agent. With the stream
+    # protocol the agent listens on no port, so the values are accepted.
     load(None, {"scheduler": {"classic": classic}}, {})
 
 

@@ -42,7 +42,7 @@ OUT_OF_MEMORY = "OOMKilled"
 FINAL_PHASES = ("Failed", "Succeeded")
 # Exit codes of a process that KILL or TERM has ended.
 KILLED = (137, 143)
-# Seconds to wait for the pod's own status after its containers ended. Usually 1.
+# Seconds to wait for the pod's own final status after its containers ended. Usually 1 second passes.
 POD_STATUS_WAIT_SECONDS = 10.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
 OVERDUE = timedelta(seconds=30)

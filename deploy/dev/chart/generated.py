@@ -1,8 +1,8 @@
 """Generate values.schema.json, the README and the lower half of values.yaml of the Helm chart.
 
-Nothing here writes a file. In the upper half of values.yaml, a key with a comment `# -- ...` is a value, and the
-default gives its type. A mapping without such a comment is a section. The schema refuses keys that a section does not
-name. The agent's settings keep their names, types and bounds.
+Nothing here writes a file. People write the upper half of values.yaml. There, a key with a comment `# -- ...` is a
+value of the chart, and the value's default gives its type. A mapping without such a comment is a section. The schema
+refuses keys that a section does not name. In the lower half, the agent's settings keep their names, types and bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 CHART = Path(__file__).resolve().parents[3] / "charts" / "sealci-agent"
-# The line in values.yaml that separates its two halves.
+# The line of values.yaml between its hand-written upper half and its generated lower half.
 LINE = "# ---- the agent's own settings: written by `make chart` from agent/settings ----\n"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 DURATION = r"^(\d+(\.\d+)?[dhms]?)+$"
@@ -34,7 +34,8 @@ QUANTITY = f"^({quantities.QUANTITY.pattern})?$"
 KUBERNETES_QUANTITY = r"^[0-9]+(\.[0-9]*)?(m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][0-9]+)?$"
 SIZE = r"^\d+(\.\d+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
-# Settings that are no values of the chart. The chart's templates set them from the release, mounted Secrets or the pod.
+# The agent's settings that the user of the chart cannot set. The chart's templates set them from the release, mounted
+# Secrets or the pod.
 SET_BY_CHART = frozenset(
     {
         "agent.id",
@@ -48,7 +49,8 @@ SET_BY_CHART = frozenset(
         "scheduler.classic.open",
     }
 )
-# Settings for which the chart has a better default than the agent. An empty value selects the chart's default.
+# Settings for which the chart has a better default than the agent. If the value is empty, the chart uses the default
+# that is described here.
 EMPTY_MEANS = {
     "agent.pool": "namespace and name of the release",
     "cluster.namespace": "the namespace of the release with `-actions` after it",
@@ -65,7 +67,7 @@ QUANTITIES = {
 }
 RESOURCES = {"patternProperties": {"^(requests|limits)$": QUANTITIES}}
 PERCENT = {"minimum": 1, "maximum": 100}
-# Parts of the JSON schema, by the key of the chart's value, that do not follow from the type of the value's default.
+# Additions to the JSON schema of single values of the chart. The type of a value's default does not imply them.
 NARROWED: dict[str, Schema] = {
     "actions.createNamespace": SWITCH,
     "actions.limits": OBJECTS,
@@ -115,7 +117,7 @@ NARROWED: dict[str, Schema] = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value of the chart. `key` is the path with dots, `schema` the JSON schema of the value."""
+    """One value of the Helm chart. `key` is its path in values.yaml, joined by dots. `schema` is its JSON schema."""
 
     key: str
     comment: str
@@ -124,7 +126,7 @@ class Value:
 
 
 def files() -> dict[Path, str]:
-    """Return the text of every generated file by its path."""
+    """Return the text of every generated file of the chart, by the path of the file."""
     values, top = CHART / "values.yaml", upper_half()
     everything = [*chart_values(top), *settings_values(Settings)]
     readme = (Path(__file__).parent / "README.md.in").read_text("utf-8")
@@ -139,12 +141,12 @@ def files() -> dict[Path, str]:
 
 
 def upper_half() -> str:
-    """Return the text of values.yaml above `LINE`, which people write by hand."""
+    """Return the upper half of values.yaml, which people write by hand. It is the text above `LINE`."""
     return (CHART / "values.yaml").read_text("utf-8").partition(LINE)[0]
 
 
 def chart_values(text: str) -> list[Value]:
-    """Return the chart's values in the upper half of values.yaml, in their order in the file. `text` is that half."""
+    """Return the values in the upper half of values.yaml, in their order. `text` is the text of this half."""
     node = yaml.compose(text, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
         raise TypeError("values.yaml is not a mapping")
@@ -152,7 +154,7 @@ def chart_values(text: str) -> list[Value]:
 
 
 def section_values(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:
-    """Yield the values of a section and of its subsections. Raise ValueError if a value has no comment."""
+    """Yield the values in a section of values.yaml and its subsections. Raise ValueError if a value has no comment."""
     for name, value in node.value:
         key = f"{prefix}{name.value}"
         comment = lines[name.start_mark.line - 1].strip()
@@ -166,7 +168,7 @@ def section_values(node: yaml.MappingNode, lines: list[str], prefix: str) -> Ite
 
 
 def type_schema(default: Any) -> Schema:
-    """Return the schema of a value's type, which is the type of its default."""
+    """Return a JSON schema with the type of a value. The type is that of the value's default."""
     kinds = {bool: "boolean", int: "integer", str: "string", dict: "object", list: "array", type(None): "null"}
     return {"type": kinds[type(default)]}
 
@@ -175,7 +177,7 @@ def type_schema(default: Any) -> Schema:
 
 
 def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]:
-    """Yield the agent's settings that are values of the chart, in the order of the model."""
+    """Yield the agent's settings that are values of the chart, in the order in which `model` declares them."""
     schemas = inline_references(model.model_json_schema())["properties"]
     for name, info in model.model_fields.items():
         key = f"{prefix}{name}"
@@ -189,11 +191,12 @@ def settings_values(model: type[BaseModel], prefix: str = "") -> Iterator[Value]
 
 
 def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) -> Value:
-    """Return the chart's value for one setting.
+    """Return the chart's value for one setting of the agent.
 
     `field_schema` is the JSON schema that pydantic makes of the setting's field.
     """
-    # The chart's schema takes bounds from NARROWED, and has patterns for durations and sizes.
+    # Leave out `ge` (a minimum), because it does not fit a duration or a size that is written as a text. Such values
+    # get a pattern below, and single values get bounds from NARROWED.
     schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
     reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
     default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))
@@ -221,7 +224,7 @@ def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
 
 
 def inline_references(schema: Schema) -> Schema:
-    """Replace references by the definitions, because older versions of helm do not resolve references."""
+    """Replace each `$ref` in a JSON schema by its definition, because older versions of helm resolve no references."""
     definitions = schema.pop("$defs", {})
 
     def resolve(part: Any) -> Any:
@@ -274,7 +277,7 @@ def settings_text(model: type[BaseModel]) -> str:
 
 
 def summary(model: type[BaseModel], path: list[str]) -> str:
-    """Return the first line of the docstring of a section's model."""
+    """Return the first line of the docstring of a section's model. `path` leads from `model` to the section."""
     for name in path:
         model = section_of(model, name) or model
     return (model.__doc__ or "").strip().splitlines()[0]
@@ -297,12 +300,12 @@ def schema(values: list[Value]) -> Schema:
 
 
 def empty_section() -> Schema:
-    """Return the schema of a section, to which the caller adds properties."""
+    """Return the JSON schema of a section without properties. The caller adds the properties."""
     return {"type": "object", "additionalProperties": False, "properties": {}}
 
 
 def table(values: list[Value]) -> str:
-    """Return the README's table of values, in the style of helm-docs."""
+    """Return a Markdown table of the chart's values for the README, in the style of helm-docs."""
     rows = ["| Key | Type | Default | Description |", "|-----|------|---------|-------------|"]
     for value in values:
         kind = value.schema.get("type") or ("string" if isinstance(value.default, str) else "switch")

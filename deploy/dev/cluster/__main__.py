@@ -51,7 +51,7 @@ COMPONENTS = ("etcd", "containerd", "apiserver", "controller-manager", "schedule
 
 
 def main(words: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line, given as a list of words. Return the exit code."""
     if not words or words[0] in ("help", "-h", "--help"):
         print(__doc__)
         return 0 if words else 2
@@ -74,7 +74,7 @@ def main(words: list[str]) -> int:
 def run_cluster_verb(
     settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]
 ) -> int | None:
-    """Run a verb about the cluster as a whole. Return its exit code, or None if `verb` is none of these verbs."""
+    """Run `verb` if it concerns the cluster as a whole, like `up`. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "up", []:
             provider.up()
@@ -98,7 +98,7 @@ def run_cluster_verb(
 
 
 def run_build_verb(settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]) -> int | None:
-    """Run a verb about binaries, programs or images. Return its exit code, or None if `verb` is none of these verbs."""
+    """Run `verb` if it concerns binaries, programs or images. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "build", []:
             provider.build()
@@ -135,7 +135,7 @@ def run_component_verb(
     verb: str,
     arguments: list[str],
 ) -> int | None:
-    """Start or stop components. Return the exit code, or None if the words are no such command."""
+    """Start or stop components of the cluster. Return the exit code, or None if the words form no such command."""
     match verb, arguments:
         case name, ["stop"] if name in COMPONENTS:
             provider.stop(name)

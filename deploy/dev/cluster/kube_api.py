@@ -59,7 +59,7 @@ class KubeApi:
 
 
 def kubelet_uids(pods: dict[str, Any]) -> set[str]:
-    """Return the UIDs of a PodList as the kubelet knows them.
+    """Return the UIDs by which the kubelet knows the pods of a PodList.
 
     A static pod has one UID at the kubelet and another one in the API. The API's object has an annotation with the
     kubelet's UID.

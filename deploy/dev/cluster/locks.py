@@ -12,9 +12,9 @@ from deploy.dev.cluster.console import report
 
 @contextmanager
 def lock(path: Path, other: str) -> Iterator[None]:
-    """Hold a lock file while the block runs. If another process holds the lock, report that and wait.
+    """Hold the lock file `path` while the `with` block runs. If another process holds it, report this and wait.
 
-    `other` describes the other process in that report. The kernel releases the lock when its holder dies. The file
+    `other` describes the other process in the report. The kernel releases the lock when its holder dies. The file
     stays, because a process that waits for a deleted file would not exclude a process that creates the file anew.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Read the settings from environment variables, and derive folders, names and addresses from them.
 
-Every command reads the settings once. Nothing here touches the disk. Every name and address contains `CLUSTER_NUMBER`
-(0 to 9), so that several clusters can run on one machine.
+Every command reads the settings once. The module reads no file and writes none. Every name and address contains
+`CLUSTER_NUMBER` (0 to 9), so that several clusters can run on one machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one command. `number` is CLUSTER_NUMBER, `kubernetes` a version like 1.37.2."""
+    """The settings of one command. `number` is the variable CLUSTER_NUMBER, `kubernetes` a version like 1.37.2."""
 
     provider: str
     cache: Path
@@ -31,7 +31,7 @@ class Settings:
 
     @property
     def creation_settings(self) -> dict[str, str]:
-        """Return the settings that cannot change while a cluster is up."""
+        """Return the settings that cannot change while the cluster is up, by name."""
         variables = {"KUBERNETES_VERSION": self.kubernetes, "CLUSTER_LOG_MAX_SIZE": self.log_max_size}
         return {"CLUSTER": self.provider} | variables
 
@@ -47,7 +47,10 @@ class Settings:
 
     @property
     def lock(self) -> Path:
-        """Return the lock file of commands that change the cluster. It lies outside the folder that `down` removes."""
+        """Return the path of the file that a command locks while it changes the cluster.
+
+        The file lies outside the folder that `down` removes.
+        """
         return self.cache / f"{self.name}.lock"
 
     @property
@@ -56,17 +59,17 @@ class Settings:
 
     @property
     def socket(self) -> Path:
-        """Return the path of containerd's socket."""
+        """Return the path of containerd's Unix socket."""
         return self.folder / "containerd.sock"
 
     @property
     def gateway(self) -> str:
-        """Return this machine's address as pods and the node see it."""
+        """Return the IP address of this machine as pods and the node see it."""
         return f"10.200.{self.number}.1"
 
     @property
     def node_address(self) -> str:
-        """Return the node's address as this machine sees it."""
+        """Return the IP address of the node as this machine sees it."""
         return f"10.200.{self.number}.2"
 
     @property
@@ -76,7 +79,10 @@ class Settings:
 
     @property
     def engine_network(self) -> str:
-        """Return the subnet of kind's nodes. It exists only inside the namespaces of `kind-offline`."""
+        """Return the subnet of kind's nodes.
+
+        The subnet exists only inside the namespaces of the provider `kind-offline`.
+        """
         return f"10.201.{self.number}.0/24"
 
     @property

@@ -16,7 +16,10 @@ POLL_SECONDS = 0.1
 
 
 def wait_until(condition: Callable[[], bool], description: str, seconds: float = WAIT_SECONDS) -> None:
-    """Return as soon as `condition` is true. Raise CommandFailed with the description after `seconds`."""
+    """Return as soon as `condition` is true.
+
+    After `seconds`, raise CommandFailed, whose text names the `description`.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

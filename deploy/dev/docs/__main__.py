@@ -13,7 +13,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def pages() -> dict[Path, str]:
-    """Return the text of every generated page."""
+    """Return the text of every generated page, by the path of the page."""
     return {DOCS / "settings.md": settings_page.text(), DOCS / "metrics.md": metrics_page.text()}
 
 

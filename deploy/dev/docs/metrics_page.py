@@ -1,6 +1,7 @@
 """Generate `docs/metrics.md` from `agent/telemetry/metrics.py`.
 
-The source is a scrape of a new `Metrics`, because every series exists from the first scrape.
+The generator scrapes a new `Metrics` object. Such a scrape contains every series, because a series exists before its
+first event.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LABELS = """
 | metric | label | values |
 |---|---|---|
 """
-# Metrics whose label values depend on the build.
+# Metrics with a label whose values cannot be listed, because they depend on the build of the agent.
 OPEN = frozenset({"sealci_agent_build_info"})
 
 
@@ -56,12 +57,15 @@ def full_name(family: Metric) -> str:
 
 
 def names(family: Metric) -> str:
-    """Return the label names of a metric as Markdown, without `le`."""
+    """Return the label names of a metric as Markdown, without the histogram label `le`."""
     return ", ".join(f"`{label}`" for label in label_values(family))
 
 
 def label_values(family: Metric) -> dict[str, list[str]]:
-    """Return the values of each label as Markdown. `le` is left out, because buckets are settings."""
+    """Return the values of each label of a metric as Markdown.
+
+    The label `le` is left out, because the buckets of histograms are settings.
+    """
     found: dict[str, list[str]] = {}
     for sample in family.samples:
         for label, value in sorted(sample.labels.items()):

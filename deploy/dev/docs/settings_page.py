@@ -85,7 +85,7 @@ def tables(section: type[BaseModel], key: str) -> Iterator[str]:
 
 
 def summary(section: type[BaseModel]) -> str:
-    """Return the first line of a section's docstring."""
+    """Return the first line of the docstring of a section's model, which describes the section on the page."""
     return (section.__doc__ or "").strip().splitlines()[0]
 
 
@@ -97,12 +97,12 @@ def row(key: str, info: FieldInfo) -> str:
 
 
 def allowed(info: FieldInfo) -> str:
-    """Return the type of a setting, with its bounds."""
+    """Return the type of a setting and its bounds, as text for the page."""
     return f"{kind(info)}{bounds(info)}"
 
 
 def kind(info: FieldInfo) -> str:
-    """Return the type of a setting without its bounds, as one of the types that the page explains."""
+    """Return the type of a setting without its bounds, as one of the types that the page explains in its head."""
     functions = {getattr(each, "func", None) for each in info.metadata}
     if seconds in functions:
         return "duration"
@@ -129,7 +129,7 @@ def of_annotation(annotation: Any) -> str:
 
 
 def bounds(info: FieldInfo) -> str:
-    """Return the bounds of a number as text for people; "" if the only bound is 0."""
+    """Return the bounds of a number as text for people. Return "" if the only bound is a minimum of 0."""
     lower: list[Any] = [each.ge for each in info.metadata if isinstance(each, Ge)]
     above = any(isinstance(each, Gt) for each in info.metadata)
     upper = next((each.le for each in info.metadata if isinstance(each, Le)), None)
@@ -144,13 +144,13 @@ def bounds(info: FieldInfo) -> str:
 
 
 def default(info: FieldInfo) -> str:
-    """Return the default as JSON, without the quotes of non-empty text."""
+    """Return the default of a setting as JSON. A text that is not empty is written without quotes."""
     found = info.get_default(call_default_factory=True)
     return json.dumps(written(info, found), default=str).strip('"') or '""'
 
 
 def written(info: FieldInfo, value: Any) -> Any:
-    """Return a value in the form that a person would write."""
+    """Return the default of a setting in the form in which a person would write it in a configuration file."""
     if kind(info) == "duration":
         return duration(value)
     if kind(info) == "size":

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def take_terminal_pictures(namespace: str, folder: Path) -> None:
-    """Take a picture of a run in its middle and one at its end."""
+    """Take one picture in the middle of a run and one at the end of the run."""
     file = Path(__file__).with_name("pipeline.yaml")
     command = [*COMMAND, "run", str(file), "--namespace", namespace, "--artifacts", "out"]
     command += ["--set", "policy.default_cpu=5m"]
@@ -70,7 +70,7 @@ def save(screen: Screen, name: str, title: str) -> None:
     for each in lines:
         console.print(each)
     picture = console.export_svg(title=title)
-    # A viewer of the page must not load fonts from another host.
+    # The references to fonts are removed, because a viewer of the page must not load fonts from another host.
     (FOLDER / f"{name}.svg").write_text(FONTS.sub("", picture), encoding="utf-8")
 
 

@@ -72,7 +72,7 @@ class Api:
         answers.get(f"{verb} {resource}", self.other)(connection, request, name)
 
     def other(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer a request that the server only counts, because the request needs no pod and no Lease."""
+        """Answer a request that needs no pod and no Lease with a constant, so that the agent can go on."""
         if name == "version":
             connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
         elif request.method == "POST":
@@ -83,7 +83,7 @@ class Api:
     # ---- pods
 
     def create(self, connection: Connection, request: Asked, name: str) -> None:
-        """Create a pod and start it."""
+        """Create a pod, and schedule the changes of its state up to the start of its commands."""
         self.made += 1
         life = PodLife(request.body, f"7d9f1c1e-0000-4000-8000-{self.made:012d}", self.made)
         if life.name in self.lives:
@@ -105,13 +105,16 @@ class Api:
         return text
 
     def step(self, life: PodLife, change: Callable[[], None]) -> None:
-        """Call `change` to change the status of a pod, and notify the watches. Do nothing if the pod is deleted."""
+        """Call `change`, which changes the status of a pod, and notify the watches.
+
+        Do nothing if the pod is deleted.
+        """
         if self.lives.get(life.name) is life and not life.deleted:
             change()
             self.notify(life)
 
     def run(self, life: PodLife) -> None:
-        """Start the commands of a pod."""
+        """Set a pod to running, begin its log, and schedule its further log and its end."""
         self.step(life, life.running)
         self.write(life, life.marker("s:1"))
         loop, script = asyncio.get_running_loop(), life.script
@@ -127,7 +130,7 @@ class Api:
     def line(self, life: PodLife, until: float) -> None:
         """Write one line to a pod's log and schedule the next line.
 
-        Do nothing after `until`, a time of the event loop.
+        Do nothing if the event loop's time is `until` or later.
         """
         loop = asyncio.get_running_loop()
         if self.lives.get(life.name) is life and loop.time() < until:
@@ -135,7 +138,7 @@ class Api:
             loop.call_later(life.script.every, self.line, life, until)
 
     async def flood(self, life: PodLife, until: float) -> None:
-        """Write to a pod's log as fast as its followers read, until the event loop's time is `until`."""
+        """Write to a pod's log as fast as its followers read. End the pod when the event loop's time is `until`."""
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
             block = life.stamped() * (FRAME // life.script.size)
@@ -147,14 +150,14 @@ class Api:
         self.end(life)
 
     def write(self, life: PodLife, data: bytes) -> None:
-        """Append data to a pod's log and send the data to the followers of this log."""
+        """Append data to the log of a pod, and send the data to the connections that follow this log."""
         if not life.script.every or len(life.log) < 3:
             life.log.append(data)
         for connection in self.followers.get(life.name, ()):
             connection.send(data)
 
     def end(self, life: PodLife) -> None:
-        """End the commands and the log of a pod."""
+        """End the commands of a pod with success, and end its log."""
         if self.lives.get(life.name) is not life:
             return
         last = [life.marker(f"f:{number}:0") for number in range(1, len(life.commands) + 1)]
@@ -186,7 +189,10 @@ class Api:
         connection.on_lost = lambda: followers.remove(connection) if connection in followers else None
 
     def delete(self, connection: Connection, request: Asked, name: str) -> None:
-        """Delete a pod: at once if all containers have ended, otherwise after container `files` has ended."""
+        """Delete a pod at once if all its containers have ended.
+
+        Otherwise delete the pod after container `files` has ended.
+        """
         life = self.lives.get(name)
         if life is None or json.loads(request.body or b"{}").get("preconditions", {}).get("uid", life.uid) != life.uid:
             connection.answer(404 if life is None else 409, missing(name))
@@ -200,7 +206,7 @@ class Api:
         asyncio.get_running_loop().call_later(GRACE, self.forget, life)
 
     def forget(self, life: PodLife) -> None:
-        """Remove a pod, send the event DELETED to the watches, and end the streams of the log."""
+        """Remove a pod, send the event DELETED to the watches, and end the connections that follow its log."""
         if self.lives.get(life.name) is life:
             del self.lives[life.name]
             self.gone += 1
@@ -209,7 +215,7 @@ class Api:
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Send the file of a pod, in the archive format of the program that copies files out of pods."""
+        """Answer an exec: send the file of a pod in the archive format of the program that copies files out of pods."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -227,7 +233,7 @@ class Api:
         connection.message(SUCCESS)
 
     def start(self, work: Any) -> None:
-        """Run a coroutine in the background."""
+        """Run a coroutine as a task in the background, and keep a reference to the task until it ends."""
         task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
@@ -235,7 +241,7 @@ class Api:
     # ---- lists, watches, Leases
 
     def list(self, connection: Connection, request: Asked, name: str) -> None:
-        """List the objects that a selector matches."""
+        """Answer with a list of the pods that the request's label selector matches, or of all Leases."""
         selector = selector_of(request.query)
         if name == "pods":
             found = [life.text(self.version) for life in self.lives.values() if fits(selector, life.labels)]
@@ -247,7 +253,7 @@ class Api:
         self.feeds[name].watch(connection, request.query)
 
     def lease(self, connection: Connection, request: Asked, name: str) -> None:
-        """Create, renew or delete a Lease."""
+        """Create, renew or delete a Lease, as the method of the request demands."""
         body = json.loads(request.body or b"{}")
         name = body["metadata"]["name"] if request.method == "POST" else name
         found = self.leases.get(name)
@@ -273,7 +279,7 @@ class Api:
     # ---- counters and bookmarks
 
     def seen(self) -> Object:
-        """Return the counters for the benchmark."""
+        """Return the counters of this server as they are now, for the benchmark."""
         return {
             "requests": dict(self.requests),
             "cpu": time.process_time(),
@@ -299,7 +305,7 @@ class Api:
         server.close()
 
     async def bookmarks(self) -> None:
-        """Send bookmarks to all watches every BOOKMARK seconds."""
+        """Send a bookmark to every watch, every BOOKMARK seconds."""
         while True:
             await asyncio.sleep(BOOKMARK)
             for feed in self.feeds.values():
@@ -307,7 +313,7 @@ class Api:
 
 
 def missing(name: str) -> bytes:
-    """Return the answer for a missing object."""
+    """Return the body of an answer for a missing object."""
     return json.dumps({"kind": "Status", "message": f'pods "{name}" not found', "code": 404}).encode()
 
 

@@ -28,7 +28,7 @@ def digest(size: int) -> str:
 
 
 def archive(size: int) -> Iterator[bytes]:
-    """Yield the archive of one file of `size` zero bytes, in blocks."""
+    """Yield the collector's archive of one file of `size` zero bytes, in blocks."""
     yield header(NAME.encode(), MODE, size, 0)
     block = bytes(BLOCK)
     for at in range(0, size, BLOCK):

@@ -35,14 +35,17 @@ PAUSE = 0.02
 
 
 class Child:
-    """A process of the benchmark. It prints its port, then answers each line of JSON with a line of JSON."""
+    """A process of the benchmark.
+
+    It prints its port. Then it reads requests and answers each with a line of JSON.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
         self.port = port
 
     async def ask(self, **order: Any) -> Object:
-        """Send a request to the process and return the answer."""
+        """Send a request with the fields `order` to the process. Return the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -51,10 +54,10 @@ class Child:
         return answer
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send a request, then poll until a condition of the answer holds. Return the last answer.
+        """Send a request with the fields `order`, then poll until `condition` is true for an answer. Return it.
 
         Raises:
-            TimeoutError: the condition did not hold in time.
+            TimeoutError: the condition did not become true within `seconds`.
         """
         async with asyncio.timeout(seconds):
             seen = await self.ask(**order)
@@ -66,7 +69,7 @@ class Child:
 
 @asynccontextmanager
 async def child(module: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a module of the benchmark as a process until the block ends."""
+    """Run the Python module `module` of the benchmark as a process until the block ends."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),
         stdin=asyncio.subprocess.PIPE,
@@ -96,7 +99,7 @@ async def end_process(process: asyncio.subprocess.Process, number: int = signal.
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The resources of a process: used CPU seconds, resident bytes, open sockets."""
+    """The resources that a process uses: used CPU seconds, resident bytes of memory, and open sockets."""
 
     cpu: float
     rss: int
@@ -110,7 +113,7 @@ class Costs:
 
 @dataclass
 class Agent:
-    """One replica of the agent. `asked` is the time at which its process was started, in seconds of `time.time`."""
+    """One replica of the agent. `asked` is the time of the start of its process, in seconds of `time.time`."""
 
     process: asyncio.subprocess.Process
     asked: float
@@ -122,7 +125,7 @@ class Agent:
         return Costs.of(self.process.pid)
 
     async def metric(self, name: str) -> float:
-        """Return the value of a metric without labels."""
+        """Return the value of the metric `name` of this agent. The metric has no labels."""
         url = f"http://127.0.0.1:{self.port}/metrics"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             text = await response.text()
@@ -131,7 +134,7 @@ class Agent:
 
 @dataclass
 class BenchSetup:
-    """The scheduler and the agents of an experiment."""
+    """The scheduler and the agents of an experiment, and the folder with their files."""
 
     scheduler: Child
     folder: Path
@@ -153,7 +156,7 @@ class BenchSetup:
         await self.until(lambda seen: len(seen["registered"]) == len(self.agents))
 
     async def begin(self, *, slots: int, **settings: Object) -> Agent:
-        """Start a replica and do not wait until it is ready."""
+        """Start a replica, and return before it is ready."""
         port = free_port()
         values: Object = {
             "scheduler": {"address": f"localhost:{self.scheduler.port}", "tls": {"enabled": False}},
@@ -177,16 +180,16 @@ class BenchSetup:
         return self.agents[-1]
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send a request to the scheduler, then wait until a condition of its counters holds. Return the counters.
+        """Send a request to the scheduler, then wait until `condition` is true for its counters. Return the counters.
 
         Raises:
-            TimeoutError: the condition did not hold in time.
+            TimeoutError: the condition did not become true within `seconds`.
         """
         return await self.scheduler.until(condition, seconds, **order)
 
     @property
     def cpu(self) -> float:
-        """Return the CPU seconds that all agents have used."""
+        """Return the sum of the CPU seconds that the running agents have used."""
         return sum(agent.costs.cpu for agent in self.agents)
 
     def agent_logs(self) -> str:
@@ -195,14 +198,17 @@ class BenchSetup:
 
 @dataclass(kw_only=True)
 class ScriptedSetup(BenchSetup):
-    """A setup whose agents use the scripted API server."""
+    """A BenchSetup whose agents use the scripted API server. `api` is the process of that server."""
 
     api: Child
 
 
 @asynccontextmanager
 async def bench_setup() -> AsyncIterator[ScriptedSetup]:
-    """Run the scripted API server and the scheduler. `BenchSetup.agent` starts agents."""
+    """Run the scripted API server and the scheduler while the block runs.
+
+    The caller starts agents by `BenchSetup.agent`.
+    """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         authority = certificates.authority(folder, "ca")
@@ -217,7 +223,7 @@ async def bench_setup() -> AsyncIterator[ScriptedSetup]:
 
 @asynccontextmanager
 async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[BenchSetup]:
-    """Run the scheduler for agents that use a running cluster."""
+    """Run the scheduler while the block runs, for agents that use the cluster of `kubeconfig`."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sealci-bench-")))
         scheduler = await stack.enter_async_context(child("tests.bench.scripted.scheduler"))
@@ -226,7 +232,7 @@ async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[Be
 
 
 def trust(server: str, authority: Path) -> Object:
-    """Return a kubeconfig for a server and its certificate authority."""
+    """Return a kubeconfig for the API server at the URL `server`. Its certificate is signed by the CA `authority`."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
@@ -244,7 +250,7 @@ class Load:
         self.busy, self.at = machine.busy(), time.monotonic()
 
     def share(self) -> float:
-        """Return the busy share of all cores since the last call, 0 to 1."""
+        """Return the share of the CPU time of all cores that was busy since the last call, from 0 to 1."""
         busy, at = machine.busy(), time.monotonic()
         share = (busy - self.busy) / ((at - self.at) * (os.cpu_count() or 1))
         self.busy, self.at = busy, at
@@ -252,7 +258,7 @@ class Load:
 
 
 def free_port() -> int:
-    """Return a port on which no process listens now."""
+    """Return a port on which no process listens now. Another process may take the port before its use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

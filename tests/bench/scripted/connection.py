@@ -28,7 +28,7 @@ HIGH_WATER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One HTTP request."""
+    """One HTTP request of a client. `key` is its header Sec-WebSocket-Key."""
 
     method: str
     path: str
@@ -38,16 +38,22 @@ class Asked:
 
 
 class Service(Protocol):
-    """The service that answers requests. Its methods run in the event loop and must not block."""
+    """The server behind the connections, which answers their requests.
+
+    Its methods run in the event loop and must not block.
+    """
 
     connections: set[Connection]
 
     def on_request(self, connection: Connection, request: Asked) -> None:
-        """Answer a request, now or later."""
+        """Answer a request over its connection, now or later."""
 
 
 class Connection(asyncio.Protocol):
-    """The socket of one client. `on_lost` is called if the client disconnects during a stream."""
+    """The server's end of one client's socket.
+
+    A Service sets `on_lost` to a function that is called if the client disconnects during a stream.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -73,11 +79,11 @@ class Connection(asyncio.Protocol):
             self.on_lost()
 
     def pause_writing(self) -> None:
-        """Make the writers of streams wait, because the client reads too slowly."""
+        """Make tasks that write streams wait (asyncio calls this if the client reads too slowly)."""
         self.room.clear()
 
     def resume_writing(self) -> None:
-        """Let writers of streams continue."""
+        """Let tasks that write streams continue (asyncio calls this when the client has read enough)."""
         self.room.set()
 
     @property
@@ -85,13 +91,13 @@ class Connection(asyncio.Protocol):
         return not self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
-        """Handle all complete requests or frames in the buffer."""
+        """Add received data to the buffer. Handle all complete requests or websocket frames in the buffer."""
         self.buffer += data
         while self.frame() if self.websocket else self.request():
             continue
 
     def request(self) -> bool:
-        """Handle one request of the buffer. Return False if the buffer contains no complete request."""
+        """Handle the first request in the buffer. Return False if the buffer contains no complete request."""
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return False
@@ -111,22 +117,22 @@ class Connection(asyncio.Protocol):
     # ---- answers
 
     def answer(self, status: int, body: bytes) -> None:
-        """Send a whole answer."""
+        """Send a whole answer with this status and this JSON body."""
         length = b"Content-Length: %d\r\n\r\n" % len(body)
         self.transport.write(head(status) + length + body)
 
     def begin(self, kind: bytes = b"application/json") -> None:
-        """Begin an answer that is a stream. `kind` is its Content-Type."""
+        """Begin an answer that is a stream of any length. `kind` is its Content-Type."""
         self.streams = True
         self.transport.write(head(200, kind) + b"Transfer-Encoding: chunked\r\n\r\n")
 
     def send(self, data: bytes) -> None:
-        """Send the next part of a stream."""
+        """Send `data` as the next part of the answer that `begin` has begun."""
         if data and self.is_open:
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        """End a stream. The connection can be used again."""
+        """End the answer that `begin` has begun. The client may then send another request over the connection."""
         self.streams, self.on_lost = False, None
         if self.is_open:
             self.transport.write(b"0\r\n\r\n")
@@ -134,7 +140,7 @@ class Connection(asyncio.Protocol):
     # ---- websockets
 
     def upgrade(self, key: str) -> None:
-        """Switch the connection to the websocket protocol. `key` is the request's Sec-WebSocket-Key."""
+        """Switch the connection to the websocket protocol. `key` is the Sec-WebSocket-Key of the client's request."""
         self.websocket = True
         accept = base64.b64encode(hashlib.sha1(key.encode() + UPGRADE.encode()).digest()).decode()  # noqa: S324
         self.transport.write(
@@ -155,7 +161,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(bytes([0x80 | kind]) + length + data)
 
     def frame(self) -> bool:
-        """Handle one small frame of the buffer: a ping or a close. Return False if no frame is complete."""
+        """Handle the first websocket frame in the buffer: a ping or a close. Return False if no frame is complete."""
         if len(self.buffer) < 6 or len(self.buffer) < 6 + (self.buffer[1] & 0x7F):
             return False
         kind, size = self.buffer[0] & 0xF, self.buffer[1] & 0x7F
@@ -171,7 +177,7 @@ class Connection(asyncio.Protocol):
 
 
 class Clock:
-    """Formats the date for HTTP headers, at most once a second."""
+    """Returns the date for HTTP headers. It formats the date at most once a second, to save CPU time."""
 
     def __init__(self) -> None:
         self.second = 0

@@ -1,6 +1,7 @@
-"""The watch events of the scripted API. Each watch gets the events that its selector matches, in the real format.
+"""The watch events of the scripted API.
 
-A Feed lives as long as the server. It stores the last few thousand events, for watches that begin at an older version.
+Each watch gets the events that its label selector matches, as Kubernetes sends them. A Feed lives as long as the
+server. It stores the last few thousand events, for watches that begin at an older version.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Feed:
         self.due = False
 
     def send(self, kind: bytes, version: int, labels: dict[str, str], text: bytes) -> None:
-        """Queue an event for every watch whose selector matches `labels`.
+        """Queue an event for every watch whose label selector matches `labels`.
 
         `kind` is the type of the event, such as ADDED. `text` is the object as JSON.
         """
@@ -43,7 +44,7 @@ class Feed:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send the queued events."""
+        """Send the queued events to the watches."""
         self.due = False
         for connection, (_, waiting) in self.watches.items():
             if waiting:
@@ -51,7 +52,10 @@ class Feed:
                 waiting.clear()
 
     def watch(self, connection: Connection, query: dict[str, str]) -> None:
-        """Open a watch that begins after a resource version."""
+        """Open a watch that begins after the resource version in `query`.
+
+        First send the stored events after this version.
+        """
         since = int(query["resourceVersion"])
         if self.recent and len(self.recent) == KEPT and self.recent[0][0] > since + 1:
             connection.answer(410, b'{"kind":"Status","code":410,"message":"too old resource version"}')
@@ -69,18 +73,18 @@ class Feed:
             connection.end()
 
     def bookmark(self, version: int) -> None:
-        """Send a bookmark to every watch."""
+        """Send a bookmark with the resource version `version` to every watch."""
         text = b'{"type":"BOOKMARK","object":{"kind":"%b","metadata":{"resourceVersion":"%d"}}}\n'
         for connection in self.watches:
             connection.send(text % (self.kind.encode(), version))
 
 
 def selector_of(query: dict[str, str]) -> dict[str, str]:
-    """Parse a label selector that has only equalities."""
+    """Return the label selector in `query` as a dict. The selector may contain only equalities."""
     pairs = (pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair)
     return {name.rstrip("="): value.lstrip("=") for name, value in pairs}
 
 
 def fits(selector: dict[str, str], labels: dict[str, str]) -> bool:
-    """Return whether a selector matches labels."""
+    """Return whether `labels` has all labels of the selector with the same values."""
     return selector.items() <= labels.items()

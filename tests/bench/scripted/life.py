@@ -17,7 +17,7 @@ from agent.domain.json import Object
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The behaviour of a pod.
+    """The behaviour of a scripted pod.
 
     `life` is the number of seconds from the creation of the pod to its end, `start` the number of seconds until the pod
     runs, and `every` the number of seconds between two lines (0: only one line). `size` is the number of bytes of a
@@ -34,7 +34,7 @@ class Script:
 
     @classmethod
     def read(cls, command: str) -> Script:
-        """Parse a command such as `life=1 every=0.05`. Unknown words are ignored."""
+        """Return the Script that a command such as `life=1 every=0.05` describes. Unknown words are ignored."""
         words = dict(word.split("=", 1) for word in command.split() if "=" in word)
         return cls(
             life=float(words.get("life", 1)),
@@ -47,7 +47,10 @@ class Script:
 
 
 def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
-    """Return an entry of `metadata.managedFields` that is as large as a real entry. No component reads this entry."""
+    """Return an entry of `metadata.managedFields` that is as large as an entry in a real cluster.
+
+    No component reads this entry.
+    """
     leaf: Object = {f"f:{name}{number}": {} for number in range(depth) for name in fields}
     return {
         "manager": manager,
@@ -60,7 +63,7 @@ def managed(manager: str, fields: tuple[str, ...], depth: int = 12) -> Object:
 
 
 def stamp() -> str:
-    """Return the current time in the API's format, in whole seconds."""
+    """Return the current time in whole seconds, in the format of the Kubernetes API."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -76,7 +79,7 @@ CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
 
 
 class PodLife:
-    """One pod. `body` is the request that created the pod. `status` is its current status as JSON."""
+    """One scripted pod. `body` is the request that created the pod. `status` is the pod's current status as JSON."""
 
     def __init__(self, body: bytes, uid: str, address: int) -> None:
         pod = json.loads(body)
@@ -108,7 +111,7 @@ class PodLife:
     # ---- states
 
     def bind(self) -> None:
-        """Bind the pod to the node."""
+        """Set the state of the pod to bound: it has a node, and no container yet."""
         self.bound = b',"nodeName":"node-1"'
         self.status = self.phase("Pending")
 
@@ -133,11 +136,11 @@ class PodLife:
         self.status = self.phase("Succeeded" if self.finished else "Running", states)
 
     def deleting(self) -> None:
-        """Add a deletionTimestamp and a grace period to the pod."""
+        """Set the state of the pod to being deleted: it gets a deletionTimestamp and a grace period."""
         self.deleted = f',"deletionTimestamp":"{stamp()}","deletionGracePeriodSeconds":10'.encode()
 
     def phase(self, phase: str, states: dict[str, str] | None = None) -> bytes:
-        """Return the status of the pod as JSON, in the kubelet's format.
+        """Return a status of the pod as JSON, in the format of the kubelet. `phase` is the phase of the pod.
 
         `states` has the state of each container as JSON. If `states` is None, the status has no containers.
         """
@@ -161,7 +164,7 @@ class PodLife:
         ).encode()
 
     def text(self, version: int) -> bytes:
-        """Return the pod as JSON."""
+        """Return the whole pod as JSON. `version` is its resource version."""
         return b'{"kind":"Pod","apiVersion":"v1","metadata":%b%d%b%b},"spec":%b%b},"status":%b}' % (
             self.head, version, self.meta, self.deleted, self.spec, self.bound, self.status,
         )  # fmt: skip
@@ -169,26 +172,26 @@ class PodLife:
     # ---- the log
 
     def marker(self, text: str) -> bytes:
-        """Return a marker of the supervisor as a line of the log."""
+        """Return a line of the log with a marker of the supervisor. `text` is the content of the marker."""
         return line(f"\x1esealci:{self.nonce}:{text}".encode())
 
     def stamped(self) -> bytes:
-        """Return a line with the current time, so that the scheduler can compute the delay."""
+        """Return a line of the log with the current time, from which the scheduler computes the delay of the line."""
         text = b"at %d " % time.time_ns()
         return line(text.ljust(self.script.size, b"."))
 
 
 def line(text: bytes) -> bytes:
-    """Return a line of the log as the kubelet serves it."""
+    """Return `text` as a line of the log in the kubelet's format, after a timestamp."""
     return nanoseconds().encode() + b" " + text + b"\n"
 
 
 def nonce_of(pod: Object) -> str:
-    """Return the nonce of a pod's session."""
+    """Return the nonce of the session that the pod's annotation describes."""
     return str(json.loads(pod["metadata"]["annotations"]["sealci.dev/session"])["nonce"])
 
 
 def commands_of(command: list[str]) -> list[str]:
-    """Return the user's commands in the command line of the supervisor."""
+    """Return the user's commands, which are the last words in the command line of the supervisor."""
     # The command line is: shell -c SUPERVISOR sealci SHELL SETUP LIST NONCE WORKSPACE READY FILE COMMANDS...
     return command[11:]

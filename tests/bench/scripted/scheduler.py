@@ -37,7 +37,7 @@ SECRETS = {"TOKEN": "bench-secret-value"}
 
 
 class Peer:
-    """One agent: its stream, its free slots, and the actions that it has not accepted yet."""
+    """One agent, as the scheduler sees it: its stream, its slots, and the actions that it has not accepted yet."""
 
     def __init__(self) -> None:
         self.acks: dict[Place, int] = {}
@@ -52,22 +52,25 @@ class Peer:
 
     @property
     def room(self) -> int:
-        """Return the number of actions that the agent can take now."""
+        """Return the number of actions that the scheduler may send to the agent now."""
         return self.slots - self.running - len(self.unaccepted) if self.ready else 0
 
     def send(self, **message: Any) -> None:
-        """Send a message to the agent. The keyword is the kind of the message."""
+        """Send a message to the agent. The keyword is the kind of the message, such as `action`."""
         self.outgoing.append(wire.SchedulerMessage(**message))
         self.wake.set()
 
     def acknowledge(self, event: wire.Event) -> None:
-        """Queue the acknowledgement of an event. It replaces an earlier unsent acknowledgement of the same session."""
+        """Queue the acknowledgement of an event for the agent.
+
+        This replaces an earlier acknowledgement of the same session that was not sent yet.
+        """
         self.acks[event.action_id, event.attempt, event.claim] = event.seq
         self.wake.set()
 
 
 class Scheduler(agent_pb2_grpc.SchedulerServicer):
-    """The queue of actions and the agents."""
+    """A gRPC server with a queue of actions, which it sends to its agents."""
 
     def __init__(self) -> None:
         self.peers: list[Peer] = []
@@ -102,7 +105,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             reader.cancel()
 
     async def read(self, peer: Peer, messages: AsyncIterator[wire.AgentMessage]) -> None:
-        """Read the messages of an agent."""
+        """Read the messages of an agent until its stream ends."""
         async for message in messages:
             match message.WhichOneof("message"):
                 case "event":
@@ -114,7 +117,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         peer.wake.set()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
-        """Register an agent."""
+        """Add an agent to the agents of this scheduler, and send it Registered."""
         peer.slots, peer.registered = register.slots, time.time()
         self.peers.append(peer)
         registered = wire.Registered(scheduler="bench")
@@ -123,14 +126,14 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         peer.send(registered=registered)
 
     def health(self, peer: Peer, health: wire.Health) -> None:
-        """Record a health report and fill the free slots."""
+        """Record and acknowledge a health report, and send the agent actions for its free slots."""
         peer.ready = health.status == wire.Health.READY
         peer.slots, peer.running = health.slots, health.running
         peer.send(ack=wire.Ack())
         self.fill(peer)
 
     def event(self, peer: Peer, event: wire.Event) -> None:
-        """Count and acknowledge an event."""
+        """Count an event of an agent, and acknowledge it."""
         self.events += 1
         peer.acknowledge(event)
         match event.WhichOneof("event"):
@@ -149,7 +152,10 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                     self.last_failure = event.finished.message
 
     def log(self, event: wire.Event) -> None:
-        """Count a piece of log. The lines of quiet actions contain the time at which the pod wrote them."""
+        """Count a piece of an action's log. If the action's id begins with QUIET, record the delay of each line.
+
+        The lines of such actions contain the time at which the pod wrote them.
+        """
         data = event.log.data
         self.log_bytes += len(data)
         if not event.action_id.startswith(QUIET):
@@ -163,7 +169,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> wire.UploadReceipt:
-        """Receive an upload and count its bytes."""
+        """Receive an upload of files and count its bytes."""
         last: wire.ArtifactChunk | None = None
         async for chunk in request_iterator:
             self.file_bytes += sum(len(part.data) for part in chunk.parts)
@@ -174,7 +180,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
     # ---- the queue
 
     def fill(self, peer: Peer) -> None:
-        """Send actions until the agent has no free slot."""
+        """Send queued actions to an agent until the agent has no free slot or the queue is empty."""
         while self.queue and peer.room > 0:
             order, count = self.queue.popleft()
             if count != 1:
@@ -190,7 +196,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             peer.send(action=action)
 
     def obey(self, order: Object) -> None:
-        """Execute a request of the benchmark."""
+        """Execute a request of the benchmark, which is a line on the standard input."""
         if "give" in order:
             self.queue.append((order, order.get("count", 1)))
         if order.get("stop"):
@@ -201,7 +207,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             self.fill(peer)
 
     def seen(self) -> Object:
-        """Return the counters for the benchmark. Latencies are in seconds."""
+        """Return the counters of this scheduler as they are now, for the benchmark. Latencies are in seconds."""
         ordered = sorted(self.latencies)
         return {
             "cpu": time.process_time(),

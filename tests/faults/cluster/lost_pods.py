@@ -1,7 +1,7 @@
 """Helpers for tests of lost pods: deletion, eviction, faults of the node, and the checks of the outcome.
 
-They use kubectl and the commands of deploy.dev.cluster, never the agent's own client. A change of the node ends with
-its `with` block.
+They use kubectl and the commands of deploy.dev.cluster, never the agent's own client. A helper that changes the node
+undoes the change at the end of its `with` block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECURE = {"allowPrivilegeEscalation": False}
 
 @contextlib.contextmanager
 def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
-    """Yield a lab without agents in a namespace of its own."""
+    """Yield a lab without agents in a new namespace. `settings` are the default settings of the lab's agents."""
     with new_namespace() as namespace, open_lab(namespace, folder, **settings) as lab:
         yield lab
 
@@ -41,7 +41,7 @@ def lab_of(folder: Path, **settings: Any) -> Iterator[Lab]:
 
 
 def pod(lab: Lab, name: str) -> Object:
-    """Wait for the current pod of an action and return it."""
+    """Wait until the action `name` has a pod. Return this pod."""
 
     def found() -> Object | None:
         pods = [each for each in kube.get("pods", "-n", lab.namespace) if session_of(each).get("name") == name]
@@ -52,13 +52,13 @@ def pod(lab: Lab, name: str) -> Object:
 
 
 def uids(lab: Lab, name: str) -> list[str]:
-    """Return the UIDs of all pods that an action has had, oldest first."""
+    """Return the UIDs of all pods that the action `name` has had, oldest first."""
     found = [each["metadata"]["uid"] for each in list(lab.observer.states) if session_of(each).get("name") == name]
     return list(dict.fromkeys(found))
 
 
 def until_detail(submission: Submission, name: str, detail: str) -> None:
-    """Wait until a stage event of an action contains a text."""
+    """Wait until the action `name` has an event of a stage whose detail contains `detail`."""
 
     def has_detail(report: Report) -> bool:
         return any(e["event"] == "stage" and detail in e["detail"] for e in report.events)
@@ -67,17 +67,17 @@ def until_detail(submission: Submission, name: str, detail: str) -> None:
 
 
 def until_recreated(lab: Lab, name: str, times: int = 1) -> None:
-    """Wait until the pod of an action was re-created `times` times."""
+    """Wait until the pod of the action `name` was re-created `times` times."""
     until(lambda: len(uids(lab, name)) == times + 1, f"the pod of {name} was not re-created", 60)
 
 
 def delete(lab: Lab, name: str, *options: str) -> None:
-    """Delete the pod of an action with kubectl."""
+    """Delete the pod of the action `name` with `kubectl delete` and these options."""
     kube.kubectl("delete", "pod", "-n", lab.namespace, pod(lab, name)["metadata"]["name"], "--wait=false", *options)
 
 
 def evict(lab: Lab, name: str) -> None:
-    """Evict the pod of an action through the API, as `kubectl drain` does."""
+    """Evict the pod of the action `name` through the API server, as `kubectl drain` does."""
     target = pod(lab, name)["metadata"]["name"]
     metadata = {"name": target, "namespace": lab.namespace}
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
@@ -86,12 +86,12 @@ def evict(lab: Lab, name: str) -> None:
 
 
 def statuses(lab: Lab, uid: str) -> list[Object]:
-    """Return every observed status of a pod, in order."""
+    """Return every status of the pod that the lab's observer has seen, in order."""
     return [each["status"] for each in list(lab.observer.states) if each["metadata"]["uid"] == uid]
 
 
 def ends(lab: Lab, uid: str, container: str = "action") -> list[Object]:
-    """Return every observed status of a container that has terminated."""
+    """Return every terminated status of the pod's container `container` that the lab's observer has seen."""
     return [
         each
         for status in statuses(lab, uid)
@@ -118,7 +118,7 @@ def tainted() -> list[str]:
 
 @contextlib.contextmanager
 def cordoned() -> Iterator[None]:
-    """Keep new pods off the node of the cluster while the block runs."""
+    """Keep new pods off the node of the cluster while the `with` block runs."""
     kube.kubectl("cordon", node_name())
     try:
         yield
@@ -128,7 +128,7 @@ def cordoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def started_with(component: str, *flags: str) -> Iterator[None]:
-    """Run a component of the cluster with additional flags while the block runs."""
+    """Run a component of the cluster with additional flags while the `with` block runs."""
     kube.provider(component, "start", *flags)
     try:
         yield
@@ -138,7 +138,10 @@ def started_with(component: str, *flags: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped(component: str) -> Iterator[None]:
-    """Stop a component of the node while the block runs. Then start it and wait until the node accepts pods."""
+    """Stop a component of the node while the `with` block runs.
+
+    Then start the component and wait until the node accepts pods.
+    """
     kube.provider(component, "stop")
     try:
         yield
@@ -148,9 +151,9 @@ def stopped(component: str) -> Iterator[None]:
 
 
 def too_much_memory() -> int:
-    """Return a number of bytes between the node's available memory and its capacity.
+    """Return a number of bytes between the available memory of the node and the capacity of the node.
 
-    As the kubelet's eviction threshold, this number leads to an eviction. A kubelet refuses a threshold above the
+    If the kubelet's eviction threshold is this number, the kubelet evicts pods. A kubelet refuses a threshold above the
     capacity.
     """
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node_name()}/proxy/stats/summary"))
@@ -168,7 +171,7 @@ def until_begun(submission: Submission, *names: str) -> None:
 
 
 def check_lost(report: Report, reason: str, *words: str) -> None:
-    """Check that an action failed in stage `commands` with `reason`, and that its log up to then is stored.
+    """Check that an action failed in stage `commands` with `reason`, and that its first log line is stored.
 
     The message of the outcome must contain each of `words`.
     """

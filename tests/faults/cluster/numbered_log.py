@@ -1,7 +1,8 @@
 """A writer of numbered lines with timestamps, and an account of the lines that are missing in the stored log.
 
-`program` returns the command of an action. An `Account` of a stored log lists the missing lines and checks that a gap
-marker stands exactly there. The test passes the number of lines to both, so that no figure comes from the agent.
+`program` returns a command for an action, which writes the lines. An `Account` of a stored log lists the missing lines
+and checks that there is a gap marker at each place where lines are missing, and nowhere else. The test passes the
+number of lines to both, so that no number comes from the agent.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from itertools import pairwise
 
 LINE = re.compile(rb"(\d{8}) (\d{19}) x{70}")
 TAIL = re.compile(rb"[ 0-9]{0,29}x{1,70}")
-# Number of bytes that a container runtime writes at once. The kubelet may lose them when the log file is rotated.
+# Number of bytes that a container runtime writes to a log file at once. The kubelet may lose that many bytes when the
+# file is rotated.
 PASSED_ON = 64 << 10
 BEGUN = re.compile(rb"\d{1,8}( \d{0,19}( x{0,69})?)?")
 SIZE = 100
 GAP = re.compile(rb"\[gap in the log: lines between (\S+) and (\S+) (may be|are) missing: .*\]")
-# Seconds that the time in a line and the node's timestamp may differ. The pipe and a busy machine cause a difference.
+# Maximum number of seconds between the time in a line and the node's timestamp of the line. The pipe and a busy machine
+# delay the line.
 APART = 2.0
 
 WRITER = """
@@ -46,18 +49,24 @@ for step in sys.argv[1:]:
 
 
 def program(*steps: str) -> str:
-    """Return a command with these steps: "write:LINES:BYTES PER SECOND", "wait:FILE", "print:TEXT"."""
+    """Return a command that executes these steps in order.
+
+    The forms of a step are "write:LINES:BYTES PER SECOND", "wait:FILE" and "print:TEXT".
+    """
     return " ".join(["python3", "-c", shlex.quote(WRITER), *map(shlex.quote, steps)])
 
 
 def seconds_of(timestamp: bytes) -> float:
-    """Return a timestamp of the node as seconds since 1970."""
+    """Convert a timestamp of the node to seconds since 1970."""
     return datetime.fromisoformat(timestamp.decode()[:26] + "+00:00").timestamp()
 
 
 @dataclass
 class Mark:
-    """A gap marker after the line with number `after`. The gap lasts from `since` to `until`, in seconds since 1970."""
+    """A gap marker in a log, after the line with the number `after`.
+
+    The marker states that lines from `since` to `until` are missing, in seconds since 1970.
+    """
 
     after: int
     since: float
@@ -67,11 +76,11 @@ class Mark:
 
 @dataclass
 class Account:
-    """The content of a log of `total` lines.
+    """The result of reading a stored log that should have `total` numbered lines.
 
-    `lost` counts missing lines. `unmarked` lists the holes without a gap marker. `torn` counts holes that no reader can
-    detect: the node begins a new file within a line, so the kubelet continues with the rest of that line and does not
-    serve the last bytes of the old file.
+    `lost` counts missing lines. `unmarked` lists the holes without a gap marker. `torn` counts holes that no reader of
+    the log can detect: the node begins a new file within a line, so the kubelet continues with the rest of that line
+    and does not serve the last bytes of the old file.
     """
 
     total: int
@@ -85,7 +94,10 @@ class Account:
 
     @classmethod
     def of(cls, log: bytes, total: int) -> Account:
-        """Parse a log of `total` numbered lines. A line that a gap marker cuts off counts as lost."""
+        """Read a log that should have `total` numbered lines.
+
+        If a gap marker cuts off the end of a line, this line counts as lost.
+        """
         account = cls(total)
         times = {0: 0.0}
         tails: dict[int, bytes] = {}
@@ -107,10 +119,10 @@ class Account:
         return account
 
     def compare(self, times: dict[int, float], tails: dict[int, bytes]) -> None:
-        """Compare the gap markers with the holes in the numbers.
+        """Compare the gap markers with the holes in the line numbers.
 
-        `times` has the time of each line by its number. `tails` has the rests of torn lines. The key of a rest is the
-        number of the line before the rest.
+        `times` has the time of each line, by its number. `tails` has the last bytes of lines whose beginning is
+        missing. The key of such a rest is the number of the line before it.
         """
         marked = {mark.after: mark for mark in self.marks}
         holes = {before for before, number in pairwise([0, *self.numbers, self.total + 1]) if number > before + 1}
@@ -135,12 +147,13 @@ class Account:
 
     @property
     def reordered(self) -> int:
-        """Return the number of lines that stand before an older line."""
+        """Return how often a line stands directly before a line with a lower number."""
         return sum(one > two for one, two in zip(self.numbers, self.numbers[1:], strict=False))
 
     def check(self) -> None:
-        """Check that no line is doubled, reordered or missing without a marker, and that the span of each marker is
-        right.
+        """Check that no line is doubled, reordered or missing without a gap marker.
+
+        Also check that the times in each marker are right.
         """
         assert (self.doubled, self.reordered, self.foreign) == (0, 0, [])
         assert self.unmarked == []

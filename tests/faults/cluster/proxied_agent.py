@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def proxied_agent(namespace: str, folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
-    """Yield a lab, its one agent, and the proxy through which that agent reaches the API server."""
+    """Yield a lab, its one agent, and the proxy through which the agent reaches the API server."""
     kubeconfig = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify"))
     cluster = kubeconfig["clusters"][0]["cluster"]
     proxy = Threaded(cluster["server"].removeprefix("https://"))

@@ -1,8 +1,8 @@
-"""Three replicas on a real cluster, each behind its own proxies, and random faults that one seed determines.
+"""Three replicas of the agent on a real cluster, each behind its own proxies, and random faults from one seed.
 
 RandomFaults lives as long as a test. The faults come from a shuffled deck, so that every kind occurs. The faults of one
-replica never overlap. No fault kills or replaces the last replica, so that a leak would show in this replica. The
-scheduler is a process too. One fault kills the scheduler and starts it again with the same folder.
+replica never overlap. No fault kills or replaces the process of the last replica, so that a leak would show in this
+process. The scheduler is a process too. One fault kills the scheduler and starts it again with the same folder.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tests.faults.agent_processes import AgentProcesses, Child
 
 REPLICAS = 3
-# Seconds until an agent must be ready.
+# Seconds until an agent must be ready after its start.
 READY = 90.0
-# Number of times that each kind of fault is in the deck.
+# Number of times that each kind of fault is in the deck of faults, which is shuffled when it is empty.
 DECK = {
     "kill -9 and restart": 3,
     "freeze and thaw": 2,
@@ -52,13 +52,13 @@ DECK = {
 }
 # Faults of parts that all replicas share.
 SHARED = ("scheduler kill -9 and restart", "apiserver restart")
-# Faults that end the process of a replica.
+# Faults that end the process of a replica. They never hit the last replica.
 ENDING = ("kill -9 and restart", "SIGTERM and replacement")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The resources of one agent: bytes of memory, tasks of its event loop, sockets."""
+    """The resources of one agent process: resident memory in bytes, tasks of its event loop, and open sockets."""
 
     memory: int
     tasks: int
@@ -69,7 +69,7 @@ class Measure:
 
 
 class Replica:
-    """One agent, as a replica of a Deployment. Faults replace its process. Its two proxies live as long as the test."""
+    """One replica of the agent. Faults replace its process. Its two proxies live as long as the test."""
 
     def __init__(self, faults: RandomFaults, number: int) -> None:
         self.faults = faults
@@ -86,13 +86,13 @@ class Replica:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Replica]:
-        """Run the replica's proxies in front of the scheduler and of the API server while the block runs."""
+        """Run the replica's two proxies while the block runs: one to the scheduler and one to the API server."""
         seed = self.faults.seed + self.number
         async with Proxy(self.faults.address, seed) as self.stream, Proxy(self.faults.api, seed + 100) as self.cluster:
             yield self
 
     async def start(self, *, new_pod: bool = False) -> None:
-        """Start an agent process for the replica. If `new_pod` is true, the process gets the name of a new pod."""
+        """Start an agent process for the replica. If `new_pod` is true, the agent gets a new id, as in a new pod."""
         self.pods += new_pod
         self.starts += 1
         name = f"replica-{self.number}-{self.pods}"
@@ -122,7 +122,7 @@ class Replica:
             return 0, ""
 
     async def ready(self) -> None:
-        """Wait until the agent is ready."""
+        """Wait until the replica's current process is ready."""
         await until(lambda: self.is_ready(), f"replica {self.number} did not become ready", READY)
 
     async def is_ready(self) -> bool:
@@ -155,7 +155,7 @@ class RandomFaults:
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[RandomFaults]:
-        """Run a scheduler and all replicas. Kill what is left at the end."""
+        """Run a scheduler and all replicas while the block runs. Kill the processes that are left at the end."""
         await self.start_scheduler()
         async with AsyncExitStack() as stack:
             for number in range(REPLICAS):
@@ -191,7 +191,7 @@ class RandomFaults:
         return self.folder / "scheduler"
 
     def settings(self, name: str, address: str) -> dict[str, Any]:
-        """Return the settings of an agent. The short intervals let the agent notice faults soon."""
+        """Return the settings of the agent `name`. Short intervals let the agent notice faults soon."""
         return {
             "scheduler": {
                 "address": address,
@@ -225,16 +225,17 @@ class RandomFaults:
         falling.create_task(self.inject(kind, replica, self.random.random()), name=kind)
 
     async def inject(self, kind: str, replica: Replica, strength: float) -> None:
-        """Run one fault to its end. `strength`, from 0 to 1, determines the duration of most faults.
+        """Inject one fault into a replica, and return when the fault has ended.
 
-        At most one fault at a time runs on each replica, and at most one on the parts that all replicas share.
+        `strength`, from 0 to 1, determines the duration of most faults. At most one fault at a time runs on each
+        replica, and at most one on the parts that all replicas share.
         """
         async with self.fault if kind in SHARED else replica.fault:
             self.injected[kind] += 1
             await FAULTS[kind](self, replica, strength)
 
     async def restart(self, replica: Replica, strength: float) -> None:
-        """Kill the replica's process, and start another in the same pod after `2 * strength` seconds."""
+        """Kill the replica's process, and start a new process in the same pod `2 * strength` seconds later."""
         await replica.child.end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await replica.start()
@@ -247,7 +248,7 @@ class RandomFaults:
         await replica.ready()
 
     async def freeze(self, replica: Replica, strength: float) -> None:
-        """Freeze the replica's process for 1 to 15 s, often until other agents consider this agent dead."""
+        """Freeze the replica's process for 1 to 15 s. Then other agents often consider this agent dead."""
         os.kill(replica.child.pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(1 + 14 * strength)
@@ -255,7 +256,7 @@ class RandomFaults:
             os.kill(replica.child.pid, signal.SIGCONT)
 
     async def restart_scheduler(self, replica: Replica, strength: float) -> None:
-        """Kill the scheduler, and start it again with the same folder after `2 * strength` seconds."""
+        """Kill the shared scheduler, and start it again in the same folder `2 * strength` seconds later."""
         await self.schedulers[-1].end(signal.SIGKILL)
         await asyncio.sleep(2 * strength)
         await self.start_scheduler()
@@ -265,31 +266,31 @@ class RandomFaults:
 
 
 async def for_a_while(proxy: Proxy, seconds: float) -> None:
-    """Wait for some seconds, then end the fault of a proxy."""
+    """Wait for `seconds`, then end the faults that were injected into the proxy."""
     await asyncio.sleep(seconds)
     proxy.heal()
 
 
 async def slow(proxy: Proxy, strength: float) -> None:
-    """Delay the data by up to 0.05 s per piece and split it into small pieces, for 1 to 4 s."""
+    """For 1 to 4 s, split the proxy's data into small pieces and delay each piece by up to 0.05 s."""
     proxy.latency, proxy.pieces = 0.05, 500
     await for_a_while(proxy, 1 + 3 * strength)
 
 
 async def delayed(proxy: Proxy, strength: float) -> None:
-    """Delay the data by up to 0.3 s per piece, for 1 to 5 s."""
+    """For 1 to 5 s, delay each piece of the proxy's data by up to 0.3 s."""
     proxy.latency = 0.3
     await for_a_while(proxy, 1 + 4 * strength)
 
 
 async def hole(proxy: Proxy, strength: float) -> None:
-    """Drop all data and keep the connections open, for 1 to 10 s."""
+    """For 1 to 10 s, drop all data of the proxy and keep its connections open."""
     proxy.swallow()
     await for_a_while(proxy, 1 + 9 * strength)
 
 
 async def half(proxy: Proxy, strength: float) -> None:
-    """Close the proxy's connections to its target without a FIN to the agent, for 1 to 6 s."""
+    """Close the proxy's connections to its target, and send the agent no FIN for 1 to 6 s."""
     proxy.half_open()
     await for_a_while(proxy, 1 + 5 * strength)
 
@@ -307,14 +308,14 @@ async def fin(proxy: Proxy, strength: float) -> None:
 def on_stream(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Return a fault that applies a proxy's fault to a replica's connection to the scheduler."""
+    """Return a fault for replicas. It injects `fault` into the proxy between a replica and the scheduler."""
     return lambda _, replica, strength: fault(replica.stream, strength)
 
 
 def on_api(
     fault: Callable[[Proxy, float], Awaitable[None]],
 ) -> Callable[[RandomFaults, Replica, float], Awaitable[None]]:
-    """Make a fault of a replica's connection to the API server from the fault of a proxy."""
+    """Return a fault for replicas. It injects `fault` into the proxy between a replica and the API server."""
     return lambda _, replica, strength: fault(replica.cluster, strength)
 
 
@@ -336,7 +337,7 @@ FAULTS: dict[str, Callable[[RandomFaults, Replica, float], Awaitable[None]]] = {
 
 
 async def until(condition: Callable[[], Awaitable[Any]], message: str, timeout: float) -> Any:
-    """Poll until a condition of another process holds. Return its value."""
+    """Poll until `condition` is true, and return its value. After `timeout` seconds, fail with `message`."""
     end = asyncio.get_running_loop().time() + timeout
     while not (found := await condition()):
         assert asyncio.get_running_loop().time() < end, message

@@ -24,7 +24,7 @@ OUTAGE = 60.0
 LINES = 100
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.8; done; echo made > file"
 WHOLE = "".join(f"line {i}\n" for i in range(1, LINES + 1))
-# The outage lasts four times as long as a Lease with these settings.
+# The outage in this test takes a minute, which is four times as long as a Lease with these settings lasts.
 QUICK = {"cluster": {"lease_duration": "15s", "lease_renew": "3s", "request_timeout": "10s"}}
 DEGRADED = '"status": "degraded", "why": "the cluster does not answer"'
 READY = '"status": "ready"'
@@ -33,7 +33,7 @@ ACTIONS = [f"count{number}" for number in range(4)]
 
 @pytest.fixture(autouse=True)
 def the_api_server(namespace: str) -> Iterator[None]:
-    """Restart the cluster's own components after each test, so that they reconnect to the API server."""
+    """Restart the API server and its clients in the cluster after each test, so that they are connected again."""
     yield
     kube.settle()
 
@@ -45,7 +45,7 @@ def metric(agent: Agent, name: str) -> float:
 
 
 def check_first(lab: Lab, report: Report) -> None:
-    """Check that the action had one pod, in its first attempt and with its first claim."""
+    """Check that the action of a report had one pod only, which no agent has adopted, in the first attempt."""
     pods = [pod for action_id in lab.action_ids(report) for pod in lab.observer.pods(action_id)]
     labels = [pod["metadata"]["labels"] for pod in pods]
     assert {(each[labels_module.ATTEMPT], each[labels_module.CLAIM]) for each in labels} == {("1", "1")}

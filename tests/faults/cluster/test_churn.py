@@ -46,7 +46,8 @@ SEED = int(os.environ.get("CHURN_SEED", "20261124"))
 AT_ONCE = 4 * REPLICAS
 # Seconds until an action must have ended.
 ACTION_SECONDS = 300.0
-# Number of bytes by which an agent's memory may grow during the test. Memory grows because Python keeps freed memory.
+# Number of bytes by which an agent's memory may grow during the test. The memory grows because Python keeps freed
+# memory.
 GROWTH = 48 << 20
 # Number of connections that an agent may hold in addition to those at its start: the upload connection of its stream,
 # and idle connections to the API server that its client keeps for the next request. One leaked socket per action would
@@ -57,19 +58,19 @@ CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_back
 
 @dataclass
 class SeenAction:
-    """The events of one action, as the scheduler sent them."""
+    """The events of one action, in the order in which the scheduler sent them."""
 
     planned: PlannedAction
     events: list[PipelineEvent] = field(default_factory=list)
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Return all outcomes of the action. The rules demand exactly one outcome."""
+        """Return all outcomes of the action. An action must have exactly one outcome."""
         return [each.body.outcome for each in self.events if isinstance(each.body, events.ActionEnded)]
 
     @property
     def attempt(self) -> int:
-        """Return the number of the last attempt."""
+        """Return the number of the action's last attempt. Return 0 before the first attempt."""
         return max((each.attempt for each in self.events), default=0)
 
     def log(self, *sources: Source) -> bytes:
@@ -78,7 +79,7 @@ class SeenAction:
         return b"".join(each.data for each in texts if isinstance(each, events.LogText) and each.source in sources)
 
     def check(self, store: Path) -> None:
-        """Compare the events and the stored log and files with the expected result."""
+        """Compare the events, and the log and files that are stored below `store`, with the expected result."""
         planned, written = self.planned, self.log(Source.COMMANDS)
         (outcome,) = self.outcomes
         result, reason, code = planned.outcome
@@ -87,7 +88,7 @@ class SeenAction:
         if code is not None:
             assert outcome.exit_code == code, f"{planned.run}: {outcome}"
             assert written == planned.written, f"{planned.run}: {difference(written, planned.written)}"
-        # The shell writes "Terminated" when a cancel ends its command.
+        # The shell of a cancelled action writes "Terminated" when the cancel ends the shell's child.
         cut = written.removesuffix(b"Terminated\n")
         assert planned.written.startswith(cut), f"{planned.run}: {difference(cut, planned.written)}"
         folder = store / planned.run
@@ -111,7 +112,10 @@ def difference(one: bytes, other: bytes) -> str:
 
 
 class Submitter:
-    """Submits actions and follows each to its end. A Submitter calls `on_end` with the number of ended actions."""
+    """Submits actions and follows each action to its end.
+
+    After the end of each action, a Submitter calls `on_end` with the number of ended actions.
+    """
 
     def __init__(self, address: str, on_end: Callable[[int], None]) -> None:
         self.on_end = on_end
@@ -122,7 +126,7 @@ class Submitter:
         self.seen: list[SeenAction] = []
 
     async def one(self, planned: PlannedAction) -> None:
-        """Submit one action and follow it to its end, over restarts of the scheduler."""
+        """Submit one action and follow it to its end, also over restarts of the scheduler."""
         async with self.room, asyncio.timeout(ACTION_SECONDS):
             action = SeenAction(planned)
             self.seen.append(action)
@@ -149,7 +153,7 @@ class Submitter:
                     await asyncio.sleep(0.2)
 
     async def all(self, work: list[PlannedAction]) -> None:
-        """Submit all actions, at most AT_ONCE at a time."""
+        """Submit all actions in `work`, so that at most AT_ONCE of them run at a time."""
         async with asyncio.TaskGroup() as tasks:
             for planned in work:
                 tasks.create_task(self.one(planned), name=planned.run)
@@ -213,9 +217,9 @@ async def wait_gone(namespace: str) -> None:
 
 
 async def back_to(replica: Replica, start: Measure) -> None:
-    """Wait until an agent has no more tasks than at the start, and at most `KEPT_CONNECTIONS` more sockets.
+    """Wait until a replica's agent has no more tasks than at `start`, and at most KEPT_CONNECTIONS more sockets.
 
-    Its memory may have grown by GROWTH bytes.
+    The agent's memory may have grown by GROWTH bytes.
     """
     await replica.ready()
 
@@ -234,7 +238,7 @@ async def back_to(replica: Replica, start: Measure) -> None:
 
 
 def show(faults: RandomFaults, submitter: Submitter, observer: Observer, seconds: float) -> None:
-    """Print the numbers and durations of the run."""
+    """Print a summary of the run: actions, outcomes, faults, and how soon pods were deleted."""
     outcomes = Counter(
         f"{each.result.value} {each.reason.value if each.reason else ''}".strip()
         for action in submitter.seen
@@ -249,7 +253,7 @@ def show(faults: RandomFaults, submitter: Submitter, observer: Observer, seconds
 
 
 def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret: str, scrapes: list[str]) -> None:
-    """Check every action, exit code, pod, log and metric."""
+    """Check the outcomes, exit codes, pods, logs and metrics of the whole run."""
     for action in submitter.seen:
         action.check(faults.store)
     seen = exit_codes(observer)
@@ -260,7 +264,7 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
             unseen += not codes
             assert codes <= {0}, f"{action.planned.run} succeeded, but its container ended with {codes}"
     print(f"successes whose container was seen to end with 0: all but {unseen}")
-    # The observer sees nothing while the API server restarts. So it misses a pod that is deleted meanwhile.
+    # The observer sees nothing while the API server restarts. So it misses the end of a pod that is deleted meanwhile.
     assert unseen <= AT_ONCE * faults.injected["apiserver restart"]
     observer.check_pods(secret)
     logs = [child.log for replica in faults.replicas for child in replica.children]
@@ -274,9 +278,10 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of the containers `action`, by pipeline run and attempt.
+    """Return the exit codes of containers `action`, by pipeline run and attempt.
 
-    In an attempt that is not the last, an agent has ended the commands, so their exit codes do not decide the outcome.
+    In an attempt that is not the last, an agent has ended the commands. The exit codes of such an attempt do not decide
+    the outcome.
     """
     found: dict[tuple[str, int], set[int]] = {}
     for pod in observer.states:

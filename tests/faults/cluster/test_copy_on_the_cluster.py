@@ -1,4 +1,4 @@
-"""The exec of a copy of 100 MiB from a real pod is interrupted. The stored file is complete after a retry."""
+"""The copy of a file of 100 MiB from a real pod is interrupted. After a retry, the stored file is complete."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_interrupted_copy_from_a_real_pod_is_complete_after_a_retry(
 ) -> None:
     lab, agent, proxy = copying
     before = agent.log.count("copying files broke")
-    # The traffic before the copy is small compared with a tenth of the copy.
+    # The proxy also counts the traffic before the copy, but that traffic is small compared with a tenth of the copy.
     proxy.fault("reset_after", SIZE * tenth // 10)
     report = lab.one(DEBIAN, COMMAND, artifacts={"paths": ["built"]})
     assert report.outcome == ("succeeded", None, 0), report

@@ -1,4 +1,4 @@
-"""A long log on a real cluster, over resets of the stream and a killed agent: each line is stored once and in order."""
+"""A long log on a real cluster, over resets of the stream and a killed agent. Each line is stored once and in order."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-# A shell command that writes `lines` numbered lines. At line `pause` it waits for the file `go`, so that it still runs
-# when the test kills the agent.
+# A shell command that writes `lines` numbered lines. After line `pause` it waits for the file `go`, so that the command
+# still runs when the test kills the agent.
 COUNT = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
     " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"
@@ -31,7 +31,7 @@ def proxy(own_lab: Lab) -> Iterator[Threaded]:
     own_lab.settings = {"scheduler": {"address": proxy.address, "reconnect_max": "0.5s"}}
     try:
         yield proxy
-        # Stop the agents here. The fixture `own_lab` ends later, and without the proxy its agents could not deregister.
+        # The agents stop before the proxy does, because without the proxy they could not deregister at the scheduler.
         for agent in own_lab.agents:
             agent.stop()
     finally:

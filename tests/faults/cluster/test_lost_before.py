@@ -1,8 +1,8 @@
-"""The pod is lost before a command ran, on a real cluster: re-created once in the same attempt.
+"""The pod is lost before a command ran, on a real cluster. The agent re-creates the pod once in the same attempt.
 
-The log has a line about the re-creation. The agent re-creates a pod only with a proof that no command ran. There are
-three proofs: the pod never had a node, the kubelet refused the pod, or its final status shows that container `action`
-was never created.
+The log then has a line about the re-creation. The agent re-creates a pod only with a proof that no command ran. There
+are three proofs: the pod never had a node, the kubelet refused the pod, or the pod's final status shows that container
+`action` was never created.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def test_a_pod_deleted_before_it_had_a_node_is_recreated(lab: Lab) -> None:
 
 
 def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
-    """The first agent is killed while the pod waits for a node. The adopting agent reads the action from the pod."""
+    """The first agent is killed while the pod waits for a node.
+
+    The adopting agent reads the action from the pod's annotation.
+    """
     with lost_pods.lab_of(tmp_path) as lab, lost_pods.cordoned():
         first = lab.agent(**QUICK)
         action = {**HELLO, "commands": ['echo "$GREETING" | sed s/e/E/'], "secrets": ["GREETING"]}
@@ -57,13 +60,17 @@ def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
 def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: Any) -> None:
-    """The first loss re-creates the pod. The second loss ends the action with an infrastructure reason."""
+    """After the first loss, the agent re-creates the pod.
+
+    After the second loss, the action fails with the infrastructure's reason.
+    """
     name = how.__name__
     with gate() as registry:
         submission = lab.start({name: {"image": f"{registry.address}/slow/image:1", "commands": ["true"]}})
         registry.until_connected()
         how(lab, name)
-    # A kubelet ends a pod only after its image pull, so the gate has closed the connection. All later pulls fail.
+    # A kubelet ends a pod only after the pod's image pull has ended. So the test has ended the pull by closing the
+    # registry (a Gate). All later pulls fail.
     until_recreated(lab, name)
     until_detail(submission, name, "pulling the image of action")
     how(lab, name)
@@ -102,7 +109,10 @@ def test_a_pod_that_the_kubelet_refuses_is_recreated_once(tmp_path: Path) -> Non
 
 
 def test_a_node_that_creates_no_sandbox_is_reported(tmp_path: Path) -> None:
-    """The pod's status gives no cause. The agent reports the cause from the pod's events."""
+    """The status of the pod does not name the cause.
+
+    The agent reports the cause from the Kubernetes events of the pod.
+    """
     template = {"spec": {"runtimeClassName": "sealci-none"}}
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "none"}
     kube.apply({**runtime, "metadata": {"name": "sealci-none"}})

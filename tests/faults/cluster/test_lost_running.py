@@ -1,7 +1,7 @@
-"""The pod is lost after its commands began, on a real cluster: never COMMAND_FAILED, never success.
+"""The pod is lost after its commands began, on a real cluster. The outcome is neither a success nor COMMAND_FAILED.
 
-The outcome names the infrastructure: eviction, preemption, a lost node. The last tests check two events that must not
-count as a lost pod: a restart of the container runtime, and a sidecar that never ends.
+The outcome names a cause in the infrastructure: eviction, preemption or a lost node. The last tests check two events
+that must not count as a lost pod: a restart of the container runtime, and a sidecar that never ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 
-# Without these tolerations the cluster deletes the pods of a lost node only after five minutes.
+# Tolerations of pods. Without them, the cluster deletes the pods of a lost node only after five minutes.
 LEAVES_AT_ONCE = [
     {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
     for key in ("unreachable", "not-ready")
@@ -35,13 +35,13 @@ ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Let the cluster delete the pods of a lost node at once."""
+    """Give pods tolerations that let the cluster delete the pods of a lost node at once."""
     template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
     return {"environment": {"pod_template": template}, "cluster": {"delete_timeout": "3s"}}
 
 
 def start_and_wait(lab: Lab, name: str, command: str, **keys: Any) -> Any:
-    """Start an action and wait until it has logged "begun"."""
+    """Start an action and wait until it has logged "begun". Return the submission."""
     submission = lab.start({name: {"image": BUSYBOX, "commands": [command], **keys}})
     until_begun(submission, name)
     return submission
@@ -57,7 +57,7 @@ def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
 
 
 def test_eviction_for_memory(lab: Lab) -> None:
-    """The outcome is the same for both exit codes after the eviction, 0 and 9."""
+    """The eviction ends two actions, whose commands exit with 0 and with 9. Both actions get the reason EVICTED."""
     actions = {"server": EXITS_WITH_0, "strict": EXITS_WITH_9}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
@@ -69,7 +69,7 @@ def test_eviction_for_memory(lab: Lab) -> None:
 
 
 def test_kubectl_drain(lab: Lab) -> None:
-    """`kubectl drain` sends SIGTERM to the commands. Whatever their exit code, the reason is EVICTED."""
+    """`kubectl drain` sends SIGTERM to the commands. Whatever their exit code is, the reason is EVICTED."""
     actions = {"traps": EXITS_WITH_9, "leaves": EXITS_WITH_0}
     submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
     until_begun(submission, *actions)
@@ -82,7 +82,7 @@ def test_kubectl_drain(lab: Lab) -> None:
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
-    # This message proves to an adopting agent that the commands may have begun.
+    # From this message, an adopting agent knows that the commands may have begun.
     assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "files")} == {"ready"}
 
 
@@ -108,7 +108,7 @@ def test_preemption_by_a_higher_priority(lab: Lab) -> None:
 
 
 def test_a_lost_node(lab: Lab) -> None:
-    """The node controller marks the node as lost, and no kubelet carries out the deletion of the pod."""
+    """The node controller marks the node as lost. No kubelet runs that could carry out the deletion of the pod."""
     submission = start_and_wait(lab, "a", PLAIN)
     with lost_pods.stopped("kubelet"), lost_pods.started_with("controller-manager", *NODE_CONTROLLER):
         report = submission.wait(200)["a"]
@@ -117,7 +117,7 @@ def test_a_lost_node(lab: Lab) -> None:
 
 
 def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
-    """An action that runs over the restart succeeds with its whole log.
+    """An action that runs before and after the restart of the runtime succeeds with its whole log.
 
     The exit code of an action that ends during the restart is unknown. The agent must not invent an outcome.
     """
@@ -153,7 +153,10 @@ def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
 
 
 def run_beside(lab: Lab, name: str) -> None:
-    """Run actions in pods with a sidecar. Neither the outcome nor the clean-up waits for the sidecar."""
+    """Run actions in pods with the sidecar `name`.
+
+    Neither the outcome nor the removal of a pod may wait for the sidecar.
+    """
     reports = lab.run(
         {
             "good": {"image": BUSYBOX, "commands": ["echo made > file"]},
@@ -188,7 +191,7 @@ def test_an_endless_sidecar_of_the_pod_template(lab: Lab, kind: str, tmp_path: A
 
 
 def test_an_endless_sidecar_injected_by_admission(lab: Lab) -> None:
-    """A MutatingAdmissionPolicy of the API server injects the sidecar, as a webhook would."""
+    """A MutatingAdmissionPolicy injects the sidecar into each pod, as a mutating webhook would."""
     name = f"{lab.namespace}-inject"
     security = "Object.spec.containers.securityContext{allowPrivilegeEscalation: false}"
     injected = f'name: "injected", image: "{BUSYBOX}", command: {json.dumps(ENDLESS)}, securityContext: {security}'
@@ -215,6 +218,6 @@ def test_an_endless_sidecar_injected_by_admission(lab: Lab) -> None:
 
 
 def injects(lab: Lab) -> bool:
-    """Return whether the MutatingAdmissionPolicy now injects the sidecar into a new pod."""
+    """Return whether the API server already injects the sidecar of the MutatingAdmissionPolicy into a new pod."""
     dry = ("run", "probe", "-n", lab.namespace, f"--image={BUSYBOX}", "--dry-run=server", "-o", "json")
     return len(json.loads(kube.kubectl(*dry))["spec"]["containers"]) > 1

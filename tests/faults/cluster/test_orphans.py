@@ -34,14 +34,14 @@ DELETE = {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]}
 
 
 def sample(agent: Agent, name: str) -> float:
-    """Return the value of one series of an agent's metrics."""
+    """Return the value of the series `name` in an agent's metrics."""
     found = re.search(rf"^sealci_agent_{re.escape(name)} (\S+)$", agent.get("/metrics")[1], re.MULTILINE)
     assert found, name
     return float(found[1])
 
 
 def create_orphan(lab: Lab, agent_id: str, **metadata: Any) -> None:
-    """Create a pod with the labels of an agent and without a session."""
+    """Create a pod that carries the labels of the agent `agent_id` but has no session."""
     labels = {
         "app.kubernetes.io/managed-by": "sealci-agent",
         "sealci.dev/pool": lab.pool,
@@ -55,7 +55,7 @@ def create_orphan(lab: Lab, agent_id: str, **metadata: Any) -> None:
 
 
 def agent_id(lab: Lab) -> str:
-    """Return the holder of the only Lease of the pool."""
+    """Return the id of the agent that holds the only Lease of the lab's pool."""
     leases = kube.get("leases", "-n", lab.namespace, "-l", f"sealci.dev/pool={lab.pool}")
     assert len(leases) == 1
     return str(leases[0]["spec"]["holderIdentity"])

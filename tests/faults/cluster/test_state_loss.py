@@ -26,7 +26,8 @@ def lab_settings() -> dict[str, Any]:
 def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
-    submission.cancelled = True  # The client fails, because the scheduler has lost its state. Accept this exit code.
+    # The client fails, because the scheduler loses its pipeline. With `cancelled`, `wait` accepts a failed client.
+    submission.cancelled = True
     submission.until_running("count", "line 5\n")
     own_lab.scheduler.kill()
     own_lab.scheduler.wait(10)

@@ -21,8 +21,8 @@ MASKED = "***"
 class PlannedAction:
     """One action and its expected result.
 
-    `written` is the log of its commands. If `early` is true, an action to cancel is cancelled at once, otherwise after
-    it has written its log.
+    `written` is the log that the commands write. An action of the kind "cancel" is cancelled at once if `early` is
+    true, otherwise after it has written its log.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class PlannedAction:
 
     @property
     def text(self) -> str:
-        """Return the text of the pipeline file."""
+        """Return the text of a pipeline file with this action only."""
         action = {
             "image": BUSYBOX,
             "commands": list(self.commands),
@@ -47,14 +47,17 @@ class PlannedAction:
 
     @property
     def outcome(self) -> tuple[str, str, int | None]:
-        """Return the expected result, reason and exit code. The exit code of a cancelled action is not checked."""
+        """Return the result, reason and exit code that the outcome must have.
+
+        The exit code of a cancelled action is None, because no test checks it.
+        """
         if self.kind == "cancel":
             return "cancelled", "CANCELLED", None
         return ("failed", "COMMAND_FAILED", 7) if self.kind == "failure" else ("succeeded", "", 0)
 
 
 def workload(seed: int, count: int, secret: str) -> list[PlannedAction]:
-    """Return `count` actions. Every value of a secret begins with `secret`."""
+    """Return `count` planned actions, which `seed` determines. The value of every secret begins with `secret`."""
     rng = random.Random(seed)
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=max(count - len(KINDS), 0)) + list(KINDS)
     rng.shuffle(kinds)
@@ -62,7 +65,10 @@ def workload(seed: int, count: int, secret: str) -> list[PlannedAction]:
 
 
 def random_action(rng: random.Random, kind: str, run: str, secret: str) -> PlannedAction:
-    """Return one random action of a kind."""
+    """Return one planned action of the kind `kind`, with random content.
+
+    The value of its secret begins with `secret`.
+    """
     lines, pause = rng.randint(2, 300), rng.choice((0, 0, 0.2, 1, 2))
     half = lines // 2
     commands = [

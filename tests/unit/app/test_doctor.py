@@ -1,4 +1,4 @@
-"""The findings of `sealci-agent doctor` that depend on the settings only."""
+"""The checks of `sealci-agent doctor` whose results depend on the settings only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of agent.cluster: a scripted API server, and retries without their waits."""
+"""Fixtures of the tests of agent.cluster: a scripted API server, and retries without pauses."""
 
 from __future__ import annotations
 
@@ -16,5 +16,8 @@ def api() -> FakeApi:
 
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry requests at once. A module opts in: `pytestmark = pytest.mark.usefixtures("no_backoff")`."""
+    """Make the client repeat failed requests without a pause.
+
+    A module opts in: `pytestmark = pytest.mark.usefixtures("no_backoff")`.
+    """
     monkeypatch.setattr(clients, "DEFAULT_TIMINGS", ApiTimings(retry_pause=0.0))

@@ -33,12 +33,11 @@ spec:
     - name: X
       value: --y
 """
-# A cache that does not exist. A test that touches the disk fails.
+# The cache of the settings in these tests. The folder does not exist, so a test that reads or writes the disk fails.
 NO_CACHE = Path("/nowhere")
 
 
 def settings(provider: str = "kind-offline", number: int = 3, version: str = "1.37.2") -> Settings:
-    """Return the settings of one cluster."""
     return Settings(provider, NO_CACHE, version, number, "50Mi")
 
 
@@ -146,9 +145,9 @@ def test_only_static_pods_have_a_manifest_to_stop() -> None:
 
 
 def test_a_running_component_is_found_by_the_first_word_of_its_command_line(tmp_path: Path) -> None:
-    """The test runs the shell script that finds the process of a component.
+    """The test runs the shell script that finds the programs of running components.
 
-    A fake `pgrep` searches the command lines of the test.
+    A fake `pgrep` searches the command lines that the test names.
     """
     lines = [
         "/usr/bin/kubelet --config=x",

@@ -29,7 +29,10 @@ WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 
 
 class Pod:
-    """A pod whose first `breaks` copies break after one file. The next copy ends, or hangs in a second file."""
+    """A pod from which files are copied. Each of the first `breaks` copies breaks after one file.
+
+    The next copy ends, or it hangs in a second file.
+    """
 
     def __init__(self, breaks: int, *, hangs: bool = False) -> None:
         self.breaks = breaks

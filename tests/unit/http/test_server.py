@@ -62,7 +62,7 @@ async def test_an_unknown_path_is_no_error_of_the_agent() -> None:
         assert errors(metrics) == 0
 
 
-# An unfinished head of a request. Floods of such requests are an attack.
+# An unfinished head of an HTTP request. A flood of such requests is an attack.
 HALF = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -97,7 +97,7 @@ async def send_half(sockets: list[socket.socket]) -> None:
 
 
 async def count_open(sockets: list[socket.socket]) -> int:
-    """Return how many of the connections the server has not closed."""
+    """Return the number of these connections that the server has not closed."""
     number = 0
     for one in sockets:
         try:
@@ -126,8 +126,8 @@ async def test_half_requests_keep_no_probe_out_and_are_closed(
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)
     async with serving(lambda: "page") as (session, _, port):
-        # Each round opens fewer connections than the kernel keeps until the server accepts them. The server cannot
-        # accept meanwhile, because the test and the server share one event loop.
+        # Each round opens fewer connections than the kernel can hold until the server accepts them. The server cannot
+        # accept them during a round, because the test and the server share one event loop.
         for _ in range(4):
             await send_half(half_open(port, 100)[-100:])
             assert await get(session, "/livez") == 200
@@ -169,7 +169,8 @@ async def test_a_failing_accept_is_logged_once(monkeypatch: pytest.MonkeyPatch) 
         with structlog.testing.capture_logs() as logs:
             with monkeypatch.context() as patched:
                 patched.setattr(loop, "sock_accept", no_descriptor)
-                # This request succeeds, because the server called the unpatched `sock_accept` for it earlier.
+                # This request succeeds. The server was waiting in the unpatched `sock_accept` already, and that call
+                # accepts the request's connection.
                 assert await get(session, "/livez") == 200
                 await asyncio.sleep(0.2)
             assert await get(session, "/livez") == 200

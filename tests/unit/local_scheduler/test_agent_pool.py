@@ -1,4 +1,4 @@
-"""The agents that are connected to the local scheduler: one stream for each agent, and one agent for each action."""
+"""The agents that are connected to the local scheduler: an agent has one stream, and an action has one agent."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-# This program runs in its own process. Logging is configured once per process, and pytest has configured it here.
+# A test runs this program in a process of its own, because logging is configured once per process and pytest has
+# configured it in this one.
 PROGRAM = """
 import asyncio, logging, sys
 import structlog

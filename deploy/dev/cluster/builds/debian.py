@@ -20,21 +20,21 @@ NODE_PACKAGES = (
     "iproute2", "openssl", "containernetworking-plugins", "nftables", "iptables", "conntrack", "catatonit",
     "busybox-static", "libseccomp-dev", "pkg-config", "gcc", "libc6-dev",
 )  # fmt: skip
-# Packages for builds of images without Docker or podman.
+# Debian packages that this machine needs to build images without Docker or podman.
 IMAGE_PACKAGES = ("buildah", "debootstrap", "busybox-static")
 KIND_PACKAGES = (*NODE_PACKAGES, "debootstrap")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
-# The packages of the base image from which buildah builds the agent's image and the images of the tests.
+# Debian packages in the base image from which buildah builds the agent's image and the images of the tests.
 ROOT_PACKAGES = (
     "python3", "python3-venv", "python3-pip", "ca-certificates", "git", "openssh-client", "bash", "procps",
 )  # fmt: skip
-# The packages of kind's own node image, except those for networked storage.
+# Debian packages in kind's own node image, except those for networked storage.
 KIND_ROOT_PACKAGES = (
     "systemd", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod", "hostname",
     "libseccomp2", "pigz", "e2fsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "openssl", "socat",
     "containernetworking-plugins",
 )  # fmt: skip
-# Podman and the libraries that a minimal Debian lacks.
+# Debian packages of podman, and of libraries that podman needs and a minimal Debian lacks.
 PODMAN_PACKAGES = (
     "podman", "conmon", "netavark", "aardvark-dns", "libgpgme11", "libassuan0", "libgpg-error0", "libdevmapper1.02.1",
     "libsubid4", "libsemanage2", "libglib2.0-0",
@@ -42,7 +42,7 @@ PODMAN_PACKAGES = (
 ROOT_RELEASE = "bookworm"
 # Part of the name of every root file system. Raise the version to rebuild all root file systems with newer packages.
 ROOT_VERSION = "1"
-# Folders that are emptied to make root file systems smaller.
+# Folders of a root file system whose content is deleted after the build, because the images do not need the content.
 EMPTIED_FOLDERS = (
     "var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "var/log", "usr/share/doc", "usr/share/man",
     "usr/share/locale", "usr/share/info", "tmp",
@@ -72,9 +72,10 @@ def is_installed(package: str) -> bool:
 
 
 def unpack(settings: Settings, *packages: str) -> Path:
-    """Unpack Debian packages below the cache, once, and return the folder, which is named after the first package.
+    """Unpack Debian packages into a folder of the cache, unless this was done before. Return the folder.
 
-    The packages are not installed, so that no service starts and no other package changes.
+    The folder is named after the first package. The packages are not installed, so that no service starts and no other
+    package changes.
     """
     name = packages[0]
     target = settings.cache / "debian" / name
@@ -119,17 +120,20 @@ def browser() -> str:
 
 
 def root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian with python3, git and ssh. The first call takes about a minute."""
+    """Return the path of a tar: a Debian root file system with python3, git and ssh. The first call takes a minute."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-{ROOT_VERSION}", ROOT_PACKAGES)
 
 
 def kind_root_archive(settings: Settings) -> Path:
-    """Return the tar of a Debian that can be a node of kind. The first call takes about 90 seconds."""
+    """Return the path of a tar: a Debian root file system for a node of kind. The first call takes 90 seconds."""
     return debootstrap(settings, f"debian-{ROOT_RELEASE}-kind-{ROOT_VERSION}", KIND_ROOT_PACKAGES)
 
 
 def debootstrap(settings: Settings, name: str, packages: tuple[str, ...]) -> Path:
-    """Return the tar of a minimal Debian with these packages. Build it in the cache if it does not exist."""
+    """Return the path of the tar of a minimal Debian with these packages. Build the tar if the cache lacks it.
+
+    `name` is part of the name of the tar.
+    """
     archive = settings.cache / "images" / f"{name}.tar"
     if archive.exists():
         return archive

@@ -1,6 +1,7 @@
 """Write an image as a docker archive without a builder, for images that consist of a few programs.
 
-The images of a cluster's own components need no Dockerfile. This module writes them on machines without an engine.
+The images of a cluster's own components need no Dockerfile. This module can write them on machines that have neither
+Docker nor podman.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from deploy.dev.cluster.builds.image_builders import architecture
 
 
 def write_archive(archive: Path, name: str, files: Mapping[str, Path | str], entrypoint: list[str]) -> None:
-    """Write an image with one layer. The archive appears by a rename.
+    """Write an image with one layer as a docker archive. A rename moves the finished archive to the path `archive`.
 
     `files` maps a path in the image to a file of this machine, or to a text, which is the target of a symbolic link.
     """
@@ -37,7 +38,7 @@ def write_archive(archive: Path, name: str, files: Mapping[str, Path | str], ent
 
 
 def layer_tar(files: Mapping[str, Path | str]) -> bytes:
-    """Return the tar of a layer.
+    """Return the tar of an image's layer. `files` maps a path in the image to a file, or to a symbolic link's target.
 
     Every file is executable and has no modification time, so that equal files make equal layers.
     """

@@ -1,9 +1,10 @@
-"""Build the binaries of Kubernetes and its neighbours from their Go modules into the cache.
+"""Build the binaries of Kubernetes, etcd, containerd and other projects from their Go modules into the cache.
 
-`products` is the table of all products. Each product has a go.mod of its own, because the products do not build with
-common versions of their dependencies. The folder of a product's binaries is named after the recipe, and each build
-renames its finished binary into this folder. Hence every binary in the cache is complete, and an interrupted build is
-repeated. A lock makes a second command wait for the first instead of building the same binaries.
+A product is one Go module and the binaries that are built from it. The function `products` returns the recipes of all
+products. Each product has a go.mod of its own, because no single set of versions of the dependencies fits all products.
+The folder of a product's binaries is named after the recipe, and each build renames its finished binary into this
+folder. Hence every binary in the cache is complete, and an interrupted build is repeated. If two commands build at the
+same time, a lock makes the second command wait for the first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from deploy.dev.cluster.console import CommandFailed, report, run, run_logged
 from deploy.dev.cluster.locks import lock
 from deploy.dev.cluster.settings import Settings
 
-# The language version of a generated go.mod. Since 1.17, go reads only the part of the module graph that a build needs.
+# The language version in a generated go.mod. With language version 1.17 or newer, go reads only the part of the module
+# graph that a build needs.
 PRUNED_GRAPHS = "1.21"
 
 
@@ -43,7 +45,7 @@ class Product:
 
     @property
     def key(self) -> str:
-        """Return the version and a hash of the recipe, with which the name of the product's folder ends."""
+        """Return the product's version and a hash of its recipe, as the end of the name of the product's folder."""
         recipe = json.dumps([self.module, self.version, self.ldflags, self.tags, self.cgo])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
         return f"{self.version}-{digest}"
@@ -90,12 +92,12 @@ COLD_SECONDS = {
 
 
 def folder(settings: Settings, product: str) -> Path:
-    """Return the folder of a product's binaries, which need not exist yet."""
+    """Return the path of the folder for a product's binaries. The folder may not exist yet."""
     return settings.cache / "bin" / f"{product}-{products(settings.kubernetes)[product].key}"
 
 
 def binary(settings: Settings, name: str) -> Path:
-    """Return the path of one binary, which need not exist yet."""
+    """Return the path of the binary `name`. The binary may not exist yet."""
     for product, recipe in products(settings.kubernetes).items():
         if name in recipe.binaries:
             return folder(settings, product) / name
@@ -109,7 +111,7 @@ def missing(settings: Settings, product_names: Iterable[str]) -> list[tuple[str,
 
 
 def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
-    """Build the binaries of these products that the cache lacks. Report first how many, and the expected time."""
+    """Build the binaries of these products that the cache lacks. First report their number and the expected time."""
     product_names = tuple(product_names)
     unknown = set(product_names) - set(products(settings.kubernetes))
     if unknown:
@@ -119,7 +121,8 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # `missing` is called again, because the command that held the lock may have built some of these binaries.
+        # `missing` is called a second time here. Another command may have built some of the binaries while this command
+        # waited for the lock.
         todo = missing(settings, product_names)
         seconds = sum(COLD_SECONDS.get(name, 60) for _, name in todo)
         report(f"Building {len(todo)} binaries (about {seconds} s on 2 cores with cold caches, only once).")
@@ -128,7 +131,7 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
 
 
 def build_binary(settings: Settings, product: str, name: str) -> None:
-    """Run one `go build` and rename its result into the cache."""
+    """Run `go build` for one binary of a product, and rename the result into the cache."""
     recipe = products(settings.kubernetes)[product]
     source = settings.cache / "src" / f"{product}-{recipe.key}"
     target = folder(settings, product) / name
@@ -150,7 +153,7 @@ def build_binary(settings: Settings, product: str, name: str) -> None:
 
 
 def write_module(recipe: Product, source: Path) -> None:
-    """Write a go.mod that requires this one product, if there is none.
+    """Write a go.mod that requires only the module of this product, if the folder `source` has no go.mod yet.
 
     Kubernetes' own go.mod replaces its staging modules by folders of its repository. Go ignores `replace` in a required
     module, so the new go.mod replaces them by their published versions (v0.X.Y for Kubernetes v1.X.Y).
@@ -171,8 +174,8 @@ def write_module(recipe: Product, source: Path) -> None:
         go_mod = Path(download_module(recipe, source)["GoMod"]).read_text("utf-8")
         published = recipe.version.replace("v1.", "v0.", 1)
         names = re.findall(r"^\s*(?:replace\s+)?(k8s\.io/\S+)\s+=>\s+\./staging/", go_mod, re.MULTILINE)
-        # Newer versions of Kubernetes declare their staging modules in go.work, and go.mod requires these modules as
-        # v0.0.0.
+        # In newer versions of Kubernetes, go.mod does not replace the staging modules. It requires them as v0.0.0, and
+        # go.work declares their folders.
         names = names or re.findall(r"^\s*(k8s\.io/\S+)\s+v0\.0\.0(?:\s|$)", go_mod, re.MULTILINE)
         lines += [f"replace {name} => {name} {published}" for name in names]
     partial.write_text("\n".join(lines) + "\n", "utf-8")
@@ -194,7 +197,7 @@ def module_folder(settings: Settings, product: str) -> Path:
 
 
 def go_environment(recipe: Product) -> dict[str, str]:
-    """Return this process' environment with the settings that a generated go.mod needs."""
+    """Return this process' environment variables, with the variables that go needs for a generated go.mod."""
     return os.environ | {
         "GOFLAGS": "-mod=mod -buildvcs=false",
         "GOWORK": "off",

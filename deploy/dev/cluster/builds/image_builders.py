@@ -32,10 +32,10 @@ class Builder(Protocol):
     """A program that builds images and writes them as docker archives."""
 
     def arguments(self, settings: Settings) -> dict[str, str]:
-        """Return the build arguments on which the result depends."""
+        """Return the build arguments that the builder passes to each Dockerfile and on which the image depends."""
 
     def prepare(self, settings: Settings) -> None:
-        """Install and build what every build of an image needs."""
+        """Install and build what the builder needs before it can build an image."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
         """Build an image under a name. An empty `target` is the Dockerfile's last stage."""
@@ -51,7 +51,7 @@ class Engine:
         self.program = program
 
     def arguments(self, settings: Settings) -> dict[str, str]:  # noqa: ARG002 - the builder's interface
-        # The Dockerfiles' defaults are the public base images.
+        # No build argument is needed, because the default base images in the Dockerfiles are the public images.
         return {}
 
     def prepare(self, settings: Settings) -> None:
@@ -72,7 +72,7 @@ class Buildah:
         return {"BASE": BASE, "BUSYBOX": BUSYBOX}
 
     def prepare(self, settings: Settings) -> None:
-        """Install buildah, and build the base images if they do not exist."""
+        """Install buildah, and build the base images for the Dockerfiles if they do not exist."""
         if os.geteuid() != 0:
             raise CommandFailed("building images with buildah needs root. Run the command with sudo.")
         debian.install(debian.IMAGE_PACKAGES)
@@ -89,7 +89,8 @@ class Buildah:
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
         arguments = self.arguments(settings) | {n: os.environ[n] for n in PIP_VARIABLES if n in os.environ}
         words = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-        # The package index may have a certificate that only this machine trusts.
+        # pip's package index may have a certificate that only this machine trusts. So the build mounts this machine's
+        # certificates.
         if Path(CERTIFICATES).is_dir():
             words += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
         if target:
@@ -111,9 +112,9 @@ class Buildah:
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
     def build_base_image(self, settings: Settings, name: str, file: str, content: Path, lines: str) -> None:
-        """Build an image `FROM scratch`. The build context contains `content` as `file`.
+        """Build an image `FROM scratch`. The build context contains the file or folder `content` under the name `file`.
 
-        `lines` are the rest of the Dockerfile and copy this file.
+        `lines` are all lines of the Dockerfile after `FROM`. They copy `file` into the image.
         """
         with tempfile.TemporaryDirectory(dir=settings.cache, prefix="base.") as folder:
             context = Path(folder)
@@ -122,7 +123,8 @@ class Buildah:
             self.run_build(settings, name, context / "Dockerfile", context, [])
 
     def run_build(self, settings: Settings, name: str, dockerfile: Path, context: Path, words: list[str]) -> None:
-        # `chroot` isolation also works if this machine is a container. The host's network reaches the package index.
+        # buildah's `chroot` isolation also works if this machine is a container. With the network of this machine, a
+        # build can reach pip's package index.
         run(
             [*self.command(settings), "build", "--isolation", "chroot", "--network", "host", "--layers",
              "--format", "docker", "--file", dockerfile, "--tag", name, *words, context],
@@ -131,9 +133,10 @@ class Buildah:
 
 
 def choose(settings: Settings) -> Builder:
-    """Return the builder for the provider of the cluster.
+    """Return the builder that fits the cluster's provider.
 
-    `local` and `kind-offline` use buildah even if Docker answers, because they must work without a registry.
+    The providers `local` and `kind-offline` use buildah even if Docker answers, because they must work without a
+    registry.
     """
     if settings.provider in ("local", "kind-offline") or (settings.provider == "existing" and not find_engine()):
         return Buildah()
@@ -146,7 +149,7 @@ def find_engine() -> str:
 
 
 def answers(program: str) -> bool:
-    """Return whether the engine behind this program answers. Docker's client can be installed without its engine."""
+    """Return whether the engine behind `program` answers. Docker's client can be installed without its engine."""
     if shutil.which(program) is None:
         return False
     try:

@@ -2,7 +2,7 @@
 
 There are the agent's image, the images of the tests, and the two images of a local cluster's own pods. Each image is a
 docker archive in the cache. The archive's file name contains a hash of all inputs, so a missing file means that the
-image must be built. The cluster's folder records which file the cluster loaded last.
+image must be built. For each image, the cluster's folder records which archive the cluster loaded last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from deploy.dev.cluster.settings import REPOSITORY, Settings
 AGENT = "localhost/sealci-agent:dev"
 PAUSE = "localhost/sealci-pause:1"
 COREDNS = "localhost/sealci-coredns:1"
-# Number of archives that are kept of one image. Clones of the repository with different contents share the cache.
+# Number of archives of one image that stay in the cache. Clones of the repository with different contents share the
+# cache.
 KEEP_ARCHIVES = 8
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
 
@@ -39,7 +40,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build one image. `context` is what the Dockerfile can copy from, `inputs` what the result depends on."""
+    """How to build one image. The Dockerfile copies from the folder `context`. The image depends on `inputs`."""
 
     name: str
     dockerfile: Path
@@ -57,7 +58,7 @@ class Recipe:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """Return these files, and the files of these folders, in a stable order and without Python's bytecode."""
+    """Return all files in `paths`, which may be files or folders, sorted and without Python's bytecode."""
     found = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     return [p for p in found if p.is_file() and "__pycache__" not in p.parts]
 
@@ -120,7 +121,10 @@ def build_one(settings: Settings, builder: image_builders.Builder, recipe: Recip
 
 
 def load(settings: Settings, cluster: Loader, archives: dict[str, Path]) -> None:
-    """Load images by name. Skip an image if the cluster loaded the same archive before."""
+    """Load the archives into the cluster. The keys are the names of the images.
+
+    Skip an image if the cluster loaded the same archive before.
+    """
     record = settings.folder / "loaded.json"
     loaded = json.loads(record.read_text("utf-8")) if record.exists() else {}
     for name, archive in archives.items():
@@ -165,9 +169,12 @@ def system_images(settings: Settings) -> list[Path]:
 
 
 def single_program(settings: Settings, name: str, program: Path, name_in_image: str, entrypoint: list[str]) -> Path:
-    """Return the archive of an image that holds one static program. Write it if the program has changed."""
-    # The key contains size and time instead of the content, because the program is large and this code runs at every
-    # `up`.
+    """Return the archive of an image that consists of one static program. Write the archive if the program has changed.
+
+    `name` is the name of the image, and `name_in_image` is the name of the program in the image.
+    """
+    # The hash contains the program's size and time instead of its content, because the program is large and this
+    # function runs at every `up`.
     key = hashlib.sha256(f"{program}:{program.stat().st_size}:{program.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     archive = settings.cache / "images" / f"{file_name(name)}.{key}.tar"
     if archive.exists():

@@ -14,7 +14,7 @@ from deploy.dev.cluster.settings import Settings
 
 
 class Engine(Protocol):
-    """A container engine for one cluster. `program` is its command line client, `image` the node image."""
+    """A container engine for one cluster. `program` is its command line client, `image` the image of kind's node."""
 
     program: str
     image: str
@@ -26,7 +26,7 @@ class Engine(Protocol):
         """Remove what an earlier cluster left, start the engine, and create the cluster's empty folder."""
 
     def config(self, text: str) -> str:
-        """Return the kind.yaml of this cluster, given the repository's kind.yaml."""
+        """Return the text of the cluster's kind.yaml. `text` is the content of the repository's kind.yaml."""
 
     def connect(self, node: str) -> None:
         """Make the node's pods and Services reachable from this machine, as far as the engine can."""
@@ -35,10 +35,10 @@ class Engine(Protocol):
         """Wait until Services and cluster DNS work."""
 
     def is_running(self) -> bool:
-        """Return whether `command` can run a command now."""
+        """Return whether the engine runs, so that command lines of the method `command` work."""
 
     def command(self, words: list[str]) -> list[str]:
-        """Return a command line that runs a program on this machine, or in the cluster's own namespaces."""
+        """Return a command line that runs `words` on this machine, or in the namespaces in which the engine runs."""
 
     def kind(self) -> str:
         """Return the path of the program `kind`."""

@@ -1,4 +1,4 @@
-"""Run kind in Docker or podman of this machine, which can pull kind's public node image."""
+"""Run kind in the Docker or podman that is installed on this machine and can pull kind's public node image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deploy.dev.cluster.settings import Settings
 class Machine:
     """Docker or podman of this machine, as the engine of the provider `kind`.
 
-    This class does not change the engine's own settings.
+    This class does not change the settings of Docker or podman.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -25,7 +25,7 @@ class Machine:
         self.image = f"kindest/node:v{settings.kubernetes}"
 
     def build(self) -> None:
-        """Build kind if it is not installed. The node image contains all other programs."""
+        """Build kind if it is not installed. kind's node image contains all other programs that the cluster needs."""
         if shutil.which("kind") is None:
             go_build.build(self.settings, ("kind",))
 
@@ -38,14 +38,15 @@ class Machine:
         return text
 
     def connect(self, node: str) -> None:
-        """Do nothing. The engine connects its containers to this machine."""
+        """Do nothing. Docker and podman connect their containers to this machine by themselves."""
 
     def wait_for_services(self, api: KubeApi) -> None:
         """Wait for the Deployment of cluster DNS, because this machine has no route to a Service."""
         api.kubectl(["rollout", "status", "--namespace=kube-system", "deployment/coredns", "--timeout=80s"])
 
     def is_running(self) -> bool:
-        # An engine answers, because `settings.read` raises CommandFailed if none does.
+        # The engine always answers here, because `settings.read` raises CommandFailed if neither Docker nor podman
+        # answers.
         return True
 
     def command(self, words: list[str]) -> list[str]:
@@ -62,14 +63,14 @@ class Machine:
         return found
 
     def address(self) -> str:
-        """Return the IPv4 gateway of the network `kind`."""
+        """Return the IPv4 gateway of the engine's network `kind`, which is this machine's address as pods see it."""
         template = {"docker": "{{range .IPAM.Config}}{{.Gateway}}\n{{end}}"}
         words = ["network", "inspect", "kind", "--format",
                  template.get(self.program, "{{range .Subnets}}{{.Gateway}}\n{{end}}")]  # fmt: skip
         return next(each for each in run([self.program, *words], seconds=30).split() if "." in each)
 
     def remove(self) -> None:
-        # `kind delete cluster` needs kind, even if `up` was interrupted before kind was built.
+        # `kind delete cluster` needs the program kind. An interrupted `up` may not have built this program yet.
         self.build()
         run(self.command([self.kind(), "delete", "cluster"]), seconds=120)
         shutil.rmtree(self.settings.folder, ignore_errors=True)

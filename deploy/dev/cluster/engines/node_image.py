@@ -31,7 +31,8 @@ KUBERNETES = ("kubeadm", "kubelet", "kubectl")
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 CNI_PLUGINS = ("host-local", "loopback", "ptp", "portmap")
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd", "coredns")
-# Units of systemd that cannot work in a container. kind's Dockerfile removes the same units.
+# Units of systemd that cannot work in a container and are therefore removed from the image. kind's Dockerfile removes
+# the same units.
 REMOVED_UNITS = (
     "etc/systemd/system/*.wants/*",
     "lib/systemd/system/basic.target.wants/*",
@@ -41,7 +42,7 @@ REMOVED_UNITS = (
     "lib/systemd/system/sockets.target.wants/*udev*",
     "lib/systemd/system/sysinit.target.wants/systemd-tmpfiles-setup.service",
 )
-# The programs that kube-proxy runs. The image also gets the libraries of these programs.
+# The programs that kube-proxy runs. The image of kube-proxy gets these programs and their libraries.
 PROXY_PROGRAMS = ("usr/sbin/nft", "usr/sbin/xtables-nft-multi")
 PROXY_NAMES = tuple(f"ip{v}tables{suffix}" for v in ("", "6") for suffix in ("", "-save", "-restore"))
 # Replacements in containerd's configuration. Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score. With
@@ -51,7 +52,8 @@ CONTAINERD_CHANGES = {
     "restrict_oom_score_adj = false": "restrict_oom_score_adj = true",
     "SystemdCgroup = true": "SystemdCgroup = false",
 }
-# Changes that `podman import` makes to the image. kind's own image has the same entrypoint and stop signal.
+# Changes that `podman import` makes to the metadata of the node image. kind's own image has the same entrypoint and
+# stop signal.
 IMAGE_CHANGES = (
     'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]',
     "STOPSIGNAL SIGRTMIN+3",
@@ -69,12 +71,12 @@ provisioner: kubernetes.io/host-path
 
 
 def name(settings: Settings) -> str:
-    """Return the name of the image in its store."""
+    """Return the name of the node image in its podman store."""
     return f"localhost/sealci-kind-node:v{settings.kubernetes}"
 
 
 def store(settings: Settings) -> Path:
-    """Return the store's folder, whose name contains the version and a hash of all inputs.
+    """Return the path of the podman store. The name of its folder contains the version and a hash of all inputs.
 
     This Python file is one of the inputs, because it contains the steps of the build.
     """
@@ -85,7 +87,10 @@ def store(settings: Settings) -> Path:
 
 
 def build_if_missing(settings: Settings) -> Path:
-    """Return the store with the node image. Build it if it does not exist. The binaries must be built already."""
+    """Return the path of the podman store with the node image. Build the store if it does not exist.
+
+    The binaries must be built already.
+    """
     target = store(settings)
     if target.exists():
         return target
@@ -105,14 +110,17 @@ def build_if_missing(settings: Settings) -> Path:
 
 
 def remove_old_stores(folder: Path, version: str) -> None:
-    """Remove the stores of one version except the newest ones."""
+    """Remove all podman stores for one version of Kubernetes, except the newest ones."""
     stores = sorted(folder.glob(f"node-{version}-*"), key=lambda path: path.stat().st_mtime)
     for store in stores[:-KEEP_STORES]:
         shutil.rmtree(store)
 
 
 def build(settings: Settings, archive: Path, work: Path) -> None:
-    """Build the podman store with the node image in the folder `store` below `work`."""
+    """Build the podman store with the node image in the folder `store` below `work`.
+
+    `archive` is the tar of Debian's root file system.
+    """
     root = work / "root"
     root.mkdir()
     with step("Debian, systemd and kind's files"):
@@ -150,7 +158,7 @@ def copy_kind_files(files: Path, root: Path) -> None:
 
 
 def trim_systemd(root: Path) -> None:
-    """Remove the units that cannot work in a container, and make systemd the first process."""
+    """Remove the systemd units that cannot work in a container, and make systemd the first process of the node."""
     for pattern in REMOVED_UNITS:
         for unit in root.glob(pattern):
             unit.unlink()
@@ -164,7 +172,7 @@ def trim_systemd(root: Path) -> None:
 
 
 def install_binaries(settings: Settings, root: Path) -> None:
-    """Copy the node's programs to the paths at which kind looks for them.
+    """Copy the node's programs into the root file system `root`, to the paths at which kind looks for them.
 
     Also write containerd's base runtime spec.
     """
@@ -176,8 +184,8 @@ def install_binaries(settings: Settings, root: Path) -> None:
     plugins.mkdir(parents=True)
     for plugin in CNI_PLUGINS:
         shutil.copy(root / "usr" / "lib" / "cni" / plugin, plugins / plugin)
-    # kind's hook hides the hardware ids of this machine from containers. Without rlimits in the spec, containers
-    # inherit the limits of containerd.
+    # The runtime spec that containerd uses for every container gets kind's hook, which hides the hardware ids of this
+    # machine. It gets no rlimits, so that containers inherit the limits of containerd.
     spec = json.loads(run([go_build.binary(settings, "ctr"), "oci", "spec"]))
     hook = {"path": "/kind/bin/mount-product-files.sh"}
     spec.setdefault("hooks", {}).setdefault("createContainer", []).append(hook)
@@ -187,9 +195,9 @@ def install_binaries(settings: Settings, root: Path) -> None:
 
 
 def import_images(settings: Settings, root: Path, work: Path) -> None:
-    """Import the images that kubeadm needs into the node's containerd, so that the node pulls none.
+    """Import the images that kubeadm needs into the node's containerd, so that the node need not pull them.
 
-    A containerd on this machine imports them into the node's storage, and unpacks them there.
+    A containerd on this machine imports the images into the node's storage below `root`, and unpacks them there.
     """
     kubeadm = go_build.binary(settings, "kubeadm")
     listed = run([kubeadm, "config", "images", "list", f"--kubernetes-version=v{settings.kubernetes}"]).split()
@@ -206,20 +214,21 @@ def import_images(settings: Settings, root: Path, work: Path) -> None:
 
 
 def program_of(image: str) -> str:
-    """Return the program of a control plane image, which is the last part of the image's name."""
+    """Return the program in a control plane image, such as `kube-apiserver`: the last part of the image's name."""
     return image.rsplit(":", 1)[0].rsplit("/", 1)[-1]
 
 
 def entrypoint(program: str) -> list[str]:
-    """Return the entrypoint of an image. Only `pause` and `coredns` use an entrypoint.
+    """Return the entrypoint of the image for a program of the control plane.
 
-    All other images run in static pods, which name their commands.
+    Kubernetes uses only the entrypoints of `pause` and `coredns`. All other images run in static pods, which name their
+    commands.
     """
     return {"pause": ["/pause", "-P"], "coredns": ["/coredns"]}.get(program, [f"/usr/local/bin/{program}"])
 
 
 def layer(settings: Settings, root: Path, program: str) -> dict[str, Path | str]:
-    """Return the files of an image by their paths in the image. A text is the target of a symbolic link."""
+    """Return the files of the image for `program`, by their paths in the image. A text is a symbolic link's target."""
     if program == "pause":
         return {"pause": Path(shutil.which("catatonit") or "/usr/bin/catatonit")}
     path = entrypoint(program)[0].lstrip("/")
@@ -228,7 +237,10 @@ def layer(settings: Settings, root: Path, program: str) -> dict[str, Path | str]
 
 
 def proxy_files(root: Path) -> dict[str, Path | str]:
-    """Return nft, iptables and their libraries from the node's root file system, for the image of kube-proxy."""
+    """Return the files of nft, iptables and their libraries for the image of kube-proxy, by their paths in the image.
+
+    The files come from the node's root file system `root`. A text is a symbolic link's target.
+    """
     found = run(["chroot", root, "ldd", *(f"/{program}" for program in PROXY_PROGRAMS)])
     # Each path that ldd prints may be a chain of links. The image gets a file at each path.
     libraries = {path.lstrip("/") for path in re.findall(r"(/\S+) \(0x", found)}
@@ -239,11 +251,14 @@ def proxy_files(root: Path) -> dict[str, Path | str]:
 
 @contextlib.contextmanager
 def run_containerd(settings: Settings, root: Path, work: Path) -> Iterator[list[str | Path]]:
-    """Run a containerd on the node's storage while the block runs. Yield the start of a command line of ctr."""
+    """Run a containerd on the node's storage below `root` while the `with` block runs.
+
+    Yield the first words of a command line that runs ctr with this containerd.
+    """
     socket, state, log = work / "c.sock", work / "state", work / "containerd.log"
     config = work / "containerd.toml"
     config.write_text(f"version = 3\ndisabled_plugins = {json.dumps(DISABLED_PLUGINS)}\n", "utf-8")
-    # With setpriv, the kernel kills containerd if this command is killed.
+    # setpriv makes the kernel kill this containerd when the process that started it is killed.
     command = ["setpriv", "--pdeathsig=KILL", go_build.binary(settings, "containerd"), "--config", config,
                "--root", root / "var" / "lib" / "containerd", "--state", state, "--address", socket]  # fmt: skip
     with log.open("wb") as output:

@@ -38,7 +38,7 @@ mount --bind "$folder/resolv.conf" "$names"
 
 
 class Offline:
-    """The engine of the provider `kind-offline`. It lives in the cluster's namespaces and ends with their PID 1.
+    """The podman that the provider `kind-offline` uses. It runs in the cluster's namespaces and ends with their PID 1.
 
     The API server has the same address as in a local cluster, and this machine has routes to pods and Services. Clients
     on this machine therefore need no wrapper.
@@ -50,14 +50,14 @@ class Offline:
         self.image = node_image.name(settings)
 
     def build(self) -> None:
-        """Install Debian packages for the builds, build the binaries, then build the node image from the binaries."""
+        """Install Debian packages for the builds, build the binaries, then build kind's node image from them."""
         namespaces.require_root()
         debian.install(debian.KIND_PACKAGES)
         go_build.build(self.settings, go_build.KIND_NODE)
         node_image.build_if_missing(self.settings)
 
     def prepare(self) -> None:
-        """Remove an earlier cluster and start the cluster's namespaces.
+        """Remove an earlier cluster and start the namespaces of the new cluster.
 
         Then connect the namespaces to this machine, and create podman's network.
         """
@@ -66,7 +66,8 @@ class Offline:
         folder = settings.folder
         for name in ("logs", "cni"):
             (folder / name).mkdir()
-        # PID 1 supervises no component here. It only keeps the namespaces.
+        # The list is empty, because PID 1 of these namespaces starts no component of Kubernetes. It only keeps the
+        # namespaces.
         write_json(folder / "components.json", {"name": settings.name, "components": []})
         write_json(folder / "cni" / "10-sealci.conflist", config_files.network(settings, Path("/var/lib")))
         (folder / "resolv.conf").write_text(f"nameserver {settings.engine_gateway}\n", "utf-8")
@@ -83,7 +84,7 @@ class Offline:
         return offline_config(text, self.settings)
 
     def connect(self, node: str) -> None:
-        """Route the subnets of pods and Services to the node."""
+        """Add routes to the subnets of pods and Services. The routes lead to the container `node`."""
         template = f"{{{{.NetworkSettings.Networks.{podman.NETWORK}.IPAddress}}}}"
         address = run(self.command(["podman", "inspect", f"--format={template}", node])).strip()
         for network in (self.settings.pod_network, self.settings.service_network):
@@ -114,8 +115,13 @@ class Offline:
 
 
 def offline_config(text: str, settings: Settings) -> str:
-    """Return the repository's kind.yaml with this cluster's addresses and CNI configuration, for cgroup v1."""
-    # The mount contains the CNI configuration. It replaces kind's default CNI, whose image would have to be pulled.
+    """Return the repository's kind.yaml with this cluster's addresses and CNI configuration.
+
+    `text` is the content of the repository's kind.yaml. The result also makes the kubelet use the cgroup driver
+    cgroupfs, for machines with cgroup v1.
+    """
+    # The mounted folder has a CNI configuration for the node. It replaces kind's default CNI, whose image would have to
+    # be pulled.
     mount = f"extraMounts: [{{hostPath: {settings.folder}/cni, containerPath: /etc/cni/net.d, readOnly: true}}]"
     role, kubelet = "  - role: control-plane\n", "    failCgroupV1: false\n"
     networking = f"""networking:

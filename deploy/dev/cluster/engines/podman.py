@@ -17,12 +17,18 @@ NETWORK = "kind"
 
 
 def unpack(settings: Settings) -> Path:
-    """Return the folder with podman's unpacked packages. Download the packages if the folder does not exist."""
+    """Return the folder that contains podman's unpacked Debian packages.
+
+    Download the packages if the folder does not exist.
+    """
     return debian.unpack(settings, *debian.PODMAN_PACKAGES)
 
 
 def environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """Return the environment variables for podman, and for kind with podman. Call `configure` for `folder` first."""
+    """Return the environment variables for podman, and for kind with podman.
+
+    `folder` contains podman's configuration, which `configure` has written.
+    """
     root = unpack(settings)
     libraries = sorted({str(path.parent) for path in (root / "usr" / "lib").glob("*/lib*.so*")})
     return {
@@ -47,7 +53,10 @@ def configure(settings: Settings, folder: Path, storage: Path, *stores: Path) ->
 
 
 def storage_toml(storage: Path, *stores: Path) -> str:
-    """Return the configuration of podman's storage. State of running containers is below /run."""
+    """Return the text of podman's storage.conf. The state of running containers is below /run.
+
+    Podman writes to `storage` and reads images from `stores` too.
+    """
     return f"""[storage]
 driver = "overlay"
 graphroot = "{storage}"
@@ -59,7 +68,10 @@ additionalimagestores = {json.dumps([str(store) for store in stores])}
 
 
 def containers_toml(root: Path, runc: Path, folder: Path) -> str:
-    """Return podman's configuration for unpacked programs, without systemd, and with networks in `folder`."""
+    """Return the text of podman's containers.conf for unpacked programs on a machine without systemd.
+
+    `root` has the unpacked packages, `runc` is the runtime, and `folder` gets the configurations of networks.
+    """
     return f"""[engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -77,10 +89,10 @@ network_config_dir = "{folder}/networks"
 
 
 def with_environment(variables: dict[str, str]) -> list[str]:
-    """Return the start of a command line that adds these environment variables."""
+    """Return the first words of a command line that runs a program with these additional environment variables."""
     return ["env", *(f"{name}={value}" for name, value in variables.items())]
 
 
 def merged_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """Return this process' environment, overridden by podman's variables."""
+    """Return this process' environment variables. Variables that podman needs replace those of the same name."""
     return os.environ | environment(settings, folder)

@@ -49,7 +49,7 @@ def create(settings: Settings, folder: Path) -> None:
 def certificate(
     folder: Path, name: str, subject: str, names: tuple[str, ...] = (), addresses: tuple[str, ...] = ()
 ) -> None:
-    """Write NAME.key and NAME.crt, signed by the cluster's CA and valid for servers and for clients."""
+    """Write NAME.key and NAME.crt, a certificate that the cluster's CA has signed for use by servers and clients."""
     alternatives = [f"DNS:{n}" for n in names] + [f"IP:{a}" for a in addresses]
     extensions = ["-addext", "keyUsage=critical,digitalSignature", "-addext", "extendedKeyUsage=serverAuth,clientAuth",
                   "-addext", "basicConstraints=critical,CA:FALSE"]  # fmt: skip
@@ -60,7 +60,10 @@ def certificate(
 
 
 def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
-    """Write NAME.kubeconfig, which contains its certificates and refers to no other file. JSON is valid YAML."""
+    """Write NAME.kubeconfig, which contains the certificates of NAME and refers to no other file.
+
+    The file is JSON, which is valid YAML.
+    """
     cluster = {"server": settings.server, "certificate-authority-data": base64_of(folder / "ca.crt")}
     user = {
         "client-certificate-data": base64_of(folder / f"{name}.crt"),
@@ -75,7 +78,8 @@ def write_kubeconfig(settings: Settings, folder: Path, name: str) -> None:
         "contexts": [{"name": settings.name, "context": {"cluster": settings.name, "user": name}}],
     }
     path = folder / f"{name}.kubeconfig"
-    # The file is created before the key is written, so that no other user can ever read the key.
+    # The file is created with its mode before the client's private key is written, so that no other user can ever read
+    # the key.
     path.touch(mode=0o600)
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 

@@ -22,7 +22,7 @@ def mount_table() -> list[str]:
 
 
 def of_cluster(settings: Settings) -> list[Path]:
-    """Return the cluster's cgroup in every hierarchy that has it."""
+    """Return the paths of the cluster's cgroup, one for each cgroup hierarchy in which the cgroup exists."""
     roots = [Path(line.split()[1]) for line in mount_table() if line.split()[2] in ("cgroup", "cgroup2")]
     return [root / settings.name for root in roots if (root / settings.name).is_dir()]
 
@@ -42,10 +42,10 @@ def create(settings: Settings) -> None:
 
 
 def remove(top: Path) -> None:
-    """Remove a cgroup and all cgroups below it. Raise CommandFailed if one of them keeps its processes.
+    """Remove the cgroup `top` and all cgroups below it. Raise CommandFailed if a process does not leave one of them.
 
-    The kernel only removes a cgroup without children and without processes, so the loop begins with the deepest and
-    starts again while processes end.
+    The kernel only removes a cgroup without children and without processes. So the loop removes the deepest cgroups
+    first, and repeats while processes end.
     """
     deadline = time.monotonic() + REMOVE_SECONDS
     while top.exists():

@@ -21,9 +21,10 @@ COREFILE = f""".:53 {{
 
 
 def manifest(settings: Settings) -> dict[str, object]:
-    """Return all objects of CoreDNS as one List.
+    """Return all objects of CoreDNS in one object of kind List.
 
-    The Corefile has no upstream server. CoreDNS refuses names outside the cluster at once, instead of after a timeout.
+    The configuration of CoreDNS (Corefile) has no upstream server, so CoreDNS refuses names outside the cluster at
+    once, instead of after a timeout.
     """
     labels = {"k8s-app": "kube-dns"}
     meta = {"namespace": "kube-system", "name": "coredns"}
@@ -96,7 +97,7 @@ def answers(settings: Settings) -> bool:
     """
     labels = f"kubernetes.default.svc.{ZONE}".split(".")
     name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
-    # The query consists of the header (one question, recursion desired), the name, type A and class IN.
+    # The DNS query consists of the header (id 1, one question, recursion desired), the name, type A and class IN.
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(0.5)

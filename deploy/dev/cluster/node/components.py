@@ -44,7 +44,10 @@ def all_components(settings: Settings, folder: Path) -> list[Component]:
 
 
 def http_check(address: str, path: str, pki: Path | None = None) -> dict[str, str]:
-    """Return a check that a GET is answered with a 2xx. With `pki`, the GET uses TLS and the cluster's CA."""
+    """Return a health check: a GET to `path` must be answered with a 2xx.
+
+    With `pki`, the GET uses TLS and the cluster's CA.
+    """
     return {"address": address, "path": path} | ({"authority": f"{pki}/ca.crt"} if pki else {})
 
 
@@ -52,7 +55,7 @@ def etcd(settings: Settings, folder: Path) -> Component:
     command = [
         str(go_build.binary(settings, "etcd")),
         f"--data-dir={folder}/etcd",
-        # The data need not survive a crash of the machine, and a sync per write is slow on a busy disk.
+        # etcd's data need not survive a crash of the machine, and a sync for each write is slow on a busy disk.
         "--unsafe-no-fsync",
         "--log-level=warn",
         "--listen-client-urls=http://127.0.0.1:2379",
@@ -66,15 +69,15 @@ def etcd(settings: Settings, folder: Path) -> Component:
 
 def containerd(settings: Settings, folder: Path) -> Component:
     command = [str(go_build.binary(settings, "containerd")), "--config", f"{folder}/containerd.toml"]
-    # containerd finds its shim on PATH.
+    # containerd looks on PATH for the program containerd-shim-runc-v2.
     programs = ":".join([str(go_build.folder(settings, "containerd")), os.environ.get("PATH", os.defpath)])
     return Component("containerd", command, {"socket": str(settings.socket)}, {"PATH": programs})
 
 
 def apiserver(settings: Settings, pki: Path) -> Component:
-    """Describe an API server with real authorization (Node and RBAC) and all default admission plugins.
+    """Describe an API server with the authorization modes Node and RBAC and all default admission plugins.
 
-    Tests therefore meet real refusals.
+    So the API server refuses requests in tests as it would in production.
     """
     command = [
         str(go_build.binary(settings, "kube-apiserver")),
@@ -119,7 +122,8 @@ def controller_manager(settings: Settings, pki: Path) -> Component:
         f"--cluster-signing-key-file={pki}/ca.key",
         f"--service-account-private-key-file={pki}/service-accounts.key",
         "--use-service-account-credentials",
-        # With the default of 20 requests per second every `up` takes three seconds longer.
+        # With the default of 20 requests per second, the controller manager is so slow that every `up` takes three
+        # seconds longer.
         "--kube-api-qps=100",
         "--kube-api-burst=200",
         "--leader-elect=false",
@@ -153,7 +157,8 @@ def kubelet(settings: Settings, folder: Path, pki: Path) -> Component:
         f"--node-ip={settings.node_address}",
         f"--hostname-override={settings.name}",
     ]
-    # The folder `programs` holds the program `getsubids`, which config_files.py writes.
+    # The folder `programs` holds a program `getsubids` that config_files.py writes. The kubelet finds this program by
+    # PATH.
     environment = {"PATH": f"{folder}/programs:{os.environ.get('PATH', os.defpath)}"}
     return Component("kubelet", command, http_check("127.0.0.1:10248", "/healthz"), environment)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.dev.cluster.builds import go_build, images
 from deploy.dev.cluster.settings import Settings
 
-# The port on this machine's link at which a test may run an image registry without TLS.
+# The port at which a test may run an image registry without TLS, on this machine's address in the cluster's network.
 REGISTRY_PORT = 5000
 CNI_PLUGINS = "/usr/lib/cni"
 # Number of user ids in one block. The kubelet gives each pod with a user namespace one block.
@@ -59,10 +59,10 @@ def write_json(path: Path, document: object) -> None:
 
 
 def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, object]:
-    """Return the KubeletConfiguration.
+    """Return the KubeletConfiguration of the node.
 
-    Pods run below the cluster's own cgroup. Eviction and image collection happen only when the disk or the memory is
-    nearly full, because they would disturb tests.
+    Pods run below the cluster's own cgroup. The kubelet evicts pods and deletes images only when the disk or the memory
+    is nearly full, because evictions and deletions would disturb tests.
     """
     pki = folder / "pki"
     return {
@@ -82,9 +82,10 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
         "failCgroupV1": False,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        # kube-proxy uses nftables, so nothing needs the chains that the kubelet would make with iptables.
+        # The kubelet would create chains of iptables. Nothing needs these chains, because kube-proxy uses nftables.
         "makeIPTablesUtilChains": False,
-        # Without CAP_SYS_RESOURCE the kernel refuses a lower OOM score.
+        # The kubelet's default would lower its OOM score. Without CAP_SYS_RESOURCE the kernel refuses a lower OOM
+        # score.
         "oomScoreAdj": 0,
         # Pods resolve no names outside the cluster.
         "resolvConf": "/dev/null",
@@ -105,24 +106,24 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
 
 
 def kube_proxy(settings: Settings, folder: Path) -> dict[str, object]:
-    """Return the KubeProxyConfiguration: Services by nftables."""
+    """Return the KubeProxyConfiguration. kube-proxy implements Services by nftables."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
         "clientConnection": {"kubeconfig": f"{folder}/pki/kube-proxy.kubeconfig"},
         "clusterCIDR": settings.pod_network,
-        # With 0, kube-proxy does not change these settings. They belong to the whole machine and not to the network
-        # namespace.
+        # With 0, kube-proxy does not change the conntrack settings of the kernel. They belong to the whole machine and
+        # not to the network namespace of the node.
         "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
     }
 
 
 def network(settings: Settings, folder: Path) -> dict[str, object]:
-    """Return the CNI configuration, which gives every pod a routed link of its own.
+    """Return the CNI configuration, by which every pod gets a routed link of its own.
 
-    kind does the same. With a bridge, Services would need the kernel module br_netfilter.
+    kind uses routed links too. With a bridge instead, Services would need the kernel module br_netfilter.
     """
     addresses = {
         "type": "host-local",
@@ -141,7 +142,7 @@ def network(settings: Settings, folder: Path) -> dict[str, object]:
 
 
 def containerd_toml(settings: Settings, folder: Path) -> str:
-    """Return containerd's configuration.
+    """Return containerd's configuration as TOML.
 
     `restrict_oom_score_adj` is for machines without CAP_SYS_RESOURCE, `SystemdCgroup = false` for machines without
     systemd.

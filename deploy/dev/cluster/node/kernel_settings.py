@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.dev.cluster.settings import Settings
 
-# The settings that a kubelet sets at its start, below /proc/sys.
+# The kernel settings that a kubelet changes at its start, as paths below /proc/sys.
 KERNEL_SETTINGS = (
     "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
     "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
@@ -22,7 +22,7 @@ def record_path(settings: Settings) -> Path:
 
 
 def save(settings: Settings) -> None:
-    """Save the machine's kernel settings. Do nothing if another cluster has saved them.
+    """Save the machine's kernel settings. Do nothing if another cluster on this machine has saved them.
 
     In that case the kubelet of the other cluster has changed the settings already.
     """

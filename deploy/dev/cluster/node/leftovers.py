@@ -20,7 +20,8 @@ CNI_STATE = Path("/var/lib/cni")
 def remove(settings: Settings) -> None:
     """Remove everything of this cluster. Do nothing if there is no cluster."""
     folder = settings.folder
-    # The order matters. Processes keep the link, the cgroups and the mounts in use, and the mounts lie in the folder.
+    # The order of the removals matters. Processes keep the link, the cgroups and the mounts in use, and the mounts lie
+    # in the folder.
     processes.kill_node(folder)
     remove_link(settings)
     for cgroup in cgroups.of_cluster(settings):
@@ -33,8 +34,8 @@ def remove(settings: Settings) -> None:
             CNI_STATE.rmdir()
     removed = folder.with_name(f"{folder.name}.removed")
     if folder.exists():
-        # The folder is renamed first. If the deletion is interrupted, the rest of the folder does not look like a
-        # cluster.
+        # The folder is renamed to `removed` before its deletion, so that the rest of an interrupted deletion does not
+        # look like a cluster. What an earlier deletion left goes first.
         shutil.rmtree(removed, ignore_errors=True)
         folder.replace(removed)
     shutil.rmtree(removed, ignore_errors=True)
@@ -47,8 +48,8 @@ def remove_link(settings: Settings) -> None:
     try:
         run(["ip", "link", "delete", settings.name])
     except CommandFailed:
-        # The kernel also deletes the link, some time after the network namespace at its other end. So `ip link delete`
-        # may fail because the link is gone already.
+        # The kernel itself deletes the link, some time after the network namespace at the link's other end. So `ip link
+        # delete` may fail because the link is gone already.
         if link.exists():
             raise
 

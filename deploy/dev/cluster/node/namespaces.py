@@ -30,7 +30,7 @@ JOIN_CGROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; 
 
 
 def is_running(settings: Settings) -> bool:
-    """Return whether the process tree runs."""
+    """Return whether the node's process tree runs."""
     return bool(processes.node_pids(settings.folder))
 
 
@@ -58,7 +58,8 @@ def start(settings: Settings, *, own_cgroups: bool = False) -> None:
     With `own_cgroups`, the processes of the tree run in the cluster's cgroups and see no other cgroup.
     """
     kinds = [*NAMESPACES, "--cgroup"] if own_cgroups else NAMESPACES
-    # With -I, the script imports nothing from the folder or the environment of the user.
+    # With the option -I of Python, PID 1 imports no module from the user's current folder or from the user's
+    # PYTHONPATH.
     command = ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc",
                sys.executable, "-I", "-B", str(processes.NODE_SCRIPT), str(settings.folder)]  # fmt: skip
     with (settings.folder / "logs" / "node.log").open("ab") as output:
@@ -67,7 +68,7 @@ def start(settings: Settings, *, own_cgroups: bool = False) -> None:
             cwd="/", env={"PATH": debian.SYSTEM_PATH, "HOME": "/root"}, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
-    # The node is found by its command line, which /proc shows a moment after the fork.
+    # `is_running` finds PID 1 by its command line, which /proc shows only a moment after the fork.
     wait_until(lambda: is_running(settings) or node.poll() is not None, "PID 1 of the node")
 
 
@@ -77,9 +78,9 @@ def in_cgroups(settings: Settings, command: Sequence[str]) -> list[str]:
 
 
 def in_namespaces(settings: Settings, command: Sequence[str]) -> list[str]:
-    """Return a command line that runs the command in namespaces that `start` made with `own_cgroups`.
+    """Return a command line that runs the command in the namespaces of PID 1.
 
-    Raise CommandFailed if the process tree does not run.
+    `start` must have made the namespaces with `own_cgroups`. Raise CommandFailed if the process tree does not run.
     """
     pid = processes.init_pid(settings.folder)
     if pid is None:
@@ -88,7 +89,10 @@ def in_namespaces(settings: Settings, command: Sequence[str]) -> list[str]:
 
 
 def wait_until_listening(settings: Settings) -> None:
-    """Wait until PID 1 accepts requests. If PID 1 has ended, raise CommandFailed with the end of its log."""
+    """Wait until PID 1 of the node accepts requests.
+
+    If PID 1 has ended, raise CommandFailed with the end of its log.
+    """
     wait_until(lambda: is_listening(settings) or not is_running(settings), "PID 1 of the node")
     if not is_running(settings):
         log = (settings.folder / "logs" / "node.log").read_text("utf-8", "replace")
@@ -96,7 +100,7 @@ def wait_until_listening(settings: Settings) -> None:
 
 
 def is_listening(settings: Settings) -> bool:
-    """Return whether PID 1 accepts a connection."""
+    """Return whether PID 1 of the node accepts a connection on its socket."""
     with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
         connection.connect(str(settings.folder / "control.sock"))
         return True

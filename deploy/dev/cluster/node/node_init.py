@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Seconds until a component must pass its check.
+# Seconds until the start of a component fails because the component does not pass its health check.
 START_SECONDS = 90.0
 CHECK_SECONDS = 0.05
 # Seconds from SIGTERM to SIGKILL. A server with open watches needs long to end on SIGTERM.
@@ -44,7 +44,8 @@ RESTART_SECONDS = 1.0
 class Component:
     """One program of the node. `pid` is None while the program does not run.
 
-    `should_run` is True from `start` to `stop`, and decides whether the program is restarted when it ends.
+    `should_run` is True from a request `start` to a request `stop`, and decides whether the program is restarted when
+    it ends.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Component:
 class Node:
     """Starts, stops and restarts all components, as long as this process runs.
 
-    A `stop` also ends a `start` that still waits.
+    A request `stop` also ends an earlier request `start` that still waits for the health check.
     """
 
     def __init__(self, folder: Path, components: list[dict[str, Any]]) -> None:
@@ -100,7 +101,10 @@ class Node:
         return {"error": f"unknown verb {verb}"}
 
     async def start(self, component: Component, flags: list[str]) -> dict[str, Any]:
-        """Start a component and wait until it passes its check. Do not restart it if it runs with the same flags."""
+        """Start a component and wait until it passes its health check. Restart it only if it runs with other flags.
+
+        The result is empty, or has the cause of a failure under the key `error`.
+        """
         if component.pid is not None and component.flags != flags and (error := await self.stop(component)):
             return error
         component.flags = flags
@@ -118,7 +122,10 @@ class Node:
         return {}
 
     async def stop(self, component: Component) -> dict[str, Any]:
-        """End a component by SIGTERM, and by SIGKILL if it does not end in time."""
+        """End a component by SIGTERM, or by SIGKILL if it does not end within TERM_SECONDS.
+
+        The result is empty, or has the cause of a failure under the key `error`.
+        """
         component.should_run = False
         for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
             if component.pid is None:
@@ -129,7 +136,7 @@ class Node:
         return {} if component.pid is None else {"error": f"{component.name} does not end after SIGKILL"}
 
     def spawn(self, component: Component) -> None:
-        """Start the process in a Unix session of its own, with its output in the component's log."""
+        """Start the component's process in a Unix session of its own, with its output in the component's log file."""
         log = os.open(self.folder / "logs" / f"{component.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             component.pid = os.posix_spawn(
@@ -145,7 +152,7 @@ class Node:
         component.process_ended.clear()
 
     def reap(self) -> None:
-        """Collect every ended child. Components are children of PID 1.
+        """Collect the exit status of every ended child, so that no zombie stays. Components are children of this PID 1.
 
         Processes of containers whose parent has ended become children of PID 1 too.
         """
@@ -161,7 +168,7 @@ class Node:
                     self.on_component_end(component, os.waitstatus_to_exitcode(status))
 
     def on_component_end(self, component: Component, code: int) -> None:
-        """Record the end of a component, and restart the component if no `stop` asked for the end."""
+        """Record that a component has ended with `code`. Restart the component unless a request `stop` ended it."""
         component.pid = None
         component.process_ended.set()
         print(f"{component.name} ended ({code})", file=sys.stderr, flush=True)
@@ -178,7 +185,10 @@ class Node:
 
 
 def passes(check: dict[str, str]) -> bool:
-    """Return whether a component answers: an HTTP GET with a 2xx, or a Unix socket with a connection."""
+    """Return whether a component passes its health check.
+
+    The check is a GET that must be answered with a 2xx, or a Unix socket that must accept a connection.
+    """
     try:
         if "address" in check:
             return answers(check["address"], check["path"], check.get("authority"))
@@ -191,7 +201,7 @@ def passes(check: dict[str, str]) -> bool:
 
 
 def answers(address: str, path: str, authority: str | None) -> bool:
-    """Return whether a GET is answered with a 2xx. With an `authority` (a CA file), the GET uses TLS."""
+    """Return whether a GET is answered with a 2xx. With `authority`, the path of a CA certificate, the GET uses TLS."""
     connection = (
         http.client.HTTPSConnection(address, timeout=2, context=ssl.create_default_context(cafile=authority))
         if authority
@@ -204,7 +214,8 @@ def answers(address: str, path: str, authority: str | None) -> bool:
 
 def set_up_node(name: str, folder: Path) -> None:
     """Give the node mounts, a loopback device and a host name of its own, and let it forward packets."""
-    # rprivate first cuts the mounts off from this machine. rshared then lets containers propagate mounts in the node.
+    # The mount with `rprivate` cuts the node's mounts off from this machine. The mount with `rshared` then lets
+    # containers propagate mounts within the node.
     for arguments in (
         ("--make-rprivate", "/"),
         ("--make-rshared", "/"),
@@ -223,7 +234,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     document = json.loads((folder / "components.json").read_text("utf-8"))
     set_up_node(document["name"], folder)
-    # The umask of the command that ran `up` must not decide the modes of files in containers.
+    # The modes of files in containers must not depend on the umask of the user who ran `up`.
     os.umask(0o022)
     asyncio.run(Node(folder, document["components"]).serve())
 

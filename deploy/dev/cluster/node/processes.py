@@ -1,9 +1,9 @@
 """Find and kill the node's processes.
 
-A node is found by the command lines below /proc and not by a file with its pid, which could be older than a reboot.
-Only two processes of a node have the script and the cluster's folder as their last arguments: `unshare` and PID 1 of
-the node. A pidfd is opened before the command line is checked, so that no signal reaches another process with a reused
-pid.
+A node is found by the command lines below /proc and not by a file with its pid, because such a file could be older than
+a reboot. Only two processes of a node have the script node_init.py and the cluster's folder as their last arguments:
+`unshare` and PID 1 of the node. A pidfd is opened before the command line is checked, so that no signal reaches another
+process with a reused pid.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from deploy.dev.cluster.console import CommandFailed
 
 NODE_SCRIPT = Path(__file__).resolve().with_name("node_init.py")
-# Any clone may take down a cluster that another clone started, so only the end of the script's path is compared. The
-# second path is the script's place in older clones.
+# Ends of the path of node_init.py. A command may end a cluster that another clone of the repository started, so the
+# start of the path is not compared. In older clones, the script was deploy/cluster/node.py.
 SCRIPTS = ("/deploy/dev/cluster/node/node_init.py", "/deploy/cluster/node.py")
 # Seconds until a killed process must be gone.
 KILL_SECONDS = 20.0
 
 
 def arguments(pid: int) -> list[str]:
-    """Return the command line of a process. It is empty if the process is a zombie or does not exist."""
+    """Return the words of a process' command line. There are none if the process is a zombie or does not exist."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -35,13 +35,16 @@ def arguments(pid: int) -> list[str]:
 
 
 def is_node(pid: int, folder: Path) -> bool:
-    """Return whether the process is PID 1 of this cluster's node, or the `unshare` around it."""
+    """Return whether the process is PID 1 of this cluster's node, or the process `unshare` that has started PID 1."""
     words = arguments(pid)[-2:]
     return len(words) == 2 and words[0].endswith(SCRIPTS) and words[1] == str(folder)
 
 
 def node_pids(folder: Path) -> list[int]:
-    """Return the pids of this cluster's node. The list is empty if the node does not run."""
+    """Return the pids of the two processes by which a node is found: `unshare` and PID 1.
+
+    The list is empty if the node of the cluster in `folder` does not run.
+    """
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and is_node(int(entry), folder)]
 
 

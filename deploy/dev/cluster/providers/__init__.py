@@ -1,1 +1,1 @@
-"""Implement the verbs of the command line, with one module per kind of cluster that CLUSTER can name."""
+"""Implement the verbs of the command line, with one module per kind of cluster that the variable CLUSTER can name."""

@@ -30,7 +30,7 @@ class Existing:
         report("This command did not create the existing cluster, and removes nothing of it.")
 
     def status(self) -> bool:
-        """Print the nodes as kubectl shows them."""
+        """Print the cluster's nodes as kubectl shows them, and return True. Raise CommandFailed if kubectl fails."""
         print(run(["kubectl", "get", "nodes"], seconds=30), end="")
         return True
 

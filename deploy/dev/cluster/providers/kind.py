@@ -23,29 +23,30 @@ from deploy.dev.cluster.waiting import wait_until
 
 # Seconds until one run of kind fails.
 KIND_SECONDS = 600
-# Seconds until a static pod that was removed from the kubelet's folder is killed.
+# Seconds until the kubelet kills a static pod after the pod's manifest was removed.
 KILL_SECONDS = 3.0
 LOG_MAX_SIZE = "containerLogMaxSize: 50Mi"
 CONFIG = REPOSITORY / "deploy" / "kind.yaml"
 # The kubelet runs the static pods of the first folder. The second folder keeps the manifests of kubeadm.
 MANIFESTS, ORIGINALS = "/etc/kubernetes/manifests", "/kind/originals"
 CERTIFICATES = "/etc/containerd/certs.d"
-# The program of each component, the first word of its command line. systemd runs UNITS, the kubelet runs STATIC_PODS.
+# The program of each component, which is the first word of the component's command line. systemd runs the programs in
+# UNITS, and the kubelet runs those in STATIC_PODS.
 UNITS = {"kubelet": "kubelet", "containerd": "containerd"}
 STATIC_PODS = {
     "etcd": "etcd", "apiserver": "kube-apiserver", "controller-manager": "kube-controller-manager",
     "scheduler": "kube-scheduler",
 }  # fmt: skip
 PROGRAMS = {**UNITS, **STATIC_PODS, "kube-proxy": "kube-proxy"}
-# A shell script that prints those of its arguments that are the program of a running process.
+# A shell script whose arguments are names of programs. It prints the names of the programs that run.
 RUNNING = 'for each in "$@"; do ! pgrep -f "^(/[a-z/]*/)?$each( |$)" > /dev/null || echo "$each"; done'
-# A drop-in file that overrides the command line of kind's own unit.
+# A systemd drop-in file that overrides the command line of the kubelet in kind's own unit.
 KUBELET_FLAGS = "/etc/systemd/system/kubelet.service.d/20-flags.conf"
 KUBELET = "/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS"
 
 
 class Kind:
-    """The providers `kind` and `kind-offline`. One object serves one command."""
+    """The providers `kind` and `kind-offline`. An object lives as long as one command of the user."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -82,14 +83,14 @@ class Kind:
         config.write_text(self.engine.config(text), "utf-8")
         with step(f"kind create cluster {settings.name}"):
             self.run_kind("create", "cluster", "--config", str(config), "--image", self.engine.image)
-        # A test may run a registry without TLS at this address.
+        # A test may run an image registry without TLS at this address, so the node's containerd must accept it.
         registry = f"{self.address()}:{config_files.REGISTRY_PORT}"
         self.write_on_node(f"{CERTIFICATES}/{registry}/hosts.toml", config_files.plain_registry(registry))
         self.run_on_node("cp", "--recursive", MANIFESTS, ORIGINALS)
         self.created_marker.touch()
 
     def down(self) -> None:
-        """Remove the cluster and what its engine made. Report if there was no cluster."""
+        """Remove the cluster and what its engine made. Report it if there was no cluster."""
         settings = self.settings
         existed = settings.folder.exists()
         with locks.lock(settings.lock, "another command on this cluster"), step(f"cluster {settings.name} down"):
@@ -129,9 +130,9 @@ class Kind:
         self.run_on_node("ctr", "--namespace", "k8s.io", "images", "tag", "--force", image, name)
 
     def stop(self, name: str) -> None:
-        """Stop one component and return when its process is gone. Pods keep running.
+        """Stop one component and return when its process is gone. The pods of actions keep running.
 
-        The kubelet stops a static pod when its manifest disappears.
+        If the component is a static pod, remove the pod's manifest, so that the kubelet stops the pod.
         """
         if name in UNITS:
             self.run_on_node("systemctl", "stop", name)
@@ -141,12 +142,13 @@ class Kind:
         try:
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}", KILL_SECONDS)
         except CommandFailed:
-            # A server with open watches needs long to end on SIGTERM. pkill fails if the server has ended just now.
+            # SIGKILL is used because a server with open watches needs long to end on SIGTERM. pkill fails if the server
+            # has ended just now.
             self.run_on_node("sh", "-c", 'pkill --signal KILL --full "$1" || true', "sh", f"^{program} ")
             wait_until(lambda: program not in self.running_programs(), f"the end of {name}")
 
     def start(self, name: str, flags: Sequence[str] = ()) -> None:
-        """Start one component with additional flags and return when it answers."""
+        """Start one component with `flags` added to its command line, and return when the component answers."""
         if name in UNITS:
             self.start_unit(name, flags)
         else:
@@ -155,7 +157,7 @@ class Kind:
             wait_until(self.api.kubelet_knows_its_pods, "the kubelet to know its pods")
 
     def start_unit(self, name: str, flags: Sequence[str]) -> None:
-        """Start a systemd unit of the node. Only the kubelet accepts flags."""
+        """Start a component that is a systemd unit of the node. Only the kubelet accepts flags."""
         if name == "kubelet":
             text = f"[Service]\nExecStart=\nExecStart={' '.join([KUBELET, *flags])}\n"
             same_flags = self.run_on_node("sh", "-c", f"cat {KUBELET_FLAGS} || true") == text
@@ -168,7 +170,7 @@ class Kind:
             self.run_on_node("systemctl", "start", name)
 
     def start_static_pod(self, name: str, flags: Sequence[str]) -> None:
-        """Write the manifest of a static pod. If the pod runs with other flags, stop it first."""
+        """Write the manifest of a component that is a static pod. If the pod runs with other flags, stop it first."""
         program = static_pod(name)
         manifest = f"{MANIFESTS}/{program}.yaml"
         text = with_flags(self.run_on_node("cat", f"{ORIGINALS}/{program}.yaml"), program, flags)
@@ -180,7 +182,7 @@ class Kind:
             wait_until(self.api.is_ready, "the API server")
 
     def log_limit(self, size: str) -> None:
-        """Restart the kubelet with another containerLogMaxSize."""
+        """Set the kubelet's containerLogMaxSize to `size`, and restart the kubelet."""
         change = f"s/^containerLogMaxSize:.*/containerLogMaxSize: {size}/"
         self.run_on_node("sed", "-i", change, "/var/lib/kubelet/config.yaml")
         self.stop("kubelet")
@@ -191,20 +193,23 @@ class Kind:
         return KubeApi(self.kubectl(), self.settings.kubeconfig, self.node)
 
     def running_programs(self) -> set[str]:
-        """Return the values of PROGRAMS that run on the node."""
+        """Return the components' programs, as PROGRAMS names them, that run on the node now."""
         return set(self.run_on_node("sh", "-c", RUNNING, "sh", *PROGRAMS.values()).split())
 
     def exists(self) -> bool:
-        """Return whether `create` finished and kind still lists the cluster."""
+        """Return whether an earlier `create` was completed and kind still lists the cluster."""
         created = self.created_marker.exists() and self.engine.is_running()
         return created and self.settings.name in self.run_kind("get", "clusters").split()
 
     def run_kind(self, *words: str) -> str:
-        """Run kind and return its stdout. The engine's environment variables name the cluster."""
+        """Run kind with `words` as its arguments, and return its stdout.
+
+        Environment variables give kind the cluster's name.
+        """
         return run(self.engine.command([self.engine.kind(), *words]), seconds=KIND_SECONDS)
 
     def run_kind_attached(self, words: list[str]) -> int:
-        """Run kind with the user's terminal and return its exit code."""
+        """Run kind with `words` as its arguments, on the user's terminal. Return kind's exit code."""
         return subprocess.run(self.engine.command([self.engine.kind(), *words]), check=False).returncode
 
     def run_on_node(self, *words: str, stdin: str | None = None) -> str:

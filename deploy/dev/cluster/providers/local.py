@@ -28,7 +28,10 @@ SOCKET_PATH_LIMIT = 107
 
 
 class Local:
-    """The provider `local`. One object serves one command. All state of the cluster is in its folder and in PID 1."""
+    """The provider `local`. An object lives as long as one command of the user.
+
+    All state of the cluster is in the cluster's folder and in PID 1 of the node.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -63,7 +66,7 @@ class Local:
         report(f"Kubernetes v{self.settings.kubernetes} answers. export KUBECONFIG={self.settings.kubeconfig}")
 
     def down(self) -> None:
-        """Remove the cluster and all that it left. Report if there was no cluster."""
+        """Remove the cluster and all that it left. Report it if there was no cluster."""
         namespaces.require_root()
         existed = self.folder.exists()
         with (
@@ -109,19 +112,19 @@ class Local:
              "images", "tag", "--force", image, name], seconds=60)  # fmt: skip
 
     def stop(self, name: str) -> None:
-        """Stop one component and return when its process is gone. Pods keep running."""
+        """Stop one component and return when its process is gone. The pods of actions keep running."""
         self.require_up()
         self.request_all("stop", name)
 
     def start(self, name: str, flags: Sequence[str] = ()) -> None:
-        """Start one component with additional flags and return when it answers."""
+        """Start one component with `flags` added to its command line, and return when the component answers."""
         self.require_up()
         self.receive(self.send("start", name, flags))
         if name == "kubelet" and self.receive(self.send("status"))["apiserver"]:
             wait_until(self.api.kubelet_knows_its_pods, "the kubelet to know its pods")
 
     def log_limit(self, size: str) -> None:
-        """Restart the kubelet with another containerLogMaxSize."""
+        """Set the kubelet's containerLogMaxSize to `size`, and restart the kubelet."""
         self.require_up()
         self.stop("kubelet")
         config_files.write_json(self.folder / "kubelet.json", config_files.kubelet(self.settings, self.folder, size))
@@ -153,7 +156,8 @@ class Local:
         """Start all components. Load images and create cluster DNS while the components start."""
         with step("etcd, containerd, API server"):
             self.request_all("start", "etcd", "containerd")
-            # The API server needs etcd. The import of images needs only containerd.
+            # Request the start of the API server, and import images meanwhile. The API server needs etcd. The import
+            # needs only containerd.
             answer = self.send("start", "apiserver")
             for archive in images.system_images(self.settings):
                 self.load(archive)
@@ -165,7 +169,7 @@ class Local:
                 self.receive(answer)
 
     def request_all(self, verb: str, *names: str) -> None:
-        """Send one request for each component at the same time, and return when PID 1 has answered all of them."""
+        """Send PID 1 one request for each name at the same time. Return when PID 1 has answered all of them."""
         for answer in [self.send(verb, name) for name in names]:
             self.receive(answer)
 
@@ -182,7 +186,7 @@ class Local:
         return connection
 
     def receive(self, connection: socket.socket) -> dict[str, bool]:
-        """Wait for the answer to a request.
+        """Wait for the answer of PID 1 to a request that `send` sent.
 
         Raise CommandFailed if no answer comes, or if the answer contains an error.
         """
@@ -196,7 +200,7 @@ class Local:
         return dict(answer)
 
     def wait_until_ready(self) -> None:
-        """Wait for what the first pod needs: the ServiceAccount `default`, the node, Services and cluster DNS."""
+        """Wait for all that a first pod needs: the ServiceAccount `default`, the node, Services and cluster DNS."""
         with step("the first ServiceAccount, the node, Services and cluster DNS"):
             wait_until(self.api.default_account_exists, "the ServiceAccount `default`")
             wait_until(self.api.node_ready, "the node")

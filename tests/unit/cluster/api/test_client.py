@@ -190,7 +190,7 @@ async def test_a_missing_configuration_is_a_settings_error(tmp_path: Path) -> No
 
 
 def write(file: Path, api: FakeApi) -> Path:
-    """Write a kubeconfig that names the API server `api`. Return `file`."""
+    """Write a kubeconfig for the API server `api` into `file`. Return `file`."""
     file.write_text(kubeconfig(api.host))
     return file
 

@@ -38,7 +38,7 @@ def failed(code: str) -> bytes:
 
 
 class Api:
-    """An API server with one pod. `script` plays the server's side of an exec."""
+    """A fake API server with one pod. A test sets `script`, a function that plays the server's side of an exec."""
 
     def __init__(self) -> None:
         self.script: Script | None = None
@@ -61,7 +61,7 @@ class Api:
         return socket
 
     def plays(self, *frames: bytes) -> None:
-        """Let the server answer an exec with `frames`, and then close the websocket normally."""
+        """Make the server answer an exec with these websocket frames and then close the websocket normally."""
 
         async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
             for frame in frames:
@@ -129,7 +129,8 @@ async def test_nothing_is_read_after_the_status(api: Api, client: Client) -> Non
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(SUCCESS)
         await socket.send_bytes(b"\x01late")
-        await socket.receive()  # The server does not close the connection.
+        # The server waits for the client here, and does not close the connection.
+        await socket.receive()
 
     api.script = script
     assert await read(client) == (b"", 0)
@@ -339,8 +340,9 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
     async with ExecStream(client, TARGET, ["cat"], seconds=30, silence=silence) as stream:
         async for chunk in stream:
             if got == 0:
-                # The test uses real time, because the sockets are real. The reader leaves pongs and data unread for
-                # four times the allowed silence. The heartbeat that aiohttp has would close such a connection.
+                # The test uses real time, because the sockets are real. Here, the reader leaves pongs and data unread
+                # for four times the time that the server may be silent. aiohttp's own heartbeat would close such a
+                # connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)
     assert (got, stream.exit_code) == (frames * 30_000, 0)

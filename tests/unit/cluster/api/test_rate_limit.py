@@ -10,14 +10,14 @@ from agent.cluster.api.rate_limit import Priority, TokenBucket, priority_of
 
 pytestmark = pytest.mark.looptime
 
-# Seconds between two tokens of a bucket in these tests. The tests look shortly after a token is due, never at that
-# moment.
+# Seconds until a token bucket gives the next token in these tests. A test checks the result shortly after a token is
+# due, never at that very moment.
 TOKEN = 0.1
 SHORTLY = 0.01
 
 
 class Requests:
-    """Requests that wait for tokens of a token bucket, and the order in which they got their tokens."""
+    """Requests that wait for tokens of one token bucket, and the order in which they got their tokens."""
 
     def __init__(self, bucket: TokenBucket) -> None:
         self.bucket = bucket
@@ -33,7 +33,7 @@ class Requests:
         await asyncio.sleep(0)  # One turn of the event loop starts the new task.
 
     async def pass_time_without_timer(self, seconds: float) -> None:
-        """Let time pass without the timer of the token bucket, as on a busy event loop, which runs timers too late."""
+        """Advance the virtual time without the bucket's timer, as on a busy event loop, which runs timers late."""
         assert self.bucket.timer is not None
         self.bucket.timer.cancel()
         await asyncio.sleep(seconds)

@@ -113,7 +113,8 @@ def test_frames_of_one_byte() -> None:
 
 
 def test_an_archive_that_breaks_off_anywhere_is_refused() -> None:
-    # A tar archive ends with two empty blocks of 512 bytes. The reader does not need the second one.
+    # A tar archive ends with two empty blocks of 512 bytes. The reader needs only the first of them, so the last 512
+    # bytes may be missing.
     for length in range(len(WHOLE) - 512):
         with pytest.raises(ArchiveError):
             read(WHOLE[:length])

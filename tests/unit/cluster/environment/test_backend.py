@@ -95,8 +95,8 @@ async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -
         assert isinstance(lost, Lost)
         assert lost.unstarted
         await environment.remove()
-        # The Secret of the first pod still exists, because garbage collection may take longer than the creation of the
-        # next pod with the same name.
+        # The Secret of the first pod still exists, because garbage collection of a Secret may take longer than the
+        # creation of the next pod with the same name.
         secret = environment.plan.secret_name
         api.secrets[secret] = {"metadata": {"name": secret, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
@@ -119,7 +119,8 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            backend.watch.deleted_uids.clear()  # As if the watch had not yet reported the deletion of the earlier pod.
+            # This makes the watch forget that the earlier pod was deleted, as if this event had not arrived yet.
+            backend.watch.deleted_uids.clear()
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
@@ -228,7 +229,7 @@ async def test_only_an_interrupt_by_others_waits_for_the_status_of_the_pod(
 
 
 async def until_not_running(environment: PodEnvironment) -> AsyncIterator[Observation]:
-    """Yield observations until an observation differs from a plain `Running`."""
+    """Yield the observations of the environment up to the first one that is not a plain `Running`."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             yield seen

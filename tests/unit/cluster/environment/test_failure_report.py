@@ -200,7 +200,7 @@ def tries(message: str, seconds: list[int]) -> list[Object]:
 async def wait(api: FakeApi, timeline: dict[float, list[Object]], **status: Any) -> tuple[float, object]:
     """Let a pod start until its start fails or the timeline ends. Return the time and the last observation.
 
-    `timeline` holds the Kubernetes events that exist from a time on, in seconds. `status` is the pod's status.
+    `timeline` maps a time in seconds to the Kubernetes events that exist from then on. `status` is the pod's status.
     """
     starting = pod_of("p", "uid-1", phase="Pending", **status)
     async with api.serving() as client:

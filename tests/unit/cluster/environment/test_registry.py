@@ -14,7 +14,7 @@ from agent.telemetry.metrics import Metrics
 
 @dataclass(eq=False)
 class Environment:
-    """A stand-in for an environment. It has what the registry uses."""
+    """A stand-in for an environment, with only the attributes that the registry uses."""
 
     plan: Plan
     uid: str = "uid-1"

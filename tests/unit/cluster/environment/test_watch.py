@@ -28,7 +28,7 @@ NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every pause before a new list request end at once. Return a list.
+    """Make every pause of the watch before a new list request end at once. Return a list.
 
     Each pause appends its upper limit in seconds to the list. The real pause is random, up to this limit.
     """
@@ -56,7 +56,7 @@ async def watching(api: FakeApi) -> AsyncIterator[PodWatch]:
 
 
 async def wait_for_phase(watched: PodState, phase: str | None) -> None:
-    """Wait until a pod has a `status.phase`. With None, wait until the pod is gone."""
+    """Wait until a pod has the phase `phase`. If `phase` is None, wait until the pod is gone."""
     while (watched.pod or {"status": {"phase": None}})["status"].get("phase") != phase:
         await watched.wait_for_change(watched.version)
 
@@ -101,7 +101,8 @@ async def test_a_watch_that_cannot_be_opened_leads_to_a_new_list(
 ) -> None:
     with monkeypatch.context() as impatient:
         if status == HANG:
-            lifetimes = iter([-29.9])  # The first watch ends after 0.1 s, because the reflector adds 30 s.
+            # The code under test adds 30 s to this random lifetime. So the first watch ends after 0.1 s.
+            lifetimes = iter([-29.9])
             impatient.setattr(random, "randint", lambda low, high: next(lifetimes, high))
         await refused_once(api, status)
     assert len(api.requests_for("list")) == 2
@@ -218,8 +219,8 @@ async def test_a_new_pod_replaces_an_earlier_pod_of_the_same_name(watch: PodWatc
     watch.apply_event("ADDED", version(pod_of("a", "uid-2"), 13, phase="Pending"))
     assert watched.pod is not None
     assert watched.pod["metadata"]["uid"] == "uid-2"
-    # These are late events of the first pod. The agent has re-created the pod before the watch reported the end of
-    # the first pod.
+    # This event of the first pod comes late. The agent has re-created the pod before the watch reported the end of the
+    # first pod.
     watch.apply_event("MODIFIED", version(pod_of("a", "uid-1"), 11, phase="Failed"))
     watch.apply_event("DELETED", version(pod_of("a", "uid-1"), 12))
     assert watched.pod["metadata"]["uid"] == "uid-2"

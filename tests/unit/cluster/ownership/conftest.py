@@ -1,4 +1,4 @@
-"""A scripted API server that several agents share, for the tests of ownership."""
+"""A fixture for the tests of ownership: a scripted API server that several agents share."""
 
 from __future__ import annotations
 

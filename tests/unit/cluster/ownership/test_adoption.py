@@ -39,7 +39,7 @@ class FakeLeases:
 
 
 class AdoptingAgent:
-    """The parts of an agent that adopt pods of dead agents and sweep orphans."""
+    """The parts of an agent that adopt pods of dead agents and delete orphans."""
 
     def __init__(self, client: Client, agent: str = "uid-adopter.1") -> None:
         settings = Settings.model_validate({"cluster": {"namespace": "ci"}})
@@ -55,7 +55,8 @@ class AdoptingAgent:
     def take(self, environment: PodEnvironment) -> bool:
         """Take over the session of a pod and return True.
 
-        If the test has set `busy`, refuse it, as an agent does whose earlier session of the same attempt still ends.
+        If the test has set `busy`, release the pod and return False. An agent does so while an earlier session of the
+        same attempt still ends.
         """
         if self.busy:
             environment.release()
@@ -64,7 +65,7 @@ class AdoptingAgent:
         return not self.busy
 
     async def list_pods(self) -> None:
-        """Bring the agent's watch up to date."""
+        """Update the agent's watch with a new list of all pods."""
         await self.watch.list()
 
     def sample(self, name: str) -> float | None:
@@ -272,7 +273,7 @@ async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_
     await adopter.list_pods()
     await adopter.adoption.run_once()
     assert labels(api, dead.plan.name) == ("uid-adopter.1", "2")
-    # The frozen agent has no session for the pod, and its outdated watch still shows the pod as its own.
+    # The frozen agent has no session for the pod. Its watch is outdated and still shows the frozen agent as the owner.
     await frozen.sweep.run_once()
     assert dead.plan.name in api.pods
     adopter.taken[0].disown()

@@ -62,7 +62,7 @@ def clock() -> Clock:
 
 
 class Pool:
-    """One agent that observes the others, and the Leases that it sees."""
+    """One agent that observes the other agents of its pool, and the Leases that its watch has reported."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -200,7 +200,8 @@ def test_a_frozen_observer_reads_the_missed_renewals_before_it_judges(pool: Pool
     pool.pass_seconds(5, OTHER)
     clock.now += 4.9
     pool.renew()
-    # The observing agent froze right after its own renewal, and has not read the renewals of others yet.
+    # The observing agent froze right after the renewal of its own Lease. It has not read the later renewals of other
+    # agents yet.
     clock.now += 10.2
     assert not pool.leases.is_gone(OTHER)
     pool.renew()
@@ -235,9 +236,9 @@ class Replicas:
             )
 
     def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
-        """Let every agent renew its Lease every 5 s, each agent at another second.
+        """Let every agent renew its Lease every 5 s for `seconds`, each agent at another second.
 
-        `spec` overrides fields of the Leases. Returns each pair of an agent and another agent that it took for dead.
+        `spec` overrides fields of the Leases. Return each pair of an agent and another agent that it took for dead.
         """
         found: set[tuple[str, str]] = set()
         for second in range(int(seconds)):

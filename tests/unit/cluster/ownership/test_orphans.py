@@ -38,9 +38,9 @@ def swept(backend: PodBackend) -> float | None:
 
 
 async def sweep_and_list(sweep: Sweep) -> tuple[float | None, float | None, float | None]:
-    """Sweep once and update the watch.
+    """Run a sweep and update the watch.
 
-    Returns three metrics, each None without a sample: remaining orphans, failed deletions and swept pods.
+    Return three metrics, each None without a sample: orphans that are left, failed deletions and deleted pods.
     """
     await sweep.run_once()
     await sweep.backend.watch.list()

@@ -26,7 +26,10 @@ def at(seconds: float) -> str:
 
 
 def record(word: str, command: int, code: int | None = None) -> str:
-    """Return a termination message of the supervisor. `word` is what happened to the command with number `command`."""
+    """Return a termination message as the supervisor writes it.
+
+    `word` is what happened to the command with the number `command`, and `code` is an exit code.
+    """
     end = "" if code is None else f"sealci {NONCE} end {code}\n"
     return f"sealci {NONCE} {word} {command}\n{end}"
 
@@ -101,7 +104,10 @@ PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "x": n
 
 @dataclass
 class PodJudge:
-    """Classifies successive states of one pod. The clock moves on between two states. Lives for one test."""
+    """Classifies successive states of one pod. Its clock moves on between two states.
+
+    An object lives as long as a test.
+    """
 
     first_seen: FirstSeen = field(default_factory=FirstSeen)
     now: float = 1000.0
@@ -114,7 +120,7 @@ class PodJudge:
 
 
 def never_made(name: str = "action") -> Object:
-    """Return the status that the kubelet writes for a container that it never created, as measured on real clusters."""
+    """Return the status that the kubelet writes for a container that it has never created, as on real clusters."""
     end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
     end["message"] = "The container could not be located when the pod was terminated"
     return {"name": name, "image": "i", "started": False, "ready": False, "lastState": {}, "state": {"terminated": end}}

@@ -118,7 +118,7 @@ def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> Non
 
 
 def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
-    """Under its own name, bash would obey SHELLOPTS while bash runs the supervisor."""
+    """If the variable kept its name SHELLOPTS, a bash that runs the supervisor would obey the variable."""
     options = {"SHELLOPTS": "xtrace"}
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
         found = environment(containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"])

@@ -72,7 +72,7 @@ def test_a_request_that_is_too_small_for_the_ratio_is_raised() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        # Container `action` breaks this limit, not a container of the agent.
+        # This message refuses container `action`, whose limit is 64Mi, and not a container of the agent.
         "maximum memory usage per Container is 32Mi, but limit is 64Mi",
         "minimum memory usage per Container is 128Mi, but request is 64Mi",
         "maximum memory usage per Pod is 500Mi, but limit is 576Mi",

@@ -1,4 +1,4 @@
-"""Pods that are being set up: what a pod waits for, for how long it may, and which failures end the set-up."""
+"""Pods that are being set up: what a pod waits for, how long it may wait, and which failures end the set-up."""
 
 from __future__ import annotations
 

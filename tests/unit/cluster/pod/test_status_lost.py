@@ -281,7 +281,7 @@ def test_a_pod_that_the_kubelet_rejects_never_started(reason: str) -> None:
 def test_an_overdue_deletion_is_rechecked_in_time() -> None:
     """If a pod still exists some time after its deletion should have ended, the agent takes the pod for lost.
 
-    This holds while the image is pulled too. If the pod's node is reported as lost, the time is shorter.
+    The agent checks this while the image is pulled too. If the pod's node is reported as lost, this time is shorter.
     """
     deleted = pod(*CREATING, deleted=50, grace=2)
     judgement = PodJudge()(deleted, wall=60)

@@ -28,7 +28,8 @@ MARK = b"\x1esealci:" + NONCE.encode() + b":"
 class FakeSession:
     """The parts of a session that the log forwarder uses.
 
-    `events` holds the events that the forwarder sent, `ended` its reports whether the log has ended.
+    `events` holds the events that the forwarder has sent. `ended` holds each value with which the forwarder has
+    reported whether the log has ended.
     """
 
     def __init__(self, secrets: Mapping[str, str], *payload: bytes, commands: int = 2) -> None:

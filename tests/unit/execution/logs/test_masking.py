@@ -43,7 +43,8 @@ def test_every_form_is_masked(form: bytes) -> None:
     assert out.startswith(b"before ")
     assert out.endswith(b" after")
     assert MASK in out
-    # A few characters at both ends of the encoded secret remain, because they also encode text around the secret.
+    # The masker leaves a few characters at both ends of the encoded secret, because these characters also encode parts
+    # of the text around the secret.
     assert len(out) - len(b"before  after") - len(MASK) <= 14
 
 
@@ -260,8 +261,8 @@ def test_the_steps_are_bounded_by_the_bytes(secrets: list[bytes], pieces: list[b
     for start in range(0, len(text), size):
         masker.feed(text[start : start + size])
         calls += 1
-    # Each call searches again up to LONGEST bytes that the masker held back in the call before. At the end of the text,
-    # the call searches up to LONGEST bytes for the beginning of a secret.
+    # Each call searches again up to LONGEST bytes that the previous call held back, and at the end of the text up to
+    # LONGEST bytes for the beginning of a secret.
     assert masker.finder.steps <= len(text) + 2 * LONGEST * calls
 
 

@@ -22,7 +22,7 @@ WIDE = Limits(1 << 20, 1 << 20)
 
 
 class Markers:
-    """A stand-in for MarkerReader. It accepts the text `BEGIN kind command END` at any place as a marker."""
+    """A stand-in for MarkerReader. It takes the text `BEGIN kind command END` at any place of the log as a marker."""
 
     def __init__(self, start: Cursor | None = None) -> None:
         self.kept = b""
@@ -78,7 +78,7 @@ def stream(limits: Limits = WIDE, secrets: tuple[bytes, ...] = (), start: Cursor
 def run(
     log: KubeletLog, into: LogStream, start: Cursor | None = None, block: int = 1 << 20
 ) -> list[LogChunk | MarkerSeen]:
-    """Feed a log, from the cursor `start` on, into a LogStream in reads of `block` bytes. Return the output."""
+    """Feed a log from the cursor `start` on into the LogStream `into`, `block` bytes per read. Return the output."""
     start = start or Cursor()
     body = log.body(whole_second(start.timestamp) if start.timestamp else "")
     reader = LineReader(start)
@@ -99,7 +99,7 @@ def log_of(payload: bytes, piece: int = 1000) -> KubeletLog:
 
 
 def flat(items: list[LogChunk | MarkerSeen]) -> list[bytes | Marker]:
-    """Return the markers, and between two markers all text as one item."""
+    """Return the markers of `items` in order. Between two markers, join all text to one item."""
     out: list[bytes | Marker] = []
     for item in items:
         if isinstance(item, MarkerSeen):
@@ -261,7 +261,7 @@ def test_the_notice_about_a_gap_has_its_own_line() -> None:
         " missing: the node began a new file there before the old one was read to its end]\nnew\n"
     )
     assert into.gaps == {True: 0, False: 1}
-    # The cursor of the notice about the gap is the position after the gap.
+    # The cursor of the line about the log gap is the position after the gap.
     behind = [index for index, item in enumerate(out) if item.cursor and item.cursor.total >= len(b"held sec")]
     assert len(behind) == 3
     for index in behind[1:]:
@@ -305,7 +305,7 @@ LIMITS = st.builds(Limits, st.sampled_from([5, 20, 1000]), st.sampled_from([30, 
 def test_every_cursor_resumes_exactly(
     writes: list[tuple[int, bytes]], limits: Limits, block: int, other: int, piece: int
 ) -> None:
-    """An adopting agent sends, from any cursor on, what the dead agent would have sent."""
+    """From any cursor on, an adopting agent sends exactly what the dead agent would have sent."""
     log, at = KubeletLog(piece=piece), EPOCH
     for step, payload in writes:
         at += step
@@ -319,7 +319,7 @@ def test_every_cursor_resumes_exactly(
         start = Cursor.decode(item.cursor.encode())
         rest = run(log, stream(limits, secrets, start), start, other)
         if isinstance(item, LogChunk) and b"[log cut" in item.data and start.total <= limits.total:
-            # The notice was written early because a marker crossed the size limit. The resumed stream writes it again.
+            # A marker crossed the size limit, so the line "[log cut" came early. The resumed stream repeats the line.
             continue
         assert flat([*out[: index + 1], *rest]) == whole
     for segment in whole:

@@ -86,7 +86,8 @@ async def test_a_scheduler_whose_name_does_not_resolve_is_an_error() -> None:
     [
         (Result.SUCCEEDED, None, 0, 0),
         (Result.FAILED, Reason.COMMAND_FAILED, 42, 42),
-        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),  # A command has replaced the shell.
+        # The failed command has exit code 0, because a command replaced the shell and ended with 0.
+        (Result.FAILED, Reason.COMMAND_FAILED, 0, 125),
         (Result.FAILED, Reason.OUT_OF_MEMORY, 137, 137),
         (Result.FAILED, Reason.IMAGE_PULL_FAILED, None, 125),
         (Result.FAILED, Reason.ARTIFACTS_FAILED, 0, 125),
@@ -123,7 +124,7 @@ def file_store(top: Path, **settings: object) -> FileStore:
 
 
 def names(top: Path) -> list[str]:
-    """Return the names of all files and folders below a folder."""
+    """Return the relative paths of all files and folders below `top`."""
     return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
 
 
@@ -192,7 +193,10 @@ def make_call(*commands: str, echo: bool = False) -> Call:
 
 
 async def responses_of(call: Call, *events: Event, outcome: Outcome | None = None) -> list[ActionResponseStream]:
-    """Take the first response of a call, send events to the call, and return its further responses."""
+    """Take a call's first response, send it `events` and the end of the action, and return its further responses.
+
+    Without `outcome`, the action ends with success.
+    """
     await call.next()
     for event in events:
         await call.send(event)

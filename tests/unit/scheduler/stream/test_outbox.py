@@ -105,7 +105,8 @@ async def test_acknowledgements_are_cumulative(outbox: Outbox) -> None:
 async def test_acknowledgements_of_unknown_events_are_ignored(outbox: Outbox, key: Key, seq: int, kind: str) -> None:
     await filled(outbox, 3)
     outbox.take()
-    outbox.take()  # The third event was never sent.
+    # This call takes the second of three events for sending. The third event is never sent.
+    outbox.take()
     outbox.ack(KEY, 1)
     outbox.ack(key, seq)
     assert outbox.ignored == {kind: 1}
@@ -464,7 +465,7 @@ async def test_the_bytes_of_many_sessions_together_are_bounded() -> None:
             outbox.ack(item.key, item.seq)
     await asyncio.gather(*tasks)
     assert sent == [40] * 50
-    # The outbox always accepts one event of each session, so that every session advances. So it exceeds its window.
+    # The outbox always accepts one event of each session, even over its window, so that every session advances.
     assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
     assert (outbox.used, outbox.waiting_for_room) == (0, {})
 
