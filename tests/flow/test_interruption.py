@@ -25,8 +25,8 @@ clusters: [{name: k, cluster: {server: "http://127.0.0.1:9"}}]
 contexts: [{name: c, context: {cluster: k, user: u}}]
 users: [{name: u, user: {}}]
 """
-# The program prints a line before it calls `main`, and the test sends its signal after this line. An earlier signal would
-# end the Python interpreter before `main` handles signals.
+# The program prints a line before it calls `main`, and the test sends its signal after this line. An earlier signal
+# would end the Python interpreter before `main` handles signals.
 PROGRAM = """
 from agent.__main__ import main
 print("started", flush=True)
