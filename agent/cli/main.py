@@ -79,6 +79,7 @@ def described(error: BaseException) -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name=NAME, message="%(version)s")
 def cli() -> None:
     """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 

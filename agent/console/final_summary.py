@@ -158,7 +158,7 @@ def outcome_table(report: Report, width: int) -> Table:
 
 def outcome_cell(action: ActionReport) -> Text:
     result = action.outcome.result if action.outcome else None
-    return styled((result.value, RESULT_COLOURS[result]) if result else ("not ended", "red"))
+    return styled((action.result_text, RESULT_COLOURS[result] if result else "red"))
 
 
 def table_width(columns: Mapping[str, list[Text]]) -> int:

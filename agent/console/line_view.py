@@ -113,7 +113,10 @@ class LineView(View):
     def show_end(self, name: str, end: events.ActionEnded) -> None:
         """Write the outcome of an action."""
         report = ActionReport(name, outcome=end.outcome, seconds=end.seconds)
-        outcome = " ".join(part for part in (end.outcome.result.value, report.reason_text) if part)
+        if report.result_text == "not run":
+            self.write_notice(name, end.outcome.message)
+            return
+        outcome = " ".join(part for part in (report.result_text, report.reason_text) if part)
         self.write_notice(
             name, f"{outcome}{fault_text(end.outcome)}{f': {end.outcome.message}' if end.outcome.message else ''}"
         )
