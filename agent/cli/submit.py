@@ -40,6 +40,8 @@ RETRYABLE_CODES = frozenset(
 )
 # Seconds between two tries to connect.
 RETRY_SECONDS = 0.5
+# Seconds without a connection until the user is told what the command waits for.
+NOTICE_SECONDS = 2.0
 # Seconds that a scheduler has to answer a request to cancel.
 CANCEL_SECONDS = 10.0
 
@@ -153,6 +155,7 @@ class Client:
         loop = asyncio.get_running_loop()
         request = wire.SubmitRequest(pipeline=self.id, file_name=pipeline.source, text=pipeline.text, secrets=secrets)
         deadline = loop.time() + self.give_up
+        notice_at = loop.time() + NOTICE_SECONDS
         while not self.follower.report.complete:
             before = self.follower.position
             try:
@@ -168,6 +171,10 @@ class Client:
                     # The scheduler chooses this text. On one line, the text cannot imitate a line of the output.
                     words = terminal_text.one_line(error.details() or "")
                     raise Unreachable(f"the scheduler at {self.target.address}: {words}") from error
+                if loop.time() >= notice_at:
+                    notice_at = float("inf")
+                    left = f"giving up after {self.give_up:g} s without an answer"
+                    await self.follower.notify(f"waiting for the scheduler at {self.target.address}, {left}")
                 await asyncio.sleep(RETRY_SECONDS)
 
     def events(self, request: wire.SubmitRequest) -> AsyncIterator[wire.PipelineEvent]:

@@ -61,7 +61,8 @@ def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
     """Yield a block for each action that failed. `notes`: whether the block shows what is known about the pod."""
     for action in report.failed_actions:
         yield styled()
-        yield failure_block(action, only_option=len(report.actions) > 1, notes=notes)
+        only_option = report.local and len(report.actions) > 1
+        yield failure_block(action, only_option=only_option, run_options=report.local, notes=notes)
 
 
 def shown_notes(action: ActionReport) -> list[str]:
@@ -76,10 +77,13 @@ def shown_notes(action: ActionReport) -> list[str]:
     return list(dict.fromkeys(line for line in action.notes if not line.strip() or line.strip() not in message))
 
 
-def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True) -> RenderableType:
+def failure_block(
+    action: ActionReport, *, only_option: bool, run_options: bool = True, notes: bool = True
+) -> RenderableType:
     """Return the message, command, stage, end of the log, notes about the pod, and advice of a failed action.
 
-    `only_option`: whether the advice names the option `--only`. `notes`: whether the notes about the pod are shown.
+    `only_option`: whether the advice names the option `--only`. `run_options`: whether it names other options of `run`,
+    which `submit` does not have. `notes`: whether the notes about the pod are shown.
     """
     outcome = action.outcome
     if outcome is None:
@@ -103,7 +107,7 @@ def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True
     if notes and (lines := shown_notes(action)):
         parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
         parts += gutter(lines)
-    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
+    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option, run_options)]
     return Group(*parts)
 
 
@@ -112,14 +116,17 @@ def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
     return [styled(("  │ ", "red"), styled_log(line, style)) for line in lines]
 
 
-def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
-    """Yield what a user can try after the failure of an action. `only_option`: also name the option `--only`."""
+def advice(action: ActionReport, only_option: bool, run_options: bool = True) -> Iterator[str]:
+    """Yield what a user can try after the failure of an action.
+
+    `only_option`: also name the option `--only`. `run_options`: also name other options of `run`.
+    """
     outcome = action.outcome
     if outcome is None:
         return
     if outcome.exit_code in HINTS and outcome.reason is Reason.COMMAND_FAILED:
         yield HINTS[outcome.exit_code]
-    if outcome.reason in ADVICE:
+    if outcome.reason in ADVICE and (run_options or "--" not in ADVICE[outcome.reason]):
         yield ADVICE[outcome.reason]
     if only_option:
         yield f"--only {action.name} runs this action alone."

@@ -148,7 +148,7 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
             yield ""
             # The log is indented by four spaces, because a line of the log could end a fenced code block.
             yield from (f"    {terminal_text.one_line(line)}" for line in lines)
-    for each in final_summary.advice(action, only_option=only_option):
+    for each in final_summary.advice(action, only_option):
         yield f"\n{escape(each)}"
 
 

@@ -319,6 +319,16 @@ def test_the_block_of_a_failure_has_command_log_pod_and_advice() -> None:
     assert "--only a" in output[27]
 
 
+def test_submit_names_no_option_that_only_run_has() -> None:
+    report = Report(local=False)
+    for event in events(("", plans("a", "b")), ("a", ActionEnded(FAILED, 1.0)), ("b", ActionEnded(SUCCEEDED, 1.0))):
+        report.add(event)
+    output = io.StringIO()
+    LineView(output).close(report)
+    assert "✘ a: command 1 ended with 3" in output.getvalue()
+    assert "--" not in output.getvalue()
+
+
 def test_the_cause_of_a_failed_setup_stands_once() -> None:
     cause = "Failed to apply default image tag"
     bodies: list[tuple[str, EventBody]] = [

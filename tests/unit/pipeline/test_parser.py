@@ -130,7 +130,8 @@ WRONG = [
     ),
     (
         A.replace("container: i", "image: i"),
-        "ci.yaml:3: actions.a.configuration.image: there is no such key, write configuration: {container: IMAGE}; allowed: container",
+        "ci.yaml:3: actions.a.configuration.image: there is no such key, write configuration: {container: IMAGE}; "
+        "allowed: container",
     ),
     (
         A.replace("{container: i}", "{}"),
