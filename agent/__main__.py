@@ -21,6 +21,8 @@ def main() -> None:
 
     The imports take half a second. An interruption during the imports has the same exit code as during a command.
     """
+    # gRPC writes its own lines to standard error, for example for each failed TLS handshake. The agent logs the cause.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     watched = not WATCHED.isdisjoint(sys.argv[1:2])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if watched else (signal.SIGINT,):
         # Under nohup, SIGHUP stays ignored.

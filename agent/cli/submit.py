@@ -38,6 +38,8 @@ OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
 RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
+# Part of gRPC's message if the scheduler's certificate is not trusted. Waiting does not change that.
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 # Seconds between two tries to connect.
 RETRY_SECONDS = 0.5
 # Seconds without a connection until the user is told what the command waits for.
@@ -167,7 +169,8 @@ class Client:
                     continue
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
-                if error.code() not in RETRYABLE_CODES or loop.time() >= deadline:
+                untrusted = UNTRUSTED in (error.details() or "")
+                if error.code() not in RETRYABLE_CODES or untrusted or loop.time() >= deadline:
                     # The scheduler chooses this text. On one line, the text cannot imitate a line of the output.
                     words = terminal_text.one_line(error.details() or "")
                     raise Unreachable(f"the scheduler at {self.target.address}: {words}") from error
