@@ -43,9 +43,10 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started. `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the last
-    event that the scheduler had stored at that time, 0 for a new session. Acknowledgements do not change `stored_seq`.
-    Both are set again when the session is adopted, and when the scheduler has lost its state (`reset_requested`).
+    started. `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the
+    last event that the scheduler had stored at that time, 0 for a new session. Acknowledgements do not change
+    `stored_seq`. Both are set again when the session is adopted, and when the scheduler has lost its state
+    (`reset_requested`).
     """
 
     def __init__(self, *, adopted: bool = False) -> None:
