@@ -216,3 +216,14 @@ def test_secrets_come_from_the_environment_and_a_file(terminal: Terminal, tmp_pa
     code, out, _ = finish(terminal.start(actions, *options, env={"FROM_ENV": "env-value-1"}))
     assert code == 0, out
     assert "".join(each["text"] for each in lines(out) if each["event"] == "log") == "*** ***\n"
+
+
+def test_a_misspelt_field_of_the_pod_template_is_refused(terminal: Terminal) -> None:
+    template = '{"spec": {"nodeSelectr": {"disk": "ssd"}}}'
+    actions = {"a": {"image": BUSYBOX, "commands": ["true"]}}
+    code, out, _ = finish(terminal.start(actions, "--output", "json", "--set", f"environment.pod_template={template}"))
+    assert code == 3
+    last = lines(out)[-1]
+    assert (last["reason"], last["fault"]) == ("CLUSTER_UNAVAILABLE", "infrastructure")
+    assert 'unknown field "spec.nodeSelectr"' in last["message"]
+    assert "environment.pod_template" in last["message"]

@@ -49,6 +49,7 @@ MISSING_LIMITS = (
 POD_SECURITY = (
     "the namespace enforces a Pod Security Standard: set environment.profile=restricted, or use another namespace"
 )
+POD_TEMPLATE = "an action sets no field of its pod: correct environment.pod_template"
 NO_NAMESPACE = "create the namespace with `kubectl create namespace`, or set cluster.namespace to another one"
 
 RULES = (
@@ -67,6 +68,7 @@ RULES = (
     # A LimitRange sets its default limit before the API server compares the request with the limit. An action that
     # requests more than this default is therefore refused.
     Rule({422}, "must be less than or equal to", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
+    Rule({400}, "strict decoding error", Reason.CLUSTER_UNAVAILABLE, False, POD_TEMPLATE),
     Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
     # An action cannot set the fields that the admission plugin PodSecurity judges, so the user is not at fault.
     Rule({403}, "violates PodSecurity", Reason.CLUSTER_UNAVAILABLE, False, POD_SECURITY),
