@@ -108,8 +108,6 @@ def run_build_verb(settings: configuration.Settings, provider: Provider, verb: s
                 print(path)
         case "image", []:
             build_and_load(settings, provider, [images.agent_recipe()])
-            # Under this name the chart installs the agent, if no value names another image.
-            provider.tag(images.AGENT, images.published_name())
         case "test-images", []:
             build_and_load(settings, provider, images.test_recipes())
         case "load", [_, *_]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +65,6 @@ def files(paths: Iterable[Path]) -> list[Path]:
 def file_name(image: str) -> str:
     """Convert the name of an image to a part of a file name."""
     return image.removeprefix("localhost/").replace("/", "-").replace(":", "-")
-
-
-def published_name() -> str:
-    """Return the name of the agent's image that is the default of the chart."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return f"docker.io/sealci/agent:{project['version']}"
 
 
 def agent_recipe() -> Recipe:
