@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
-from agent.cli.options import parse_assignments, parse_duration, settings_options
+from agent.cli.options import parse_assignments, parse_duration, settings_options, with_local_cluster
 from agent.domain.errors import AgentError
 from agent.settings import LoggingSettings, Settings, load
 from agent.telemetry import log_setup
@@ -31,7 +31,7 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 
     The first SIGTERM or SIGINT drains the agent. The second cancels the running actions.
     """
-    settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
     try:
         code = asyncio.run(serve_until_signal(settings))

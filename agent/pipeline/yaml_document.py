@@ -38,6 +38,19 @@ SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
+NOT_SUPPORTED = "the agent has nothing like it"
+OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
+# Keys of the files of other CI systems, and what to write instead.
+OTHERS_KEYS = {
+    "image": "write configuration: {container: IMAGE}",
+    "container": "write configuration: {container: IMAGE}",
+    "depends_on": "write needs: [NAME]",
+    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
+    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
+    **dict.fromkeys(("services", "matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
+}
+
 
 class PipelineFileError(AgentError):
     """A pipeline file is not valid. The message names the file, the line, the key and what is allowed."""
@@ -96,7 +109,8 @@ class Value:
             if name in found:
                 here.refuse("this key is set twice")
             if names and name not in names:
-                here.refuse(f"there is no such key{suggestion(name, names)}; allowed: {', '.join(names)}")
+                hint = f", {OTHERS_KEYS[name]}" if name in OTHERS_KEYS else suggestion(name, names)
+                here.refuse(f"there is no such key{hint}; allowed: {', '.join(names)}")
             found[name] = Value(value_node, self.source, here.path)
         return found
 

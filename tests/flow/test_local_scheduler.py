@@ -484,6 +484,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
             "outcome": "failed",
             "stage": "commands",
             "reason": "COMMAND_FAILED",
+            "fault": "user",
             "exit_code": 3,
             "message": "command 1 failed",
         },
@@ -565,3 +566,13 @@ async def test_no_secret_is_stored_after_the_end_of_a_pipeline(tmp_path: Path) -
         await agent.live(action)
         await watch(scheduler)
     assert b"s3cret" not in everything(tmp_path)
+
+
+async def test_submit_prints_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("agent.cli.submit.NOTICE_SECONDS", 0.0)
+    target = Target("127.0.0.1:9", tls=False)
+    code = await submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="plain", give_up=0.6)
+    assert code is ExitCode.INFRASTRUCTURE
+    assert capsys.readouterr().err.count("waiting for the scheduler at 127.0.0.1:9, giving up after 0.6 s") == 1

@@ -60,7 +60,10 @@ def test_variables_reach_three_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("agent: {slotz: 2}", "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting"),
+        (
+            "agent: {slotz: 2}",
+            "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting, did you mean 'agent.slots'?",
+        ),
         ("agnt: {}", "agnt (SEALCI_AGNT): there is no such setting"),
         ("agent: {slots: 0}", "agent.slots (SEALCI_AGENT__SLOTS): Input should be greater than or equal to 1; got 0"),
         ("agent: {slots: many}", "SEALCI_AGENT__SLOTS"),

@@ -272,14 +272,16 @@ class PodEnvironment:
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
-        Return a description of the pod if its commands failed, else "".
+        Return a description of the pod if it explains the failure, else "". A command that failed needs none: its own
+        output explains the failure.
         """
         debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
             return ""
         if outcome.result is Result.FAILED and outcome.stage is not Stage.SETUP:
-            seconds = self.context.timings.events_retry_seconds
-            report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
+            if outcome.reason is not Reason.COMMAND_FAILED:
+                seconds = self.context.timings.events_retry_seconds
+                report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
             await debug.open_shell(self.client, pod, outcome, self.files_container, self.workspace)
         if debug.keep:
             self.disown()

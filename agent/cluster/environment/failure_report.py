@@ -72,7 +72,8 @@ MAX_OUTPUT = 64 * 1024
 
 def refusal_text(error: ClusterError) -> str:
     """Return the report for an environment that the API server refused."""
-    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice_lines(error.reason)])
+    advice = [] if error.has_advice else advice_lines(error.reason)
+    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice])
 
 
 async def add_report(
