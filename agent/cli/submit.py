@@ -42,7 +42,7 @@ RETRYABLE_CODES = frozenset(
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 # Seconds between two tries to connect.
 RETRY_SECONDS = 0.5
-# Seconds without a connection until the user is told what the command waits for.
+# Seconds without a connection until the command prints what it waits for.
 NOTICE_SECONDS = 2.0
 # Seconds that a scheduler has to answer a request to cancel.
 CANCEL_SECONDS = 10.0
