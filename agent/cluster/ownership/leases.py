@@ -238,6 +238,10 @@ class Leases(Reflector):
         grace = self.settings.cluster.lease_duration
         return agent_id in self._deleted_at or self.clock() - max(since, self._healthy_since) > grace
 
+    def has_left(self, agent_id: str) -> bool:
+        """Return whether the agent with this id deleted its Lease, which an agent does when it stops."""
+        return agent_id in self._deleted_at
+
     def has_run_out(self, name: str) -> bool:
         """Return whether a Lease has not changed for its duration, while this agent could see changes."""
         duration = float(self.objects[name].get("spec", {}).get("leaseDurationSeconds") or DEFAULT_DURATION)

@@ -162,10 +162,17 @@ def pod_security_context(settings: Settings) -> Object:
 
 
 def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
-    """Return the security context of a container. `user` is a user and group id that only profile `baseline` sets."""
+    """Return the security context of a container.
+
+    `user` is the user and group id of one of the agent's own containers. Only profile `baseline` sets it.
+    """
     if settings.environment.profile == "restricted":
         return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return {"allowPrivilegeEscalation": False} | ({} if user is None else {"runAsUser": user, "runAsGroup": user})
+    if user is None:
+        return {"allowPrivilegeEscalation": False}
+    # The agent's own containers read and write files of every user, and need no other right of root.
+    capabilities = {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
 
 
 def action_container(plan: Plan, settings: Settings) -> Object:

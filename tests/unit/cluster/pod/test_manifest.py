@@ -227,8 +227,10 @@ def test_the_profiles() -> None:
     baseline, restricted = manifest.pod(CLONING, SETTINGS), manifest.pod(CLONING, RESTRICTED)
     assert "capabilities" not in containers(baseline)["action"]["securityContext"]
     assert "runAsUser" not in containers(baseline)["action"]["securityContext"]
-    assert containers(baseline)["helper"]["securityContext"]["runAsUser"] == 0
-    assert containers(baseline)["repository"]["securityContext"]["runAsUser"] == 0
+    for own in ("helper", "repository"):
+        security = containers(baseline)[own]["securityContext"]
+        assert security["runAsUser"] == 0
+        assert security["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
     security = restricted["spec"]["securityContext"]
     assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
         (True, 65532, 65532, 65532)
