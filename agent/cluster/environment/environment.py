@@ -25,11 +25,10 @@ from agent.cluster.environment.requests import create_fitting_pod, create_secret
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status, helper_status
+from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
