@@ -56,8 +56,8 @@ def init(file: Path, image: str) -> None:
     A file that exists is never overwritten.
     """
     from agent.cluster.api.local_cluster import find_local_cluster
+    from agent.pipeline.file_errors import PipelineFileError
     from agent.pipeline.parser import parse
-    from agent.pipeline.yaml_document import PipelineFileError
 
     settings = load(None, {})
     why = "any image with /bin/sh"

@@ -109,10 +109,10 @@ def read_pipeline(
     Raises:
         SettingsError: the file or a secret is wrong or missing, or the change is not possible.
     """
+    from agent.pipeline.file_errors import PipelineFileError
     from agent.pipeline.overrides import OptionError
     from agent.pipeline.parser import load as load_pipeline
     from agent.pipeline.secret_values import SecretsError, find_secrets
-    from agent.pipeline.yaml_document import PipelineFileError
 
     try:
         pipeline = change(load_pipeline(file))

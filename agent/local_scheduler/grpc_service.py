@@ -22,8 +22,8 @@ from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, Pi
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import Upload, UploadRefused
 from agent.pipeline import parser
+from agent.pipeline.file_errors import PipelineFileError
 from agent.pipeline.wire import local_pb2, local_pb2_grpc
-from agent.pipeline.yaml_document import PipelineFileError
 from agent.protocol import translate
 from agent.protocol.grpc_transport import bearer, server_credentials, server_options
 from agent.protocol.wire import agent_pb2, agent_pb2_grpc
