@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.init import init
+from agent.cli.pipeline_file import init
 from agent.cli.options import (
     parse_assignments,
     parse_duration,

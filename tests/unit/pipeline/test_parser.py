@@ -8,9 +8,9 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.pipeline.file_errors import PipelineFileError
 from agent.pipeline.parser import load, parse
 from agent.pipeline.secret_values import SecretsError, find_secrets
-from agent.pipeline.file_errors import PipelineFileError
 
 FULL = """
     name: build and test
