@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.pipeline_file import init
 from agent.cli.options import (
     parse_assignments,
     parse_duration,
@@ -29,6 +28,7 @@ from agent.cli.options import (
     settings_options,
     with_local_cluster,
 )
+from agent.cli.pipeline_file import init, lint, schema
 from agent.cli.run import run
 from agent.cli.serve import scheduler, serve
 from agent.domain.errors import AgentError, SettingsError
@@ -85,6 +85,8 @@ def cli() -> None:
 
 
 cli.add_command(init)
+cli.add_command(lint)
+cli.add_command(schema)
 cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(scheduler)

@@ -99,6 +99,26 @@ def parse_duration(option: str, text: str) -> float:
         raise click.UsageError(f"{option}: {error}") from error
 
 
+def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings) -> None:
+    """Check every action against the policy of the settings, so that nothing starts if an action is refused later.
+
+    Raises:
+        SettingsError: the policy refuses an action. The message has a line for each action.
+    """
+    from agent.domain.actions import Key
+    from agent.domain.errors import ActionFailed
+    from agent.execution.admission import admit
+
+    problems = []
+    for action in pipeline.actions:
+        try:
+            admit(action.action(Key(action.name), secrets), settings.policy)
+        except ActionFailed as error:
+            problems.append(f"{pipeline.source}: {action.name}: {error.message}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
 def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:

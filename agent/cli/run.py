@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, read_pipeline, settings_options, with_local_cluster
+from agent.cli.options import check_policy, parse_assignments, read_pipeline, settings_options, with_local_cluster
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -323,6 +323,7 @@ def run_once(choices: Choices, settings: Settings) -> int:
     from agent.cli.run_agent import run_with_agent
 
     pipeline, secrets = read_changed_pipeline(choices)
+    check_policy(pipeline, secrets, settings)
     raise_at_signals()
     with tempfile.TemporaryDirectory(prefix="sealci-tree-") as folder:
         tree = None
