@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
+from pydantic import BaseModel
 
 from agent.console import terminal_text
 from agent.domain.errors import SettingsError
 from agent.domain.quantities import seconds
+from agent.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "assignments",
         multiple=True,
         metavar="KEY=VALUE",
+        shell_complete=complete_setting,
         help="Set a setting, as in --set agent.slots=20. May be given several times.",
     )(command)
     return click.option(
@@ -97,6 +100,39 @@ def parse_duration(option: str, text: str) -> float:
         return seconds(text)
     except ValueError as error:
         raise click.UsageError(f"{option}: {error}") from error
+
+
+def complete_setting(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the key of a setting in the shell, up to the equals sign."""
+    from agent.settings import Settings
+
+    return [f"{key}=" for key in keys_of(Settings()) if key.startswith(incomplete)]
+
+
+def keys_of(section: BaseModel, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all settings in a section and its subsections."""
+    return [
+        key
+        for name, value in section
+        for key in (keys_of(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [f"{prefix}{name}"])
+    ]
+
+
+def complete_context(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a context of the kubeconfig in the shell."""
+    from agent.cluster.api.configuration import context_names
+
+    return sorted(name for name in context_names(load(None, {}).cluster) if name.startswith(incomplete))
+
+
+def complete_namespace(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a namespace in the shell, from the contexts of the kubeconfig. No request is made."""
+    from agent.cluster.api.configuration import context_names, context_namespace
+
+    cluster = load(None, {}).cluster
+    contexts = context_names(cluster)
+    found = {context_namespace(cluster.model_copy(update={"context": name})) for name in contexts}
+    return sorted(name for name in found | {"default"} if name and name.startswith(incomplete))
 
 
 def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings) -> None:

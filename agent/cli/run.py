@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import check_policy, parse_assignments, read_pipeline, settings_options, with_local_cluster
+from agent.cli.options import (
+    check_policy,
+    complete_context,
+    complete_namespace,
+    parse_assignments,
+    read_pipeline,
+    settings_options,
+    with_local_cluster,
+)
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -172,9 +180,10 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @click.option(
     "--context",
     default="",
+    shell_complete=complete_context,
     help="Context of the kubeconfig. Default: the current one.",
 )
-@click.option("--namespace", default="", help="Namespace of the pods.")
+@click.option("--namespace", default="", shell_complete=complete_namespace, help="Namespace of the pods.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the agent's own log.")
 @settings_options
 def run(**given: Any) -> None:

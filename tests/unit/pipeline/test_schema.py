@@ -16,7 +16,14 @@ from tests.unit.pages import ROOT
 from tests.unit.pipeline.test_parser import FULL
 
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.yaml"))
-TYPES: dict[str, Any] = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "object": dict, "array": list}
+TYPES: dict[str, Any] = {
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
 HEAD = "configuration: {container: i}\ncommands: [x]\n"
 
 
