@@ -19,7 +19,7 @@ from agent.domain.quantities import seconds
 from agent.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.pipeline.parser import Pipeline
     from agent.settings import Settings
@@ -40,6 +40,45 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, dir_okay=False),
         help="Read settings from this YAML file. Default: the variable SEALCI_CONFIG.",
     )(command)
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a scheduler, its TLS and the token to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--scheduler",
+                "address",
+                default="localhost:7080",
+                show_default=True,
+                metavar="HOST:PORT",
+                help="Address of the scheduler.",
+            ),
+            click.option("--token-file", type=click.Path(path_type=Path), help="Send the bearer token in this file."),
+            click.option("--plaintext", is_flag=True, help="Use no TLS. For a scheduler on this machine."),
+            click.option(
+                "--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler. Default: the system's CAs."
+            ),
+            click.option("--cert-file", type=click.Path(path_type=Path), help="Own certificate (mutual TLS)."),
+            click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the own certificate."),
+            click.option(
+                "--server-name", default="", help="Name in the scheduler's certificate, if it differs from the address."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def check_reports(files: Sequence[Path]) -> None:
+    """Refuse report files of an unknown format, before anything starts."""
+    from agent.console import report_files
+
+    for file in files:
+        try:
+            report_files.format_for(file)
+        except ValueError as error:
+            raise click.UsageError(f"--report: {error}") from error
 
 
 def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import yaml
 
 from agent.cli.options import (
     check_policy,
+    check_reports,
     complete_context,
     complete_namespace,
     parse_assignments,
@@ -200,15 +201,9 @@ def run(**given: Any) -> None:
 
 def check_choices(choices: Choices) -> None:
     """Refuse options that cannot work, before anything starts."""
-    from agent.console import report_files
-
     if choices.shell and not (sys.stdin.isatty() and sys.stdout.isatty() and choices.output != "json"):
         raise click.UsageError("--shell-on-failure needs a terminal")
-    for file in choices.reports:
-        try:
-            report_files.format_for(file)
-        except ValueError as error:
-            raise click.UsageError(f"--report: {error}") from error
+    check_reports(choices.reports)
 
 
 def show_list(choices: Choices) -> None:

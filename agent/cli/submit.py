@@ -12,12 +12,13 @@ import contextlib
 import secrets as randomness
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 import grpc
 
 from agent.aio import cancel_and_wait, first_of
-from agent.console import terminal_text
+from agent.console import report_files, terminal_text
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
@@ -27,7 +28,7 @@ from agent.pipeline.wire import local_pb2_grpc
 from agent.protocol.grpc_transport import TokenInvalid, keepalive_options, open_channel, token_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from agent.console.view import View
@@ -88,13 +89,14 @@ async def submit(
     *,
     secrets: Mapping[str, str],
     output: str = "auto",
+    reports: Sequence[Path] = (),
     give_up: float = 60.0,
     interruptions: Interruptions | None = None,
     stream: TextIO | None = None,
 ) -> ExitCode:
     """Submit a pipeline, show it to its end, and return the exit code.
 
-    `give_up`: seconds without any answer until the client gives up.
+    `reports`: files for a summary. `give_up`: seconds without any answer until the client gives up.
     """
     view = open_view(output, stream or sys.stdout)
     own = Interruptions()
@@ -104,7 +106,10 @@ async def submit(
         try:
             async with target.channel() as channel:
                 client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
-                return await client.run(pipeline, secrets, interruptions or own)
+                code = await client.run(pipeline, secrets, interruptions or own)
+                for file in reports if client.follower.report.complete else ():
+                    await asyncio.to_thread(report_files.write, client.follower.report, file)
+                return code
         except ViewFailed as error:
             print_notice(str(error))
             return ExitCode.INFRASTRUCTURE
@@ -116,9 +121,54 @@ async def submit(
         except TokenInvalid as error:
             print_notice(str(error))
             return ExitCode.USAGE
-        except Unreachable as error:
+        except (Unreachable, report_files.ReportFailed) as error:
             print_notice(str(error))
             return ExitCode.INFRASTRUCTURE
+
+
+@contextlib.asynccontextmanager
+async def scheduler_stub(target: Target) -> AsyncIterator[local_pb2_grpc.LocalAsyncStub]:
+    """Yield a stub for single calls.
+
+    Raises:
+        Unreachable: the scheduler does not answer, or refuses a call of the body.
+    """
+    try:
+        async with target.channel() as channel:
+            yield local_pb2_grpc.LocalStub(channel)
+    except grpc.aio.AioRpcError as error:
+        words = terminal_text.one_line(error.details() or "")
+        raise Unreachable(f"the scheduler at {target.address}: {words}") from error
+
+
+async def list_pipelines(target: Target) -> list[str]:
+    """Return a line for each pipeline of a scheduler, oldest first.
+
+    Raises:
+        Unreachable: the scheduler does not answer, or refuses the call.
+    """
+    async with scheduler_stub(target) as stub:
+        reply = await stub.List(wire.ListRequest(), metadata=target.metadata(), timeout=CANCEL_SECONDS)
+    return [listed_line(each) for each in reply.pipelines]
+
+
+def listed_line(pipeline: wire.ListedPipeline) -> str:
+    """Return the line of a pipeline: id, state, actions that ended, local time of the submission, file."""
+    submitted = datetime.fromtimestamp(pipeline.submitted, UTC).astimezone()
+    counts = f"{pipeline.ended}/{pipeline.actions}"
+    words = (pipeline.pipeline, f"{pipeline.state:9}", counts, f"{submitted:%Y-%m-%d %H:%M:%S}", pipeline.file_name)
+    return "  ".join(terminal_text.one_line(word) for word in words)
+
+
+async def cancel_pipeline(target: Target, pipeline: str) -> None:
+    """Cancel every action of a pipeline.
+
+    Raises:
+        Unreachable: the scheduler does not answer, or knows no such pipeline.
+    """
+    async with scheduler_stub(target) as stub:
+        request = wire.CancelRequest(pipeline=pipeline, message="cancelled by request")
+        await stub.Cancel(request, metadata=target.metadata(), timeout=CANCEL_SECONDS)
 
 
 class Client:

@@ -157,7 +157,7 @@ async def test_a_missing_token_fails_its_own_check_and_a_wrong_token_the_registr
     assert "UNAUTHENTICATED: expired" in wrong[REGISTRATION].detail
     assert "renew the token" in wrong[REGISTRATION].advice
     assert "credentials.token" in wrong[REGISTRATION].advice
-    assert "credentials.ca" in TLS_ADVICE
+    assert "credentials.ca" in checks.TLS_ADVICE
     assert "very-secret" not in str(wrong)
 
 

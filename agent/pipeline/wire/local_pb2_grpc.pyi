@@ -51,6 +51,8 @@ class LocalStub:
     """Cancels every action of a pipeline. Called by the client. The call may be repeated.
     NOT_FOUND: no pipeline has this id.
     """
+    List: _grpc.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]
+    """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -69,6 +71,8 @@ class LocalAsyncStub(LocalStub):
     """Cancels every action of a pipeline. Called by the client. The call may be repeated.
     NOT_FOUND: no pipeline has this id.
     """
+    List: _aio.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]  # type: ignore[assignment]
+    """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -102,5 +106,13 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         """Cancels every action of a pipeline. Called by the client. The call may be repeated.
         NOT_FOUND: no pipeline has this id.
         """
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _local_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_local_pb2.ListReply, _abc.Awaitable[_local_pb2.ListReply]]:
+        """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
