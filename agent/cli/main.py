@@ -108,6 +108,11 @@ cli.add_command(scheduler)
     "--secrets-file", type=click.Path(path_type=Path), help="Read values of secrets from NAME=VALUE lines in this file."
 )
 @click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Copy logs and files into this folder when the pipeline has ended.",
+)
+@click.option(
     "--report",
     "reports",
     multiple=True,
@@ -122,6 +127,7 @@ def submit(
     plaintext: bool,
     secrets_file: Path | None,
     reports: tuple[Path, ...],
+    artifacts: Path | None,
     **trust: Any,
 ) -> None:
     """Submit a pipeline FILE to a scheduler that `sealci-agent scheduler` started, and show it to its end."""
@@ -131,7 +137,8 @@ def submit(
     check_reports(reports)
     pipeline, secrets = read_pipeline(file, secrets_file)
     target = Target(address, tls=not plaintext, **trust)
-    sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, output=output, reports=reports)))
+    ending = submit_pipeline(target, pipeline, secrets=secrets, output=output, reports=reports, artifacts=artifacts)
+    sys.exit(asyncio.run(ending))
 
 
 @cli.command()

@@ -22,15 +22,19 @@ from agent.console import report_files, terminal_text
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
+from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import AgentError
+from agent.local_scheduler.storage.uploads import Upload, UploadRefused
 from agent.pipeline.wire import local_pb2 as wire
 from agent.pipeline.wire import local_pb2_grpc
 from agent.protocol.grpc_transport import TokenInvalid, keepalive_options, open_channel, token_metadata
+from agent.protocol.translate import UploadEnd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
+    from agent.console.run_report import ActionReport
     from agent.console.view import View
     from agent.pipeline.parser import Pipeline
 
@@ -90,13 +94,15 @@ async def submit(
     secrets: Mapping[str, str],
     output: str = "auto",
     reports: Sequence[Path] = (),
+    artifacts: Path | None = None,
     give_up: float = 60.0,
     interruptions: Interruptions | None = None,
     stream: TextIO | None = None,
 ) -> ExitCode:
     """Submit a pipeline, show it to its end, and return the exit code.
 
-    `reports`: files for a summary. `give_up`: seconds without any answer until the client gives up.
+    `reports`: files for a summary. `artifacts`: folder for logs and files. `give_up`: seconds without any answer until
+    the client gives up.
     """
     view = open_view(output, stream or sys.stdout)
     own = Interruptions()
@@ -105,7 +111,7 @@ async def submit(
             stack.enter_context(own.count_signals())
         try:
             async with target.channel() as channel:
-                client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up)
+                client = Client(target, local_pb2_grpc.LocalStub(channel), view, give_up, artifacts)
                 code = await client.run(pipeline, secrets, interruptions or own)
                 for file in reports if client.follower.report.complete else ():
                     await asyncio.to_thread(report_files.write, client.follower.report, file)
@@ -174,12 +180,20 @@ async def cancel_pipeline(target: Target, pipeline: str) -> None:
 class Client:
     """Submits one pipeline and follows it."""
 
-    def __init__(self, target: Target, stub: local_pb2_grpc.LocalAsyncStub, view: View, give_up: float) -> None:
+    def __init__(
+        self,
+        target: Target,
+        stub: local_pb2_grpc.LocalAsyncStub,
+        view: View,
+        give_up: float,
+        artifacts: Path | None = None,
+    ) -> None:
         self.target = target
         self.stub = stub
         self.follower = Follower(view)
         self.follower.report.local = False
         self.give_up = give_up
+        self.artifacts = artifacts
         self.id = randomness.token_hex(5)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], interruptions: Interruptions) -> ExitCode:
@@ -195,7 +209,10 @@ class Client:
             follow_task.result()
         finally:
             await cancel_and_wait(follow_task, ignore_errors=True)
+        problem = await self.download(pipeline, self.artifacts) if self.artifacts else ""
         await self.follower.close()
+        if problem:
+            raise Unreachable(problem)
         return ExitCode.INTERRUPTED if interruptions.first.is_set() else self.follower.report.exit_code
 
     async def follow(self, pipeline: Pipeline, secrets: Mapping[str, str]) -> None:
@@ -237,6 +254,45 @@ class Client:
             watch = wire.WatchRequest(pipeline=self.id, after=self.follower.position)
             return aiter(self.stub.Watch(watch, metadata=metadata, wait_for_ready=False))
         return aiter(self.stub.Submit(request, metadata=metadata, wait_for_ready=False))
+
+    async def download(self, pipeline: Pipeline, folder: Path) -> str:
+        """Copy the logs and files of the pipeline into a folder. Return why the copy failed, or ""."""
+        known = {action.name for action in pipeline.actions}
+        self.follower.report.folder, self.follower.report.copied = str(folder), True
+        try:
+            for action in self.follower.report.actions.values():
+                # The name becomes a path, so a name that the pipeline does not have is not used.
+                if action.name in known:
+                    await self.download_action(folder, action)
+        except grpc.aio.AioRpcError as error:
+            return f"the files could not be copied: {terminal_text.one_line(error.details() or '')}"
+        except UploadRefused as error:
+            return f"the files could not be copied: {error}"
+        return ""
+
+    async def download_action(self, folder: Path, action: ActionReport) -> None:
+        """Copy the log and the files of one action. A file that is not complete is not kept."""
+        upload = await asyncio.to_thread(Upload, folder, action.name, durable=False)
+        try:
+            for path, size in action.files.items():
+                digest = b""
+                async for part in self.parts(action.name, path):
+                    start = [] if digest else [FileStart(path, part.mode, size)]
+                    digest = digest or part.sha256
+                    await asyncio.to_thread(upload.feed, [*start, FileData(part.data)])
+                await asyncio.to_thread(upload.feed, [FileEnd(digest)])
+            await asyncio.to_thread(upload.feed, [UploadEnd(len(action.files), action.size)])
+            await asyncio.to_thread(upload.finish, [])
+        finally:
+            await asyncio.to_thread(upload.abandon)
+        with (folder / f"{action.name}.log").open("wb") as log:
+            async for part in self.parts(action.name, b""):
+                await asyncio.to_thread(log.write, part.data)
+
+    def parts(self, action: str, path: bytes) -> AsyncIterator[wire.FileData]:
+        """Return the parts of a file of an action, or of its log if the path is empty."""
+        request = wire.DownloadRequest(pipeline=self.id, action=action, path=path)
+        return aiter(self.stub.Download(request, metadata=self.target.metadata()))
 
     async def cancel(self) -> None:
         """Ask the scheduler to cancel the pipeline."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import grpc
 from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
+from agent.local_scheduler.storage.downloads import open_stored
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import UploadRefused
 from agent.pipeline import parser
@@ -67,12 +69,21 @@ class FilesNotStored(AgentError):
     """The files of an upload cannot be written to the disk."""
 
 
+# Number of bytes of a file in one message.
+PART_BYTES = 256 << 10
+
+
+class FileUnknown(AgentError):
+    """An action has no such file."""
+
+
 # The errors that abort a call, with the status of the call. The error's message becomes the details of the status.
 STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
     PipelineFileError: grpc.StatusCode.INVALID_ARGUMENT,
     PipelineIdInvalid: grpc.StatusCode.INVALID_ARGUMENT,
     PipelineExists: grpc.StatusCode.ALREADY_EXISTS,
     PipelineUnknown: grpc.StatusCode.NOT_FOUND,
+    FileUnknown: grpc.StatusCode.NOT_FOUND,
     StoreFailed: grpc.StatusCode.UNAVAILABLE,
     StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
     UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,
@@ -140,6 +151,30 @@ class LocalService(local_pb2_grpc.LocalServicer):
         """Return the pipelines that the scheduler knows, oldest first."""
         await self.access.check_submit(context)
         return local_pb2.ListReply(pipelines=[listed(run) for run in self.registry.runs.values()])
+
+    async def Download(  # noqa: N802 - the contract's name
+        self,
+        request: local_pb2.DownloadRequest,
+        context: grpc.aio.ServicerContext[local_pb2.DownloadRequest, local_pb2.FileData],
+    ) -> AsyncIterator[local_pb2.FileData]:
+        """Yield the parts of a stored file. Only files of the action's list can be read."""
+        await self.access.check_submit(context)
+        async with aborts(context):
+            record = self.registry.get(request.pipeline).records.get(request.action)
+            digests = {each.path: each.sha256 for each in record.files} if record else {}
+            if record is None or (request.path and request.path not in digests):
+                raise FileUnknown(f"{request.pipeline}/{request.action} has no such file")
+            folder = self.registry.store.folder(request.pipeline)
+            try:
+                handle = await asyncio.to_thread(open_stored, folder, request.action, request.path)
+            except OSError as error:
+                raise FileUnknown(f"the file cannot be read: {error.strerror}") from error
+            with os.fdopen(handle, "rb") as file:
+                mode = os.fstat(handle).st_mode & 0o777
+                data = await asyncio.to_thread(file.read, PART_BYTES)
+                yield local_pb2.FileData(data=data, mode=mode, sha256=digests.get(request.path, b""))
+                while data := await asyncio.to_thread(file.read, PART_BYTES):
+                    yield local_pb2.FileData(data=data)
 
 
 def listed(run: PipelineRun) -> local_pb2.ListedPipeline:

@@ -165,6 +165,64 @@ class ListRequest(_message.Message):
 Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
 
 @_typing.final
+class DownloadRequest(_message.Message):
+    """Sent by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    action: _builtins.str
+    """name within the pipeline"""
+    path: _builtins.bytes
+    """as in File; empty: the log of the action's last attempt"""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        action: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "path", b"path", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadRequest: _TypeAlias = DownloadRequest  # noqa: Y015
+
+@_typing.final
+class FileData(_message.Message):
+    """A part of a file. Sent by the scheduler. An empty file has one empty part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    mode: _builtins.int
+    """permissions of the file, in the first part only"""
+    sha256: _builtins.bytes
+    """of the whole artifact, in the first part only; empty for a log"""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "mode", b"mode", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileData: _TypeAlias = FileData  # noqa: Y015
+
+@_typing.final
 class ListReply(_message.Message):
     """Sent by the scheduler."""
 

@@ -53,6 +53,10 @@ class LocalStub:
     """
     List: _grpc.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]
     """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+    Download: _grpc.UnaryStreamMultiCallable[_local_pb2.DownloadRequest, _local_pb2.FileData]
+    """Sends a stored artifact, or the log of an action, in parts.
+    NOT_FOUND: no pipeline has this id, or the action has no such file.
+    """
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -73,6 +77,10 @@ class LocalAsyncStub(LocalStub):
     """
     List: _aio.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]  # type: ignore[assignment]
     """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+    Download: _aio.UnaryStreamMultiCallable[_local_pb2.DownloadRequest, _local_pb2.FileData]  # type: ignore[assignment]
+    """Sends a stored artifact, or the log of an action, in parts.
+    NOT_FOUND: no pipeline has this id, or the action has no such file.
+    """
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -114,5 +122,15 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_local_pb2.ListReply, _abc.Awaitable[_local_pb2.ListReply]]:
         """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+
+    @_abc_1.abstractmethod
+    def Download(
+        self,
+        request: _local_pb2.DownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_local_pb2.FileData], _abc.AsyncIterator[_local_pb2.FileData]]:
+        """Sends a stored artifact, or the log of an action, in parts.
+        NOT_FOUND: no pipeline has this id, or the action has no such file.
+        """
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
