@@ -114,8 +114,10 @@ class Environment(Protocol):
         `upload_workspace` and `hold_for_debugging` are called only if this is True.
         """
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Copy the files of the person's working tree into the workspace. The commands start afterwards.
+
+        `notify` gets the number of bytes, as text for people.
 
         Raises:
             ActionFailed: the files could not be copied.

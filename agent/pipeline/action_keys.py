@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, ArtifactRules, Repository, Resources, When
 from agent.domain.quantities import quantity, seconds
+from agent.domain.references.image_reference import checked_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NOT_A_VARIABLE = "{!r} is not a variable name: letters, digits and '_', not beginning with a digit"
 REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
 ARTIFACT_KEYS = ("paths", "exclude", "when")
@@ -27,9 +29,10 @@ SHELL_KEYS = ("pipefail",)
 def read_image(value: Value) -> str:
     """Return an image reference. Whether the image exists is not checked here."""
     image = value.non_empty("an image such as debian:stable")
-    if any(character.isspace() for character in image):
-        value.refuse(f"must be an image such as debian:stable, not {image!r}")
-    return image
+    try:
+        return checked_image(image)
+    except ValueError as error:
+        value.refuse(f"must be an image such as debian:stable, not {image!r}: {error}")
 
 
 def read_commands(value: Value) -> tuple[str, ...]:
@@ -48,8 +51,10 @@ def read_env(value: Value) -> dict[str, str]:
     """Return the variables. Each value is the text of the file: `1.10` stays "1.10"."""
     env = {}
     for name, item in value.mapping("a mapping from variables to texts").items():
-        check_variable(name, item)
-        env[name] = item.text('a text (quote an empty one: "")')
+        with item.document.collect():
+            if not VARIABLE.fullmatch(name):
+                item.refuse_key(NOT_A_VARIABLE.format(name))
+        env[name] = item.attempt(lambda each: each.text('a text (quote an empty one: "")'), "")
     return env
 
 
@@ -70,13 +75,13 @@ def read_secret_names(value: Value, env: Mapping[str, str]) -> tuple[str, ...]:
 def check_variable(name: str, value: Value) -> None:
     """Refuse a name that a shell does not accept as a variable."""
     if not VARIABLE.fullmatch(name):
-        value.refuse(f"{name!r} is not a variable name: letters, digits and '_', not beginning with a digit")
+        value.refuse(NOT_A_VARIABLE.format(name))
 
 
 def read_repository(value: Value) -> Repository:
     keys = value.mapping("{url: URL}", REPO_KEYS)
     if "url" not in keys:
-        value.refuse("`url` is missing")
+        value.refuse_missing("`url` is missing")
     depth = keys["depth"].text("a number of commits") if "depth" in keys else "0"
     if not re.fullmatch(r"[0-9]{1,9}", depth):
         keys["depth"].refuse(f"must be a number of commits, 0 for all, not {depth!r}")

@@ -288,8 +288,9 @@ class FakeEnvironment:
         """Return whether a person works in the environment at a terminal."""
         return self.script.interactive
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Record that the workspace was uploaded."""
+        await notify("copying the working tree, 1.5 MB")
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:

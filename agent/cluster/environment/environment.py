@@ -260,12 +260,12 @@ class PodEnvironment:
         """Return whether a person at a terminal uses the environment."""
         return self.context.debug is not None
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Upload the working tree of the person who started `run` into the workspace, once per pod."""
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace)
+            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace, notify)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
