@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from agent.domain.actions import When
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.domain.actions import Action
     from agent.settings import Settings
 
@@ -214,17 +217,11 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
     }
     if settings.environment.profile == "restricted":
         values["HOME"] = HOME
-    if action.repository:
-        # Git refuses a clone that belongs to another user. These variables prevent this without a file in the user's
-        # image.
-        values |= {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": settings.environment.workspace,
-        }
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
+    if action.repository:
+        values |= git_variables(action.env, settings.environment.workspace)
     rename = command_module.variable_name
     plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
     secret = [
@@ -232,6 +229,24 @@ def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
         for name in action.secrets
     ]
     return plain + secret
+
+
+def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
+    """Return the variables by which git accepts a clone that belongs to another user.
+
+    The variables add one setting of git to the settings that the user's variables contain. No file in the user's image
+    changes.
+    """
+    count = env.get("GIT_CONFIG_COUNT") or "0"
+    # Git refuses to start with another count, and its message shows the user's mistake.
+    if not re.fullmatch(r"[0-9]{1,6}", count):
+        return {}
+    number = int(count)
+    return {
+        "GIT_CONFIG_COUNT": str(number + 1),
+        f"GIT_CONFIG_KEY_{number}": "safe.directory",
+        f"GIT_CONFIG_VALUE_{number}": workspace,
+    }
 
 
 def escape_variables(text: str) -> str:
@@ -278,6 +293,7 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "ref": asked.ref,
         "depth": asked.depth,
         "submodules": asked.submodules,
+        "lfs": asked.lfs,
         "schemes": settings.policy.repository_schemes,
         "workspace": settings.environment.workspace,
         "credentials": CREDENTIALS if asked.credentials else "",

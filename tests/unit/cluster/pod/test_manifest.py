@@ -154,6 +154,7 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
         "ref": "main",
         "depth": 1,
         "submodules": False,
+        "lfs": False,
         "schemes": ["https", "ssh"],
         "workspace": "/workspace",
         "credentials": "/etc/sealci/credentials",
