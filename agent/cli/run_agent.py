@@ -79,9 +79,9 @@ def run_options(choices: Choices, settings: Settings, servers: Sequence[str]) ->
         namespace, _, pod = environment.partition("/")
         kubectl = shlex.join(["kubectl", *context, "-n", namespace])
         return [
-            f"{kubectl} logs {pod} -c action",
+            f"{kubectl} logs {pod}",
             f"{kubectl} describe pod {pod}",
-            f"{kubectl} exec -it {pod} -c files -- sh -c 'cd {settings.environment.workspace}; exec bash'",
+            f"{kubectl} exec -it {pod} -c helper -- sh -c 'cd {settings.environment.workspace}; exec bash'",
             f"{kubectl} delete pod {pod}",
         ]
 

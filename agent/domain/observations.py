@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent.domain.errors import Reason
     from agent.domain.events import ArtifactSummary
-    from agent.domain.log_cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,33 +74,38 @@ FINAL = (SetupFailed, Exited, Lost)
 
 @dataclass(frozen=True, slots=True)
 class LogPiece:
-    """The next bytes of a pod's log without timestamps. `end` is the position after the last byte.
-
-    `end.command` is 0, because the log reader does not know the command. A later step reads the markers, which name it.
-    """
+    """The next bytes of a pod's log. `offset` is the position of the first byte in the log."""
 
     data: bytes
-    end: Cursor
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class LogGap:
-    """The node started a new log file before the agent had read the old file to its end.
+    """`size` bytes of the log, from the position `offset` on, cannot be read any more."""
 
-    The lines between the timestamps `since` and `until` (RFC 3339, "" for the end of the log) cannot be read any more.
-    `certain`: lines were lost. Otherwise the old file may have ended at `since`.
-    """
+    offset: int
+    size: int
 
-    since: str
-    until: str
-    certain: bool = False
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """The log ended. Always the last item. `dropped` is the number of bytes that were over the limit of the log."""
+
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LogLost:
-    """The agent cannot read the rest of the log. `why` is for display. The verdict of the commands does not change."""
+    """The agent cannot read the rest of the log. Always the last item. `why` is for display.
+
+    The verdict of the commands does not change.
+    """
 
     why: str
+
+
+LogItem = LogPiece | LogGap | LogEnd | LogLost
 
 
 class MarkerKind(Enum):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.domain.artifacts import FilePart
     from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Marker, Observation
+    from agent.domain.observations import Collected, LogItem, Marker, Observation
     from agent.domain.outcome import Outcome
 
 
@@ -33,10 +33,6 @@ class MarkerReader(Protocol):
     @property
     def buffered(self) -> int:
         """Return the number of bytes at the end of the input that are kept back because they may begin a marker."""
-
-    @property
-    def ended(self) -> bool:
-        """Return whether the input so far ends with the last marker of a log. `flush` then returns this marker."""
 
     def feed(self, data: bytes) -> list[bytes | Marker]:
         """Return text and markers in the order of the log, which together are the input without the bytes kept back."""
@@ -88,16 +84,12 @@ class Environment(Protocol):
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader for the markers in this environment's log from a cursor on."""
 
-    def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
+    def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
         """Yield the log from the cursor to its end, over any number of broken connections.
 
+        The last item is a `LogEnd` or a `LogLost`.
+
         The connection is read only as fast as the caller asks, which bounds the memory.
-        """
-
-    def log_ended(self, ended: bool) -> None:
-        """Notify the log reader whether the log so far ends with the last marker.
-
-        The log ends there if the commands have ended. Otherwise a process of the commands has forged the marker.
         """
 
     async def interrupt(self, grace: float) -> bool:

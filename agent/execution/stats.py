@@ -36,7 +36,8 @@ class SessionStats:
         self.command_seconds: list[float] = []
         self.left_out_of_lines = 0
         self.left_out_of_total = 0
-        self.log_gaps: Mapping[bool, int] = {}
+        self.log_gaps = 0
+        self.missing = 0
 
     def upload_retried(self) -> None:
         self.upload_retries += 1
@@ -54,13 +55,14 @@ class SessionStats:
         """Copy from the ended stream how much of the log it left out, and how many gaps it reported."""
         self.left_out_of_lines = stream.left_out_of_lines
         self.left_out_of_total = stream.left_out_of_total
-        self.log_gaps = dict(stream.gaps)
+        self.log_gaps = stream.gaps
+        self.missing = stream.missing
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.log_dropped_bytes.labels("line_limit").inc(self.left_out_of_lines)
         metrics.log_dropped_bytes.labels("total_limit").inc(self.left_out_of_total)
-        for certain, number in self.log_gaps.items():
-            metrics.log_gaps.labels("certain" if certain else "possible").inc(number)
+        metrics.log_dropped_bytes.labels("gap").inc(self.missing)
+        metrics.log_gaps.labels("certain").inc(self.log_gaps)
         metrics.artifact_retries.inc(self.upload_retries)
         if self.files_failed:
             metrics.artifact_failures.labels(self.files_failed).inc()

@@ -96,7 +96,7 @@ class EnvironmentSettings(Section):
     user: int = Field(65532, ge=1, description="User id and group id of all containers in the profile `restricted`.")
     image: str = Field(
         "localhost/sealci-agent:dev",
-        description="Image of the containers `files` and `repository`. Use the agent's image.",
+        description="Image of the containers `helper` and `repository`. Use the agent's image.",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="Pull policy of the images that actions name."
@@ -111,7 +111,7 @@ class EnvironmentSettings(Section):
     )
     helper_resources: Resources = Field(
         {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "512Mi"}},
-        description="Requests and limits of container `files`. An empty quantity removes one of the default.",
+        description="Requests and limits of container `helper`. An empty quantity removes one of the default.",
     )
     clone_resources: Resources = Field(
         {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
@@ -252,16 +252,12 @@ class LogSettings(Section):
         16 << 20, description="Largest size of one line, in bytes. The agent cuts longer lines and adds a notice."
     )
     max_total: Size = Field(
-        256 << 20, description="Largest size of an action's log, in bytes. The agent drops the rest and adds a notice."
+        256 << 20,
+        description="Largest size of an action's log, in bytes. The pod stores the log up to this size and drops the "
+        "rest. The agent adds a notice.",
     )
     probe_after: Duration = Field(
         30.0, gt=0, description="Time without output until the agent checks the connection that reads the log."
-    )
-    node_limit: Size = Field(
-        1 << 20,
-        description="Smallest `containerLogMaxSize` of all nodes, in bytes. "
-        "The agent assumes that a node rotates no log file below this size.",
-        ge=1,
     )
 
 

@@ -60,7 +60,7 @@ API_REQUESTS = (
 REQUEST_PRIORITIES = ("alive", "going", "new")
 RESPONSE_CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
-LOG_DROP_REASONS = ("line_limit", "total_limit")
+LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
 ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused")
 # Kinds of messages on the stream, by direction.
@@ -155,9 +155,11 @@ class Metrics:
         """Create the metrics of logs and artifacts."""
         self.log_bytes = self.counter("log_bytes", "Bytes of log sent, after masking and without repeated deliveries.")
         self.log_gaps = self.counter(
-            "log_gaps", "Log gaps. The node has rotated lines away before the agent read them, or may have.", "kind"
+            "log_gaps", "Log gaps: parts of a log that container `helper` and the node no longer had.", "kind"
         )
-        self.log_dropped_bytes = self.counter("log_dropped_bytes", "Bytes of log dropped because of a limit.", "reason")
+        self.log_dropped_bytes = self.counter(
+            "log_dropped_bytes", "Bytes of log dropped because of a limit, or missing in a gap.", "reason"
+        )
         self.log_reopened = self.counter("log_reopened", "Log streams re-opened after an interruption.")
         self.artifact_files = self.counter("artifact_files", "Artifact files that the scheduler stored.")
         self.artifact_bytes = self.counter("artifact_bytes", "Bytes of artifact files that the scheduler stored.")
@@ -224,7 +226,7 @@ class Metrics:
         create_series(self.phase_duration, PHASES)
         create_series(self.stream_reconnects, DISCONNECT_REASONS)
         create_series(self.log_dropped_bytes, LOG_DROP_REASONS)
-        create_series(self.log_gaps, ("certain", "possible"))
+        create_series(self.log_gaps, ("certain",))
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The script never polls.
 WATCH = """
 mkfifo "$FOLDER/$1.state"
-path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "files"
+path='{.status.containerStatuses[0].state}{"\\n"}'  # "action" comes before "helper"
 "$KUBECTL" get pod "$1" --namespace "$NAMESPACE" --watch -o jsonpath="$path" > "$FOLDER/$1.state" &
 exec 3< "$FOLDER/$1.state"
 until case $state in *running*|*terminated*) true;; *) false;; esac; do read -r state <&3; done
@@ -33,7 +33,7 @@ until case $state in *terminated*) true;; *) false;; esac; do read -r state <&3;
 code=${state#*'"exitCode":'} code=${code%%[!0-9]*}
 kill $!
 """
-COPY = 'mkdir "$FOLDER/$1"; kubectl exec "$1" -c files -- tar cf - -C /workspace . | tar xf - -C "$FOLDER/$1"'
+COPY = 'mkdir "$FOLDER/$1"; kubectl exec "$1" -c helper -- tar cf - -C /workspace . | tar xf - -C "$FOLDER/$1"'
 SCRIPT = """
 kubectl create -f "$FOLDER/$1.json" >/dev/null
 {watch}
@@ -67,7 +67,7 @@ def pod(name: str, image: str, command: str, *, files: bool = False) -> dict[str
     mount = [{"name": "workspace", "mountPath": "/workspace"}] if files else []
     shell = {"image": image, "imagePullPolicy": "IfNotPresent", "resources": small, "volumeMounts": mount}
     action = {"name": "action", "command": ["/bin/sh", "-c", command], **shell}
-    holder = {"name": "files", "command": ["/bin/sh", "-c", "trap exit TERM; sleep 1000 & wait"], **shell}
+    holder = {"name": "helper", "command": ["/bin/sh", "-c", "trap exit TERM; sleep 1000 & wait"], **shell}
     spec = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 2,

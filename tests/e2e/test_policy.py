@@ -151,7 +151,7 @@ def test_the_baseline_profile_in_a_restricted_namespace_is_reported(restricted: 
 
 IMAGES_CHOOSE = {
     "securityContext": {"runAsUser": None, "runAsGroup": None},
-    "containers": [{"name": "files", "securityContext": {"runAsUser": 65532, "runAsGroup": 65532}}],
+    "containers": [{"name": "helper", "securityContext": {"runAsUser": 65532, "runAsGroup": 65532}}],
 }
 
 

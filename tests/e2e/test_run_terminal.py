@@ -75,7 +75,7 @@ def test_a_live_tree_ends_in_a_table(terminals: TerminalRuns, tmp_path: Path) ->
     order = [next(i for i, line in enumerate(shown.splitlines()) if f" {name} " in line) for name in actions]
     assert order == sorted(order)
     pod = kube.get("pods", "-n", terminals.namespace)[0]["metadata"]["name"]
-    kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "files", "--", "touch", "/workspace/go")
+    kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "helper", "--", "touch", "/workspace/go")
     code, shown = screen.finish()
     assert code == 1, shown
     assert screen.colours
@@ -205,7 +205,7 @@ def test_keep_leaves_the_pod_and_prints_how_to_inspect_it(terminals: TerminalRun
     pod = kube.get("pods", "-n", terminals.namespace)[0]["metadata"]["name"]
     for verb in ("logs", "describe pod", "exec -it", "delete pod"):
         assert f"kubectl -n {terminals.namespace} {verb} {pod}" in text
-    kept = kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "files", "--", "cat", "/workspace/file")
+    kept = kube.kubectl("exec", "-n", terminals.namespace, pod, "-c", "helper", "--", "cat", "/workspace/file")
     assert kept == "kept\n"
     kube.kubectl("delete", "pod", "-n", terminals.namespace, pod, "--grace-period=1")
 

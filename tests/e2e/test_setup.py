@@ -55,11 +55,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "REPOSITORY_FAILED",
         "no-such-secret",
     ),
-    "long-command": (
-        {"image": BUSYBOX, "commands": ["echo " + "x" * 131072]},
+    "long-variable": (
+        {"image": BUSYBOX, "env": {"LONG": "x" * 131072}},
         "admission",
         "INVALID_CONFIGURATION",
-        "commands[1]",
+        "LONG",
     ),
     "image-not-allowed": ({"image": "docker.io/library/alpine"}, "admission", "INVALID_CONFIGURATION", "not allowed"),
     "too-much-memory": (
@@ -105,11 +105,11 @@ def test_a_registry_that_refuses(lab: Lab) -> None:
     assert "401" in report.text or "authorization" in report.text, report
 
 
-def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> None:
+def test_no_command_runs_when_the_helper_s_image_cannot_be_pulled(own_lab: Lab) -> None:
     own_lab.agent(environment={"image": MISSING})
     report = own_lab.one(DEBIAN, "echo ran; touch /workspace/ran")
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
-    assert "image of files" in report.text
+    assert "image of helper" in report.text
     assert "ran" not in report.text.splitlines()
 
 

@@ -55,8 +55,8 @@ def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:
         StageChanged(Stage.SETUP),
         StageChanged(Stage.COMMANDS),
         CommandStarted(1, Cursor(command=1)),
-        LogChunk(text, Cursor("t", 1, len(text), len(text), 1)),
-        CommandFinished(1, outcome.exit_code or 0, 0.5, Cursor("t", 1, len(text), len(text), 1)),
+        LogChunk(text, Cursor(len(text), 1)),
+        CommandFinished(1, outcome.exit_code or 0, 0.5, Cursor(len(text), 1)),
         Finished(outcome),
     ]
 

@@ -20,10 +20,13 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
 from agent.cluster.api.timings import ApiTimings
+from agent.cluster.in_pod.packaging import LOG_FOLDER
+from agent.cluster.pod.session_annotation import log_key_of
 from agent.domain.json import Object
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.answers import HANG, Request, Scripted, failed, status_text
+from tests.fakes.helper_log import HelperLog, serve_errand
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class FakeApi(Changing):
     secrets: dict[str, Object] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
     logs: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    # The logs of actions by the name of the pod.
+    helpers: dict[str, HelperLog] = field(default_factory=dict)
     version: int = 100
     slow_removal: bool = False
     force_works: bool = True
@@ -80,6 +85,7 @@ class FakeApi(Changing):
         router.add_get(f"{PODS}/{{name}}", self.on_get)
         router.add_delete(f"{PODS}/{{name}}", self.on_delete)
         router.add_get(f"{PODS}/{{name}}/log", self.on_log)
+        router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
         self.add_routes(router)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await runner.setup()
@@ -256,13 +262,35 @@ class FakeApi(Changing):
             await self.put(pod, "DELETED")
         return web.json_response(pod)
 
+    async def on_exec(self, request: web.Request) -> web.StreamResponse:
+        """Run a program in container `helper`. This class has only the program that reads the log from its file."""
+        name, argv = request.match_info["name"], request.query.getall("command")
+        if name not in self.helpers or argv[-3:-2] != [LOG_FOLDER]:
+            return failed(404, "no such program")
+        with suppress(ConnectionError):
+            return await serve_errand(request, self.helpers[name])
+        return web.Response()
+
+    def log_of(self, name: str, container: str) -> bytes | None:
+        """Return what the node has of the log of a container, None if it has no log."""
+        if container == "helper" and name in self.helpers:
+            return self.helpers[name].body()
+        return self.logs.get((name, container))
+
+    async def begin_log(self, name: str) -> HelperLog:
+        """Begin the log of an action."""
+        self.helpers[name] = HelperLog(log_key_of(self.pods[name]))
+        await self.notify()
+        return self.helpers[name]
+
     async def on_log(self, request: web.Request) -> web.StreamResponse:
         """Return the log of a container. With `follow=true`, send the log until the container has ended."""
         key = request.match_info["name"], request.query.get("container", "")
-        if key not in self.logs:
+        log = self.log_of(*key)
+        if log is None:
             return failed(404, "no log")
         if request.query.get("follow") != "true":
-            return web.Response(body=self.logs[key])
+            return web.Response(body=log)
         response = web.StreamResponse()
         with suppress(ConnectionError):
             await self.follow(request, response, key)
@@ -273,13 +301,14 @@ class FakeApi(Changing):
         sent, over = 0, False
         while not over:
             over = not self.runs(*key)
-            if over or len(self.logs[key]) > sent:
+            log = self.log_of(*key) or b""
+            if over or len(log) > sent:
                 if not sent:
                     await response.prepare(request)
-                await response.write(self.logs[key][sent:])
-                sent = len(self.logs[key])
+                await response.write(log[sent:])
+                sent = len(log)
             else:
-                await self.wait_for(lambda: len(self.logs[key]) > sent or not self.runs(*key))  # noqa: B023
+                await self.wait_for(lambda: len(self.log_of(*key) or b"") > sent or not self.runs(*key))  # noqa: B023
 
     def runs(self, name: str, container: str) -> bool:
         statuses = self.pods.get(name, {}).get("status", {}).get("containerStatuses", ())

@@ -16,12 +16,13 @@ from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import Reason
 from agent.domain.events import ArtifactSummary
-from agent.domain.log_cursor import Cursor
 from agent.domain.observations import (
     FINAL,
     Collected,
     Exited,
+    LogEnd,
     LogGap,
+    LogItem,
     LogLost,
     LogPiece,
     Observation,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
+    from agent.domain.log_cursor import Cursor
     from agent.domain.outcome import Outcome
 
 NONCE = "0123456789abcdef"
@@ -63,7 +65,7 @@ class Script:
     codes: Sequence[int] = ()
     output: bytes = b"hello\n"
     end: Observation | None = None
-    tail: Sequence[LogPiece | LogGap | LogLost] = ()
+    tail: Sequence[LogGap | LogLost] = ()
     holds: frozenset[str] = frozenset()
     collections: list[Collected | BaseException] = field(default_factory=list)
     content: bytes = b"artifact"
@@ -110,7 +112,7 @@ class FakeEnvironment:
         self.steps: list[str] = []
         self.unblocked: set[str] = set()
         self.seen: list[Observation] = []
-        self.written: list[LogPiece | LogGap | LogLost] = []
+        self.written: list[LogItem] = []
         self.total = 0
         self.log_is_over = False
         self.creations = 0
@@ -168,9 +170,9 @@ class FakeEnvironment:
         await self.backend.notify()
 
     async def write(self, data: bytes) -> None:
-        """Append bytes to the log of the environment."""
+        """Append to the log."""
+        self.written.append(LogPiece(data, self.total))
         self.total += len(data)
-        self.written.append(LogPiece(data, Cursor("2026-11-24T08:00:00Z", 1, self.total, self.total)))
         await self.backend.notify()
 
     async def mark(self, text: str) -> None:
@@ -232,8 +234,8 @@ class FakeEnvironment:
         """Return a new reader that finds the markers in the log. `start` is the cursor at which the log begins."""
         return MarkerReader(NONCE, 1000, start)
 
-    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log of the environment. The first call starts the commands."""
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
+        """Yield the log. The first reader starts the commands."""
         self.playing = True
         await self.note("log")
         if not any(isinstance(seen, FINAL) for seen in self.seen):
@@ -244,14 +246,11 @@ class FakeEnvironment:
         while True:
             await self.backend.wait_for(lambda: self.log_is_over or len(self.written) > position)  # noqa: B023
             if position >= len(self.written):
+                self.steps.append("log ended")
+                yield LogEnd()
                 return
             yield self.written[position]
             position += 1
-
-    def log_ended(self, ended: bool) -> None:
-        """Record that the log has ended, if `ended` is true."""
-        if ended:
-            self.steps.append("log ended")
 
     async def interrupt(self, grace: float) -> bool:
         """End the commands with exit code 143 and return True.

@@ -162,7 +162,7 @@ class Faults:
         if request.query.get("watch") == "true":
             return json.dumps({"type": "MODIFIED", "object": {"kind": "Pod"}}).encode()
         if request.path.endswith("/log"):
-            return self.api.logs[request.path.split("/")[-2], request.query["container"]]
+            return self.api.log_of(request.path.split("/")[-2], request.query["container"]) or b""
         answer = await handler(request)
         assert isinstance(answer, web.Response)
         assert isinstance(answer.body, bytes)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import SNAPSHOT
+from agent.cluster.in_pod.packaging import LOG_FOLDER, SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
 from agent.cluster.pod.labels import SESSION
 from agent.domain.json import Object
-from tests.fakes.api import PODS
 from tests.fakes.shared_api import SharedApi
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ class Cluster(SharedApi):
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         super().add_routes(router)
-        router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
 
     async def close(self) -> None:
         """Stop the simulated runs of all pods."""
@@ -103,11 +101,10 @@ class Cluster(SharedApi):
         await self.points.at("deleted")
         return answer
 
-    async def on_exec(self, request: web.Request) -> web.WebSocketResponse:
-        """Run the collector (the program that copies files out of a pod) over the files of a pod.
-
-        Send the collector's output in two messages.
-        """
+    async def on_exec(self, request: web.Request) -> web.StreamResponse:
+        """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        if request.query.getall("command")[-3:-2] == [LOG_FOLDER]:
+            return await super().on_exec(request)
         socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
         half = len(data) // 2
@@ -159,7 +156,7 @@ class Cluster(SharedApi):
         session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
         await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
-        await self.change_status(name, containerStatuses=[waiting("action"), waiting("files")])
+        await self.change_status(name, containerStatuses=[waiting("action"), waiting("helper")])
         await self.wait_for(lambda: any(each.startswith(f"{name}-") for each in self.secrets))
         await self.points.at("pulling")
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
@@ -169,8 +166,8 @@ class Cluster(SharedApi):
         (self.workspace(name) / "cloned").write_text("not one of the action's own files")
         take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
         cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
-        self.logs[name, "action"] = b""
-        both = [running("action"), running("files")]
+        await self.begin_log(name)
+        both = [running("action"), running("helper")]
         await self.change_status(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
         await self.points.at("running")
         await self.write(name, session["nonce"])
@@ -179,7 +176,7 @@ class Cluster(SharedApi):
         message = f"sealci {session['nonce']} completed {self.commands}\nsealci {session['nonce']} end 0\n"
         terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": now()}
         ended = {"name": "action", "state": {"terminated": terminated}}
-        await self.change_status(name, containerStatuses=[ended, running("files")])
+        await self.change_status(name, containerStatuses=[ended, running("helper")])
         await self.points.at("container ended")
 
     async def write(self, name: str, nonce: str) -> None:
@@ -191,20 +188,21 @@ class Cluster(SharedApi):
         for number, line in enumerate(self.script):
             if self.pace is not None:
                 await self.pace(number)
-            stamp = f"2026-11-24T10:00:00.{number:09d}Z ".encode()
             text = f"\x1esealci:{nonce}:{line}\n".encode() if isinstance(line, str) else line
             if number == len(self.script) // 2:
                 half = len(text) // 2
-                await self.put_log(name, waits + stamp + text[:half])
+                await self.put_log(name, waits + text[:half])
                 await self.points.at("mid-line")
-                stamp, text, waits = b"", text[half:], b""
-            waits += stamp + text
+                text, waits = text[half:], b""
+            waits += text
             if self.pace is not None or len(waits) > AT_ONCE or number == len(self.script) - 1:
                 await self.put_log(name, waits)
                 waits = b""
+        self.helpers[name].end()
+        await self.notify()
 
     async def put_log(self, name: str, data: bytes) -> None:
-        self.logs[name, "action"] += data
+        self.helpers[name].write(data)
         await self.notify()
 
     async def change_status(self, name: str, **status: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +21,7 @@ from agent.domain.json import Object
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.shared_api import SharedApi
-from tests.flow.test_app import World
+from tests.flow.test_app import World, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,11 +62,9 @@ class Estate(World):
         self.name = environment.plan.name
 
     async def run_commands(self) -> None:
-        """Set the status of the dead agent's pod to running."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.api.logs[self.name, "action"] = b""
-        running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
-        await self.api.status(self.name, phase="Running", containerStatuses=[running])
+        """Set the status of the pod to running."""
+        await self.api.begin_log(self.name)
+        await self.api.status(self.name, phase="Running", containerStatuses=[running("helper"), running("action")])
 
     async def until_reported(self) -> None:
         """Wait until the agent has reported the adopted session to the scheduler."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.cluster.environment import environment
 from agent.cluster.environment.context import EnvironmentTimings
-from agent.cluster.logs import follower
+from agent.cluster.logs.source import Timings
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.waiting import LONG
@@ -69,7 +70,7 @@ async def test_a_request_that_always_fails_ends_the_action_with_its_reason(
 async def test_a_forbidden_log_is_reported_and_does_not_change_the_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "Timings", partial(follower.Timings, refused=0.3))
+    monkeypatch.setattr(environment, "Timings", partial(Timings, refused=0.3))
     case = case_of(tmp_path, "log", "403 right")
     async with case.living() as app:
         await case.begin_action(app)

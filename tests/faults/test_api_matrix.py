@@ -13,7 +13,8 @@ import pytest
 
 from agent.cluster.api import client
 from agent.cluster.api.timings import ApiTimings
-from agent.cluster.logs import follower
+from agent.cluster.environment import environment
+from agent.cluster.logs.source import Timings
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.certificates import authority, openssl
 from tests.fakes.faults import ANSWERS
@@ -80,7 +81,7 @@ CASES = [(verb, fault) for verb, cells in TABLE.items() for fault in cells]
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (client, "DEFAULT_TIMINGS", QUICK),
-        (follower, "Timings", partial(follower.Timings, read=0.5)),
+        (environment, "Timings", partial(Timings, read=0.5)),
     ):
         monkeypatch.setattr(module, name, value)
 

@@ -121,10 +121,8 @@ class World:
         """Send an action to the agent and set the action's pod to running. Return the name of the pod."""
         self.scheduler.peer.send(action=translate.action_message(action))
         name = await self.made()
-        self.api.logs[name, "action"] = b""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        running = {"name": "action", "started": True, "state": {"running": {"startedAt": now}}}
-        await self.api.status(name, phase="Running", containerStatuses=[running])
+        await self.api.begin_log(name)
+        await self.api.status(name, phase="Running", containerStatuses=[running("helper"), running("action")])
         await self.scheduler.until(
             "the stage COMMANDS is reported",
             lambda: any(event.stage.stage == wire.STAGE_COMMANDS for event in self.events() if event.HasField("stage")),
@@ -134,15 +132,14 @@ class World:
     async def end(self, name: str) -> None:
         """End the commands of the pod `name` with success, after one log line."""
         nonce = json.loads(self.api.pods[name]["metadata"]["annotations"][SESSION])["nonce"]
-        log = b""
+        log = self.api.helpers[name]
         for line in ("\x1esealci:NONCE:s:1", "hello", "\x1esealci:NONCE:f:1:0", "\x1esealci:NONCE:l:0:0"):
-            log += f"{AT} {line}\n".replace("NONCE", nonce).encode()
-        self.api.logs[name, "action"] = log
+            log.write(f"{line}\n".replace("NONCE", nonce).encode())
+        log.end()
         message = f"sealci {nonce} completed 1\nsealci {nonce} end 0\n"
         terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": AT}
-        await self.api.status(
-            name, phase="Succeeded", containerStatuses=[{"name": "action", "state": {"terminated": terminated}}]
-        )
+        ended = {"name": "action", "state": {"terminated": terminated}}
+        await self.api.status(name, phase="Running", containerStatuses=[running("helper"), ended])
 
     def events(self) -> list[wire.Event]:
         """Return the events that the scheduler has stored for the action."""
@@ -153,6 +150,12 @@ class World:
             'the event "finished" is stored', lambda: any(event.HasField("finished") for event in self.events())
         )
         return next(event.finished for event in self.events() if event.HasField("finished"))
+
+
+def running(name: str) -> Object:
+    """Return the status of a running container."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"name": name, "started": True, "state": {"running": {"startedAt": now}}}
 
 
 @pytest.fixture

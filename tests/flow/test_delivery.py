@@ -35,13 +35,13 @@ def scheduler() -> FakeScheduler:
 
 
 def event(number: int) -> Event:
-    return CommandStarted(number, Cursor(total=number))
+    return CommandStarted(number, Cursor(number))
 
 
 async def test_events_arrive_in_order_and_are_dropped_after_their_acknowledgement(scheduler: FakeScheduler) -> None:
     async with rig(scheduler) as agent:
         session = agent.outbox.open(KEY)
-        sent: list[Event] = [Accepted("ns/pod"), LogChunk(b"one\n", Cursor("t", 1, 4, 4, 1)), event(1), FINISHED]
+        sent: list[Event] = [Accepted("ns/pod"), LogChunk(b"one\n", Cursor(4, 1)), event(1), FINISHED]
         for each in sent:
             await session.send(each)
         await session.wait_until_stored()

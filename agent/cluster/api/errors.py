@@ -36,7 +36,7 @@ class Rule:
 
 
 # Advice for a refusal of the admission plugin LimitRanger, such as "maximum memory usage per Container is 256Mi, but
-# limit is 512Mi". The message does not name the container, which may also be one of the agent's own (`files`,
+# limit is 512Mi". The message does not name the container, which may also be one of the agent's own (`helper`,
 # `repository`).
 LIMIT_RANGE = (
     "the LimitRange of the namespace decides: change `resources` of the action, policy.default_* of the agent, or "

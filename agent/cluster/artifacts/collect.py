@@ -1,6 +1,6 @@
 """Collect the files of an action from its pod.
 
-One collection is one exec of the program `collect_files` in container `files`. The stream is read, checked and passed
+One collection is one exec of the program `collect_files` in container `helper`. The stream is read, checked and passed
 on as it arrives. Memory is therefore bounded, and a slow consumer slows the sender. The collection counts only if all
 of it is right: the command's exit code, the end of the archive, and a manifest that equals the files that arrived.
 Everything else is `CollectionBroken`. The files passed on are then void, and the caller may start again.
@@ -65,11 +65,11 @@ class ExecOutput(Protocol):
 
 
 OpenExec = Callable[[list[str], float], AbstractAsyncContextManager[ExecOutput]]
-"""Runs a command in container `files` of one pod. The second argument is the limit in seconds."""
+"""Runs a command in container `helper` of one pod. The second argument is the limit in seconds."""
 
 
 def collect_command(rules: ArtifactRules, limits: ArchiveLimits, *, workspace: str) -> list[str]:
-    """Return the command that streams the files out of container `files`."""
+    """Return the command that streams the files out of container `helper`."""
     seconds = math.ceil(limits.seconds - min(MARGIN_SECONDS, MARGIN * limits.seconds))
     numbers = [limits.files, limits.file_bytes, limits.total_bytes, seconds, len(rules.paths)]
     return [*packaging.collect_files_program(), workspace, SNAPSHOT, *map(str, numbers), *rules.paths, *rules.exclude]

@@ -28,8 +28,8 @@ QUOTA = "quota"
 MAX_SKEW_SECONDS = 60.0
 # Permissions without which the probe's pod could not run to its end, or could not be deleted.
 PROBE_NEEDS = frozenset({"create pods", "list pods", "watch pods", "delete pods"})
-# The resource requests of container `files`, in addition to those of the action.
-FILES_REQUESTS = {"requests.cpu": "10m", "requests.memory": "32Mi"}
+# The resource requests of container `helper`, in addition to those of the action.
+HELPER_REQUESTS = {"requests.cpu": "10m", "requests.memory": "32Mi"}
 
 
 async def examine(client: Client, settings: Settings, image: str, seconds: float) -> AsyncGenerator[Finding]:
@@ -95,8 +95,8 @@ def free_room(status: dict[str, Any], settings: Settings) -> tuple[Decimal, str]
     needs = {
         "pods": Decimal(1),
         "count/pods": Decimal(1),
-        "requests.cpu": quantity(policy.default_cpu or "0") + quantity(FILES_REQUESTS["requests.cpu"]),
-        "requests.memory": quantity(policy.default_memory or "0") + quantity(FILES_REQUESTS["requests.memory"]),
+        "requests.cpu": quantity(policy.default_cpu or "0") + quantity(HELPER_REQUESTS["requests.cpu"]),
+        "requests.memory": quantity(policy.default_memory or "0") + quantity(HELPER_REQUESTS["requests.memory"]),
     }
     needs |= {"cpu": needs["requests.cpu"], "memory": needs["requests.memory"]}
     fits = [(Decimal("Infinity"), "")]

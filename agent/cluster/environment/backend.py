@@ -96,7 +96,8 @@ class PodBackend:
             ValueError: the session annotation of the pod cannot be read.
         """
         action, nonce = session_annotation.read(pod)
-        plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod))
+        log_key = session_annotation.log_key_of(pod)
+        plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod), log_key=log_key)
         environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.
@@ -115,10 +116,10 @@ class PodBackend:
             namespace=settings.cluster.namespace,
             agent_id=self.agent_id,
             nonce=nonce,
+            log_key=secrets.randbits(32) or 1,
             timeout=action.timeout or settings.policy.default_timeout,
             user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
             owner=self.facts.owner,
-            keep_files=self.debug is not None and self.debug.needs_workspace,
             upload_tree=self.debug is not None and self.debug.tree is not None,
         )
 

@@ -20,20 +20,20 @@ from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.environment import failure_report
-from agent.cluster.environment.action_container import ActionContainer
+from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower
+from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status
+from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
-from agent.domain.observations import FINAL, Lost, SetupFailed
+from agent.domain.observations import FINAL, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogGap, LogLost, LogPiece, Observation
+    from agent.domain.observations import Collected, LogItem, Observation
     from agent.domain.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -85,7 +85,7 @@ class PodEnvironment:
         self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
-        self.container = ActionContainer(self.pod_state)
+        self.containers = PodContainers(self.pod_state)
         self.startup_events = failure_report.StartupEvents(
             self.client, self.path, self.context.timings, self.context.limits.pull_grace
         )
@@ -143,7 +143,7 @@ class PodEnvironment:
             raise ActionFailed(Stage.COMMANDS, Reason.INTERNAL, self.refusal)
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
-        if values and self.container.state is follower.ContainerState.WAITING:
+        if values and not self.containers.may_have_run:
             try:
                 await self.create_secret()
             except ClusterError as error:
@@ -196,20 +196,18 @@ class PodEnvironment:
         """Return a new reader for the supervisor's markers in this environment's log from a cursor on."""
         return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
-    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the log of container `action` from the cursor to its end."""
-        target = ContainerRef(self.plan.namespace, self.plan.name, manifest.ACTION)
-        self.container.log_ended = False
-        settings = self.context.settings.logs
-        timings = follower.Timings(probe=settings.probe_after)
-        items = follower.follow(self.client, target, cursor, self.container, timings, settings.node_limit)
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
+        """Yield the log of the commands from the cursor to its end."""
+        if cursor.older or not self.plan.log_key:
+            yield LogLost("an agent of an older release has started the action, and this release cannot read its log")
+            return
+        timings = Timings(probe=self.context.settings.logs.probe_after)
+        items = follower.follow(
+            self.client, self.helper_container, cursor.offset, self.containers, self.plan.log_key, timings
+        )
         async with aclosing(items):
             async for item in items:
                 yield item
-
-    def log_ended(self, ended: bool) -> None:
-        """Record whether the log that was read ends with the marker by which the supervisor ends its log."""
-        self.container.log_ended = ended
 
     async def interrupt(self, grace: float) -> bool:
         """Send TERM to the commands, and KILL after `grace` seconds. Return False if the pod cannot be reached."""
@@ -233,7 +231,7 @@ class PodEnvironment:
         settings = self.context.settings.artifacts
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.files_container, argv, seconds=seconds)
+            return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
 
         limits = ArchiveLimits(
             files=settings.max_files,
@@ -247,8 +245,9 @@ class PodEnvironment:
                 yield item
 
     @property
-    def files_container(self) -> ContainerRef:
-        return ContainerRef(self.plan.namespace, self.plan.name, manifest.FILES)
+    def helper_container(self) -> ContainerRef:
+        helper = helper_status((self.pod_state.pod or {}).get("status", {})) or {"name": manifest.HELPER}
+        return ContainerRef(self.plan.namespace, self.plan.name, helper["name"])
 
     @property
     def workspace(self) -> str:
@@ -266,7 +265,7 @@ class PodEnvironment:
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.files_container, self.workspace)
+            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -282,7 +281,7 @@ class PodEnvironment:
             if outcome.reason is not Reason.COMMAND_FAILED:
                 seconds = self.context.timings.events_retry_seconds
                 report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
-            await debug.open_shell(self.client, pod, outcome, self.files_container, self.workspace)
+            await debug.open_shell(self.client, pod, outcome, self.helper_container, self.workspace)
         if debug.keep:
             self.disown()
         return report
@@ -321,7 +320,7 @@ class PodEnvironment:
         began = time.monotonic()
         limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
         unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
-        first_limit = limit if self.container.may_have_run else min(limit, unstarted_limit)
+        first_limit = limit if self.containers.may_have_run else min(limit, unstarted_limit)
         for grace, seconds in ((None, first_limit), (0, limit)):
             try:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)

@@ -1,6 +1,6 @@
 """Write a tar of the wanted files to stdout, without `tarfile`, whose import costs 8 ms.
 
-This program runs inside container `files`, as the command of one exec. The exec has the program's source as an
+This program runs inside container `helper`, as the command of one exec. The exec has the program's source as an
 argument. The archive holds regular files only, then a manifest (JSON lines) as a member of a type of its own, then the
 end marker. An archive without manifest or end marker was cut off.
 

@@ -1,8 +1,9 @@
-"""Pack the programs of container `files` into commands that any container with Python 3.9 can run.
+"""Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
-The programs (`workspace`, `glob`, `collect_files`, `receive_tree`) are ordinary modules, so that they are typed, linted
-and tested. A command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings.
-So the version of the image on a node does not have to match the agent's version.
+The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
+`collect_files`, `receive_tree` and `read_log`, each one exec. A command carries their source as one argument of
+`python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not have to match
+the agent's version.
 """
 
 from __future__ import annotations
@@ -10,26 +11,38 @@ from __future__ import annotations
 import ast
 import binascii
 import inspect
+import json
 import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod import collect_files, glob, receive_tree, workspace
+from agent.cluster.in_pod import collect_files, glob, helper, log_keeper, order, read_log, receive_tree, workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
+
+    from agent.cluster.in_pod.order import Order
 
 # The option -I is necessary. Without -I, Python would import a file `zlib.py` of the workspace instead of the module of
 # the standard library.
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
-# Path of the workspace's snapshot inside container `files`, where no command of the user runs.
-SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - a path of the container, not of this machine
+# Path of the workspace's snapshot inside container `helper`, where no command of the user runs.
+SNAPSHOT = "/log/snapshot"
+# Folder of the log file, on a volume of container `helper` alone.
+LOG_FOLDER = "/log"
+# Number of characters of one piece of the order. Linux limits a variable to 128 KiB. A character has up to 4 bytes.
+PIECE_CHARACTERS = 30_000
 
 
 @cache
-def workspace_program() -> tuple[str, ...]:
-    """Return the command of PID 1 of container `files`, without the arguments that `workspace.main` takes."""
-    return (*PYTHON, one_liner(workspace))
+def helper_program(supervisor: str, setup: str) -> tuple[str, ...]:
+    """Return the command of PID 1 of container `helper`, without the arguments that `helper.main` takes.
+
+    `supervisor` and `setup` are the scripts of `agent.cluster.supervisor`, which the helper writes into the order.
+    """
+    scripts = {"supervisor": supervisor, "setup": setup}
+    return (*PYTHON, one_liner(workspace, order, log_keeper, helper, texts=scripts))
 
 
 @cache
@@ -44,22 +57,40 @@ def receive_tree_program() -> tuple[str, ...]:
     return (*PYTHON, one_liner(workspace, receive_tree))
 
 
-def workspace_command(*, workspace: str, ready_path: str, seconds: float) -> list[str]:
-    """Return the whole command of container `files`.
+@cache
+def read_log_program() -> tuple[str, ...]:
+    """Return the command that sends bytes of the log file, without the arguments that `read_log.main` takes."""
+    return (*PYTHON, one_liner(order, read_log))
 
-    The program takes a snapshot of the workspace, creates `ready_path`, and exits on TERM or after `seconds`. If
-    `ready_path` is "", `receive_tree` takes the snapshot and creates the file later.
+
+def helper_command(folder: str, *, supervisor: str, setup: str) -> list[str]:
+    """Return the whole command of container `helper`. `folder` is the order's folder."""
+    return [*helper_program(supervisor, setup), folder, LOG_FOLDER, SNAPSHOT]
+
+
+def log_command(offset: int, *, follow: bool) -> list[str]:
+    """Return the command that sends the log file from `offset` to its present end, or to the end of the log."""
+    return [*read_log_program(), LOG_FOLDER, str(offset), "follow" if follow else "once"]
+
+
+def order_variables(asked: Order) -> dict[str, str]:
+    """Return the environment variables that carry an order to container `helper`."""
+    text = json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
+    starts = range(0, len(text), PIECE_CHARACTERS)
+    return {f"{order.PIECE}{number}": text[at : at + PIECE_CHARACTERS] for number, at in enumerate(starts)}
+
+
+def one_liner(*modules: ModuleType, texts: Mapping[str, str] | None = None) -> str:
+    """Return one line of Python that runs `main` of the last module. All modules share one namespace.
+
+    `main` gets the arguments of the process, and `texts` if they are given.
     """
-    return [*workspace_program(), workspace, SNAPSHOT, ready_path, f"{seconds:.0f}"]
-
-
-def one_liner(*modules: ModuleType) -> str:
-    """Return one line of Python that runs `main` of the last module. All modules share one namespace."""
     body: list[ast.stmt] = []
     for module in modules:
         body += [node for node in ast.parse(inspect.getsource(module)).body if not is_internal_import(node)]
     program = RuntimeCode().visit(ast.Module(body, type_ignores=[]))
-    text = "from __future__ import annotations\n" + ast.unparse(program) + "\nimport sys\nmain(sys.argv[1:])\n"
+    more = "" if texts is None else f", {dict(texts)!r}"
+    text = f"from __future__ import annotations\n{ast.unparse(program)}\nimport sys\nmain(sys.argv[1:]{more})\n"
     encoded = binascii.b2a_base64(zlib.compress(text.encode(), 9), newline=False).decode()
     return f"import zlib,binascii;exec(zlib.decompress(binascii.a2b_base64('{encoded}')))"
 

@@ -1,4 +1,4 @@
-"""Unpack a tar from stdin into the workspace, then let the commands begin. The program runs in container `files`.
+"""Unpack a tar from stdin into the workspace, then let the commands begin. The program runs in container `helper`.
 
 An exec runs this program once per environment. The exec has the program's source as an argument. The tar is the working
 tree of the person who runs the action. As after a clone, the snapshot is taken when the tree is complete.
@@ -32,8 +32,8 @@ class LimitedReader:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT READY SIZE, where SIZE is the number of bytes of the tar."""
-    workspace, snapshot, ready, size = arguments
+    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE, where SIZE is the number of bytes of the tar."""
+    workspace, snapshot, go, size = arguments
     # The image of the action may run as any user, and that user must be able to write all files.
     os.umask(0)
     source = LimitedReader(sys.stdin.buffer, int(size))
@@ -45,4 +45,4 @@ def main(arguments: list[str]) -> None:
     # `tarfile` stops at the end marker. The sender still writes the padding that follows the end marker.
     while source.read(1 << 16):
         pass
-    start_commands(workspace, snapshot, ready)
+    start_commands(workspace, snapshot, go)

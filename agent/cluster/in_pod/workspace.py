@@ -1,8 +1,7 @@
-"""Walk a workspace, take its snapshot and keep it readable: PID 1 of container `files`.
+"""Walk a workspace, take its snapshot, and start the commands. Part of the programs of container `helper`.
 
 This module does not run in the agent's process. `packaging` sends its source to the container, together with the
-sources of `glob` and `collect_files`. This module needs Python 3.9 and the standard library only. `main` lives as long
-as files may be wanted: it takes a snapshot after the clone, creates the file for which the supervisor waits, and waits.
+sources of `helper`, `collect_files` and `receive_tree`. It needs Python 3.9 and the standard library only.
 
 The content of the workspace is not trusted. Folders are opened one component at a time and never through a link, and
 other file systems are not entered.
@@ -11,7 +10,6 @@ other file systems are not entered.
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import time
 
@@ -91,29 +89,20 @@ def fingerprint(path: str, facts: os.stat_result) -> bytes:
     return b"%d %d %d " % (facts.st_ctime_ns, facts.st_size, facts.st_ino) + os.fsencode(path)
 
 
-def keep_workspace(workspace: str, snapshot: str, ready: str, seconds: float) -> None:
-    """Start the commands and wait for TERM, at most SECONDS. With READY "", `receive_tree` starts the commands."""
-    end = time.monotonic() + seconds
-    # The kernel gives PID 1 no default action for TERM. PID 1 also becomes the parent of processes whose parent has
-    # ended, and has to reap them.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    if ready:
-        start_commands(workspace, snapshot, ready)
-    time.sleep(max(0.0, end - time.monotonic()))
-
-
-def start_commands(workspace: str, snapshot: str, ready: str) -> None:
-    """Write the snapshot of WORKSPACE to SNAPSHOT, then create READY, for which the supervisor waits."""
-    take_snapshot(workspace, snapshot)
+def start_commands(workspace: str, snapshot: str, go: str) -> None:
+    """Write the snapshot of WORKSPACE to SNAPSHOT, unless that is "", then start the commands through the FIFO GO."""
+    if snapshot:
+        take_snapshot(workspace, snapshot)
     # If this container is killed, its termination message shows the agent that the commands may have begun.
     try:
         with open(TERMINATION, "r+") as termination:
             termination.write(READY)
     except OSError:
         pass  # the program does not run in a container
-    os.close(os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    # The helper has the FIFO open, so neither this open nor the write waits.
+    fifo = os.open(go, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.write(fifo, b"run\n")
+    os.close(fifo)
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:
@@ -131,9 +120,3 @@ def take_snapshot(workspace: str, snapshot: str) -> None:
         if time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > newest:
             break
         time.sleep(0.002)
-
-
-def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT READY SECONDS."""
-    workspace, snapshot, ready, seconds = arguments
-    keep_workspace(workspace, snapshot, ready, float(seconds))

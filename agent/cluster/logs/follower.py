@@ -1,350 +1,383 @@
-"""Read the log of one container to its end, over any number of broken connections.
+"""Read the log of the commands to its end, over any number of broken connections.
 
-`follow` lives as long as a session wants the log. While the caller takes no piece, nothing is read, and flow control
-stops the node. The end of a response proves nothing, because API servers, load balancers and log rotation all end
-streams without an error. Silence proves nothing either, because rotation and half-open connections are silent. Only
-the state of the container decides, and the caller's watch knows the state:
+Container `helper` writes the log into a file, and copies it to its own stdout in frames. Each frame names its position
+in the file. `follow` reads the stdout of the helper like any pod's log, because that is the cheapest way and brings a
+line within milliseconds. The file is the truth, and an exec reads it where the pod's log does not suffice:
 
-* running: the log is opened again at the cursor, the position after the last byte. After a long silence, a plain read
-  (a request without `follow`) shows whether the stream works.
-* terminated: one plain read has the rest. It is not needed after the supervisor's last marker in a silent stream. While
-  the container runs, this marker proves nothing, because a process of the commands can forge the marker.
-* gone: the log ends with a `LogLost` that has the reason.
+* If a frame begins after the expected position, bytes are missing. An exec reads them.
+* If the log is fast, or falls far behind, an exec reads it to its end.
+* If nothing comes although the commands have ended, an exec reads the rest.
 
-No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no outcome.
+The end of a response proves nothing, because API servers, load balancers and log rotation all end streams without an
+error. Silence proves nothing either, because half-open connections are silent. So the stream is opened again at the
+expected position, and after a long silence a plain read (a request without `follow`) shows whether the stream works.
+The log ends with the last frame, or with the end of the file, which the helper writes when no process holds the log
+open any more.
+
+After the end of the helper only the frames on the node are left. Bytes that are missing there become a `LogGap` with
+their exact number. No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no
+outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import math
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
 
 from agent.aio import cancel_and_wait
-from agent.backoff import Backoff
-from agent.cluster.logs.line_reader import Hole, LineReader
-from agent.cluster.logs.request import LogRequest
-from agent.cluster.logs.rotation import NODE_LIMIT, NodeFile
+from agent.cluster.logs.blocks import Reached
+from agent.cluster.logs.errand import Errand
+from agent.cluster.logs.failures import Failures, pod_is_gone
+from agent.cluster.logs.frames import Frame, FrameReader
+from agent.cluster.logs.request import LogRequest, now
+from agent.cluster.logs.source import DEFAULT_TIMINGS, LogSource, LogState, Timings, Way
 from agent.domain.errors import ClusterError
-from agent.domain.observations import LogGap, LogLost, LogPiece
+from agent.domain.observations import LogEnd, LogGap, LogItem, LogLost, LogPiece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
-    from agent.domain.log_cursor import Cursor
 
 log = structlog.get_logger(__name__)
 
 UNAVAILABLE = b"unable to retrieve container logs for "
-NO_POD = re.compile(r'\bpods "[^"]*" not found')
-NOT_STARTED = "waiting to start"
-
-
-class ContainerState(Enum):
-    """The state of the container as the caller knows it. `GONE` means that the pod is gone."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    TERMINATED = "terminated"
-    GONE = "gone"
-
-
-class Container(Protocol):
-    """The container whose log is read. The caller implements it from its watch and owns it."""
-
-    @property
-    def state(self) -> ContainerState:
-        """The current state of the container."""
-
-    @property
-    def log_ended(self) -> bool:
-        """Whether the log that was read ends with the marker by which the supervisor ends its log."""
-
-    async def wait_while(self, state: ContainerState) -> None:
-        """Return when the container is no longer in this state."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds that a `LogFollower` waits. All followers share one instance."""
-
-    connect: float = 10.0
-    """Seconds until a connection is given up."""
-    read: float = 30.0
-    """Seconds without a byte until a plain read is given up."""
-    probe: float = 30.0
-    """Seconds of silence until an open stream is probed by a plain read. Doubles while the silence lasts."""
-    longest_probe: float = 300.0
-    stalled: float = 2.0
-    """Seconds of silence until the first probe if the node's file may have been full. Shorter than any file lives,
-    because the kubelet looks at the size of files at most every 3 s."""
-    settle: float = 1.0
-    """Seconds of silence until an open stream is closed after the container has ended."""
-    settle_after_last: float = 0.1
-    """Seconds of this silence if the log that was read ends with the supervisor's last marker."""
-    pause: float = 0.1
-    """Seconds of the longest possible pause after the first failure. Doubles while nothing is read."""
-    longest_pause: float = 5.0
-    steady: float = 5.0
-    """Seconds that a stream must last so that its end is not a failure."""
-    refused: float = 10.0
-    """Seconds of retries after an answer that looks final, such as 400, 403 or 404."""
-    give_up: float = 60.0
-    """Seconds of retries for the rest of an ended container's log."""
-    longest_retry_after: float = 60.0
-
-
-DEFAULT_TIMINGS = Timings()
-# Number of reads in a row of an ended container's log that must lack the cursor's line before a gap is reported.
-PROOFS_OF_A_GAP = 3
+# Number of bytes within `Timings.window` from which on the log is read from its file. Each line of a stream is a
+# message of its own from the node to the agent, and costs about ten times the CPU time of its bytes.
+FAST = 128 * 1024
+# Number of missing bytes, and number of gaps in one stream, from which on the log is read from its file to its end.
+MOST_MISSING, MOST_GAPS = 256 * 1024, 5
+# Seconds that are added to the age of the oldest line that a reopened stream brings.
+OVERLAP = 5
 
 
 async def follow(
-    client: Client,
-    target: ContainerRef,
-    cursor: Cursor,
-    container: Container,
-    timings: Timings = DEFAULT_TIMINGS,
-    node_limit: int = NODE_LIMIT,
-) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-    """Yield the log from the cursor to the end of the log. A caller that leaves early must use `aclosing`.
+    client: Client, target: ContainerRef, position: int, source: LogSource, key: int, timings: Timings = DEFAULT_TIMINGS
+) -> AsyncGenerator[LogItem, None]:
+    """Yield the log from byte `position` to its end. A caller that leaves early must use `aclosing`.
 
-    `node_limit` is the least number of bytes after which the node starts a new log file.
+    `target` is container `helper`, `key` is the key of the checksums in its frames.
     """
-    try:
-        follower = LogFollower(client, target, cursor, container, timings, node_limit)
-    except ValueError as error:
-        yield LogLost(f"the log cannot be resumed: {error}")
-        return
+    follower = LogFollower(client, target, position, source, key, timings)
     async with aclosing(follower.items()) as items:
         async for item in items:
             yield item
 
 
 class LogFollower:
-    """The state of one call of `follow`: the cursor, the open request, and the failures since the last success."""
+    """The state of one call of `follow`: the position, the way of reading, and the failures since the last success."""
 
     def __init__(
-        self,
-        client: Client,
-        target: ContainerRef,
-        cursor: Cursor,
-        container: Container,
-        timings: Timings,
-        node_limit: int,
+        self, client: Client, target: ContainerRef, position: int, source: LogSource, key: int, timings: Timings
     ) -> None:
         self.client = client
         self.target = target
-        self.cursor = LineReader(cursor).cursor
-        self.container = container
+        self.position = position
+        self.source = source
+        self.key = key
         self.timings = timings
-        self.file = NodeFile(client, target, cursor, self.timeout(timings.read), node_limit)
+        # Whether the log is read from its file until its end.
+        self.from_file = False
+        # Whether the file can be read, as far as known.
+        self.file_readable = True
+        # The time of the event loop up to which everything that the helper wrote was read, None if unknown.
+        self.read_until: float | None = None
         self.opened = 0
-        # Half of each pause is random, so that followers that lost their connections together do not reconnect
-        # together.
-        self.backoff = Backoff(timings.pause, timings.longest_pause, least_share=0.5)
-        self.failing_since: float | None = None
+        self.gaps = 0
+        self.failures = Failures(target.pod, source, timings)
         self.error: ClusterError | None = None
-        self.missed: LogGap | None = None
-        self.misses = 0
+        # When the file was first seen empty after the end of the commands.
+        self.empty_since: float | None = None
         self.complete = False
 
-    async def items(self) -> AsyncGenerator[LogPiece | LogGap | LogLost, None]:
-        """Yield the pieces and gaps of the log. Repeat requests until the log ends."""
-        while True:
-            state = self.container.state
-            if state is ContainerState.WAITING:
-                await self.container.wait_while(state)
+    async def items(self) -> AsyncGenerator[LogItem, None]:
+        """Yield the items of the log. Repeat requests until the log ends."""
+        while not self.complete:
+            state = self.source.state
+            if state is LogState.WAITING:
+                await self.source.wait_while(state)
                 continue
-            if state is ContainerState.GONE:
-                if not self.container.log_ended:
-                    yield LogLost("the pod is gone")
+            if state is LogState.GONE:
+                yield LogLost("the pod is gone")
                 return
-            async with aclosing(self.attempt(state)) as items:
+            way = self.way(state)
+            async with aclosing(self.attempt(way)) as items:
                 async for item in items:
                     yield item
             if self.complete:
                 return
-            if state is ContainerState.TERMINATED and self.error is None and self.is_complete():
-                if self.missed:
-                    yield self.missed
-                return
-            if reason := self.loss_reason(state):
-                if not self.container.log_ended:
-                    yield LogLost(reason)
-                return
-            await self.pause(state)
+            if self.error and self.failures.is_final(self.error, state, way):
+                if way not in (Way.FILE, Way.CATCH_UP):
+                    yield LogLost("the pod is gone" if pod_is_gone(self.error) else self.error.message)
+                    return
+                self.leave_file(self.error)
+            elif self.error or way is self.way(self.source.state):
+                await self.failures.pause(state, self.error)
 
-    async def attempt(self, state: ContainerState) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Send one request: a stream while the container runs, else a plain read. Sets `error` if the request fails."""
+    def leave_file(self, error: ClusterError) -> None:
+        """Read the stream from now on, because the file of the log cannot be read."""
+        log.warning("the file of a log cannot be read", pod=self.target.pod, error=error.message)
+        self.from_file = self.file_readable = False
+        self.failures.on_progress()
+
+    def way(self, state: LogState) -> Way:
+        """Return how the next part of the log is read."""
+        if state is LogState.ABANDONED:
+            return Way.NODE
+        if self.from_file:
+            return Way.FILE
+        if self.position and self.read_until is None and self.file_readable:
+            # The position may be old. A stream would not bring what was written before the stream began.
+            return Way.CATCH_UP
+        return Way.STREAM
+
+    async def attempt(self, way: Way) -> AsyncGenerator[LogItem, None]:
+        """Read the log until a connection ends. Sets `error` if a request fails."""
         began = now()
         self.error = None
+        match way:
+            case Way.NODE:
+                items = self.node()
+            case Way.STREAM:
+                items = self.stream()
+            case Way.FILE | Way.CATCH_UP:
+                items = self.file(follow=way is Way.FILE and not self.may_stay_empty)
         try:
-            async with aclosing(self.stream() if state is ContainerState.RUNNING else self.rest()) as items:
+            async with aclosing(items):
                 async for item in items:
-                    if isinstance(item, LogGap) or item.data:
-                        self.on_progress()
+                    self.failures.on_progress()
                     yield item
         except ClusterError as error:
             self.error = error
         else:
             if now() - began >= self.timings.steady:
-                self.on_progress()
+                self.failures.on_progress()
 
-    async def stream(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read the stream until it ends, a probe shows that it is dead, or it is silent after the container's end."""
+    # ---- the pod's log
+
+    async def stream(self) -> AsyncGenerator[LogItem, None]:
+        """Read the helper's stdout until the stream ends, is dead, or does not suffice."""
         if self.opened:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
-        self.file.follows = False
-        delivered = False
-        silence = self.first_silence
-        waited = 0.0
-        reader = LineReader(self.cursor)
-        body = LogRequest(self.client, self.target, self.cursor, self.timeout(), follow="true")
-        async with body, self.end_of_run() as ended:
+        self.gaps = 0
+        reader, speed = FrameReader(self.key), Speed(self.timings.window)
+        silence = self.timings.probe
+        state = self.source.state
+        async with self.request(follow=True) as body, self.change_of(state) as changed:
             while True:
-                began = now()
-                settle = self.timings.settle_after_last if self.container.log_ended else self.timings.settle
-                block = await body.block(ended, silence, settle)
-                waited += now() - began
+                open_ = state is LogState.OPEN and not changed.done()
+                wait = min(silence, self.timings.torn) if reader.pending else silence
+                block = await body.block(changed, wait if open_ else self.timings.settle)
+                self.read_until = body.fresh_at or self.read_until
                 if block:
-                    delivered = True
-                    async with aclosing(self.read_block(reader, block, waited)) as items:
-                        async for item in items:
-                            yield item
-                    if reader.served_again:
-                        log.info("a log stream repeated its file and is opened again", pod=self.target.pod)
-                        return
-                    silence, waited = self.first_silence, 0.0
-                elif block is not None or ended.done():
-                    self.check(reader)
-                    # If the node's log file was full, a stream may stay silent although a newer file exists.
-                    self.complete = ended.done() and delivered and self.container.log_ended and not self.file.full
+                    frames, silence = reader.feed(block), self.timings.probe
+                elif block is not None:
+                    self.check(body)
                     return
+                elif not open_:
+                    self.on_silent_end()
+                    return
+                elif changed.done():
+                    continue
+                elif reader.pending:
+                    frames = reader.resync()
                 else:
-                    position = self.cursor
+                    position = self.position
                     async with aclosing(self.rest()) as items:
                         async for item in items:
                             yield item
-                    if self.cursor != position:
+                    if self.complete or self.position != position:
                         log.info("a log stream was dead and is opened again", pod=self.target.pod)
                         return
-                    self.file.follows = self.missed is None
-                    silence = max(self.first_silence, min(2 * silence, self.timings.longest_probe))
-
-    async def rest(self) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Read the rest of the log that the node has now, by one request without `follow`."""
-        reader = LineReader(self.cursor)
-        async with LogRequest(self.client, self.target, self.cursor, self.timeout(self.timings.read)) as body:
-            while block := await body.read():
-                async with aclosing(self.read_block(reader, block)) as items:
+                    silence = min(2 * silence, self.timings.longest_probe)
+                    continue
+                async with aclosing(self.take(frames)) as items:
                     async for item in items:
                         yield item
-        self.check(reader)
-        self.missed = reader.finish()
-        if self.missed:
-            self.missed = replace(self.missed, certain=not self.file.full)
+                self.from_file = self.from_file or (self.file_readable and speed.is_fast(block))
+                if self.complete or self.from_file:
+                    return
+                self.judge(reader)
 
-    async def read_block(
-        self, reader: LineReader, block: bytes, waited: float = 0.0
-    ) -> AsyncGenerator[LogPiece | LogGap, None]:
-        """Yield the new items of a block of log bytes. `waited` is the number of seconds until the block arrived."""
-        certain = not self.file.full
-        self.file.advance(block)
-        reader.watchful = self.file.full
-        for item in reader.feed(block):
-            match item:
-                case Hole():
-                    gap = await self.file.judge_hole(item, waited)
-                case LogGap():
-                    gap = replace(item, certain=certain)
-                case LogPiece():
-                    yield item
+    def on_silent_end(self) -> None:
+        """Read the rest of the log from its file, because the stream does not bring the end of the log.
+
+        Raises:
+            ClusterError: the file cannot be read.
+        """
+        if self.source.state is not LogState.ENDING:
+            return
+        if not self.file_readable:
+            raise ClusterError("the end of the log did not arrive", retryable=True)
+        self.from_file = True
+
+    def judge(self, reader: FrameReader) -> None:
+        """Leave the stream if it brings too many bytes that only look like frames.
+
+        Raises:
+            ClusterError: the file cannot be read either.
+        """
+        if reader.unusable:
+            self.from_file = self.file_readable
+            raise ClusterError("the log cannot be read: its frames are damaged", retryable=True)
+
+    async def rest(self) -> AsyncGenerator[LogItem, None]:
+        """Read what the node has of the helper's stdout now, by one request without `follow`."""
+        began = now()
+        reader = FrameReader(self.key)
+        async with self.request(follow=False) as body:
+            while block := await body.read():
+                async with aclosing(self.take(reader.feed(block))) as items:
+                    async for item in items:
+                        yield item
+                if self.complete or self.from_file:
+                    return
+        self.check(body)
+        async with aclosing(self.take(reader.resync())) as items:
+            async for item in items:
+                yield item
+        self.read_until = began
+
+    async def node(self) -> AsyncGenerator[LogItem, None]:
+        """Read what the node has of the stdout of a helper that has ended."""
+        async with aclosing(self.rest()) as items:
+            async for item in items:
+                yield item
+        if not self.complete:
+            self.complete = True
+            yield LogLost("container helper ended before the commands did; what it had not copied is lost")
+
+    async def take(self, frames: list[Frame]) -> AsyncGenerator[LogItem, None]:
+        """Yield what is new in the frames, and what is missing before them."""
+        for frame in frames:
+            if frame.offset > self.position:
+                self.gaps += 1
+                if self.file_is_better(frame.offset - self.position):
+                    self.from_file = True
+                    return
+                async with aclosing(self.fill(frame.offset)) as items:
+                    async for item in items:
+                        yield item
+            if self.complete:
+                return
+            if frame.end > self.position:
+                at, self.position = self.position, frame.end
+                yield LogPiece(frame.data[at - frame.offset :], at)
+            if frame.dropped is not None:
+                self.complete = True
+                yield LogEnd(frame.dropped)
+
+    def file_is_better(self, missing: int) -> bool:
+        """Whether so much is missing that the log is read from its file until its end."""
+        readable = self.file_readable and self.source.state in (LogState.OPEN, LogState.ENDING)
+        return readable and (missing > MOST_MISSING or self.gaps > MOST_GAPS)
+
+    async def fill(self, until: int) -> AsyncGenerator[LogItem, None]:
+        """Yield the bytes up to the position `until`, from the file. Yield a gap if the file cannot be read."""
+        limit = now() + (self.timings.give_up if self.file_readable else 0)
+        refused = now() + self.timings.refused
+        while self.position < until and not self.complete:
+            error: ClusterError | None = None
+            state = self.source.state
+            if state in (LogState.OPEN, LogState.ENDING):
+                try:
+                    async with aclosing(self.file(follow=False)) as items:
+                        async for item in items:
+                            yield item
+                    self.file_readable = True
                     continue
-            if gap:
-                self.file.begin(block)
-                yield gap
-        self.cursor = reader.cursor
+                except ClusterError as failure:
+                    error = failure
+            if error is None or now() >= (limit if error.retryable else min(limit, refused)):
+                self.file_readable = False
+                at, self.position = self.position, until
+                yield LogGap(at, until - at)
+                return
+            await self.failures.pause(state, error)
+
+    # ---- the log's file
 
     @property
-    def first_silence(self) -> float:
-        """Seconds without a byte, after a block of log bytes, until a plain read checks the stream."""
-        return (
-            min(self.timings.stalled, self.timings.probe)
-            if self.file.full and not self.file.follows
-            else self.timings.probe
-        )
+    def may_stay_empty(self) -> bool:
+        """Whether container `action` has ended without a byte in the log, as far as known.
 
-    def timeout(self, silence: float | None = None) -> aiohttp.ClientTimeout:
-        """Return the timeouts of a request. `silence` is in seconds. A stream has None, because `stream` checks it."""
-        return aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
+        If its PID 1 was not executed, or ended before it opened the log, the helper sees no end of the log.
+        """
+        return self.source.state is LogState.ENDING and self.position == 0
+
+    def stays_empty(self) -> bool:
+        """Whether the file has been empty for long enough, although the container has ended."""
+        self.empty_since = self.empty_since or now()
+        return now() - self.empty_since >= self.timings.settle
+
+    async def file(self, *, follow: bool) -> AsyncGenerator[LogItem, None]:
+        """Read the log from its file: to its end (`follow`), or to its present end.
+
+        Raises:
+            ClusterError: the exec failed, or broke off.
+        """
+        began = now()
+        errand = Errand(self.client, self.target, self.position, follow=follow)
+        async with errand, aclosing(errand.items()) as items:
+            async for item in items:
+                if isinstance(item, Reached):
+                    self.read_until = began
+                    if item.ended:
+                        self.complete = True
+                        yield LogEnd(item.dropped)
+                    elif self.may_stay_empty and self.stays_empty():
+                        self.complete = True
+                        yield LogEnd(0)
+                    return
+                at, self.position = self.position, self.position + len(item)
+                yield LogPiece(item, at)
+
+    # ---- requests
+
+    def request(self, *, follow: bool) -> LogRequest:
+        """Return a request for the helper's stdout, from the last line on that was certainly read."""
+        since = None if self.read_until is None else math.ceil(now() - self.read_until) + OVERLAP
+        silence = None if follow else self.timings.read
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
+        return LogRequest(self.client, self.target, since=since, follow=follow, timeout=timeout)
 
     @asynccontextmanager
-    async def end_of_run(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Yield a task that ends when the container is no longer running."""
-        task = asyncio.create_task(self.container.wait_while(ContainerState.RUNNING), name="log: end of run")
+    async def change_of(self, state: LogState) -> AsyncIterator[asyncio.Task[None]]:
+        """Yield a task that ends when the log is no longer in this state."""
+        task = asyncio.create_task(self.source.wait_while(state), name="log: change of state")
         try:
             yield task
         finally:
             await cancel_and_wait(task, ignore_errors=True)
 
-    # ---- decisions about the log: is it complete, is it lost
-
-    def check(self, reader: LineReader) -> None:
+    def check(self, body: LogRequest) -> None:
         """Check that the body is a log, and not the kubelet's error message with status 200.
 
         Raises:
             ClusterError: the body is the error message.
         """
-        if reader.foreign.startswith(UNAVAILABLE) and not reader.timestamp:
+        if body.head.startswith(UNAVAILABLE):
             raise ClusterError("the node no longer has the container's log")
 
-    def is_complete(self) -> bool:
-        """Return whether the read found the rest of the log. Several reads must agree if the cursor's line is gone."""
-        self.misses = self.misses + 1 if self.missed else 0
-        return self.misses in (0, PROOFS_OF_A_GAP)
 
-    def on_progress(self) -> None:
-        self.backoff.reset()
-        self.failing_since = None
+class Speed:
+    """Measures the speed of a stream over windows of `window` seconds."""
 
-    def loss_reason(self, state: ContainerState) -> str:
-        """Return why the rest of the log is lost, or "" while a retry may help."""
-        error = self.error
-        if error is None:
-            return ""
-        if error.status == 404 and NO_POD.search(error.message):
-            return "the pod is gone"
-        if state is ContainerState.RUNNING and (error.retryable or NOT_STARTED in error.message):
-            return ""
-        if self.failing_since is None:
-            self.failing_since = now()
-        limit = self.timings.give_up if error.retryable and not self.container.log_ended else self.timings.refused
-        return error.message if now() - self.failing_since >= limit else ""
+    def __init__(self, window: float) -> None:
+        self.window = window
+        self.began = now()
+        self.size = 0
 
-    async def pause(self, state: ContainerState) -> None:
-        """Wait before the next request: for Retry-After, else for the back-off or a new state, whichever is first."""
-        if self.error and self.backoff.failures == 0:
-            log.warning("the log cannot be read and is retried", pod=self.target.pod, error=self.error.message)
-        delay = self.backoff.next()
-        if self.error and self.error.retry_after is not None:
-            await asyncio.sleep(min(self.error.retry_after, self.timings.longest_retry_after))
-            return
-        try:
-            async with asyncio.timeout(delay):
-                await self.container.wait_while(state)
-        except TimeoutError:
-            return
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+    def is_fast(self, block: bytes | None) -> bool:
+        """Count a block of the stream. Return whether the current window has more than `FAST` bytes."""
+        if now() - self.began > self.window:
+            self.began, self.size = now(), 0
+        self.size += len(block or b"")
+        return self.size > FAST

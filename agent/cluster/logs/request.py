@@ -12,40 +12,59 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from agent.aio import cancel_and_wait
-from agent.cluster.logs.line_reader import whole_second
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
-    from agent.domain.log_cursor import Cursor
+
+# Number of bytes that are kept of the beginning of a response.
+HEAD = 100
+# Seconds of waiting for bytes after which the next bytes are new, and not a part of what the node wrote long ago.
+FRESH = 0.1
+# Seconds without a read after which the connection may hold bytes that the node wrote long ago.
+STALL = 0.5
 
 
 class LogRequest:
     """One log request and its response. Owned by the `async with` block of its caller.
 
-    The first read sends the request, because the kubelet sends no headers before the first byte of the log.
+    The first read sends the request, because the kubelet sends no headers before the first byte of the log. `since` is
+    the age in seconds of the oldest line that the node sends, None for all lines. `fresh_at` is the time of the event
+    loop at which all bytes that the node had written were read.
     """
 
     def __init__(
-        self, client: Client, target: ContainerRef, cursor: Cursor, timeout: aiohttp.ClientTimeout, **query: str
+        self,
+        client: Client,
+        target: ContainerRef,
+        *,
+        since: int | None,
+        follow: bool,
+        timeout: aiohttp.ClientTimeout,
     ) -> None:
         self.client = client
         self.path = f"/api/v1/namespaces/{target.namespace}/pods/{target.pod}/log"
-        self.query = {"container": target.container, "timestamps": "true", **query}
-        if cursor.timestamp:
-            self.query["sinceTime"] = whole_second(cursor.timestamp)
+        self.query = {"container": target.container}
+        if follow:
+            self.query["follow"] = "true"
+        if since is not None:
+            self.query["sinceSeconds"] = str(since)
         self.timeout = timeout
         self.stack = AsyncExitStack()
         self.response: aiohttp.ClientResponse | None = None
         self.reading: asyncio.Task[bytes] | None = None
+        self.head = b""
+        self.fresh_at: float | None = None
+        self.stalled = False
+        self.returned_at = now()
 
     async def __aenter__(self) -> LogRequest:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         if self.reading:
-            # The next request starts at the cursor, so it reads the bytes of the cancelled read again.
+            # The next request begins before the cancelled read, so it reads the bytes of this read again.
             await cancel_and_wait(self.reading, ignore_errors=True)
         await self.stack.aclose()
 
@@ -59,23 +78,44 @@ class LogRequest:
             stream = self.client.stream("get", "pods/log", self.path, query=self.query, timeout=self.timeout)
             self.response = await self.stack.enter_async_context(stream)
         try:
-            return await self.response.content.readany()
+            data = await self.response.content.readany()
+            if len(self.head) < HEAD:
+                self.head += data[:HEAD]
+            return data
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ClusterError(f"get pods/log: the answer broke off: {error!r}", retryable=True) from error
 
-    async def block(self, ended: asyncio.Task[None], silence: float, settle: float) -> bytes | None:
-        """Return the next bytes, b"" at the end, None after `silence` seconds without a byte.
+    async def block(self, changed: asyncio.Task[None], silence: float) -> bytes | None:
+        """Return the next bytes, b"" at the end, None after `silence` seconds without a byte or if `changed` is done.
 
-        `ended` is done when the container no longer runs. From then on, `settle` seconds replace `silence`.
+        If `changed` was done before the call, only the silence counts.
         """
+        began = now()
+        self.stalled = self.stalled or began - self.returned_at > STALL
         if self.reading is None:
+            if buffered := self.buffered():
+                self.returned_at = began
+                return buffered
             self.reading = asyncio.create_task(self.read(), name="log: read")
-        if not ended.done():
-            await asyncio.wait({self.reading, ended}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done() and not self.reading.done():
-            ended.result()
-            await asyncio.wait({self.reading}, timeout=settle)
+        waited_for: set[asyncio.Task[bytes] | asyncio.Task[None]] = {self.reading}
+        if not changed.done():
+            waited_for.add(changed)
+        await asyncio.wait(waited_for, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+        self.returned_at = now()
         if not self.reading.done():
             return None
         reading, self.reading = self.reading, None
+        self.stalled = self.stalled and self.returned_at - began < FRESH
+        if not self.stalled:
+            self.fresh_at = self.returned_at
         return reading.result()
+
+    def buffered(self) -> bytes:
+        """Return the bytes that have arrived already. They need no task, which costs more than their transport."""
+        if self.response is None or self.response.content.exception() is not None:
+            return b""
+        return self.response.content.read_nowait()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()

@@ -19,7 +19,7 @@ import structlog
 
 from agent.cluster.api.reflector import Reflector
 from agent.cluster.pod import labels
-from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 

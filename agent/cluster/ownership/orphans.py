@@ -22,7 +22,7 @@ import structlog
 
 from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 

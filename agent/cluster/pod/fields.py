@@ -1,10 +1,11 @@
-"""Find the parts of a pod's status by container name. Pure."""
+"""Find the parts of a pod's status by container name, and read timestamps. Pure."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.manifest import FILES
+from agent.cluster.pod.manifest import FORMER_HELPER, HELPER
 
 if TYPE_CHECKING:
     from agent.domain.json import Object
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 def container_status(status: Object, name: str) -> Object | None:
     """Return the status of a container that is not an init container; None if the kubelet has not reported it."""
     return next((each for each in status.get("containerStatuses", ()) if each["name"] == name), None)
+
+
+def helper_status(status: Object) -> Object | None:
+    """Return the status of the helper. None if the kubelet has not reported it, or if an old pod has no helper."""
+    return container_status(status, HELPER) or container_status(status, FORMER_HELPER)
 
 
 def is_running(status: Object | None) -> bool:
@@ -26,6 +32,11 @@ def terminated_state(status: Object | None) -> Object | None:
 
 
 def setup_statuses(status: Object) -> list[Object]:
-    """Return the statuses of the containers that set-up depends on: init containers, then `files`."""
-    files = container_status(status, FILES)
-    return [*status.get("initContainerStatuses", ()), *([files] if files else [])]
+    """Return the statuses of the containers that set-up depends on: init containers, then the helper."""
+    helper = helper_status(status)
+    return [*status.get("initContainerStatuses", ()), *([helper] if helper else [])]
+
+
+def parse_timestamp(text: str | None) -> datetime | None:
+    """Parse an RFC 3339 timestamp of the API; None for an absent field."""
+    return datetime.fromisoformat(text) if text else None

@@ -1,7 +1,8 @@
 """Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
 
-Container `action` runs the user's image under the supervisor. Container `files` keeps the workspace readable after the
-commands have ended. Init container `repository` clones the repository. `docs/architecture.md` explains this design.
+Container `action` runs the user's image under the supervisor. Container `helper` gives the supervisor its order, keeps
+the log, and keeps the workspace readable after the commands have ended. Init container `repository` clones the
+repository. `docs/architecture.md` explains this design.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
 Labels and one annotation hold what another agent needs for adoption.
@@ -11,33 +12,39 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.packaging import workspace_command
+from agent.cluster.in_pod import order as order_module
+from agent.cluster.in_pod import packaging
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.resources import HELPERS, resources
+from agent.cluster.pod.action_order import (
+    ACTION,
+    ADOPTION_SECONDS,
+    HOME,
+    escape_command,
+    order_variables,
+    unexportable_variables,
+)
+from agent.cluster.pod.resources import HELPERS, helper_resources, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agent.domain.actions import Action
     from agent.settings import Settings
 
 
-ACTION = "action"
-FILES, REPOSITORY = HELPERS
-# Seconds that the deadlines inside the pod allow for adoption by another agent.
-ADOPTION_SECONDS = 300.0
-READY_FOLDER = "/.sealci"
-READY = f"{READY_FOLDER}/ready"
+__all__ = ["ACTION", "HELPER", "REPOSITORY"]
+HELPER, REPOSITORY = HELPERS
+# Name of the helper in pods that an agent of version 0.1 created.
+FORMER_HELPER = "files"
+GO = f"{command_module.ORDER_FOLDER}/{order_module.GO}"
+# Size of the order's volume. The commands and variables of an action are at most 1 MiB, and quotes may add to them.
+ORDER_LIMIT = "8Mi"
 CREDENTIALS = "/etc/sealci/credentials"
-HOME = "/home/action"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +52,9 @@ class Plan:
     """The agent's description of one environment: enough to create the pod and to judge its status.
 
     It lives as long as the environment. `timeout` is in seconds. `owner` is an owner reference.
-    `keep_files`: the pod has container `files` although the action may want no files.
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
-    `upload_tree`: the agent fills the workspace and then starts the commands; container `files` does not start them.
+    `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
+    `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
     """
 
     action: Action
@@ -58,9 +65,9 @@ class Plan:
     timeout: float
     user_namespace: bool = False
     owner: Object | None = None
-    keep_files: bool = False
     upload_tree: bool = False
     existing_secret: str = ""
+    log_key: int = 0
 
     @property
     def secret_name(self) -> str:
@@ -68,8 +75,8 @@ class Plan:
 
     @property
     def wants_files(self) -> bool:
-        """Whether the pod has container `files`."""
-        return self.keep_files or self.action.artifacts.when is not When.NEVER
+        """Whether the agent may copy files of the workspace after the commands."""
+        return self.action.artifacts.when is not When.NEVER
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
@@ -87,10 +94,7 @@ def pod(plan: Plan, settings: Settings) -> Object:
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
             "securityContext": pod_security_context(settings),
-            "containers": [
-                *([files_container(plan, settings)] if plan.wants_files else []),
-                action_container(plan, settings),
-            ],
+            "containers": [helper_container(plan, settings), action_container(plan, settings)],
             "volumes": volumes(plan, settings),
         },
     }
@@ -119,7 +123,9 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.CLAIM: str(action.key.claim),
         },
         "annotations": {
-            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout),
+            # `kubectl logs` and `kubectl exec` take this container if they are given none.
+            "kubectl.kubernetes.io/default-container": HELPER,
+            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout, plan.log_key),
             # Autoscalers must not move a pod whose commands cannot be resumed on another node.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
@@ -173,27 +179,20 @@ def action_container(plan: Plan, settings: Settings) -> Object:
     """Return the container that runs the user's image."""
     environment = settings.environment
     workspace = environment.workspace
-    mounts: list[Object] = [{"name": "workspace", "mountPath": workspace}]
-    if plan.wants_files:
-        mounts.append({"name": "sealci", "mountPath": READY_FOLDER, "readOnly": True})
+    mounts: list[Object] = [
+        {"name": "workspace", "mountPath": workspace},
+        # A FIFO on a read-only volume can be opened for writing.
+        {"name": "order", "mountPath": command_module.ORDER_FOLDER, "readOnly": True},
+    ]
     if environment.profile == "restricted":
         mounts.append({"name": "home", "mountPath": HOME})
     return {
         "name": ACTION,
         "image": plan.action.image,
         "imagePullPolicy": environment.image_pull_policy,
-        "command": escape_command(
-            command_module.entrypoint(
-                plan.action.commands,
-                nonce=plan.nonce,
-                workspace=workspace,
-                wait_for_files=plan.wants_files,
-                pipefail=command_module.pipefail_mode(plan.action.pipefail, environment.pipefail),
-                ready_path=READY,
-            )
-        ),
+        "command": escape_command(command_module.entrypoint()),
         "workingDir": workspace,
-        "env": environment_variables(plan, settings),
+        "env": unexportable_variables(plan, settings),
         "resources": resources(plan, settings),
         "securityContext": container_security_context(settings),
         "lifecycle": {"preStop": {"exec": {"command": command_module.pre_stop()}}},
@@ -202,83 +201,26 @@ def action_container(plan: Plan, settings: Settings) -> Object:
     }
 
 
-def environment_variables(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the environment variables: those that CI tools look for, the user's, and references to secrets.
-
-    A variable of the user replaces the agent's variable of the same name. A secret replaces both.
-    """
-    action = plan.action
-    values = {
-        "CI": "true",
-        "SEALCI": "true",
-        "SEALCI_ACTION": action.name or action.key.action_id,
-        "SEALCI_ATTEMPT": str(action.key.attempt),
-        "SEALCI_WORKSPACE": settings.environment.workspace,
-    }
-    if settings.environment.profile == "restricted":
-        values["HOME"] = HOME
-    if action.traceparent:
-        values["TRACEPARENT"] = action.traceparent
-    values |= action.env
-    if action.repository:
-        values |= git_variables(action.env, settings.environment.workspace)
-    rename = command_module.variable_name
-    plain = [{"name": rename(n), "value": escape_variables(v)} for n, v in values.items() if n not in action.secrets]
-    secret = [
-        {"name": rename(name), "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": name}}}
-        for name in action.secrets
-    ]
-    return plain + secret
-
-
-def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
-    """Return the variables by which git accepts a clone that belongs to another user.
-
-    The variables add one setting of git to the settings that the user's variables contain. No file in the user's image
-    changes.
-    """
-    count = env.get("GIT_CONFIG_COUNT") or "0"
-    # Git refuses to start with another count, and its message shows the user's mistake.
-    if not re.fullmatch(r"[0-9]{1,6}", count):
-        return {}
-    number = int(count)
+def helper_container(plan: Plan, settings: Settings) -> Object:
+    """Return the agent's own container. It starts the commands, keeps their log, and keeps the workspace readable."""
+    environment = settings.environment
     return {
-        "GIT_CONFIG_COUNT": str(number + 1),
-        f"GIT_CONFIG_KEY_{number}": "safe.directory",
-        f"GIT_CONFIG_VALUE_{number}": workspace,
-    }
-
-
-def escape_variables(text: str) -> str:
-    """Escape a text against the kubelet, which expands `$(VAR)` and replaces `$$` by `$`."""
-    return text.replace("$", "$$")
-
-
-def escape_command(command: list[str]) -> list[str]:
-    """Return a command that the kubelet passes to the container unchanged."""
-    return [escape_variables(argument) for argument in command]
-
-
-def files_container(plan: Plan, settings: Settings) -> Object:
-    """Return the container that keeps the workspace readable after the commands have ended."""
-    seconds = 2 * settings.artifacts.timeout + ADOPTION_SECONDS
-    return {
-        "name": FILES,
-        "image": settings.environment.image,
+        "name": HELPER,
+        "image": environment.image,
         "imagePullPolicy": "IfNotPresent",
         "command": escape_command(
-            workspace_command(
-                workspace=settings.environment.workspace,
-                ready_path="" if plan.upload_tree else READY,
-                seconds=plan.timeout + settings.policy.pull_timeout + seconds,
+            packaging.helper_command(
+                command_module.ORDER_FOLDER, supervisor=command_module.SUPERVISOR, setup=command_module.SETUP
             )
         ),
-        "resources": settings.environment.helper_resources,
+        "env": order_variables(plan, settings),
+        "resources": helper_resources(settings),
         # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
-            {"name": "workspace", "mountPath": settings.environment.workspace},
-            {"name": "sealci", "mountPath": READY_FOLDER},
+            {"name": "workspace", "mountPath": environment.workspace},
+            {"name": "order", "mountPath": command_module.ORDER_FOLDER},
+            {"name": "log", "mountPath": packaging.LOG_FOLDER},
         ],
     }
 
@@ -317,12 +259,13 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
 
 
 def volumes(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the volumes: the workspace and, where the pod needs them, the ready file, a home and the credentials."""
+    """Return the volumes. A home and the credentials are there only if the pod needs them."""
     found: list[Object] = [
         {"name": "workspace", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}},
+        # Secrets of the action must not reach a disk.
+        {"name": "order", "emptyDir": {"medium": "Memory", "sizeLimit": ORDER_LIMIT}},
+        {"name": "log", "emptyDir": {}},
     ]
-    if plan.wants_files:
-        found.append({"name": "sealci", "emptyDir": {"sizeLimit": "1Mi"}})
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
     if plan.action.repository and plan.action.repository.credentials:

@@ -13,21 +13,35 @@ from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.domain.json import Object
 
 
-def write(action: Action, nonce: str, timeout: float) -> str:
-    """Return the annotation of a session. `timeout` is the effective timeout of the commands, in seconds."""
+def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
+    """Return the annotation of a session.
+
+    `timeout` is the effective timeout of the commands, in seconds. `log_key` is the key of the checksums in the log.
+    """
     rules = action.artifacts
     session = {
         "action_id": action.key.action_id,
         "attempt": action.key.attempt,
         "name": action.name,
         "nonce": nonce,
-        "commands": len(action.commands),
+        # An agent of an older release knows this field as `commands` and leaves a pod without that field alone, because
+        # it cannot read the log.
+        "command_count": len(action.commands),
+        "log_key": log_key,
         "secrets": sorted(action.secrets),
         "timeout": timeout,
         "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
     }
     return json.dumps(session, separators=(",", ":"))
+
+
+def log_key_of(pod: Object) -> int:
+    """Return the key of the checksums in a pod's log; 0 if an agent of an older release created the pod."""
+    try:
+        return int(json.loads(pod["metadata"]["annotations"][labels.SESSION]).get("log_key", 0))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return 0
 
 
 def claim_of(pod: Object) -> int:
@@ -62,7 +76,7 @@ def read(pod: Object) -> tuple[Action, str]:
         action = Action(
             key=Key(session["action_id"], int(session["attempt"]), claim),
             image="",
-            commands=("",) * int(session["commands"]),
+            commands=("",) * int(session["command_count"] if "command_count" in session else session["commands"]),
             name=session["name"],
             secrets=dict.fromkeys(session["secrets"], ""),
             artifacts=ArtifactRules(tuple(rules["paths"]), tuple(rules["exclude"]), When(rules["when"])),

@@ -9,10 +9,17 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.workspace import READY as FILES_READY
+from agent.cluster.in_pod.workspace import READY as HELPER_READY
 from agent.cluster.pod.disruption import find_disruption, finished_before
-from agent.cluster.pod.fields import container_status, is_running, setup_statuses, terminated_state
-from agent.cluster.pod.manifest import ACTION, FILES, REPOSITORY
+from agent.cluster.pod.fields import (
+    container_status,
+    helper_status,
+    is_running,
+    parse_timestamp,
+    setup_statuses,
+    terminated_state,
+)
+from agent.cluster.pod.manifest import ACTION, HELPER, REPOSITORY
 from agent.cluster.pod.setup_status import (
     NEVER_RAN,
     Expectations,
@@ -22,7 +29,6 @@ from agent.cluster.pod.setup_status import (
     SetupLimits,
     cannot_run,
 )
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import termination
 from agent.domain.errors import Reason
 from agent.domain.json import Object
@@ -44,6 +50,12 @@ FINAL_PHASES = ("Failed", "Succeeded")
 KILLED = (137, 143)
 # Seconds to wait for the pod's own final status after its containers ended. Usually 1 second passes.
 POD_STATUS_WAIT_SECONDS = 10.0
+# Exit codes of a helper that TERM has ended.
+ENDED_BY_TERM = (0, 143)
+# Seconds to wait for the pod's own status after container `helper` ended, and after TERM ended it. The grace period of
+# the pod may lie between TERM and the end of the commands.
+HELPER_WAIT_SECONDS = 3.0
+HELPER_TERM_WAIT_SECONDS = 60.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
 OVERDUE = timedelta(seconds=30)
 # Time after which an unfinished deletion makes the pod lost if the cluster already reports the node as lost.
@@ -65,9 +77,10 @@ def classify(
     2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide
        whether the files can still be copied. If the kubelet may be evicting the pod, the pod's status is awaited first.
     3. Can the action container no longer terminate by itself (final pod phase, overdue deletion)? The pod is lost.
-    4. Has a container of the set-up failed? The set-up has failed.
-    5. Does the action container run, and may the commands begin? The commands run.
-    6. Otherwise the pod is being set up, within the limits.
+    4. Has container `helper` ended while the commands run? The pod is lost, because nothing reads their output.
+    5. Has a container of the set-up failed? The set-up has failed.
+    6. Does the action container run, and may the commands begin? The commands run.
+    7. Otherwise the pod is being set up, within the limits.
 
     Args:
         pod: the pod in the latest event; None if the API reports it deleted.
@@ -87,10 +100,12 @@ def classify(
         return Judgement(judge_terminated(pod, terminated, expectations))
     if lost := judge_lost(pod, action, wall):
         return Judgement(lost)
+    if is_running(action) and (helper := ended_helper(status)):
+        return judge_ended_helper(pod, helper, first_seen, now, wall)
     for each in setup_statuses(status):
         if failed := judge_setup_container(each, pod):
             return Judgement(failed)
-    if is_running(action) and not waits_for_files(status, expectations):
+    if is_running(action) and not waits_for_helper(status):
         return Judgement(Running(), recheck=deletion_recheck(pod, wall))
     judgement = SetupJudge(expectations, limits, first_seen, now).judge(pod)
     rechecks = [each for each in (judgement.recheck, deletion_recheck(pod, wall)) if each is not None]
@@ -186,14 +201,14 @@ def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectation
     """Whether the kubelet may be evicting the pod and has not reported the eviction yet.
 
     The kubelet reports the end of each container before it reports the eviction. The supervisor's record shows whether
-    PID 1 received TERM or was killed. Container `files` ends only with its pod.
+    PID 1 received TERM or was killed. Container `helper` ends only with its pod.
     """
     if expectations.interrupted or is_final(pod) or find_disruption(pod):
         return False
     ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    if expectations.wants_files and terminated_state(container_status(pod["status"], FILES)) is not None:
+    if terminated_state(helper_status(pod["status"])) is not None:
         return True
     return was_signalled(terminated, ending)
 
@@ -224,18 +239,20 @@ def files_availability(pod: Object, expectations: Expectations) -> tuple[bool, s
         return False, ""
     if pod["metadata"].get("deletionTimestamp"):
         return False, "the pod is being deleted"
-    if is_running(container_status(pod.get("status", {}), FILES)):
+    if is_running(helper_status(pod.get("status", {}))):
         return True, ""
-    return False, pod.get("status", {}).get("reason") or "the files container has ended"
+    return False, pod.get("status", {}).get("reason") or "container helper has ended"
 
 
 # ---- the action container has not terminated
 
 
-def waits_for_files(status: Object, expectations: Expectations) -> bool:
-    """Whether the supervisor still waits for container `files`, so that no command has run."""
-    files = container_status(status, FILES)
-    return expectations.wants_files and (files is None or "waiting" in files.get("state", {}))
+def waits_for_helper(status: Object) -> bool:
+    """Whether the supervisor still waits for the helper, so that no command has run.
+
+    The kubelet reports all containers at once. A pod of version 0.1 whose action wants no files has no helper.
+    """
+    return "waiting" in (helper_status(status) or {}).get("state", {})
 
 
 def judge_lost(pod: Object, action: Object | None, wall: datetime) -> Lost | None:
@@ -264,6 +281,30 @@ def judge_final_phase(pod: Object, action: Object | None) -> Lost | None:
     return Lost(Reason.INTERNAL, f"the pod ended without an exit code: {reason or status.get('phase')}")
 
 
+def ended_helper(status: Object) -> Object | None:
+    """Return `state.terminated` of a helper that has ended after the commands may have begun; None otherwise."""
+    ended = terminated_state(container_status(status, HELPER))
+    began = ended is not None and (ended.get("exitCode") == 0 or HELPER_READY in ended.get("message", ""))
+    return ended if began else None
+
+
+def judge_ended_helper(pod: Object, ended: Object, first_seen: FirstSeen, now: float, wall: datetime) -> Judgement:
+    """Judge a pod whose helper has ended while the commands run. The commands would wait for ever to write output.
+
+    The end of the whole pod ends the helper too, so the agent first waits for the status of the pod. A helper that got
+    TERM may be much faster than the commands.
+    """
+    if pod["metadata"].get("deletionTimestamp") or find_disruption(pod):
+        return Judgement(Running("the pod ends"), recheck=deletion_recheck(pod, wall))
+    code = ended.get("exitCode")
+    wait = HELPER_TERM_WAIT_SECONDS if code in ENDED_BY_TERM else HELPER_WAIT_SECONDS
+    if first_seen.age("helper ended", now) < wait:
+        return Judgement(Running("container helper has ended"), recheck=wait)
+    how = "was killed for memory" if ended.get("reason") == OUT_OF_MEMORY else f"ended with exit code {code}"
+    text = f"container helper {how} while the commands ran, so nothing could read their output"
+    return Judgement(Lost(Reason.INTERNAL, text))
+
+
 def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     """Return the failure of a container of the set-up; None if the container has not failed."""
     terminated = terminated_state(status)
@@ -271,10 +312,9 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
         return None
     name = status["name"]
     if terminated.get("exitCode") in KILLED:
-        ready = name == FILES and FILES_READY in terminated.get("message", "")
+        ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # Container `files` was killed, but the commands continue. The loss of the files is reported after the
-            # commands' end.
+            # This is no failure of the set-up. In a pod of an older release, the commands do not need the container.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

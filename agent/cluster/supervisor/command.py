@@ -1,8 +1,10 @@
 """Build the command of container `action`: the supervisor that runs the user's commands by the image's own /bin/sh.
 
-PID 1 of the container is /bin/sh with `supervisor.sh` as its script. PID 1 waits for container `files`, starts the
-commands shell as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints
-the marker that ends the log, and exits with the code of the commands shell.
+PID 1 of the container is /bin/sh. Its command is short and always the same (`BOOT`). It sources `supervisor.sh` from
+the order's folder, into which container `helper` writes the order of the action: commands, variables and secrets. So no
+process has the commands among its arguments. PID 1 waits until the helper starts the commands, runs the commands shell
+as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints the marker that
+ends the log, and exits with the code of the commands shell.
 
 The commands shell runs `setup.sh`, then all commands in one list, which names each command in turn without a loop. The
 user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is one compound
@@ -18,22 +20,36 @@ import importlib.resources
 import math
 from typing import TYPE_CHECKING
 
+from agent.cluster.in_pod.order import GO
 from agent.cluster.supervisor.markers import NONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-# Maximum number of bytes of one command. Linux refuses longer arguments (MAX_ARG_STRLEN, with the final NUL).
-MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Maximum number of commands of one action. The script names every command and is one argument, whose length Linux
-# limits.
+    from agent.domain.json import Object
+
+# Maximum number of commands of one action. The script of the commands shell names every command.
 MAX_COMMAND_COUNT = 1000
 
 # Values of `pipefail`. Wanted: on if the image's shell supports it. Required: the action fails if the shell does not.
 PIPEFAIL_OFF, PIPEFAIL_WANTED, PIPEFAIL_REQUIRED = "", "wanted", "required"
-# Name of the variable that carries the action's SHELLOPTS to the commands shell. bash obeys a variable SHELLOPTS at its
-# start. Under that name, the variable would make bash trace or end the supervisor, or skip all its commands (`noexec`).
-SHELL_OPTIONS = "__sealci_shellopts"
+# Folder of the order in both containers: the scripts and FIFOs by which container `helper` starts the commands.
+ORDER_FOLDER = "/.sealci"
+# The command of PID 1, for `sh -c`. Argument: the order's folder. The FIFO `go` is created last. The helper usually has
+# created it long before. The quotes keep `pgrep -f sleep` from finding PID 1. Some images have no `sleep`: bash and
+# busybox then wait in `read -t`, and dash loops without a wait. A failed `sleep 0.02` may mean that `sleep` accepts
+# whole seconds only. TERM must not cost that second.
+BOOT = (
+    "trap '__sealci_stopped=143' TERM; "
+    'until [ -p "$1/go" ]; do '
+    '[ -z "${__sealci_stopped-}" ] || exit 143; '
+    'sl""eep 0.02 || [ -n "${__sealci_stopped-}" ] || sl""eep 1 || read -t 0.02 -r __sealci_word <>/dev/ptmx || :; '
+    'done 2>/dev/null; . "$1/supervisor"'
+)
+# Variables that a shell cannot export: bash refuses them or makes them its own, and dash checks OPTIND.
+NOT_EXPORTABLE = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "OPTIND", "PPID", "UID"})
+# Seconds to wait, after the commands, for the output of processes that outlive the commands shell.
+DRAIN_SECONDS = 1.0
 
 
 def script(name: str) -> str:
@@ -46,23 +62,35 @@ SUPERVISOR = script("supervisor.sh")
 SETUP = script("setup.sh")
 INTERRUPT = script("interrupt.sh")
 # PID 1 gets TERM first, as in interrupt.sh. The hook always exits with 0, because the kubelet reports a failed hook.
-PRE_STOP = "set +e; kill -TERM 1; kill -TERM -1; exit 0"
+PRE_STOP = 'set +e; kill -TERM 1; [ ! -p "$1" ] || echo stop 1<>"$1"; kill -TERM -1; exit 0'
 
 
-def entrypoint(
+def entrypoint(folder: str = ORDER_FOLDER, shell: str = "/bin/sh") -> list[str]:
+    """Return the whole `command` of container `action`. It is the same for every action."""
+    return [shell, "-c", BOOT, "sealci", folder]
+
+
+def order(
     commands: Sequence[str],
     *,
     nonce: str,
+    env: Mapping[str, str],
+    secrets: Sequence[str] = (),
     workspace: str,
-    wait_for_files: bool,
-    pipefail: str = "",
-    ready_path: str = "/.sealci/ready",
+    seconds: float,
+    log_limit: int,
+    log_key: int = 0,
+    pipefail: str = PIPEFAIL_OFF,
+    snapshot: bool = True,
+    start: bool = True,
+    drain: float = DRAIN_SECONDS,
     termination_path: str = "/dev/termination-log",
     shell: str = "/bin/sh",
-) -> list[str]:
-    """Return the whole `command` of container `action`.
+) -> Object:
+    """Return an action's order, as `in_pod.order` describes it.
 
-    `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`.
+    `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`. `secrets` are names.
+    `seconds` is the lifetime of container `helper`.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -73,9 +101,24 @@ def entrypoint(
         raise ValueError(f"{len(commands)} commands; from 1 to {MAX_COMMAND_COUNT} are possible")
     if any("\0" in command for command in commands):
         raise ValueError("a command cannot hold a NUL")
-    ready = ready_path if wait_for_files else ""
-    setting = [shell, SETUP, unrolled_list(len(commands)), nonce, workspace, ready, termination_path, pipefail]
-    return [shell, "-c", SUPERVISOR, "sealci", *setting, *commands]
+    return {
+        "nonce": nonce,
+        "commands": list(commands),
+        # bash obeys a variable SHELLOPTS at its start, and would trace or end the setup of the commands shell.
+        "env": {name: value for name, value in env.items() if name != "SHELLOPTS"},
+        "shell_options": env.get("SHELLOPTS"),
+        "secrets": list(secrets),
+        "workspace": workspace,
+        "pipefail": pipefail,
+        "shell": shell,
+        "termination": termination_path,
+        "snapshot": snapshot,
+        "start": start,
+        "log_limit": log_limit,
+        "log_key": log_key,
+        "drain": drain,
+        "seconds": seconds,
+    }
 
 
 def pipefail_mode(asked: bool | None, setting: bool) -> str:
@@ -85,33 +128,15 @@ def pipefail_mode(asked: bool | None, setting: bool) -> str:
     return PIPEFAIL_REQUIRED if asked else PIPEFAIL_OFF
 
 
-def variable_name(name: str) -> str:
-    """Return the name under which an environment variable of the action reaches the container."""
-    return SHELL_OPTIONS if name == "SHELLOPTS" else name
-
-
-def unrolled_list(count: int) -> str:
-    """Return the script of the commands shell, which runs `count` commands.
-
-    The script is one line, so that line numbers in messages count the lines of the user's commands.
-    """
-    turns = (
-        f'\\eval "$__sealci_flags$__sealci_{number}"; {{ __sealci {number + 1} "$?"; }} >/dev/null 2>&1 || \\exit; '
-        for number in range(1, count + 1)
-    )
-    begin = "{ __sealci 1 0; } >/dev/null 2>&1 || \\exit; "
-    return f'eval "$1"; {{ {begin}{"".join(turns)}\\eval "$__sealci_flags"; }}'
-
-
-def interrupt(grace: float) -> list[str]:
+def interrupt(grace: float, folder: str = ORDER_FOLDER) -> list[str]:
     """Return the exec command that ends the user's commands: TERM to all processes, KILL after `grace` seconds.
 
     The exec command returns after the KILL. If the user's commands end earlier, the exec command is killed with the
     container.
     """
-    return ["/bin/sh", "-c", INTERRUPT, "sealci", f"{grace:.3f}", str(math.ceil(grace))]
+    return ["/bin/sh", "-c", INTERRUPT, "sealci", f"{grace:.3f}", str(math.ceil(grace)), f"{folder}/{GO}"]
 
 
-def pre_stop() -> list[str]:
+def pre_stop(folder: str = ORDER_FOLDER) -> list[str]:
     """Return the `preStop` hook, which sends TERM to the commands when the pod is deleted, and returns at once."""
-    return ["/bin/sh", "-c", PRE_STOP]
+    return ["/bin/sh", "-c", PRE_STOP, "sealci", f"{folder}/{GO}"]

@@ -1,14 +1,15 @@
 # shellcheck shell=sh
 # The agent runs this script by exec in container `action` to end the commands: TERM first, KILL after the grace period.
 # `command.py` reads this file, drops whole-line comments and passes the rest to `sh -c`.
-# Arguments: the grace period in seconds with a fraction, and the same rounded up.
+# Arguments: the grace period in seconds with a fraction, the same rounded up, and the FIFO for which PID 1 waits.
 
 exec >/dev/null 2>&1
 # SHELLOPTS of the image may have switched these options on.
 set +aefmuvxC
 # PID 1 gets TERM by a call of its own, because `kill -1` leaves PID 1 out. It comes first, so that PID 1 knows of the
-# TERM before the commands end. While PID 1 waits for container `files`, it reacts after its current nap.
+# TERM before the commands end. A word in the FIFO wakes a PID 1 that waits for container `helper`.
 kill -TERM 1
+[ ! -p "$3" ] || echo stop 1<>"$3"
 kill -TERM -1
 # A stopped process receives TERM only after CONT.
 kill -CONT -1

@@ -9,7 +9,7 @@ A marker is the byte 0x1e, then `sealci:NONCE:s:COMMAND` (start), `sealci:NONCE:
 `sealci:NONCE:l:0:CODE` (last marker), then a newline. Markers do not decide the verdict. The container's status and its
 termination message decide the verdict.
 
-A process of the commands can read the nonce from the arguments of PID 1, and then print markers of its own. The reader
+A process of the commands can find out the nonce, and then print markers of its own. The reader
 therefore takes a marker only where it can stand: the start of a later command of the action, the end of the command
 that runs, the last marker at the end of the log. Anything else is output and is shown. So a log holds at most two
 markers per command, and no marker can hide output that follows it.

@@ -1,33 +1,20 @@
 # shellcheck shell=sh
 # The commands shell evaluates this script before the first command of the user.
-# `command.py` reads this file, drops whole-line comments and passes the rest as an argument of the commands shell.
-# Arguments: this script, nonce, termination file, pipefail, the SHELLOPTS of the user, commands...
+# `command.py` reads this file and drops whole-line comments. Container `helper` writes the rest behind the variables of
+# the order: nonce, file (the termination message), log and control (FIFOs), flags, count, and the commands by number.
+# Arguments: the order's folder, pipefail, the SHELLOPTS of the user.
 #
 # The user's commands share the shell with this script. They may define functions and aliases called `printf`, `test`
 # or `exit`. A backslash (`\printf`) avoids an alias, and `unset -f` in a subshell avoids a function.
 
-# The log is /proc/PPID/fd/1 if the image's user can open that pipe. Then descriptor 8 is closed, so that no command of
-# the user inherits it.
-# shellcheck disable=SC1007 # these are empty values, in one line with others
-__sealci_nonce=$2 __sealci_file=$3 __sealci_log=/proc/$PPID/fd/1 __sealci_flags= __sealci_count=0
-__sealci_pipefail=$4 __sealci_options=$5
-shift 5
-for __sealci_text do
-  __sealci_count=$((__sealci_count + 1))
-  # `eval` would take a leading dash for an option.
-  case $__sealci_text in -*) __sealci_text=" $__sealci_text" ;; esac
-  \eval "__sealci_$__sealci_count=\$__sealci_text"
-done
+__sealci_pipefail=$2 __sealci_options=$3
 set --
-unset __sealci_text
-( : >>"$__sealci_log" ) 2>/dev/null && exec 8>&-
+# The helper can now remove the files that hold the commands and the secrets.
+echo loaded >"$__sealci_control"
 
-# __sealci_say TEXT: write a marker into the log. If the user has redirected descriptor 8 to a file, a lost marker is
-# better than a marker in the user's file.
+# __sealci_say TEXT: write a marker into the log.
 __sealci_say() {
-  \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >>"$__sealci_log" && \return
-  \test ! -e "$__sealci_log" || \test /proc/self/fd/8 -ef "$__sealci_log" || \return
-  \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >&8
+  \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >>"$__sealci_log"
 }
 
 # __sealci_note WORD: replace the termination message by a record of the current command.
@@ -50,7 +37,7 @@ __sealci() {
 " ;; esac
   __sealci_now=$1
   (
-    \unset -f printf test
+    \unset -f printf
     case $1 in 1) ;; *) __sealci_say "f:$(($1 - 1)):$2" ;; esac
     case $2 in
       0)

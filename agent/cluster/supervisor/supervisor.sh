@@ -1,65 +1,71 @@
 # shellcheck shell=sh
-# PID 1 of container `action`: waits for the workspace, runs the commands shell, and reports its end.
-# `command.py` reads this file, drops whole-line comments and passes the rest to `sh -c`.
-# Arguments: shell, setup script, command list script, nonce, workspace, ready file, termination file, pipefail, commands...
+# PID 1 of container `action`: waits for the order, runs the commands shell, and reports its end.
+# `command.py` reads this file and drops whole-line comments. Container `helper` writes the rest into the order's folder,
+# and the short command of container `action` (`BOOT` in `command.py`) sources it. Argument: the order's folder.
 
 # bash switches on the options that SHELLOPTS of the image names. They would trace, print or end this script. The
 # commands shell switches them on again before the first command. In other shells SHELLOPTS is a plain variable.
 # shellcheck disable=SC3028 # in other shells it is unset or the user's
 { __sealci_options=${SHELLOPTS-}; set +aefmuvxC; } >/dev/null 2>&1
-exec 2>/dev/null
+# With this option of bash, `export A=B` would export nothing.
+case $- in *k*) set +k ;; esac
 # shellcheck disable=SC3028 # the same
 case ${SHELLOPTS-} in "$__sealci_options") __sealci_options= ;; esac
-# The agent passes the SHELLOPTS of the action under this name.
-__sealci_options=${__sealci_shellopts-$__sealci_options}
-unset __sealci_shellopts
-# The shell's own messages ("Terminated") are discarded here. The commands get a copy of the log as their stderr.
-__sealci_shell=$1 __sealci_setup=$2 __sealci_list=$3 __sealci_nonce=$4
-__sealci_workspace=$5 __sealci_ready=$6 __sealci_file=$7 __sealci_pipefail=$8 __sealci_stopped=
-shift 8
+# PID 1 is a reader of the log, too, so that no writer gets SIGPIPE if container `helper` ends. Its standard error is the
+# log for every process that opens /proc/1/fd/2. PID 1 itself can only read there, so its own messages ("Terminated")
+# are lost. The helper takes the end of file of `control` for the end of PID 1.
+exec 1<>"$1/log" 9<>"$1/control"
+exec 2<"$1/log"
+echo here >&9
 # PID 1 only remembers TERM. The commands get TERM by the exec of `interrupt` or `pre_stop`.
 trap '__sealci_stopped=143' TERM
 # Dash would exit on INT. A trap with a command is not inherited by the commands, while an ignored signal is.
 trap : INT
 
-__sealci_nap() {
-  # Some images have no `sleep`. Then bash and busybox wait in `read -t`, and dash loops without a wait.
-  # A failed `sleep 0.02` may mean that `sleep` accepts whole seconds only. TERM must not cost that second.
-  # shellcheck disable=SC3045 # a shell without `read -t` fails here, and the `:` after it covers the failure
-  sleep 0.02 || [ -n "$__sealci_stopped" ] || sleep 1 || read -t 0.02 -r __sealci_x <>/dev/ptmx || :
-}
-
-until [ -z "$__sealci_ready" ] || [ -e "$__sealci_ready" ] || [ -n "$__sealci_stopped" ]; do __sealci_nap; done
+# TERM between the test and `read` would go unnoticed, so `interrupt` and `pre_stop` write into this FIFO after TERM.
+__sealci_word=
+until [ "$__sealci_word" = run ] || [ -n "${__sealci_stopped-}" ]; do read -r __sealci_word; done <>"$1/go"
 
 __sealci_refusal=
-# shellcheck disable=SC3040 # the subshell tries whether this shell knows the option
-if [ -n "$__sealci_pipefail" ] && ! (set -o pipefail); then
-  if [ "$__sealci_pipefail" = required ]; then
-    __sealci_refusal="the action asks for shell.pipefail, and the image's /bin/sh has no pipefail"
-  else
-    printf "sealci: the image's /bin/sh has no pipefail: a failure inside a pipe is not noticed\n"
+if [ -z "${__sealci_stopped-}" ]; then
+  # shellcheck disable=SC1091 # the helper writes this file
+  . "$1/order"
+  # shellcheck disable=SC3040 # the subshell tries whether this shell knows the option
+  if [ -n "$__sealci_pipefail" ] && ! (set -o pipefail); then
+    if [ "$__sealci_pipefail" = required ]; then
+      __sealci_refusal="the action asks for shell.pipefail, and the image's /bin/sh has no pipefail"
+    else
+      printf "sealci: the image's /bin/sh has no pipefail: a failure inside a pipe is not noticed\n"
+    fi
+    __sealci_pipefail=
   fi
-  __sealci_pipefail=
+  cd "$__sealci_workspace" >/dev/null || __sealci_refusal="the workspace $__sealci_workspace cannot be entered"
 fi
-cd "$__sealci_workspace" >/dev/null || __sealci_refusal="the workspace $__sealci_workspace cannot be entered"
 
 if [ -n "$__sealci_refusal" ]; then
   # This code is REFUSED in termination.py.
   __sealci_code=125
   printf 'sealci: %s\n' "$__sealci_refusal"
   printf '%s' "$__sealci_refusal" >|"$__sealci_file"
-elif [ -n "$__sealci_stopped" ]; then
+elif [ -n "${__sealci_stopped-}" ]; then
   __sealci_code=$__sealci_stopped
 else
   # `cd` has set OLDPWD. The user's shell must start without it.
   unset OLDPWD
-  # The redirections need a subshell: dash applies them before it forks and would print "Killed" into the log.
-  # The commands shell must be a foreground child. POSIX lets a background child (`&`) ignore INT and QUIT.
+  # The commands shell must be a foreground child. POSIX lets a background child (`&`) ignore INT and QUIT. Only this
+  # subshell has the action's variables, so they cannot change what PID 1 does.
+  # shellcheck disable=SC1091 # the helper writes this file
   (
-    exec "$__sealci_shell" -c "$__sealci_list" sh "$__sealci_setup" "$__sealci_nonce" "$__sealci_file" \
-      "$__sealci_pipefail" "$__sealci_options" "$@" 8>&1 2>&1 </dev/null
+    . "$1/env"
+    exec "$__sealci_shell" -c ". \"\$1/setup\"; $__sealci_list" sh "$1" "$__sealci_pipefail" "$__sealci_options" \
+      >"$1/log" 2>&1 9>&- </dev/null
   )
   __sealci_code=$?
+  # Processes of a pipe may still have output. The helper answers when no process can write into the log any more, or
+  # after a second. Until then PID 1 must not count as a writer.
+  exec 1<"$1/log"
+  echo ended >&9
+  until [ "$__sealci_word" = drained ]; do read -r __sealci_word; done <>"$1/go"
   # No process may print after the last marker, so all other processes are killed before it.
   kill -KILL -1
   __sealci_tries=0
@@ -69,6 +75,8 @@ else
     __sealci_tries=$((__sealci_tries + 1))
   done
   printf 'sealci %s %s %s\n' "$__sealci_nonce" "${__sealci_stopped:+told_to_}end" "$__sealci_code" >>"$__sealci_file"
+  exec 1<>"$1/log"
 fi
+# shellcheck disable=SC2154 # without an order there is no nonce, and no session that reads the marker
 printf '\036sealci:%s:l:0:%s\n' "$__sealci_nonce" "$__sealci_code"
 exit "$__sealci_code"

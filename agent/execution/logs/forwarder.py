@@ -10,70 +10,65 @@ import asyncio
 import time
 from contextlib import aclosing
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.domain.events import CommandFinished, CommandStarted
-from agent.domain.observations import LogGap, LogLost, LogPiece, MarkerKind
-from agent.execution.logs.pipeline import Limits, LogStream, MarkerSeen
+from agent.domain.observations import LogEnd, LogGap, LogLost, LogPiece, MarkerKind
+from agent.execution.logs.pipeline import LogStream, MarkerSeen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.domain.events import LogChunk
+    from agent.execution.logs.masking import Masker
     from agent.execution.ports import Environment
     from agent.execution.session import Session
     from agent.settings import Settings
 
 
-# Maximum number of bytes of log that are processed before other tasks of the agent can run. If secrets match
-# everywhere, this takes about 30 milliseconds.
+# Number of bytes of log in which secrets may be, that are taken without letting other tasks of the agent run. With
+# secrets that match everywhere they take about 30 milliseconds.
 PORTION = 8 * 1024
 
 
 async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
     """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
-    limits = Limits(line=settings.logs.max_line, total=settings.logs.max_total)
-    # Each reading of the log needs a copy of the masker, because a masker keeps state. The first call of `masker` runs
-    # on a thread, because many and long secrets have thousands of forms to compute.
+    # The masker is copied, because the copy keeps the state of one reading of the log. The first call of `masker` runs
+    # on a thread, because many and long secrets have thousands of forms.
     masker = copy(await asyncio.to_thread(session.reporter.masker))
-    if not start.total:
+    if not start.offset:
         if masker.too_short:
             await session.reporter.write_log(f"[not masked, because too short: {', '.join(masker.too_short)}]")
         if masker.too_long:
             await session.reporter.write_log(f"[masked in part, because too long: {', '.join(masker.too_long)}]")
-    stream = LogStream(environment.markers, masker, limits, start)
+    stream = LogStream(environment.markers, masker, settings.logs.max_line, start)
     clock = CommandClock(start.command)
+    dropped = 0
     async with aclosing(environment.log(start)) as items:
         async for item in items:
-            if isinstance(item, LogLost):
-                await session.reporter.write_log(f"[the log ends here: {item.why}]")
-                continue
-            if isinstance(item, LogGap):
-                for out in stream.gap(item):
-                    await pass_on(session, out, clock)
-                continue
-            for portion in portions(item):
-                for out in stream.feed(portion):
-                    await pass_on(session, out, clock)
-                await asyncio.sleep(0)
-            environment.log_ended(stream.ended)
-    for out in stream.finish():
-        await pass_on(session, out, clock)
+            match item:
+                case LogPiece():
+                    for portion in portions(item, masker):
+                        await pass_on(session, stream.feed(portion), clock)
+                        await asyncio.sleep(0)
+                case LogGap():
+                    await pass_on(session, stream.gap(item), clock)
+                case LogLost():
+                    await session.reporter.write_log(f"[the log ends here: {item.why}]")
+                case LogEnd():
+                    dropped = item.dropped
+    await pass_on(session, stream.finish(dropped), clock)
     session.stats.log_ended(stream)
 
 
-def portions(piece: LogPiece) -> Iterator[LogPiece]:
-    """Yield a piece in parts of at most `PORTION` bytes.
-
-    `end` of each part stays the end of the whole piece. `LogStream` uses it only to compute where the line starts.
-    """
-    if len(piece.data) <= PORTION:
+def portions(piece: LogPiece, masker: Masker) -> Iterator[LogPiece]:
+    """Yield a piece in parts of at most `PORTION` bytes, or whole if it certainly needs no search for secrets."""
+    if len(piece.data) <= PORTION or masker.passes(piece.data):
         yield piece
         return
     for start in range(0, len(piece.data), PORTION):
-        yield replace(piece, data=piece.data[start : start + PORTION])
+        yield LogPiece(piece.data[start : start + PORTION], piece.offset + start)
 
 
 class CommandClock:
@@ -92,11 +87,17 @@ class CommandClock:
         return time.monotonic() - self.began
 
 
-async def pass_on(session: Session, out: LogChunk | MarkerSeen, clock: CommandClock) -> None:
-    """Send a chunk of the log, or the event that a marker stands for."""
-    if not isinstance(out, MarkerSeen):
-        await session.reporter.send(out)
-        return
+async def pass_on(session: Session, items: list[LogChunk | MarkerSeen], clock: CommandClock) -> None:
+    """Send chunks of the log, and the events that markers stand for."""
+    for out in items:
+        if isinstance(out, MarkerSeen):
+            await pass_on_marker(session, out, clock)
+        else:
+            await session.reporter.send(out)
+
+
+async def pass_on_marker(session: Session, out: MarkerSeen, clock: CommandClock) -> None:
+    """Send the event that a marker stands for."""
     marker = out.marker
     if marker.kind is MarkerKind.STARTED:
         clock.start(marker.command)

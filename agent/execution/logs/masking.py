@@ -68,6 +68,8 @@ class Masker:
         self.finder = FormFinder(forms)
         self.sieve = Sieve(innermost(self.finder.forms))
         self.kept = b""
+        # The last data that `passes` has searched and found to hold no secret.
+        self.clean = b""
         # Size in bytes of the part of the current run (overlapping secrets) that the masker has dropped. A run may be
         # endless, so the masker keeps its size and not its bytes.
         self.run_before_kept = 0
@@ -83,6 +85,15 @@ class Masker:
     def buffered(self) -> int:
         """Return the number of bytes at the end of the input for which no output was returned."""
         return self.run_before_kept + len(self.kept)
+
+    def passes(self, data: bytes) -> bool:
+        """Return whether `feed` will certainly be fast, because the data holds no secret."""
+        if not self.finder.forms:
+            return True
+        if self.run_in_kept or self.sieve.may_match(data):
+            return False
+        self.clean = data
+        return True
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the stream. Returns the masked text that no later byte can change."""
@@ -146,8 +157,8 @@ class Masker:
         Raises:
             OverBudget: the search took too long.
         """
-        # Nearly all text takes this short way, because it holds no secret.
-        if not self.run_in_kept and not self.sieve.may_match(text):
+        clean, self.clean = self.clean, b""
+        if not self.run_in_kept and (text is clean or not self.sieve.may_match(text)):  # true for nearly all text
             return []
         return self.finder.runs(text, self.run_in_kept, time.thread_time() + BUDGET)
 

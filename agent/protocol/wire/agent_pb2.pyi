@@ -33,7 +33,7 @@ Delivery
 Size
   The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
   agent connects again. A scheduler must therefore refuse a larger action itself.
-  An Action has at most 512 KiB of commands, 128 KiB in one command, and 512 KiB of env and secrets. The agent fails
+  An Action has at most 512 KiB of commands, 512 KiB of env and secrets, and 128 KiB in one variable. The agent fails
   a larger one with INVALID_CONFIGURATION. The agent sends messages below 4 MiB.
 
 Liveness

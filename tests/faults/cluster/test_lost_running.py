@@ -82,8 +82,8 @@ def test_kubectl_drain(lab: Lab) -> None:
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
-    # From this message, an adopting agent knows that the commands may have begun.
-    assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "files")} == {"ready"}
+    # This message proves to an adopting agent that the commands may have begun.
+    assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "helper")} == {"ready"}
 
 
 def test_preemption_by_a_higher_priority(lab: Lab) -> None:

@@ -184,7 +184,7 @@ async def test_outcomes(session: Session) -> None:
     )
 
 
-RESET = Resume(KEY, seq=2, cursor=Cursor("t", 1, 3, 3), command=1)
+RESET = Resume(KEY, seq=2, cursor=Cursor(3), command=1)
 
 
 async def test_a_state_loss_ends_the_reporting_and_moves_the_session_back(session: Session) -> None:

@@ -15,7 +15,7 @@ from agent.pipeline.events import ActionEnded, EventBody, LogText
 
 RUNNING = ActionState("pipeline1", "a", ActionStatus.RUNNING, agent="pod.1", started=5.0, seq=3, log_bytes=4)
 FAILED = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, "sentence")
-CURSOR = Cursor("t", 1, 2, 3, 4)
+CURSOR = Cursor(3, 4)
 
 
 @pytest.mark.parametrize(

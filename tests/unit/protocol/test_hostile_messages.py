@@ -159,7 +159,7 @@ METRICS = Metrics()
 
 @pytest.fixture(scope="module", autouse=True)
 def built_programs() -> None:
-    """Plan one pod. The agent builds the programs of container `files` only once, so the steps do not count."""
+    """Plan one pod. The agent builds the programs of container `helper` only once, so the steps do not count."""
     handlers = RecordingHandlers()
     handlers.action(Action(Key("build"), "i", ("x",)))
     assert handlers.planned

@@ -43,9 +43,8 @@ def test_answers_of_real_clusters(status: int, message: str, reason: Reason, ret
     assert classify_status(status, message) == (reason, retryable)
 
 
-# The texts below are answers of an API server of Kubernetes 1.37, word for word. Each answer refuses one pod with the
-# containers `action` and `files`, in a namespace with one LimitRange or one ResourceQuota. FORBIDDEN is the start of
-# all answers.
+# Answers of the API server of Kubernetes 1.37, word for word: one pod with the containers `action` and `helper` in a
+# namespace with one LimitRange or one ResourceQuota.
 FORBIDDEN = 'pods "p" is forbidden: '
 LIMIT_RANGE = (
     "maximum memory usage per Container is 256Mi, but limit is 512Mi",

@@ -28,7 +28,7 @@ from agent.telemetry.metrics import Metrics
 
 Script = Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]
 
-TARGET = ContainerRef("actions", "pod-1", "files")
+TARGET = ContainerRef("actions", "pod-1", "helper")
 SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 
 
@@ -107,7 +107,7 @@ async def test_a_command_and_its_streams(api: Api, client: Client) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, b"output", b"err")
     (request,) = api.requests
     assert request.query.getall("command") == ["cat", "a b", "ü&c=d+e%", "", "-x\n"]
-    assert request.query["container"] == "files"
+    assert request.query["container"] == "helper"
     assert (request.query["stdout"], request.query["stderr"]) == ("true", "true")
     assert "stdin" not in request.query
     assert request.headers["authorization"] == "Bearer t"

@@ -30,11 +30,7 @@ LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, secon
 
 @dataclass
 class Pod:
-    """A stand-in for container `files`.
-
-    It streams the output of the real collector (the program that copies files out of a pod), and fails as the test has
-    set.
-    """
+    """A stand-in for container `helper`. It streams the output of the real collector, and fails as the test has set."""
 
     workspace: Path
     snapshot: Path
@@ -237,20 +233,25 @@ async def test_every_file_ends_with_its_hash(pod: Pod) -> None:
 
 
 def test_commands_are_short_enough_for_a_url() -> None:
-    holder = packaging.workspace_command(workspace="/workspace", ready_path="/.sealci/ready", seconds=3600.4)
-    assert holder[:3] == ["python3", "-I", "-S"]
-    assert holder[-4:] == ["/workspace", packaging.SNAPSHOT, "/.sealci/ready", "3600"]
+    log = packaging.log_command(7, follow=True)
+    assert log[:3] == ["python3", "-I", "-S"]
+    assert log[-3:] == ["/log", "7", "follow"]
     collect = collect_module.collect_command(ArtifactRules(("a", "b"), ("c",)), LIMITS, workspace="/workspace")
     assert collect[-9:] == [packaging.SNAPSHOT, "100", "1048576", "4194304", "45", "2", "a", "b", "c"]
-    assert sum(map(len, holder)) < 4 * 1024
+    assert sum(map(len, log)) < 4 * 1024
     assert sum(map(len, collect)) < 8 * 1024
-    assert "\n" not in "".join(holder + collect)
+    assert "\n" not in "".join(log + collect)
 
 
 @pytest.mark.parametrize(
     "command",
-    [packaging.workspace_program(), packaging.collect_files_program(), packaging.receive_tree_program()],
-    ids=["holder", "collect", "fill"],
+    [
+        packaging.helper_program("", ""),
+        packaging.collect_files_program(),
+        packaging.receive_tree_program(),
+        packaging.read_log_program(),
+    ],
+    ids=["helper", "collect", "fill", "log"],
 )
 def test_programs_run_on_the_oldest_supported_python(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")

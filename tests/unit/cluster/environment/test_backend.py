@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ACTION = Action(Key("build"), "alpine", ("true",), secrets={"TOKEN": "hunter2-hunter2"})
 RUNNING = [
     {"name": name, "started": True, "state": {"running": {"startedAt": "2026-11-24T08:00:00Z"}}}
-    for name in ("files", "action")
+    for name in ("helper", "action")
 ]
 
 

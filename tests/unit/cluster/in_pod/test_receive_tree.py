@@ -1,7 +1,8 @@
-"""The program that unpacks a tar archive from stdin into the workspace. In a pod it runs in container `files`."""
+"""The program that unpacks a tar archive from stdin into the workspace. In a pod it runs in container `helper`."""
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -11,8 +12,22 @@ from agent.cli.working_tree import pack
 from agent.cluster.in_pod import packaging
 
 
+def fifo(folder: Path) -> int:
+    """Create the FIFO `go` and open it, as the helper does. Return the descriptor."""
+    os.mkfifo(folder / "go")
+    return os.open(folder / "go", os.O_RDWR | os.O_NONBLOCK)
+
+
+def arrived(go: int) -> bytes:
+    try:
+        return os.read(go, 100)
+    except BlockingIOError:
+        return b""
+
+
 def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: Path) -> None:
-    tree, workspace, ready = tmp_path / "tree", tmp_path / "workspace", tmp_path / "ready"
+    tree, workspace = tmp_path / "tree", tmp_path / "workspace"
+    go = fifo(tmp_path)
     (tree / "d").mkdir(parents=True)
     workspace.mkdir()
     (tree / "d" / "program").write_text("#!/bin/sh\n")
@@ -26,7 +41,7 @@ def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: 
         *packaging.receive_tree_program()[1:],
         str(workspace),
         str(tmp_path / "snapshot"),
-        str(ready),
+        str(tmp_path / "go"),
     ]
     size = archive.stat().st_size
     with subprocess.Popen([*command, str(size)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -35,12 +50,12 @@ def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: 
         process.stdin.write(data[:-1])
         process.stdin.flush()
         assert process.poll() is None
-        assert not ready.exists()
+        assert not arrived(go)
         # The stdin of an exec has no end. The program knows from its size argument that this is the last byte.
         process.stdin.write(data[-1:])
         process.stdin.flush()
         assert process.wait(30) == 0, process.stderr and process.stderr.read()
-    assert ready.exists()
+    assert arrived(go) == b"run\n"
     assert (workspace / "big").read_bytes() == (tree / "big").read_bytes()
     assert (workspace / "outward").readlink() == Path("/etc/hostname")
     assert stat.S_IMODE((workspace / "d" / "program").stat().st_mode) == 0o777
@@ -49,15 +64,16 @@ def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: 
 
 
 def test_an_invalid_archive_is_an_error_and_the_commands_do_not_begin(tmp_path: Path) -> None:
+    go = fifo(tmp_path)
     command = [
         sys.executable,
         *packaging.receive_tree_program()[1:],
         str(tmp_path),
         str(tmp_path / "s"),
-        str(tmp_path / "ready"),
+        str(tmp_path / "go"),
         "4",
     ]
     done = subprocess.run(command, input=b"nope", capture_output=True, check=False)
     assert done.returncode != 0
     assert b"Error" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "ready").exists()
+    assert not arrived(go)

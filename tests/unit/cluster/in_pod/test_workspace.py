@@ -1,17 +1,15 @@
-"""PID 1 of container `files`: it walks over the workspace, stores a snapshot, and waits for SIGTERM."""
+"""The walk over the workspace, and its snapshot."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from agent.cluster.in_pod import packaging, workspace
-from tests.unit.cluster.in_pod.places import Place, as_run_here
+from agent.cluster.in_pod import workspace
+from tests.unit.cluster.in_pod.places import Place
 
 
 def test_another_file_system_is_not_entered() -> None:
@@ -44,32 +42,6 @@ def test_folders_with_long_paths_are_not_entered(place: Place) -> None:
     os.close(root)
     assert {len(path): why for path, why in missed.items()} == {4097: "a path longer than 4096 bytes"}
     subprocess.run(["rm", "-rf", place.root], check=True)
-
-
-def start_program(place: Place, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
-    ready = place.root.parent / "ready"
-    # A named pipe opens only when both ends are open. So a test that reads it waits for the program without polling.
-    os.mkfifo(ready)
-    command = packaging.workspace_command(workspace=str(place.root), ready_path=str(ready), seconds=seconds)
-    return subprocess.Popen(as_run_here(command, place.snapshot), stderr=subprocess.PIPE), ready
-
-
-def test_the_program_takes_a_snapshot_and_exits_on_term(place: Place) -> None:
-    place.write("old")
-    place.write(b"odd \n\xff name")
-    with start_program(place, 60)[0] as process:
-        (place.root.parent / "ready").read_bytes()
-        place.write("new")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    assert set(place.collect().contents) == {b"new"}
-
-
-def test_the_program_exits_after_its_time(place: Place) -> None:
-    process, ready = start_program(place, 0)
-    with process:
-        ready.read_bytes()
-        assert process.wait(10) == 0
 
 
 def test_the_snapshot_waits_until_the_clock_has_passed_the_newest_file(

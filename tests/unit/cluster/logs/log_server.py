@@ -1,4 +1,4 @@
-"""A scripted API server with the log of one container, for the tests of the log follower.
+"""A scripted API server with the log of one action, for the tests of the log follower.
 
 A LogServer lives as long as a test.
 """
@@ -16,61 +16,55 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
 from agent.cluster.api.container_ref import ContainerRef
-from agent.cluster.logs.follower import ContainerState, Timings, follow
-from agent.domain.log_cursor import Cursor
-from agent.domain.observations import LogGap, LogLost, LogPiece
+from agent.cluster.logs.follower import follow
+from agent.cluster.logs.source import LogState, Timings
+from agent.domain.observations import LogEnd, LogGap, LogItem, LogLost, LogPiece
 from agent.settings import ClusterSettings
 from agent.telemetry.metrics import Metrics
-from tests.fakes.kubelet_log import KubeletLog
+from tests.fakes.helper_log import KEY, HelperLog, accept, serve_errand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-FAST = Timings(
-    settle=0.05,
-    pause=0.002,
-    longest_pause=0.01,
-    refused=0.1,
-    give_up=0.2,
-)
+FAST = Timings(settle=0.05, pause=0.002, longest_pause=0.01, refused=0.1, give_up=0.2, torn=0.05)
 PROBING = replace(FAST, probe=0.05, longest_probe=0.1)
-PATH = "/api/v1/namespaces/actions/pods/pod-1/log"
-TARGET = ContainerRef("actions", "pod-1", "action")
+PATH = "/api/v1/namespaces/actions/pods/pod-1"
+TARGET = ContainerRef("actions", "pod-1", "helper")
 
 
-class Container:
-    """The state of a container, as the pod watch reports it to the log follower. The test sets the state."""
+class Source:
+    """The state of a log, as the pod watch reports it to the log follower. The test sets the state."""
 
-    def __init__(self, state: ContainerState = ContainerState.RUNNING) -> None:
+    def __init__(self, state: LogState = LogState.OPEN) -> None:
         self.state = state
-        self.log_ended = False
-        self.end_seen = False
         self.changed = asyncio.Event()
 
-    def enter(self, state: ContainerState) -> None:
+    def enter(self, state: LogState) -> None:
         self.state = state
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
-    async def wait_while(self, state: ContainerState) -> None:
+    async def wait_while(self, state: LogState) -> None:
         while self.state is state:
             await self.changed.wait()
-        self.end_seen = self.state is ContainerState.TERMINATED
 
 
 class LogServer:
-    """A fake API server with a log. Each handler in `script` answers one request.
+    """A fake API server with a log. Each handler in `script` answers one request for the pod's log.
 
-    Later requests get the whole log, and the container ends.
+    Later requests get the whole log, and the log ends. `execs` are the handlers of the execs. Later execs read the file
+    as the program `log` does. `errands` are the arguments of all execs: the position, and how far to read.
     """
 
     def __init__(self) -> None:
-        self.log = KubeletLog()
-        self.container = Container()
+        self.log = HelperLog()
+        self.source = Source()
         self.script: list[Handler] = []
+        self.execs: list[Handler] = []
         self.queries: list[dict[str, str]] = []
+        self.errands: list[tuple[int, str]] = []
         self.metrics = Metrics()
         self.client: Client
 
@@ -79,18 +73,36 @@ class LogServer:
         return sum("follow" in query for query in self.queries)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        assert request.path == PATH
+        if request.path == f"{PATH}/exec":
+            position, how = request.query.getall("command")[-2:]
+            self.errands.append((int(position), how))
+            return await (self.execs.pop(0) if self.execs else self.errand)(request)
+        assert request.path == f"{PATH}/log"
         self.queries.append(dict(request.query))
         if self.script:
             return await self.script.pop(0)(request)
         return await self.whole(request)
 
-    def body(self, request: web.Request) -> bytes:
-        return self.log.body(request.query.get("sinceTime", ""))
-
     async def whole(self, request: web.Request) -> web.StreamResponse:
-        self.container.enter(ContainerState.TERMINATED)
-        return web.Response(body=self.body(request))
+        if not self.log.ended:
+            self.log.end()
+        return web.Response(body=self.log.body())
+
+    async def errand(self, request: web.Request) -> web.StreamResponse:
+        return await serve_errand(request, self.log)
+
+    def cut_errand(self, until: int) -> Handler:
+        """Return a handler that serves the file up to byte `until`, and breaks the connection."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            socket = await accept(request)
+            position = int(request.query.getall("command")[-2])
+            await socket.send_bytes(b"\x01" + self.log.blocks(position, until=until))
+            assert request.transport
+            request.transport.close()
+            return socket
+
+        return answer
 
     def status(self, code: int, message: str = "", **headers: str) -> Handler:
         async def answer(_: web.Request) -> web.StreamResponse:
@@ -98,22 +110,21 @@ class LogServer:
 
         return answer
 
-    def up_to(self, position: int) -> Handler:
-        """Return a handler that serves the log up to byte `position` of the whole log, and ends the response."""
+    def part(self, start: int = 0, end: int | None = None) -> Handler:
+        """Return a handler that serves a part of what the node has of the helper's stdout, and ends the response."""
 
-        async def answer(request: web.Request) -> web.StreamResponse:
-            body = self.body(request)
-            return web.Response(body=body[: max(0, position - len(self.log.body()) + len(body))])
+        async def answer(_: web.Request) -> web.StreamResponse:
+            return web.Response(body=self.log.body()[start:end])
 
         return answer
 
-    def then_silent(self, *, cut: bool = False) -> Handler:
-        """Return a handler that serves the log and keeps the response open or, if `cut`, breaks the connection."""
+    def then_silent(self, start: int = 0, end: int | None = None, *, cut: bool = False) -> Handler:
+        """Return a handler that serves a part and keeps the response open or, if `cut`, breaks the connection."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
             await response.prepare(request)
-            await response.write(self.body(request))
+            await response.write(self.log.body()[start:end])
             if cut:
                 assert request.transport
                 request.transport.abort()
@@ -122,19 +133,26 @@ class LogServer:
 
         return answer
 
-    async def read(
-        self, cursor: Cursor | None = None, timings: Timings = FAST, node_limit: int = 1 << 20
-    ) -> list[LogPiece | LogGap | LogLost]:
-        items = follow(self.client, TARGET, cursor or Cursor(), self.container, timings, node_limit)
-        async with aclosing(items):
+    async def read(self, position: int = 0, timings: Timings = FAST) -> list[LogItem]:
+        items = follow(self.client, TARGET, position, self.source, KEY, timings)
+        async with asyncio.timeout(20), aclosing(items):
             return [item async for item in items]
 
 
-def payload(items: list[LogPiece | LogGap | LogLost]) -> bytes:
+def payload(items: list[LogItem]) -> bytes:
+    """Return the text of the pieces. Each piece must begin where the item before it ends."""
+    position = next((item.offset for item in items if isinstance(item, LogPiece | LogGap)), 0)
+    for item in items:
+        if isinstance(item, LogPiece):
+            assert item.offset == position
+            position += len(item.data)
+        elif isinstance(item, LogGap):
+            assert item.offset == position
+            position += item.size
     return b"".join(item.data for item in items if isinstance(item, LogPiece))
 
 
-def others(items: list[LogPiece | LogGap | LogLost]) -> list[LogGap | LogLost]:
+def others(items: list[LogItem]) -> list[LogGap | LogEnd | LogLost]:
     return [item for item in items if not isinstance(item, LogPiece)]
 
 

@@ -1,144 +1,212 @@
-"""The log follower: its requests, how it resumes after a broken connection, and a slow consumer of its output."""
+"""The log follower: its requests, how it fills what is missing, and a slow consumer of its output."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.logs.follower import ContainerState, Timings, follow
-from agent.domain.log_cursor import Cursor
-from agent.domain.observations import LogPiece
-from tests.fakes.kubelet_log import EPOCH, SECOND, KubeletLog, stamp
+from agent.cluster.logs.follower import MOST_GAPS, MOST_MISSING, follow
+from agent.cluster.logs.source import LogState, Timings
+from agent.domain.observations import LogEnd, LogGap, LogPiece
+from tests.fakes.helper_log import KEY, HelperLog, frame
 from tests.fakes.waiting import poll_until
 from tests.unit.cluster.logs.log_server import FAST, TARGET, LogServer, others, payload, serving
-
-if TYPE_CHECKING:
-    pass
-
 
 # ---- requests
 
 
 async def test_one_request_reads_the_whole_log(api: LogServer) -> None:
-    api.log.write(b"one\ntwo\nno newline", EPOCH)
+    api.log.write(b"one\ntwo\nno newline")
     seen: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
         seen.append(request.headers["Authorization"])
-        api.container.log_ended = True
         return await api.whole(request)
 
     api.script = [answer]
-    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
-        assert payload([await anext(items)]) == b""
-    assert api.queries == [{"container": "action", "timestamps": "true", "follow": "true"}]
+    items = await api.read()
+    assert payload(items) == b"one\ntwo\nno newline"
+    assert others(items) == [LogEnd()]
+    assert api.queries == [{"container": "helper", "follow": "true"}]
+    assert api.errands == []
     assert seen == ["Bearer token"]
 
 
-async def test_a_resumed_read_starts_at_the_whole_second_in_utc(api: LogServer) -> None:
-    api.log.zone = 120
-    api.log.write(b"one\ntwo\n", EPOCH + 17)
-    cursor = Cursor(stamp(EPOCH + 17, 120).decode(), 1, 4, 4)
-    assert payload(await api.read(cursor)) == b"two\n"
-    assert api.queries[0]["sinceTime"] == stamp(EPOCH).decode().replace(".000000000", "")
-
-
-async def test_a_waiting_container_causes_no_request(api: LogServer) -> None:
-    api.container.enter(ContainerState.WAITING)
-    api.log.write(b"x\n", EPOCH)
+async def test_a_waiting_helper_causes_no_request(api: LogServer) -> None:
+    api.source.enter(LogState.WAITING)
+    api.log.write(b"x\n")
     reading = asyncio.create_task(api.read())
     await asyncio.sleep(0)
     assert api.queries == []
-    api.container.enter(ContainerState.RUNNING)
+    api.source.enter(LogState.OPEN)
     assert payload(await reading) == b"x\n"
-    assert [query.get("follow") for query in api.queries][:1] == ["true"]
 
 
-async def test_the_log_of_an_ended_container_is_read_plainly(api: LogServer) -> None:
-    api.log.write(b"one\n", EPOCH)
-    api.container.enter(ContainerState.TERMINATED)
-    assert payload(await api.read()) == b"one\n"
-    assert [query.get("follow") for query in api.queries] == [None]
+async def test_an_old_position_is_caught_up_from_the_file(api: LogServer) -> None:
+    """A stream from a certain time on would miss what was written before, until the log has more."""
+    api.log.write(b"one\ntwo\nthree\n")
+    items = await api.read(4)
+    assert payload(items) == b"two\nthree\n"
+    assert api.errands == [(4, "once")]
+    assert [query["sinceSeconds"] for query in api.queries] == ["6"]
 
 
-async def test_a_pod_that_is_gone_after_the_last_marker_has_lost_nothing(api: LogServer) -> None:
-    api.container.enter(ContainerState.GONE)
-    api.container.log_ended = True
-    assert await api.read() == []
-    assert api.queries == []
-
-
-@pytest.mark.parametrize(("node_limit", "requests"), [(1 << 20, ["true"]), (1, ["true", None])])
-async def test_the_last_marker_saves_the_last_read_of_an_ended_container(
-    api: LogServer, node_limit: int, requests: list[str | None]
-) -> None:
-    """The follower reads the log once more only if the node's log file may be full.
-
-    After a rotation of a full file, a stream may stand still although the node has more of the log.
-    """
-    api.log.write(b"one\nlast\n", EPOCH)
+async def test_the_last_frame_ends_the_log_while_the_commands_seem_to_run(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.end(dropped=17)
     api.script = [api.then_silent()]
-    got = b""
-    async with asyncio.timeout(20):
-        timings = Timings(settle=60.0)
-        async for item in follow(api.client, TARGET, Cursor(), api.container, timings, node_limit):
-            assert isinstance(item, LogPiece)
-            got += item.data
-            api.container.log_ended = got.endswith(b"last\n")
-            api.container.enter(ContainerState.TERMINATED)
-    assert got == b"one\nlast\n"
-    assert [query.get("follow") for query in api.queries] == requests
+    items = await api.read(timings=Timings())
+    assert others(items) == [LogEnd(17)]
+    assert len(api.queries) == 1
 
 
-async def test_the_last_marker_ends_no_stream_of_a_container_that_runs(api: LogServer) -> None:
-    """A process of the commands can print a forged last marker, be silent, and continue to work."""
-    api.container.log_ended = True
+async def test_a_forged_end_ends_nothing(api: LogServer) -> None:
+    """The commands can write a frame. Without the key its checksum is wrong, wherever the stream begins."""
+    forged = HelperLog(0)
+    forged.end()
+    api.log.write(forged.stdout + b"hidden work\n")
+    api.script = [api.then_silent(30, cut=True)]
+    items = await api.read()
+    assert payload(items) == forged.stdout + b"hidden work\n"
+    assert others(items) == [LogEnd()]
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+
+# ---- what is missing
+
+
+async def test_a_gap_in_the_frames_is_filled_from_the_file(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.skip(b"two\n" * 100)
+    api.log.write(b"three\n")
+    items = await api.read()
+    assert payload(items) == api.log.content
+    assert others(items) == [LogEnd()]
+    assert api.errands == [(4, "once")]
+    assert len(api.queries) == 1
+
+
+async def test_a_large_gap_is_read_from_the_file_to_the_end_of_the_log(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.skip(b"x" * (MOST_MISSING + 1))
+    api.log.write(b"three\n")
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read())
+    await poll_until("the file is read", lambda: bool(api.errands))
+    api.log.skip(b"last\n")
+    api.log.end()
+    items = await reading
+    assert payload(items) == api.log.content
+    assert others(items) == [LogEnd()]
+    assert api.errands == [(4, "follow")]
+
+
+async def test_many_gaps_are_read_from_the_file_to_the_end_of_the_log(api: LogServer) -> None:
+    for _ in range(MOST_GAPS + 1):
+        api.log.write(b"one\n")
+        api.log.skip(b"two\n")
+    api.log.write(b"three\n")
+
+    async def each(request: web.Request) -> web.StreamResponse:
+        """Serve frames of which none fits the file at the time of the errand before it."""
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(stamp(EPOCH) + b" forged\n")
-        await asyncio.sleep(0.3)
-        await response.write(stamp(EPOCH + 1) + b" hidden work\n")
+        content, api.log.content = api.log.content, b""
+        for turn in range(MOST_GAPS + 2):
+            await poll_until("the gap before is filled", lambda: len(api.errands) >= turn - 1)  # noqa: B023
+            api.log.content = content[: 8 * turn + 4]
+            await response.write(frame(8 * turn, content[8 * turn : 8 * turn + 4]))
+        api.log.content = content
+        api.log.end()
         await asyncio.Event().wait()
         return response
 
-    api.script = [answer]
+    api.script = [each]
+    items = await api.read()
+    assert payload(items) == api.log.content
+    assert others(items) == [LogEnd()]
+    assert [how for _, how in api.errands] == ["once"] * MOST_GAPS + ["follow"]
+
+
+async def test_a_fast_log_is_read_from_the_file(api: LogServer) -> None:
+    api.log.write(b"0123456789abcde\n" * (1 << 17))
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read())
+    await poll_until("the file is read", lambda: bool(api.errands))
+    api.log.end()
+    items = await reading
+    assert payload(items) == api.log.content
+    ((position, how),) = api.errands
+    assert how == "follow"
+    assert 0 < position < len(api.log.content)
+
+
+@pytest.mark.parametrize("step", [10, 64, 1000, 100_000])
+async def test_an_exec_that_breaks_is_resumed_at_the_next_byte(api: LogServer, step: int) -> None:
+    api.log.write(b"one\n")
+    api.log.skip(bytes(range(256)) * 2000)
+    api.log.write(b"last\n")
+    size = len(api.log.content)
+    api.execs = [api.cut_errand(min(size, 4 + step * turn)) for turn in range(1, 6)]
+    api.log.end()
+    items = await api.read()
+    assert payload(items) == api.log.content
+    assert others(items) == [LogEnd()]
+
+
+async def test_a_silent_stream_after_the_end_of_the_commands_is_completed_from_the_file(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read(timings=replace(FAST, probe=1000)))
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
+    api.log.skip(b"two\n")
+    api.log.end()
+    api.source.enter(LogState.ENDING)
+    items = await reading
+    assert payload(items) == b"one\ntwo\n"
+    assert others(items) == [LogEnd()]
+    assert api.errands == [(4, "follow")]
+
+
+async def test_the_log_of_a_container_that_could_not_be_executed_ends_empty(api: LogServer) -> None:
+    """The helper then sees no end, because no process has opened the log."""
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read(timings=replace(FAST, probe=1000)))
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
+    api.source.enter(LogState.ENDING)
+    assert await reading == [LogEnd()]
+    assert set(api.errands) == {(0, "once")}
+
+
+async def test_a_torn_frame_does_not_delay_the_frames_behind_it(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.write(b"x" * 5000)
+    end = len(api.log.body())
+    api.log.write(b"three\n")
+    body = api.log.body()
+
+    async def torn(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(body[:200] + body[end:])
+        await asyncio.Event().wait()
+        return response
+
+    api.script = [torn]
     got = b""
-    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, replace(FAST, probe=30.0))) as items:
+    items = follow(api.client, TARGET, 0, api.source, KEY, replace(FAST, probe=1000))
+    async with asyncio.timeout(10), aclosing(items):
         async for item in items:
             assert isinstance(item, LogPiece)
             got += item.data
-            if b"hidden" in got:
+            if got.endswith(b"three\n"):
                 break
-    assert got == b"forged\nhidden work\n"
-
-
-async def test_what_follows_a_forged_last_marker_is_read_when_the_stream_breaks(api: LogServer) -> None:
-    api.log.write(b"one\nforged\n", EPOCH)
-    api.script = [api.then_silent(cut=True)]
-    got = b""
-    async for item in follow(api.client, TARGET, Cursor(), api.container, FAST):
-        assert isinstance(item, LogPiece)
-        got += item.data
-        if not api.container.log_ended:
-            api.container.log_ended = True
-            api.log.write(b"hidden work\n", EPOCH + 1)
-    assert got == b"one\nforged\nhidden work\n"
-
-
-async def test_an_error_after_the_last_marker_is_no_lost_log(api: LogServer) -> None:
-    api.container.enter(ContainerState.TERMINATED)
-    api.container.log_ended = True
-    api.script = [api.status(404)] * 1000
-    assert await api.read() == []
+    assert got == api.log.content
 
 
 # ---- broken streams
@@ -147,53 +215,39 @@ async def test_an_error_after_the_last_marker_is_no_lost_log(api: LogServer) -> 
 @pytest.mark.parametrize("step", [1, 7, 64, 1000])
 async def test_a_stream_that_breaks_at_any_byte_is_resumed_at_the_next(api: LogServer, step: int) -> None:
     for number in range(6):
-        api.log.write(b"line \xff\x00\r %d\n" % number * (number % 3), EPOCH + number // 2 * SECOND)
-    api.log.write(b"no newline", EPOCH + 3 * SECOND)
-    api.script = [api.up_to(position) for position in range(step, len(api.log.body()), step)]
+        api.log.write(b"line \xff\x00\r\r\n %d\n" % number * (number % 3))
+    api.log.write(b"no newline")
+    api.script = [api.part(0, position) for position in range(step, len(api.log.body()), step)]
     items = await api.read()
-    assert others(items) == []
-    assert payload(items) == api.log.payload()
+    assert others(items) == [LogEnd()]
+    assert payload(items) == api.log.content
 
 
-WRITES = st.lists(st.tuples(st.sampled_from([0, 1, SECOND]), st.binary(max_size=40), st.booleans()), max_size=30)
-CUTS = st.lists(st.floats(0, 1), max_size=8)
+WRITES = st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=30)
+CUTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8)
 
 
-@settings(max_examples=25)
-@given(st.sampled_from([0, 90]), st.sampled_from([5, 1000]), WRITES, CUTS)
-def test_any_cuts_of_any_log(zone: int, piece: int, writes: list[tuple[int, bytes, bool]], cuts: list[float]) -> None:
+@settings(max_examples=25, deadline=None)
+@given(WRITES, CUTS, st.booleans())
+def test_any_cuts_of_any_log(writes: list[tuple[bytes, bool]], cuts: list[tuple[float, float]], keeps_cr: bool) -> None:
+    """Each response is any part of what the node has, and some bytes are only in the file."""
+
     async def check() -> None:
         async with serving() as api:
-            api.log = KubeletLog(zone, piece)
-            at = EPOCH
-            for passed, data, newline in writes:
-                at += passed
-                api.log.write(data + b"\n" * newline, at)
+            api.log = HelperLog(keeps_cr=keeps_cr)
+            for data, skipped in writes:
+                api.log.skip(data) if skipped else api.log.write(data)
             size = len(api.log.body())
-            api.script = [api.up_to(position) for position in sorted(int(cut * size) for cut in cuts)]
+            api.script = [api.part(*sorted((int(one * size), int(other * size)))) for one, other in cuts]
             items = await api.read()
-            assert others(items) == []
-            assert payload(items) == api.log.payload()
+            assert others(items) == [LogEnd()]
+            assert payload(items) == api.log.content
 
     asyncio.run(check())
 
 
-async def test_a_line_of_five_mebibytes_breaks_in_its_middle(api: LogServer) -> None:
-    api.log.write(b"before\n" + b"0123456789abcdef" * (5 << 16) + b"\nafter\n", EPOCH)
-    api.script = [api.up_to(position << 20) for position in (1, 2, 4)]
-    items = await api.read()
-    assert payload(items) == api.log.payload()
-    assert max(len(item.data) for item in items if isinstance(item, LogPiece)) < 1 << 20
-
-
-async def test_a_thousand_lines_of_one_nanosecond(api: LogServer) -> None:
-    api.log.write(b"".join(b"%d\n" % number for number in range(1000)), EPOCH + 5)
-    api.script = [api.up_to(position) for position in (10_000, 10_010, 25_000)]
-    assert payload(await api.read()) == api.log.payload()
-
-
 async def test_a_broken_connection_is_opened_again(api: LogServer) -> None:
-    api.log.write(b"one\ntwo", EPOCH)
+    api.log.write(b"one\ntwo")
     api.script = [api.then_silent(cut=True), api.then_silent(cut=True)]
     items = await api.read()
     assert payload(items) == b"one\ntwo"
@@ -202,7 +256,7 @@ async def test_a_broken_connection_is_opened_again(api: LogServer) -> None:
 
 async def test_a_refused_connection_is_retried() -> None:
     async with serving() as api:
-        api.log.write(b"one\n", EPOCH)
+        api.log.write(b"one\n")
         host = api.client.api.configuration.host
         api.client.api.configuration.host = "http://127.0.0.1:1"
         reading = asyncio.create_task(api.read())
@@ -212,34 +266,75 @@ async def test_a_refused_connection_is_retried() -> None:
 
 
 async def test_the_end_of_a_stream_is_not_the_end_of_the_log(api: LogServer) -> None:
-    api.log.write(b"one\n", EPOCH)
-    api.script = [api.up_to(1 << 20)] * 3
+    api.log.write(b"one\n")
+    api.script = [api.part()] * 3
     reading = asyncio.create_task(api.read())
     await poll_until("the log is requested a third time", lambda: len(api.queries) > 2)
-    api.log.write(b"two\n", EPOCH + SECOND)
+    api.log.write(b"two\n")
     assert payload(await reading) == b"one\ntwo\n"
+
+
+# ---- a helper that has ended
+
+
+async def test_the_exact_number_of_missing_bytes_is_known_without_the_helper(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.skip(b"x" * 1_000_000)
+    api.log.write(b"three\n")
+    api.log.end()
+    api.source.enter(LogState.ABANDONED)
+    items = await api.read()
+    assert payload(items) == b"one\nthree\n"
+    assert others(items) == [LogGap(4, 1_000_000), LogEnd()]
+    assert (api.queries, api.errands) == ([{"container": "helper"}], [])
+
+
+async def test_what_the_node_has_rotated_away_is_a_gap(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.log.rotate()
+    api.log.write(b"two\n")
+    api.log.end()
+    api.source.enter(LogState.ABANDONED)
+    items = await api.read()
+    assert payload(items) == b"two\n"
+    assert others(items) == [LogGap(0, 4), LogEnd()]
+
+
+async def test_a_helper_that_ends_before_the_log_loses_the_rest(api: LogServer) -> None:
+    api.log.write(b"one\n")
+    api.script = [api.then_silent(), api.part()]
+    reading = asyncio.create_task(api.read())
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
+    api.source.enter(LogState.ABANDONED)
+    items = await reading
+    assert payload(items) == b"one\n"
+    assert [item.why for item in others(items) if not isinstance(item, LogEnd | LogGap)] == [
+        "container helper ended before the commands did; what it had not copied is lost"
+    ]
 
 
 # ---- the consumer of the follower's output
 
 
-async def test_a_slow_consumer_stops_the_node(api: LogServer) -> None:
+async def test_a_slow_consumer_stops_the_node(api: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cluster.logs.follower.FAST", 1 << 40)
     written = 0
     all_written = asyncio.Event()
-    line = stamp(EPOCH) + b" " + b"x" * 1000 + b"\n"
+    payload_of_frame = b"x" * 1000 + b"\n"
 
     async def flood(request: web.Request) -> web.StreamResponse:
         nonlocal written
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(1000):
-            await response.write(line * 64)
-            written += len(line) * 64
+        for _ in range(64_000):
+            await response.write(frame(written, payload_of_frame))
+            written += len(payload_of_frame)
         all_written.set()
         return response
 
     api.script = [flood]
-    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
+    items = follow(api.client, TARGET, 0, api.source, KEY, FAST)
+    async with aclosing(items):
         await anext(items)
         await anext(items)
         with pytest.raises(TimeoutError):
@@ -263,9 +358,9 @@ async def test_a_consumer_that_leaves_closes_the_connection(api: LogServer) -> N
         finally:
             closed.set()
 
-    api.log.write(b"one\n", EPOCH)
+    api.log.write(b"one\n")
     api.script = [answer]
-    async with aclosing(follow(api.client, TARGET, Cursor(), api.container, FAST)) as items:
+    async with aclosing(follow(api.client, TARGET, 0, api.source, KEY, FAST)) as items:
         await anext(items)
     await asyncio.wait_for(closed.wait(), 5)
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from aiohttp import web
 
-from agent.cluster.logs.follower import ContainerState, Timings
-from agent.domain.log_cursor import Cursor
-from agent.domain.observations import LogLost
-from tests.fakes.kubelet_log import EPOCH
+from agent.cluster.logs.source import LogState, Timings
+from agent.domain.observations import LogEnd, LogGap, LogLost
 from tests.unit.cluster.logs.log_server import LogServer, others, payload
 
-if TYPE_CHECKING:
-    pass
+QUICK = Timings(pause=0.001, longest_pause=0.001, refused=0, give_up=0)
 
 
 @pytest.mark.parametrize("code", [401, 429, 500, 503])
 async def test_a_failed_request_is_retried(api: LogServer, code: int) -> None:
-    api.log.write(b"one\n", EPOCH)
+    api.log.write(b"one\n")
     api.script = [api.status(code)] * 3
-    items = await api.read(timings=Timings(pause=0.001, longest_pause=0.001, refused=0, give_up=0))
+    items = await api.read(timings=QUICK)
     assert payload(items) == b"one\n"
-    assert others(items) == []
+    assert others(items) == [LogEnd()]
 
 
 async def test_retry_after_is_obeyed(api: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,26 +27,26 @@ async def test_retry_after_is_obeyed(api: LogServer, monkeypatch: pytest.MonkeyP
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("agent.cluster.logs.follower.asyncio.sleep", sleep)
-    api.log.write(b"one\n", EPOCH)
+    monkeypatch.setattr("agent.cluster.logs.failures.asyncio.sleep", sleep)
+    api.log.write(b"one\n")
     api.script = [api.status(429, **{"Retry-After": "7"}), api.status(503, **{"Retry-After": "9999"})]
     assert payload(await api.read()) == b"one\n"
     assert slept == [7, 60]
 
 
 async def test_the_follower_waits_for_a_container_that_has_not_started(api: LogServer) -> None:
-    api.log.write(b"one\n", EPOCH)
-    waiting = 'container "action" in pod "pod-1" is waiting to start: ContainerCreating'
+    api.log.write(b"one\n")
+    waiting = 'container "helper" in pod "pod-1" is waiting to start: ContainerCreating'
     api.script = [api.status(400, waiting)] * 30
-    items = await api.read(timings=Timings(pause=0.001, longest_pause=0.001, refused=0))
+    items = await api.read(timings=QUICK)
     assert payload(items) == b"one\n"
-    assert others(items) == []
+    assert others(items) == [LogEnd()]
 
 
 async def test_a_pod_that_is_gone_ends_the_log(api: LogServer) -> None:
     api.script = [api.status(404, 'pods "pod-1" not found')]
     assert await api.read() == [LogLost("the pod is gone")]
-    api.container.enter(ContainerState.GONE)
+    api.source.enter(LogState.GONE)
     assert await api.read() == [LogLost("the pod is gone")]
     assert len(api.queries) == 1
 
@@ -64,23 +59,53 @@ async def test_a_lasting_refusal_ends_the_log(api: LogServer, code: int) -> None
     assert len(api.queries) > 1
 
 
-async def test_the_log_of_an_ended_container_is_given_up_after_a_while(api: LogServer) -> None:
-    api.container.enter(ContainerState.TERMINATED)
+async def test_the_log_of_an_ended_helper_is_given_up_after_a_while(api: LogServer) -> None:
+    api.source.enter(LogState.ABANDONED)
     api.script = [api.status(500, "no")] * 1000
     assert await api.read() == [LogLost("get pods/log: no (HTTP 500)")]
     assert len(api.queries) > 1
 
 
-@pytest.mark.parametrize("state", [ContainerState.RUNNING, ContainerState.TERMINATED])
-async def test_an_error_message_of_the_kubelet_is_not_log(api: LogServer, state: ContainerState) -> None:
+@pytest.mark.parametrize("state", [LogState.OPEN, LogState.ABANDONED])
+async def test_an_error_message_of_the_kubelet_is_not_log(api: LogServer, state: LogState) -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(text="unable to retrieve container logs for containerd://0123")
 
-    api.container.enter(state)
+    api.source.enter(state)
     api.script = [answer] * 1000
     assert await api.read() == [LogLost("the node no longer has the container's log")]
 
 
-async def test_a_malformed_cursor_ends_the_log(api: LogServer) -> None:
-    items = await api.read(Cursor("yesterday", 1))
-    assert [type(item) for item in items] == [LogLost]
+@pytest.mark.parametrize("code", [403, 500])
+async def test_a_file_that_cannot_be_read_leaves_a_gap_of_known_size(api: LogServer, code: int) -> None:
+    """The stream goes on. The next gap is filled if an exec works again."""
+    api.log.write(b"one\n")
+    api.log.skip(b"lost")
+    api.log.write(b"two\n")
+    position = len(api.log.content)
+    body = len(api.log.body())
+    api.log.skip(b"found")
+    api.log.write(b"three\n")
+
+    async def working(request: web.Request) -> web.StreamResponse:
+        api.execs = []
+        return await api.errand(request)
+
+    async def rest(request: web.Request) -> web.StreamResponse:
+        api.execs = [working]
+        return await api.whole(request)
+
+    api.script = [api.part(0, body), rest]
+    api.execs = [api.status(code, "no")] * 1000
+    items = await api.read()
+    assert payload(items) == b"one\ntwo\nfoundthree\n"
+    assert others(items) == [LogGap(4, 4), LogEnd()]
+    assert api.errands[-1] == (position, "once")
+
+
+async def test_the_stream_is_read_if_the_file_can_never_be_read(api: LogServer) -> None:
+    api.log.write(b"0123456789abcde\n" * (1 << 17))
+    api.execs = [api.status(403, "no")] * 1000
+    items = await api.read()
+    assert payload(items) == api.log.content
+    assert others(items) == [LogEnd()]

@@ -89,14 +89,14 @@ def unschedulable(message: str) -> Object:
     return {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
 
 
-FILES = running("files")
+HELPER = running("helper")
 DONE = terminated("action", 0, message=record("completed", 3, 0))
 FAILED = terminated("action", 7, message=record("started", 2, 7))
 ENDED_BY_TERM = terminated("action", 143, message=record("started", 2, 143))
 KILLED = terminated("action", 137, message=record("started", 2))
 SHELL_KILLED = terminated("action", 137, message=record("started", 2, 137))
-FILES_ENDED = terminated("files", 143, message="ready")
-CREATING = (waiting("files"), waiting("action"))
+HELPER_ENDED = terminated("helper", 143, message="ready")
+CREATING = (waiting("helper"), waiting("action"))
 CLONED = terminated("repository", 0)
 SUCCESS = Exited(0, 3, None)
 PULL = 'rpc error: code = NotFound desc = failed to pull and unpack image "x": not found'

@@ -66,11 +66,9 @@ def test_properties_of_every_pod(settings: Settings, plan: Plan) -> None:
     assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
 
 
-def test_container_files_comes_first_and_only_if_files_are_wanted() -> None:
-    assert [each["name"] for each in manifest.pod(PLAN, SETTINGS)["spec"]["containers"]] == ["files", "action"]
-    pod = manifest.pod(WITHOUT_FILES, SETTINGS)
-    assert list(containers(pod)) == ["action"]
-    assert [each["name"] for each in pod["spec"]["volumes"]] == ["workspace"]
+def test_every_pod_has_a_helper_and_it_comes_first() -> None:
+    for plan in (PLAN, WITHOUT_FILES):
+        assert [each["name"] for each in manifest.pod(plan, SETTINGS)["spec"]["containers"]] == ["helper", "action"]
     assert WITHOUT_FILES.wants_files is False
 
 
@@ -98,35 +96,84 @@ def test_labels_match_the_selector_and_annotations_hold_the_session() -> None:
     assert "ownerReferences" not in manifest.pod(PLAN, SETTINGS)["metadata"]
 
 
-def test_commands_and_values_reach_the_container_unchanged() -> None:
-    action = containers(manifest.pod(PLAN, SETTINGS))["action"]
-    assert [expand(argument) for argument in action["command"]][-2:] == ["echo $HOME", "true"]
-    assert "$(" not in "".join(action["command"]).replace("$$", "")
-    found = environment(action)
-    assert expand(found["A"]) == "$(B) $$ $"
-    assert found["TOKEN"] == {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}
-    assert (found["CI"], found["SEALCI_WORKSPACE"], found["SEALCI_ATTEMPT"]) == ("true", "/workspace", "2")
+def order_of(pod: Object) -> Object:
+    """Return the order that container `helper` reads from its environment."""
+    found = environment(containers(pod)["helper"])
+    text = "".join(expand(found[f"SEALCI_ORDER_{number}"]) for number in range(sum("ORDER" in name for name in found)))
+    order: Object = json.loads(text)
+    return order
+
+
+def test_commands_and_values_reach_the_helper_unchanged() -> None:
+    pod = manifest.pod(PLAN, SETTINGS)
+    order = order_of(pod)
+    assert order["commands"] == ["echo $HOME", "true"]
+    assert order["env"]["A"] == "$(B) $$ $"
+    assert (order["env"]["CI"], order["env"]["SEALCI_WORKSPACE"], order["env"]["SEALCI_ATTEMPT"]) == (
+        ("true", "/workspace", "2")
+    )
+    assert order["secrets"] == ["TOKEN"]
+    found = environment(containers(pod)["helper"])
+    assert found["SEALCI_SECRET_TOKEN"] == {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}
+    assert containers(pod)["action"]["env"] == []
+    assert "$(" not in json.dumps(pod["spec"]).replace("$$", "")
+
+
+def test_the_command_of_container_action_is_the_same_for_all_actions() -> None:
+    other = replace(ACTION, commands=("other",) * 9, env={"B": "c"}, secrets={})
+    commands = [containers(manifest.pod(replace(PLAN, action=each), SETTINGS))["action"] for each in (ACTION, other)]
+    assert commands[0]["command"] == commands[1]["command"]
+    assert PLAN.nonce not in json.dumps(commands)
 
 
 def test_a_secret_replaces_a_variable_and_the_user_replaces_the_agent_s() -> None:
     action = replace(ACTION, env={"TOKEN": "plain", "CI": "no"})
-    found = containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"]["env"]
-    assert [each for each in found if each["name"] == "TOKEN"] == [
-        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": PLAN.secret_name, "key": "TOKEN"}}}
-    ]
-    assert [each for each in found if each["name"] == "CI"] == [{"name": "CI", "value": "no"}]
+    order = order_of(manifest.pod(replace(PLAN, action=action), SETTINGS))
+    assert order["secrets"] == ["TOKEN"]
+    assert "TOKEN" not in order["env"]
+    assert order["env"]["CI"] == "no"
 
 
-def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
-    """If the variable kept its name SHELLOPTS, a bash that runs the supervisor would obey the variable."""
+def test_a_variable_of_the_installer_s_template_replaces_all() -> None:
+    variables = [{"name": "CI", "value": "mine"}, {"name": "TOKEN", "value": "none"}]
+    template = {"spec": {"containers": [{"name": "action", "env": variables}]}}
+    pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
+    order = order_of(pod)
+    assert order["secrets"] == []
+    assert {"CI", "TOKEN"}.isdisjoint(order["env"])
+    assert containers(pod)["action"]["env"] == variables
+
+
+def test_variables_that_no_shell_can_export_belong_to_the_container() -> None:
+    action = replace(ACTION, env={"UID": "$x", "A": "b"}, secrets={"BASHOPTS": "extglob"})
+    pod = manifest.pod(replace(PLAN, action=action), SETTINGS)
+    order = order_of(pod)
+    assert order["secrets"] == []
+    assert "UID" not in order["env"]
+    assert environment(containers(pod)["action"]) == {
+        "UID": "$$x",
+        "BASHOPTS": {"secretKeyRef": {"name": PLAN.secret_name, "key": "BASHOPTS"}},
+    }
+
+
+def test_shellopts_is_no_variable_of_any_shell_at_its_start() -> None:
+    """bash would obey SHELLOPTS while it runs the supervisor."""
     options = {"SHELLOPTS": "xtrace"}
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
-        found = environment(containers(manifest.pod(replace(PLAN, action=action), SETTINGS))["action"])
-        assert "SHELLOPTS" not in found
-        assert found["__sealci_shellopts"] in (
-            "xtrace",
-            {"secretKeyRef": {"name": PLAN.secret_name, "key": "SHELLOPTS"}},
-        )
+        pod = manifest.pod(replace(PLAN, action=action), SETTINGS)
+        assert containers(pod)["action"]["env"] == []
+        assert "SHELLOPTS" not in order_of(pod)["env"]
+    assert (
+        order_of(manifest.pod(replace(PLAN, action=replace(ACTION, env=options)), SETTINGS))["shell_options"]
+        == "xtrace"
+    )
+    assert order_of(pod)["secrets"] == ["SHELLOPTS"]
+
+
+def test_the_snapshot_is_taken_only_if_it_is_compared() -> None:
+    declared = replace(PLAN, action=replace(ACTION, artifacts=ArtifactRules(("a",))))
+    found = [order_of(manifest.pod(plan, SETTINGS))["snapshot"] for plan in (PLAN, declared, WITHOUT_FILES)]
+    assert found == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +189,7 @@ def test_shellopts_reaches_the_supervisor_under_another_name() -> None:
 def test_pipefail_is_as_the_action_asks_or_as_the_setting_has_it(setting: bool, asked: bool | None, mode: str) -> None:
     settings = Settings.model_validate({"environment": {"pipefail": setting}})
     plan = replace(PLAN, action=replace(ACTION, pipefail=asked))
-    command = containers(manifest.pod(plan, settings))["action"]["command"]
-    assert command[command.index("echo $$HOME") - 1] == mode
+    assert order_of(manifest.pod(plan, settings))["pipefail"] == mode
 
 
 def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
@@ -164,7 +210,7 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
     assert {"name": "credentials", "mountPath": "/etc/sealci/credentials"} in clone["volumeMounts"]
     action = containers(pod)["action"]
     assert "credentials" not in {mount["name"] for mount in action["volumeMounts"]}
-    assert environment(action)["GIT_CONFIG_VALUE_0"] == "/workspace"
+    assert order_of(pod)["env"]["GIT_CONFIG_VALUE_0"] == "/workspace"
     assert "initContainers" not in manifest.pod(PLAN, SETTINGS)["spec"]
 
 
@@ -182,7 +228,7 @@ def test_the_profiles() -> None:
     baseline, restricted = manifest.pod(CLONING, SETTINGS), manifest.pod(CLONING, RESTRICTED)
     assert "capabilities" not in containers(baseline)["action"]["securityContext"]
     assert "runAsUser" not in containers(baseline)["action"]["securityContext"]
-    for own in ("files", "repository"):
+    for own in ("helper", "repository"):
         security = containers(baseline)[own]["securityContext"]
         assert security["runAsUser"] == 0
         assert security["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
@@ -192,7 +238,7 @@ def test_the_profiles() -> None:
     )
     for each in containers(restricted).values():
         assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    home = environment(containers(restricted)["action"])["HOME"]
+    home = order_of(restricted)["env"]["HOME"]
     assert home in {mount["mountPath"] for mount in containers(restricted)["action"]["volumeMounts"]}
 
 
@@ -245,7 +291,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
     pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
     assert pod["metadata"]["annotations"].keys() >= {"a", labels.SESSION}
     assert pod["spec"]["nodeSelector"] == {"ci": "true"}
-    assert list(containers(pod)) == ["files", "action"]
+    assert list(containers(pod)) == ["helper", "action"]
     mounts = [mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]]
     assert mounts == ["/workspace", "/.sealci", "/cache"]
 
@@ -306,15 +352,16 @@ def test_a_derived_disk_limit_reserves_nothing_on_the_node(policy: dict[str, Any
 
 
 def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> None:
-    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "cpu": "1"}}
+    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "ephemeral-storage": "9Gi"}}
     given = {"helper_resources": asked, "clone_resources": {"requests": {"cpu": ""}, "limits": {"memory": "2Gi"}}}
     changed = containers(manifest.pod(CLONING, Settings.model_validate({"environment": given})))
-    assert changed["files"]["resources"] == asked
+    assert changed["helper"]["resources"] == asked
     assert changed["repository"]["resources"] == {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}
     default = containers(manifest.pod(CLONING, SETTINGS))
-    assert default["files"]["resources"] == {
-        "requests": {"cpu": "10m", "memory": "32Mi"},
-        "limits": {"memory": "512Mi"},
+    assert default["helper"]["resources"] == {
+        "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
+        # The log at its limit, and what the node keeps of it.
+        "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
 
@@ -334,7 +381,8 @@ def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
 def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     pod = manifest.pod(PLAN, SETTINGS)
     assert secret_of_older_agent(pod) == ""
-    old = json.loads(json.dumps(pod).replace(PLAN.secret_name, PLAN.name))
+    containers(pod)["action"]["env"] = [{"name": "A", "valueFrom": {"secretKeyRef": {"name": PLAN.name, "key": "A"}}}]
+    old = json.loads(json.dumps(pod))
     assert secret_of_older_agent(old) == PLAN.name
     plan = replace(PLAN, existing_secret=PLAN.name)
     assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name

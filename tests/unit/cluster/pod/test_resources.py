@@ -19,7 +19,7 @@ def pod(action: dict[str, Any]) -> dict[str, Any]:
     return {
         "spec": {
             "initContainers": [{"name": "repository", "resources": CLONE}],
-            "containers": [{"name": "files", "resources": HELPER}, {"name": "action", "resources": action}],
+            "containers": [{"name": "helper", "resources": HELPER}, {"name": "action", "resources": action}],
         }
     }
 
@@ -38,7 +38,7 @@ def test_a_limit_over_the_maximum_of_a_container_is_lowered() -> None:
     before = pod(SMALL)
     found = resources(fit_helpers(before, message))
     assert found == {
-        "files": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        "helper": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
         "repository": CLONE,
         "action": SMALL,
     }
@@ -51,21 +51,21 @@ def test_several_violations_are_mended_at_once() -> None:
         "maximum memory usage per Container is 16Mi, but limit is 1Gi]"
     )
     found = resources(fit_helpers(pod(SMALL), message))
-    assert found["files"] == found["repository"]
-    assert found["files"] == {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "16Mi"}}
+    assert found["helper"] == found["repository"]
+    assert found["helper"] == {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "16Mi"}}
 
 
 def test_a_request_below_the_minimum_of_a_container_is_raised() -> None:
     found = resources(fit_helpers(pod(SMALL), "minimum cpu usage per Container is 50m, but request is 10m"))
-    assert found["files"]["requests"] == {"cpu": "50m", "memory": "32Mi"}
+    assert found["helper"]["requests"] == {"cpu": "50m", "memory": "32Mi"}
     found = resources(fit_helpers(pod(SMALL), "minimum memory usage per Container is 2Gi, but request is 32Mi"))
-    assert found["files"] == {"requests": {"cpu": "10m", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
+    assert found["helper"] == {"requests": {"cpu": "10m", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
 
 
 def test_a_request_that_is_too_small_for_the_ratio_is_raised() -> None:
     message = "memory max limit to request ratio per Container is 2, but provided ratio is 16.000000"
     found = resources(fit_helpers(pod(SMALL), message))
-    assert found["files"]["requests"]["memory"] == str(256 << 20)
+    assert found["helper"]["requests"]["memory"] == str(256 << 20)
     assert found["repository"] == CLONE
 
 

@@ -11,7 +11,7 @@ from agent.domain.observations import SetupFailed, Waiting
 from tests.unit.cluster.pod.pods import (
     CLONED,
     CREATING,
-    FILES,
+    HELPER,
     PULL,
     SECRET,
     PodJudge,
@@ -28,37 +28,39 @@ from tests.unit.cluster.pod.pods import (
     ("seen", "reason", "text"),
     [
         (
-            pod(FILES, waiting("action", "InvalidImageName", "couldn't parse image reference")),
+            pod(HELPER, waiting("action", "InvalidImageName", "couldn't parse image reference")),
             Reason.IMAGE_PULL_FAILED,
             "container action: InvalidImageName",
         ),
         (
-            pod(FILES, waiting("action", "ErrImageNeverPull", "not present")),
+            pod(HELPER, waiting("action", "ErrImageNeverPull", "not present")),
             Reason.IMAGE_PULL_FAILED,
             "ErrImageNeverPull",
         ),
         (
-            pod(FILES, waiting("action", "ErrImagePull", "invalid reference format")),
+            pod(HELPER, waiting("action", "ErrImagePull", "invalid reference format")),
             Reason.IMAGE_PULL_FAILED,
             "cannot be pulled",
         ),
         (
-            pod(FILES, waiting("action", "CreateContainerError", "container ID 6553600 cannot be mapped to a host ID")),
+            pod(
+                HELPER, waiting("action", "CreateContainerError", "container ID 6553600 cannot be mapped to a host ID")
+            ),
             Reason.INVALID_CONFIGURATION,
             "a user or group id lies beyond the pod's user namespace: container ID 6553600",
         ),
         (
-            pod(FILES, waiting("action", "CreateContainerConfigError", 'secret "other" not found')),
+            pod(HELPER, waiting("action", "CreateContainerConfigError", 'secret "other" not found')),
             Reason.INVALID_CONFIGURATION,
             '"other"',
         ),
         (
-            pod(FILES, waiting("action", "CreateContainerConfigError", f'secret "{SECRET}-2" not found')),
+            pod(HELPER, waiting("action", "CreateContainerConfigError", f'secret "{SECRET}-2" not found')),
             Reason.INVALID_CONFIGURATION,
             "-2",
         ),
         (
-            pod(FILES, waiting("action", "CreateContainerConfigError", f"couldn't find key A in Secret x/{SECRET}")),
+            pod(HELPER, waiting("action", "CreateContainerConfigError", f"couldn't find key A in Secret x/{SECRET}")),
             Reason.INVALID_CONFIGURATION,
             "key A",
         ),
@@ -78,11 +80,11 @@ from tests.unit.cluster.pod.pods import (
             "OOMKilled with exit code 137",
         ),
         (
-            pod(terminated("files", 128, "StartError", "no python3"), running("action")),
+            pod(terminated("helper", 128, "StartError", "no python3"), running("action")),
             Reason.INTERNAL,
-            "container files: no python3",
+            "container helper: no python3",
         ),
-        (pod(terminated("files", 1), running("action")), Reason.INTERNAL, "container files: Error with exit code 1"),
+        (pod(terminated("helper", 1), running("action")), Reason.INTERNAL, "container helper: Error with exit code 1"),
     ],
 )
 def test_a_permanent_error_fails_the_set_up_at_once(seen: Object, reason: Reason, text: str) -> None:
@@ -96,22 +98,22 @@ def test_a_permanent_error_fails_the_set_up_at_once(seen: Object, reason: Reason
     ("seen", "reason", "limit", "text"),
     [
         (
-            pod(FILES, waiting("action", "ErrImagePull", PULL)),
+            pod(HELPER, waiting("action", "ErrImagePull", PULL)),
             Reason.IMAGE_PULL_FAILED,
             30,
             "the image of action cannot be pulled",
         ),
         (
-            pod(FILES, waiting("action", "ImagePullBackOff", "Back-off pulling image")),
+            pod(HELPER, waiting("action", "ImagePullBackOff", "Back-off pulling image")),
             Reason.IMAGE_PULL_FAILED,
             30,
             "Back-off",
         ),
         (
-            pod(waiting("files", "ImagePullBackOff", "Back-off"), running("action")),
+            pod(waiting("helper", "ImagePullBackOff", "Back-off"), running("action")),
             Reason.IMAGE_PULL_FAILED,
             30,
-            "the image of files",
+            "the image of helper",
         ),
         (
             pod(*CREATING, init=(waiting("repository", "ErrImagePull", PULL),)),
@@ -120,32 +122,32 @@ def test_a_permanent_error_fails_the_set_up_at_once(seen: Object, reason: Reason
             "the image of repository",
         ),
         (
-            pod(FILES, waiting("action", "ErrImagePull", "dial tcp: i/o timeout")),
+            pod(HELPER, waiting("action", "ErrImagePull", "dial tcp: i/o timeout")),
             Reason.IMAGE_PULL_FAILED,
             50,
             "i/o timeout",
         ),
         (
-            pod(FILES, waiting("action", "ErrImagePull", "unexpected status 503 Service Unavailable")),
+            pod(HELPER, waiting("action", "ErrImagePull", "unexpected status 503 Service Unavailable")),
             Reason.IMAGE_PULL_FAILED,
             50,
             "503",
         ),
         (
-            pod(FILES, waiting("action", "ErrImagePull", "429 Too Many Requests - toomanyrequests")),
+            pod(HELPER, waiting("action", "ErrImagePull", "429 Too Many Requests - toomanyrequests")),
             Reason.IMAGE_PULL_FAILED,
             50,
             "429",
         ),
-        (pod(FILES, waiting("action", "ErrImagePull", "unexpected EOF")), Reason.IMAGE_PULL_FAILED, 50, "EOF"),
+        (pod(HELPER, waiting("action", "ErrImagePull", "unexpected EOF")), Reason.IMAGE_PULL_FAILED, 50, "EOF"),
         (
-            pod(FILES, waiting("action", "ErrImagePull", 'image "geofence:1" not found')),
+            pod(HELPER, waiting("action", "ErrImagePull", 'image "geofence:1" not found')),
             Reason.IMAGE_PULL_FAILED,
             30,
             "geofence",
         ),
         (
-            pod(FILES, waiting("action", "CreateContainerConfigError", f'secret "{SECRET}" not found')),
+            pod(HELPER, waiting("action", "CreateContainerConfigError", f'secret "{SECRET}" not found')),
             Reason.INTERNAL,
             SECRET_WAIT_SECONDS,
             "the Secret",
@@ -186,15 +188,15 @@ def test_the_age_of_a_wait_starts_at_0_after_the_wait_has_ended() -> None:
     action = waiting("action", "ErrImagePull", PULL)
     assert isinstance(judge(pod(*CREATING, init=(repository,))).observation, Waiting)
     assert isinstance(judge(pod(*CREATING, init=(running("repository"),)), after=29).observation, Waiting)
-    assert isinstance(judge(pod(FILES, action, init=(CLONED,)), after=29).observation, Waiting)
-    assert isinstance(judge(pod(FILES, action, init=(CLONED,)), after=29).observation, Waiting)
+    assert isinstance(judge(pod(HELPER, action, init=(CLONED,)), after=29).observation, Waiting)
+    assert isinstance(judge(pod(HELPER, action, init=(CLONED,)), after=29).observation, Waiting)
 
 
 def test_a_pull_that_alternates_between_reasons_is_one_wait() -> None:
     judge = PodJudge()
     for reason in ("ErrImagePull", "ContainerCreating"):
-        judge(pod(FILES, waiting("action", reason, PULL)), after=14)
-    assert isinstance(judge(pod(FILES, waiting("action", "ErrImagePull", PULL)), after=16).observation, SetupFailed)
+        judge(pod(HELPER, waiting("action", reason, PULL)), after=14)
+    assert isinstance(judge(pod(HELPER, waiting("action", "ErrImagePull", PULL)), after=16).observation, SetupFailed)
 
 
 def test_the_time_of_a_clone_does_not_count_as_start_time() -> None:
@@ -210,7 +212,7 @@ def test_waiting_names_what_is_awaited() -> None:
     assert observe(pod(node=None)) == Waiting("waiting for a node")
     assert observe(pod(*CREATING)) == Waiting("starting containers")
     assert observe(pod(*CREATING, init=(running("repository"),))) == Waiting("cloning the repository")
-    pulls = observe(pod(FILES, waiting("action", "ErrImagePull", PULL)))
+    pulls = observe(pod(HELPER, waiting("action", "ErrImagePull", PULL)))
     assert pulls == Waiting(f"pulling the image of action: {PULL}")
 
 
@@ -220,7 +222,7 @@ def test_an_empty_status_is_waiting() -> None:
 
 
 @pytest.mark.parametrize(("code", "why"), [(137, "OOMKilled"), (143, "Error")])
-def test_a_container_files_killed_before_the_commands_fails_the_set_up(code: int, why: str) -> None:
-    found = observe(pod(terminated("files", code, why), running("action")))
+def test_a_helper_killed_before_the_commands_fails_the_set_up(code: int, why: str) -> None:
+    found = observe(pod(terminated("helper", code, why), running("action")))
     assert isinstance(found, SetupFailed)
     assert (found.reason, why in found.message) == (Reason.INTERNAL, True)

@@ -15,8 +15,8 @@ from tests.unit.cluster.pod.pods import (
     DONE,
     ENDED_BY_TERM,
     EXPECTATIONS,
-    FILES,
-    FILES_ENDED,
+    HELPER,
+    HELPER_ENDED,
     KILLED,
     NO_FILES,
     NONCE,
@@ -35,49 +35,49 @@ from tests.unit.cluster.pod.pods import (
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        pytest.param(pod(FILES, DONE), SUCCESS, id="all commands ran"),
-        pytest.param(pod(DONE, FILES), SUCCESS, id="containers are found by name, in any order"),
+        pytest.param(pod(HELPER, DONE), SUCCESS, id="all commands ran"),
+        pytest.param(pod(DONE, HELPER), SUCCESS, id="containers are found by name, in any order"),
         pytest.param(
-            pod(FILES, terminated("action", 0, message=record("exit", 2, 0))), Exited(0, 2, None), id="left by exit 0"
+            pod(HELPER, terminated("action", 0, message=record("exit", 2, 0))), Exited(0, 2, None), id="left by exit 0"
         ),
         pytest.param(
-            pod(FILES, terminated("action", 0, reason="OOMKilled", message=record("completed", 3, 0))),
+            pod(HELPER, terminated("action", 0, reason="OOMKilled", message=record("completed", 3, 0))),
             SUCCESS,
             id="a child was killed for memory, the code is 0",
         ),
         pytest.param(
-            pod(FILES_ENDED, DONE, phase="Failed", reason="DeadlineExceeded"),
+            pod(HELPER_ENDED, DONE, phase="Failed", reason="DeadlineExceeded"),
             Exited(0, 3, None, "", False, "DeadlineExceeded"),
             id="ended with 0, then the pod met its deadline",
         ),
         pytest.param(
-            pod(FILES, DONE, deleted=65),
+            pod(HELPER, DONE, deleted=65),
             Exited(0, 3, None, "", False, "the pod is being deleted"),
             id="ended with 0, then deleted",
         ),
         pytest.param(
-            pod(FILES, DONE, deleted=50),
+            pod(HELPER, DONE, deleted=50),
             Exited(0, 3, None, "", False, "the pod is being deleted"),
             id="all commands ran within the grace of a deletion",
         ),
         pytest.param(
-            pod(FILES_ENDED, DONE, phase="Failed", reason="Evicted", message="low on memory"),
+            pod(HELPER_ENDED, DONE, phase="Failed", reason="Evicted", message="low on memory"),
             Exited(0, 3, None, "", False, "Evicted"),
             id="ended with 0, then evicted",
         ),
         pytest.param(
-            pod(FILES, DONE, conditions=(disruption_condition("EvictionByEvictionAPI", 70),), deleted=70),
+            pod(HELPER, DONE, conditions=(disruption_condition("EvictionByEvictionAPI", 70),), deleted=70),
             Exited(0, 3, None, "", False, "the pod is being deleted"),
             id="ended with 0, then its node was drained",
         ),
         pytest.param(
-            pod(FILES_ENDED, DONE, phase="Failed"),
-            Exited(0, 3, None, "", False, "the files container has ended"),
+            pod(HELPER_ENDED, DONE, phase="Failed"),
+            Exited(0, 3, None, "", False, "container helper has ended"),
             id="ended with 0, files has ended too",
         ),
         pytest.param(
-            pod(terminated("files", 137, "OOMKilled"), DONE),
-            Exited(0, 3, None, "", False, "the files container has ended"),
+            pod(terminated("helper", 137, "OOMKilled"), DONE),
+            Exited(0, 3, None, "", False, "container helper has ended"),
             id="ended with 0, files was killed",
         ),
     ],
@@ -95,13 +95,13 @@ EXIT_0_AFTER_TERM = terminated("action", 0, message=f"sealci {NONCE} exit 2\nsea
 @pytest.mark.parametrize(
     ("containers", "expectations", "alone"),
     [
-        ((FILES_ENDED, LEFT_BY_EXIT), EXPECTATIONS, Exited(0, 3, None, "", False, "the files container has ended")),
+        ((HELPER_ENDED, LEFT_BY_EXIT), EXPECTATIONS, Exited(0, 3, None, "", False, "container helper has ended")),
         (
-            (FILES, EXIT_9_AFTER_TERM),
+            (HELPER, EXIT_9_AFTER_TERM),
             EXPECTATIONS,
             Exited(9, 2, Reason.COMMAND_FAILED, "command 2 failed with exit code 9"),
         ),
-        ((FILES, KILLED), EXPECTATIONS, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL)),
+        ((HELPER, KILLED), EXPECTATIONS, Exited(137, 2, Reason.COMMAND_FAILED, SIGKILL)),
         (
             (EXIT_9_AFTER_TERM,),
             NO_FILES,
@@ -128,12 +128,12 @@ def test_an_eviction_reason_is_awaited_after_the_containers_have_ended(
 def test_an_eviction_dated_after_the_end_of_the_containers_is_a_loss(answer: Object) -> None:
     evicted = (disruption_condition("TerminationByKubelet", 61, "low on memory"),)
     for phase in ("Failed", "Succeeded"):
-        found = observe(pod(FILES_ENDED, answer, phase=phase, conditions=evicted))
+        found = observe(pod(HELPER_ENDED, answer, phase=phase, conditions=evicted))
         assert found == Lost(Reason.EVICTED, "TerminationByKubelet: low on memory")
 
 
-def test_no_pod_status_is_awaited_while_container_files_runs() -> None:
-    assert observe(pod(FILES, LEFT_BY_EXIT)) == Exited(0, 3, None)
+def test_no_pod_status_is_awaited_while_helper_runs() -> None:
+    assert observe(pod(HELPER, LEFT_BY_EXIT)) == Exited(0, 3, None)
 
 
 def test_no_pod_status_is_awaited_for_commands_without_a_signal() -> None:
@@ -144,12 +144,12 @@ def test_no_pod_status_is_awaited_for_commands_without_a_signal() -> None:
 @pytest.mark.parametrize("expectations", [EXPECTATIONS, NO_FILES], ids=["files", "without files"])
 def test_no_pod_status_is_awaited_after_an_interrupt_or_an_oom_kill(expectations: Expectations) -> None:
     interrupted = replace(expectations, interrupted=True)
-    assert [type(observe(pod(FILES, each), expectations=interrupted)) for each in (EXIT_9_AFTER_TERM, KILLED)] == [
+    assert [type(observe(pod(HELPER, each), expectations=interrupted)) for each in (EXIT_9_AFTER_TERM, KILLED)] == [
         Exited,
         Exited,
     ]
     oom = terminated("action", 137, "OOMKilled", message=record("started", 2))
-    assert isinstance(observe(pod(FILES, oom), expectations=expectations), Exited)
+    assert isinstance(observe(pod(HELPER, oom), expectations=expectations), Exited)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_no_pod_status_is_awaited_after_an_interrupt_or_an_oom_kill(expectations
     ],
 )
 def test_a_failure_names_its_command(code: int, message: str, command: int, text: str) -> None:
-    found = observe(pod(FILES, terminated("action", code, message=message)))
+    found = observe(pod(HELPER, terminated("action", code, message=message)))
     if code == 0 and not message.startswith(f"sealci {NONCE}"):
         assert isinstance(found, SetupFailed)
         return
@@ -195,7 +195,7 @@ def test_a_failure_names_its_command(code: int, message: str, command: int, text
     ],
 )
 def test_an_oom_kill_explains_only_codes_other_than_0(container: Object, reason: Reason, text: str) -> None:
-    found = observe(pod(FILES, container))
+    found = observe(pod(HELPER, container))
     assert isinstance(found, Exited)
     assert found.reason is reason
     assert text in found.message
@@ -225,7 +225,7 @@ def test_an_oom_kill_explains_only_codes_other_than_0(container: Object, reason:
     ],
 )
 def test_a_disruption_is_not_a_failure_of_the_command(seen: Object, reason: Reason, container: Object) -> None:
-    seen["status"]["containerStatuses"] = [FILES_ENDED, container]
+    seen["status"]["containerStatuses"] = [HELPER_ENDED, container]
     found = observe(seen)
     assert isinstance(found, Lost)
     assert found.reason is reason
@@ -235,9 +235,9 @@ def test_a_disruption_is_not_a_failure_of_the_command(seen: Object, reason: Reas
 @pytest.mark.parametrize(
     "seen",
     [
-        pod(FILES, terminated("action", 137, message=record("started", 2, 137), finished=40), deleted=50),
-        pod(FILES, SHELL_KILLED, conditions=(disruption_condition("EvictionByEvictionAPI", 61),), deleted=61),
-        pod(FILES, SHELL_KILLED, conditions=(disruption_condition("EvictionByEvictionAPI", 50, status="False"),)),
+        pod(HELPER, terminated("action", 137, message=record("started", 2, 137), finished=40), deleted=50),
+        pod(HELPER, SHELL_KILLED, conditions=(disruption_condition("EvictionByEvictionAPI", 61),), deleted=61),
+        pod(HELPER, SHELL_KILLED, conditions=(disruption_condition("EvictionByEvictionAPI", 50, status="False"),)),
     ],
     ids=[
         "finished before the deletion",
@@ -254,7 +254,7 @@ def test_an_end_before_the_disruption_is_a_failure_of_the_command(seen: Object) 
 @pytest.mark.parametrize(
     ("seen", "reason"),
     [
-        (pod(FILES, terminated("action", None)), Reason.NODE_LOST),
+        (pod(HELPER, terminated("action", None)), Reason.NODE_LOST),
         (
             pod(
                 terminated("action", 137, "ContainerStatusUnknown", "The container could not be located"),
@@ -314,15 +314,15 @@ def test_a_missing_exit_code_is_never_0(seen: Object, reason: Reason) -> None:
     ],
 )
 def test_a_container_that_cannot_run_fails_the_set_up_with_a_sentence(container: Object, text: str) -> None:
-    found = observe(pod(FILES, container))
+    found = observe(pod(HELPER, container))
     assert isinstance(found, SetupFailed)
     assert found.reason is Reason.INVALID_CONFIGURATION
     assert text in found.message
 
 
 def test_an_unknown_end_of_containerd_is_a_lost_node() -> None:
-    """If a container ends while containerd is down, its status has exit code 255 and the reason Unknown (measured)."""
-    found = observe(pod(FILES, terminated("action", 255, "Unknown", record("completed", 3, 0))))
+    """A container that ends while containerd is down gets exit code 255 and the reason Unknown (measured)."""
+    found = observe(pod(HELPER, terminated("action", 255, "Unknown", record("completed", 3, 0))))
     assert isinstance(found, Lost)
     assert found.reason is Reason.NODE_LOST
 
@@ -334,6 +334,6 @@ def test_an_evicted_pod_whose_shell_left_before_the_last_command_is_lost(code: i
     So the status does not give the time of the eviction either.
     """
     left = terminated("action", code, message=record("exit", 3, code))
-    found = observe(pod(FILES_ENDED, left, phase="Failed", reason="Evicted"))
+    found = observe(pod(HELPER_ENDED, left, phase="Failed", reason="Evicted"))
     assert isinstance(found, Lost)
     assert found.reason is Reason.EVICTED

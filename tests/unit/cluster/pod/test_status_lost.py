@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.cluster.pod.setup_status import Judgement
+from agent.cluster.pod.status import HELPER_TERM_WAIT_SECONDS, HELPER_WAIT_SECONDS
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Exited, Lost, Running, Waiting
@@ -14,8 +15,8 @@ from tests.unit.cluster.pod.pods import (
     DONE,
     EVICTION,
     FAILED,
-    FILES,
-    FILES_ENDED,
+    HELPER,
+    HELPER_ENDED,
     KILLED,
     NO_FILES,
     PodJudge,
@@ -36,14 +37,13 @@ from tests.unit.cluster.pod.pods import (
 @pytest.mark.parametrize(
     "seen",
     [
-        pod(FILES, running("action")),
-        pod(FILES, running("action"), init=(CLONED,)),
-        pod(FILES, running("action"), deleted=50),
-        pod(FILES, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),), deleted=50),
-        pod(FILES, running("action"), conditions=(disruption_condition("PreemptionByScheduler"),)),
+        pod(HELPER, running("action")),
+        pod(HELPER, running("action"), init=(CLONED,)),
+        pod(HELPER, running("action"), deleted=50),
+        pod(HELPER, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),), deleted=50),
+        pod(HELPER, running("action"), conditions=(disruption_condition("PreemptionByScheduler"),)),
         pod(terminated("files", 0), running("action")),
         pod(terminated("files", 137, "OOMKilled", "ready"), running("action")),
-        pod(terminated("files", 143, message="ready"), running("action"), deleted=50),
     ],
     ids=[
         "runs",
@@ -51,31 +51,61 @@ from tests.unit.cluster.pod.pods import (
         "being deleted",
         "drained",
         "about to be preempted",
-        "files left",
-        "files killed for memory",
-        "files ended by the deletion",
+        "container of an older release left",
+        "container of an older release killed for memory",
     ],
 )
 def test_a_running_container_is_running_during_later_events(seen: Object) -> None:
     assert observe(seen) == Running()
 
 
-def test_without_container_files_the_commands_run_at_once() -> None:
+@pytest.mark.parametrize(
+    ("ended", "seconds", "how"),
+    [
+        (terminated("helper", 137, "OOMKilled", "ready"), HELPER_WAIT_SECONDS, "was killed for memory"),
+        (terminated("helper", 137, message="ready"), HELPER_WAIT_SECONDS, "ended with exit code 137"),
+        (terminated("helper", 1, message="ready"), HELPER_WAIT_SECONDS, "ended with exit code 1"),
+        (terminated("helper", 0), HELPER_TERM_WAIT_SECONDS, "ended with exit code 0"),
+        (terminated("helper", 143, message="ready"), HELPER_TERM_WAIT_SECONDS, "ended with exit code 143"),
+    ],
+)
+def test_a_helper_that_ends_while_the_commands_run_makes_the_pod_lost(ended: Object, seconds: float, how: str) -> None:
+    judge = PodJudge()
+    seen = pod(ended, running("action"))
+    assert judge(seen) == Judgement(Running("container helper has ended"), recheck=seconds)
+    text = f"container helper {how} while the commands ran, so nothing could read their output"
+    assert judge(seen, after=seconds).observation == Lost(Reason.INTERNAL, text)
+
+
+def test_a_helper_that_ends_with_its_pod_is_no_loss_of_its_own() -> None:
+    judge = PodJudge()
+    ended = terminated("helper", 137, message="ready")
+    assert judge(pod(ended, running("action"), deleted=50)) == Judgement(Running("the pod ends"), recheck=51.0)
+    drained = pod(ended, running("action"), conditions=(disruption_condition("EvictionByEvictionAPI"),))
+    assert judge(drained, after=HELPER_WAIT_SECONDS).observation == Running("the pod ends")
+
+
+@pytest.mark.parametrize("name", ["helper", "files"])
+def test_the_commands_run_after_the_helper_has_started(name: str) -> None:
+    assert isinstance(observe(pod(waiting(name), running("action"))), Waiting)
+    assert observe(pod(running(name), running("action"))) == Running()
+
+
+def test_in_a_pod_of_version_0_1_without_files_the_commands_run_at_once() -> None:
     lone = pod(running("action"))
-    assert isinstance(observe(lone), Waiting)
     assert observe(lone, expectations=NO_FILES) == Running()
     over = observe(pod(DONE, phase="Succeeded"), expectations=NO_FILES)
     assert over == Exited(0, 3, None, "", False, "")
 
 
 def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
-    seen = pod(FILES, running("action"), deleted=0, grace=30)
+    seen = pod(HELPER, running("action"), deleted=0, grace=30)
     judgement = PodJudge()(seen, wall=40)
     assert judgement == Judgement(Running(), recheck=21.0)
     overdue = observe(seen, wall=61)
     assert isinstance(overdue, Lost)
     assert (overdue.reason, overdue.unstarted) == (Reason.POD_DELETED, False)
-    tainted = pod(FILES, running("action"), deleted=0, conditions=(disruption_condition("DeletionByTaintManager", 0),))
+    tainted = pod(HELPER, running("action"), deleted=0, conditions=(disruption_condition("DeletionByTaintManager", 0),))
     assert isinstance(lost := observe(tainted, wall=61), Lost)
     assert lost.reason is Reason.NODE_LOST
 
@@ -105,23 +135,23 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
             pod(*CREATING, phase="Failed", reason="Evicted"), Reason.EVICTED, True, id="evicted while pulling"
         ),
         pytest.param(
-            pod(FILES, running("action"), phase="Failed", reason="Evicted"),
+            pod(HELPER, running("action"), phase="Failed", reason="Evicted"),
             Reason.EVICTED,
             False,
             id="evicted while running",
         ),
         pytest.param(
-            pod(FILES, FAILED, deleted=50), Reason.POD_DELETED, False, id="a trap's own code after a deletion"
+            pod(HELPER, FAILED, deleted=50), Reason.POD_DELETED, False, id="a trap's own code after a deletion"
         ),
         pytest.param(
-            pod(FILES, terminated("action", 0, message=record("exit", 3, 0)), deleted=50),
+            pod(HELPER, terminated("action", 0, message=record("exit", 3, 0)), deleted=50),
             Reason.POD_DELETED,
             False,
             id="a trap's exit 0 after a deletion",
         ),
         pytest.param(
             pod(
-                FILES,
+                HELPER,
                 terminated("action", 0, message=record("started", 3)),
                 conditions=(disruption_condition("EvictionByEvictionAPI", 50),),
             ),
@@ -130,7 +160,10 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
             id="a last command that leaves with 0 when its node is drained",
         ),
         pytest.param(
-            pod(FILES_ENDED, FAILED, phase="Failed", reason="Evicted"), Reason.EVICTED, False, id="a code, then evicted"
+            pod(HELPER_ENDED, FAILED, phase="Failed", reason="Evicted"),
+            Reason.EVICTED,
+            False,
+            id="a code, then evicted",
         ),
         pytest.param(
             pod(*CREATING, phase="Failed", reason="Preempting"), Reason.PREEMPTED, True, id="preempted before start"
@@ -145,13 +178,13 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
             pod(*CREATING, phase="Failed", reason="NodeLost"), Reason.NODE_LOST, False, id="NodeLost: no proof"
         ),
         pytest.param(
-            pod(FILES, running("action"), phase="Failed", conditions=(disruption_condition("DeletionByPodGC"),)),
+            pod(HELPER, running("action"), phase="Failed", conditions=(disruption_condition("DeletionByPodGC"),)),
             Reason.NODE_LOST,
             False,
             id="pod GC",
         ),
         pytest.param(
-            pod(FILES_ENDED, running("action"), phase="Failed"), Reason.INTERNAL, False, id="failed without a reason"
+            pod(HELPER_ENDED, running("action"), phase="Failed"), Reason.INTERNAL, False, id="failed without a reason"
         ),
         pytest.param(pod(phase="Succeeded"), Reason.INTERNAL, False, id="Succeeded without an exit code is no success"),
         pytest.param(
@@ -183,7 +216,7 @@ def test_a_deletion_that_the_node_does_not_carry_out_is_a_loss() -> None:
             id="deleted while cloning",
         ),
         pytest.param(
-            pod(terminated("files", 143), waiting("action"), deleted=50),
+            pod(terminated("helper", 143), waiting("action"), deleted=50),
             Reason.POD_DELETED,
             False,
             id="deleted while pulling, files up",
@@ -220,10 +253,10 @@ def test_a_loss_has_a_reason_and_shows_whether_commands_had_started(
             id="deleted by force while pulling",
         ),
         pytest.param(
-            pod(FILES, never_made(), phase="Failed", deleted=50), Reason.POD_DELETED, True, id="deleted while pulling"
+            pod(HELPER, never_made(), phase="Failed", deleted=50), Reason.POD_DELETED, True, id="deleted while pulling"
         ),
-        pytest.param(pod(FILES, running("action"), deleted=50, grace=0), Reason.POD_DELETED, False, id="while it ran"),
-        pytest.param(pod(FILES_ENDED, KILLED, phase="Failed", deleted=50), Reason.POD_DELETED, False, id="killed"),
+        pytest.param(pod(HELPER, running("action"), deleted=50, grace=0), Reason.POD_DELETED, False, id="while it ran"),
+        pytest.param(pod(HELPER_ENDED, KILLED, phase="Failed", deleted=50), Reason.POD_DELETED, False, id="killed"),
         pytest.param(
             pod(waiting("action"), phase="Failed", deleted=50, conditions=(disruption_condition("DeletionByPodGC"),)),
             Reason.NODE_LOST,
@@ -240,7 +273,7 @@ def test_a_deleted_pod_is_judged_by_its_last_state(last: Object | None, reason: 
 
 def test_commands_that_ended_before_the_deletion_keep_their_result() -> None:
     found = observe_deleted(
-        pod(FILES_ENDED, terminated("action", 0, message=record("completed", 3, 0), finished=20), deleted=50)
+        pod(HELPER_ENDED, terminated("action", 0, message=record("completed", 3, 0), finished=20), deleted=50)
     )
     assert isinstance(found, Exited)
     assert (found.reason, found.files) == (None, False)
@@ -265,7 +298,7 @@ def test_commands_that_ended_before_the_deletion_keep_their_result() -> None:
 def test_when_an_end_of_unknown_kind_proves_that_no_command_ran(
     action: Object, phase: str, condition: Object, unstarted: bool
 ) -> None:
-    found = observe(pod(FILES, action, phase=phase, conditions=(condition,)))
+    found = observe(pod(HELPER, action, phase=phase, conditions=(condition,)))
     assert isinstance(found, Lost)
     assert found.unstarted is unstarted
 
@@ -288,7 +321,7 @@ def test_an_overdue_deletion_is_rechecked_in_time() -> None:
     assert (judgement.observation, judgement.recheck) == (Waiting("starting containers"), 23.0)
     assert isinstance(observe(deleted, wall=83), Lost)
     lost = pod(
-        FILES, running("action"), deleted=50, grace=2, conditions=(disruption_condition("DeletionByTaintManager"),)
+        HELPER, running("action"), deleted=50, grace=2, conditions=(disruption_condition("DeletionByTaintManager"),)
     )
     assert observe(lost, wall=61) == Running()
     found = observe(lost, wall=63)

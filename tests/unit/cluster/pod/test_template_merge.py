@@ -31,10 +31,10 @@ def test_mappings_and_plain_lists(base: Any, over: Any, expected: Any) -> None:
 
 
 def test_containers_merge_by_name_and_keep_their_order() -> None:
-    base = [{"name": "files"}, {"name": "action", "image": "x", "env": [{"name": "CI", "value": "true"}]}]
+    base = [{"name": "helper"}, {"name": "action", "image": "x", "env": [{"name": "CI", "value": "true"}]}]
     over = [{"name": "proxy"}, {"name": "action", "env": [{"name": "CI", "value": "no"}, {"name": "A", "value": "1"}]}]
     assert merge(base, over) == [
-        {"name": "files"},
+        {"name": "helper"},
         {"name": "action", "image": "x", "env": [{"name": "CI", "value": "no"}, {"name": "A", "value": "1"}]},
         {"name": "proxy"},
     ]

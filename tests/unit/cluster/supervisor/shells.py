@@ -1,6 +1,7 @@
 """Run the real supervisor as PID 1 of a PID namespace, under each shell that images use as /bin/sh.
 
-A `Container` lives for one test. When its PID 1 ends, the kernel kills all processes of the namespace.
+A real `helper` process gives the supervisor its order and keeps its log. A `Container` lives for one test. When its
+PID 1 ends, the kernel kills all processes of the namespace.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from agent.cluster.in_pod import packaging, workspace
 from agent.cluster.supervisor import command, termination
 from agent.cluster.supervisor.markers import Marker, MarkerReader
 
@@ -35,15 +38,19 @@ def tool(name: str) -> str:
 class Options:
     """Options of a `Container` in one test.
 
-    If `own_pipe` is true, the log's pipe belongs to the user `uid`, as the runtime runc arranges it.
+    `uid` is the user of the image. `image_env` holds the variables of the image, and `env` those of the action. If
+    `late_helper` is true, the test starts the helper. If `start` is false, the test starts the commands.
     """
 
     uid: int | None = None
-    own_pipe: bool = False
+    image_env: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     workspace: str = ""
-    wait_for_files: bool = False
+    late_helper: bool = False
+    start: bool = True
     pipefail: str = command.PIPEFAIL_OFF
+    drain: float = 0.2
+    log_limit: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -90,35 +97,33 @@ def abbreviation(marker: Marker) -> str:
 
 
 class Container:
-    """The supervisor as PID 1, with a pipe as its log, which a thread reads. A Container lives for one test."""
+    """The supervisor as PID 1, and the helper that keeps its log in a file. A Container lives for one test."""
 
     def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
         self.folder = folder
         self.commands = commands
         self.options = options
+        self.order = str(folder / "order")
+        self.log = folder / "log" / "log"
         self.shell = self.create_files(shell)
-        self.raw = bytearray()
-        self.changed = threading.Condition()
-        reading, writing = os.pipe()
-        if options.own_pipe:
-            os.fchown(writing, options.uid or 0, options.uid or 0)
+        self.helper: subprocess.Popen[bytes] | None = None
+        if not options.late_helper:
+            self.start_helper()
         self.process = subprocess.Popen(
             self.argv(),
             stdin=subprocess.PIPE,
-            stdout=writing,
-            stderr=writing,
-            env={"PATH": os.environ["PATH"], **options.env},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"], **options.image_env},
         )
-        os.close(writing)
         # The stdin of PID 1 stays open and empty. A command must not inherit it, because reading it would wait forever.
         assert self.process.stdin
         self.stdin = self.process.stdin
-        self.reader = threading.Thread(target=self.read, args=(reading,), daemon=True)
-        self.reader.start()
 
     def create_files(self, shell: str) -> str:
         """Create the files that the kubelet creates, and a shell that is called `sh`. Return the path of the shell."""
-        (self.folder / "workspace").mkdir()
+        for name in ("workspace", "order", "log"):
+            (self.folder / name).mkdir()
         (self.folder / "termination-log").touch()
         link = self.folder / "sh"
         link.symlink_to(tool(shell))
@@ -128,37 +133,61 @@ class Container:
                 os.chown(self.folder / name, self.options.uid, self.options.uid)
         return str(link)
 
+    def start_helper(self) -> None:
+        """Start the helper as PID 1 of container `helper` starts, with the order in its environment."""
+        order = command.order(
+            self.commands,
+            nonce=NONCE,
+            env=self.options.env,
+            workspace=self.options.workspace or str(self.folder / "workspace"),
+            seconds=DEADLINE,
+            log_limit=self.options.log_limit,
+            pipefail=self.options.pipefail,
+            snapshot=False,
+            start=self.options.start,
+            drain=self.options.drain,
+            termination_path=str(self.folder / "termination-log"),
+            shell=self.shell,
+        )
+        program = packaging.helper_program(command.SUPERVISOR, command.SETUP)
+        self.helper = subprocess.Popen(
+            [sys.executable, *program[1:], self.order, str(self.log.parent), ""],
+            env=packaging.order_variables(order),
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start_commands(self) -> None:
+        """Start the commands, as an errand of the agent does that has filled the workspace."""
+        end = time.monotonic() + DEADLINE
+        while not Path(self.order, "go").exists():
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        workspace.start_commands("", "", f"{self.order}/go")
+
     def argv(self) -> list[str]:
         namespace = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
         uid = self.options.uid
         ids = [] if uid is None else [tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-        entrypoint = command.entrypoint(
-            self.commands,
-            nonce=NONCE,
-            workspace=self.options.workspace or str(self.folder / "workspace"),
-            wait_for_files=self.options.wait_for_files,
-            pipefail=self.options.pipefail,
-            ready_path=str(self.folder / "ready"),
-            termination_path=str(self.folder / "termination-log"),
-            shell=self.shell,
-        )
-        return [*namespace, *ids, tool("setsid"), *entrypoint]
+        return [*namespace, *ids, tool("setsid"), *command.entrypoint(self.order, self.shell)]
 
-    def read(self, reading: int) -> None:
-        with open(reading, "rb", buffering=0) as pipe:
-            while data := pipe.read(1 << 16):
-                with self.changed:
-                    self.raw += data
-                    self.changed.notify_all()
+    @property
+    def raw(self) -> bytes:
+        return self.log.read_bytes() if self.log.exists() else b""
 
     def prints(self, text: bytes, within: float = DEADLINE) -> bool:
         """Wait up to `within` seconds until the log contains `text`. Return whether it does."""
-        with self.changed:
-            return self.changed.wait_for(lambda: text in self.raw, within)
+        end = time.monotonic() + within
+        while text not in self.raw:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
 
-    def create_ready_file(self) -> None:
-        """Create the ready file, as container `files` does when the workspace is complete."""
-        (self.folder / "ready").touch()
+    def interrupt(self, grace: float) -> int:
+        return self.exec(command.interrupt(grace, self.order))
+
+    def pre_stop(self) -> int:
+        return self.exec(command.pre_stop(self.order))
 
     def exec(self, argv: Sequence[str], **env: str) -> int:
         """Run a command in the container, as the kubelet does for exec and hooks. Return its exit code."""
@@ -172,18 +201,20 @@ class Container:
     def wait(self) -> Result:
         """Wait until PID 1 and the log have ended. Return the result."""
         code = self.process.wait(DEADLINE)
-        self.reader.join(DEADLINE)
-        assert not self.reader.is_alive(), "a process still has the log open"
+        end = time.monotonic() + DEADLINE
+        while self.helper and not (self.log.parent / "end").exists():
+            assert time.monotonic() < end, "the log has no end"
+            time.sleep(0.002)
         message = (self.folder / "termination-log").read_bytes()[-4096:].decode(errors="replace")
-        return Result(code, bytes(self.raw), message, len(self.commands))
+        return Result(code, self.raw, message, len(self.commands))
 
     def kill(self) -> None:
-        """Kill all processes of the container if its PID 1 still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(DEADLINE)
+        """Kill all processes of the container and its helper."""
+        for process in (self.process, self.helper):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait(DEADLINE)
         self.stdin.close()
-        self.reader.join(DEADLINE)
 
 
 @contextmanager

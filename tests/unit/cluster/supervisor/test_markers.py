@@ -167,11 +167,9 @@ def test_a_last_marker_counts_only_at_the_end() -> None:
 
 def test_a_resumed_reader_goes_on_with_the_command_that_runs() -> None:
     again = PREFIX + b"s:2\n"
-    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2)).feed(again) == [again]
-    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2)).feed(PREFIX + b"f:2:0\n") == [
+    assert MarkerReader(NONCE, 3, Cursor(100, command=2)).feed(again) == [again]
+    assert MarkerReader(NONCE, 3, Cursor(100, command=2)).feed(PREFIX + b"f:2:0\n") == [
         Marker(MarkerKind.FINISHED, 2, 0)
     ]
     # The cursor is at byte 100, but markers up to byte 150 were already sent. So the reader gets them a second time.
-    assert MarkerReader(NONCE, 3, Cursor(total=100, command=2, reported=150)).feed(again) == [
-        Marker(MarkerKind.STARTED, 2)
-    ]
+    assert MarkerReader(NONCE, 3, Cursor(100, command=2, reported=150)).feed(again) == [Marker(MarkerKind.STARTED, 2)]

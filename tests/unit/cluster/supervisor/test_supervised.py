@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from agent.cluster.supervisor.command import (
-    MAX_COMMAND_BYTES,
-    PIPEFAIL_REQUIRED,
-    PIPEFAIL_WANTED,
-    SHELL_OPTIONS,
-)
+from agent.cluster.supervisor.command import NOT_EXPORTABLE, PIPEFAIL_REQUIRED, PIPEFAIL_WANTED
 from agent.cluster.supervisor.markers import MarkerKind
 from agent.cluster.supervisor.termination import REFUSED
-from tests.unit.cluster.supervisor.shells import SHELLS, Options, run
+from tests.unit.cluster.supervisor.shells import SHELLS, Options, run, tool
 
 REPLACED = "the shell was replaced"
 
@@ -54,7 +49,8 @@ def replaced(*commands: str, command: int, text: str | None = "") -> Case:
 
 
 NO = "echo no"
-LONG = "#" + "x" * (MAX_COMMAND_BYTES - 1)
+KERNEL_LIMIT = 128 * 1024  # bytes of one argument; a command may be longer
+LONG = "#" + "x" * KERNEL_LIMIT
 
 ENDS = [
     ok("echo a", "echo b >&2; echo c", text="a\nb\nc\n"),
@@ -165,7 +161,7 @@ TEXTS = [
         text="ünï \U0001f980 \x01\x1b[0m\n\udcff\n",
     ),
     ok(*[LONG] * 4),
-    ok("echo '" + "y" * (MAX_COMMAND_BYTES - 7) + "'", text="y" * (MAX_COMMAND_BYTES - 7) + "\n"),
+    ok("echo '" + "y" * KERNEL_LIMIT + "'", text="y" * KERNEL_LIMIT + "\n"),
     ok(*["n=$((n + 1))"] * 299, "echo $n", text="299\n"),
     bad("-x", NO, code=127, command=1, text=None),
     bad("true", "if true", NO, code=2, command=2, text=None),
@@ -279,10 +275,15 @@ OBEYED = {
 }
 
 
+@pytest.mark.parametrize("of_image", [True, False], ids=["of the image", "of the action"])
 @pytest.mark.parametrize("name", [*OBEYED, "all"])
-def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(shell: str, name: str) -> None:
+def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(
+    shell: str, name: str, of_image: bool
+) -> None:
     env = OBEYED if name == "all" else {name: OBEYED[name]}
-    options = Options(env=env)
+    # A variable that no shell can export is a variable of the container.
+    exported = {} if of_image else {name: value for name, value in env.items() if name not in NOT_EXPORTABLE}
+    options = Options(env=exported, image_env={n: value for n, value in env.items() if n not in exported})
     result = run(shell, "echo a", "x=1; echo $x", "echo b >&2", options=options)
     assert result.verdict.succeeded
     assert result.text == "a\n1\nb\n"
@@ -292,7 +293,7 @@ def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(sh
     assert not run(shell, "exec true", NO, options=options).verdict.succeeded
 
 
-WAYS = ("SHELLOPTS", SHELL_OPTIONS)
+IMAGE, ACTION = WAYS = ("image", "action")
 # Values of SHELLOPTS. An unknown option is not among them, because bash itself would report it at its start.
 SHELL_OPTION_LISTS = [
     "braceexpand:errexit:hashall:interactive-comments:pipefail",
@@ -300,12 +301,17 @@ SHELL_OPTION_LISTS = [
 ]
 
 
+def shellopts(way: str, value: str) -> Options:
+    """Return options of a container whose image or action sets SHELLOPTS."""
+    return Options(image_env={"SHELLOPTS": value}) if way == IMAGE else Options(env={"SHELLOPTS": value})
+
+
 @pytest.mark.parametrize(
     ("way", "value"),
-    [*((way, value) for way in WAYS for value in SHELL_OPTION_LISTS), (SHELL_OPTIONS, "no-such-option::posix")],
+    [*((way, value) for way in WAYS for value in SHELL_OPTION_LISTS), (ACTION, "no-such-option::posix")],
 )
 def test_shellopts_change_no_verdict_and_show_nothing(shell: str, way: str, value: str) -> None:
-    options = Options(env={way: value})
+    options = shellopts(way, value)
     result = run(shell, "echo a", "echo b >&2", "env | grep -c sealci || true", options=options)
     assert result.verdict.succeeded
     assert result.text == "a\nb\n0\n"
@@ -316,7 +322,7 @@ def test_shellopts_change_no_verdict_and_show_nothing(shell: str, way: str, valu
 
 @pytest.mark.parametrize("way", WAYS)
 def test_shellopts_stay_visible_to_the_commands(shell: str, way: str) -> None:
-    options = Options(env={way: "nounset:noglob"})
+    options = shellopts(way, "nounset:noglob")
     result = run(shell, "echo $-", "env | grep ^SHELLOPTS=", options=options)
     flags, variable = result.text.split()
     assert ("u" in flags and "f" in flags) == (shell == "bash")
@@ -326,18 +332,18 @@ def test_shellopts_stay_visible_to_the_commands(shell: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_trace_by_shellopts_shows_the_user_s_lines_only(shell: str, way: str) -> None:
-    result = run(shell, "echo a", "echo b", options=Options(env={way: "xtrace"}))
+    result = run(shell, "echo a", "echo b", options=shellopts(way, "xtrace"))
     assert result.text == ("++ echo a\na\n++ echo b\nb\n" if shell == "bash" else "a\nb\n")
 
 
 def test_a_verbose_trace_by_shellopts_of_the_action_shows_the_user_s_lines_only(shell: str) -> None:
-    result = run(shell, "echo a", "echo b", options=Options(env={SHELL_OPTIONS: "verbose"}))
+    result = run(shell, "echo a", "echo b", options=shellopts(ACTION, "verbose"))
     assert result.text == ("echo a\na\necho b\nb\n" if shell == "bash" else "a\nb\n")
 
 
 @pytest.mark.parametrize("value", ["noexec", "onecmd"])
 def test_shellopts_of_the_action_cannot_keep_the_commands_from_running(shell: str, value: str) -> None:
-    result = run(shell, "echo a", "echo b", options=Options(env={SHELL_OPTIONS: value}))
+    result = run(shell, "echo a", "echo b", options=shellopts(ACTION, value))
     assert result.verdict.succeeded
     assert result.text == "a\nb\n"
 
@@ -409,9 +415,8 @@ def test_the_environment_reaches_the_commands_unchanged(shell: str) -> None:
     }
 
 
-@pytest.mark.parametrize("own_pipe", [True, False])
-def test_the_supervisor_works_for_an_unprivileged_user(shell: str, own_pipe: bool) -> None:
-    options = Options(uid=1234, own_pipe=own_pipe)
+def test_the_supervisor_works_for_an_unprivileged_user(shell: str) -> None:
+    options = Options(uid=1234)
     result = run(shell, "id -u; exec >file", NO, "exit 0", NO, options=options)
     assert result.verdict.succeeded
     assert result.text == "1234\n"
@@ -419,14 +424,63 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str, own_pipe: boo
 
 
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
-    """The supervisor writes markers to descriptor 8 if the user cannot reopen the log.
-
-    If a command redirects descriptor 8 to a file, the markers are lost and do not reach the file.
-    """
-    options = Options(uid=1234)
-    result = run(shell, "exec 8>file", "true", "test ! -s file", options=options)
+    """The supervisor opens the log for each marker, so no descriptor of the user can be in the way."""
+    opened = " ".join(f"{number}>>file" for number in range(1, 10))
+    result = run(shell, f"exec {opened}", "true", "test ! -s file", options=Options(uid=1234))
     assert result.verdict.succeeded
-    assert result.markers == "s1 l:0"
+    assert result.markers == "s1 f1:0 s2 f2:0 s3 f3:0 l:0"
+
+
+def test_what_processes_of_a_pipe_still_write_is_not_lost(shell: str) -> None:
+    options = Options(drain=20.0)
+    result = run(shell, "{ sleep 0.3; echo late; } &", "echo a", options=options)
+    assert result.text == "a\nlate\n"
+    assert result.markers == "s1 f1:0 s2 f2:0 l:0"
+
+
+def test_a_process_that_holds_the_log_open_delays_the_end_for_a_while_only(shell: str) -> None:
+    result = run(shell, "sleep 1000 &", "echo a")
+    assert result.verdict.succeeded
+    assert result.text == "a\n"
+
+
+@pytest.mark.parametrize("uid", [None, 1234])
+def test_the_usual_names_of_the_log_lead_into_it(shell: str, uid: int | None) -> None:
+    names = ("/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "/proc/1/fd/1", "/proc/1/fd/2")
+    result = run(shell, *(f"echo {name} >{name}; echo {name} >>{name}" for name in names), options=Options(uid=uid))
+    assert result.text == "".join(f"{name}\n" * 2 for name in names)
+
+
+def test_another_user_can_write_to_standard_output_by_its_name(shell: str) -> None:
+    other = (
+        f"{tool('setpriv')} --reuid=1234 --regid=1234 --clear-groups sh -c 'echo a >/dev/stdout; echo b >/dev/stderr'"
+    )
+    assert run(shell, other).text == "a\nb\n"
+
+
+def test_programs_that_look_for_a_command_find_only_what_the_commands_start(shell: str) -> None:
+    """`pgrep -f` and `pkill -f` compare the arguments of each process."""
+    find = "for each in /proc/[0-9]*; do tr '\\0' ' ' <$each/cmdline | grep {} | sed 's/ *$//'; done"
+    result = run(
+        shell,
+        "tail -f /dev/null &",
+        find.format("'[t]ail -f'") + "; echo between",
+        find.format("'[s]ecret-word'"),
+        ": secret-word",
+        options=Options(env={"A": "secret-word"}),
+    )
+    assert result.verdict.succeeded
+    assert result.text == "tail -f /dev/null\nbetween\n"
+
+
+def test_the_order_is_gone_while_the_commands_run(shell: str) -> None:
+    result = run(shell, "while ls ../order/env 2>/dev/null; do sleep 0.01; done; ls ../order")
+    assert set(result.text.split()) == {"control", "go", "log", "order", "supervisor"}
+
+
+def test_binary_output_arrives_unchanged(shell: str) -> None:
+    result = run(shell, "printf 'a\\r\\nb\\r\\0\\377\\033]5397;0;1;0;\\a'")
+    assert result.text.encode(errors="surrogateescape") == b"a\r\nb\r\0\xff\x1b]5397;0;1;0;\a"
 
 
 def test_an_overwritten_record_is_rewritten_with_the_next_command(shell: str) -> None:

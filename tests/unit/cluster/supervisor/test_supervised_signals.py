@@ -1,4 +1,4 @@
-"""The real supervisor during cancellation, timeout and deletion, and while it waits for container `files`."""
+"""The real supervisor during cancellation, timeout and deletion, and while it waits for container `helper`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def interrupted(shell: str, *commands: str, grace: float = LONG, uid: int | None
     """
     with container(shell, *commands, options=Options(uid=uid)) as running:
         assert running.prints(b"ready\n")
-        running.exec(command_module.interrupt(grace))
+        running.interrupt(grace)
         return running.wait()
 
 
@@ -77,14 +77,14 @@ def test_a_command_that_ignores_term_is_killed_after_the_grace_period(shell: str
 
 def test_shellopts_of_the_image_do_not_keep_the_commands_alive() -> None:
     """With errexit, the script that ends the commands would stop at its first `kill` that finds no process."""
-    options = Options(env={"SHELLOPTS": "errexit:nounset"})
+    options = Options(image_env={"SHELLOPTS": "errexit:nounset"})
     with container("bash", STUBBORN, "echo no", options=options) as running:
         assert running.prints(b"ready\n")
-        assert running.exec(command_module.interrupt(0.1), SHELLOPTS="errexit:nounset") in (0, -9)
+        assert running.exec(command_module.interrupt(0.1, running.order), SHELLOPTS="errexit:nounset") in (0, -9)
         assert running.wait().code == 137
     with container("bash", SLEEPS, options=options) as running:
         assert running.prints(b"ready\n")
-        assert running.exec(command_module.pre_stop(), SHELLOPTS="errexit:nounset") == 0
+        assert running.exec(command_module.pre_stop(running.order), SHELLOPTS="errexit:nounset") == 0
         assert running.wait().code == 143
 
 
@@ -101,14 +101,14 @@ def test_a_busy_or_stopped_shell_ends_at_once(shell: str, command: str) -> None:
 def test_the_grace_period_needs_no_sleep_in_the_image(shell: str) -> None:
     with container(shell, STUBBORN) as running:
         assert running.prints(b"ready\n")
-        assert running.exec(command_module.interrupt(0.1), PATH="/nonexistent") in (0, -9)
+        assert running.exec(command_module.interrupt(0.1, running.order), PATH="/nonexistent") in (0, -9)
         assert running.wait().code == 137
 
 
 def test_the_pre_stop_hook_ends_the_commands(shell: str) -> None:
     with container(shell, SLEEPS, "echo no") as running:
         assert running.prints(b"ready\n")
-        running.exec(command_module.pre_stop())
+        running.pre_stop()
         assert running.wait().code == 143
 
 
@@ -117,7 +117,7 @@ def test_the_record_of_a_deletion_does_not_depend_on_the_exit_code(shell: str, a
     child = f"trap 'exit {answer}' TERM; echo ready; while :; do sleep 0.02; done"
     with container(shell, child, "echo no") as running:
         assert running.prints(b"ready\n")
-        running.exec(command_module.pre_stop())
+        running.pre_stop()
         result = running.wait()
     assert result.code == answer
     assert result.ending == Ending(1, left_by_exit=True, exit_code=answer, received_term=True)
@@ -128,31 +128,33 @@ def test_a_signal_from_a_command_is_not_recorded_as_term_to_pid_1(shell: str) ->
         assert running.wait().ending == Ending(1, exit_code=143)
 
 
-def test_no_command_runs_before_container_files_is_ready(shell: str) -> None:
-    with container(shell, "echo a", options=Options(wait_for_files=True)) as running:
+def test_no_command_runs_before_the_order_says_so(shell: str) -> None:
+    with container(shell, "echo a", options=Options(start=False)) as running:
         assert not running.prints(b"\x1e", within=0.2)
-        running.create_ready_file()
+        running.start_commands()
         result = running.wait()
     assert result.verdict.succeeded
     assert result.text == "a\n"
 
 
-def test_the_wait_for_files_needs_no_sleep_in_the_image(shell: str) -> None:
-    options = Options(wait_for_files=True, env={"PATH": "/nonexistent"})
+def test_the_wait_for_the_helper_needs_no_sleep_in_the_image(shell: str) -> None:
+    options = Options(late_helper=True, image_env={"PATH": "/nonexistent"})
     with container(shell, "echo a", options=options) as running:
-        assert not running.prints(b"\x1e", within=0.1)
-        running.create_ready_file()
+        assert running.process.poll() is None
+        running.start_helper()
         assert running.wait().text == "a\n"
 
 
-@pytest.mark.parametrize(
-    "stop", [command_module.pre_stop(), command_module.interrupt(LONG)], ids=["deletion", "cancel"]
-)
-def test_the_wait_for_files_ends_with_a_term(shell: str, stop: list[str]) -> None:
-    with container(shell, "echo no", options=Options(wait_for_files=True)) as running:
-        assert not running.prints(b"\x1e", within=0.1)
-        running.exec(stop)
+STOPS = pytest.mark.parametrize("stop", ["deletion", "cancel"])
+
+
+@STOPS
+@pytest.mark.parametrize("late", [False, True], ids=["before the start", "before the helper"])
+def test_the_wait_for_the_start_ends_with_a_term(shell: str, stop: str, late: bool) -> None:
+    with container(shell, "echo no", options=Options(late_helper=late, start=False)) as running:
+        assert not running.prints(b"\x1e", within=0.2)
+        running.pre_stop() if stop == "deletion" else running.interrupt(LONG)
         result = running.wait()
     assert result.code == 143
     assert result.ending is None
-    assert result.markers == "l:143"
+    assert "echo" not in result.text

@@ -9,29 +9,30 @@ import pytest
 
 from agent.cluster.supervisor import command as command_module
 from agent.cluster.supervisor.termination import Ending, Verdict, judge, read_termination
+from agent.domain.json import Object
 from tests.unit.cluster.supervisor.shells import NONCE
 
 OTHER = "0ther0ther0ther0"
 
 
-def entrypoint(*commands: str, nonce: str = NONCE, wait_for_files: bool = False) -> list[str]:
-    return command_module.entrypoint(commands, nonce=nonce, workspace="/workspace", wait_for_files=wait_for_files)
+def order(*commands: str, nonce: str = NONCE, env: dict[str, str] | None = None) -> Object:
+    return command_module.order(
+        commands, nonce=nonce, env=env or {}, workspace="/workspace", seconds=60.0, log_limit=1 << 20
+    )
 
 
-def test_each_command_is_an_unchanged_argument() -> None:
-    argv = entrypoint("echo 'a' \"$b\"", "", "-x")
+def test_the_arguments_of_pid_1_hold_nothing_of_the_action() -> None:
+    argv = command_module.entrypoint()
     assert argv[:2] == ["/bin/sh", "-c"]
-    assert argv[-3:] == ["echo 'a' \"$b\"", "", "-x"]
+    assert argv[3:] == ["sealci", "/.sealci"]
+    assert "sleep" not in " ".join(argv)
 
 
-def test_no_argument_is_longer_than_the_kernel_accepts() -> None:
-    longest = max(len(argument.encode()) for argument in entrypoint(*["true"] * command_module.MAX_COMMAND_COUNT))
-    assert longest < 128 * 1024
-
-
-def test_the_supervisor_waits_for_container_files_only_on_request() -> None:
-    assert "/.sealci/ready" in entrypoint("true", wait_for_files=True)
-    assert "/.sealci/ready" not in entrypoint("true")
+def test_the_order_holds_the_commands_unchanged() -> None:
+    asked = order("echo 'a' \"$b\"", "", "-x", env={"A": "1", "SHELLOPTS": "xtrace"})
+    assert asked["commands"] == ["echo 'a' \"$b\"", "", "-x"]
+    assert asked["env"] == {"A": "1"}
+    assert asked["shell_options"] == "xtrace"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_supervisor_waits_for_container_files_only_on_request() -> None:
 )
 def test_invalid_commands_and_nonces_are_refused(commands: list[str], nonce: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        entrypoint(*commands, nonce=nonce)
+        order(*commands, nonce=nonce)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,8 @@ def test_code_0_before_the_last_command_is_no_success(command: int, rest: str) -
 
 @pytest.mark.parametrize(("grace", "exact", "whole"), [(0, "0.000", "0"), (2.5, "2.500", "3"), (30, "30.000", "30")])
 def test_the_grace_period_is_passed_exactly_and_in_whole_seconds(grace: float, exact: str, whole: str) -> None:
-    assert command_module.interrupt(grace)[-2:] == [exact, whole]
+    assert command_module.interrupt(grace)[-3:] == [exact, whole, "/.sealci/go"]
 
 
 def test_the_pre_stop_hook_always_succeeds() -> None:
-    assert command_module.pre_stop()[-1].endswith("exit 0")
+    assert command_module.pre_stop()[2].endswith("exit 0")

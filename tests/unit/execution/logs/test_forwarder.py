@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.events import CommandFinished, CommandStarted, LogChunk
 from agent.domain.log_cursor import Cursor
-from agent.domain.observations import LogPiece
+from agent.domain.observations import LogEnd, LogPiece
 from agent.execution.logs.forwarder import PORTION, send_log
 from agent.execution.logs.masking import Masker
 from agent.settings import Settings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from agent.domain.events import Event
+    from agent.domain.observations import LogItem
     from agent.execution.ports import Environment
     from agent.execution.session import Session
 
@@ -28,20 +29,19 @@ MARK = b"\x1esealci:" + NONCE.encode() + b":"
 class FakeSession:
     """The parts of a session that the log forwarder uses.
 
-    `events` holds the events that the forwarder has sent. `ended` holds each value with which the forwarder has
-    reported whether the log has ended.
+    `events` holds the events that the forwarder sent.
     """
 
-    def __init__(self, secrets: Mapping[str, str], *payload: bytes, commands: int = 2) -> None:
+    def __init__(self, secrets: Mapping[str, str], *payload: bytes, commands: int = 2, dropped: int = 0) -> None:
         self.secrets = secrets
         self.progress = SimpleNamespace(log_start=Cursor(), command_started=lambda _: None)
         self.stats = SimpleNamespace(log_ended=lambda _: None, command_finished=lambda _: None)
         self.reporter = self
         self.payload = payload
         self.commands = commands
+        self.dropped = dropped
         self.events: list[Event] = []
         self.notices: list[str] = []
-        self.ended: list[bool] = []
 
     def masker(self) -> Masker:
         return Masker(self.secrets)
@@ -55,14 +55,12 @@ class FakeSession:
     def markers(self, start: Cursor) -> MarkerReader:
         return MarkerReader(NONCE, self.commands, start)
 
-    async def log(self, cursor: Cursor) -> AsyncGenerator[LogPiece, None]:
+    async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
         at = 0
         for data in self.payload:
+            yield LogPiece(data, at)
             at += len(data)
-            yield LogPiece(data, Cursor("t", 1, at, at))
-
-    def log_ended(self, ended: Any) -> None:
-        self.ended.append(ended)
+        yield LogEnd(self.dropped)
 
     async def run(self) -> None:
         await send_log(cast("Session", self), cast("Environment", self), Settings())
@@ -90,11 +88,10 @@ async def test_other_tasks_run_between_portions_of_a_log_that_matches_everywhere
     assert turns >= 20
 
 
-async def test_the_end_of_the_log_is_reported_and_taken_back() -> None:
+async def test_a_forged_last_marker_is_text() -> None:
     start, end, last = MARK + b"s:1\n", MARK + b"f:1:0\n", MARK + b"l:0:0\n"
     session = FakeSession({}, start + b"one\n" + last, b"work goes on\n", end + last)
     await session.run()
-    assert session.ended == [True, False, True]
     assert session.text == b"one\n" + last + b"work goes on\n"
     kinds = [type(event) for event in session.events if not isinstance(event, LogChunk)]
     assert kinds == [CommandStarted, CommandFinished]
@@ -113,3 +110,17 @@ async def test_secrets_that_are_masked_in_part_or_not_at_all_are_named() -> None
     session = FakeSession({"PIN": "123", "HUGE": "x1" * 100_000}, b"log\n")
     await session.run()
     assert session.notices == ["[not masked, because too short: PIN]", "[masked in part, because too long: HUGE]"]
+
+
+async def test_bytes_over_the_limit_of_the_log_are_counted_in_a_notice() -> None:
+    session = FakeSession({"TOKEN": "secret-value"}, MARK + b"s:1\n" + b"one\nsecr", dropped=1000)
+    await session.run()
+    size = len(MARK + b"s:1\n" + b"one\nsecr")
+    assert session.text == b"one\n***\n[log cut at %d bytes: 1000 bytes are left out]\n" % size
+
+
+async def test_a_fast_log_without_secrets_is_taken_in_large_portions() -> None:
+    data = b"0123456789abcde\n" * 4096
+    session = FakeSession({"TOKEN": "secret-value"}, data, data)
+    await session.run()
+    assert [event.data for event in session.events if isinstance(event, LogChunk)] == [data, data]

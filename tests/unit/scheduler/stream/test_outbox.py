@@ -119,8 +119,8 @@ async def test_acknowledgements_of_unknown_events_are_ignored(outbox: Outbox, ke
 async def test_unsent_chunks_of_log_are_joined(outbox: Outbox) -> None:
     session = outbox.open(KEY)
     for number in range(1, 101):
-        await session.send(LogChunk(b"line\n", Cursor(total=5 * number)))
-    assert drain(outbox) == [Outgoing(KEY, 1, LogChunk(b"line\n" * 100, Cursor(total=500)))]
+        await session.send(LogChunk(b"line\n", Cursor(5 * number)))
+    assert drain(outbox) == [Outgoing(KEY, 1, LogChunk(b"line\n" * 100, Cursor(500)))]
 
 
 async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
@@ -137,7 +137,7 @@ async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
     [
         (LogChunk(b"1"), LogChunk(b"2", None, Source.AGENT)),
         # A join of these two chunks would lose the exact cursor of the first chunk.
-        (LogChunk(b"1", Cursor(total=1)), LogChunk(b"2")),
+        (LogChunk(b"1", Cursor(1)), LogChunk(b"2")),
         (LogChunk(bytes(BIG)), LogChunk(b"2")),
     ],
 )
@@ -416,7 +416,7 @@ async def walk(steps: list[str]) -> None:
         match step:
             case "log":
                 sent_log += (piece := f"{len(sent_log)} ".encode())
-                await session.send(LogChunk(piece, Cursor(total=len(sent_log))))
+                await session.send(LogChunk(piece, Cursor(len(sent_log))))
             case "event":
                 count += 1
                 await session.send(event(count))

@@ -1,0 +1,50 @@
+"""The states of the containers of a pod, for its log and its deletion. The object lives as long as its environment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.cluster.logs.source import LogState
+from agent.cluster.pod.fields import container_status, helper_status
+from agent.cluster.pod.manifest import ACTION
+
+if TYPE_CHECKING:
+    from agent.cluster.environment.watch import PodState
+    from agent.domain.json import Object
+
+
+class PodContainers:
+    """The containers of one environment, as the watch shows them. Owned by that environment."""
+
+    def __init__(self, pod_state: PodState) -> None:
+        self.pod_state = pod_state
+
+    @property
+    def state(self) -> LogState:
+        """Return what the containers mean for the log."""
+        if self.pod_state.pod is None:
+            return LogState.GONE
+        status = self.pod_state.pod.get("status", {})
+        helper, action = state_name(helper_status(status)), state_name(container_status(status, ACTION))
+        if helper == "terminated":
+            return LogState.ABANDONED
+        if helper != "running":
+            return LogState.WAITING
+        return LogState.ENDING if action == "terminated" else LogState.OPEN
+
+    @property
+    def may_have_run(self) -> bool:
+        """Return whether a command may have started. True also if the pod is gone."""
+        if self.pod_state.pod is None:
+            return True
+        return state_name(container_status(self.pod_state.pod.get("status", {}), ACTION)) != "waiting"
+
+    async def wait_while(self, state: LogState) -> None:
+        """Wait until the log is in another state."""
+        while self.state is state:
+            await self.pod_state.wait_for_change(self.pod_state.version)
+
+
+def state_name(status: Object | None) -> str:
+    """Return "waiting", "running" or "terminated"; "waiting" if the kubelet has not reported the container."""
+    return next(iter((status or {}).get("state", {})), "waiting")

@@ -1,0 +1,39 @@
+"""PID 1 of container `helper`: give container `action` its order, keep the log, and keep the files reachable.
+
+`packaging` sends this source to the pod, with the sources of `workspace`, `order` and `log_keeper` (Python 3.9,
+standard library). The program lives from the start of the pod until TERM or its deadline. Container `action`
+waits for the FIFO `go`, so everything that costs time comes after the FIFOs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from agent.cluster.in_pod.log_keeper import LogKeeper
+from agent.cluster.in_pod.order import GO, SUPERVISOR, read_order, write, write_order
+from agent.cluster.in_pod.workspace import start_commands
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
+    """Run with the arguments FOLDER LOG_FOLDER SNAPSHOT. SCRIPTS are the texts of the supervisor's shell scripts."""
+    folder, log_folder, snapshot = arguments
+    began = time.monotonic()
+    # PID 1 becomes the parent of processes whose parent has ended, and has to reap them.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    keeper = LogKeeper(folder, log_folder, began + 3600.0)
+    write(folder, SUPERVISOR, scripts["supervisor"])
+    keeper.open_for_commands()
+    order = read_order(os.environ)
+    keeper.deadline = began + order["seconds"]
+    keeper.limit, keeper.drain, keeper.copy.key = order["log_limit"], order["drain"], order["log_key"]
+    write_order(order, folder, scripts["setup"])
+    if order["start"]:
+        start_commands(order["workspace"], snapshot if order["snapshot"] else "", folder + "/" + GO)
+    keeper.run()
+    keeper.stay()

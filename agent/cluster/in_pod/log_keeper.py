@@ -1,0 +1,270 @@
+"""Keep the log of the commands: read it from a FIFO, append it to a file, and copy it to standard output in frames.
+
+This is the main loop of container `helper`; `packaging` sends its source to the pod (Python 3.9, standard library). The
+file is the truth: standard output, which the kubelet serves as the container's log, may skip parts of a fast log. A
+slow reader of standard output never delays the commands.
+
+A frame on standard output is `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL`, then LENGTH bytes of the file from
+OFFSET on. A terminal swallows the header, so `kubectl logs` shows the plain log. If a payload does not end in a line
+end, one follows it, and the flag `p` (partial) marks it as no part of the log. CR LF is written as CR CR LF,
+because containerd drops one CR before a line end. Flag `e;DROPPED` in a frame without payload ends the log.
+
+The CRC starts from a random key that only the agent and this container know. Otherwise the commands could print whole
+frames, and a reader that begins in the middle of a real frame would take them for real.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from zlib import crc32
+
+from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
+
+FRAME_BYTES = 64 * 1024  # largest payload of a frame
+BEHIND_BYTES = 1024 * 1024  # standard output skips to the end of the file when it is this much behind
+SMALL_BYTES = 8 * 1024  # a frame of fewer bytes is followed by the next one sooner
+SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds between two frames of a busy log
+PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
+LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def frame(offset: int, payload: bytes, key: int) -> bytes:
+    """Return a frame for these bytes of the file, which begin at OFFSET."""
+    partial = not payload.endswith(b"\n")
+    head = b"\x1b]5397;%d;%d;%08x;%s\a" % (offset, len(payload), crc32(payload, key), b"p" if partial else b"")
+    # The added line end comes first, because containerd also drops a CR before that one.
+    return head + (payload + b"\n" if partial else payload).replace(b"\r\n", b"\r\r\n")
+
+
+def final_frame(size: int, dropped: int, key: int) -> bytes:
+    """Return the frame that ends the log."""
+    return b"\x1b]5397;%d;0;%08x;e;%d\a\n" % (size, crc32(b"", key), dropped)
+
+
+class Copy:
+    """Copies the file to a descriptor that must not block. The keeper owns it. Times are monotonic seconds."""
+
+    def __init__(self, fd: int, file: int) -> None:
+        self.fd = fd
+        self.file = file
+        self.key = 0
+        self.copied = self.size = 0  # of the file
+        self.pending_since = 0.0  # when the first byte arrived that is not copied
+        self.next_frame = 0.0  # the earliest time of the next frame
+        self.out = b""  # the rest of a frame
+        self.ending = b""  # the final frame, when the log has ended
+        os.set_blocking(fd, False)
+
+    @property
+    def complete(self) -> bool:
+        """Return whether everything has been written."""
+        return not self.out and not self.ending and self.copied == self.size
+
+    def grow(self, size: int, now: float) -> None:
+        """Note that the file now has SIZE bytes."""
+        if self.copied == self.size:
+            self.pending_since = now
+        self.size = size
+
+    def run(self, now: float) -> float | None:
+        """Write what is due. Return the time of the next call; None if only the descriptor or the file decides."""
+        while True:
+            if self.out and not self.flush():
+                return None
+            if self.copied == self.size:
+                self.out, self.ending = self.ending, b""
+                if not self.out:
+                    return None
+                continue
+            if self.size - self.copied > BEHIND_BYTES:
+                self.copied = self.size - FRAME_BYTES
+            due, length = self.next_length(now)
+            if not length:
+                return due
+            payload = os.pread(self.file, length, self.copied)
+            self.out = frame(self.copied, payload, self.key)
+            self.copied += len(payload)
+            self.pending_since = now
+            self.next_frame = now + (SMALL_PAUSE if len(payload) < SMALL_BYTES else PAUSE)
+
+    def next_length(self, now: float) -> tuple[float, int]:
+        """Return the number of bytes of the next frame, or 0 and when there will be one."""
+        waiting = self.size - self.copied
+        if waiting < FRAME_BYTES and not self.ending and now < self.next_frame:
+            return self.next_frame, 0
+        length = min(waiting, FRAME_BYTES)
+        lines = os.pread(self.file, length, self.copied).rfind(b"\n") + 1
+        if lines or waiting >= FRAME_BYTES or self.ending:
+            return now, lines or length
+        due = self.pending_since + PARTIAL_SECONDS
+        return due, length if now >= due else 0
+
+    def flush(self) -> bool:
+        """Write the rest of a frame. Return whether all of it is written."""
+        while self.out:
+            try:
+                self.out = self.out[os.write(self.fd, self.out) :]
+            except BlockingIOError:
+                return False
+            except OSError:
+                # No one reads standard output any more. The file is complete without it.
+                self.out = self.ending = b""
+                self.copied = self.size
+        return True
+
+
+class LogKeeper:
+    """Keeps the log of one pod. It lives as long as container `helper`.
+
+    Args:
+        folder: the order's folder, which holds the FIFOs.
+        log_folder: the folder for the log file.
+        deadline: when the program ends in any case, in monotonic seconds.
+
+    The order sets `deadline`, `limit` (the largest size of the file; further bytes are counted and dropped), `drain`
+    (seconds to wait for the output of processes that outlive the shell) and the key of the copy's frames.
+    """
+
+    def __init__(self, folder: str, log_folder: str, deadline: float) -> None:
+        self.folder = folder
+        self.log_folder = log_folder
+        self.deadline = deadline
+        self.limit, self.drain = 0, 0.0
+        os.umask(0)
+        for name in (LOG, CONTROL):
+            os.mkfifo(folder + "/" + name, 0o666)
+        self.log = os.open(folder + "/" + LOG, READING)
+        self.control = os.open(folder + "/" + CONTROL, READING)
+        os.mkfifo(folder + "/." + GO, 0o666)
+        self.go = os.open(folder + "/." + GO, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self.file = os.open(log_folder + "/" + LOG_FILE, flags, 0o644)
+        self.size = self.dropped = 0
+        self.copy = Copy(1, self.file)
+        self.output_watched = False
+        self.poll = select.poll()
+        self.poll.register(self.log, select.POLLIN)
+        self.poll.register(self.control, select.POLLIN)
+        self.drain_at: float | None = None  # when the wait for leftover output ends
+        self.end_at: float | None = None  # when the log ends in any case
+        self.writers_gone = False  # the log's FIFO has no writer
+        self.present = self.ended = self.leaving = False
+        # The kernel gives PID 1 no default action for TERM.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.leave)
+
+    def open_for_commands(self) -> None:
+        """Make the FIFO `go` visible, for which container `action` waits."""
+        os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
+
+    def leave(self, *_: object) -> None:
+        """Exit on TERM: at once, or after the log's end if commands may still write."""
+        if (self.ended and self.copy.complete) or not self.present:
+            os._exit(0)
+        self.leaving = True
+
+    def run(self) -> None:
+        """Keep the log until it has ended and is copied."""
+        while True:
+            now = time.monotonic()
+            copy_at = self.copy.run(now)
+            if now > self.deadline or (self.ended and self.copy.complete):
+                return
+            due = [each for each in (copy_at, self.drain_at, self.end_at, self.deadline) if each is not None]
+            self.poll_output()
+            events = dict(self.poll.poll(max(0, int((min(due) - now) * 1000) + 1)))
+            if self.log in events:
+                self.receive()
+            if self.control in events:
+                self.obey()
+            self.check_times(time.monotonic())
+
+    def stay(self) -> None:
+        """Wait for TERM or the deadline, so that the agent can read the log and the files."""
+        if not self.leaving:
+            time.sleep(max(0.0, self.deadline - time.monotonic()))
+
+    def poll_output(self) -> None:
+        """Watch standard output only if it was full."""
+        if self.output_watched and not self.copy.out:
+            self.poll.unregister(self.copy.fd)
+        elif self.copy.out:
+            self.poll.register(self.copy.fd, select.POLLOUT)
+        self.output_watched = bool(self.copy.out)
+
+    def receive(self) -> None:
+        """Read what the FIFO holds, at most 1 MiB, and append it to the file."""
+        for _ in range(16):
+            try:
+                data = os.read(self.log, FRAME_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                # Poll would report the missing writer again and again.
+                self.poll.unregister(self.log)
+                self.writers_gone = True
+                if self.end_at is not None:
+                    self.end()
+                elif self.drain_at is not None:
+                    self.answer_drained()
+                return
+            self.append(data)
+
+    def append(self, data: bytes) -> None:
+        room = max(0, self.limit - self.size)
+        written = 0
+        try:
+            while written < min(len(data), room):
+                written += os.write(self.file, data[written:room])
+        except OSError:
+            pass  # the disk is full: what follows is counted as dropped
+        self.size += written
+        if written < len(data):
+            self.limit = self.size  # a later, shorter piece must not follow a gap
+            self.dropped += len(data) - written
+        self.copy.grow(self.size, time.monotonic())
+
+    def obey(self) -> None:
+        """Read what PID 1 of container `action` reports: `here`, `loaded` or `ended`. End of file: PID 1 has ended."""
+        try:
+            words = os.read(self.control, 4096).split()
+        except BlockingIOError:
+            return
+        if not words:
+            self.poll.unregister(self.control)
+            self.drain_at, self.end_at = None, time.monotonic() + LAST_SECONDS
+            self.writers_gone = False
+            self.poll.register(self.log, select.POLLIN)
+            self.receive()
+            return
+        self.present = True
+        if b"loaded" in words:
+            remove_order(self.folder)
+        if b"ended" in words:
+            self.drain_at = time.monotonic() + self.drain
+            if self.writers_gone:
+                self.answer_drained()
+
+    def answer_drained(self) -> None:
+        self.drain_at = None
+        os.write(self.go, b"drained\n")
+
+    def check_times(self, now: float) -> None:
+        if self.drain_at is not None and now >= self.drain_at:
+            self.answer_drained()
+        if self.end_at is not None and now >= self.end_at and not self.ended:
+            self.end()
+
+    def end(self) -> None:
+        """Record that the log has ended: for the errand `log` in a file, for the log's readers in the final frame."""
+        self.ended = True
+        self.end_at = None
+        part = self.log_folder + "/." + LOG_END
+        with open(part, "w") as file:
+            file.write(f'{{"size": {self.size}, "dropped": {self.dropped}}}\n')
+        os.rename(part, self.log_folder + "/" + LOG_END)
+        self.copy.ending = final_frame(self.size, self.dropped, self.copy.key)

@@ -1,0 +1,140 @@
+"""Build the environment variables of a pod's containers: the action's order, its variables and its secrets. Pure.
+
+Container `helper` gets the order and the values of the secrets, and writes them into a volume in memory. So the
+variables of the action are variables of the commands shell alone. Container `action` itself has only those that no
+shell can export, and those of the installer's template.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from agent.cluster.in_pod import order, packaging
+from agent.cluster.supervisor import command as command_module
+from agent.domain.json import Object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.cluster.pod.manifest import Plan
+    from agent.settings import Settings
+
+ACTION = "action"
+# Seconds that the deadlines inside the pod allow for adoption by another agent.
+ADOPTION_SECONDS = 300.0
+HOME = "/home/action"
+
+
+def variables(plan: Plan, settings: Settings) -> dict[str, str]:
+    """Return the environment variables: those that CI tools look for, and the user's. Secrets replace both.
+
+    A variable of the user replaces the agent's variable of the same name. A variable that the installer's template sets
+    in container `action` replaces all.
+    """
+    action = plan.action
+    values = {
+        "CI": "true",
+        "SEALCI": "true",
+        "SEALCI_ACTION": action.name or action.key.action_id,
+        "SEALCI_ATTEMPT": str(action.key.attempt),
+        "SEALCI_WORKSPACE": settings.environment.workspace,
+    }
+    if settings.environment.profile == "restricted":
+        values["HOME"] = HOME
+    if action.traceparent:
+        values["TRACEPARENT"] = action.traceparent
+    values |= action.env
+    if action.repository and "GIT_CONFIG_COUNT" not in action.secrets:
+        values |= git_variables(action.env, settings.environment.workspace)
+    hidden = action.secrets.keys() | template_variables(settings)
+    return {name: value for name, value in values.items() if name not in hidden}
+
+
+def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
+    """Return the variables by which git accepts a clone that belongs to another user.
+
+    The variables add one setting of git to the settings that the user's variables contain. No file in the user's image
+    changes.
+    """
+    count = env.get("GIT_CONFIG_COUNT") or "0"
+    # Git refuses to start with another count, and its message shows the user's mistake.
+    if not re.fullmatch(r"[0-9]{1,6}", count):
+        return {}
+    number = int(count)
+    name = f"GIT_CONFIG_KEY_{number}"
+    # The user's commands may set the count themselves.
+    if name in env:
+        return {}
+    return {
+        "GIT_CONFIG_COUNT": str(number + 1),
+        name: "safe.directory",
+        f"GIT_CONFIG_VALUE_{number}": workspace,
+    }
+
+
+def template_variables(settings: Settings) -> set[str]:
+    """Return the names of the variables that the installer's template sets in container `action`."""
+    containers = settings.environment.pod_template.get("spec", {}).get("containers", ())
+    found = [each for container in containers if container["name"] == ACTION for each in container.get("env", ())]
+    return {each["name"] for each in found}
+
+
+def order_secrets(plan: Plan, settings: Settings) -> list[str]:
+    """Return the names of the secrets that reach the commands through the order."""
+    return sorted(plan.action.secrets.keys() - command_module.NOT_EXPORTABLE - template_variables(settings))
+
+
+def unexportable_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the few variables that no shell can export. They are variables of container `action` itself."""
+    special = command_module.NOT_EXPORTABLE
+    plain = [{"name": n, "value": escape_variables(v)} for n, v in variables(plan, settings).items() if n in special]
+    secret = sorted((plan.action.secrets.keys() & special) - template_variables(settings))
+    return plain + [secret_variable(name, name, plan) for name in secret]
+
+
+def secret_variable(name: str, key: str, plan: Plan) -> Object:
+    """Return an environment variable whose value is in the attempt's Secret."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": key}}}
+
+
+def order_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the variables of container `helper`: the action's order, and the values of its secrets."""
+    values = variables(plan, settings)
+    secrets = order_secrets(plan, settings)
+    asked = command_module.order(
+        plan.action.commands,
+        nonce=plan.nonce,
+        env={name: value for name, value in values.items() if name not in command_module.NOT_EXPORTABLE},
+        secrets=secrets,
+        workspace=settings.environment.workspace,
+        pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
+        # Only the default set of artifacts is a comparison with the snapshot.
+        snapshot=plan.wants_files and not plan.action.artifacts.paths,
+        start=not plan.upload_tree,
+        log_limit=settings.logs.max_total,
+        log_key=plan.log_key,
+        seconds=helper_seconds(plan, settings),
+    )
+    pieces = packaging.order_variables(asked)
+    return [
+        *({"name": name, "value": escape_variables(piece)} for name, piece in pieces.items()),
+        *(secret_variable(order.SECRET + name, name, plan) for name in secrets),
+    ]
+
+
+def helper_seconds(plan: Plan, settings: Settings) -> float:
+    """Return the lifetime of container `helper`, which ends the container if no agent deletes the pod."""
+    copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
+    return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
+
+
+def escape_variables(text: str) -> str:
+    """Escape a text against the kubelet, which expands `$(VAR)` and replaces `$$` by `$`."""
+    return text.replace("$", "$$")
+
+
+def escape_command(command: list[str]) -> list[str]:
+    """Return a command that the kubelet passes to the container unchanged."""
+    return [escape_variables(argument) for argument in command]
