@@ -112,6 +112,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # Only the default set of artifacts is a comparison with the snapshot.
         snapshot=plan.wants_files and not plan.action.artifacts.paths,
+        change_owner=plan.action.repository is not None,
         start=not plan.upload_tree,
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,

@@ -238,6 +238,8 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "lfs": asked.lfs,
         "schemes": settings.policy.repository_schemes,
         "workspace": settings.environment.workspace,
+        # Container `helper` gives the files to the user of the commands.
+        "umask": 0o022,
         "credentials": CREDENTIALS if asked.credentials else "",
         "secret": asked.credentials,
         "timeout": settings.policy.clone_timeout,

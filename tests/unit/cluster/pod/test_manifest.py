@@ -201,6 +201,7 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
         "depth": 1,
         "submodules": False,
         "lfs": False,
+        "umask": 0o022,
         "schemes": ["https", "ssh"],
         "workspace": "/workspace",
         "credentials": "/etc/sealci/credentials",
