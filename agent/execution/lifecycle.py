@@ -120,6 +120,8 @@ async def wait_until_running(session: Session, environment: Environment) -> None
         if isinstance(seen, (Running, Exited)):
             if environment.interactive and isinstance(seen, Running):
                 await session.run_until_stopped(environment.upload_workspace())
+            if environment.setup_notice:
+                await session.reporter.write_log(environment.setup_notice)
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)

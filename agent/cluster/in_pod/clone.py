@@ -1,8 +1,9 @@
 """Clone one repository into the workspace: the program of the init container `repository`.
 
 The program runs as `python3 -m agent.cluster.clone ORDER` in the agent's image and uses the standard library only. Its
-output is the set-up log. If the clone fails, the reason is the termination message. Container `helper` gives
-the files to the user of the commands later. Credentials come from files, not from the URL, and are never shown.
+output is the set-up log. The termination message is the reason if the clone fails, else a notice for the action's log.
+Container `helper` gives the files to the user of the commands later. Credentials come from files, not from the URL, and
+are never shown.
 """
 
 from __future__ import annotations
@@ -94,11 +95,13 @@ def clone(order: dict[str, Any], env: dict[str, str]) -> None:
     if order.get("lfs"):
         fetch_lfs_files(git, order)
     elif pointer := find_pointer(git, pathlib.Path(workspace)):
-        print(  # noqa: T201 - this is the set-up log
-            f"Notice: the repository keeps files in Git LFS, and the clone has pointers in their place, such as"
-            f" {pointer!r}. Set `lfs: true` for the repository to fetch the files.",
-            flush=True,
+        notice = (
+            "The repository keeps files in Git LFS, and the clone has pointers in their place, such as"
+            f" {pointer[:200]!r}. Set `lfs: true` for the repository to fetch the files."
         )
+        print(notice, flush=True)  # noqa: T201 - this is the set-up log
+        # The agent writes the termination message into the log of the action.
+        TERMINATION_LOG.write_text(notice)
     print(f"Checked out {git('log', '-1', '--format=%H %s').strip()}", flush=True)  # noqa: T201 - set-up log
 
 
