@@ -128,6 +128,8 @@ async def wait_until_running(session: Session, environment: Environment) -> None
                 await session.run_until_stopped(
                     environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP))
                 )
+            if environment.setup_notice:
+                await session.reporter.write_log(environment.setup_notice)
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)

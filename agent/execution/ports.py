@@ -72,6 +72,10 @@ class Environment(Protocol):
     def running_for(self) -> float:
         """Return for how many seconds the commands have been running, by the cluster's clock. 0 before they start."""
 
+    @property
+    def setup_notice(self) -> str:
+        """Return text for the log of an action whose set-up succeeded, "" for none."""
+
     def disown(self) -> None:
         """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
 

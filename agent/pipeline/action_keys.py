@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, ArtifactRules, Repository, Resources, When
 from agent.domain.quantities import quantity, seconds
 from agent.domain.references.image_reference import checked_image
+from agent.pipeline.yaml_document import BOOLEANS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NOT_A_VARIABLE = "{!r} is not a variable name: letters, digits and '_', not beginning with a digit"
-REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
+REPO_KEYS = ("url", "ref", "depth", "submodules", "lfs", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
 ARTIFACT_KEYS = ("paths", "exclude", "when")
 SHELL_KEYS = ("pipefail",)
@@ -89,9 +90,18 @@ def read_repository(value: Value) -> Repository:
         url=keys["url"].non_empty("a URL"),
         ref=keys["ref"].non_empty("a branch, tag or commit") if "ref" in keys else "",
         depth=int(depth),
-        submodules=keys["submodules"].boolean() if "submodules" in keys else False,
+        submodules=read_submodules(keys["submodules"]) if "submodules" in keys else False,
+        lfs=keys["lfs"].boolean() if "lfs" in keys else False,
         credentials=keys["credentials"].non_empty("the name of a Secret") if "credentials" in keys else "",
     )
+
+
+def read_submodules(value: Value) -> bool:
+    """Return whether submodules are fetched. The words `recursive` and `true` mean the same."""
+    word = value.text("true, false or recursive").lower()
+    if word != "recursive" and word not in BOOLEANS:
+        value.refuse(f"must be true, false or recursive, not {value.kind}")
+    return BOOLEANS.get(word, True)
 
 
 def read_resources(value: Value) -> Resources:

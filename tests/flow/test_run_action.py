@@ -219,6 +219,12 @@ async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> Non
     assert (sent.outcome.result, sent.log) == (Result.SUCCEEDED, b"quick\n")
 
 
+async def test_a_notice_of_the_set_up_stands_in_the_log_before_the_output(rig: Rig) -> None:
+    sent = await life(rig, Script(setup_notice="the clone has pointers"))
+    assert sent.outcome.result is Result.SUCCEEDED
+    assert sent.log.startswith(b"the clone has pointers\nhello\n")
+
+
 async def test_a_pod_that_never_ran_a_command_is_re_created(rig: Rig) -> None:
     lost = Lost(Reason.UNSCHEDULABLE, "the node refused the pod", unstarted=True)
     sent = await life(rig, Script(setups=[(lost,), (Waiting("pulling"), Running())]))

@@ -25,7 +25,7 @@ from agent.cluster.environment.requests import create_fitting_pod, create_secret
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
+from agent.cluster.pod.fields import clone_notice, container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
@@ -161,6 +161,10 @@ class PodEnvironment:
         status = container_status((self.pod_state.pod or {}).get("status", {}), manifest.ACTION) or {}
         started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
+
+    @property
+    def setup_notice(self) -> str:
+        return clone_notice((self.pod_state.pod or {}).get("status", {}))
 
     # ---- the status of the environment
 

@@ -161,6 +161,16 @@ class LogKeeper:
         """Make the FIFO `go` visible, for which container `action` waits."""
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
+    def wait_for_user(self) -> tuple[int, int] | None:
+        """Wait for PID 1 of container `action`. Return its user and group, None if it came without or never came."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
+            return None
+        words = os.read(self.control, 4096).split()
+        self.present = bool(words)
+        return (int(words[1]), int(words[2])) if len(words) == 3 else None
+
     def leave(self, *_: object) -> None:
         """Exit on TERM: at once, or after the log's end if commands may still write."""
         if (self.ended and self.copy.complete) or not self.present:

@@ -18,7 +18,15 @@ case ${SHELLOPTS-} in "$__sealci_options") __sealci_options= ;; esac
 # are lost. The helper takes the end of file of `control` for the end of PID 1.
 exec 1<>"$1/log" 9<>"$1/control"
 exec 2<"$1/log"
-echo here >&9
+# The helper gives a clone to the user and the group of this process. The image may have no `id`.
+__sealci_user=
+while read -r __sealci_word __sealci_real __sealci_effective __sealci_rest; do
+  case $__sealci_word in
+    Uid:) __sealci_user=$__sealci_effective ;;
+    Gid:) __sealci_user="$__sealci_user $__sealci_effective"; break ;;
+  esac
+done </proc/self/status
+echo "here $__sealci_user" >&9
 # PID 1 only remembers TERM. The commands get TERM by the exec of `interrupt` or `pre_stop`.
 trap '__sealci_stopped=143' TERM
 # Dash would exit on INT. A trap with a command is not inherited by the commands, while an ignored signal is.

@@ -1119,15 +1119,19 @@ class Repository(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     SUBMODULES_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    LFS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """https or ssh, without credentials; the agent's policy may allow other schemes"""
     ref: _builtins.str
     """branch, tag or commit; empty: the default branch"""
     depth: _builtins.int
-    """number of commits; 0: the whole history"""
+    """number of commits of ref alone; 0: the whole history, all branches and all tags"""
     submodules: _builtins.bool
+    """fetch submodules, and the submodules of these"""
     credentials: _builtins.str
     """name of a Kubernetes Secret that the policy binds to the url; empty: none"""
+    lfs: _builtins.bool
+    """fetch the files of Git LFS; false: the workspace has their pointers"""
     def __init__(
         self,
         *,
@@ -1136,10 +1140,11 @@ class Repository(_message.Message):
         depth: _builtins.int = ...,
         submodules: _builtins.bool = ...,
         credentials: _builtins.str = ...,
+        lfs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "depth", b"depth", "ref", b"ref", "submodules", b"submodules", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "depth", b"depth", "lfs", b"lfs", "ref", b"ref", "submodules", b"submodules", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

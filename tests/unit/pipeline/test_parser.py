@@ -30,7 +30,7 @@ FULL = """
           TRUTH: yes
           EMPTY: ""
         secrets: [TOKEN]
-        repo: {url: https://example.org/r.git, ref: main, depth: 1, submodules: yes, credentials: git}
+        repo: {url: https://example.org/r.git, ref: main, depth: 1, submodules: yes, lfs: true, credentials: git}
         resources: {cpu: 2, memory: 1Gi, ephemeral_storage: 500Mi}
         timeout: 1h30m
         artifacts:
@@ -58,7 +58,9 @@ def test_every_key_is_read() -> None:
     assert build.image == "debian:stable"
     assert build.commands == ("true", "echo a: b", "cd x\nmake\n")
     assert build.env == {"PLAIN": "text", "NUMBER": "1.10", "TRUTH": "yes", "EMPTY": ""}
-    assert build.repository == Repository("https://example.org/r.git", "main", 1, submodules=True, credentials="git")
+    assert build.repository == Repository(
+        "https://example.org/r.git", "main", 1, submodules=True, credentials="git", lfs=True
+    )
     assert build.resources == Resources("2", "1Gi", "500Mi")
     assert (build.timeout, test.timeout) == (5400.0, 90.0)
     assert build.artifacts == ArtifactRules(("dist/*.whl",), ("*.tmp",), When.ALWAYS)
@@ -196,7 +198,11 @@ WRONG = [
     ),
     (
         A + "    repo: {url: u, submodules: maybe}\n",
-        "ci.yaml:5: actions.a.repo.submodules: must be true or false, not 'maybe'",
+        "ci.yaml:5: actions.a.repo.submodules: must be true, false or recursive, not 'maybe'",
+    ),
+    (
+        A + "    repo: {url: u, lfs: recursive}\n",
+        "ci.yaml:5: actions.a.repo.lfs: must be true or false, not 'recursive'",
     ),
     (
         A + "    resources: {cpus: 1}\n",

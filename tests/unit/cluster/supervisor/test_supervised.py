@@ -423,6 +423,14 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str) -> None:
     assert result.markers == "s1 f1:0 s2 f2:0 s3 l:0"
 
 
+@pytest.mark.parametrize("uid", [None, 1234])
+def test_a_clone_belongs_to_the_user_of_the_commands(shell: str, uid: int | None) -> None:
+    result = run(shell, "echo mine >>cloned; stat -c '%u %g %a %n' . cloned", options=Options(uid=uid, cloned=True))
+    owner = f"{uid or 0} {uid or 0}"
+    assert result.text == f"{owner} 755 .\n{owner} 644 cloned\n"
+    assert result.verdict.succeeded
+
+
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
     """The supervisor opens the log for each marker, so no descriptor of the user can be in the way."""
     opened = " ".join(f"{number}>>file" for number in range(1, 10))
