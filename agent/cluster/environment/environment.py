@@ -185,7 +185,7 @@ class PodEnvironment:
             await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
-        """Return the observation. A failure gets a report for the person who reads the set-up log."""
+        """Return the observation. If it is a failure, add a report for the person who reads the set-up log."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
         pod = self.pod_state.pod or self.pod_state.last

@@ -111,7 +111,7 @@ class LogRequest:
         return reading.result()
 
     def buffered(self) -> bytes:
-        """Return the bytes that have arrived already. They need no task, which costs more than their transport."""
+        """Return the bytes that have arrived already. This needs no asyncio task, which would cost more time."""
         if self.response is None or self.response.content.exception() is not None:
             return b""
         return self.response.content.read_nowait()

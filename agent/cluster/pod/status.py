@@ -52,8 +52,8 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Exit codes of a helper that TERM has ended.
 ENDED_BY_TERM = (0, 143)
-# Seconds to wait for the pod's own status after container `helper` ended, and after TERM ended it. The grace period of
-# the pod may lie between TERM and the end of the commands.
+# Seconds to wait for the pod's own status after container `helper` ended. The second number counts if TERM ended the
+# container. The commands then may run on for the grace period of the pod.
 HELPER_WAIT_SECONDS = 3.0
 HELPER_TERM_WAIT_SECONDS = 60.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
