@@ -61,7 +61,7 @@ def set_up(settings: Settings) -> None:
     log = settings.cache / "log" / "setup.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}"]
-    # A make above this process hands its flags down, which may ask for its own job server.
+    # If `make` started this process, these variables would make the new `make` use the job server of the first.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
     }
