@@ -119,7 +119,7 @@ class LogServer:
         return answer
 
     def then_silent(self, start: int = 0, end: int | None = None, *, cut: bool = False) -> Handler:
-        """Return a handler that serves a part and keeps the response open or, if `cut`, breaks the connection."""
+        """Return a handler that serves a part of the helper's stdout, and then is silent or, if `cut`, disconnects."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

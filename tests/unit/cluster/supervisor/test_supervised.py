@@ -281,7 +281,7 @@ def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(
     shell: str, name: str, of_image: bool
 ) -> None:
     env = OBEYED if name == "all" else {name: OBEYED[name]}
-    # A variable that no shell can export is a variable of the container.
+    # Variables that no shell can export become variables of the container, as those of the image are.
     exported = {} if of_image else {name: value for name, value in env.items() if name not in NOT_EXPORTABLE}
     options = Options(env=exported, image_env={n: value for n, value in env.items() if n not in exported})
     result = run(shell, "echo a", "x=1; echo $x", "echo b >&2", options=options)
