@@ -197,7 +197,7 @@ class PodEnvironment:
         return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
-        """Yield the log of the commands from the cursor to its end."""
+        """Yield the log of the commands from the cursor to the end of the log."""
         if cursor.older or not self.plan.log_key:
             yield LogLost("an agent of an older release has started the action, and this release cannot read its log")
             return

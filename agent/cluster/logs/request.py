@@ -64,7 +64,7 @@ class LogRequest:
 
     async def __aexit__(self, *error: object) -> None:
         if self.reading:
-            # The next request begins before the cancelled read, so it reads the bytes of this read again.
+            # The bytes of the cancelled read are not lost: the next request asks for the log from an earlier time on.
             await cancel_and_wait(self.reading, ignore_errors=True)
         await self.stack.aclose()
 
