@@ -19,7 +19,7 @@ from deploy.dev.cluster import console
 
 # Seconds between two drawings of the line.
 REDRAW_SECONDS = 1.0
-# A job that ended sooner found its result in the cache. Its duration is not recorded.
+# Seconds. A job that ended sooner found its result in the cache, and its duration is not recorded.
 WORTH_RECORDING = 2.0
 
 
