@@ -28,7 +28,7 @@ def frame(offset: int, payload: bytes, key: int = KEY) -> bytes:
     flag = b"" if payload.endswith(b"\n") else b"p"
     checksum = zlib.crc32(payload, key)
     head = b"\x1b]5397;%d;%d;%08x;%b\x07" % (offset, len(payload), checksum, flag)
-    # The newline of the frame itself also follows a CR if the payload ends in CR.
+    # The newline that the frame adds is replaced too if the payload ends in CR.
     return head + (payload + (b"\n" if flag else b"")).replace(b"\r\n", b"\r\r\n")
 
 
