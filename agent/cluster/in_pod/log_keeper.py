@@ -24,7 +24,7 @@ from zlib import crc32
 from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
-BEHIND_BYTES = 1024 * 1024  # standard output skips to the end of the file when it is this much behind
+BEHIND_BYTES = 1024 * 1024  # number of bytes behind the file from which on standard output skips to the end
 SMALL_BYTES = 8 * 1024  # number of bytes: after a frame of fewer bytes the next frame comes sooner
 SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause: after a frame below `SMALL_BYTES`, and after a larger frame
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
@@ -149,8 +149,8 @@ class LogKeeper:
         self.poll = select.poll()
         self.poll.register(self.log, select.POLLIN)
         self.poll.register(self.control, select.POLLIN)
-        self.drain_at: float | None = None  # when the wait for leftover output ends
-        self.end_at: float | None = None  # when the log ends in any case
+        self.drain_at: float | None = None  # when the wait for output of leftover processes ends
+        self.end_at: float | None = None  # when the log ends even if processes still write
         self.writers_gone = False  # the log's FIFO has no writer
         self.present = self.ended = self.leaving = False
         # The kernel gives PID 1 no default action for TERM.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Order = dict[str, Any]
 
-PIECE = "SEALCI_ORDER_"  # a variable holds one piece of the JSON; the pieces are numbered from 0
+PIECE = "SEALCI_ORDER_"  # prefix of the variables that hold the pieces of the JSON, numbered from 0
 SECRET = "SEALCI_SECRET_"  # a variable holds the value of one secret  # noqa: S105 - a prefix of names
 # Names of the files and FIFOs of the order's folder. `go` is created last.
 SUPERVISOR, SETTINGS, VARIABLES, SETUP, LOG, CONTROL, GO = "supervisor", "order", "env", "setup", "log", "control", "go"

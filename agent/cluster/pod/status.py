@@ -314,7 +314,8 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     if terminated.get("exitCode") in KILLED:
         ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # This is no failure of the set-up. In a pod of an older release, the commands do not need the container.
+            # The end of a helper that was ready is no failure of the set-up. In a pod of an older release, the commands
+            # do not need the helper.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)
