@@ -33,7 +33,7 @@ LINES, LINE = 1_150_000, 87  # number of lines, and bytes of each: 100 MB
 PER_BLOCK = 1000
 # Bytes per second. The log takes long enough for a fault in its middle, and is too fast for the helper's stdout.
 RATE = 8_000_000
-# Bytes per second of a log that the agent reads from the helper's stdout.
+# Bytes per second, and number of lines, of a log that the agent reads from the helper's stdout.
 SLOW_RATE, SLOW_LINES = 100_000, 20_000
 WRITER = """
 import sys, time

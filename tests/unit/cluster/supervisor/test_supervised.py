@@ -424,7 +424,7 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str) -> None:
 
 
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
-    """The supervisor opens the log for each marker, so no descriptor of the user can be in the way."""
+    """The supervisor opens the log anew for each marker, so no redirection of the user can catch a marker."""
     opened = " ".join(f"{number}>>file" for number in range(1, 10))
     result = run(shell, f"exec {opened}", "true", "test ! -s file", options=Options(uid=1234))
     assert result.verdict.succeeded
