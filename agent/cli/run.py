@@ -310,7 +310,7 @@ def raise_at_signals() -> None:
 def watched_state(choices: Choices) -> tuple[int, ...]:
     """Return numbers that differ after each change of the pipeline file, or of the working tree with `--repo`.
 
-    What the run itself writes into the tree is no change.
+    Files that the run itself writes into the tree do not count.
     """
     from agent.cli import working_tree
 

@@ -189,7 +189,7 @@ class PodEnvironment:
             await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
-        """Return the observation. A failure gets a report for the person who reads the set-up log."""
+        """Return the observation. If it is a failure, add a report for the person who reads the set-up log."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
         pod = self.pod_state.pod or self.pod_state.last
@@ -201,7 +201,7 @@ class PodEnvironment:
         return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
-        """Yield the log of the commands from the cursor to its end."""
+        """Yield the log of the commands from the cursor to the end of the log."""
         if cursor.older or not self.plan.log_key:
             yield LogLost("an agent of an older release has started the action, and this release cannot read its log")
             return

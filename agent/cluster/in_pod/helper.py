@@ -2,7 +2,7 @@
 
 `packaging` sends this source to the pod, with the sources of `workspace`, `order` and `log_keeper` (Python 3.9,
 standard library). The program lives from the start of the pod until TERM or its deadline. Container `action`
-waits for the FIFO `go`, so everything that costs time comes after the FIFOs.
+waits for the FIFO `go`, so the program creates the FIFOs before it does anything that costs time.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
-    """Return the lifetime of container `helper`, which ends the container if no agent deletes the pod."""
+    """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
     copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
     return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
 

@@ -390,7 +390,7 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
     default = containers(manifest.pod(CLONING, SETTINGS))
     assert default["helper"]["resources"] == {
         "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
-        # The log at its limit, and what the node keeps of it.
+        # 256 MiB for a log at its limit, and 128 MiB for the copies that the node keeps.
         "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
