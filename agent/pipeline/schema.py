@@ -33,7 +33,8 @@ DESCRIPTIONS = {
     "url": "https://HOST/PATH, ssh://USER@HOST/PATH or USER@HOST:PATH",
     "ref": "A branch, a tag or a commit. Default: the server's HEAD.",
     "depth": "Number of commits to fetch. 0 is all, the default.",
-    "submodules": "Fetch submodules too. Default: false.",
+    "submodules": "Fetch submodules too, and theirs. Default: false.",
+    "lfs": "Fetch the files of Git LFS. Default: false.",
     "credentials": "Name of a Secret in the namespace of actions.",
     "resources": "Resources of the commands, as Kubernetes quantities.",
     "cpu": 'CPU, as in "500m" or 2.',
@@ -81,7 +82,8 @@ def action_values() -> dict[str, Schema]:
         "url": TEXT,
         "ref": {"type": ["string", "number"]},
         "depth": {"type": "integer", "minimum": 0},
-        "submodules": BOOLEAN,
+        "submodules": {"type": ["boolean", "string"], "enum": [*BOOLEAN["enum"], "recursive"]},
+        "lfs": BOOLEAN,
         "credentials": TEXT,
     }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
