@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 # Seconds until a task that a test has cancelled must have ended.
-ENDING = 2.0
+ENDING = 10.0
 TESTS = Path(__file__).parent
 ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
