@@ -45,6 +45,7 @@ class Resume:
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
     session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets.
+    `service_cursors` holds the last stored cursor of the log of each service.
     """
 
     key: Key
@@ -54,6 +55,7 @@ class Resume:
     command: int = 0
     cancel: Cancel | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    service_cursors: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Readiness(Enum):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from agent.domain.log_cursor import Cursor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.domain.outcome import Outcome
     from agent.domain.session_state import Resume
 
@@ -43,7 +45,8 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started. `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the
+    started. `log_start` is the cursor at which this agent begins to read the log, and `service_cursors` those of the
+    logs of services. `stored_seq` is the number of the
     last event that the scheduler had stored at that time, 0 for a new session. Acknowledgements do not change
     `stored_seq`. Both are set again when the session is adopted, and when the scheduler has lost its state
     (`reset_requested`).
@@ -55,6 +58,7 @@ class SessionProgress:
         self.commands_end: CommandsEnd | None = None
         self.command = 0
         self.log_start = Cursor()
+        self.service_cursors: Mapping[str, bytes] = {}
         self.stored_seq = 0
         self.seconds_already_run = 0.0
         self.resume_point: asyncio.Future[Resume] | None = None
@@ -106,6 +110,7 @@ class SessionProgress:
     def go_to(self, resume: Resume) -> None:
         """Continue after the last event that the scheduler has stored, which `resume` describes."""
         self.log_start, self.command, self.stored_seq = resume.cursor, resume.command, resume.seq
+        self.service_cursors = resume.service_cursors
 
     # ---- what happened in the environment
 

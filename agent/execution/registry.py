@@ -22,6 +22,7 @@ from agent.domain.outcome import Outcome, Result
 from agent.execution.admission import admit
 from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
+from agent.execution.services.admission import ServiceRules
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
 from agent.settings import admission_policy
@@ -71,7 +72,7 @@ class SessionRegistry:
         timings: SessionTimings = TIMINGS,
     ) -> None:
         self.settings = settings
-        self.policy = admission_policy(settings)
+        self.admit = partial(admit, policy=admission_policy(settings), rules=ServiceRules.of(settings))
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
@@ -133,7 +134,7 @@ class SessionRegistry:
             self.report_only(action.key, why)
             return
         try:
-            timeout = admit(action, self.policy)
+            timeout = self.admit(action)
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return
@@ -338,7 +339,7 @@ class SessionRegistry:
         seconds = time.monotonic() - session.began
         count_outcome(self.metrics, outcome, seconds)
         count_stages(self.metrics, session.reporter.stage_seconds)
-        session.stats.add_to(self.metrics)
+        session.add_to(self.metrics)
         log.info(
             "session ended",
             outcome=outcome.result.value,

@@ -19,7 +19,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources, Service
+from agent.domain.session_state import Feature
 from agent.pipeline.action_keys import (
     read_artifacts,
     read_commands,
@@ -32,6 +33,7 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
+from agent.pipeline.service_keys import read_services
 from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document, suggestion
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
-    from agent.domain.session_state import Feature
 
 Result = TypeVar("Result")
 
@@ -56,6 +57,7 @@ ACTION_KEYS = (
     "timeout",
     "artifacts",
     "shell",
+    "services",
     "needs",
 )
 # Maximum number of actions in one file.
@@ -79,12 +81,13 @@ class PipelineAction:
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
+    services: tuple[Service, ...] = ()
     needs: tuple[str, ...] = ()
 
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
-        return frozenset()
+        return frozenset({Feature.SERVICES}) if self.services else frozenset()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
@@ -100,6 +103,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            services=self.services,
         )
 
 
@@ -211,17 +215,20 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
                 value.refuse_missing(f"`{required}` is missing: {what}")
     no_env: dict[str, str] = {}
     env = optional(keys, "env", read_env, no_env)
+    none: tuple[str, ...] = ()
+    secrets = optional(keys, "secrets", lambda names: read_secret_names(names, env), none)
     return PipelineAction(
         name=name,
         image=optional(keys, "configuration", read_configuration, ""),
         commands=optional(keys, "commands", read_commands, ()),
         env=env,
-        secrets=optional(keys, "secrets", lambda names: read_secret_names(names, env), ()),
+        secrets=secrets,
         repository=optional(keys, "repo", read_repository, None),
         resources=optional(keys, "resources", read_resources, Resources()),
         timeout=optional(keys, "timeout", read_timeout, None),
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
+        services=optional(keys, "services", lambda each: read_services(each, secrets), ()),
         needs=optional(keys, "needs", read_needs, ()),
     )
 

@@ -47,7 +47,7 @@ OTHERS_KEYS = {
     "depends_on": "write needs: [NAME]",
     **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
     **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
-    **dict.fromkeys(("services", "matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
     **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
 }
 

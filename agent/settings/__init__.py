@@ -26,6 +26,7 @@ from pydantic_settings import (
 from agent.domain.errors import SettingsError
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
+from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
     AgentSection,
     ArtifactSettings,
@@ -35,7 +36,6 @@ from agent.settings.sections import (
     LoggingSettings,
     LogSettings,
     MetricsSettings,
-    PolicySettings,
     TracesSettings,
 )
 
@@ -56,6 +56,7 @@ __all__ = [
     "MetricsSettings",
     "PolicySettings",
     "SchedulerSettings",
+    "ServiceSettings",
     "Settings",
     "Tls",
     "TracesSettings",
@@ -88,6 +89,7 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
+    services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
