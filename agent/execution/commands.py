@@ -42,7 +42,9 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     end = asyncio.create_task(last_observation(session, environment), name=f"end of {action_id}")
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
-        await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
+        # Without a ready service, no command has run, and the log is empty.
+        if session.services.commands_began.is_set() or not isinstance(seen, SetupFailed):
+            await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
     # After a state loss of the scheduler, this function runs a second time. The end of the commands that the first run
     # has seen then counts.
     progress = session.progress

@@ -80,7 +80,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
         outcome = await log_failure(session, failure)
     except Interrupted as interrupted:
         outcome = session.stopped_outcome(interrupted.request)
-    await send_last_lines(session, environment, outcome)
+    outcome = await send_last_lines(session, environment, outcome)
     if environment.interactive:
         await hold_for_debugging(session, environment, outcome)
     await session.finish(outcome)

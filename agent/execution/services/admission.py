@@ -88,11 +88,13 @@ def name_problems(field: str, service: Service, action: Action, policy: PolicySe
     for name in (service.name, *service.aliases):
         if RESERVED.fullmatch(name):
             yield f"{field}: the host name {name[:100]!r} is reserved"
-        elif name == host:
+        elif host and name == host:
             yield f"{field}: the host name {name[:253]!r} is the host of the repository"
     for alias in service.aliases:
         if len(alias) > 253 or not ALIAS.fullmatch(alias):
             yield f"{field}.aliases: {alias[:100]!r} is not a host name of a-z, 0-9, - and dots"
+        elif RESERVED.fullmatch(alias):
+            continue
         elif "." in alias and not any(host_matches(alias, pattern) for pattern in policy.service_aliases):
             allowed = ", ".join(policy.service_aliases) or "none"
             yield f"{field}.aliases: {alias[:100]!r} has a dot and is not allowed; policy.service_aliases: {allowed}"

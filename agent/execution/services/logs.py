@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
 from agent.domain.actions import ServiceLog
-from agent.domain.errors import ClusterError
+from agent.domain.errors import ClusterError, Reason
 from agent.domain.events import LogChunk, Source
 from agent.domain.outcome import Result
 from agent.execution.reporter import MAX_CHUNK
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds that the last lines of a followed log may need after the end of the commands.
 LAST_LINES_SECONDS = 0.5
+# Maximum number of characters of a service's last line in the message of an outcome.
+MAX_LINE = 300
 # Seconds until the last lines of all services are given up.
 TAIL_SECONDS = 15.0
 
@@ -61,31 +64,40 @@ async def follow(session: Session, environment: Environment, name: str) -> None:
         )
 
 
-async def send_last_lines(session: Session, environment: Environment, outcome: Outcome) -> None:
-    """After a failure, send the last lines of the services whose log was not sent live."""
+async def send_last_lines(session: Session, environment: Environment, outcome: Outcome) -> Outcome:
+    """After a failure, send the last lines of the services whose log was not sent live.
+
+    Returns the outcome. If a service is its reason, the last line of this service is a part of the message.
+    """
     names = [
         each.name
         for each in session.action.services
         if each.log is not ServiceLog.NONE and each.name not in session.followed_services
     ]
     if not names or outcome.result is not Result.FAILED or not session.progress.environment_exists:
-        return
+        return outcome
     try:
         async with asyncio.timeout(TAIL_SECONDS):
             for name in names:
-                await send_tail(session, environment, name)
+                lines = await send_tail(session, environment, name)
+                if outcome.reason is Reason.SERVICE_FAILED and f"service {name} " in outcome.message and lines:
+                    last = lines.decode("utf-8", "replace").strip().rpartition("\n")[2][:MAX_LINE]
+                    outcome = replace(outcome, message=f"{outcome.message}: {last}")
     except TimeoutError:
         await session.reporter.write_log("[the last lines of the services could not be read in time]")
+    return outcome
 
 
-async def send_tail(session: Session, environment: Environment, name: str) -> None:
+async def send_tail(session: Session, environment: Environment, name: str) -> bytes:
+    """Send the last lines of a service, and return them."""
     try:
         lines = await environment.services.last_lines(name)
     except ClusterError as error:
         await session.reporter.write_log(f"[the log of service {name} cannot be read: {error.message}]")
-        return
+        return b""
     for data in chunks(session.reporter.mask(lines)):
         await session.reporter.send(LogChunk(data, None, Source.SERVICE, name))
+    return lines
 
 
 def chunks(data: bytes) -> Iterator[bytes]:
