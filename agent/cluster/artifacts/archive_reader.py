@@ -2,7 +2,7 @@
 
 This module has a push parser of its own, because `tarfile` blocks on a file object and accepts links, devices and more.
 This parser accepts plain files only. The parser performs no I/O: bytes go in through `feed`, and parts of files come
-out.No file is ever in memory as a whole.
+out. No file is ever in memory as a whole.
 
 The stream is a tar archive of regular files in the form that `collect_files` writes, then the manifest, then the end.
 The reader refuses everything else: links, devices, unknown extensions, paths that leave the workspace, and more than

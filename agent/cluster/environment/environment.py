@@ -1,8 +1,8 @@
 """One environment, as a pod with its Secret: create, follow, interrupt and delete it, and read its log and its files.
 
-The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
-three requests to the API server (create, log, delete), one more for files and one for secrets. Everything else comes
-from the shared watch.
+This module implements `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
+three requests to the API server (create, log, delete). Copying files and creating a Secret take one more request each.
+Everything else comes from the shared watch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 class PodEnvironment:
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
-    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment begins without a pod.
+    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PodEnvironment:
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        self.refusal = ""  # why an adopted session is given up, "" if it is continued
+        self.refusal = ""  # why the agent ends an adopted session and does not continue it, else ""
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
@@ -102,7 +102,8 @@ class PodEnvironment:
         """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
 
         Raises:
-            ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
+            ActionFailed: the cluster refused the pod or the Secret and a retry cannot help, or the cluster did not
+            answer before the pending timeout.
         """
         settings = self.context.settings
         body = self.recreation_manifest or manifest.pod(self.plan, settings)
@@ -134,7 +135,7 @@ class PodEnvironment:
         await create_secret(self.client, body, self.context.timings.secret_retry_seconds, notify)
 
     async def take_over(self, values: Mapping[str, str]) -> None:
-        """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
+        """Store the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
         Raises:
             ActionFailed: the Secret cannot be created, or the session is given up.
@@ -275,8 +276,8 @@ class PodEnvironment:
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
-        Return a description of the pod if it explains the failure, else "". A command that failed needs none: its own
-        output explains the failure.
+        Return a description of the pod if it explains the failure, else "". Returns "" also if a command failed,
+        because the output of the command explains that failure.
         """
         debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
@@ -306,7 +307,8 @@ class PodEnvironment:
             self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
-        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion after a while.
+        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion if the pod is not
+        gone in time.
 
         A metric counts each pod that cannot be deleted. The sweep, the periodic search for orphans, deletes this pod
         later.

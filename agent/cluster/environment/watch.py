@@ -108,7 +108,7 @@ class PodWatch(Reflector):
         return self.objects
 
     def read(self, name: str) -> Object | None:
-        """Return one pod, fully decoded."""
+        """Return one pod, fully decoded, or None if the watch does not show such a pod."""
         found = self.objects.get(name)
         if found is not None and UNREAD in found:
             found = self.objects[name] = self.prune_fields(json.loads(found[UNREAD])["object"])
@@ -147,7 +147,7 @@ class PodWatch(Reflector):
         return super().parse_event(line)
 
     def prune_fields(self, found: Object) -> Object:
-        """Keep only the fields that the agent reads: about 1 KiB of the 10 KiB of a pod."""
+        """Keep only the fields that the agent reads: about 1 KiB of a pod object's 10 KiB."""
         if UNREAD in found:
             return found
         metadata = found["metadata"]

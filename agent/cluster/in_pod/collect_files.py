@@ -87,7 +87,9 @@ def manifest_line(*values: str | int) -> str:
 
 
 def shorten(path: str) -> str:
-    """Return PATH as the manifest names it: cut if it is too long, because a line of the manifest has a bound."""
+    """Return PATH as the manifest names it: cut if it is too long, because the length of a line of the manifest is
+    limited.
+    """
     return path if len(os.fsencode(path)) <= MAX_NAME else path[:200] + "..."
 
 
@@ -123,7 +125,8 @@ class Output:
 
 
 class Collector:
-    """Sends the wanted files of one walk over the workspace, as far as the limits allow. `main` creates one.
+    """Sends the wanted files of one walk over the workspace, as far as the limits allow. `main` creates one
+    `Collector`.
 
     LIMITS are the number of files, the bytes of one file, the bytes of all files, and the seconds. Without PATHS the
     default set is collected: files that are not in OLD, the fingerprints of the snapshot. With PATHS the files are
