@@ -295,7 +295,9 @@ class Collector:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), the NUMBER of paths, paths, excludes."""
+    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), the NUMBER of paths, then the paths, then
+    the excludes.
+    """
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
     # If the client of an exec disconnects, the kernel does not end the command, and the command's next write blocks for

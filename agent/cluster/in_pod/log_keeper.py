@@ -24,9 +24,9 @@ from zlib import crc32
 from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
-BEHIND_BYTES = 1024 * 1024  # number of bytes behind the file from which on standard output skips to the end
-SMALL_BYTES = 8 * 1024  # number of bytes: after a frame of fewer bytes the next frame comes sooner
-SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause: after a frame below `SMALL_BYTES`, and after a larger frame
+BEHIND_BYTES = 1024 * 1024  # if the copy is this many bytes behind the log file, it skips to the end of the file
+SMALL_BYTES = 8 * 1024  # a frame of fewer payload bytes is followed by the shorter pause `SMALL_PAUSE`
+SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause after a frame below `SMALL_BYTES`, and after a larger frame
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
 LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,11 +52,11 @@ class Copy:
         self.fd = fd
         self.file = file
         self.key = 0
-        self.copied = self.size = 0  # number of bytes of the file: already in frames, and in all
+        self.copied = self.size = 0  # bytes of the log file that are already in frames, and size of the log file
         self.pending_since = 0.0  # when the first byte arrived that is not yet in a frame
         self.next_frame = 0.0  # the earliest time of the next frame
         self.out = b""  # the bytes of the current frame that are not written yet
-        self.ending = b""  # the final frame, when the log has ended
+        self.ending = b""  # the final frame, b"" before the log has ended
         os.set_blocking(fd, False)
 
     @property
@@ -71,7 +71,11 @@ class Copy:
         self.size = size
 
     def run(self, now: float) -> float | None:
-        """Write the frames that are due. Return the time of the next; None if it needs new bytes or a reader."""
+        """Write the frames that are due.
+
+        Return the time of the next frame. None if the next frame needs new bytes, or a process that reads the
+        descriptor.
+        """
         while True:
             if self.out and not self.flush():
                 return None
@@ -126,7 +130,7 @@ class LogKeeper:
         deadline: when the program ends in any case, in monotonic seconds.
 
     The order sets `deadline`, `limit` (the largest size of the file; further bytes are counted and dropped), `drain`
-    (seconds to wait for the output of processes that outlive the commands shell) and the key of the copy's frames.
+    (seconds to wait for the output of processes that outlive the commands shell) and the key of the frames' checksums.
     """
 
     def __init__(self, folder: str, log_folder: str, deadline: float) -> None:
@@ -162,7 +166,11 @@ class LogKeeper:
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
     def wait_for_user(self) -> tuple[int, int] | None:
-        """Wait for PID 1 of container `action`. Return its user and group, None if it came without or never came."""
+        """Wait for PID 1 of container `action`.
+
+        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start before the
+        deadline.
+        """
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
@@ -239,7 +247,10 @@ class LogKeeper:
         self.copy.grow(self.size, time.monotonic())
 
     def obey(self) -> None:
-        """Obey PID 1 of container `action`: its words are `here`, `loaded`, `ended`, and end of file at its exit."""
+        """Read what PID 1 of container `action` wrote into the FIFO `control`, and act on it.
+
+        PID 1 writes `here`, `loaded` and `ended`. Its exit closes the FIFO.
+        """
         try:
             words = os.read(self.control, 4096).split()
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """Write an action's order as shell scripts into the memory-backed volume that PID 1 of container `action` reads.
 
-The order is JSON: what the commands' shell needs to run one action. A cold pod gets the order from the environment of
-container `helper`, in pieces, because Linux limits one variable to 128 KiB. The commands are never arguments of a
+The order is JSON: what the commands' shell needs to run one action. The agent puts the order into the environment of
+container `helper` in pieces, because Linux limits one variable to 128 KiB. The commands are never arguments of a
 process, so `pkill -f` finds only what the commands start. `packaging` sends this source to the pod (Python 3.9).
 
 The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`, `pipefail`, `shell_options`, `shell`,
@@ -29,7 +29,10 @@ LOG_FILE, LOG_END = "log", "end"
 
 
 def read_order(environment: Mapping[str, str]) -> Order:
-    """Read the order from this container's environment. The field `env` of the result also holds the secrets."""
+    """Read the order from this container's environment variables.
+
+    The field `env` of the result also holds the secrets.
+    """
     import json  # costs some milliseconds, while PID 1 of container `action` already waits for the FIFO `go`
 
     pieces: list[str] = []
@@ -107,7 +110,10 @@ def setup_script(order: Order, folder: str, setup: str) -> str:
 
 
 def write_order(order: Order, folder: str, setup: str) -> None:
-    """Write the files of the order, SETUP last. PID 1 reads them after the word `run` in the FIFO `go`."""
+    """Write the files of the order, SETUP last.
+
+    PID 1 reads these files after it has read the word `run` from the FIFO `go`.
+    """
     write(folder, SETTINGS, settings_script(order))
     write(folder, VARIABLES, variables_script(order))
     write(folder, SETUP, setup_script(order, folder, setup))

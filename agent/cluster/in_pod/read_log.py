@@ -13,7 +13,7 @@ import time
 from agent.cluster.in_pod.order import LOG_END, LOG_FILE
 
 BLOCK = 256 * 1024  # largest number of raw bytes after one JSON line
-PAUSE = 0.04  # seconds between two looks at the file; each small block costs the agent the same as a large one
+PAUSE = 0.04  # seconds between two looks at the file; handling a small block costs the agent as much as a large one
 SMALL = 64 * 1024  # a block of fewer bytes is followed by a pause
 
 

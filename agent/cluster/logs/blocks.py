@@ -1,6 +1,6 @@
-"""Read the output of the errand `log` in container `helper`: parts of the log file, each after a line of JSON. Pure.
+"""Read the output of the errand `log` in container `helper`: parts of the log file, each after a line of JSON.
 
-A `BlockReader` lives as long as one exec.
+Performs no I/O. A `BlockReader` lives as long as one exec.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PART = 64 * 1024
 class Reached:
     """The errand has sent the file to its end at byte `size`.
 
-    `ended`: the log has ended too, and `dropped` is the number of bytes over its limit.
+    If `ended`, the log has ended too, and `dropped` is the number of bytes by which the commands exceeded the log's
+    limit.
     """
 
     size: int
@@ -41,7 +42,7 @@ class BlockReader:
         self.size = 0
 
     def feed(self, data: memoryview) -> list[bytes | Reached]:
-        """Take the next bytes of the output. Return parts of the log, and `Reached` for a report of the end.
+        """Process the next bytes of the output. Return parts of the log, and `Reached` for a report of the end.
 
         Raises:
             ClusterError: the errand failed, or its output is malformed.
