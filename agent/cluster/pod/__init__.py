@@ -1,1 +1,3 @@
-"""Pure functions between an action and its pod: the manifest that the agent creates, and what a pod's status means."""
+"""Functions without side effects between an action and its pod: they build the manifest that the agent creates, and
+judge the pod's status.
+"""

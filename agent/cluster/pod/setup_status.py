@@ -1,6 +1,7 @@
-"""Judge a pod that is still being set up: what it waits for, and when the wait has become a failure. Pure.
+"""Judge a pod that is still being set up: what it waits for, and when the wait has become a failure.
 
-Every wait has a limit. A state that cannot pass by itself fails at once, with a sentence for people.
+The module performs no I/O. Every wait has a limit. A state that cannot pass by itself fails at once, with a sentence
+for people.
 """
 
 from __future__ import annotations
