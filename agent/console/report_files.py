@@ -1,8 +1,7 @@
-"""Write the result of a pipeline in formats that CI systems show:
+"""Write the result of a pipeline in formats that CI systems show: JUnit XML and Markdown.
 
-JUnit XML and Markdown. Only `write` has side effects. In JUnit each action is a test case. A reason that is the user's
-fault becomes a failure, and a reason that is the infrastructure's fault becomes an error. A cancelled action is
-skipped.
+Only `write` has side effects. In JUnit each action is a test case. A reason that is the user's fault becomes a failure,
+and a reason that is the infrastructure's fault becomes an error. A cancelled action is skipped.
 """
 
 from __future__ import annotations

@@ -125,8 +125,9 @@ class Client:
         query: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Make one request and yield its unread response. The connection is closed at the end of the caller's `async
-        with` block.
+        """Make one request and yield its unread response.
+
+        The connection is closed at the end of the caller's `async with` block.
 
         Raises:
             ClusterError: the answer is not 2xx, or no response headers came. The caller handles errors while it reads
@@ -224,10 +225,9 @@ class Client:
         seconds: float,
         notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
-        """Call `attempt` again for up to `seconds`, while it fails with a retryable error. Waits as long as a
-        Retry-After header demands.
+        """Call `attempt` again for up to `seconds`, while it fails with a retryable error.
 
-        `notify` is called with the error's text before each pause.
+        Waits as long as a Retry-After header demands. `notify` is called with the error's text before each pause.
 
         Raises:
             ClusterError: the last error.

@@ -245,9 +245,7 @@ class ExecStream:
         )
 
     async def _watch_deadline(self) -> None:
-        """Close the socket when `_wait_for_abort` returns, or at the latest when the caller leaves its `async with`
-        block.
-        """
+        """Close the socket when `_wait_for_abort` returns, or when this task is cancelled."""
         try:
             self._abort_error = await self._wait_for_abort()
         except (aiohttp.ClientError, OSError) as error:

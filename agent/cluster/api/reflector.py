@@ -111,8 +111,9 @@ class Reflector:
         return str(version)
 
     async def follow(self, version: str) -> str:
-        """Watch from a resource version until the server ends the watch. Return the last resource version, or "" if the
-        caller must list the objects again.
+        """Watch from a resource version until the server ends the watch.
+
+        Return the last resource version, or "" if the caller must list the objects again.
         """
         timings = self.client.timings
         seconds = random.randint(*timings.watch_duration)  # noqa: S311 - spreads load, guards nothing

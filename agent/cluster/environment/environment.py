@@ -307,11 +307,10 @@ class PodEnvironment:
             self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
-        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion if the pod is not
-        gone in time.
+        """Delete the pod, and with it the Secret, and return when the pod is gone.
 
-        A metric counts each pod that cannot be deleted. The sweep, the periodic search for orphans, deletes this pod
-        later.
+        Force the deletion if the pod is not gone in time. A metric counts each pod that cannot be deleted. The sweep,
+        the periodic search for orphans, deletes this pod later.
         """
         try:
             if self.creation_requested and not self.disowned and not await self.delete():

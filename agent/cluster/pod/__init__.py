@@ -1,3 +1,1 @@
-"""Functions without side effects between an action and its pod: they build the manifest that the agent creates, and
-judge the pod's status.
-"""
+"""Functions without side effects that build the manifest of an action's pod, and judge the status of this pod."""
