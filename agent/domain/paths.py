@@ -1,7 +1,7 @@
 """Paths and descriptors of files that come from an action: check a path, write all bytes.
 
-The commands of an action choose the paths of their files, so no path is trusted. Nothing here keeps state. The programs
-of `agent.cluster.in_pod` have functions of their own for this, because they cannot import this module.
+The commands of an action choose the paths of their files, so no path is trusted. The functions keep no state. The
+programs of `agent.cluster.in_pod` check paths with their own functions, because they cannot import this module.
 """
 
 from __future__ import annotations

@@ -90,7 +90,10 @@ def checked_pattern(pattern: str) -> str:
 
 
 def url_matches(url: RepositoryUrl, pattern: str) -> bool:
-    """Whether a pattern `HOST[/PATH]` admits a URL. A path admits everything below it. `*` alone admits every host."""
+    """Whether a pattern `HOST[/PATH]` admits a URL. The pattern `*` admits every URL.
+
+    A pattern with a path admits the repository with this path and all repositories below this path.
+    """
     host, _, prefix = pattern.partition("/")
     if pattern == "*":
         return True
