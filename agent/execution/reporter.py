@@ -47,7 +47,10 @@ class EventReporter:
         self.stage_seconds: dict[Stage, float] = {}
 
     def resume(self, stage: Stage | None, secrets: Mapping[str, str]) -> None:
-        """Continue an adopted session in the stage that the scheduler has stored, if any, with its secrets."""
+        """Continue an adopted session with its secrets, in the stage that the scheduler has stored.
+
+        If `stage` is None, the scheduler has stored no stage, and the current stage does not change.
+        """
         self.secrets = secrets
         self.made_masker = None
         if stage is not None:
