@@ -103,7 +103,7 @@ class EventReporter:
         self.trace.end()
 
     def masker(self) -> Masker:
-        """Return the masker of the session, which is made once. With many or long secrets this takes up to 0.1 s."""
+        """Return the masker of the session. The first call takes up to 0.1 s to create the masker."""
         if self.made_masker is None:
             self.made_masker = Masker(self.secrets)
         return self.made_masker

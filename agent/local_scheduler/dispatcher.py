@@ -1,9 +1,10 @@
 """Decide which agent runs which action, and apply the agents' events.
 
 All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
-agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
-seen so far, and lower claims get Discard. When an agent is lost, its actions wait for a limited time, the resume grace.
-In that time the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the agent with
+the highest claim seen so far, and agents with lower claims get a Discard message. When an agent is lost, its actions
+wait for a limited time, the resume grace. If in this time neither the agent returns nor another agent adopts the
+sessions, the next attempts start.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Dispatcher:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Record that an agent has received an action and runs it."""
+        """Record that the agent of a stream has received an action and runs the action."""
         record.stop_grace_timer()
         self.agents.bind(record, stream)
         record.sent_to_agent = True
