@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Maximum number of changes that wait to be written. When so many wait, callers of `wait_for_room` wait too.
+# Maximum number of changes that wait to be written. At this number, `wait_for_room` blocks its callers.
 MAX_WAITING = 512
 # Maximum number of changes in one transaction.
 BATCH = 256
@@ -141,9 +141,10 @@ class Store:
         return self.closing or self.failed.done()
 
     async def wait_for_room(self) -> None:
-        """Wait until fewer than `MAX_WAITING` changes wait.
+        """Wait until fewer than `MAX_WAITING` changes wait to be written.
 
-        Callers wait before they compute a change. `save` itself never waits, so changes keep their order.
+        Callers must call this method before they compute a change. `save` never waits, so that changes keep their
+        order.
         """
         while not self.has_room.is_set():
             await self.has_room.wait()
