@@ -26,8 +26,8 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# Maximum number of files in `left_out`. `MAX_WHY` limits the characters of each file's reason. With paths of 4 KiB,
-# such a message has a fifth of the size that gRPC allows. A message over the size that gRPC allows ends the stream.
+# Maximum number of files in `left_out`. `MAX_WHY` limits the characters of each file's reason. With paths of 4 KiB, the
+# message has a fifth of the size that gRPC allows. A message that is larger than gRPC allows would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
 

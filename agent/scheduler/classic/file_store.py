@@ -134,7 +134,7 @@ class Copy:
                 self.files += 1
 
     def finish(self, folder: Path) -> None:
-        """Replace `folder`, the folder of the action, with the copied files. Without any file, delete it."""
+        """Replace `folder`, the folder of the action, with the copied files. If no file was copied, delete `folder`."""
         if folder.exists():
             shutil.rmtree(folder)
         if self.files:
