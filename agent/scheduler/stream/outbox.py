@@ -2,9 +2,10 @@
 
 One `Outbox` lives as long as the process, and outlives every stream. Each session has a `SessionOutbox` in it, from its
 first event until its `close`. An event is *unsent* until the writer of the stream takes it. Then it is *unacknowledged*
-until the scheduler has stored it. Both count against the window of the session and against the window of all sessions.
-While one of the windows is full, `send` waits, so that the agent reads no log faster than the scheduler stores it.
-Sessions take turns, one event each, so that a session with much output delays another by one event only.
+until the scheduler has stored it. The window of a session limits the bytes of its unsent and unacknowledged events. A
+second window limits these bytes of all sessions together. While one of the windows is full, `send` waits, so that the
+agent reads no log faster than the scheduler stores it. Sessions take turns, one event each, so that a session with much
+output delays another session by one event only.
 
 This module does not use gRPC. The writer of the stream calls `take`, and `wake` is set when `take` may return an item.
 After each registration, every session in the registration is *paused* until the scheduler has sent its resume point.
@@ -52,8 +53,8 @@ class Outbox:
 
     `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
     it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
-    `restart`, the session stays paused. `on_state_loss` returns False when the agent has no session for the key and
-    only reports why the action got none. Then the kept events get new numbers, after a notice of the gap.
+    `restart`, the session stays paused. If the agent only reports why an action got no session, `on_state_loss` returns
+    False. The outbox then gives the kept events new numbers, and puts a notice about the lost events before them.
 
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
@@ -144,7 +145,7 @@ class Outbox:
     def wake_next(self) -> None:
         """Wake the first session in the queue.
 
-        When this session has found room, it wakes the next session. So never all sessions wake at once.
+        When this session has found room, it wakes the next session. The waiting sessions therefore wake one by one.
         """
         if self.waiting_for_room and self.used < self.total:
             next(iter(self.waiting_for_room)).room.set()
@@ -163,9 +164,9 @@ class Outbox:
     # ---- methods that the writer of the stream calls
 
     def take(self) -> Outgoing | SessionState | None:
-        """Return the next item and count it as sent, or None if nothing is ready.
+        """Return the next item to send and count it as sent. Return None if nothing is ready.
 
-        A `SessionState` asks for the resume point.
+        If the item is a `SessionState`, its message asks the scheduler for the resume point.
         """
         while self.turns:
             session = self.turns.popleft()
@@ -230,7 +231,7 @@ class Outbox:
     def resume(self, resume: Resume) -> bool:
         """Continue a paused session with the event number `resume.seq` + 1.
 
-        Returns False if the session is unknown, or if `on_state_loss` has taken over.
+        Returns False if the session is unknown, or if `on_state_loss` has started the session's restart.
         """
         session = self.find(resume.key)
         if session is None:
@@ -275,7 +276,7 @@ class Outbox:
         return True
 
     def find(self, key: Key) -> SessionOutbox | None:
-        """Return the outbox of exactly this claim, or None."""
+        """Return the outbox of the session with exactly this attempt and claim, or None without such a session."""
         session = self.session_outboxes.get(key.attempt_key)
         if session is None or session.key != key:
             self.ignored["unknown session"] += 1

@@ -54,7 +54,7 @@ class SharedOutbox(Protocol):
 
 @dataclass(slots=True)
 class KeptEvent:
-    """An event until its acknowledgement. `more` holds chunks of log that were joined to it before it was sent."""
+    """An event that is not yet acknowledged. `more` holds later chunks of log, which are sent as part of this event."""
 
     seq: int
     event: Event
@@ -85,7 +85,7 @@ class KeptEvent:
         self.cost += len(chunk.data)
 
     def seal(self) -> None:
-        """Make one event of the joined chunks. This is done once, before the first send, to copy the bytes once."""
+        """Make one event of the joined chunks. Called once, before the first send, so that bytes are copied once."""
         if self.more and isinstance(self.event, LogChunk):
             self.event = replace(self.event, data=b"".join((self.event.data, *self.more)))
             self.more.clear()
@@ -125,7 +125,10 @@ class SessionOutbox:
     # ---- methods that the session calls
 
     async def send(self, event: Event) -> None:
-        """Add an event, waiting while a window is full. After `close` the event is dropped."""
+        """Add an event. Waits while the window of this session or the window of all sessions is full.
+
+        After `close`, the event is dropped.
+        """
         size = log_size(event)
         # This lock serves its callers in the order in which they arrive, so events keep their order.
         async with self.send_lock:
