@@ -32,7 +32,7 @@ PART_OVERHEAD = 64
 
 
 class Packer:
-    """Packs the parts of one upload into chunks, and counts files and bytes for the check of the receipt."""
+    """Packs the parts of one upload into chunks. Counts files and bytes, to compare them with the receipt."""
 
     def __init__(self, header: wire.UploadHeader) -> None:
         self.chunk = wire.ArtifactChunk(header=header)
