@@ -21,8 +21,8 @@ class Cursor:
     command that runs at the position, 0 between two commands. `column` is the number of bytes of text between the start
     of the line and the position.
 
-    The log contains markers, which are lines about the start and end of each command. The agent may have to hold back
-    text in front of a marker, because the text may begin a secret that continues behind the marker. The position then
+    The log contains markers, which are lines about the start and end of each command. If the text in front of a marker
+    possibly begins a secret that continues behind the marker, the agent holds this text back. The position then
     stays in front of the text, although the event of the marker is sent. In this case `reported` is the number of log
     bytes up to the end of the last marker whose event is sent, and `command` is the number of the command that runs
     after this marker. Otherwise `reported` is 0.

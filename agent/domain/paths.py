@@ -27,7 +27,7 @@ def safe_components(path: bytes) -> tuple[bytes, ...]:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all bytes of `data` to a descriptor. `os.write` alone may write fewer."""
+    """Write all bytes of `data` to a descriptor. A single call of `os.write` possibly writes only a part."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

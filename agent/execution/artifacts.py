@@ -110,7 +110,7 @@ def retrying(session: Session) -> AsyncRetrying:
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # The API server may ask for a long wait. The time limit for all tries of the copy bounds the wait.
+        # If the API server asks for a long wait, the time limit for all tries of the copy still ends this wait.
         asked = error.retry_after if isinstance(error, ClusterError) else None
         return backoff(state) if asked is None else asked
 

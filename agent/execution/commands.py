@@ -128,7 +128,8 @@ async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: b
             await cancel_and_wait(logs)
             await session.reporter.write_log("[the log ends here: the rest cannot be read from the node]")
     if logs.done() and not logs.cancelled() and (error := logs.exception()):
-        # A fault in following the log does not change the outcome. The fault is counted, and noted in the log.
+        # An unexpected error while the agent follows the log does not change the outcome. The error is counted, and a
+        # notice is written into the log.
         session.stats.internal_error()
         log.error("the log of a session could not be followed", action=session.key.action_id, exc_info=error)
         await session.reporter.write_log("[the log ends here: the agent could not follow it]")

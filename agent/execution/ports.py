@@ -66,7 +66,10 @@ class Environment(Protocol):
 
     @property
     def recreatable(self) -> bool:
-        """Return whether `create` works again after `remove`. An adopted pod may lack data for `create`."""
+        """Return whether `create` can create the pod again after `remove`.
+
+        For an adopted pod, this agent possibly does not have all data that `create` needs.
+        """
 
     @property
     def running_for(self) -> float:
@@ -86,7 +89,7 @@ class Environment(Protocol):
         """
 
     def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield an observation of the pod on every change. Ends after the first final observation."""
+        """Yield an observation of the pod on every change. Ends after a `SetupFailed`, `Exited` or `Lost`."""
 
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader for the markers in this environment's log from a cursor on."""
@@ -115,7 +118,7 @@ class Environment(Protocol):
         `Collected`.
 
         Raises:
-            ClusterError: the copy broke. `retryable` is set if a new call may succeed.
+            ClusterError: the copy failed. `retryable` is set if a new call can succeed.
         """
 
     @property
@@ -126,9 +129,9 @@ class Environment(Protocol):
         """
 
     async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
-        """Copy the files of the person's working tree into the workspace. The commands start afterwards.
+        """Copy the local working tree of the person at the terminal into the workspace. The commands start afterwards.
 
-        `notify` gets the number of bytes, as text for people.
+        `notify` is called before the copy, with a text for people that has the size of the working tree.
 
         Raises:
             ActionFailed: the files could not be copied.

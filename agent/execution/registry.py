@@ -203,8 +203,8 @@ class SessionRegistry:
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
         """End a session that the scheduler asks to discard. If another agent has claimed the pod, the pod stays."""
         session = self.sessions.get(key.attempt_key)
-        # After a broken stream, the scheduler may ask to discard a session that has finished and only cleans up. The
-        # clean-up goes on.
+        # After a broken stream, the scheduler possibly asks to discard a session that has finished and only cleans up.
+        # The clean-up then continues.
         if session is None or session.key.claim > key.claim or session.progress.finished:
             return
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)

@@ -109,9 +109,10 @@ def admission(state: ActionState, seq: int) -> Admission:
 
 
 def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tuple[ActionState, EventBody | None]:
-    """Apply the next event of the attempt. Return the new state and the pipeline event for watchers, None if none.
+    """Apply the next event of the attempt. Return the new state and the event of the pipeline for watchers.
 
-    `event` is None for a kind that this version does not know. Such an event changes only `seq`.
+    The event for watchers is None if watchers get no such event. `event` is None for a kind that this version does not
+    know. Such an event changes only `seq`.
     """
     state = replace(state, seq=seq)
     match event:

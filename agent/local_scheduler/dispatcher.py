@@ -291,7 +291,7 @@ class Dispatcher:
             return
         match admission(record.state, seq):
             case Admission.ACK:
-                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                # Only stored events are acknowledged. An event that still waits for the store is acknowledged later.
                 if record.stored_seq:
                     stream.ack(key, record.stored_seq)
             case Admission.DISCARD:
@@ -324,7 +324,7 @@ class Dispatcher:
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
-            # The agent drains or has no cluster. It gets no action before its next health report.
+            # The agent drains or cannot use its cluster. The scheduler sends it no action until its next health report.
             stream.health = None
         if not assigned or record.state.status is not ActionStatus.RUNNING:
             return

@@ -203,8 +203,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
             chunk = await anext(requests, None)
         async with record.upload_lock:
-            # `record_for_upload` raises an error if the attempt is over. It is called before and after `finish`,
-            # because the attempt may end while this call waits for the lock or for `finish`.
+            # The attempt can end while this call waits for the lock or for `finish`. `record_for_upload` raises an
+            # error if the attempt is over, so this method is called before and after `finish`.
             self.registry.record_for_upload(key)
             files = await asyncio.to_thread(upload.finish, record.files)
             self.registry.record_for_upload(key)

@@ -30,7 +30,7 @@ class SecretsError(AgentError):
 
 
 def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | None = None) -> dict[str, str]:
-    """Return the values of secrets by name. A line NAME=VALUE of `file` wins over a variable of `environ`.
+    """Return the values of secrets by name. A line NAME=VALUE of `file` overrides a variable of `environ`.
 
     Raises:
         SecretsError: a secret has no value, or the file is not valid. The message contains no value.

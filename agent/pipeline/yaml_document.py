@@ -40,7 +40,7 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 
 NOT_SUPPORTED = "the agent has nothing like it"
 OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
-# Keys of the files of other CI systems, and what to write instead.
+# Keys that other CI systems use in their files, and what to write in a pipeline file instead.
 OTHERS_KEYS = {
     "image": "write configuration: {container: IMAGE}",
     "container": "write configuration: {container: IMAGE}",
@@ -244,7 +244,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        """Read `[` or `{`. The scanner runs ahead of the composer, so the depth is checked here too."""
+        """Read `[` or `{`. PyYAML scans tokens ahead of `compose_node`, so the depth is checked here too."""
         self.check_depth(self.flow_level)
         super().fetch_flow_collection_start(token)
 

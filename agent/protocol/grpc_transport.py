@@ -1,7 +1,7 @@
 """gRPC channels and servers: options, TLS and the bearer token, the same at both ends of every connection.
 
 The agent, the local scheduler and `sealci-agent submit` all build their channels and servers from these functions.
-Nothing here keeps state. Files are read at each call, so that certificates and tokens can be replaced at run time.
+The functions keep no state. They read files at each call, so that certificates and tokens can be replaced at run time.
 """
 
 from __future__ import annotations

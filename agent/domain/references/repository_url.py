@@ -48,7 +48,7 @@ def holds_credentials(url: str) -> bool:
     scheme = SCHEME.match(url)
     authority = re.split(r"[/?#]", url[scheme.end() :] if scheme else url, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
-    # For SSH the user's name is no secret. For HTTP it may be one, because tokens are often given as the user's name.
+    # In an SSH URL, the user's name is no secret. In an HTTP URL, the user's name is often a token.
     return bool(at) and (":" in user or (scheme is not None and scheme[1].lower() != "ssh"))
 
 

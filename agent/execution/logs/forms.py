@@ -98,7 +98,7 @@ def assigned_values(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def blocks(form: bytes) -> Iterator[bytes]:
-    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yield nothing if it is too short to mask.
+    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yield nothing if the form is too short.
 
     Each part begins with the last byte of the part before it.
     """

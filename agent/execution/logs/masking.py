@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MASK = b"***"
 # Maximum number of forms of all secrets together.
 MOST_FORMS = 2048
-# Number of seconds of processor time that one call of `feed` may search. A search takes at most about 2 microseconds
+# Maximum seconds of processor time that one call of `feed` searches. A search takes at most about 2 microseconds
 # per byte, so only a call with much text, or on a slow processor, needs so much time.
 BUDGET = 0.1
 

@@ -128,7 +128,7 @@ class LogStream:
     def marker(self, marker: Marker) -> None:
         """Output a marker, after all text before the marker that is not kept back.
 
-        Drop a marker that was already output before the resume.
+        Drop a marker that was output before this stream was resumed.
         """
         length = len(marker.raw)
         self.report_truncation()

@@ -34,7 +34,7 @@ MAX_WHY = 1024
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """An event with its number in its session. `event` is None for an event of a newer version."""
+    """An event with its number in its session. `event` is None for a kind of event that this version does not know."""
 
     key: domain.Key
     seq: int
@@ -116,7 +116,7 @@ def event(message: wire.Event) -> Numbered:
 
 
 def event_of(message: wire.Event) -> events.Event | None:
-    """Return the event without its number, or None for an event of a newer version."""
+    """Return the event without its number, or None for a kind of event that this version does not know."""
     match message.WhichOneof("event"):
         case "log":
             log = message.log

@@ -67,7 +67,7 @@ class Callers:
 
 
 def peer_address(peer: str) -> Address | None:
-    """Return the IP address in gRPC's form of a caller's address. None for another kind of address."""
+    """Return the IP address of a caller, or None if the caller has no IP address. `peer` is in gRPC's form."""
     match = PEER.fullmatch(unquote(peer))
     try:
         return plain(ipaddress.ip_address(match["host"])) if match else None

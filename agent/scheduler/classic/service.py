@@ -272,7 +272,7 @@ def read_action(request: wire.ActionRequest, settings: ClassicSettings) -> Actio
 
 
 def read_repository(url: str, settings: ClassicSettings) -> Repository:
-    """Return the repository with the Secret for its host. A setting for `host:port` wins over one for `host`."""
+    """Return the repository with the Secret for its host. An entry for `host:port` overrides an entry for `host`."""
     match = REMOTE.match(url)
     host, port = (match["host"].lower(), match["port"]) if match else ("", "")
     names = settings.clone_credentials

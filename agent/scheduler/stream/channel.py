@@ -34,7 +34,7 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
         ConnectionBroken: a TLS file cannot be read.
     """
     options = [
-        # The agent notices a frozen scheduler within twice the keepalive.
+        # The agent notices a frozen scheduler within twice the time of the setting `keepalive`.
         *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
         # The limit is far above the policy's limits on an action, so that an action that is too large fails alone. A

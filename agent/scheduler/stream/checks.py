@@ -120,7 +120,7 @@ async def check_tls(settings: SchedulerSettings) -> Finding:
 
 
 def no_tls_advice(settings: SchedulerSettings) -> str:
-    """Return what to do about a connection without TLS. The scheduler of SealCI 0.2 is built without TLS."""
+    """Return what to do about a connection without TLS. The scheduler of SealCI 0.2 does not support TLS."""
     if settings.protocol == "classic":
         return (
             "the scheduler of SealCI 0.2 has no TLS: let only the scheduler reach scheduler.classic.port, or put a TLS"

@@ -7,7 +7,7 @@ second window limits these bytes of all sessions together. While one of the wind
 agent reads no log faster than the scheduler stores it. Sessions take turns, one event each, so that a session with much
 output delays another session by one event only.
 
-This module does not use gRPC. The writer of the stream calls `take`, and `wake` is set when `take` may return an item.
+This module does not use gRPC. The writer of the stream calls `take`. `wake` is set when `take` possibly has an item.
 After each registration, every session in the registration is *paused* until the scheduler has sent its resume point.
 """
 
@@ -82,7 +82,7 @@ class Outbox:
     # ---- methods that sessions call
 
     def open(self, key: Key, *, adopted: bool = False) -> SessionOutbox:
-        """Return the outbox of a new session. It replaces an outbox of the same attempt with the same or a lower claim.
+        """Return the new outbox of a session. An outbox of the same attempt with the same or a lower claim is replaced.
 
         The scheduler is asked for the resume point of an adopted session. The events of an adopted session wait for the
         resume point.

@@ -63,7 +63,7 @@ class KeptEvent:
     size: int = 0
 
     def can_join(self, chunk: LogChunk) -> bool:
-        """Whether a chunk of log may be appended to this event.
+        """Whether `join` can append a chunk of log to this event.
 
         A chunk without a cursor is not joined to a chunk with a cursor. The joined event would have no cursor, and the
         exact resume point would be lost.
@@ -97,7 +97,7 @@ def log_size(event: Event) -> int:
 
 
 class SessionOutbox:
-    """Implements `execution.ports.SessionSink`. Several tasks of one session may call `send` at once.
+    """Implements `execution.ports.SessionSink`. Several tasks of one session can call `send` at the same time.
 
     `asked_at` is the time (`time.monotonic`) when the session asked for the resume point, None when no answer is due.
     """
@@ -157,8 +157,8 @@ class SessionOutbox:
     def restart(self, seq: int, *, keep: bool = False, notice: LogChunk | None = None) -> None:
         """Drop the kept events and number the next event `seq` + 1.
 
-        Used after a state loss of the scheduler, and at the adoption of a session. With `keep`, the events are not
-        dropped but get new numbers, after the notice.
+        Used after a state loss of the scheduler, and at the adoption of a session. If `keep` is set, the kept events
+        are not dropped. If there is a `notice`, it gets the first new number, and the kept events get the next numbers.
         """
         kept = [*self.unacknowledged, *self.unsent] if keep else []
         self.drop_events()

@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class Stream:
-    """One open stream. `register` comes first, then `run` until the stream ends."""
+    """One open stream. The caller must call `register` first, and then `run`, which lasts until the stream ends."""
 
     def __init__(
         self, settings: SchedulerSettings, call: Call, outbox: Outbox, health: HealthReporter, metrics: Metrics
