@@ -24,7 +24,7 @@ class Cursor:
     The log contains markers, which are lines about the start and end of each command. If the text in front of a marker
     possibly begins a secret that continues behind the marker, the agent holds this text back. The position then
     stays in front of the text, although the event of the marker is sent. In this case `reported` is the number of log
-    bytes up to the end of the last marker whose event is sent, and `command` is the number of the command that runs
+    bytes up to the end of the last marker whose event is sent. `command` is then the number of the command that runs
     after this marker. Otherwise `reported` is 0.
 
     `older` holds the bytes of a cursor that an older release wrote, which contains no byte position. For any other

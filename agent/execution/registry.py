@@ -1,7 +1,7 @@
 """All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
 
-The registry lives as long as the agent. The reader of the scheduler's stream calls the registry's methods for requests,
-so these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
+The registry lives as long as the agent. The task that reads the scheduler's stream calls the methods for requests, so
+these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
 an unexpected error in one session ends no other session. The number of used slots is always the number of existing
 sessions. No separate counter exists that could become wrong.
 """

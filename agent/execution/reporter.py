@@ -71,7 +71,7 @@ class EventReporter:
         await self.send(StageChanged(stage, detail))
 
     async def send(self, event: Event) -> None:
-        """Send an event. Waits while the window of the session is full."""
+        """Send an event. Waits while the session's window of unacknowledged events is full."""
         await self.outlet.send(event)
 
     async def write_log(self, text: str, source: Source = Source.AGENT) -> None:

@@ -91,7 +91,7 @@ class Reconnector:
                     await self.pause(self.pause_after(error))
 
     def close(self) -> None:
-        """End the loop. The caller ends the current connection."""
+        """End the reconnect loop. The caller must end the current connection itself."""
         self.closing.set()
 
     def on_connected(self) -> None:

@@ -1,6 +1,6 @@
 """Read the URL of a git repository, and compare it with `HOST[/PATH]` patterns of the policy. Pure functions.
 
-The reader is stricter than git. A URL that git and the agent could read differently is refused, because the host
+This module is stricter than git. A URL that git and the agent could read differently is refused, because the host
 decides which credentials the clone may use.
 """
 

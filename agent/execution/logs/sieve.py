@@ -92,9 +92,10 @@ class FormFinder:
     texts by more than `LONGEST` per call.
 
     Only the longest form at a position matters for the runs, and one binary search in the sorted forms finds it. The
-    largest form that is not greater than the text at the position either is a prefix of the text, or all forms that are
-    prefixes of the text are prefixes of this form too (`prefixes`). A form that overlaps itself ("aaaa") is followed by
-    a regular expression to the end of its repetitions. Positions from which no form reaches beyond a run are skipped.
+    search returns the largest form that is not greater than the text at the position. If this form is no prefix of the
+    text, all forms that are prefixes of the text are also prefixes of this form (`prefixes`). For a form that overlaps
+    itself ("aaaa"), a regular expression finds the end of the repetitions. Positions from which no form reaches beyond
+    a run are skipped.
     """
 
     def __init__(self, forms: Iterable[bytes]) -> None:
@@ -115,7 +116,7 @@ class FormFinder:
         The first `covered` bytes belong to a run that began before the text.
 
         Raises:
-            OverBudget: the thread's processor time has passed the deadline, if one is given.
+            OverBudget: the processor time of the thread has passed `deadline`. If `deadline` is 0, there is no limit.
         """
         runs: list[Span] = [(0, covered)] if covered else []
         start, end = 0, covered

@@ -75,7 +75,7 @@ class Call:
         self.last_status_sent: wire.ActionStatus.ValueType | None = None
         self.last_notice = ""
         self.last_detail = ""
-        self.is_mid_line = False  # whether the commands' output in the window ends without a newline
+        self.is_mid_line = False  # whether the log ends in output of the commands without a newline
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unwritten: deque[bytes] = deque()
         self.size = 0
@@ -222,7 +222,7 @@ class Call:
             await self.add_log(text.encode(), own=True)
 
     async def add_log(self, data: bytes, *, own: bool) -> None:
-        """Add bytes to the log that waits for a response. Waits while the window is full.
+        """Add bytes to the unwritten log. Waits while the window of unwritten log is full.
 
         After the end of the call, the bytes are dropped.
 

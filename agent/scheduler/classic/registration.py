@@ -119,7 +119,7 @@ class Registration:
     async def wait_until_ready(self) -> bool:
         """Wait until the agent can run actions. Returns False if `close` comes first.
 
-        An agent that registers earlier would get a place in the pool, and actions, without a cluster to run them.
+        An agent that registers earlier would get actions without a cluster in which it can run them.
         """
         while self.health.current().status is not Readiness.READY:
             if self.reconnector.closing.is_set():

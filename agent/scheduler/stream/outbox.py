@@ -104,7 +104,7 @@ class Outbox:
     # ---- methods that session outboxes call
 
     def schedule(self, session: SessionOutbox) -> None:
-        """Put a session into the queue of the writer if the session has something to send."""
+        """If a session has something to send, put the session into the queue from which `take` serves the sessions."""
         if not session.has_turn and session.has_something:
             session.has_turn = True
             self.turns.append(session)
@@ -131,21 +131,22 @@ class Outbox:
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Queue a session for room in the window that all sessions share. The first session in the queue gets its
-        `room` set.
+        """Put a session into the queue for free bytes in the window that all sessions share.
+
+        When bytes are free, the event `room` of the first session in the queue is set.
         """
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:
-        """Remove a session from the queue and wake the next session."""
+        """Remove a session from the queue for free bytes in the shared window, and wake the next session."""
         if session in self.waiting_for_room:
             del self.waiting_for_room[session]
             self.wake_next()
 
     def wake_next(self) -> None:
-        """Wake the first session in the queue.
+        """Wake the first session in the queue for free bytes in the shared window.
 
-        When this session has found room, it wakes the next session. The waiting sessions therefore wake one by one.
+        When this session has added its event, it wakes the next session. The sessions therefore wake one by one.
         """
         if self.waiting_for_room and self.used < self.total:
             next(iter(self.waiting_for_room)).room.set()

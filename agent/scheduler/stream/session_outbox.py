@@ -1,4 +1,4 @@
-"""The events of one session: their numbers, their window, and the events that the scheduler has not stored yet.
+"""The events of one session that the scheduler has not stored yet: their numbers, and the limit of their bytes.
 
 A session outbox lives from the session's first event until `close`. Numbers are contiguous from 1. The same number
 always stands for the same event. Chunks of log are therefore joined only before any stream has sent them.
@@ -247,12 +247,15 @@ class SessionOutbox:
     # ---- internal methods
 
     def must_wait(self, cost: int) -> bool:
-        """Whether an event of `cost` bytes must wait for room. The first event of a session never waits."""
+        """Whether an event of `cost` bytes must wait for free bytes in a window.
+
+        An event never waits if the session keeps no other event.
+        """
         if self.is_closed or self.used == 0:
             return False
         if self.used + cost > self.outbox.window:
-            # This session waits for its own window, so it must not delay other sessions in the queue for the common
-            # window.
+            # This session waits for its own window, so it must not delay other sessions in the queue for the window
+            # that all sessions share.
             self.outbox.stop_waiting_for_room(self)
             return True
         if not self.outbox.would_exceed_total(cost):
