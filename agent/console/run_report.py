@@ -220,7 +220,10 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit code of the worst action. A pipeline without its last event counts as not ended."""
+        """The exit code for the highest `Severity` of all actions.
+
+        If the last event of the pipeline is missing, the severity is `NOT_ENDED`.
+        """
         if not self.complete:
             return EXIT_CODES[Severity.NOT_ENDED]
         severities = (severity(action.outcome) for action in self.actions.values())

@@ -45,7 +45,7 @@ DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 
 
 def admit(action: Action, policy: PolicySettings) -> float:
-    """Check every field of an action against the policy. Returns the seconds that the commands may run.
+    """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.

@@ -190,7 +190,7 @@ class PipelineRegistry:
                 yield from (record for record in run.records.values() if record.state.status is not ActionStatus.ENDED)
 
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions whose needs have all succeeded."""
+        """Yield the waiting actions for which all actions in `needs` have succeeded."""
         for record in self.open_records():
             needed = (record.run.records[need].state.outcome for need in record.plan.needs)
             if record.state.status is ActionStatus.WAITING and all(
@@ -216,7 +216,7 @@ class PipelineRegistry:
         """Change the state of an action and queue the change for the store.
 
         `bodies` become events of the pipeline. `then` is called after the change is stored. `files` replaces the list
-        of the action's files. If the action ended without success, the actions that need it are cancelled.
+        of the action's files. If the action ended without success, the actions that need this action are cancelled.
 
         Raises:
             StoreFailed: nothing more can be stored.
