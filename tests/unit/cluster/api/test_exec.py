@@ -341,8 +341,7 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
         async for chunk in stream:
             if got == 0:
                 # The test uses real time, because the sockets are real. Here, the reader leaves pongs and data unread
-                # for four times the time that the server may be silent. aiohttp's own heartbeat would close such a
-                # connection.
+                # for four times the limit `silence`. aiohttp's own heartbeat would close such a connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)
     assert (got, stream.exit_code) == (frames * 30_000, 0)

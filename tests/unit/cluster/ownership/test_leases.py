@@ -236,9 +236,9 @@ class Replicas:
             )
 
     def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
-        """Let every agent renew its Lease every 5 s for `seconds`, each agent at another second.
+        """Let every agent renew its Lease every 5 s for `seconds`. The agents renew at different seconds.
 
-        `spec` overrides fields of the Leases. Return each pair of an agent and another agent that it took for dead.
+        `spec` overrides fields of the Leases. Return pairs of agents: the first agent took the second agent for dead.
         """
         found: set[tuple[str, str]] = set()
         for second in range(int(seconds)):
