@@ -1,4 +1,7 @@
-"""Attacks on the terminal: names, messages and logs that hold escape sequences. No view passes any of them on."""
+"""Attacks on the terminal: names, messages and logs that contain escape sequences.
+
+No output of `sealci-agent` passes such a sequence on.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,8 @@ def test_a_notice_holds_no_control_character(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("output", ["plain", "json"])
 @pytest.mark.parametrize(("variable", "obeyed"), [("GITHUB_ACTIONS", False), ("TF_BUILD", False), ("NONE", True)])
 def test_a_log_gives_no_commands_to_the_ci_system_that_shows_it(output: str, variable: str, *, obeyed: bool) -> None:
-    # Attack: a line of a log masks a word, sets a variable or ends a step of the job that runs `sealci-agent run`.
+    # Attack: a log line is a workflow command to the CI system that runs `sealci-agent run`. It could hide a word in
+    # the CI system's log, set a variable, or end a step.
     stream = io.StringIO()
     view = open_view(output, stream, {variable: "true"})
     view.show(PipelineEvent("id", 1, 1.0, Submitted("p", (ActionPlan("a", (), ("make",)),), "/out"), "", 1))
