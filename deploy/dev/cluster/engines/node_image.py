@@ -242,7 +242,7 @@ def proxy_files(root: Path) -> dict[str, Path | str]:
     The files come from the node's root file system `root`. A text is a symbolic link's target.
     """
     found = run(["chroot", root, "ldd", *(f"/{program}" for program in PROXY_PROGRAMS)])
-    # Each path that ldd prints may be a chain of links. The image gets a file at each path.
+    # Each path that ldd prints can be a chain of symbolic links. The image gets a regular file at each path.
     libraries = {path.lstrip("/") for path in re.findall(r"(/\S+) \(0x", found)}
     plugins = {str(path.relative_to(root)) for path in root.glob("usr/lib/*/xtables/*.so")}
     files: dict[str, Path | str] = {each: (root / each).resolve() for each in (*PROXY_PROGRAMS, *libraries, *plugins)}

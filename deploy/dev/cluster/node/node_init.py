@@ -232,7 +232,10 @@ def set_up_node(name: str, folder: Path) -> None:
 
 
 def own_name_servers(folder: Path) -> list[tuple[str, ...]]:
-    """Return the mount of the node's own resolv.conf. Empty if the node or the machine has none."""
+    """Return the arguments of `mount` for the node's own resolv.conf.
+
+    The list is empty if the node has no resolv.conf of its own, or the machine has none.
+    """
     own, of_machine = folder / "resolv.conf", Path("/etc/resolv.conf")
     return [("--bind", str(own), str(of_machine))] if own.exists() and of_machine.exists() else []
 

@@ -26,7 +26,7 @@ KILL_SECONDS = 20.0
 
 
 def arguments(pid: int) -> list[str]:
-    """Return the words of a process' command line. There are none if the process is a zombie or does not exist."""
+    """Return the words of a process' command line. The list is empty if the process is a zombie or does not exist."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
