@@ -62,7 +62,7 @@ class Lines:
     def take(self, data: bytes, now: float) -> None:
         """Record `now` as the arrival time of each complete line in a piece of the log.
 
-        In a raw log, the header of a frame may stand before a line. It ends with BEL.
+        In a raw log, the header of a frame can precede a line. The header ends with BEL and is not part of the line.
         """
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
@@ -82,7 +82,8 @@ class Trickle:
     """Results of one run of the experiment, with delays in ms.
 
     `own` are the delays of lines that the agent has sent, and `raw` the delays of lines at the raw followers. `more`
-    are the differences between both for the same line. `cpu` is the CPU time of the agent per line in µs.
+    has the difference `own` - `raw` for each line that has arrived both ways. `cpu` is the CPU time of the agent per
+    line in µs.
     """
 
     own: list[float]
@@ -168,7 +169,7 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        # A raw log also has markers, which the agent removes from its log. They have no time in the agent's log.
+        # A raw log also has lines with markers, which the agent removes from its log. So these lines are left out.
         if line in mine.came
     ]
     late = [each for mine in own for each in mine.late]
@@ -185,7 +186,7 @@ async def raw_follower(client: Client, seen: Observer, given: Given, lines: Line
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
         query = {"container": "helper", "follow": "true"}
-        while given.outcome is None:  # A busy kubelet may end the request early, so repeat the request.
+        while given.outcome is None:  # A busy kubelet can end the request early, so repeat the request.
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():
                     lines.take(data, time.time())

@@ -1,8 +1,8 @@
-"""A row of the benchmark's table: one figure with its baseline and its target.
+"""A row of the benchmark's table: one measured number with its baseline and its target.
 
-The baseline (`floor`) is the same figure for a plain tool such as kubectl, or for one replica. Absolute times hold for
-one machine only. Ratios to a baseline can be compared between machines, because both figures are measured in turn in
-the same run. A row lives as long as a run of `make bench`.
+The baseline (`floor`) is the same measurement of a plain tool such as kubectl, or of one replica. Absolute times hold
+for one machine only. Ratios to a baseline can be compared between machines, because both numbers are measured in turn
+in the same run. A row lives as long as a run of `make bench`.
 """
 
 from __future__ import annotations
