@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor`, the baseline, and `measured` are medians in `unit`.
+    """One row of the table. `floor`, the baseline, and `measured` are medians in `unit`.
 
     `spread` is the interquartile range divided by the median. The target applies to `ratio`, or to `measured` if there
     is no baseline and `ratio` is None. `met` is None if there is no target.
