@@ -30,7 +30,7 @@ ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 # that reproduces the example.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
-# Seed of Hypothesis, so that each run tries the same examples. `--hypothesis-seed=random` tries others.
+# Seed of Hypothesis, so that each run tries the same examples. `--hypothesis-seed=random` tries other examples.
 SEED = "20"
 
 

@@ -131,7 +131,7 @@ def kubectl(*arguments: str) -> str:
 
 
 def install(stack: contextlib.ExitStack) -> None:
-    """Install the chart. When `stack` is closed, it uninstalls the chart and deletes the namespace."""
+    """Install the chart. When `stack` is closed, the chart is uninstalled and the namespace is deleted."""
     helm = verb("helm")
     stack.callback(subprocess.run, [verb("kubectl"), "delete", "namespace", NAMESPACE, "--wait=true"], check=False)
     command = [helm, "install", RELEASE, str(ROOT / "charts" / "sealci-agent"), "--namespace", NAMESPACE]

@@ -1,11 +1,12 @@
 """Delay of a log line from the container to the scheduler, compared with a raw follower of the same container.
 
 A raw follower is a plain log request of the benchmark, to the same API server and with the same client as the agent's
-request. Raw followers read a few of the containers. The difference of both delays is the time that the agent adds. The
-writers start no process per line, so that the writers do not limit the result.
+request. Raw followers read a few of the containers. The time that the agent adds is the agent's delay minus the delay
+of the raw follower. The writers start no process per line, so that the writers do not limit the result.
 
-The experiment with 200 sessions uses a scripted API server (scripted/api.py). A node of two cores cannot deliver 4,000
-lines a second. There, the raw followers were half a second late too, and the kubelet ended their requests.
+The experiment with 200 sessions uses a scripted API server (scripted/api.py), because a node of two cores cannot
+deliver 4,000 lines a second. On such a node, the raw followers were half a second late too, and the kubelet ended their
+requests.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Lines:
     def late(self) -> list[float]:
         """Return the delays of the lines in ms, from the time in the line to the line's arrival.
 
-        A raw log also has lines with markers of the supervisor. They are left out.
+        A raw log also has lines with markers of the supervisor. The result has no delay for these lines.
         """
         return [1000 * (now - float(line)) for line, now in self.came.items() if line and line[0] != MARKER]
 

@@ -140,7 +140,10 @@ def parameter(param: click.Parameter) -> tuple[str, Object]:
 
 
 def commands(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, Object]]:
-    """Yield the path and the parameters of a command, then of all its subcommands. `path` is the words that call it."""
+    """Yield the path and the parameters of a command, then of all its subcommands.
+
+    `path` is the words that call the command, such as the program's name and a subcommand.
+    """
     context = click.Context(command, parent, info_name=path.rpartition(" ")[2], **command.context_settings)
     yield path, dict(parameter(each) for each in command.get_params(context))
     if isinstance(command, click.Group):

@@ -134,7 +134,7 @@ def run_program_verb(
     verb: str,
     arguments: list[str],
 ) -> int | None:
-    """Print where a program is that tests need. Return the exit code, or None if `verb` is none of these verbs."""
+    """Print the path of helm, prometheus or a browser. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "helm", []:
             go_build.build(settings, ["helm"])

@@ -134,7 +134,10 @@ def draw(line: str) -> None:
 
 
 def read_durations(record: Path) -> dict[str, float]:
-    """Return the recorded durations. A missing or damaged file counts as empty, because it only improves estimates."""
+    """Return the recorded durations. For a missing or damaged file, return an empty dict.
+
+    This is no error, because the durations only improve estimates.
+    """
     try:
         durations = json.loads(record.read_text("utf-8"))
     except (OSError, ValueError):

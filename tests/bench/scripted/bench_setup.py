@@ -1,7 +1,8 @@
-"""The processes of an experiment (the scripted API, the scheduler and the agents), and what resources each uses.
+"""The processes of an experiment, and what resources each process uses.
 
-A `BenchSetup` lives as long as one experiment's `async with`. Each agent is a process `python -m agent serve` with a
-configuration file and a kubeconfig. No code of an agent runs in the process of the benchmark.
+These are the scripted API server, the scheduler and the agents. A `BenchSetup` lives as long as one experiment's `async
+with`. Each agent is a process `python -m agent serve` with a configuration file and a kubeconfig. No code of an agent
+runs in the process of the benchmark.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The tar of a working tree.
+"""The tar archive of a working tree.
 
-In a git repository it holds the files that git would commit, elsewhere the files that no `.gitignore` excludes.
+In a git repository, the archive holds the files that git would commit. Elsewhere it holds the files that no
+`.gitignore` excludes.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ RESET = "\x1bc"
 BIDI = "\u202egnp.exe\u2066"
 FAKE = "all 3 actions succeeded"
 ATTACK = f"{TITLE}{TITLE_8_BIT}{CLIPBOARD}{CLEAR}{CLEAR_8_BIT}{RESET}\x7f\x08{BIDI}"
-# Sequences of control characters that no view may write. The library rich writes other sequences itself: colours, and
-# cursor movements within its live region.
+# Sequences of control characters that the program must not write to a terminal. The library rich writes other sequences
+# itself: colours, and cursor movements within its live region.
 FORBIDDEN = re.compile(
     r"\x1b\]|\x1bc|\x1b\[2J|\x1b\[1;1H|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )

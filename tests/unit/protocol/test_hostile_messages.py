@@ -56,7 +56,7 @@ BITS = {
 
 
 def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Return values of a field, the ends of its range among them."""
+    """Return a strategy for values of a field. For numbers, it includes the smallest and the largest value."""
     if field.type == FieldDescriptor.TYPE_STRING:
         return TEXTS
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -68,7 +68,10 @@ def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def messages(kind: Any) -> st.SearchStrategy[Any]:
-    """Return messages of a generated class. Every field is unset, or has any value that the wire can hold."""
+    """Return a strategy for messages of a generated class.
+
+    Every field is unset, or has any value that protobuf can encode.
+    """
 
     @st.composite
     def built(draw: st.DrawFn) -> Any:

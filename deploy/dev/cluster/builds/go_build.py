@@ -148,8 +148,8 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # `missing` is called a second time here. Another command may have built some of the binaries while this command
-        # waited for the lock.
+        # `missing` is called a second time here. While this command waited for the lock, another command has perhaps
+        # built some of the binaries.
         todo = missing(settings, product_names)
         names = list(dict.fromkeys(product for product, _ in todo))
         seconds = sum(COLD_SECONDS[name] for name in names)
@@ -161,7 +161,7 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
 def build_product(settings: Settings, product: str, binaries: list[str]) -> None:
     """Build binaries of one product with one `go build`, and rename them into the cache.
 
-    One command for all binaries keeps both cores busy, because go links one binary while it compiles the next.
+    One command for all binaries keeps two cores busy, because go links one binary while it compiles the next.
     """
     recipe = products(settings.kubernetes)[product]
     source = settings.cache / "src" / f"{product}-{recipe.key}"
@@ -194,7 +194,7 @@ def build_product(settings: Settings, product: str, binaries: list[str]) -> None
 
 
 def write_module(recipe: Product, source: Path) -> None:
-    """Write a go.mod that requires this one product, and its main package, if there is none.
+    """Write a go.mod that requires this one product. If the recipe has a source `main`, also write it to main.go.
 
     Kubernetes' own go.mod replaces its staging modules by folders of its repository. Go ignores `replace` in a required
     module, so the new go.mod replaces them by their published versions (v0.X.Y for Kubernetes v1.X.Y).

@@ -6,8 +6,8 @@ kernel ends every component, every container and every mount. At its start the s
 
     {"verb": "start" | "stop" | "status", "name": NAME, "flags": [...]}
 
-The answer to `start` comes when the component passes its check, the answer to `stop` when its process is gone. The
-flags of a `start` follow the component's own arguments, and stay until a `start` with other flags. A component that
+The script answers `start` when the component passes its health check, and `stop` when the component's process is gone.
+The flags of a `start` follow the component's own arguments, and stay until a `start` with other flags. A component that
 ends without a `stop` is started again after a second.
 
 The script imports nothing from this repository, because it runs with `python -I` and outlives changes of the clone.

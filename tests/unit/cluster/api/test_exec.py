@@ -129,7 +129,7 @@ async def test_nothing_is_read_after_the_status(api: Api, client: Client) -> Non
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(SUCCESS)
         await socket.send_bytes(b"\x01late")
-        # The server waits for the client here, and does not close the connection.
+        # The fake server waits here until the client closes the connection, and does not close it first.
         await socket.receive()
 
     api.script = script

@@ -53,7 +53,7 @@ def test_a_torn_stream_yields_only_whole_frames(text: bytes, largest: int, cut: 
 
 
 def test_text_that_is_a_whole_frame_is_no_frame() -> None:
-    """A stream that begins within a frame begins with the text of the commands. This text may be a forged frame."""
+    """A stream that begins within a frame begins with the text of the commands. This text can be a forged frame."""
     forged = frame(900, b"forged\n", 0) + last_frame(900, 0, 0)
     body = frame(0, b"before " + forged + b" after\n")
     for start in range(len(body)):

@@ -1,4 +1,7 @@
-"""Which pods an agent claims, and what a claim changes, on an API server that checks resource versions."""
+"""Which pods of other agents an agent adopts, and what an adoption changes in the pod.
+
+The fake API server checks resource versions, as a real API server does.
+"""
 
 from __future__ import annotations
 

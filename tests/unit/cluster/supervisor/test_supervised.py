@@ -303,7 +303,7 @@ SHELL_OPTION_LISTS = [
 
 
 def shellopts(way: str, value: str) -> Options:
-    """Return options of a container. `way` says whether the image or the action sets SHELLOPTS."""
+    """Return options of a container. `way` names what sets SHELLOPTS: the image or the action."""
     return Options(image_env={"SHELLOPTS": value}) if way == IMAGE else Options(env={"SHELLOPTS": value})
 
 
