@@ -89,13 +89,14 @@ class Pairs:
 async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
     """Run an action and the kubectl script in pairs, and return the durations of both.
 
-    The order of action and script changes from pair to pair. If `files` is true, both copy a file.
+    The order of action and script changes from pair to pair. If `files` is true, the action and the script copy a file
+    out of the pod.
     """
     found, chance = Pairs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Pairs() if number < WARM else found
         # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause, so
-        # that neither gains by this.
+        # that this interval favours neither the action nor the script.
         pause = chance.random()
         for which in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(pause)

@@ -1,8 +1,8 @@
 """A lab: the local scheduler, agents and a namespace, for tests that submit actions.
 
 The scheduler and the agents are real processes. A lab lives as long as a test module, or as long as one test that
-breaks the lab. After each submission the observer checks rules that hold for every action. `close` checks that the
-agents stop cleanly and leave no pod and no Secret.
+breaks the lab. After each submission, the observer (observer.py) checks rules that hold for every action. `close`
+checks that the agents stop cleanly and leave no pod and no Secret.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Lab:
         assert {path: file.stat().st_size for path, file in shown.items()} == reported
 
     def action_ids(self, report: Report) -> list[str]:
-        """Return the action ids in the sessions of the pods of an action, each once.
+        """Return the distinct action ids that the session annotations of the action's pods contain.
 
         `report` is the report of the action.
         """

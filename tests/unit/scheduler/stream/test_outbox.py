@@ -1,6 +1,7 @@
 """Test the outbox of events, without a gRPC stream.
 
-The tests cover event numbers, windows, the order in which sessions take turns, resume points and adoption.
+The tests cover event numbers, the windows of unacknowledged events, the order in which sessions send, resume points and
+adoption.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ async def test_joined_log_is_at_most_64_kib(outbox: Outbox) -> None:
     assert sizes == [BIG, BIG // 2]
 
 
-# ---- the window
+# ---- the window of one session: the bytes of its unacknowledged events
 
 
 async def test_a_full_window_makes_the_sender_wait(outbox: Outbox) -> None:
@@ -226,7 +227,7 @@ async def test_a_closed_session_outbox_ends_all_waits_and_keeps_no_event(outbox:
     assert (kept(outbox), outbox.session_states()) == (0, ())
 
 
-# ---- turns of the sessions
+# ---- the order in which sessions send
 
 
 async def test_a_session_with_much_output_delays_others_by_one_event(outbox: Outbox) -> None:
@@ -387,7 +388,7 @@ async def test_files_need_a_connection(outbox: Outbox) -> None:
         await session.upload(None)  # type: ignore[arg-type]
 
 
-# ---- random steps of a scheduler
+# ---- random sequences of steps with a simulated scheduler
 
 
 @settings(deadline=None)
@@ -399,8 +400,8 @@ def test_no_event_is_lost_repeated_or_reordered_in_any_sequence_of_steps(steps: 
 async def walk(steps: list[str]) -> None:
     """Run an outbox against a simulated scheduler.
 
-    `steps` names what happens in turn: a log chunk, another event, one sent event, an acknowledgement, or a broken
-    stream.
+    `steps` names what happens in turn. "log" is a new log chunk and "event" a new event of another kind. "take" sends
+    one event. "ack" is an acknowledgement, and "break" is a broken stream.
     """
     outbox = Outbox(1 << 30, Metrics())
     session = outbox.open(KEY)
@@ -441,7 +442,7 @@ async def walk(steps: list[str]) -> None:
     assert session.used == 0
 
 
-# ---- the window of all sessions
+# ---- the common window of all sessions: the bytes of their unacknowledged events
 
 
 def keys(number: int) -> list[Key]:
@@ -468,7 +469,7 @@ async def test_the_bytes_of_many_sessions_together_are_bounded() -> None:
             outbox.ack(item.key, item.seq)
     await asyncio.gather(*tasks)
     assert sent == [40] * 50
-    # The outbox always accepts one event of each session, even over its window, so that every session advances.
+    # The outbox always accepts one event of each session, even if the common window is full. So every session advances.
     assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
     assert (outbox.used, outbox.waiting_for_room) == (0, {})
 
