@@ -31,7 +31,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Return settings that let agents clone over git:// too."""
+    """Return settings that also allow actions to clone over git://."""
     return {"policy": {"repository_schemes": ["git", "https"]}}
 
 

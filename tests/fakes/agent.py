@@ -214,7 +214,10 @@ class FakeAgent:
         await self.take("heard")
 
     async def event(self, key: Key, event: Event, seq: int | None = None) -> int:
-        """Send an event. `seq` is its number within the attempt, by default the next number. Return the number."""
+        """Send an event of an attempt. Return the event's number.
+
+        `seq` is the event's number within the attempt, by default the next number.
+        """
         if seq is None:
             seq = self.seqs[key.attempt_key] = self.seqs.get(key.attempt_key, 0) + 1
         await self.write(wire.AgentMessage(event=translate.event_message(key, seq, event)))

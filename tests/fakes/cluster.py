@@ -277,9 +277,9 @@ class FakeEnvironment:
         return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Yield one file, then the result of the copy that the script names next.
+        """Yield one file, then the next result of a copy from `Script.collections`. By default, the copy succeeds.
 
-        If this result is an error, raise it.
+        If the result is an error, raise the error in place of the end of the file.
         """
         await self.note("files")
         collections = self.script.collections

@@ -278,10 +278,10 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of containers `action`, by pipeline run and attempt.
+    """Return the observed exit codes of containers `action`, by pipeline run and attempt.
 
-    In an attempt that is not the last, an agent has ended the commands. The exit codes of such an attempt do not decide
-    the outcome.
+    Only the exit codes of an action's last attempt determine the outcome, because an agent has ended the commands of
+    the earlier attempts.
     """
     found: dict[tuple[str, int], set[int]] = {}
     for pod in observer.states:
