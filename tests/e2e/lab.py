@@ -179,7 +179,7 @@ class Agent:
         return int(found[1])
 
     def get(self, path: str) -> tuple[int, str]:
-        """Send an HTTP request to the agent. Return the status and the text of the answer."""
+        """Send an HTTP request to the agent. Return the status code and the body of the response."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -209,11 +209,11 @@ class Agent:
             self.process.wait(10)
 
     def check(self, secret_values: list[str]) -> None:
-        """Check that the agent's log and metrics have no secret value and that the agent had no internal error."""
+        """Check that the agent's log and metrics contain no secret value, and that no internal error was counted."""
         for value in secret_values:
             assert value not in self.log
             assert value not in self.metrics
-        # An agent that the test has killed has no stored metrics.
+        # If the test has killed the agent, `metrics` is empty.
         assert not self.metrics or internal_errors(self.metrics) == [], self.log
 
 
@@ -248,13 +248,19 @@ def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subproce
 
 
 def spelled(action: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an action in the format of a pipeline file. In the given action, `image` stands for `configuration`."""
+    """Return the action in the format of a pipeline file.
+
+    Tests write the image as the key `image`. A pipeline file has the image at `configuration.container`.
+    """
     rest = {key: value for key, value in action.items() if key != "image"}
     return {"configuration": {"container": action["image"]}, **rest}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the settings of `over`. Nested sections are merged, and other values are replaced."""
+    """Return a copy of the settings `base` in which the settings in `over` replace those of `base`.
+
+    A section of settings is merged key by key.
+    """
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -274,7 +280,10 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 @contextmanager
 def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
-    """Yield a lab without agents, and close it at the end. `settings` are the default settings of its agents."""
+    """Yield a lab: a running scheduler and a namespace, in which a test starts agents. Close the lab at the end.
+
+    `settings` are the default settings of these agents.
+    """
     lab = Lab(namespace, folder, listen=listen, **settings)
     try:
         yield lab
@@ -284,7 +293,9 @@ def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **set
 
 @contextmanager
 def new_namespace(*labels: str) -> Iterator[str]:
-    """Create a namespace with these labels and wait for its ServiceAccount, which pods need.
+    """Create a Kubernetes namespace and wait for its ServiceAccount, which pods need.
+
+    Each of `labels` is a label of the namespace in the form `KEY=VALUE`.
 
     Yield the name of the namespace, and delete the namespace at the end.
     """

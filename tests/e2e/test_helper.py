@@ -1,7 +1,8 @@
 """Test container `helper` in hardened pods on the real cluster.
 
-The tests cover the order that it gives to container `action`, the paths by which commands write to the log
-(`/dev/stdout`, `/proc/1/fd/1`), and the output of `kubectl logs`.
+The tests cover the order (the commands, variables and secrets) that container `helper` passes to container `action`.
+They also cover the paths by which commands write to the log (`/dev/stdout`, `/proc/1/fd/1`), and the output of
+`kubectl logs`.
 """
 
 from __future__ import annotations

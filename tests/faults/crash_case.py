@@ -114,7 +114,7 @@ class CrashCase:
     def listen(self, scheduler: Scheduler) -> None:
         """Wrap methods of the scheduler, so that the test sees each of their calls.
 
-        By the wrapped methods, the test notices health reports and lost attempts, and can hold the action at a step.
+        The wrappers notify the test of health reports and lost attempts. They can also hold the action at a step.
         """
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired
