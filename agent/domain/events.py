@@ -64,7 +64,7 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, with secrets masked.
+    """Up to 256 KiB of log, with secrets masked.
 
     `cursor` is the position in the log of the commands after the data, None for text of another `source`.
     """
