@@ -64,7 +64,7 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, with secrets masked.
+    """Up to 256 KiB of log, with secrets masked.
 
     `cursor` is the position behind `data` in the pod's log. It is None if the text does not come from the commands.
     """

@@ -329,7 +329,7 @@ async def test_no_message_of_an_agent_exceeds_the_size_limit(scheduler: FakeSche
     events: list[Event] = [
         Accepted(endless),
         StageChanged(Stage.SETUP, endless),
-        LogChunk(bytes(64 << 10)),
+        LogChunk(bytes(256 << 10)),
         ArtifactSummary(1, 1, (LeftOut(b"p" * 4096, endless[: 16 << 10]),) * 1_000, 1_000),
         Finished(Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, message=endless)),
     ]

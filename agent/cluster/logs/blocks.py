@@ -15,7 +15,7 @@ MAX_LINE = 2000
 # Maximum number of bytes in a block: the raw bytes that follow a line of JSON.
 MAX_BLOCK = 1 << 20
 # Maximum number of bytes of log that the reader returns in one piece.
-PART = 64 * 1024
+PART = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,9 @@ class MarkerReader:
         if self.tail:
             data, self.tail = self.tail + data, b""
         self.ended = False
+        if LEAD not in data:
+            # This search of one byte is several times as fast as the search of a whole prefix.
+            return [data]
         items: list[bytes | Marker] = []
         begin = search = 0
         while (found := data.find(self.prefix, search)) >= 0:

@@ -1,10 +1,10 @@
 """The steps that process a session's log: remove markers, limit lines, mask secrets, and record the positions.
 
 A `LogStream` lives as long as its session follows the log. Pieces of the log go in as they were read. Chunks of at most
-64 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can be
-read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only
-on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
-continue those of the dead agent.
+256 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can
+be read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends
+only on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent
+therefore continue those of the dead agent.
 
 The limit of a line counts bytes of text, not bytes that are sent. Where the stream leaves text out, or text is missing,
 the stream writes a notice. Where the stream cuts text, it hides bytes before the cut that may begin a secret.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agent.execution.ports import MarkerReader
 
 # Maximum number of bytes in one chunk of the log.
-CHUNK = 64 * 1024
+CHUNK = 256 * 1024
 START = Cursor()
 
 

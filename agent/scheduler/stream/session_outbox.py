@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 # Maximum number of bytes of log in one event. The contract (LogChunk.data) names the same limit.
-MAX_JOINED = 64 << 10
+MAX_JOINED = 256 << 10
 # Number of bytes that each event counts for in addition to its log. This bounds the memory of many small events.
 OVERHEAD = 256
 

@@ -20,6 +20,7 @@ from agent.domain.events import CommandStarted, Event, LogChunk, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.session_state import Resume, SessionState
 from agent.scheduler.stream.outbox import Outbox, Outgoing
+from agent.scheduler.stream.session_outbox import MAX_JOINED
 from agent.telemetry.metrics import Metrics
 from tests.fakes.waiting import poll_until
 
@@ -142,12 +143,11 @@ async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
         (LogChunk(b"1"), LogChunk(b"2", None, Source.AGENT)),
         # A join of these two chunks would lose the exact cursor of the first chunk.
         (LogChunk(b"1", Cursor(1)), LogChunk(b"2")),
-        (LogChunk(bytes(BIG)), LogChunk(b"2")),
+        (LogChunk(bytes(MAX_JOINED)), LogChunk(b"2")),
     ],
 )
-async def test_chunks_of_different_sources_or_without_a_cursor_are_not_joined(
-    outbox: Outbox, first: LogChunk, second: LogChunk
-) -> None:
+async def test_chunks_are_not_joined_if_source_or_cursor_or_size_forbid_it(first: LogChunk, second: LogChunk) -> None:
+    outbox = Outbox(4 * MAX_JOINED, Metrics())
     session = outbox.open(KEY)
     await session.send(first)
     await session.send(second)
@@ -162,12 +162,13 @@ async def test_chunks_of_log_are_not_joined_across_another_event(outbox: Outbox)
     assert [item.event for item in drain(outbox)] == sent
 
 
-async def test_joined_log_is_at_most_64_kib(outbox: Outbox) -> None:
+async def test_joined_log_has_a_maximum_size() -> None:
+    outbox = Outbox(4 * MAX_JOINED, Metrics())
     session = outbox.open(KEY)
     for _ in range(3):
-        await session.send(LogChunk(bytes(BIG // 2)))
+        await session.send(LogChunk(bytes(MAX_JOINED // 2)))
     sizes = [len(item.event.data) for item in drain(outbox) if isinstance(item.event, LogChunk)]
-    assert sizes == [BIG, BIG // 2]
+    assert sizes == [MAX_JOINED, MAX_JOINED // 2]
 
 
 # ---- the window of one session: the bytes of its unacknowledged events
