@@ -93,8 +93,8 @@ class Key:
 class Action:
     """What a scheduler asks an agent to run.
 
-    `timeout` is the limit of the commands in seconds, None for the policy's default. `secrets` holds values, so `repr`
-    leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
+    `timeout` is the limit of the commands in seconds, None for the default in the agent's policy. `secrets` holds
+    values, so `repr` leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
     """
 

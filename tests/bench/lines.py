@@ -170,7 +170,7 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        # A raw log also has lines with markers, which the agent removes from its log. So these lines are left out.
+        # Lines with markers are only in the raw log, because the agent sends no markers to the scheduler.
         if line in mine.came
     ]
     late = [each for mine in own for each in mine.late]

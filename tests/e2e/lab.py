@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 COMMAND = [sys.executable, "-m", "agent"]
-DEBIAN, BUSYBOX, BASH = (f"localhost/sealci-test/{name}:1" for name in ("debian", "busybox", "bash"))
+DEBIAN, BUSYBOX, BASH, SLIM = (f"localhost/sealci-test/{name}:1" for name in ("debian", "busybox", "bash", "slim"))
 SHELLS = {"dash": DEBIAN, "bash": BASH, "busybox": BUSYBOX}
 
 

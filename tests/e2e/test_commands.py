@@ -57,7 +57,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
 
 @pytest.fixture(scope="module", params=SHELLS)
 def reports(request: pytest.FixtureRequest, lab: Lab) -> dict[str, Any]:
-    """Run all cases at once in one shell, which is the parameter of this fixture. Return the reports."""
+    """Run all cases side by side with the shell that the fixture's parameter names. Return the report of each case."""
     image = SHELLS[request.param]
     actions = {
         name: {"image": image, "commands": commands, "artifacts": "none"} for name, (commands, _, _) in CASES.items()

@@ -124,7 +124,7 @@ def probe_action(pool: str, image: str) -> Action:
 
 
 async def check_run(environment: PodEnvironment, settings: Settings, seconds: float) -> AsyncGenerator[Finding]:
-    """Run the environment from its creation to the copy of its files, and yield a finding for each part."""
+    """Create the environment, run its commands and copy its files out. Yield a finding for each of these steps."""
     began = time.monotonic()
     end: Observation | None = None
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
 
-# Key of the undecoded event line, in an object of which only the head was decoded.
+# Key under which an object keeps the raw line of its watch event, if only the head of the line was decoded.
 UNREAD = "unread"
 # The head of an event as the API server writes it: the fields in this order, without spaces.
 HEAD = re.compile(

@@ -224,7 +224,7 @@ class LogFollower:
             raise ClusterError("the log cannot be read: its frames are damaged", retryable=True)
 
     async def rest(self) -> AsyncGenerator[LogItem, None]:
-        """Read what the node has of the helper's stdout now, by one request without `follow`."""
+        """Read the helper's stdout as the node has it now, by one request without `follow`. Yield only what is new."""
         began = now()
         reader = FrameReader(self.key)
         async with self.request(follow=False) as body:

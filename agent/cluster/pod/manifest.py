@@ -108,7 +108,10 @@ def pod(plan: Plan, settings: Settings) -> Object:
 
 
 def metadata(plan: Plan, settings: Settings) -> Object:
-    """Return name, labels, annotations and owner of the pod. Adoption reads the session annotation."""
+    """Return name, labels, annotations and owner of the pod.
+
+    An agent that takes over the pod of another agent reads the session from the pod's session annotation.
+    """
     action = plan.action
     result: Object = {
         "name": plan.name,

@@ -52,8 +52,8 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Exit codes of a helper that TERM has ended.
 ENDED_BY_TERM = (0, 143)
-# Seconds to wait for the pod's own status after container `helper` ended. `HELPER_TERM_WAIT_SECONDS` applies if TERM
-# ended the container. The commands can then run on for the grace period of the pod.
+# Seconds to wait for a reason in the pod's status, such as an eviction, after container `helper` ended.
+# `HELPER_TERM_WAIT_SECONDS` applies if TERM ended the helper, because the commands may use the pod's grace period.
 HELPER_WAIT_SECONDS = 3.0
 HELPER_TERM_WAIT_SECONDS = 60.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
@@ -176,7 +176,9 @@ def judge_kubelet_report(pod: Object, terminated: Object) -> Observation | None:
 
 
 def judge_record(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
-    """Return the result of a container that ran, from its exit code and the supervisor's record."""
+    """Return the result of a container that ran, from its exit code and the record that its PID 1
+    (the supervisor) wrote into the termination message.
+    """
     code, message = terminated["exitCode"], terminated.get("message", "")
     ending = termination.read_termination(message, expectations.nonce)
     verdict = termination.judge(code, ending, expectations.commands)

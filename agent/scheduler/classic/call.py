@@ -140,7 +140,7 @@ class Call:
         if not self.done.is_set():
             self.refuse("the agent stopped before the action had ended")
 
-    # ---- methods that the service calls
+    # ---- methods that the gRPC service calls
 
     async def next(self) -> wire.ActionResponseStream:
         """Wait for the next response to write. Only the last response has an exit code.

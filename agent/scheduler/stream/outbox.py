@@ -121,7 +121,7 @@ class Outbox:
         self.metrics.events_unacknowledged.inc(change)
 
     def count_bytes(self, change: int) -> None:
-        """Add `change` to the number of bytes that all sessions keep together."""
+        """Add `change` to the total number of bytes in the outboxes of all sessions."""
         self.used += change
         if change < 0:
             self.wake_next()

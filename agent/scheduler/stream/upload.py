@@ -32,7 +32,9 @@ PART_OVERHEAD = 64
 
 
 class Packer:
-    """Packs the parts of one upload into chunks. Counts files and bytes, to compare them with the receipt."""
+    """Packs the parts of one upload into chunks. Counts files and bytes, because the scheduler's receipt must
+    name the same numbers.
+    """
 
     def __init__(self, header: wire.UploadHeader) -> None:
         self.chunk = wire.ArtifactChunk(header=header)

@@ -217,18 +217,32 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
     assert text.startswith(b"first\n00000000 x")
 
 
+def exhaust_memory(lab: Lab, name: str) -> None:
+    """Let the kernel end all processes of container `helper`, because one of them uses more memory than its limit."""
+    kube.kubectl(
+        "exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", "bytearray(1 << 31)", check=False
+    )
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("rate", [50_000, RATE])
-def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(broken_lab: BrokenLab, rate: int) -> None:
+@pytest.mark.parametrize(("rate", "out_of_memory"), [(50_000, True), (RATE, False)])
+def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(
+    broken_lab: BrokenLab, rate: int, out_of_memory: bool
+) -> None:
     """Without the helper the commands would hang, because no process reads their output."""
     submission = start(broken_lab.lab, writer(rate=rate, step=50))
     until_stored(submission, 2 * rate)
     (action_id,) = broken_lab.lab.action_ids(submission.reports["writer"])
-    kill_helper(broken_lab.lab.observer.pods(action_id)[-1]["metadata"]["uid"])
+    metadata = broken_lab.lab.observer.pods(action_id)[-1]["metadata"]
+    if out_of_memory:
+        exhaust_memory(broken_lab.lab, metadata["name"])
+    else:
+        kill_helper(metadata["uid"])
     report = submission.wait()["writer"]
     outcome, reason, _ = report.outcome
     assert (outcome, reason) == ("failed", "INTERNAL"), report.finished
-    assert "container helper ended with exit code 137 while the commands ran" in report.finished["message"]
+    how = "was killed for memory" if out_of_memory else "ended with exit code 137"
+    assert f"container helper {how} while the commands ran" in report.finished["message"]
     assert b"[the log ends here: container helper ended before the commands did" in report.log
     check_counted(report.log)
 

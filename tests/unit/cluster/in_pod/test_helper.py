@@ -292,7 +292,10 @@ def errand(running: Helper, offset: int, mode: str) -> subprocess.Popen[bytes]:
 
 
 def blocks(data: bytes) -> tuple[bytes, list[dict[str, object]]]:
-    """Return the bytes of the log in the output of the program `log`, and the JSON lines that no bytes follow."""
+    """Split the output of the errand `log`: JSON lines, and after a line with `bytes` that number of bytes of the log.
+
+    Return all bytes of the log joined, and the JSON lines without `bytes`.
+    """
     text, notes = b"", []
     while data:
         line, _, data = data.partition(b"\n")
