@@ -1,4 +1,4 @@
-"""Paths and descriptors of files that come from an action: check a path, write all bytes.
+"""Functions for files that come from an action: check a path, and write all bytes to a file descriptor.
 
 The commands of an action choose the paths of their files, so no path is trusted. The functions keep no state. The
 programs of `agent.cluster.in_pod` check paths with their own functions, because they cannot import this module.

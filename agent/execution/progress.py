@@ -24,7 +24,7 @@ class SessionPhase(Enum):
     AWAITING_RESUME = "awaiting resume"
     # The environment is still to be created, or to be taken over.
     STARTING = "starting"
-    # The environment exists. A session that reports again after a state loss stays in this phase.
+    # The environment exists. A session that reports its events again, because the scheduler lost its state, stays here.
     STARTED = "started"
     # The session has nothing more to report. Only the clean-up is left.
     FINISHED = "finished"

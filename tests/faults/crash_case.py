@@ -93,7 +93,10 @@ class CrashCase:
                 await self.cluster.close()
 
     async def kill_and_replace(self, scheduler: Scheduler) -> None:
-        """Kill the agent when the action has reached the step `step`, then start the agent that continues."""
+        """Kill the agent when the action has reached the step `step`, and let another agent continue.
+
+        In the column `other` of the matrix, the other agent starts before the kill.
+        """
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
         await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)

@@ -33,7 +33,9 @@ class Handlers(Protocol):
         """
 
     def action(self, action: Action) -> None:
-        """Run an action. The handler must open the outbox of the action's session before it returns.
+        """Run an action. Before the handler returns, it must open the outbox of the action's session, which keeps the
+        session's events for the scheduler.
+
 
         It is possible that the scheduler has sent the same action before.
         """

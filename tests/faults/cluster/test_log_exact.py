@@ -218,10 +218,12 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
 
 
 def exhaust_memory(lab: Lab, name: str) -> None:
-    """Let the kernel end all processes of container `helper`, because one of them uses more memory than its limit."""
-    kube.kubectl(
-        "exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", "bytearray(1 << 31)", check=False
-    )
+    """Let a process in container `helper` use more memory than the container's limit.
+
+    The kernel then kills PID 1 of the container, because the process has named PID 1 as the first victim.
+    """
+    program = "open('/proc/1/oom_score_adj', 'w').write('1000'); bytearray(1 << 31)"
+    kube.kubectl("exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", program, check=False)
 
 
 @pytest.mark.timeout(180)
