@@ -11,6 +11,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.cluster.ending.nudger import NudgeSwitch
 from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
@@ -67,6 +68,7 @@ class PodBackend:
                 clone=policy.clone_timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
+            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges),
             debug=debug,
             timings=timings,
         )
@@ -121,6 +123,7 @@ class PodBackend:
             user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
             owner=self.facts.owner,
             upload_tree=self.debug is not None and self.debug.tree is not None,
+            interactive=self.debug is not None,
         )
 
     def find_superseded(self, pod: Object) -> OwnedEnvironment | None:

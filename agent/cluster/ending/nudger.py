@@ -1,0 +1,178 @@
+"""Send the nudges of a pod until its status shows what the agent waits for. Nudges only save time.
+
+One `NudgeSwitch` lives as long as the agent, and one `Nudger` as long as its environment. No verdict depends on a
+nudge, and no error leaves this module. If the API server refuses a nudge, the agent sends none for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from agent.aio import cancel_and_wait
+from agent.cluster.api.client import STRATEGIC_PATCH
+from agent.cluster.ending.plan import NudgePlan, helper_millicores, is_refusal, resize
+from agent.domain.errors import ClusterError
+from agent.domain.json import Object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.cluster.api.client import Client
+
+log = structlog.get_logger(__name__)
+
+# Seconds without nudges after a refusal.
+OFF_SECONDS = 600.0
+# Seconds until a nudge is given up. Later it would save nothing.
+REQUEST_SECONDS = 2.0
+
+
+class WatchedPod(Protocol):
+    """The newest state of one pod. Implemented by `watch.PodState`."""
+
+    @property
+    def pod(self) -> Object | None:
+        """The pod, None if it is gone."""
+
+    @property
+    def version(self) -> int:
+        """The number of updates so far."""
+
+    async def wait_for_change(self, version: int, timeout: float | None = None) -> None:
+        """Wait until `version` changes, at most `timeout` seconds."""
+
+
+class NudgeSwitch:
+    """Sends nudges while the API server accepts them. Owned by the backend, lives as long as the agent.
+
+    `enabled` returns whether the settings and the version of the cluster allow nudges.
+    """
+
+    def __init__(self, client: Client, enabled: Callable[[], bool], off_seconds: float = OFF_SECONDS) -> None:
+        self.client = client
+        self.enabled = enabled
+        self.off_seconds = off_seconds
+        self.off_until = -math.inf
+
+    @property
+    def on(self) -> bool:
+        """Return whether the agent sends nudges now."""
+        return self.enabled() and now() >= self.off_until
+
+    async def send(self, path: str, uid: str, millicores: int) -> bool:
+        """Send one nudge. `path` is the path of the pod. Return whether the next nudge makes sense."""
+        if not self.on:
+            return False
+        if self.client.bucket.waiters:
+            # Requests wait for the rate limit. A nudge must not make them wait longer.
+            return self.count("skipped", more=True)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await self.client.request(
+                    "patch", "pods/resize", f"{path}/resize", body=resize(uid, millicores), patch=STRATEGIC_PATCH
+                )
+        except TimeoutError:
+            return self.count("failed", more=False)
+        except ClusterError as error:
+            if is_refusal(error.status, error.message, path.rpartition("/")[2]):
+                self.switch_off(error)
+                return self.count("refused", more=False)
+            return self.count("failed", more=error.status == 409)
+        return self.count("accepted", more=True)
+
+    def count(self, result: str, *, more: bool) -> bool:
+        """Count the result of a nudge. Return `more`."""
+        self.client.metrics.nudges.labels(result).inc()
+        return more
+
+    def switch_off(self, error: ClusterError) -> None:
+        """Send no nudges for a while, and log the reason once."""
+        if self.on:
+            log.warning(
+                "the API server refuses pods/resize; the agent sees the end of an action up to 1 s later, "
+                "and the end of its pod up to 2 s later",
+                error=error.message,
+                retry_after=self.off_seconds,
+            )
+        self.off_until = now() + self.off_seconds
+
+
+class Nudger:
+    """Nudges one pod. Owned by the environment, lives as long as the environment.
+
+    `path` is the path of the pod. `watched` returns the pod's newest state.
+    """
+
+    def __init__(self, switch: NudgeSwitch, path: str, watched: Callable[[], WatchedPod]) -> None:
+        self.switch = switch
+        self.path = path
+        self.watched = watched
+        self.uid = ""
+        self.plan = NudgePlan(0)
+        self.task: asyncio.Task[None] | None = None
+
+    def begin(self, pod: Object) -> None:
+        """Take over a pod that this agent has created or claimed, as the API server returned it."""
+        self.cancel()
+        self.uid, self.plan = pod["metadata"]["uid"], NudgePlan(helper_millicores(pod))
+
+    @property
+    def possible(self) -> bool:
+        """Return whether the pod may get another nudge."""
+        return self.switch.on and self.plan.possible
+
+    @property
+    def running(self) -> bool:
+        """Return whether a series of nudges is under way."""
+        return self.task is not None and not self.task.done()
+
+    def start(self, done: Callable[[Object], bool]) -> None:
+        """Send nudges in the background until `done` is true of the pod, or the pod is gone."""
+        self.cancel()
+        if self.possible:
+            self.task = asyncio.create_task(self.run(done), name=f"nudge {self.path.rpartition('/')[2]}")
+
+    async def run(self, done: Callable[[Object], bool]) -> None:
+        """Send a series of nudges."""
+        for pause in self.plan.pauses():
+            if await self.wait_until(done, pause):
+                return
+            if not await self.switch.send(self.path, self.uid, self.plan.take()):
+                return
+
+    async def wait_until(self, done: Callable[[Object], bool], seconds: float) -> bool:
+        """Wait at most `seconds`. Return whether `done` is true of the pod, or the pod is gone."""
+        watched, end = self.watched(), now() + seconds
+        while True:
+            version, pod = watched.version, watched.pod
+            if pod is None or pod["metadata"]["uid"] != self.uid or done(pod):
+                return True
+            if (left := end - now()) <= 0:
+                return False
+            await watched.wait_for_change(version, left)
+
+    async def finish(self) -> None:
+        """Wait for the end of the running series."""
+        if self.task is not None:
+            await asyncio.wait({self.task})
+            self.task = None
+
+    async def stop(self) -> None:
+        """End the running series."""
+        if self.task is not None:
+            await cancel_and_wait(self.task, ignore_errors=True)
+            self.task = None
+
+    def cancel(self) -> None:
+        """End the running series without waiting for it."""
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
