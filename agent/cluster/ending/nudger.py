@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from agent.aio import cancel_and_wait
 from agent.cluster.api.client import STRATEGIC_PATCH
 from agent.cluster.ending.plan import NudgePlan, helper_millicores, is_refusal, resize
 from agent.domain.errors import ClusterError
@@ -27,8 +26,9 @@ log = structlog.get_logger(__name__)
 
 # Seconds without nudges after a refusal.
 OFF_SECONDS = 600.0
-# Seconds until a nudge is given up. Later it would save nothing.
+# Seconds until a nudge is given up. A later answer would save nothing.
 REQUEST_SECONDS = 2.0
+CONFLICT = 409
 
 
 class WatchedPod(Protocol):
@@ -69,32 +69,35 @@ class NudgeSwitch:
             return False
         if self.client.bucket.waiters:
             # Requests wait for the rate limit. A nudge must not make them wait longer.
-            return self.count("skipped", more=True)
+            self.count("skipped")
+            return True
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await self.client.request(
                     "patch", "pods/resize", f"{path}/resize", body=resize(uid, millicores), patch=STRATEGIC_PATCH
                 )
         except TimeoutError:
-            return self.count("failed", more=False)
+            self.count("failed")
+            return False
         except ClusterError as error:
             if is_refusal(error.status, error.message, path.rpartition("/")[2]):
+                self.count("refused")
                 self.switch_off(error)
-                return self.count("refused", more=False)
-            return self.count("failed", more=error.status == 409)
-        return self.count("accepted", more=True)
+                return False
+            self.count("failed")
+            return error.status == CONFLICT
+        self.count("accepted")
+        return True
 
-    def count(self, result: str, *, more: bool) -> bool:
-        """Count the result of a nudge. Return `more`."""
+    def count(self, result: str) -> None:
         self.client.metrics.nudges.labels(result).inc()
-        return more
 
     def switch_off(self, error: ClusterError) -> None:
         """Send no nudges for a while, and log the reason once."""
         if self.on:
             log.warning(
-                "the API server refuses pods/resize; the agent sees the end of an action up to 1 s later, "
-                "and the end of its pod up to 2 s later",
+                "the API server refuses pods/resize; until the next try, the end of an action is seen up to 1 s later, "
+                "and its pod is gone up to 2 s later",
                 error=error.message,
                 retry_after=self.off_seconds,
             )
@@ -113,11 +116,9 @@ class Nudger:
         self.watched = watched
         self.uid = ""
         self.plan = NudgePlan(0)
-        self.task: asyncio.Task[None] | None = None
 
     def begin(self, pod: Object) -> None:
         """Take over a pod that this agent has created or claimed, as the API server returned it."""
-        self.cancel()
         self.uid, self.plan = pod["metadata"]["uid"], NudgePlan(helper_millicores(pod))
 
     @property
@@ -125,21 +126,10 @@ class Nudger:
         """Return whether the pod may get another nudge."""
         return self.switch.on and self.plan.possible
 
-    @property
-    def running(self) -> bool:
-        """Return whether a series of nudges is under way."""
-        return self.task is not None and not self.task.done()
-
-    def start(self, done: Callable[[Object], bool]) -> None:
-        """Send nudges in the background until `done` is true of the pod, or the pod is gone."""
-        self.cancel()
-        if self.possible:
-            self.task = asyncio.create_task(self.run(done), name=f"nudge {self.path.rpartition('/')[2]}")
-
-    async def run(self, done: Callable[[Object], bool]) -> None:
-        """Send a series of nudges."""
-        for pause in self.plan.pauses():
-            if await self.wait_until(done, pause):
+    async def run(self, done: Callable[[Object], bool], *, deleting: bool = False) -> None:
+        """Send a series of nudges until `done` is true of the pod, or the pod is gone, or no nudge is left."""
+        for pause in self.plan.pauses(deleting=deleting):
+            if await self.wait_until(done, pause) or not self.switch.on:
                 return
             if not await self.switch.send(self.path, self.uid, self.plan.take()):
                 return
@@ -154,24 +144,6 @@ class Nudger:
             if (left := end - now()) <= 0:
                 return False
             await watched.wait_for_change(version, left)
-
-    async def finish(self) -> None:
-        """Wait for the end of the running series."""
-        if self.task is not None:
-            await asyncio.wait({self.task})
-            self.task = None
-
-    async def stop(self) -> None:
-        """End the running series."""
-        if self.task is not None:
-            await cancel_and_wait(self.task, ignore_errors=True)
-            self.task = None
-
-    def cancel(self) -> None:
-        """End the running series without waiting for it."""
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
 
 
 def now() -> float:

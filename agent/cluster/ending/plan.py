@@ -1,27 +1,26 @@
-"""Plan the nudges of one pod: how large each resize is, when it is sent, and when the nudges stop. Pure.
+"""Plan the nudges of one pod: how large each resize is, how many there are, and when. Pure.
 
-A kubelet looks at its containers once a second. After it has carried out a resize, it looks at the resized pod at once.
-A nudge is such a resize: it lowers the CPU request of container `helper` by 1m. The next look may still come too early,
-because the runtime learns of the end of a container some milliseconds later. So nudges repeat after growing pauses.
+A kubelet looks at its containers once a second. After a resize it looks at the resized pod at once. A nudge is such a
+resize: it lowers the CPU request of container `helper` by 1m. The look may come too early, because the runtime learns
+of the end of a container some milliseconds after the last byte of the log. So nudges repeat after growing pauses.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from agent.cluster.pod.manifest import HELPER
+from agent.cluster.pod.fields import container_status, terminated_state
+from agent.cluster.pod.manifest import ACTION, HELPER
 from agent.domain.json import Object
 from agent.domain.quantities import quantity
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 # Smallest CPU request after a nudge, in thousandths. The kernel has no smaller share than 2m.
 FLOOR_MILLICORES = 2
-# Largest number of nudges of one pod.
-MAX_NUDGES = 6
-# Seconds before each nudge of a series. docs/performance.md has the measurements.
-PAUSES = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
+# Largest number of nudges of one pod. One of them is kept for the deletion.
+MAX_NUDGES, KEPT_NUDGES = 5, 1
+# Seconds before each nudge after the end of the log. docs/performance.md has the measurements.
+END_PAUSES = (0.05, 0.1, 0.2, 0.4)
+# Seconds before each nudge after the request to delete the pod. After the first nudge, the kubelet ends container
+# `helper` and stops the sandbox, which takes a quarter of a second.
+DELETION_PAUSES = (0.0, 0.6, 0.6)
 
 
 class NudgePlan:
@@ -30,21 +29,19 @@ class NudgePlan:
     `millicores` is the present CPU request of container `helper`. 0 stands for no request, which cannot be lowered.
     """
 
-    def __init__(self, millicores: int, most: int = MAX_NUDGES) -> None:
+    def __init__(self, millicores: int) -> None:
         self.millicores = millicores
-        self.left = most
+        self.left = MAX_NUDGES
 
     @property
     def possible(self) -> bool:
-        """Return whether another nudge is allowed. Requests are only lowered, because a quota may refuse a rise."""
+        """Return whether the CPU request can be lowered once more. A quota may refuse to raise it again."""
         return self.left > 0 and self.millicores > FLOOR_MILLICORES
 
-    def pauses(self) -> Iterator[float]:
-        """Yield the seconds before each nudge of a series, until the pod has no nudge left."""
-        for pause in PAUSES:
-            if not self.possible:
-                return
-            yield pause
+    def pauses(self, *, deleting: bool) -> tuple[float, ...]:
+        """Return the seconds before each nudge of a series, after the end of the log or after the deletion."""
+        room = min(self.left - (0 if deleting else KEPT_NUDGES), self.millicores - FLOOR_MILLICORES)
+        return (DELETION_PAUSES if deleting else END_PAUSES)[: max(0, room)]
 
     def take(self) -> int:
         """Count one nudge. Return the new CPU request in thousandths."""
@@ -82,3 +79,8 @@ def is_refusal(status: int, message: str, pod: str) -> bool:
     if status == 404:
         return f'"{pod}"' not in message
     return 400 <= status < 500 and status not in (401, 409, 429)
+
+
+def action_ended(pod: Object) -> bool:
+    """Return whether the status of the pod shows the end of the commands."""
+    return terminated_state(container_status(pod.get("status", {}), ACTION)) is not None

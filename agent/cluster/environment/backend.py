@@ -123,7 +123,6 @@ class PodBackend:
             user_namespace=self.facts.user_namespaces and settings.environment.profile == "baseline",
             owner=self.facts.owner,
             upload_tree=self.debug is not None and self.debug.tree is not None,
-            interactive=self.debug is not None,
         )
 
     def find_superseded(self, pod: Object) -> OwnedEnvironment | None:

@@ -34,7 +34,7 @@ from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Stage
 from agent.domain.json import Object
-from agent.domain.observations import FINAL, LogEnd, LogLost, LogPiece, Lost, SetupFailed
+from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -207,13 +207,10 @@ class PodEnvironment:
         items = follower.follow(
             self.client, self.helper_container, cursor.offset, self.containers, self.plan.log_key, timings
         )
-        size = cursor.offset
         async with aclosing(items):
             async for item in items:
-                if isinstance(item, LogPiece):
-                    size = item.offset + len(item.data)
-                elif isinstance(item, LogEnd):
-                    self.ending.log_ended(size + item.dropped)
+                if isinstance(item, LogEnd):
+                    self.ending.log_ended()
                 yield item
 
     async def interrupt(self, grace: float) -> bool:
@@ -325,7 +322,6 @@ class PodEnvironment:
         """Delete the pod with its grace period, then by force. Return whether the pod is gone."""
         settings = self.context.settings
         began = time.monotonic()
-        await self.ending.end_helper()
         limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
         unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
         first_limit = limit if self.containers.may_have_run else min(limit, unstarted_limit)
@@ -334,6 +330,7 @@ class PodEnvironment:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
                 if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):
                     break
+                await self.ending.hasten_deletion()
                 if await self.containers.wait_until_gone(uid, seconds):
                     break
             except ClusterError as error:

@@ -32,7 +32,6 @@ def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
     order = read_order(os.environ)
     keeper.deadline = began + order["seconds"]
     keeper.limit, keeper.drain, keeper.copy.key = order["log_limit"], order["drain"], order["log_key"]
-    keeper.may_leave = order["leave"]
     write_order(order, folder, scripts["setup"])
     if order["start"]:
         start_commands(order["workspace"], snapshot if order["snapshot"] else "", folder + "/" + GO)

@@ -22,7 +22,6 @@ import time
 from zlib import crc32
 
 from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
-from agent.cluster.in_pod.workspace import note_end
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
 BEHIND_BYTES = 1024 * 1024  # standard output skips to the end of the file when it is this much behind
@@ -30,10 +29,6 @@ SMALL_BYTES = 8 * 1024  # a frame of fewer bytes is followed by the next one soo
 SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds between two frames of a busy log
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
 LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
-# Number of bytes of the longest log after which the helper may exit. Such a log is complete on standard output, and too
-# short for a node to rotate it.
-LEAVE_BYTES = FRAME_BYTES
-LEFT = "ready, and the log has ended"  # the termination message of a helper that exits by itself
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -131,15 +126,14 @@ class LogKeeper:
         deadline: when the program ends in any case, in monotonic seconds.
 
     The order sets `deadline`, `limit` (the largest size of the file; further bytes are counted and dropped), `drain`
-    (seconds to wait for the output of processes that outlive the shell), `may_leave` (whether the program may exit
-    after a short log) and the key of the copy's frames.
+    (seconds to wait for the output of processes that outlive the shell) and the key of the copy's frames.
     """
 
     def __init__(self, folder: str, log_folder: str, deadline: float) -> None:
         self.folder = folder
         self.log_folder = log_folder
         self.deadline = deadline
-        self.limit, self.drain, self.may_leave = 0, 0.0, False
+        self.limit, self.drain = 0, 0.0
         os.umask(0)
         for name in (LOG, CONTROL):
             os.mkfifo(folder + "/" + name, 0o666)
@@ -190,13 +184,8 @@ class LogKeeper:
             self.check_times(time.monotonic())
 
     def stay(self) -> None:
-        """Wait for TERM or the deadline, so that the agent can read the log and the files.
-
-        Without this wait, a pod that is not needed any more ends one look of the kubelet sooner.
-        """
-        if self.may_leave and self.ended and not self.leaving and self.size + self.dropped <= LEAVE_BYTES:
-            note_end(LEFT)
-        elif not self.leaving:
+        """Wait for TERM or the deadline, so that the agent can read the log and the files."""
+        if not self.leaving:
             time.sleep(max(0.0, self.deadline - time.monotonic()))
 
     def poll_output(self) -> None:

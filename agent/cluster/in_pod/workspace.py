@@ -94,20 +94,15 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
     if snapshot:
         take_snapshot(workspace, snapshot)
     # If this container is killed, its termination message shows the agent that the commands may have begun.
-    note_end(READY)
+    try:
+        with open(TERMINATION, "r+") as termination:
+            termination.write(READY)
+    except OSError:
+        pass  # the program does not run in a container
     # The helper has the FIFO open, so neither this open nor the write waits.
     fifo = os.open(go, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(fifo, b"run\n")
     os.close(fifo)
-
-
-def note_end(message: str) -> None:
-    """Set the termination message of this container."""
-    try:
-        with open(TERMINATION, "r+") as termination:
-            termination.write(message)
-    except OSError:
-        pass  # the program does not run in a container
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:

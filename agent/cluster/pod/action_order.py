@@ -94,7 +94,6 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         # Only the default set of artifacts is a comparison with the snapshot.
         snapshot=plan.wants_files and not plan.action.artifacts.paths,
         start=not plan.upload_tree,
-        leave=plan.helper_may_leave,
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),

@@ -55,7 +55,6 @@ class Plan:
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
     `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
-    `interactive`: a person at a terminal may look into the pod after the commands.
     """
 
     action: Action
@@ -67,7 +66,6 @@ class Plan:
     user_namespace: bool = False
     owner: Object | None = None
     upload_tree: bool = False
-    interactive: bool = False
     existing_secret: str = ""
     log_key: int = 0
 
@@ -79,11 +77,6 @@ class Plan:
     def wants_files(self) -> bool:
         """Whether the agent may copy files of the workspace after the commands."""
         return self.action.artifacts.when is not When.NEVER
-
-    @property
-    def helper_may_leave(self) -> bool:
-        """Whether container `helper` is useless once the agent has the log."""
-        return not self.wants_files and not self.interactive
 
 
 def pod(plan: Plan, settings: Settings) -> Object:

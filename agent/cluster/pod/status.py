@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.log_keeper import LEFT as HELPER_LEFT
 from agent.cluster.in_pod.workspace import READY as HELPER_READY
 from agent.cluster.pod.disruption import find_disruption, finished_before
 from agent.cluster.pod.fields import container_status, helper_status, is_running, setup_statuses, terminated_state
@@ -196,15 +195,14 @@ def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectation
     """Whether the kubelet may be evicting the pod and has not reported the eviction yet.
 
     The kubelet reports the end of each container before it reports the eviction. The supervisor's record shows whether
-    PID 1 received TERM or was killed. Container `helper` ends with its pod, or by itself after the log's end.
+    PID 1 received TERM or was killed. Container `helper` ends only with its pod.
     """
     if expectations.interrupted or is_final(pod) or find_disruption(pod):
         return False
     ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    helper = terminated_state(helper_status(pod["status"]))
-    if helper is not None and HELPER_LEFT not in helper.get("message", ""):
+    if terminated_state(helper_status(pod["status"])) is not None:
         return True
     return was_signalled(terminated, ending)
 

@@ -83,7 +83,6 @@ def order(
     pipefail: str = PIPEFAIL_OFF,
     snapshot: bool = True,
     start: bool = True,
-    leave: bool = False,
     drain: float = DRAIN_SECONDS,
     termination_path: str = "/dev/termination-log",
     shell: str = "/bin/sh",
@@ -91,7 +90,7 @@ def order(
     """Return an action's order, as `in_pod.order` describes it.
 
     `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`. `secrets` are names.
-    `seconds` is the lifetime of container `helper`. If `leave` is true, the helper exits soon after a short log.
+    `seconds` is the lifetime of container `helper`.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -115,7 +114,6 @@ def order(
         "termination": termination_path,
         "snapshot": snapshot,
         "start": start,
-        "leave": leave,
         "log_limit": log_limit,
         "log_key": log_key,
         "drain": drain,
