@@ -136,14 +136,14 @@ class Nudger:
 
     async def wait_until(self, done: Callable[[Object], bool], seconds: float) -> bool:
         """Wait at most `seconds`. Return whether `done` is true of the pod, or the pod is gone."""
-        watched, end = self.watched(), now() + seconds
-        while True:
-            version, pod = watched.version, watched.pod
-            if pod is None or pod["metadata"]["uid"] != self.uid or done(pod):
-                return True
-            if (left := end - now()) <= 0:
-                return False
-            await watched.wait_for_change(version, left)
+        watched = self.watched()
+        try:
+            async with asyncio.timeout(seconds):
+                while (pod := watched.pod) is not None and pod["metadata"]["uid"] == self.uid and not done(pod):
+                    await watched.wait_for_change(watched.version)
+        except TimeoutError:
+            return False
+        return True
 
 
 def now() -> float:
