@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CLUSTER_VERB := $(PYTHON) -m deploy.dev.cluster
 PROTOC := PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=.
 
-.PHONY: help setup tools proto lint format test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
+.PHONY: help setup tools proto lint format sbom audit test test-unit test-flow test-e2e test-faults soak bench lock demo cluster-up cluster-down cluster-status image images chart docs pictures clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ format: setup ## let ruff format and mend
 	$(BIN)/ruff format agent tests deploy
 	$(BIN)/ruff check --fix agent tests deploy
 
+sbom: setup ## write the bill of materials of the agent's image (CycloneDX) to build/
+	$(BIN)/python -m deploy.dev.supply
+
+audit: setup ## look up known flaws of the locked dependencies (needs the advisories of PyPI)
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes --requirement requirements.lock
+
 test-unit: setup ## pure functions and single parts
 	$(BIN)/pytest tests/unit
 
@@ -64,7 +70,10 @@ soak: setup cluster-up images ## a million log lines, and a thousand actions und
 bench: setup cluster-up images ## how fast it is, against bare kubectl and a scripted API (BENCH=NAME: one part)
 	$(BIN)/python -m tests.bench $(BENCH)
 
-demo: setup cluster-up images ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
+demo: ## install the chart on a real cluster, run a pipeline, scale, uninstall, check that nothing is left
+	$(CLUSTER_VERB) prepare
+	$(CLUSTER_VERB) up
+	$(CLUSTER_VERB) demo-images
 	$(BIN)/python -m deploy.demo
 
 pictures: setup cluster-up images ## take the pictures of README and docs from real runs

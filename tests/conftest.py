@@ -27,13 +27,19 @@ ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 # that reproduces the example.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
+# Seed of Hypothesis, so that each run tries the same examples. `--hypothesis-seed=random` tries others.
+SEED = "20"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Restore the default handlers of signals, which the processes of tests inherit.
+    """Choose the seed of Hypothesis, and restore the default handlers of signals, which processes of tests inherit.
 
     A shell starts a background job (`&`) with SIGINT and SIGQUIT ignored, and `nohup` a program with SIGHUP ignored.
     """
+    # The plugin of Hypothesis reads the option in its own `pytest_configure`, which runs later.
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = SEED
     for number, default in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGQUIT, signal.SIG_DFL),
@@ -45,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # No code closes that loop. The garbage collector then fails a later test. After this call, `get_event_loop` raises,
     # as both plugins expect.
     asyncio.set_event_loop(None)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed of Hypothesis."""
+    return f"hypothesis seed: {config.option.hypothesis_seed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ cannot adopt sessions, or after a second request, the sessions are stopped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
@@ -71,7 +72,7 @@ class Shutdown:
         handed_over = 0
         # The API server denies access when the agent's Helm release, and with it the agent's rights, was deleted.
         denied = self.leases.access_denied
-        idle = asyncio.create_task(self.sessions.idle(), name="sessions end")
+        idle = asyncio.create_task(self.idle(), name="sessions end")
         async with cancelled_on_exit(idle):
             await first_of(idle, self.at_once, denied, timeout=self.settings.agent.drain_timeout)
             if not idle.done() and self.hands_over and not self.at_once.is_set():
@@ -90,6 +91,19 @@ class Shutdown:
                 self.sessions.disown_all()
             self.sessions.abandon()
         return handed_over
+
+    async def idle(self) -> None:
+        """Wait until no session is left.
+
+        A rejected action has a report and no session. The scheduler gets a few seconds to store such reports. It gives
+        an action without a stored report to another agent anyway.
+        """
+        while self.sessions.used:
+            self.sessions.changed.clear()
+            await self.sessions.changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.timings.last_events):
+                await self.sessions.idle()
 
     @property
     def longest_end(self) -> float:

@@ -18,7 +18,7 @@ class AppTimings:
     # Seconds between two checks of the cluster's health.
     cluster_poll: float = 1.0
     # Seconds that sessions have to send their last events after the API server has denied access to an agent that
-    # leaves.
+    # leaves, and that the scheduler has to store the reports about rejected actions.
     last_events: float = 2.0
     session: SessionTimings = field(default_factory=SessionTimings)
     environment: EnvironmentTimings = field(default_factory=EnvironmentTimings)

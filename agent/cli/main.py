@@ -10,6 +10,7 @@ version, 130 interrupted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import sys
 import traceback
@@ -19,10 +20,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, parse_duration, read_pipeline, settings_options
+from agent.cli.init import init
+from agent.cli.options import (
+    parse_assignments,
+    parse_duration,
+    print_error,
+    read_pipeline,
+    settings_options,
+    with_local_cluster,
+)
 from agent.cli.run import run
 from agent.cli.serve import scheduler, serve
-from agent.console import terminal_text
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -44,6 +52,8 @@ def main() -> None:
     except click.exceptions.Exit as early_exit:
         sys.exit(early_exit.exit_code)
     except click.Abort:
+        with contextlib.suppress(OSError):
+            print_error("interrupted")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
@@ -59,11 +69,6 @@ def main() -> None:
         sys.exit(INFRASTRUCTURE)
 
 
-def print_error(text: str) -> None:
-    """Print an error, without control characters. All lines after the first are indented."""
-    click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
-
-
 def described(error: BaseException) -> str:
     """Return the type, the message and the place of an error. For a group of errors, describe its first error."""
     while isinstance(error, BaseExceptionGroup):
@@ -74,10 +79,12 @@ def described(error: BaseException) -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name=NAME, message="%(version)s")
 def cli() -> None:
     """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 
 
+cli.add_command(init)
 cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(scheduler)
@@ -137,34 +144,53 @@ def config(config: Path | None, assignments: tuple[str, ...]) -> None:
 @cli.command()
 @settings_options
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
-def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--runs", is_flag=True, help="Delete only what killed runs of this machine left, not the pool.")
+def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool, runs: bool) -> None:
     """Delete every pod of the pool, whichever agent owns it, and the pool's stale Leases.
 
-    Use this command only if no agent of the pool runs any more.
+    Use this command only if no agent of the pool runs any more. It also deletes what each `sealci-agent run` left
+    that was killed on this machine. With --runs it deletes nothing else, so it is safe at any time.
     """
-    settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
-    result = asyncio.run(delete_pool(settings, dry_run=dry_run))
-    verb = "would delete" if dry_run else "deleted"
-    for kind, names in (("", result.pods), ("Lease ", result.leases)):
-        for name in names:
-            click.echo(f"{verb} {kind}{settings.cluster.namespace}/{name}")
-    for name, why in result.failed.items():
-        click.echo(f"could not delete {settings.cluster.namespace}/{name}: {why}", err=True)
-    click.echo(f"{len(result.pods)} environments of pool {settings.agent.pool}")
-    if result.failed:
+    results = asyncio.run(delete_pools(settings, dry_run=dry_run, pool=not runs))
+    for namespace, pool, result in results:
+        print_cleanup(namespace, pool, result, verb="would delete" if dry_run else "deleted")
+    if runs and not results:
+        click.echo("no killed run of this machine left anything")
+    if any(result.failed for _, _, result in results):
         sys.exit(INFRASTRUCTURE)
 
 
-async def delete_pool(settings: Settings, *, dry_run: bool) -> CleanupResult:
-    """Delete the pods and stale Leases of the pool. Returns what was deleted, or would be."""
+def print_cleanup(namespace: str, pool: str, result: CleanupResult, *, verb: str) -> None:
+    """Print the names of the objects of one pool that were deleted, and their number."""
+    for kind, names in (("", result.pods), ("Lease ", result.leases)):
+        for name in names:
+            click.echo(f"{verb} {kind}{namespace}/{name}")
+    for name, why in result.failed.items():
+        click.echo(f"could not delete {namespace}/{name}: {why}", err=True)
+    click.echo(f"{len(result.pods)} environments of pool {pool}")
+
+
+async def delete_pools(settings: Settings, *, dry_run: bool, pool: bool) -> list[tuple[str, str, CleanupResult]]:
+    """Delete what killed runs left, and with `pool` the pods and stale Leases of the pool of the settings.
+
+    Returns namespace, pool and what was deleted, or would be.
+    """
+    from agent.cli.killed_runs import delete_killed_runs
     from agent.cluster.api.client import Client
     from agent.cluster.ownership.orphans import cleanup as clean
     from agent.telemetry.metrics import Metrics
 
+    results = []
     client = await Client.connect(settings.cluster, Metrics())
     try:
-        return await clean(client, settings.cluster.namespace, settings.agent.pool, dry_run=dry_run)
+        async for run_pool, result in delete_killed_runs(client, dry_run=dry_run):
+            results.append((run_pool.namespace, run_pool.name, result))
+        if pool:
+            namespace, name = settings.cluster.namespace, settings.agent.pool
+            results.append((namespace, name, await clean(client, namespace, name, dry_run=dry_run)))
+        return results
     finally:
         await client.close()
 
@@ -195,6 +221,7 @@ def doctor(
     from agent.app.doctor import PARTS, examine, report
 
     settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(settings) if only != "scheduler" else settings
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.console import terminal_text
 from agent.domain.errors import SettingsError
 from agent.domain.quantities import seconds
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.pipeline.parser import Pipeline
+    from agent.settings import Settings
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,6 +57,27 @@ def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) 
                 raise click.UsageError(f"--set {assignment}: {section} is not a section")
         place[last] = read_value(assignment, value) if value else ""
     return result
+
+
+def with_local_cluster(settings: Settings, *, quiet: bool = False) -> Settings:
+    """Return the settings with the local cluster of `make cluster-up`, if no other cluster is configured.
+
+    Prints one line on standard error if the local cluster is used, but not with `quiet`.
+    """
+    from agent.cluster.api.local_cluster import find_local_cluster
+
+    file = find_local_cluster(settings.cluster)
+    if file is None:
+        return settings
+    if not quiet:
+        path = terminal_text.quoted(str(file))
+        print_error(f"no kube context is set, using the local cluster of `make cluster-up`: {path}")
+    return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"kubeconfig": file})})
+
+
+def print_error(text: str) -> None:
+    """Print an error, without control characters. All lines after the first are indented."""
+    click.echo("\n  ".join(terminal_text.lines(f"sealci-agent: {text}")), err=True)
 
 
 def read_value(assignment: str, value: str) -> Any:

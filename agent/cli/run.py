@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, read_pipeline, settings_options
+from agent.cli.options import parse_assignments, read_pipeline, settings_options, with_local_cluster
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 USAGE, INTERRUPTED = 2, 130
-# Seconds between two checks of the file with `--watch`.
-WATCH_SECONDS = 0.3
 HELP = """Run a pipeline FILE on the current Kubernetes context, without a scheduler of your own.
 
 \b
@@ -154,7 +151,7 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
     help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing, unless something fails.")
-@click.option("--watch", is_flag=True, help="Run again whenever FILE changes, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Run again whenever FILE, or the tree of --repo, changes, until Ctrl-C.")
 @click.option(
     "--keep",
     is_flag=True,
@@ -182,11 +179,6 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @settings_options
 def run(**given: Any) -> None:
     """Run a pipeline. The text of `--help` is `HELP`."""
-    # Until the event loop handles SIGTERM and SIGHUP, both end the command as Ctrl-C does. The command then removes its
-    # temporary folders.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
     choices = Choices(**given)
     check_choices(choices)
     if choices.listing:
@@ -255,10 +247,11 @@ def run_settings(choices: Choices) -> Settings:
         http={"host": "127.0.0.1", "port": 0},
         logging={"level": "info" if choices.verbose else "error"},
     )
-    settings = load(choices.config, flags)
+    settings = with_local_cluster(load(choices.config, flags), quiet=choices.quiet)
     if names_namespace(choices, flags) or not (namespace := context_namespace(settings.cluster)):
         return settings
-    return load(choices.config, flags | {"cluster": flags["cluster"] | {"namespace": namespace}})
+    cluster = flags["cluster"] | {"namespace": namespace, "kubeconfig": settings.cluster.kubeconfig}
+    return load(choices.config, flags | {"cluster": cluster})
 
 
 def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
@@ -278,8 +271,10 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
 
     Returns the exit code when the user interrupts.
     """
+    from agent.cli import working_tree
+
     while True:
-        before = fingerprint(choices.file)
+        before = watched_state(choices)
         try:
             code = run_once(choices, settings)
         except (SettingsError, click.UsageError) as error:
@@ -289,27 +284,37 @@ def run_on_changes(choices: Choices, settings: Settings) -> int:
             code = USAGE
         if code == INTERRUPTED:
             return code
-        click.echo(f"watching {choices.file}: a change runs the pipeline again, Ctrl-C ends", err=True)
+        watched = f"{choices.file} and the tree at {choices.repo}" if choices.repo else str(choices.file)
+        click.echo(f"watching {watched}: a change runs the pipeline again, Ctrl-C ends", err=True)
+        raise_at_signals()
         try:
-            wait_for_change(choices.file, before)
+            working_tree.wait_for_change(lambda: watched_state(choices), before)
         except KeyboardInterrupt:
             return INTERRUPTED
 
 
-def wait_for_change(file: Path, before: tuple[int, ...]) -> None:
-    """Wait until the fingerprint of a file differs from `before`."""
-    # Editors replace files, which would end a watch by inotify. Therefore the loop compares fingerprints.
-    while fingerprint(file) == before:
-        time.sleep(WATCH_SECONDS)
+def raise_at_signals() -> None:
+    """Raise KeyboardInterrupt at SIGINT, SIGTERM and SIGHUP from now on, so that temporary folders are removed.
+
+    The event loop of a run handles these signals in its own way while it runs.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
-def fingerprint(file: Path) -> tuple[int, ...]:
-    """Return numbers that differ after each change of a file. Returns () while the file is missing."""
-    try:
-        found = file.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def watched_state(choices: Choices) -> tuple[int, ...]:
+    """Return numbers that differ after each change of the pipeline file, or of the working tree with `--repo`.
+
+    What the run itself writes into the tree is no change.
+    """
+    from agent.cli import working_tree
+
+    own = working_tree.file_fingerprint(choices.file)
+    if choices.repo is None:
+        return own
+    written = [path for path in (choices.artifacts, *choices.reports) if path is not None]
+    return (*own, working_tree.fingerprint(choices.repo, written))
 
 
 def run_once(choices: Choices, settings: Settings) -> int:
@@ -318,6 +323,7 @@ def run_once(choices: Choices, settings: Settings) -> int:
     from agent.cli.run_agent import run_with_agent
 
     pipeline, secrets = read_changed_pipeline(choices)
+    raise_at_signals()
     with tempfile.TemporaryDirectory(prefix="sealci-tree-") as folder:
         tree = None
         if choices.repo is not None:

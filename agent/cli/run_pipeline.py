@@ -24,7 +24,7 @@ from agent.console import report_files
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
-from agent.domain.errors import AgentError, SettingsError
+from agent.domain.errors import AgentError, NoCluster, SettingsError
 from agent.domain.outcome import Result
 from agent.local_scheduler.grpc_service import Access
 from agent.local_scheduler.options import SchedulerOptions
@@ -82,7 +82,8 @@ class RunOptions:
     """What the user wants a run to show and to keep, and hints for the run's messages.
 
     `kept_commands` returns the commands that inspect and delete an environment that was kept. `cleanup_command` deletes
-    all that a run may leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster.
+    all that a run may leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster, and the
+    result of `no_answer_hint` to errors about a cluster that does not answer.
     """
 
     artifacts: Path | None = None
@@ -92,6 +93,7 @@ class RunOptions:
     kept_commands: Callable[[str], Sequence[str]] | None = None
     cleanup_command: str = "sealci-agent cleanup"
     no_cluster_hint: str = ""
+    no_answer_hint: Callable[[], str] = str
 
 
 async def run_pipeline(
@@ -261,7 +263,7 @@ class RunDriver:
         for stream in self.scheduler.dispatcher.agents.streams.values():
             if stream.health is not None:
                 why = stream.health.message or stream.health.status.value
-                return f"the agent is not ready: {why}{self.options.no_cluster_hint}"
+                return f"the agent is not ready: {why}{self.options.no_answer_hint()}"
         return f"the agent did not register within {self.timeouts.start:g} s"
 
     async def cancel(self, message: str) -> None:
@@ -302,9 +304,10 @@ class RunDriver:
         if not isinstance(error, AgentError):
             # The traceback is logged for `--verbose` only. Without it, the user gets one sentence.
             log.info("the agent failed", exc_info=error)
-        hint = self.options.no_cluster_hint if isinstance(error, SettingsError) else ""
+        hint = self.options.no_cluster_hint if isinstance(error, NoCluster) else ""
         kind = "" if isinstance(error, AgentError | OSError) else f"{type(error).__name__}: "
-        await self.follower.notify(f"{error}{hint}" if hint else f"the agent failed: {kind}{error}")
+        text = f"{error}{hint}" if isinstance(error, SettingsError) else f"the agent failed: {kind}{error}"
+        await self.follower.notify(text)
         return True
 
     async def show_result(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
-from agent.cli.options import parse_assignments, parse_duration, settings_options
+from agent.cli.options import parse_assignments, parse_duration, settings_options, with_local_cluster
 from agent.domain.errors import AgentError
 from agent.settings import LoggingSettings, Settings, load
 from agent.telemetry import log_setup
@@ -31,7 +31,7 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
 
     The first SIGTERM or SIGINT drains the agent. The second cancels the running actions.
     """
-    settings = load(config, parse_assignments(assignments))
+    settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
     try:
         code = asyncio.run(serve_until_signal(settings))
@@ -77,6 +77,11 @@ async def serve_until_signal(settings: Settings) -> int:
 )
 @click.option("--token-file", type=click.Path(path_type=Path), help="Require the bearer token in this file.")
 @click.option(
+    "--submit-token-file",
+    type=click.Path(path_type=Path),
+    help="Require the bearer token in this file from people who submit. --token-file is then for agents only.",
+)
+@click.option(
     "--cert-file", type=click.Path(path_type=Path), help="Certificate of the scheduler. Without it, plaintext."
 )
 @click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the certificate.")
@@ -100,6 +105,8 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
     from agent.local_scheduler.server import serve_scheduler
 
     log_setup.configure(LoggingSettings())
+    if files["submit_token_file"] is not None and files["token_file"] is None:
+        raise click.UsageError("--submit-token-file needs --token-file, the token of agents")
     options = SchedulerOptions(resume_grace=parse_duration("--resume-grace", resume_grace))
 
     async def serve_until_stopped() -> None:

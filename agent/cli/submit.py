@@ -38,8 +38,12 @@ OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
 RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
+# Part of gRPC's message if the scheduler's certificate is not trusted. Waiting does not change that.
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 # Seconds between two tries to connect.
 RETRY_SECONDS = 0.5
+# Seconds without a connection until the command prints what it waits for.
+NOTICE_SECONDS = 2.0
 # Seconds that a scheduler has to answer a request to cancel.
 CANCEL_SECONDS = 10.0
 
@@ -124,6 +128,7 @@ class Client:
         self.target = target
         self.stub = stub
         self.follower = Follower(view)
+        self.follower.report.local = False
         self.give_up = give_up
         self.id = randomness.token_hex(5)
 
@@ -152,6 +157,7 @@ class Client:
         loop = asyncio.get_running_loop()
         request = wire.SubmitRequest(pipeline=self.id, file_name=pipeline.source, text=pipeline.text, secrets=secrets)
         deadline = loop.time() + self.give_up
+        notice_at = loop.time() + NOTICE_SECONDS
         while not self.follower.report.complete:
             before = self.follower.position
             try:
@@ -163,10 +169,15 @@ class Client:
                     continue
                 if self.follower.position > before:
                     deadline = loop.time() + self.give_up
-                if error.code() not in RETRYABLE_CODES or loop.time() >= deadline:
+                untrusted = UNTRUSTED in (error.details() or "")
+                if error.code() not in RETRYABLE_CODES or untrusted or loop.time() >= deadline:
                     # The scheduler chooses this text. On one line, the text cannot imitate a line of the output.
                     words = terminal_text.one_line(error.details() or "")
                     raise Unreachable(f"the scheduler at {self.target.address}: {words}") from error
+                if loop.time() >= notice_at:
+                    notice_at = float("inf")
+                    left = f"giving up after {self.give_up:g} s without an answer"
+                    await self.follower.notify(f"waiting for the scheduler at {self.target.address}, {left}")
                 await asyncio.sleep(RETRY_SECONDS)
 
     def events(self, request: wire.SubmitRequest) -> AsyncIterator[wire.PipelineEvent]:

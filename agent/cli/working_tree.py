@@ -1,4 +1,4 @@
-"""Pack the working tree of this machine into a tar, for `run --repo`.
+"""Pack the working tree of this machine into a tar, for `run --repo`, and notice its changes, for `run --watch`.
 
 The tar holds the files that a commit of all changes would hold. In a git tree, git lists the files, so that every kind
 of ignore rule counts. Outside a git tree, this module reads the `.gitignore` files. `.git` is left out, because its
@@ -8,10 +8,12 @@ at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,10 @@ import pathspec
 from agent.domain.errors import AgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+# Seconds between two checks of the watched files with `--watch`.
+WATCH_SECONDS = 0.3
 # Seconds that git has to answer.
 GIT_SECONDS = 120.0
 # The configuration of a git tree can name programs that git starts even when it only lists files. With these options
@@ -52,6 +56,48 @@ def pack(root: Path, archive: Path) -> tuple[int, int]:
                 raise WorkingTreeError(f"--repo: {path} cannot be read: {error.strerror}") from error
             files, total = files + 1, total + size
     return files, total
+
+
+def fingerprint(root: Path, left_out: Sequence[Path] = ()) -> int:
+    """Return a number that differs after each change of the files that `pack` would pack.
+
+    Files at and below the paths `left_out` do not count. Returns 0 if the tree cannot be listed.
+    """
+    skipped = [os.path.abspath(path) for path in left_out]
+    state = []
+    try:
+        for path in sorted(git_files(root) if in_git(root) else other_files(root)):
+            full = os.path.abspath(root / path)
+            if any(full == each or full.startswith(f"{each}/") for each in skipped):
+                continue
+            with contextlib.suppress(OSError):
+                status = os.lstat(full)
+                state.append((path, status.st_mtime_ns, status.st_size, status.st_mode, status.st_ino))
+    except WorkingTreeError:
+        return 0
+    return hash(tuple(state))
+
+
+def file_fingerprint(file: Path) -> tuple[int, ...]:
+    """Return numbers that differ after each change of a file. Returns () while the file is missing."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def wait_for_change(state: Callable[[], tuple[int, ...]], before: tuple[int, ...]) -> None:
+    """Wait until `state` differs from `before`, and then until it stays the same for `WATCH_SECONDS`."""
+    # Editors replace files, which would end a watch by inotify. Therefore the loop compares fingerprints.
+    while (now := state()) == before:
+        time.sleep(WATCH_SECONDS)
+    while True:
+        time.sleep(WATCH_SECONDS)
+        later = state()
+        if later == now:
+            return
+        now = later
 
 
 def add(tar: tarfile.TarFile, root: Path, path: str) -> int:

@@ -15,6 +15,7 @@ from agent.console import terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
+    fault_text,
     plural,
     rate_text,
     shown_path,
@@ -60,7 +61,8 @@ def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
     """Yield a block for each action that failed. `notes`: whether the block shows what is known about the pod."""
     for action in report.failed_actions:
         yield styled()
-        yield failure_block(action, only_option=len(report.actions) > 1, notes=notes)
+        only_option = report.local and len(report.actions) > 1
+        yield failure_block(action, only_option=only_option, run_options=report.local, notes=notes)
 
 
 def shown_notes(action: ActionReport) -> list[str]:
@@ -75,10 +77,13 @@ def shown_notes(action: ActionReport) -> list[str]:
     return list(dict.fromkeys(line for line in action.notes if not line.strip() or line.strip() not in message))
 
 
-def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True) -> RenderableType:
+def failure_block(
+    action: ActionReport, *, only_option: bool, run_options: bool = True, notes: bool = True
+) -> RenderableType:
     """Return the message, command, stage, end of the log, notes about the pod, and advice of a failed action.
 
-    `only_option`: whether the advice names the option `--only`. `notes`: whether the notes about the pod are shown.
+    `only_option`: whether the advice names the option `--only`. `run_options`: whether it names other options of `run`,
+    which `submit` does not have. `notes`: whether the notes about the pod are shown.
     """
     outcome = action.outcome
     if outcome is None:
@@ -91,14 +96,18 @@ def failure_block(action: ActionReport, *, only_option: bool, notes: bool = True
     if any(command):
         parts += gutter([f"$ {line}" if not number else f"  {line}" for number, line in enumerate(command)])
     spent = duration_text(sum(action.stages.values()))
-    parts.append(styled((f"  {action.reason_text}, in the {outcome.stage.value} stage, after {spent}", "dim")))
+    parts.append(
+        styled(
+            (f"  {action.reason_text}{fault_text(outcome)}, in the {outcome.stage.value} stage, after {spent}", "dim")
+        )
+    )
     if action.tail:
         parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
         parts += gutter(action.tail, "")
     if notes and (lines := shown_notes(action)):
         parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
         parts += gutter(lines)
-    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option=only_option)]
+    parts += [styled(("  try: ", "cyan"), each) for each in advice(action, only_option, run_options)]
     return Group(*parts)
 
 
@@ -107,14 +116,17 @@ def gutter(lines: Iterable[str], style: str = "dim") -> list[Text]:
     return [styled(("  │ ", "red"), styled_log(line, style)) for line in lines]
 
 
-def advice(action: ActionReport, *, only_option: bool) -> Iterator[str]:
-    """Yield what a user can try after the failure of an action. `only_option`: also name the option `--only`."""
+def advice(action: ActionReport, only_option: bool, run_options: bool = True) -> Iterator[str]:
+    """Yield what a user can try after the failure of an action.
+
+    `only_option`: also name the option `--only`. `run_options`: also name other options of `run`.
+    """
     outcome = action.outcome
     if outcome is None:
         return
     if outcome.exit_code in HINTS and outcome.reason is Reason.COMMAND_FAILED:
         yield HINTS[outcome.exit_code]
-    if outcome.reason in ADVICE:
+    if outcome.reason in ADVICE and (run_options or "--" not in ADVICE[outcome.reason]):
         yield ADVICE[outcome.reason]
     if only_option:
         yield f"--only {action.name} runs this action alone."
@@ -153,7 +165,7 @@ def outcome_table(report: Report, width: int) -> Table:
 
 def outcome_cell(action: ActionReport) -> Text:
     result = action.outcome.result if action.outcome else None
-    return styled((result.value, RESULT_COLOURS[result]) if result else ("not ended", "red"))
+    return styled((action.result_text, RESULT_COLOURS[result] if result else "red"))
 
 
 def table_width(columns: Mapping[str, list[Text]]) -> int:
@@ -179,7 +191,8 @@ def file_lines(report: Report) -> Iterator[Text]:
     if not report.folder:
         return
     yield styled()
-    yield styled((f"logs and files: {terminal_text.quoted(report.folder)}", "dim"))
+    place = "" if report.local else "on the scheduler's machine, "
+    yield styled((f"logs and files: {place}{terminal_text.quoted(report.folder)}", "dim"))
     for action in report.actions.values():
         for path, size in list(action.files.items())[:SHOWN_FILES]:
             yield styled(f"  {action.name}/{shown_path(path)}  {size_text(size)}")

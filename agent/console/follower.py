@@ -164,13 +164,19 @@ class Follower:
         try:
             await asyncio.to_thread(getattr(self.view, method), *arguments)
         except OSError as error:
-            self.view = None
+            self.abandon_view()
             discard_standard_output()
             raise OutputClosed(f"the output cannot be written: {error.strerror}") from error
         except Exception as error:
-            self.view = None
+            self.abandon_view()
             log.info("the view failed", exc_info=error)
             raise ViewFailed(f"the output cannot be shown: {type(error).__name__}: {error}") from error
+
+    def abandon_view(self) -> None:
+        """Call the view no more. Later notices go to standard error."""
+        if self.view is not None:
+            self.view.abandon()
+        self.view = None
 
 
 def discard_standard_output() -> None:

@@ -9,9 +9,23 @@ from __future__ import annotations
 from rich.text import Text
 
 from agent.console import terminal_text
-from agent.domain.outcome import Result
+from agent.domain.outcome import Outcome, Result
 
 RESULT_COLOURS = {Result.SUCCEEDED: "green", Result.FAILED: "red", Result.CANCELLED: "yellow"}
+# How a person reads whose fault an outcome is, by `Reason.fault`.
+FAULTS = {"user": "the user's fault", "infrastructure": "the infrastructure's fault"}
+
+
+def fault_text(outcome: Outcome | None) -> str:
+    """Return whose fault an outcome is, after a comma. Empty for success and cancellation."""
+    fault = outcome.reason.fault if outcome is not None and outcome.reason is not None else ""
+    return f", {FAULTS[fault]}" if fault else ""
+
+
+def first_line(command: str) -> str:
+    """Return the first line of a command, with dots if the command has more lines."""
+    first, *rest = terminal_text.lines(command.strip()) or [""]
+    return f"{first}{' ...' if rest else ''}"
 
 
 def size_text(size: float) -> str:

@@ -49,6 +49,7 @@ class JsonView(View):
                     outcome=outcome.result.value,
                     stage=outcome.stage.value,
                     reason=outcome.reason.value if outcome.reason else None,
+                    fault=(outcome.reason.fault if outcome.reason else "") or None,
                     exit_code=outcome.exit_code,
                     message=outcome.message,
                 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 from rich.console import Console
 
 from agent.console import final_summary, terminal_text
-from agent.console.formatting import size_text
+from agent.console.formatting import fault_text, first_line, plural, size_text
 from agent.console.run_report import ActionReport
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
@@ -102,20 +102,24 @@ class LineView(View):
         """Write the first line of the command that begins."""
         commands = self.commands.get(name, ())
         text = commands[index - 1] if 0 < index <= len(commands) else ""
-        first, *rest = terminal_text.lines(text.strip())
         self.flush(name)
-        self.write(name, f"$ {first}{' ...' if rest else ''}")
+        self.write(name, f"$ {first_line(text)}")
 
     def show_artifacts(self, name: str, summary: session_events.ArtifactSummary) -> None:
         """Write how many files were copied."""
         left_out = f", {summary.left_out_files} left out" if summary.left_out_files else ""
-        self.write_notice(name, f"{summary.files} files, {size_text(summary.bytes)}{left_out}")
+        self.write_notice(name, f"{plural(summary.files, 'file')}, {size_text(summary.bytes)}{left_out}")
 
     def show_end(self, name: str, end: events.ActionEnded) -> None:
         """Write the outcome of an action."""
         report = ActionReport(name, outcome=end.outcome, seconds=end.seconds)
-        outcome = " ".join(part for part in (end.outcome.result.value, report.reason_text) if part)
-        self.write_notice(name, f"{outcome}{f': {end.outcome.message}' if end.outcome.message else ''}")
+        if report.result_text == "not run":
+            self.write_notice(name, end.outcome.message)
+            return
+        outcome = " ".join(part for part in (report.result_text, report.reason_text) if part)
+        self.write_notice(
+            name, f"{outcome}{fault_text(end.outcome)}{f': {end.outcome.message}' if end.outcome.message else ''}"
+        )
 
     def write_notice(self, name: str, text: str) -> None:
         """Write a text that is not from the log. Its further lines are indented, so that none can fake a notice."""

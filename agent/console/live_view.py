@@ -7,6 +7,7 @@ on the screen above one status line. At the end the summary replaces the tree.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from agent.console import final_summary, terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
+    first_line,
     plural,
     rate_text,
     shown_path,
@@ -30,6 +32,7 @@ from agent.console.listing import dependency_order, tree_parent
 from agent.console.run_report import Report
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
+from agent.domain import events as session_events
 from agent.domain.errors import Stage
 from agent.domain.events import Source
 from agent.domain.outcome import Result
@@ -65,6 +68,7 @@ class LiveView(View):
         self.recent_lines: dict[str, deque[str]] = {}
         self.splitters: dict[str, LineSplitter] = {}
         self.live: Live | None = None
+        self.stderr = sys.stderr
         self.last_drawing = 0.0
 
     @property
@@ -79,6 +83,11 @@ class LiveView(View):
         match event.body:
             case events.LogText(data=data, source=source):
                 self.add_lines(name, self.splitters.setdefault(name, LineSplitter()).feed(data), source)
+            case session_events.CommandStarted(index=index) if self.single:
+                rest = self.splitters.setdefault(name, LineSplitter()).flush()
+                self.add_lines(name, rest, Source.COMMANDS)
+                command = first_line(self.report.actions[name].command_text(index))
+                self.add_lines(name, [f"$ {command}"], Source.AGENT)
             case events.ActionEnded():
                 rest = self.splitters.setdefault(name, LineSplitter()).flush()
                 self.add_lines(name, rest, Source.COMMANDS)
@@ -101,6 +110,8 @@ class LiveView(View):
     def live_region(self) -> Live:
         """Return the part of the screen that is drawn again and again. The first call creates it."""
         if self.live is None:
+            # While the region is drawn, the library rich prints standard error on the terminal, above the region.
+            self.stderr = sys.stderr
             self.live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self.live.start()
         return self.live
@@ -122,6 +133,12 @@ class LiveView(View):
         """Replace the tree by the summary."""
         self.hold()
         final_summary.print_summary(self.console, report)
+
+    def abandon(self) -> None:
+        """Connect standard error to its own file again."""
+        if self.live is not None:
+            self.live = None
+            sys.stderr = self.stderr
 
     # ---- what the view draws
 

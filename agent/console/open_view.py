@@ -6,7 +6,7 @@ The command chooses once, before the pipeline starts.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -14,12 +14,15 @@ from agent.console import final_summary
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
+from agent.console.terminal_text import without_ci_commands
 from agent.console.view import QuietView, View
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+# Variables that GitHub Actions and Azure Pipelines set. Both obey commands in the output of their jobs.
+OBEYING_CI = ("GITHUB_ACTIONS", "TF_BUILD")
 OUTPUTS = ("auto", "plain", "json")
 
 
@@ -32,6 +35,8 @@ def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = N
         ValueError: `output` is not one of `OUTPUTS`.
     """
     environ = dict(os.environ) if environ is None else environ
+    if any(environ.get(name) for name in OBEYING_CI):
+        stream = cast("TextIO", CiStream(stream))
     if output not in OUTPUTS:
         raise ValueError(f"--output must be one of {', '.join(OUTPUTS)}, not {output!r}")
     if output == "json":
@@ -43,6 +48,22 @@ def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = N
     if terminal and environ.get("CI", "").lower() in ("", "0", "false"):
         return LiveView(terminal_console(stream, environ))
     return LineView(stream)
+
+
+class CiStream:
+    """A stream whose reader is a CI system. An action must not be able to give this system commands by its log.
+
+    The view writes whole lines. JSON stays valid, because a space in a text of JSON is only another text.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(without_ci_commands(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def terminal_console(stream: TextIO, environ: Mapping[str, str]) -> Console:

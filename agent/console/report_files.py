@@ -132,7 +132,7 @@ def result_count(report: Report, result: Result) -> str:
 def table_row(action: ActionReport) -> str:
     """Return the row of an action in the table."""
     outcome = action.outcome
-    shown = f"{MARKS[outcome.result]} {outcome.result.value} {action.reason_text}".strip() if outcome else "not ended"
+    shown = f"{MARKS[outcome.result]} {action.result_text} {action.reason_text}".strip() if outcome else "not ended"
     times = final_summary.stage_times(action)
     files = f"{plural(len(action.files), 'file')}, {size_text(action.size)}" if action.files else ""
     return f"| {' | '.join([escape(action.name), shown, *times, duration_text(action.seconds), files])} |"
@@ -148,7 +148,7 @@ def failure_block(action: ActionReport, *, only_option: bool) -> Iterator[str]:
             yield ""
             # The log is indented by four spaces, because a line of the log could end a fenced code block.
             yield from (f"    {terminal_text.one_line(line)}" for line in lines)
-    for each in final_summary.advice(action, only_option=only_option):
+    for each in final_summary.advice(action, only_option):
         yield f"\n{escape(each)}"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent.domain.errors import Stage
     from agent.pipeline.events import PipelineEvent
 
+# The start of the scheduler's message about an action whose `needs` did not succeed.
+NOT_RUN = "not run: "
 # Maximum number of lines kept from the end of what the commands wrote.
 TAIL_LINES = 20
 # Maximum number of lines kept of what the agent and the clone logged.
@@ -105,9 +107,18 @@ class ActionReport:
         """Reason and exit code, as in "COMMAND_FAILED (exit code 3)". Empty on success."""
         if self.outcome is None or self.outcome.result is Result.SUCCEEDED:
             return ""
+        if self.outcome.message.startswith(NOT_RUN):
+            return self.outcome.message.removeprefix(f"{NOT_RUN}it ").removesuffix(", which did not succeed")
         reason = self.outcome.reason.value if self.outcome.reason else ""
         code = "" if self.outcome.exit_code is None else f" (exit code {self.outcome.exit_code})"
         return reason + code
+
+    @property
+    def result_text(self) -> str:
+        """The result, as in "succeeded". "not run" if an action that this action needs did not succeed."""
+        if self.outcome is None:
+            return "not ended"
+        return "not run" if self.outcome.message.startswith(NOT_RUN) else self.outcome.result.value
 
     @property
     def size(self) -> int:
@@ -155,10 +166,14 @@ class ActionReport:
 
 @dataclass(slots=True)
 class Report:
-    """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event."""
+    """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event.
+
+    `folder` has the logs and files. `local`: whether it is on this machine, and not on the scheduler's.
+    """
 
     name: str = ""
     folder: str = ""
+    local: bool = True
     actions: dict[str, ActionReport] = field(default_factory=dict)
     complete: bool = False
     started_at: float = 0.0

@@ -29,6 +29,9 @@ CONTROL = re.compile(f"[{CONTROLS}]")
 LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
 UNPRINTABLE = re.compile(f"[{CONTROLS}\t\n]")
 ESCAPED = re.compile(f"[{CONTROLS}\t\n'\\\\]")
+# Beginning of a command that a CI system obeys in the output of its jobs: `::` at the start of a line in GitHub Actions
+# and `##[` or `##vso[` at any place in Azure Pipelines and older runners of GitHub.
+CI_COMMAND = re.compile(r"^\s*:(?=:)|#(?=#(?:vso)?\[)", re.MULTILINE)
 NAMED_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", "'": "\\'"}
 
 
@@ -68,6 +71,11 @@ def log_line(line: str) -> str:
     pieces = re.split(f"({COLOUR.pattern})", kept)
     cleaned = (piece if number % 2 else CONTROL.sub("", piece) for number, piece in enumerate(pieces))
     return "".join(cleaned).replace("\n", " ")
+
+
+def without_ci_commands(text: str) -> str:
+    """Return a text that GitHub Actions and Azure Pipelines show and do not obey. A space breaks each command."""
+    return CI_COMMAND.sub(lambda match: f"{match[0]} ", text)
 
 
 class LineSplitter:

@@ -45,6 +45,9 @@ class View:
     def close(self, report: Report) -> None:
         """Show the result. Called once, after the last event."""
 
+    def abandon(self) -> None:
+        """Release the terminal without writing to it, because a write failed. Nothing is called afterwards."""
+
 
 class QuietView(View):
     """Shows nothing until the pipeline has ended. `write` then gets the report and decides what to show."""

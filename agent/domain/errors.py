@@ -6,6 +6,7 @@
     ├── SchedulerError        the stream to the scheduler broke; the agent reconnects
     │   └── Refused           the scheduler does not accept this agent
     └── SettingsError         a setting is wrong; the installer gets the message
+        └── NoCluster         nothing names a cluster
 
 Each package adds errors of its own below `AgentError`. The package that calls a client library (Kubernetes, gRPC) wraps
 the library's errors with `raise ... from`. Cancellation is no error and stays `asyncio.CancelledError`.
@@ -56,6 +57,13 @@ class Reason(Enum):
         """Whether the infrastructure is at fault. Another attempt can then succeed without a change of the action."""
         return self in INFRASTRUCTURE
 
+    @property
+    def fault(self) -> str:
+        """At fault: "user" or "infrastructure". A cancelled action is no fault, so the value is then ""."""
+        if self is Reason.CANCELLED:
+            return ""
+        return "infrastructure" if self.infrastructure else "user"
+
 
 INFRASTRUCTURE = frozenset(
     {
@@ -102,13 +110,14 @@ class ClusterError(AgentError):
 
     If an action fails because of this error, `reason` is the reason of its outcome. `retryable`: another try can
     succeed. `retry_after` is the pause in seconds that the API server asks for. `status` is the HTTP status, 0 for no
-    answer.
+    answer. `has_advice`: the message ends with what a person can change.
     """
 
     def __init__(
         self,
         message: str,
         *,
+        has_advice: bool = False,
         reason: Reason = Reason.CLUSTER_UNAVAILABLE,
         retryable: bool = False,
         retry_after: float | None = None,
@@ -120,6 +129,7 @@ class ClusterError(AgentError):
         self.retryable = retryable
         self.retry_after = retry_after
         self.status = status
+        self.has_advice = has_advice
 
 
 class SchedulerError(AgentError):
@@ -141,3 +151,7 @@ class Refused(SchedulerError):
 
 class SettingsError(AgentError):
     """A setting is wrong. The message names the key and what is allowed."""
+
+
+class NoCluster(SettingsError):
+    """No setting, kubeconfig or service account names a cluster."""

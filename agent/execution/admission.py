@@ -6,6 +6,7 @@ Pure. Each problem names the field, its value and what is allowed. All problems 
 from __future__ import annotations
 
 import re
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
@@ -34,6 +35,11 @@ MAX_VARIABLES_BYTES = 512 * 1024
 # Maximum number of bytes in one variable's name and value. Linux limits a variable of a program to 128 KiB, with an
 # equals sign and a NUL. On its way to the commands, the name of a secret has a prefix of 14 bytes.
 MAX_VARIABLE_BYTES = 128 * 1024 - 16
+# Maximum number of characters of a repository's URL and of a ref.
+MAX_URL = 2048
+MAX_REF = 1024
+# Maximum number of problems in one report. A message of 16 MiB can hold millions of wrong values.
+MAX_PROBLEMS = 50
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 
@@ -44,16 +50,17 @@ def admit(action: Action, policy: PolicySettings) -> float:
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
     """
-    problems = [
-        *identity(action),
-        *image(action, policy),
-        *commands(action, policy),
-        *variables(action, policy),
-        *repository(action, policy),
-        *resources(action.resources, policy),
-        *timeout(action, policy),
-        *artifacts(action),
-    ]
+    found = chain(
+        identity(action),
+        image(action, policy),
+        commands(action, policy),
+        variables(action, policy),
+        repository(action, policy),
+        resources(action.resources, policy),
+        timeout(action, policy),
+        artifacts(action),
+    )
+    problems = list(islice(found, MAX_PROBLEMS))
     if problems:
         text = "; ".join(problems)
         raise ActionFailed(Stage.ADMISSION, Reason.INVALID_CONFIGURATION, text, log="\n".join(problems))
@@ -82,6 +89,7 @@ def commands(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield "commands: at least one is needed"
     if len(action.commands) > policy.max_commands:
         yield f"commands: {len(action.commands)} are too many; at most {policy.max_commands}"
+        return
     sizes = [len(command.encode()) for command in action.commands]
     for index, command in enumerate(action.commands, 1):
         if "\0" in command:
@@ -95,6 +103,9 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
     value.
     """
     both = {**action.env, **action.secrets}
+    if len(both) > policy.max_variables:
+        yield f"env and secrets: {len(both)} are too many; at most {policy.max_variables}"
+        return
     for kind, values in (("env", action.env), ("secrets", action.secrets)):
         for name, value in values.items():
             if not VARIABLE.fullmatch(name) or len(name) > 253:
@@ -106,8 +117,6 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
                     f"{kind}: {name[:100]!r} has {one} bytes with its value; at most {MAX_VARIABLE_BYTES}, "
                     "because Linux starts no program with a longer variable"
                 )
-    if len(both) > policy.max_variables:
-        yield f"env and secrets: {len(both)} are too many; at most {policy.max_variables}"
     size = sum(len(name) + len(value.encode()) for name, value in both.items())
     if size > MAX_VARIABLES_BYTES:
         yield f"env and secrets: {size} bytes are too many; at most {MAX_VARIABLES_BYTES}"
@@ -118,6 +127,10 @@ def repository(action: Action, policy: PolicySettings) -> Iterator[str]:
     asked = action.repository
     if asked is None:
         return
+    for name, text, limit in (("url", asked.url, MAX_URL), ("ref", asked.ref, MAX_REF)):
+        if len(text) > limit:
+            yield f"repository.{name}: has {len(text)} characters; at most {limit}"
+            return
     # Git would read a URL or a ref with a leading `-` as an option.
     if asked.url.startswith("-") or asked.ref.startswith("-"):
         yield "repository: url and ref must not start with a dash"

@@ -48,19 +48,27 @@ class Access:
     """The files that decide which calls are accepted. They are read at each call, so that they can be replaced.
 
     `token_file` None: no token is required. `cert_file` and `key_file` None: plaintext. `ca_file` None: clients need
-    no certificate.
+    no certificate. `submit_token_file` None: the token of agents is also the token of people who submit.
     """
 
     token_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
     ca_file: Path | None = None
+    submit_token_file: Path | None = None
 
-    async def check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Abort the call with UNAUTHENTICATED unless its metadata carries the token."""
-        if self.token_file is None:
+    async def check_agent(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Abort the call with UNAUTHENTICATED unless its metadata carries the token of agents."""
+        await self.check(context, self.token_file)
+
+    async def check_submit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Abort the call with UNAUTHENTICATED unless its metadata carries the token of people who submit."""
+        await self.check(context, self.submit_token_file or self.token_file)
+
+    async def check(self, context: grpc.aio.ServicerContext[Any, Any], file: Path | None) -> None:
+        if file is None:
             return
-        token = (await asyncio.to_thread(self.token_file.read_text, encoding="utf-8")).strip()
+        token = (await asyncio.to_thread(file.read_text, encoding="utf-8")).strip()
         sent = dict(context.invocation_metadata() or ()).get("authorization", "")
         text = sent if isinstance(sent, str) else ""
         if not token or not hmac.compare_digest(text.encode(), bearer(token).encode()):
@@ -110,7 +118,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         # The registration is read before the token is checked. If a call is aborted while the client writes its first
         # message, the client gets the status INTERNAL and not UNAUTHENTICATED.
         register = await self.read_registration(requests, context)
-        await self.access.check(context)
+        await self.access.check_agent(context)
         if register.protocol_version != PROTOCOL_VERSION:
             why = f"protocol version {register.protocol_version} is not supported, only {PROTOCOL_VERSION}"
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
@@ -206,7 +214,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         context: grpc.aio.ServicerContext[agent_pb2.ArtifactChunk, agent_pb2.UploadReceipt],
     ) -> agent_pb2.UploadReceipt:
         """Receive and store the artifacts of one action."""
-        await self.access.check(context)
+        await self.access.check_agent(context)
         first = await anext(requests, None)
         if first is None or not first.HasField("header"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload begins with its header")
@@ -280,7 +288,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         context: grpc.aio.ServicerContext[local_pb2.SubmitRequest, local_pb2.PipelineEvent],
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
         """Queue a pipeline and yield its events."""
-        await self.access.check(context)
+        await self.access.check_submit(context)
         async with aborts(context):
             pipeline = await asyncio.to_thread(parser.parse, request.text, request.file_name)
             await self.dispatcher.submit(request.pipeline, pipeline, request.secrets)
@@ -293,7 +301,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         context: grpc.aio.ServicerContext[local_pb2.WatchRequest, local_pb2.PipelineEvent],
     ) -> AsyncIterator[local_pb2.PipelineEvent]:
         """Yield the events of a pipeline after a position."""
-        await self.access.check(context)
+        await self.access.check_submit(context)
         async with aborts(context):
             async for event in self.registry.watch(request.pipeline, request.after):
                 yield event
@@ -304,7 +312,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         context: grpc.aio.ServicerContext[local_pb2.CancelRequest, local_pb2.CancelReply],
     ) -> local_pb2.CancelReply:
         """Cancel every action of a pipeline. A repeated request has no effect."""
-        await self.access.check(context)
+        await self.access.check_submit(context)
         async with aborts(context):
             self.dispatcher.cancel(request.pipeline, request.message or "cancelled by request")
         return local_pb2.CancelReply()

@@ -25,6 +25,8 @@ MAX_SIZE = 1 << 20
 # counts once for each repetition.
 MAX_NODES = 100_000
 MAX_CHARACTERS = 8 << 20
+# Maximum number of lists and mappings around a value. PyYAML's work for each character grows with this number.
+MAX_DEPTH = 20
 # Maximum number of characters of an error message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
 STANDARD = "tag:yaml.org,2002:"
@@ -35,6 +37,19 @@ TAGS = frozenset(STANDARD + name for name in NAMES_OF_TAGS)
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+NOT_SUPPORTED = "the agent has nothing like it"
+OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
+# Keys of the files of other CI systems, and what to write instead.
+OTHERS_KEYS = {
+    "image": "write configuration: {container: IMAGE}",
+    "container": "write configuration: {container: IMAGE}",
+    "depends_on": "write needs: [NAME]",
+    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
+    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
+    **dict.fromkeys(("services", "matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
+}
 
 
 class PipelineFileError(AgentError):
@@ -94,7 +109,8 @@ class Value:
             if name in found:
                 here.refuse("this key is set twice")
             if names and name not in names:
-                here.refuse(f"there is no such key{suggestion(name, names)}; allowed: {', '.join(names)}")
+                hint = f", {OTHERS_KEYS[name]}" if name in OTHERS_KEYS else suggestion(name, names)
+                here.refuse(f"there is no such key{hint}; allowed: {', '.join(names)}")
             found[name] = Value(value_node, self.source, here.path)
         return found
 
@@ -169,6 +185,43 @@ def read_document(text: str, source: str) -> Value:
     return Value(node, source)
 
 
+class Loader(yaml.SafeLoader):
+    """Composes the nodes of one text. It stops at the limits, so that a small file cannot cost minutes."""
+
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text)
+        self.source = source
+        self.depth = 0
+        self.nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node.
+
+        Raises:
+            PipelineFileError: the node is nested too deeply, or is one too many.
+        """
+        self.check_depth(self.depth)
+        if self.nodes >= MAX_NODES:
+            self.refuse(f"has more than {MAX_NODES} values")
+        self.nodes += 1
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Read `[` or `{`. The scanner runs ahead of the composer, so the depth is checked here too."""
+        self.check_depth(self.flow_level)
+        super().fetch_flow_collection_start(token)
+
+    def check_depth(self, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            self.refuse(f"is nested more than {MAX_DEPTH} levels deep")
+
+    def refuse(self, message: str) -> NoReturn:
+        raise PipelineFileError(f"{self.source}:{self.get_mark().line + 1}: {message}")
+
+
 def compose(text: str, source: str) -> yaml.Node | None:
     """Return the root node of a YAML text, or None if the text is empty.
 
@@ -178,7 +231,7 @@ def compose(text: str, source: str) -> yaml.Node | None:
     loader = None
     # Composing builds nodes with line numbers. It constructs no Python objects, so no tag of the file has an effect.
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text, source)
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -189,8 +242,6 @@ def compose(text: str, source: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         character = f"the character U+{ord(text[error.position]):04X} is not allowed"
         raise PipelineFileError(f"{source}:{line}: is not valid YAML: {character}") from error
-    except RecursionError as error:
-        raise PipelineFileError(f"{source}: is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
         # PyYAML does not catch the errors that Python raises for a code point beyond U+10FFFF, or for a YAML version
         # number of thousands of digits.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from agent.settings.sections import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "NAME_PATTERN",
@@ -184,5 +185,17 @@ def describe_error(detail: Any) -> str:
     key = ".".join(path)
     variable = PREFIX + "__".join(part.upper() for part in path)
     if detail["type"] == "extra_forbidden":
-        return f"{key} ({variable}): there is no such setting"
+        return f"{key} ({variable}): there is no such setting{suggestion(path)}"
     return f"{key} ({variable}): {detail['msg']}; got {detail['input']!r}"
+
+
+def suggestion(path: Sequence[str]) -> str:
+    """Return the end of a message that suggests the setting closest to the last part of `path`, or ""."""
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        kind = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return ""
+        model = kind
+    close = get_close_matches(path[-1], list(model.model_fields), n=1)
+    return f", did you mean {'.'.join([*path[:-1], close[0]])!r}?" if close else ""

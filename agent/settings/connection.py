@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import ADDRESS_PATTERN, CloneHost, Duration, SecretName, Section, Size
+from agent.settings.field_types import ADDRESS_PATTERN, Caller, CloneHost, Duration, SecretName, Section, Size
 
 
 class Tls(Section):
@@ -60,6 +60,12 @@ class ClassicSettings(Section):
         description="Accept calls without a client certificate on an address that other machines reach. "
         "Any peer can then run actions. Set it only if a firewall or a NetworkPolicy admits only the scheduler.",
     )
+    callers: tuple[Caller, ...] = Field(
+        (),
+        description="Networks from which the agent accepts calls, such as `10.1.2.3/32`. "
+        "`scheduler` stands for the addresses of `scheduler.address`. If empty, every address may call.",
+        max_length=100,
+    )
     health_interval: Duration = Field(5.0, gt=0, description="Time between two health reports when nothing changes.")
     queue: int = Field(
         100, ge=0, description="Number of actions that may wait for a slot. The agent refuses further actions."
@@ -87,10 +93,10 @@ class ClassicSettings(Section):
 
     @property
     def admits_anyone(self) -> bool:
-        """Whether peers on other machines can run actions without a client certificate."""
+        """Whether any peer on other machines can run actions without a client certificate."""
         host = self.listen.strip("[]")
         loopback = host == "localhost" or host == "::1" or host.startswith("127.")
-        return self.ca_file is None and not loopback
+        return self.ca_file is None and not loopback and not self.callers
 
     @model_validator(mode="after")
     def pair(self) -> ClassicSettings:
@@ -143,6 +149,7 @@ class SchedulerSettings(Section):
             raise ValueError(
                 f"with protocol classic, any peer that reaches {self.classic.listen}:{self.classic.port} could run "
                 "actions: set classic.ca_file (with cert_file and key_file) to require a client certificate, or "
-                "classic.listen to a loopback address, or classic.open to true if a firewall admits only the scheduler"
+                "classic.callers to the networks of the scheduler, or classic.listen to a loopback address, or "
+                "classic.open to true if a firewall admits only the scheduler"
             )
         return self

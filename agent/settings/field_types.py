@@ -6,6 +6,7 @@ middle of an action.
 
 from __future__ import annotations
 
+import ipaddress
 from itertools import pairwise
 from typing import Annotated
 
@@ -29,6 +30,17 @@ def checked_quantity(value: str) -> str:
     # Kubernetes reads 0 as "no limit".
     if value and quantity(value) == 0:
         raise ValueError(f"{value!r} must be above 0; leave the value empty for none")
+    return value
+
+
+def checked_caller(value: str) -> str:
+    """Return the text unchanged.
+
+    Raises:
+        ValueError: the text is neither a network, nor an address, nor the word `scheduler`, or it is every address.
+    """
+    if value != "scheduler" and not ipaddress.ip_network(value).prefixlen:
+        raise ValueError(f"{value} contains every address")
     return value
 
 
@@ -61,6 +73,7 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Quantity = Annotated[str, AfterValidator(checked_quantity)]
 Resources = Annotated[dict[str, dict[str, str]], AfterValidator(checked_resources)]
+Caller = Annotated[str, AfterValidator(checked_caller)]
 HostPattern = Annotated[str, AfterValidator(repository_url.checked_pattern)]
 SecretName = Annotated[str, AfterValidator(secret_name.checked_secret_name)]
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"

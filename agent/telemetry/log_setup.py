@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
+def put_common_keys_first(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Return the keys of a log line in the order time, level, event, then the others. People read them as a table."""
+    return {key: event[key] for key in ("timestamp", "level", "event") if key in event} | dict(event)
+
+
 def configure(settings: LoggingSettings) -> None:
     """Write every log line to standard error, with time, level and the bound ids of the session."""
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
@@ -28,7 +33,7 @@ def configure(settings: LoggingSettings) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [TRACEBACKS, structlog.processors.JSONRenderer()]
+        [TRACEBACKS, put_common_keys_first, structlog.processors.JSONRenderer()]
         if as_json
         else [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

@@ -70,7 +70,6 @@ STREAM_MESSAGES = {
     "sent": ("register", "health", "event", "adopted"),
     "received": ("registered", "refused", "action", "cancel", "ack", "resume", "discard", "drain", "unknown"),
 }
-FAULTS = ("user", "infrastructure")
 # Components that survive an unexpected error. An unexpected error of any other component ends the process.
 SURVIVING_COMPONENTS = ("session", "stream", "watch", "http")
 
@@ -254,9 +253,7 @@ class Metrics:
 
 def fault(reason: Reason | None) -> str:
     """Return the value of the label `fault` for an outcome. Success and cancellation have the value ""."""
-    if reason is None or reason is Reason.CANCELLED:
-        return ""
-    return FAULTS[reason.infrastructure]
+    return "" if reason is None else reason.fault
 
 
 def create_series(metric: MetricWrapperBase, values: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from agent.cluster.api.local_cluster import find_local_cluster
+from agent.settings import ClusterSettings
 from deploy.demo import source
 
 if TYPE_CHECKING:
@@ -72,7 +75,9 @@ def main() -> int:
     """Run the demo. Return 0 if the pipeline and its artifacts are right and nothing is left in the cluster, else 1."""
     stopwatch = Stopwatch()
     out = Path(tempfile.mkdtemp(prefix="sealci-demo-"))
-    os.environ["KUBECONFIG"] = verb("kubeconfig")
+    kubeconfig = verb("kubeconfig")
+    suggested = next_commands(kubeconfig, Path.cwd())
+    os.environ["KUBECONFIG"] = kubeconfig
     with stopwatch.step(f"the source of {source.PACKAGE} {source.VERSION}, in a git repository"):
         source.make_repository(out / "repositories")
     with contextlib.ExitStack() as stack:
@@ -96,7 +101,22 @@ def main() -> int:
         ok = is_cluster_clean() and ok
     stopwatch.show()
     print(f"\nlogs and files: {out / 'out'}")
+    print("\nThe cluster still runs. Now try:", *suggested, sep="\n  ")
     return 0 if ok else 1
+
+
+def next_commands(kubeconfig: str, folder: Path) -> list[str]:
+    """Return three commands for a user who stands in `folder`, each ready to be pasted into a shell.
+
+    They name the kubeconfig only if `sealci-agent` would not find the cluster by itself.
+    """
+    found = find_local_cluster(ClusterSettings())
+    prefix = "" if found is not None and found.samefile(kubeconfig) else f"KUBECONFIG={shlex.quote(kubeconfig)} "
+    # This is the agent of the virtual environment that runs the demo. The path is as short as it can be.
+    command = prefix + shlex.quote(os.path.relpath(Path(sys.executable).with_name("sealci-agent"), folder))
+    names = ("pipeline.yaml", *(f"pipeline-{number}.yaml" for number in range(2, 100)))
+    file = next(name for name in names if not (folder / name).exists())
+    return [f"{command} init {file}", f"{command} run {file}", f"{command} doctor --only cluster"]
 
 
 def verb(*arguments: str) -> str:
@@ -149,9 +169,9 @@ def submit(pipeline: Path) -> bool:
 
 
 def scheduler_token() -> bytes:
-    """Return the token that the chart made for the demo scheduler."""
+    """Return the token that the chart made for people who submit to the demo scheduler."""
     secret = f"secret/{RELEASE}-sealci-agent-scheduler"
-    return base64.b64decode(kubectl("get", "--namespace", NAMESPACE, secret, "--output=jsonpath={.data.token}"))
+    return base64.b64decode(kubectl("get", "--namespace", NAMESPACE, secret, "--output=jsonpath={.data.submit-token}"))
 
 
 def fetch(folder: Path) -> None:

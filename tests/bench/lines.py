@@ -60,10 +60,13 @@ class Lines:
     rest: bytes = b""
 
     def take(self, data: bytes, now: float) -> None:
-        """Record `now` as the arrival time of each complete line in a piece of the log."""
+        """Record `now` as the arrival time of each complete line in a piece of the log.
+
+        In a raw log, the header of a frame may stand before a line. It ends with BEL.
+        """
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
-            self.came.setdefault(line, now)
+            self.came.setdefault(line.rpartition(b"\a")[2], now)
 
     @property
     def late(self) -> list[float]:
@@ -174,14 +177,14 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
 
 @asynccontextmanager
 async def raw_follower(client: Client, seen: Observer, given: Given, lines: Lines) -> AsyncIterator[None]:
-    """Follow the log of an action's container while the block runs, with a plain log request.
+    """Follow the log of an action while the block runs, with a plain request for the log of container `helper`.
 
     Only record the arrival of the lines in `lines`. The request uses the same client as the agent's requests.
     """
 
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
-        query = {"container": "action", "follow": "true"}
+        query = {"container": "helper", "follow": "true"}
         while given.outcome is None:  # A busy kubelet may end the request early, so repeat the request.
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():

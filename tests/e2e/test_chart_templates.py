@@ -300,28 +300,36 @@ def test_the_namespace_of_actions_is_legal_for_a_long_namespace(tmp_path: Path) 
     assert settings_of(objects, tmp_path).cluster.namespace == namespace["metadata"]["name"]
 
 
-def test_the_demo_scheduler_asks_for_a_random_token_and_admits_only_agents(tmp_path: Path) -> None:
+def test_the_demo_scheduler_asks_for_random_tokens_and_admits_only_agents(tmp_path: Path) -> None:
     demo: Object = {"demoScheduler": {"enabled": True}}
     objects, again = template(demo), template(demo)
     (secret,), (other,) = of_kind(objects, "Secret"), of_kind(again, "Secret")
-    token = base64.b64decode(secret["data"]["token"]).decode()
-    assert len(token) == 40
-    assert secret["data"] != other["data"]
+    tokens = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert {key: len(value) for key, value in tokens.items()} == {"token": 40, "submit-token": 40}
+    assert tokens["token"] != tokens["submit-token"]
+    assert not set(secret["data"].values()) & set(other["data"].values())
     name = "rel-sealci-agent-scheduler"
     assert secret["metadata"]["name"] == name
     assert settings_of(objects, tmp_path).scheduler.token_file == Path("/etc/sealci/token/token")
     for deployment in of_kind(objects, "Deployment"):
         pod = deployment["spec"]["template"]["spec"]
-        assert [each["secret"]["secretName"] for each in pod["volumes"] if each["name"] == "token"] == [name]
+        secrets = {each["name"]: each["secret"] for each in pod["volumes"] if "secret" in each}
+        # Agents get only the token of agents.
+        assert secrets.pop("token") == {"secretName": name, "items": [{"key": "token", "path": "token"}]}
+        assert list(secrets) == (["submit"] if deployment["metadata"]["name"] == name else [])
     (scheduler,) = (each for each in of_kind(objects, "Deployment") if each["metadata"]["name"] == name)
-    assert "--token-file=/etc/sealci/token/token" in scheduler["spec"]["template"]["spec"]["containers"][0]["args"]
+    arguments = scheduler["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {
+        "--token-file=/etc/sealci/token/token",
+        "--submit-token-file=/etc/sealci/submit/submit-token",
+    } <= set(arguments)
     peer = {"ipBlock": {"cidr": "192.0.2.0/24"}}
     (rule,) = policies({"demoScheduler": {"enabled": True, "from": [peer]}})["scheduler"]["ingress"]
     components = [each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in rule["from"][:-1]]
     assert components == ["agent", "doctor"]
     assert rule["from"][-1] == peer
     own = template({**demo, "credentials": {"token": {"existingSecret": "mine", "key": "k"}}})
-    assert not of_kind(own, "Secret")
+    assert [list(each["data"]) for each in of_kind(own, "Secret")] == [["submit-token"]]
 
 
 def test_only_named_peers_reach_the_http_port_of_agents() -> None:

@@ -132,8 +132,11 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
         probe = (probe_pod.POD_RUNS, probe_pod.LOG, probe_pod.EXEC, probe_pod.USER_NAMESPACE, probe_pod.POD_DELETED)
         for check in probe:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
-        # The output has 4 lines for the scheduler, 3 for the cluster, 1 per right, 5 for the probe pod, and a summary.
-        assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 5 + 1
+        # A machine without a way out gives the cluster none.
+        assert re.search(rf"^(ok|warning) +{probe_pod.OUTSIDE} ", well.stdout, re.MULTILINE)
+        assert (
+            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 6 + 1
+        )  # Number of lines for the scheduler, the cluster, the rights, the probe pod, and the summary.
     finally:
         scheduler.terminate()
         scheduler.wait(10)

@@ -144,8 +144,9 @@ def test_the_baseline_profile_in_a_restricted_namespace_is_reported(restricted: 
     restricted.agents[0].stop()
     restricted.agent(environment={"profile": "baseline"})
     report = restricted.one(BUSYBOX, "echo never")
-    assert report.outcome == ("failed", "INVALID_CONFIGURATION", None)
+    assert report.outcome == ("failed", "CLUSTER_UNAVAILABLE", None)
     assert "violates PodSecurity" in report.text
+    assert "environment.profile=restricted" in report.text
 
 
 IMAGES_CHOOSE = {

@@ -80,13 +80,14 @@ def test_success_leaves_logs_and_files(terminal: Terminal, tmp_path: Path) -> No
     assert "succeeded" in text
 
 
-def test_a_failing_command_is_printed_as_json(terminal: Terminal) -> None:
+def test_a_failing_command_is_printed_as_json(terminal: Terminal, tmp_path: Path) -> None:
     actions = {"bad": {"image": BUSYBOX, "commands": ["echo one", "exit 5"]}}
-    code, out, _ = finish(terminal.start(actions, "--output", "json"))
+    code, out, _ = finish(terminal.start(actions, "--output", "json", "--artifacts", str(tmp_path / "out")))
     assert code == 1
+    assert (tmp_path / "out" / "bad.log").read_text() == "one\n", "the log has text that no command wrote"
     last = lines(out)[-1]
     assert (last["event"], last["outcome"], last["reason"]) == ("finished", "failed", "COMMAND_FAILED")
-    assert (last["stage"], last["exit_code"]) == ("commands", 5)
+    assert (last["stage"], last["exit_code"], last["fault"]) == ("commands", 5, "user")
     assert {"event": "command", "action": "bad", "index": 2, "exit_code": 5}.items() <= [
         each for each in lines(out) if each["event"] == "command"
     ][-1].items()
@@ -215,3 +216,14 @@ def test_secrets_come_from_the_environment_and_a_file(terminal: Terminal, tmp_pa
     code, out, _ = finish(terminal.start(actions, *options, env={"FROM_ENV": "env-value-1"}))
     assert code == 0, out
     assert "".join(each["text"] for each in lines(out) if each["event"] == "log") == "*** ***\n"
+
+
+def test_a_misspelt_field_of_the_pod_template_is_refused(terminal: Terminal) -> None:
+    template = '{"spec": {"nodeSelectr": {"disk": "ssd"}}}'
+    actions = {"a": {"image": BUSYBOX, "commands": ["true"]}}
+    code, out, _ = finish(terminal.start(actions, "--output", "json", "--set", f"environment.pod_template={template}"))
+    assert code == 3
+    last = lines(out)[-1]
+    assert (last["reason"], last["fault"]) == ("CLUSTER_UNAVAILABLE", "infrastructure")
+    assert 'unknown field "spec.nodeSelectr"' in last["message"]
+    assert "environment.pod_template" in last["message"]

@@ -161,12 +161,11 @@ def test_the_secret_exists_only_as_long_as_its_pod(lab: Lab) -> None:
     report = submission.reports["action"]
     (action_id,) = lab.action_ids(report)
     name = lab.observer.pods(action_id)[-1]["metadata"]["name"]
-    secret = kube.get("pods", "-n", lab.namespace, f"--field-selector=metadata.name={name}")[0]["spec"]["containers"][
-        -1
-    ]
+    pod = kube.get("pods", "-n", lab.namespace, f"--field-selector=metadata.name={name}")[0]
+    helper = pod["spec"]["containers"][0]
     (secret_name,) = {
         each["valueFrom"]["secretKeyRef"]["name"]
-        for each in secret["env"]
+        for each in helper["env"]
         if "secretKeyRef" in each.get("valueFrom", {})
     }
     (found,) = kube.get("secrets", "-n", lab.namespace, f"--field-selector=metadata.name={secret_name}")

@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     # By name of the case: the action, the stage and the reason of its failure, and a text that its log must contain.
     "malformed-image": ({"image": "localhost/UPPER:1"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
-    "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "nowhere.invalid"),
+    "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "use an image that the nodes have"),
     "unschedulable": (
         {"image": BUSYBOX, "resources": {"cpu": "900"}},
         "setup",
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"image": BUSYBOX, "repo": {"url": "git://127.0.0.1:1/none.git"}},
         "setup",
         "REPOSITORY_FAILED",
-        "Output of the clone",
+        "use a host that the cluster reaches",
     ),
     "forbidden-scheme": (
         {"image": BUSYBOX, "repo": {"url": "http://127.0.0.1/none.git"}},
@@ -105,11 +105,11 @@ def test_a_registry_that_refuses(lab: Lab) -> None:
     assert "401" in report.text or "authorization" in report.text, report
 
 
-def test_no_command_runs_when_the_files_image_cannot_be_pulled(own_lab: Lab) -> None:
+def test_no_command_runs_when_the_helper_s_image_cannot_be_pulled(own_lab: Lab) -> None:
     own_lab.agent(environment={"image": MISSING})
     report = own_lab.one(DEBIAN, "echo ran; touch /workspace/ran")
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
-    assert "image of files" in report.text
+    assert "image of helper" in report.text
     assert "ran" not in report.text.splitlines()
 
 

@@ -186,6 +186,16 @@ async def test_an_idle_agent_leaves_at_once_and_reports_draining(world: World) -
     assert world.reports(wire.Health.DRAINING)
 
 
+async def test_a_report_that_the_scheduler_does_not_acknowledge_keeps_no_idle_agent(world: World) -> None:
+    world.scheduler.acknowledges = False
+    async with world.agent(agent={"drain_timeout": 600}, policy={"images": ["other/*"]}) as app:
+        await world.ready()
+        world.scheduler.peer.send(action=translate.action_message(ACTION))
+        await world.scheduler.until("the action is refused", lambda: len(world.events()) == 2)
+        app.stop("SIGTERM")
+        assert await world.left(5.0) == 0
+
+
 async def test_an_action_runs_and_leaves_nothing_behind(world: World) -> None:
     async with world.agent() as app:
         await world.ready()

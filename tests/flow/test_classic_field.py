@@ -208,3 +208,20 @@ async def test_the_secret_of_a_clone_follows_from_its_host() -> None:
         (environment,) = world.backend.environments.values()
         assert environment.action.repository is not None
         assert environment.action.repository.credentials == "deploy-key"
+
+
+@pytest.mark.parametrize("callers", [["192.0.2.0/24"], ["192.0.2.0/24", "2001:db8::/32"]])
+async def test_a_call_from_an_address_that_is_no_caller_runs_nothing(callers: list[str]) -> None:
+    # Attack: a pod or a machine that is not the scheduler calls the agent's port, which has no password.
+    async with worlds(callers=callers) as world:
+        call = world.scheduler.dial(asked("alpine", "id"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert not world.backend.environments
+
+
+@pytest.mark.parametrize("callers", [["127.0.0.0/8"], ["scheduler"], ["192.0.2.1", "scheduler"]])
+async def test_a_call_from_a_caller_runs(callers: list[str]) -> None:
+    async with worlds(callers=callers) as world:
+        assert (await world.scheduler.run("alpine", "id")).exit_code == 0

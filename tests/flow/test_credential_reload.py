@@ -228,4 +228,6 @@ async def test_a_pipeline_is_submitted_over_mutual_tls(certificates: Certificate
         assert await submit(Target(scheduler.address, **trust, **own), asked, secrets={}, output="json") == 0
         for wrong in (Target(scheduler.address, **trust), Target(scheduler.address, tls=False)):
             assert await submit(wrong, asked, secrets={}, output="json", give_up=0.1) == 3
+        untrusted = Target(scheduler.address, token_file=people["token"])
+        assert await submit(untrusted, asked, secrets={}, output="json", give_up=3600.0) == 3
         await agent.sessions.idle()

@@ -120,7 +120,7 @@ async def test_an_agent_that_dies_while_it_serves_passes_its_error_on(monkeypatc
     monkeypatch.setattr("agent.cli.run_agent.serve", dies_async)
     with pytest.raises(KeyError):
         async with asyncio.timeout(10):
-            await serve_until_set(None, asyncio.Event(), None)  # type: ignore[arg-type]
+            await serve_until_set(None, asyncio.Event(), None, [])  # type: ignore[arg-type]
 
 
 def test_output_in_another_encoding_stops_no_command(tmp_path: Path) -> None:

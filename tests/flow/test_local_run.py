@@ -121,16 +121,16 @@ async def test_plain_output_shows_lines_and_a_table(tmp_path: Path) -> None:
     )
     lines = output.getvalue().splitlines()
     assert lines[:7] == [
-        "· 1 files, 1 B",
+        "· 1 file, 1 B",
         "· setup",
         "$ x",
         "hello",
         "world",
-        "· failed COMMAND_FAILED (exit code 3): command 1 failed",
+        "· failed COMMAND_FAILED (exit code 3), the user's fault: command 1 failed",
         "",
     ]
     assert lines[7:10] == ["✘ a: command 1 failed", "  │ $ x", lines[9]]
-    assert lines[9].startswith("  COMMAND_FAILED (exit code 3), in the commands stage")
+    assert lines[9].startswith("  COMMAND_FAILED (exit code 3), the user's fault, in the commands stage")
     assert lines[10:13] == ["  the last 2 lines of its log:", "  │ hello", "  │ world"]
     table = next(number for number, line in enumerate(lines) if line.startswith("action"))
     assert lines[table].split()[:3] == ["action", "outcome", "reason"]

@@ -23,6 +23,7 @@ from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
 from agent.pipeline.events import ActionEnded, LogText, PipelineEvent
+from agent.pipeline.wire import local_pb2, local_pb2_grpc
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from tests.fakes.agent import CANCELLED, FAILURE, FakeAgent, file_parts, life, succeed
@@ -389,6 +390,34 @@ async def test_a_call_without_the_token_is_refused(tmp_path: Path) -> None:
             assert agent.registered.is_set()
 
 
+async def test_agents_and_people_have_tokens_of_their_own(tmp_path: Path) -> None:
+    # Attack: a program with the token of agents submits a pipeline, or a person's token registers as an agent and gets
+    # the secrets of the next action.
+    files = {name: tmp_path / name for name in ("agents", "people")}
+    for name, file in files.items():
+        file.write_text(f"{name}\n")
+    access = Access(files["agents"], submit_token_file=files["people"])
+    async with open_scheduler("127.0.0.1:0", tmp_path / "state", access) as scheduler:
+        async with FakeAgent(scheduler.address, token="people") as agent:
+            assert agent.code is grpc.StatusCode.UNAUTHENTICATED
+        async with FakeAgent(scheduler.address, token="agents") as agent:
+            assert agent.registered.is_set()
+        async with grpc.aio.insecure_channel(scheduler.address) as channel:
+            local = local_pb2_grpc.LocalStub(channel)
+            codes: dict[str, list[grpc.StatusCode]] = {}
+            for name in files:
+                sent = (("authorization", f"Bearer {name}"),)
+                for call in (
+                    local.Submit(local_pb2.SubmitRequest(pipeline="p", text="[]"), metadata=sent),
+                    local.Watch(local_pb2.WatchRequest(pipeline="p"), metadata=sent),
+                    local.Cancel(local_pb2.CancelRequest(pipeline="p"), metadata=sent),
+                ):
+                    codes.setdefault(name, []).append(await call.code())
+    missing = grpc.StatusCode.NOT_FOUND
+    assert codes["agents"] == [grpc.StatusCode.UNAUTHENTICATED] * 3
+    assert codes["people"] == [grpc.StatusCode.INVALID_ARGUMENT, missing, missing]
+
+
 async def test_files_are_stored_and_a_second_upload_replaces_them(tmp_path: Path) -> None:
     async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
         await queue(scheduler)
@@ -455,6 +484,7 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
             "outcome": "failed",
             "stage": "commands",
             "reason": "COMMAND_FAILED",
+            "fault": "user",
             "exit_code": 3,
             "message": "command 1 failed",
         },
@@ -536,3 +566,13 @@ async def test_no_secret_is_stored_after_the_end_of_a_pipeline(tmp_path: Path) -
         await agent.live(action)
         await watch(scheduler)
     assert b"s3cret" not in everything(tmp_path)
+
+
+async def test_submit_prints_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("agent.cli.submit.NOTICE_SECONDS", 0.0)
+    target = Target("127.0.0.1:9", tls=False)
+    code = await submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="plain", give_up=0.6)
+    assert code is ExitCode.INFRASTRUCTURE
+    assert capsys.readouterr().err.count("waiting for the scheduler at 127.0.0.1:9, giving up after 0.6 s") == 1

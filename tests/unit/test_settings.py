@@ -60,7 +60,10 @@ def test_variables_reach_three_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("agent: {slotz: 2}", "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting"),
+        (
+            "agent: {slotz: 2}",
+            "agent.slotz (SEALCI_AGENT__SLOTZ): there is no such setting, did you mean 'agent.slots'?",
+        ),
         ("agnt: {}", "agnt (SEALCI_AGNT): there is no such setting"),
         ("agent: {slots: 0}", "agent.slots (SEALCI_AGENT__SLOTS): Input should be greater than or equal to 1; got 0"),
         ("agent: {slots: many}", "SEALCI_AGENT__SLOTS"),
@@ -162,10 +165,17 @@ def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]
         {"listen": "localhost"},
         {"open": True},
         {"ca_file": "a", "cert_file": "c", "key_file": "k"},
+        {"callers": ["10.1.0.0/16", "2001:db8::1", "scheduler"]},
     ],
 )
 def test_a_classic_agent_that_only_its_scheduler_can_call_is_accepted(classic: dict[str, object]) -> None:
     load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
+
+
+@pytest.mark.parametrize("caller", ["0.0.0.0/0", "::/0", "10.1.2.3/16", "name.example", ""])
+def test_callers_are_networks_that_exclude_some_address(caller: str) -> None:
+    with pytest.raises(SettingsError, match=r"scheduler\.classic\.callers"):
+        load(None, {"scheduler": {"classic": {"callers": [caller]}}}, {})
 
 
 @pytest.mark.parametrize("address", ["https://h:443", "foo", "foo:bar", "h:443/x", "::1:443", ""])

@@ -17,7 +17,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import list_kube_config_contexts, load_kube_config
 
-from agent.domain.errors import SettingsError
+from agent.domain.errors import NoCluster, SettingsError
 
 if TYPE_CHECKING:
     from agent.settings import ClusterSettings
@@ -27,13 +27,18 @@ async def load_configuration(settings: ClusterSettings) -> Configuration:
     """Read the address of the API server and the credentials. No request is made.
 
     Raises:
-        SettingsError: there is no usable configuration.
+        NoCluster: there is no usable configuration.
+        SettingsError: the context does not exist.
     """
     configuration = Configuration()
     try:
         await load_credentials(configuration, settings)
     except (ConfigException, OSError) as error:
-        raise SettingsError(f"cluster: no cluster to use: {error}") from error
+        names = context_names(settings)
+        if names and settings.context and settings.context not in names:
+            text = f"cluster.context: there is no context {settings.context!r}; there are: {', '.join(sorted(names))}"
+            raise SettingsError(text) from error
+        raise NoCluster(f"cluster: no cluster to use: {error}") from error
     # 0 means no limit. Every followed log, watch and exec holds a connection, and requests wait silently for a full
     # connection pool.
     configuration.connection_pool_maxsize = 0
@@ -58,6 +63,17 @@ async def load_credentials(configuration: Configuration, settings: ClusterSettin
         context=settings.context or None,
         client_configuration=configuration,
     )
+
+
+def context_names(settings: ClusterSettings) -> set[str]:
+    """Return the names of the kubeconfig's contexts. Returns an empty set if the file has none or cannot be read."""
+    try:
+        contexts, _ = list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            str(settings.kubeconfig) if settings.kubeconfig else None
+        )
+        return {str(each["name"]) for each in contexts}
+    except (ConfigException, OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def context_namespace(settings: ClusterSettings) -> str:

@@ -46,6 +46,11 @@ MISSING_LIMITS = (
     "the ResourceQuota of the namespace wants this quantity in every container: set policy.limit_cpu (CPU), "
     "policy.max_memory (memory) and environment.helper_resources of the agent, or defaults in a LimitRange"
 )
+POD_SECURITY = (
+    "the namespace enforces a Pod Security Standard: set environment.profile=restricted, or use another namespace"
+)
+POD_TEMPLATE = "an action sets no field of its pod: correct environment.pod_template"
+NO_NAMESPACE = "create the namespace with `kubectl create namespace`, or set cluster.namespace to another one"
 
 RULES = (
     # A 401 means that the token was rotated. The next request reads the new token.
@@ -63,9 +68,12 @@ RULES = (
     # A LimitRange sets its default limit before the API server compares the request with the limit. An action that
     # requests more than this default is therefore refused.
     Rule({422}, "must be less than or equal to", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
+    Rule({400}, "strict decoding error", Reason.CLUSTER_UNAVAILABLE, False, POD_TEMPLATE),
     Rule({400, 422}, "", Reason.INVALID_CONFIGURATION, False),
-    # The admission plugin PodSecurity refused the pod. Every other 403 means that the agent lacks a permission.
-    Rule({403}, "violates PodSecurity", Reason.INVALID_CONFIGURATION, False),
+    # An action cannot set the fields that the admission plugin PodSecurity judges, so the user is not at fault.
+    Rule({403}, "violates PodSecurity", Reason.CLUSTER_UNAVAILABLE, False, POD_SECURITY),
+    Rule({404}, 'namespaces "', Reason.CLUSTER_UNAVAILABLE, False, NO_NAMESPACE),
+    # Every 403 that no rule matches means that the agent lacks a permission.
     Rule({403}, "denied the request", Reason.INVALID_CONFIGURATION, False),
     Rule({403}, " usage per Container is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
     Rule({403}, " usage per Pod is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
@@ -89,6 +97,7 @@ def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], b
         retryable=rule.retryable,
         retry_after=whole_seconds(headers.get("Retry-After")),
         status=status,
+        has_advice=bool(rule.advice),
     )
 
 

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from agent.domain.observations import Observation
     from agent.settings import Settings
 
-POD_RUNS, LOG, EXEC, USER_NAMESPACE, POD_DELETED = (
+POD_RUNS, LOG, EXEC, USER_NAMESPACE, OUTSIDE, POD_DELETED = (
     "probe: pod runs",
     "probe: log",
     "probe: exec",
     "probe: user namespace",
+    "probe: names outside",
     "probe: pod deleted",
 )
 # Seconds until the listing of pods fails. `LOG_SECONDS` is the limit for reading the log of the probe's pod, and
@@ -45,7 +46,23 @@ LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
 # The second command prints the map of user ids, the proof of a user namespace. The map has three numbers: the first id
 # inside, the first id on the node, and how many ids are mapped.
-COMMANDS = ('test -n "$PROBE"', "echo uid_map $(cat /proc/self/uid_map)", "echo works > probe")
+# The third command asks for a name in `invalid`, a domain that never exists (RFC 6761), so it contacts no host outside.
+# A name server with a way out answers that there is no such name. A name server without one refuses the question.
+OUTSIDE_LOOKUP = """\
+import socket
+try:
+    socket.getaddrinfo("sealci-agent.invalid.", 443)
+    answer = "answers"
+except socket.gaierror as error:
+    answer = "answers" if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA) else "silent"
+print("names_outside", answer)
+"""
+COMMANDS = (
+    'test -n "$PROBE"',
+    "echo uid_map $(cat /proc/self/uid_map)",
+    f"RES_OPTIONS='timeout:2 attempts:1' python3 -c '{OUTSIDE_LOOKUP}' || true",
+    "echo works > probe",
+)
 RULES = ArtifactRules(paths=("probe",), when=When.ALWAYS)
 
 ADVICE = {
@@ -123,7 +140,7 @@ async def check_run(environment: PodEnvironment, settings: Settings, seconds: fl
     if not isinstance(end, Exited):
         if isinstance(end, (SetupFailed, Lost)):
             yield failed(POD_RUNS, end.message, ADVICE.get(end.reason, OTHER_ADVICE))
-        for check in (LOG, EXEC, USER_NAMESPACE):
+        for check in (LOG, EXEC, USER_NAMESPACE, OUTSIDE):
             yield skipped(check, "the pod did not run")
         return
     if end.reason is None:
@@ -135,6 +152,7 @@ async def check_run(environment: PodEnvironment, settings: Settings, seconds: fl
     yield finding
     yield await check_copy(environment)
     yield check_user_namespace(environment, settings, log_text)
+    yield check_names_outside(log_text)
 
 
 async def final_observation(environment: PodEnvironment) -> Observation | None:
@@ -206,6 +224,17 @@ def check_user_namespace(environment: PodEnvironment, settings: Settings, log_te
             advice,
         )
     return warning(USER_NAMESPACE, "not used; root in an action is root on its node, inside its container", advice)
+
+
+def check_names_outside(log_text: str) -> Finding:
+    """Check whether pods resolve names outside the cluster, without which they reach no registry and no git host."""
+    answer = log_text.partition("names_outside")[2].split()[:1]
+    if answer == ["answers"]:
+        return ok(OUTSIDE, "the cluster's DNS answers questions about names outside the cluster")
+    if answer == ["silent"]:
+        detail = "the cluster's DNS resolves no names outside the cluster, so pods may have no way out"
+        return warning(OUTSIDE, detail, "use images and repositories inside the cluster, or give its DNS an upstream")
+    return skipped(OUTSIDE, "the log does not contain the answer of the cluster's DNS")
 
 
 async def check_deletion(environment: PodEnvironment, client: Client, took: float) -> Finding:

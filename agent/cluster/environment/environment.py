@@ -25,14 +25,13 @@ from agent.cluster.environment.requests import create_fitting_pod, create_secret
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status, helper_status
+from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.errors import ActionFailed, ClusterError, Stage
+from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
 from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
@@ -73,6 +72,7 @@ class PodEnvironment:
         self.ending = PodEnding(self.client, context.nudges, plan, lambda: self.pod_state)
         if adopted:
             self.ending.begin(adopted)
+        self.refusal = ""  # why an adopted session is given up, "" if it is continued
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
@@ -141,8 +141,10 @@ class PodEnvironment:
         """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
         Raises:
-            ActionFailed: the Secret cannot be created.
+            ActionFailed: the Secret cannot be created, or the session is given up.
         """
+        if self.refusal:
+            raise ActionFailed(Stage.COMMANDS, Reason.INTERNAL, self.refusal)
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
         if values and not self.containers.may_have_run:
@@ -275,14 +277,16 @@ class PodEnvironment:
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
-        Return a description of the pod if its commands failed, else "".
+        Return a description of the pod if it explains the failure, else "". A command that failed needs none: its own
+        output explains the failure.
         """
         debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
             return ""
         if outcome.result is Result.FAILED and outcome.stage is not Stage.SETUP:
-            seconds = self.context.timings.events_retry_seconds
-            report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
+            if outcome.reason is not Reason.COMMAND_FAILED:
+                seconds = self.context.timings.events_retry_seconds
+                report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
             await debug.open_shell(self.client, pod, outcome, self.helper_container, self.workspace)
         if debug.keep:
             self.disown()

@@ -43,6 +43,19 @@ ADVICE = {
     Reason.CLUSTER_UNAVAILABLE: "The agent may lack a permission, or the cluster does not answer."
     " Ask the operators of the agent.",
 }
+# Texts of the container runtime, git and ssh for a host that has no address or whose address no program answers.
+UNREACHABLE = re.compile(
+    r"no such host|server misbehaving|could not resolve host|failure in name resolution|name or service not known|"
+    r"network is unreachable|no route to host|connection refused|couldn't connect to server|i/o timeout|"
+    r"connection timed out",
+    re.IGNORECASE,
+)
+WAY_OUT = {
+    Reason.IMAGE_PULL_FAILED: "The node cannot reach the registry of the image, so use an image that the nodes have,"
+    " or give the cluster a way out.",
+    Reason.REPOSITORY_FAILED: "The pod cannot reach the host of the repository, so use a host that the cluster reaches,"
+    " or give the cluster a way out.",
+}
 # Maximum number of events in a report.
 MAX_EVENTS = 20
 # Event reasons that explain no delay. Most occur in every pod. FailedScheduling no longer applies when containers
@@ -59,7 +72,8 @@ MAX_OUTPUT = 64 * 1024
 
 def refusal_text(error: ClusterError) -> str:
     """Return the report for an environment that the API server refused."""
-    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice_lines(error.reason)])
+    advice = [] if error.has_advice else advice_lines(error.reason)
+    return "\n".join(["The environment could not be created.", "", f"  {error.message}", *advice])
 
 
 async def add_report(
@@ -223,7 +237,9 @@ def report_text(pod: Object | None, failure: SetupFailed | Lost, events: list[st
         parts += ["", "Containers:", *container_lines(pod)]
     if events:
         parts += ["", "Events of the pod:", *(f"  {each}" for each in events)]
-    return "\n".join([*parts, *advice_lines(failure.reason)])
+    unreachable = UNREACHABLE.search(f"{failure.message}\n{output}")
+    way_out = ["", WAY_OUT[failure.reason]] if unreachable and failure.reason in WAY_OUT else []
+    return "\n".join([*parts, *way_out, *advice_lines(failure.reason)])
 
 
 def advice_lines(reason: Reason) -> list[str]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Maximum number of times that the agent fits its own containers into the namespace's LimitRanges. Once may not be
 # enough, because a refusal may hide another violation.
 MAX_FITS = 4
+# Without this query, the API server silently drops a misspelt field of `environment.pod_template`.
+STRICT = {"fieldValidation": "Strict"}
 
 
 async def create_fitting_pod(client: Client, path: str, body: Object) -> Object:
@@ -48,7 +50,7 @@ async def create_pod(client: Client, path: str, body: Object) -> Object:
         ClusterError: the API server refuses the pod, or a pod of another session has its name.
     """
     try:
-        return await client.request("create", "pods", path, body=body)
+        return await client.request("create", "pods", path, body=body, query=STRICT)
     except ClusterError as error:
         if error.status != 409 or error.retryable:
             raise

@@ -6,7 +6,7 @@ slow reader of standard output never delays the commands.
 
 A frame on standard output is `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL`, then LENGTH bytes of the file from
 OFFSET on. A terminal swallows the header, so `kubectl logs` shows the plain log. If a payload does not end in a line
-end, one follows it, and the flag `p` (partial) says that it is not part of the log. CR LF is written as CR CR LF,
+end, one follows it, and the flag `p` (partial) marks it as no part of the log. CR LF is written as CR CR LF,
 because containerd drops one CR before a line end. Flag `e;DROPPED` in a frame without payload ends the log.
 
 The CRC starts from a random key that only the agent and this container know. Otherwise the commands could print whole

@@ -107,7 +107,7 @@ def setup_script(order: Order, folder: str, setup: str) -> str:
 
 
 def write_order(order: Order, folder: str, setup: str) -> None:
-    """Write the files of the order. PID 1 reads them when the FIFO `go` says so."""
+    """Write the files of the order. PID 1 reads them after the word `run` in the FIFO `go`."""
     write(folder, SETTINGS, settings_script(order))
     write(folder, VARIABLES, variables_script(order))
     write(folder, SETUP, setup_script(order, folder, setup))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # the standard library.
 PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 # Path of the workspace's snapshot inside container `helper`, where no command of the user runs.
-SNAPSHOT = "/tmp/sealci-snapshot"  # noqa: S108 - a path of the container, not of this machine
+SNAPSHOT = "/log/snapshot"
 # Folder of the log file, on a volume of container `helper` alone.
 LOG_FOLDER = "/log"
 # Number of characters of one piece of the order. Linux limits a variable to 128 KiB. A character has up to 4 bytes.

@@ -92,6 +92,8 @@ class LogFollower:
         self.gaps = 0
         self.failures = Failures(target.pod, source, timings)
         self.error: ClusterError | None = None
+        # When the file was first seen empty after the end of the commands.
+        self.empty_since: float | None = None
         self.complete = False
 
     async def items(self) -> AsyncGenerator[LogItem, None]:
@@ -145,7 +147,7 @@ class LogFollower:
             case Way.STREAM:
                 items = self.stream()
             case Way.FILE | Way.CATCH_UP:
-                items = self.file(follow=way is Way.FILE)
+                items = self.file(follow=way is Way.FILE and not self.may_stay_empty)
         try:
             async with aclosing(items):
                 async for item in items:
@@ -302,6 +304,19 @@ class LogFollower:
 
     # ---- the log's file
 
+    @property
+    def may_stay_empty(self) -> bool:
+        """Whether container `action` has ended without a byte in the log, as far as known.
+
+        If its PID 1 was not executed, or ended before it opened the log, the helper sees no end of the log.
+        """
+        return self.source.state is LogState.ENDING and self.position == 0
+
+    def stays_empty(self) -> bool:
+        """Whether the file has been empty for long enough, although the container has ended."""
+        self.empty_since = self.empty_since or now()
+        return now() - self.empty_since >= self.timings.settle
+
     async def file(self, *, follow: bool) -> AsyncGenerator[LogItem, None]:
         """Read the log from its file: to its end (`follow`), or to its present end.
 
@@ -317,6 +332,9 @@ class LogFollower:
                     if item.ended:
                         self.complete = True
                         yield LogEnd(item.dropped)
+                    elif self.may_stay_empty and self.stays_empty():
+                        self.complete = True
+                        yield LogEnd(0)
                     return
                 at, self.position = self.position, self.position + len(item)
                 yield LogPiece(item, at)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.cluster.ownership import adoption_record
 from agent.cluster.pod import labels, session_annotation
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
@@ -125,7 +126,9 @@ class Adoption:
                 return
             pod = claimed
         try:
-            started = self.start_session(self.backend.environment_of(pod))
+            environment = self.backend.environment_of(pod)
+            environment.refusal = adoption_record.refusal(pod)
+            started = self.start_session(environment)
         except ValueError as error:
             log.error("the session of a claimed pod cannot be read", pod=meta["name"], error=str(error))
         else:
@@ -139,10 +142,12 @@ class Adoption:
     async def patch_claim(self, pod: Object, claim: int) -> Object | None:
         """Write the claim into the pod. Return the claimed pod, or None if the API server did not confirm the claim."""
         meta = pod["metadata"]
+        now, left = self.backend.client.now(), self.leases.has_left(meta["labels"].get(labels.AGENT, ""))
         body: Object = {
             "metadata": {
                 "resourceVersion": meta["resourceVersion"],
                 "labels": {labels.AGENT: self.backend.agent_id, labels.CLAIM: str(claim)},
+                "annotations": {adoption_record.ANNOTATION: adoption_record.next_record(pod, now, left=left)},
             }
         }
         self.registry.add_claim(meta["name"])

@@ -19,7 +19,7 @@ import structlog
 
 from agent.cluster.api.reflector import Reflector
 from agent.cluster.pod import labels
-from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -237,6 +237,10 @@ class Leases(Reflector):
         since = self._missing_since.setdefault(agent_id, self.clock())
         grace = self.settings.cluster.lease_duration
         return agent_id in self._deleted_at or self.clock() - max(since, self._healthy_since) > grace
+
+    def has_left(self, agent_id: str) -> bool:
+        """Return whether the agent with this id deleted its Lease, which an agent does when it stops."""
+        return agent_id in self._deleted_at
 
     def has_run_out(self, name: str) -> bool:
         """Return whether a Lease has not changed for its duration, while this agent could see changes."""

@@ -22,7 +22,7 @@ import structlog
 
 from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
-from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -176,8 +176,8 @@ class CleanupResult:
     failed: dict[str, str]
 
 
-async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -> CleanupResult:
-    """Delete every pod of a pool, whatever agent owns it, and the pool's stale Leases.
+async def cleanup(client: Client, namespace: str, pool: str, *, leases: bool = True, dry_run: bool) -> CleanupResult:
+    """Delete every pod of a pool, whatever agent owns it, and with `leases` the pool's stale Leases.
 
     The caller must know that no agent of the pool is alive. A failed deletion does not stop the others.
 
@@ -185,13 +185,12 @@ async def cleanup(client: Client, namespace: str, pool: str, *, dry_run: bool) -
         ClusterError: the pods or the Leases cannot be listed.
     """
     query = {"labelSelector": labels.pool_selector(pool)}
-    paths = {
-        "pods": f"/api/v1/namespaces/{namespace}/pods",
-        "leases": f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
-    }
+    paths = {"pods": f"/api/v1/namespaces/{namespace}/pods"}
+    if leases:
+        paths["leases"] = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
     answers = {kind: await client.request("list", kind, path, query=query) for kind, path in paths.items()}
     found = {kind: list(answer.get("items", ())) for kind, answer in answers.items()}
-    found["leases"] = [lease for lease in found["leases"] if is_stale(lease, client.now())]
+    found["leases"] = [lease for lease in found.get("leases", ()) if is_stale(lease, client.now())]
     deleted: dict[str, list[str]] = {"pods": [], "leases": []}
     failed = {}
     for kind, items in found.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from agent.cluster.pod.timestamps import parse_timestamp
+from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 

@@ -1,7 +1,8 @@
-"""Find the parts of a pod's status by container name. Pure."""
+"""Find the parts of a pod's status by container name, and read timestamps. Pure."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.manifest import FORMER_HELPER, HELPER
@@ -34,3 +35,8 @@ def setup_statuses(status: Object) -> list[Object]:
     """Return the statuses of the containers that set-up depends on: init containers, then the helper."""
     helper = helper_status(status)
     return [*status.get("initContainerStatuses", ()), *([helper] if helper else [])]
+
+
+def parse_timestamp(text: str | None) -> datetime | None:
+    """Parse an RFC 3339 timestamp of the API; None for an absent field."""
+    return datetime.fromisoformat(text) if text else None

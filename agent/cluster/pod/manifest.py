@@ -26,7 +26,7 @@ from agent.cluster.pod.action_order import (
     order_variables,
     unexportable_variables,
 )
-from agent.cluster.pod.resources import HELPERS, resources
+from agent.cluster.pod.resources import HELPERS, helper_resources, resources
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -162,10 +162,17 @@ def pod_security_context(settings: Settings) -> Object:
 
 
 def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
-    """Return the security context of a container. `user` is a user and group id that only profile `baseline` sets."""
+    """Return the security context of a container.
+
+    `user` is the user and group id of one of the agent's own containers. Only profile `baseline` sets it.
+    """
     if settings.environment.profile == "restricted":
         return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    return {"allowPrivilegeEscalation": False} | ({} if user is None else {"runAsUser": user, "runAsGroup": user})
+    if user is None:
+        return {"allowPrivilegeEscalation": False}
+    # The agent's own containers read and write files of every user, and need no other right of root.
+    capabilities = {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
+    return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
 
 
 def action_container(plan: Plan, settings: Settings) -> Object:
@@ -207,7 +214,7 @@ def helper_container(plan: Plan, settings: Settings) -> Object:
             )
         ),
         "env": order_variables(plan, settings),
-        "resources": environment.helper_resources,
+        "resources": helper_resources(settings),
         # The container runs as root, because the commands of the action may create files that belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [

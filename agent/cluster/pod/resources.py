@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Names of the agent's own containers in the pod of an action.
 HELPERS = ("helper", "repository")
+# Disk in bytes for the copies of the log that the node keeps as the log of container `helper`.
+LOG_COPY_BYTES = 128 << 20
 NUMBER = r"([0-9][0-9A-Za-z.]{0,30})"
 MAXIMUM = re.compile(rf"maximum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
 MINIMUM = re.compile(rf"minimum ([a-z-]+) usage per Container is {NUMBER}, but (?:limit|request) is {NUMBER}")
@@ -53,6 +55,21 @@ def resources(plan: Plan, settings: Settings) -> Object:
         limits["cpu"] = requests["cpu"]
     found = {"requests": requests, "limits": limits}
     return {kind: {name: text for name, text in values.items() if text} for kind, values in found.items()}
+
+
+def helper_resources(settings: Settings) -> Object:
+    """Return requests and limits of container `helper`: the setting, and disk for the log unless the setting has it.
+
+    Kubernetes evicts a pod whose volumes exceed the sum of its containers' limits. So the log must have a share of its
+    own, or a long log would take the action's.
+    """
+    asked = settings.environment.helper_resources
+    found = {kind: dict(asked.get(kind, {})) for kind in ("requests", "limits")}
+    if not any("ephemeral-storage" in values for values in found.values()):
+        # Without a request, Kubernetes would reserve the whole limit on the node.
+        found["requests"]["ephemeral-storage"] = "0"
+        found["limits"]["ephemeral-storage"] = str(settings.logs.max_total + LOG_COPY_BYTES)
+    return {kind: values for kind, values in found.items() if values}
 
 
 def fit_helpers(pod: Object, message: str) -> Object | None:

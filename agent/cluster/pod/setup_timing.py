@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.cluster.pod.fields import parse_timestamp
 from agent.cluster.pod.manifest import REPOSITORY
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.domain.json import Object
 from agent.domain.observations import Waiting
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod.workspace import READY as HELPER_READY
 from agent.cluster.pod.disruption import find_disruption, finished_before
-from agent.cluster.pod.fields import container_status, helper_status, is_running, setup_statuses, terminated_state
+from agent.cluster.pod.fields import (
+    container_status,
+    helper_status,
+    is_running,
+    parse_timestamp,
+    setup_statuses,
+    terminated_state,
+)
 from agent.cluster.pod.manifest import ACTION, HELPER, REPOSITORY
 from agent.cluster.pod.setup_status import (
     NEVER_RAN,
@@ -22,7 +29,6 @@ from agent.cluster.pod.setup_status import (
     SetupLimits,
     cannot_run,
 )
-from agent.cluster.pod.timestamps import parse_timestamp
 from agent.cluster.supervisor import termination
 from agent.domain.errors import Reason
 from agent.domain.json import Object

@@ -15,13 +15,28 @@ if TYPE_CHECKING:
 ANY_PARTS = "**"
 
 
-def parts_match(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether each part matches its pattern. `**` matches one part or more."""
-    if not parts or not patterns:
-        return not parts and not patterns
-    if patterns[0] == ANY_PARTS:
-        return any(parts_match(parts[count:], patterns[1:]) for count in range(1, len(parts) + 1))
-    return fnmatchcase(parts[0], patterns[0]) and parts_match(parts[1:], patterns[1:])
+def parts_match(parts: Sequence[str], patterns: Sequence[str], *, beginning: bool = False) -> bool:
+    """Whether each part matches its pattern. `**` matches one part or more.
+
+    If `beginning` is set, further parts may follow the parts that match. The work grows with the number of parts times
+    the number of patterns.
+    """
+    # A state is the number of patterns that match the parts so far. `**` makes several states possible.
+    end, states = len(patterns), {0}
+    for part in parts:
+        if beginning and end in states:
+            return True
+        states = {after for state in states if state < end for after in states_after(state, part, patterns)}
+        if not states:
+            return False
+    return end in states
+
+
+def states_after(state: int, part: str, patterns: Sequence[str]) -> tuple[int, ...]:
+    """Return the possible numbers of matched patterns after a part. `state` is this number before the part."""
+    if patterns[state] == ANY_PARTS:
+        return (state, state + 1)
+    return (state + 1,) if fnmatchcase(part, patterns[state]) else ()
 
 
 def host_matches(host: str, pattern: str) -> bool:

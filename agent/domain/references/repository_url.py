@@ -103,7 +103,7 @@ def url_matches(url: RepositoryUrl, pattern: str) -> bool:
     # path.
     if any(part in (".", "..") or "%" in part or "?" in part or "#" in part for part in parts):
         return False
-    return any(parts_match(parts[:count], wanted) for count in range(1, len(parts) + 1))
+    return parts_match(parts, wanted, beginning=True)
 
 
 def without_suffix(parts: tuple[str, ...]) -> tuple[str, ...]:

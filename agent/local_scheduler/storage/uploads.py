@@ -167,7 +167,8 @@ class Upload:
             raise UploadRefused(f"{start.path!r} is sent twice")
         if len(self.files) >= MAX_FILES:
             raise UploadRefused(f"more than {MAX_FILES} files")
-        self.handle = os.open(self.staging_path(len(self.files)), NEW, 0o600)
+        # The mode is that of the file in the pod, without setuid and the like. The kernel applies the umask.
+        self.handle = os.open(self.staging_path(len(self.files)), NEW, start.mode & 0o777)
         self.start = start
         self.digest = hashlib.sha256()
         self.file_bytes = 0
@@ -202,7 +203,6 @@ class Upload:
             raise UploadRefused(f"{start.path!r} has {self.file_bytes} bytes instead of {start.size}")
         if self.digest.digest() != sha256:
             raise UploadRefused(f"the sha256 of {start.path!r} is wrong")
-        os.fchmod(self.handle, start.mode & 0o777)
         os.close(self.handle)
         self.handle = -1
         self.start = None

@@ -7,7 +7,6 @@ with the scheduler afterwards. When the agent leaves, running calls get their la
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import structlog
 from agent.aio import cancelled_on_exit, first_of
 from agent.domain.errors import SchedulerError
 from agent.scheduler.classic import service as services
+from agent.scheduler.classic.callers import host_and_port, look_up
 from agent.scheduler.classic.file_store import FileStore
 from agent.scheduler.classic.registration import Registration
 from agent.scheduler.classic.timings import DEFAULT_TIMINGS
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # Seconds that `close` waits for the last health message, and then again for the close of the port.
 CLOSE_TIMEOUT = 2.0
-ADDRESS = re.compile(r"(?:dns:/*)?\[?(?P<host>.*?)\]?(?::(?P<port>\d+))?")
 
 log = structlog.get_logger(__name__)
 
@@ -158,15 +157,12 @@ async def source_address(address: str) -> str:
     Raises:
         SchedulerError: the scheduler's name cannot be looked up, or there is no route to it.
     """
-    match = ADDRESS.fullmatch(address)
-    name = match["host"] if match is not None else address
-    port = int(match["port"] or 443) if match is not None else 443
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_DGRAM)
+        found = await look_up(address)
         family, kind, protocol, _, target = found[0]
         # Connecting a UDP socket selects the route and the source address, without sending a packet.
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(target)
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise SchedulerError(f"there is no route to {name}: {error}") from error
+        raise SchedulerError(f"there is no route to {host_and_port(address)[0]}: {error}") from error

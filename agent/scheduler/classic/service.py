@@ -27,6 +27,7 @@ from agent.domain.references.repository_url import holds_credentials
 from agent.domain.session_state import Readiness
 from agent.protocol.grpc_transport import FileUnreadable, server_credentials, server_options
 from agent.scheduler.classic.call import NOT_RUN, Call, CallRefused
+from agent.scheduler.classic.callers import Callers
 from agent.scheduler.classic.timings import DEFAULT_TIMINGS
 from agent.scheduler.classic.wire import actions_pb2 as wire
 from agent.scheduler.stream.channel import unreadable
@@ -76,6 +77,7 @@ class Service:
         timings: ClassicTimings = DEFAULT_TIMINGS,
     ) -> None:
         self.settings = settings.classic
+        self.callers = Callers(settings)
         self.window = settings.window
         self.handlers = handlers
         self.metrics = metrics
@@ -89,6 +91,10 @@ class Service:
 
     async def execute(self, request: wire.ActionRequest, context: Context) -> None:
         """Run the action of a request and write its log and its exit code."""
+        peer = context.peer()
+        if not await self.callers.admit(peer):
+            log.warning("refused a call of an address that is not in scheduler.classic.callers", peer=peer)
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this address may not run actions")
         self.metrics.stream_messages.labels("received", "action").inc()
         try:
             action = read_action(request, self.settings)

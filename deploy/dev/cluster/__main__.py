@@ -9,7 +9,9 @@
     build           build the cluster's binaries without starting the cluster
     build PRODUCT...
                     build these products of the table in go_build.py and print the folders of their binaries
+    prepare         build all that the demo needs, side by side, without starting the cluster
     image           build the agent's image and load it into the cluster
+    demo-images     build the agent's image and the images of the demo, and load them into the cluster
     test-images     build the images of the tests and load them into the cluster
     load IMAGE...   load docker or OCI archives, or images that this machine built, by name
     tag IMAGE NAME  give an image of the cluster another name
@@ -30,6 +32,7 @@ Environment variables:
     CLUSTER=existing      the current context of kubectl; never changed
     KUBERNETES_VERSION    the version of Kubernetes, like 1.37.2
     CLUSTER_LOG_MAX_SIZE  the kubelet's containerLogMaxSize, 50Mi by default
+    CLUSTER_WAY_OUT=off   pods of `local` reach and resolve nothing outside; otherwise what this machine reaches
     CLUSTER_NUMBER        0 to 9, to run several clusters on one machine
     SEALCI_CACHE          the folder of the cache, ~/.cache/sealci-agent by default
 """
@@ -39,7 +42,7 @@ from __future__ import annotations
 import sys
 
 from deploy.dev.cluster import settings as configuration
-from deploy.dev.cluster.builds import debian, go_build, image_builders, images
+from deploy.dev.cluster.builds import debian, go_build, image_builders, images, prepare
 from deploy.dev.cluster.console import CommandFailed, report
 from deploy.dev.cluster.providers.existing import Existing
 from deploy.dev.cluster.providers.kind import Kind
@@ -58,7 +61,7 @@ def main(words: list[str]) -> int:
     try:
         settings = configuration.read(image_builders.find_engine)
         provider = PROVIDERS[settings.provider](settings)
-        for group in (run_cluster_verb, run_build_verb, run_component_verb):
+        for group in (run_cluster_verb, run_build_verb, run_program_verb, run_component_verb):
             code = group(settings, provider, words[0], words[1:])
             if code is not None:
                 return code
@@ -98,7 +101,7 @@ def run_cluster_verb(
 
 
 def run_build_verb(settings: configuration.Settings, provider: Provider, verb: str, arguments: list[str]) -> int | None:
-    """Run `verb` if it concerns binaries, programs or images. Return the exit code, or None for another verb."""
+    """Run `verb` if it concerns binaries or images. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "build", []:
             provider.build()
@@ -106,6 +109,11 @@ def run_build_verb(settings: configuration.Settings, provider: Provider, verb: s
             go_build.build(settings, products)
             for path in sorted({go_build.folder(settings, product) for product in products}):
                 print(path)
+        case "prepare", []:
+            prepare.prepare(settings)
+        case "demo-images", []:
+            tests = [recipe for recipe in images.test_recipes() if recipe.target in images.DEMO_IMAGES]
+            build_and_load(settings, provider, [images.agent_recipe(), *tests])
         case "image", []:
             build_and_load(settings, provider, [images.agent_recipe()])
         case "test-images", []:
@@ -115,6 +123,19 @@ def run_build_verb(settings: configuration.Settings, provider: Provider, verb: s
                 images.load_one(settings, provider, image)
         case "tag", [image, name]:
             provider.tag(image, name)
+        case _:
+            return None
+    return 0
+
+
+def run_program_verb(
+    settings: configuration.Settings,
+    provider: Provider,  # noqa: ARG001 - all verbs have the same parameters
+    verb: str,
+    arguments: list[str],
+) -> int | None:
+    """Print where a program is that tests need. Return the exit code, or None if `verb` is none of these verbs."""
+    match verb, arguments:
         case "helm", []:
             go_build.build(settings, ["helm"])
             print(go_build.binary(settings, "helm"))
@@ -149,9 +170,14 @@ def run_component_verb(
 
 
 def build_and_load(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
-    """Build images and load them into the cluster, which must be up."""
+    """Build images and load them into the cluster, which must be up.
+
+    The agent's image also gets the name that the chart asks for, so that `helm install` works without values for it.
+    """
     archives = images.build(settings, recipes)
     images.load(settings, provider, {r.name: a for r, a in zip(recipes, archives, strict=True)})
+    if any(recipe.name == images.AGENT for recipe in recipes) and not isinstance(provider, Existing):
+        provider.tag(images.AGENT, images.chart_image())
 
 
 if __name__ == "__main__":

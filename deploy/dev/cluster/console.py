@@ -1,13 +1,15 @@
 """Print progress for the user, and run child processes.
 
 Progress goes to stderr, one line per step with its duration. stdout carries only a verb's result, such as a path, so
-that `KUBECONFIG=$(... kubeconfig)` works.
+that `KUBECONFIG=$(... kubeconfig)` works. `hush` is set while a progress line is redrawn, because other lines would
+tear it apart.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,10 @@ from pathlib import Path
 
 # Seconds between two progress lines of a long command.
 PROGRESS_SECONDS = 10
+# While this is set, steps and long commands print nothing.
+hush = threading.Event()
+# The long commands that run in all threads of this process.
+long_commands: set[subprocess.Popen[bytes]] = set()
 
 
 class CommandFailed(Exception):
@@ -29,10 +35,22 @@ def report(line: str) -> None:
 @contextmanager
 def step(description: str) -> Iterator[None]:
     """Report the start of a step, and its duration when the block ends without an error."""
-    report(f"  {description} ...")
+    report_step(f"  {description} ...")
     began = time.monotonic()
     yield
-    report(f"  {description}: {time.monotonic() - began:.1f} s")
+    report_step(f"  {description}: {time.monotonic() - began:.1f} s")
+
+
+def report_step(line: str) -> None:
+    """Print one line about a step, except while `hush` is set."""
+    if not hush.is_set():
+        report(line)
+
+
+def terminate_long_commands() -> None:
+    """Ask the long commands of all threads to end. Their `run_logged` then raises CommandFailed."""
+    for process in list(long_commands):
+        process.terminate()
 
 
 def run(
@@ -69,19 +87,22 @@ def run_logged(
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env, stdout=output, stderr=output)
+        long_commands.add(process)
         try:
             while True:
                 try:
                     code = process.wait(PROGRESS_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    report(f"    {description}: {time.monotonic() - began:.0f} s so far")
+                    report_step(f"    {description}: {time.monotonic() - began:.0f} s so far")
         except BaseException:
             # Also end the process on Ctrl-C. If a build outlived this command, the build would write to a cache that is
             # no longer locked.
             process.terminate()
             process.wait()
             raise
+        finally:
+            long_commands.discard(process)
     if code != 0:
         end = tail(log.read_text("utf-8", "replace"))
         raise CommandFailed(f"{description} failed ({code}). The whole output is in {log}. Its end: {end}")

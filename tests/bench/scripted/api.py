@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from agent.cluster.in_pod.packaging import LOG_FOLDER
 from agent.domain.json import Object
 from tests.bench.scripted.archive import archive
 from tests.bench.scripted.connection import Connection
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 BOOKMARK = 30.0
 GRACE = 0.05
 FRAME = 32 * 1024
+# Number of bytes of a block that the helper's program reads from the log's file.
+BLOCK = 256 * 1024
 SUCCESS = b'\x03{"metadata":{},"status":"Success"}'
 VERBS = {"POST": "create", "GET": "get", "DELETE": "delete", "PATCH": "patch"}
 
@@ -141,20 +144,19 @@ class Api:
         """Write to a pod's log as fast as its followers read. End the pod when the event loop's time is `until`."""
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
-            block = life.stamped() * (FRAME // life.script.size)
             followers = self.followers.get(life.name, [])
+            block = life.append(flood_of(life), stored=False) if followers else b""
             for connection in followers:
                 connection.send(block)
                 await connection.room.wait()
             await asyncio.sleep(0 if followers else 0.01)
         self.end(life)
 
-    def write(self, life: PodLife, data: bytes) -> None:
-        """Append data to the log of a pod, and send the data to the connections that follow this log."""
-        if not life.script.every or len(life.log) < 3:
-            life.log.append(data)
+    def write(self, life: PodLife, text: bytes) -> None:
+        """Append text to the log of a pod, and send its frame to the connections that follow this log."""
+        frame = life.append(text)
         for connection in self.followers.get(life.name, ()):
-            connection.send(data)
+            connection.send(frame)
 
     def end(self, life: PodLife) -> None:
         """End the commands of a pod with success, and end its log."""
@@ -162,9 +164,10 @@ class Api:
             return
         last = [life.marker(f"f:{number}:0") for number in range(1, len(life.commands) + 1)]
         self.write(life, b"".join([*last, life.marker("l:0:0")]))
+        frame = life.end_log()
+        for connection in self.followers.get(life.name, ()):
+            connection.send(frame)
         self.step(life, life.ended)
-        for connection in self.followers.pop(life.name, ()):
-            connection.end()
 
     def get(self, connection: Connection, request: Asked, name: str) -> None:
         life = self.lives.get(name)
@@ -174,14 +177,14 @@ class Api:
             connection.answer(200, life.text(self.version))
 
     def follow(self, connection: Connection, request: Asked, name: str) -> None:
-        """Send the log of a pod. With `follow=true`, also send what the pod writes later, until the log ends."""
+        """Send the helper's stdout. With `follow=true`, also send what the helper writes later."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
             return
         connection.begin(b"text/plain")
-        connection.send(b"".join(life.log))
-        if request.query.get("follow") != "true" or b'"terminated"' in life.status:
+        connection.send(b"".join(life.stdout))
+        if request.query.get("follow") != "true":
             connection.end()
             return
         followers = self.followers.setdefault(name, [])
@@ -189,14 +192,10 @@ class Api:
         connection.on_lost = lambda: followers.remove(connection) if connection in followers else None
 
     def delete(self, connection: Connection, request: Asked, name: str) -> None:
-        """Delete a pod: at once if all containers have ended, otherwise after container `helper` has ended."""
+        """Delete a pod, after its container `helper` has ended."""
         life = self.lives.get(name)
         if life is None or json.loads(request.body or b"{}").get("preconditions", {}).get("uid", life.uid) != life.uid:
             connection.answer(404 if life is None else 409, missing(name))
-            return
-        if life.finished:
-            connection.answer(200, life.text(self.version))
-            self.forget(life)
             return
         life.deleting()
         connection.answer(200, self.notify(life))
@@ -212,13 +211,37 @@ class Api:
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer an exec: send the file of a pod in the archive format of the program that copies files out of pods."""
+        """Answer an exec of one of the two programs: send the log's file, or the archive of the pod's file."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
             return
         connection.upgrade(request.key)
-        self.start(self.stream(connection, life.script.file))
+        if request.command[-3] == LOG_FOLDER:
+            self.start(self.send_log(connection, life, int(request.command[-2]), request.command[-1] == "follow"))
+        else:
+            self.start(self.stream(connection, life.script.file))
+
+    async def send_log(self, connection: Connection, life: PodLife, offset: int, follow: bool) -> None:
+        """Send the log's file as the helper's program does. A flood writes as fast as this exec reads."""
+        while connection.is_open:
+            if life.script.flood and follow and not life.log_ended and offset == life.log_size:
+                life.append(flood_of(life) * 8, stored=False)
+            ended = life.log_ended
+            if data := life.read(offset, BLOCK):
+                block = b'{"at": %d, "bytes": %d}\n%b' % (offset, len(data), data)
+                for at in range(0, len(block), FRAME):
+                    connection.message(b"\x01" + block[at : at + FRAME])
+                offset += len(data)
+                await connection.room.wait()
+                await asyncio.sleep(0)
+            elif ended or not follow:
+                report = b'{"end": {"size": %d, "dropped": 0}}\n' if ended else b'{"now": %d}\n'
+                connection.message(b"\x01" + report % offset)
+                connection.message(SUCCESS)
+                return
+            else:
+                await asyncio.sleep(0.04)
 
     async def stream(self, connection: Connection, size: int) -> None:
         """Send the archive of a file of `size` bytes in the frames of an exec, no faster than the client reads."""
@@ -307,6 +330,11 @@ class Api:
             await asyncio.sleep(BOOKMARK)
             for feed in self.feeds.values():
                 feed.bookmark(self.version)
+
+
+def flood_of(life: PodLife) -> bytes:
+    """Return what a flooding pod writes at once."""
+    return life.stamped() * (FRAME // life.script.size)
 
 
 def missing(name: str) -> bytes:

@@ -28,13 +28,14 @@ HIGH_WATER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One HTTP request of a client. `key` is its header Sec-WebSocket-Key."""
+    """One HTTP request of a client. `key` is its header Sec-WebSocket-Key, `command` the command line of an exec."""
 
     method: str
     path: str
     query: dict[str, str]
     body: bytes
     key: str
+    command: list[str]
 
 
 class Service(Protocol):
@@ -111,7 +112,9 @@ class Connection(asyncio.Protocol):
         method, target, _ = first.split(" ")
         path, _, query = target.partition("?")
         key = headers.get("sec-websocket-key", "")
-        self.service.on_request(self, Asked(method, unquote(path), dict(parse_qsl(query)), body, key))
+        words = parse_qsl(query)
+        command = [value for name, value in words if name == "command"]
+        self.service.on_request(self, Asked(method, unquote(path), dict(words), body, key, command))
         return True
 
     # ---- answers

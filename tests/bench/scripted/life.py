@@ -1,4 +1,4 @@
-"""The states of one scripted pod in the format of the API, and its log in the format of the kubelet.
+"""The states of one scripted pod in the format of the API, and its log in the frames of container `helper`.
 
 The last command of an action is the script of its pod, in words such as `life=1 every=0.05`. So the scheduler controls
 the pods, and the agent needs no change. A pod has the same states as on a real cluster: bound, creating, running,
@@ -12,7 +12,10 @@ import json
 import time
 from dataclasses import dataclass
 
+from agent.cluster.in_pod.order import PIECE
+from agent.cluster.pod.session_annotation import log_key_of
 from agent.domain.json import Object
+from tests.fakes.helper_log import frame, last_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,9 @@ def stamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def nanoseconds() -> str:
-    """Return the current time in the format that the kubelet writes before a log line."""
-    now = time.time_ns()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
-
-
 MANAGED = json.dumps([managed("agent", ("name", "image", "value")), managed("kubelet", ("type", "status", "reason"))])
+# Text that the log file has in place of the text of a flood.
+FILLER = (b"." * 199 + b"\n") * 2000
 RUNNING = '{"running":{"startedAt":"%s"}}'
 CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
 
@@ -89,8 +88,7 @@ class PodLife:
         self.labels: dict[str, str] = metadata["labels"]
         self.containers: list[str] = [each["name"] for each in spec["containers"]]
         self.images: dict[str, str] = {each["name"]: each["image"] for each in spec["containers"]}
-        command: list[str] = next(each["command"] for each in spec["containers"] if each["name"] == "action")
-        self.nonce, self.commands = nonce_of(pod), commands_of(command)
+        self.nonce, self.log_key, self.commands = nonce_of(pod), log_key_of(pod), commands_of(pod)
         self.script = Script.read(self.commands[-1])
         self.made = stamp()
         self.address = f"10.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
@@ -105,8 +103,11 @@ class PodLife:
         self.bound = b""
         self.deleted = b""
         self.status = b'{"phase":"Pending","qosClass":"Burstable"}'
-        self.finished = False
-        self.log: list[bytes] = []
+        # The log file of the helper, as parts, and the helper's stdout. The text of a flood is not stored.
+        self.parts: list[tuple[int, bytes]] = []
+        self.stdout: list[bytes] = []
+        self.log_size = 0
+        self.log_ended = False
 
     # ---- states
 
@@ -125,15 +126,14 @@ class PodLife:
         self.status = self.phase("Running", dict.fromkeys(self.containers, RUNNING % stamp()))
 
     def ended(self) -> None:
-        """Set the state of the pod to succeeded. If the pod has a container `helper`, this container still runs."""
-        self.finished = len(self.containers) == 1
+        """Set the state of the commands to succeeded. Container `helper` still runs."""
         now = stamp()
         message = f"sealci {self.nonce} completed {len(self.commands)}\nsealci {self.nonce} end 0\n"
         ended = {"exitCode": 0, "reason": "Completed", "message": message, "startedAt": now, "finishedAt": now}
         ended["containerID"] = f"containerd://{self.uid}"
         states = dict.fromkeys(self.containers, RUNNING % now)
         states["action"] = json.dumps({"terminated": ended}, separators=(",", ":"))
-        self.status = self.phase("Succeeded" if self.finished else "Running", states)
+        self.status = self.phase("Running", states)
 
     def deleting(self) -> None:
         """Set the state of the pod to being deleted: it gets a deletionTimestamp and a grace period."""
@@ -173,17 +173,38 @@ class PodLife:
 
     def marker(self, text: str) -> bytes:
         """Return a line of the log with a marker of the supervisor. `text` is the content of the marker."""
-        return line(f"\x1esealci:{self.nonce}:{text}".encode())
+        return f"\x1esealci:{self.nonce}:{text}\n".encode()
 
     def stamped(self) -> bytes:
         """Return a line of the log with the current time, from which the scheduler computes the delay of the line."""
         text = b"at %d " % time.time_ns()
-        return line(text.ljust(self.script.size, b"."))
+        return text.ljust(self.script.size, b".") + b"\n"
 
+    def append(self, text: bytes, *, stored: bool = True) -> bytes:
+        """Append text to the log. Return it as a frame of the helper's stdout."""
+        data = frame(self.log_size, text, self.log_key)
+        if stored:
+            self.parts.append((self.log_size, text))
+            self.stdout.append(data)
+        self.log_size += len(text)
+        return data
 
-def line(text: bytes) -> bytes:
-    """Return `text` as a line of the log in the kubelet's format, after a timestamp."""
-    return nanoseconds().encode() + b" " + text + b"\n"
+    def end_log(self) -> bytes:
+        """End the log. Return the last frame of the helper's stdout."""
+        self.log_ended = True
+        self.stdout.append(last_frame(self.log_size, 0, self.log_key))
+        return self.stdout[-1]
+
+    def read(self, offset: int, limit: int) -> bytes:
+        """Return bytes of the log file from `offset` on. `FILLER` stands for the text of a flood."""
+        end = self.log_size
+        for start, text in self.parts:
+            if start <= offset < start + len(text):
+                return text[offset - start : offset - start + limit]
+            if start > offset:
+                end = start
+                break
+        return FILLER[: min(limit, end - offset)]
 
 
 def nonce_of(pod: Object) -> str:
@@ -191,7 +212,9 @@ def nonce_of(pod: Object) -> str:
     return str(json.loads(pod["metadata"]["annotations"]["sealci.dev/session"])["nonce"])
 
 
-def commands_of(command: list[str]) -> list[str]:
-    """Return the user's commands, which are the last words in the command line of the supervisor."""
-    # The command line is: shell -c SUPERVISOR sealci SHELL SETUP LIST NONCE WORKSPACE READY FILE COMMANDS...
-    return command[11:]
+def commands_of(pod: Object) -> list[str]:
+    """Return the user's commands from the order in the environment of container `helper`."""
+    helper = next(each for each in pod["spec"]["containers"] if each["name"] == "helper")
+    pieces = [each["value"] for each in helper["env"] if each["name"].startswith(PIECE)]
+    commands: list[str] = json.loads("".join(pieces).replace("$$", "$"))["commands"]
+    return commands

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.cli.run import Choices, run_settings
+from agent.cluster.api.configuration import load_configuration
+from agent.domain.errors import NoCluster, SettingsError
+from agent.settings import ClusterSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,3 +66,12 @@ def test_run_uses_the_namespace_of_the_context(
         assignments=assignments,
     )
     assert run_settings(choices).cluster.namespace == namespace
+
+
+async def test_a_context_that_does_not_exist_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(KUBECONFIG)
+    with pytest.raises(SettingsError, match="there is no context 'nope'; there are: with, without"):
+        await load_configuration(ClusterSettings(kubeconfig=file, context="nope"))
+    with pytest.raises(NoCluster):
+        await load_configuration(ClusterSettings(kubeconfig=tmp_path / "missing", context="nope"))

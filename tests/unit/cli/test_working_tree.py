@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.working_tree import WorkingTreeError, pack
+from agent.cli.working_tree import WorkingTreeError, fingerprint, pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,3 +128,16 @@ def test_variables_of_git_select_no_other_tree(tmp_path: Path, monkeypatch: pyte
     subprocess.run(["git", "-C", other, "add", "-f", "x.log"], check=True)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     assert set(pack_and_check(root, tmp_path / "t.tar")) == EXPECTED
+
+
+def test_the_fingerprint_follows_every_file_that_would_be_packed(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    (tmp_path / "out").mkdir()
+    seen = [fingerprint(tmp_path, [tmp_path / "out"])]
+    for name, counts in (("ignored", False), ("new", True), ("out/artifact", False), ("new", True)):
+        with (tmp_path / name).open("a") as file:
+            file.write("more")
+        seen.append(fingerprint(tmp_path, [tmp_path / "out"]))
+        assert (seen[-1] != seen[-2]) is counts, name
+    (tmp_path / "new").unlink()
+    assert fingerprint(tmp_path, [tmp_path / "out"]) != seen[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from agent.console.follower import print_notice
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
+from agent.console.open_view import open_view
 from agent.console.report_files import junit, markdown
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, Source, StageChanged
@@ -118,6 +120,23 @@ def test_a_report_file_holds_no_control_character() -> None:
 def test_a_notice_holds_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
     print_notice(f"the scheduler: {ATTACK}\nsealci-agent: {FAKE}")
     assert capsys.readouterr().err == f"sealci-agent: the scheduler: gnp.exe\n  sealci-agent: {FAKE}\n"
+
+
+@pytest.mark.parametrize("output", ["plain", "json"])
+@pytest.mark.parametrize(("variable", "obeyed"), [("GITHUB_ACTIONS", False), ("TF_BUILD", False), ("NONE", True)])
+def test_a_log_gives_no_commands_to_the_ci_system_that_shows_it(output: str, variable: str, *, obeyed: bool) -> None:
+    # Attack: a line of a log masks a word, sets a variable or ends a step of the job that runs `sealci-agent run`.
+    stream = io.StringIO()
+    view = open_view(output, stream, {variable: "true"})
+    view.show(PipelineEvent("id", 1, 1.0, Submitted("p", (ActionPlan("a", (), ("make",)),), "/out"), "", 1))
+    log = b"::add-mask::a\n  ::stop-commands::x\n##vso[task.setvariable]y\n: ##[command]z\nC::method()\n"
+    view.show(PipelineEvent("id", 2, 1.0, LogText(log, Source.COMMANDS, 0), "a", 1))
+    shown = stream.getvalue()
+    commands = re.findall(r"^\s*::|##\[|##vso\[", shown, re.MULTILINE)
+    assert bool(commands) == obeyed
+    assert "C::method()" in shown
+    if output == "json":
+        assert [json.loads(line)["event"] for line in shown.splitlines()] == ["submitted", "log"]
 
 
 def test_a_number_of_thousands_of_digits_in_a_colour_stops_no_view() -> None:

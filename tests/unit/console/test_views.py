@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 
-from agent.console.final_summary import outcome_table
+from agent.console.final_summary import file_lines, outcome_table
 from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
@@ -99,7 +100,7 @@ def test_lines_of_a_single_action_have_no_prefix_and_show_each_command() -> None
         "no end",
         "$ true",
         "· 2 files, 3.0 MiB, 1 left out",
-        "· failed COMMAND_FAILED (exit code 3): command 1 ended with 3",
+        "· failed COMMAND_FAILED (exit code 3), the user's fault: command 1 ended with 3",
     ]
 
 
@@ -156,6 +157,7 @@ def test_json_objects_have_exactly_these_keys() -> None:
             "outcome": "failed",
             "stage": "commands",
             "reason": "COMMAND_FAILED",
+            "fault": "user",
             "exit_code": 3,
             "message": "command 1 ended with 3",
         },
@@ -165,6 +167,7 @@ def test_json_objects_have_exactly_these_keys() -> None:
             "outcome": "succeeded",
             "stage": "artifacts",
             "reason": None,
+            "fault": None,
             "exit_code": 0,
             "message": "",
         },
@@ -202,6 +205,24 @@ def test_the_summary_lists_files_and_their_folder() -> None:
     assert shown[2].split() == ["a", "succeeded", "1", "min", "1", "s", "51", "(51", "B)"]
     assert shown[4] == "logs and files: /folder"
     assert shown[-1] == "  a/...  1 more"
+    report.local = False
+    assert str(next(line for line in file_lines(report) if line.plain)) == (
+        "logs and files: on the scheduler's machine, /folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        (FAILED, "· failed COMMAND_FAILED (exit code 3), the user's fault: command 1 ended with 3"),
+        (EVICTED, "· failed EVICTED, the infrastructure's fault"),
+        (CANCELLED, "· cancelled CANCELLED"),
+        (SUCCEEDED, "· succeeded"),
+    ],
+    ids=["user", "infrastructure", "cancelled", "succeeded"],
+)
+def test_the_outcome_line_names_whose_fault_a_failure_is(outcome: Outcome, shown: str) -> None:
+    assert lines(("", plans("a")), ("a", ActionEnded(outcome, 1.0))) == [shown]
 
 
 class Terminal(io.StringIO):
@@ -290,12 +311,22 @@ def test_the_block_of_a_failure_has_command_log_pod_and_advice() -> None:
         "✘ a: command 1 ended with 3",
         "  │ $ make",
         "  │   more",
-        "  COMMAND_FAILED (exit code 3), in the commands stage, after 0.0 s",
+        "  COMMAND_FAILED (exit code 3), the user's fault, in the commands stage, after 0.0 s",
     ]
     assert output[5] == "  the last 20 lines of its log:"
     assert output[6:26] == [*(f"  │ line {number}" for number in range(11, 30)), "  │ last"]
     assert [line.split(":")[0] for line in output[26:28]] == ["  try", "  try"], "no notes after a failed command"
     assert "--only a" in output[27]
+
+
+def test_submit_names_no_option_that_only_run_has() -> None:
+    report = Report(local=False)
+    for event in events(("", plans("a", "b")), ("a", ActionEnded(FAILED, 1.0)), ("b", ActionEnded(SUCCEEDED, 1.0))):
+        report.add(event)
+    output = io.StringIO()
+    LineView(output).close(report)
+    assert "✘ a: command 1 ended with 3" in output.getvalue()
+    assert "--" not in output.getvalue()
 
 
 def test_the_cause_of_a_failed_setup_stands_once() -> None:
@@ -406,12 +437,22 @@ def test_a_small_window_shows_running_actions_first() -> None:
 
 
 def test_the_log_of_a_single_action_stays_on_the_screen() -> None:
-    view = live_view(("", plans("a")), ("a", Started("x")), ("a", log(b"hello\n")))
+    view = live_view(("", plans("a")), ("a", Started("x")), ("a", CommandStarted(1, Cursor())), ("a", log(b"hello\n")))
     stream = view.console.file
     assert isinstance(stream, Terminal)
     view.hold()
+    assert "$ make ..." in stream.getvalue()
     assert "hello" in stream.getvalue()
     assert picture(view) == ["⠋ a  starting 10.0 s"]
+
+
+def test_standard_error_works_again_after_the_terminal_is_gone() -> None:
+    before = sys.stderr
+    view = live_view(("", plans("a")), ("a", Started("x")))
+    view.tick()
+    assert sys.stderr is not before
+    view.abandon()
+    assert sys.stderr is before
 
 
 @pytest.mark.parametrize(

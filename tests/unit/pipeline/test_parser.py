@@ -101,6 +101,21 @@ WRONG = [
         "ci.yaml:5: action: there is no such key, did you mean 'actions'?; allowed: name, actions",
     ),
     (
+        A + "    image: i\n",
+        "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
+        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+    ),
+    (
+        A + "    services: [db]\n",
+        "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
+        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+    ),
+    (
+        "on: push\n" + A,
+        "ci.yaml:1: on: there is no such key, this may be the file of another CI system (`sealci-agent init` writes an "
+        "example); allowed: name, actions",
+    ),
+    (
         "actions:\n  a:\n    commands: [x]\n",
         "ci.yaml:3: actions.a: `configuration` is missing: {container: IMAGE}",
     ),
@@ -115,7 +130,8 @@ WRONG = [
     ),
     (
         A.replace("container: i", "image: i"),
-        "ci.yaml:3: actions.a.configuration.image: there is no such key; allowed: container",
+        "ci.yaml:3: actions.a.configuration.image: there is no such key, write configuration: {container: IMAGE}; "
+        "allowed: container",
     ),
     (
         A.replace("{container: i}", "{}"),
@@ -256,7 +272,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "latin.yaml")
     with pytest.raises(PipelineFileError, match="at most 1048576 are read"):
         parse("#" * (1 << 20) + "#", "big.yaml")
-    with pytest.raises(PipelineFileError, match="nested too deeply"):
+    with pytest.raises(PipelineFileError, match="is nested more than 20 levels deep"):
         parse("[" * 500, "deep.yaml")
 
 

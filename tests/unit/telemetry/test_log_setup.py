@@ -52,6 +52,7 @@ def test_each_line_is_one_object_with_time_level_and_bound_ids(lines: dict[str, 
         assert (lines[event]["action"], lines[event]["attempt"]) == ("run/a", 2)
     assert "action" not in lines["outside"]
     assert [each["level"] for each in lines.values()] == ["warning", "info", "error", "warning"]
+    assert {tuple(each)[:3] for each in lines.values()} == {("timestamp", "level", "event")}
     assert [each["timestamp"] for each in lines.values() if not each["timestamp"].endswith("Z")] == []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ from deploy.dev.cluster.console import CommandFailed, report, step
 from deploy.dev.cluster.settings import REPOSITORY, Settings
 
 AGENT = "localhost/sealci-agent:dev"
+# The name under which the chart asks for the agent's image, without its tag.
+CHART_NAME = "docker.io/sealci/agent"
 PAUSE = "localhost/sealci-pause:1"
 COREDNS = "localhost/sealci-coredns:1"
 # Number of archives of one image that stay in the cache. Clones of the repository with different contents share the
 # cache.
 KEEP_ARCHIVES = 8
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
+# The images of the tests in which the demo runs its actions.
+DEMO_IMAGES = ("debian",)
 
 
 class Loader(Protocol):
@@ -69,12 +74,19 @@ def file_name(image: str) -> str:
 
 def agent_recipe() -> Recipe:
     dockerfile = REPOSITORY / "deploy" / "Dockerfile"
-    names = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "agent")
+    names = ("pyproject.toml", "requirements.lock", "requirements-dev.lock", "README.md", "LICENSE", "agent")
     needed = [REPOSITORY / name for name in names]
     absent = [path.name for path in needed if not path.exists()]
     if absent:
         raise CommandFailed(f"the agent's image needs files that do not exist: {', '.join(absent)}")
     return Recipe(AGENT, dockerfile, REPOSITORY, (dockerfile, *needed))
+
+
+def chart_image() -> str:
+    """Return the image that the chart's default values name: the chart's appVersion is the tag."""
+    chart = (REPOSITORY / "charts" / "sealci-agent" / "Chart.yaml").read_text("utf-8")
+    (version,) = re.findall(r'^appVersion: "([^"]+)"$', chart, re.MULTILINE)
+    return f"{CHART_NAME}:{version}"
 
 
 def test_recipes() -> list[Recipe]:

@@ -7,25 +7,30 @@ import socket
 import struct
 
 from deploy.dev.cluster.builds import images
+from deploy.dev.cluster.node import way_out
 from deploy.dev.cluster.settings import Settings
 
 ZONE = "cluster.local"
-COREFILE = f""".:53 {{
+
+
+def corefile(upstreams: list[str]) -> str:
+    """Return the Corefile. Names outside the cluster go to the upstream servers.
+
+    Without an upstream server, CoreDNS refuses such names at once, instead of after a timeout.
+    """
+    forward = f"\n    forward . {' '.join(upstreams)}\n    loop\n    cache 30" if upstreams else ""
+    return f""".:53 {{
     errors
     ready :8181
     kubernetes {ZONE} in-addr.arpa {{
         pods insecure
-    }}
+    }}{forward}
 }}
 """
 
 
 def manifest(settings: Settings) -> dict[str, object]:
-    """Return all objects of CoreDNS in one object of kind List.
-
-    The configuration of CoreDNS (Corefile) has no upstream server, so CoreDNS refuses names outside the cluster at
-    once, instead of after a timeout.
-    """
+    """Return all objects of CoreDNS as one List."""
     labels = {"k8s-app": "kube-dns"}
     meta = {"namespace": "kube-system", "name": "coredns"}
     rules = [
@@ -41,7 +46,12 @@ def manifest(settings: Settings) -> dict[str, object]:
         "kind": "List",
         "items": [
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"Corefile": COREFILE}},
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": meta,
+                "data": {"Corefile": corefile(way_out.name_servers())},
+            },
             {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": role}, "rules": rules},
             {
                 "apiVersion": f"{rbac}/v1",

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from deploy.dev.cluster.builds import go_build, images
+from deploy.dev.cluster.node import way_out
 from deploy.dev.cluster.settings import Settings
 
 # The port at which a test may run an image registry without TLS, on this machine's address in the cluster's network.
@@ -31,6 +32,7 @@ def write(settings: Settings, folder: Path) -> None:
     hosts = folder / "certs.d" / registry
     hosts.mkdir(exist_ok=True)
     (hosts / "hosts.toml").write_text(plain_registry(registry), "utf-8")
+    (folder / "resolv.conf").write_text(way_out.resolv_conf(), "utf-8")
     write_user_id_range(folder)
 
 
@@ -87,8 +89,7 @@ def kubelet(settings: Settings, folder: Path, log_max_size: str) -> dict[str, ob
         # The kubelet's default would lower its OOM score. Without CAP_SYS_RESOURCE the kernel refuses a lower OOM
         # score.
         "oomScoreAdj": 0,
-        # Pods resolve no names outside the cluster.
-        "resolvConf": "/dev/null",
+        "resolvConf": f"{folder}/resolv.conf",
         "clusterDNS": [settings.dns_service],
         "clusterDomain": "cluster.local",
         "podLogsDir": f"{folder}/pod-logs",

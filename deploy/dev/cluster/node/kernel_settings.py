@@ -1,4 +1,4 @@
-"""Restore the kernel settings that a kubelet changes for the whole machine.
+"""Restore the kernel settings that a cluster changes for the whole machine.
 
 The first cluster on a machine saves the values, and `down` of the last cluster restores them.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from deploy.dev.cluster.settings import Settings
 
-# The kernel settings that a kubelet changes at its start, as paths below /proc/sys.
+# Settings below /proc/sys: those that a kubelet sets at its start, and the forwarding that lets pods leave the machine.
 KERNEL_SETTINGS = (
     "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward",
 )  # fmt: skip
 
 
@@ -22,14 +22,14 @@ def record_path(settings: Settings) -> Path:
 
 
 def save(settings: Settings) -> None:
-    """Save the machine's kernel settings. Do nothing if another cluster on this machine has saved them.
+    """Save those of the machine's kernel settings that no other cluster has saved.
 
-    In that case the kubelet of the other cluster has changed the settings already.
+    A cluster that saved a setting may have changed the setting already.
     """
     record = record_path(settings)
-    if record.exists():
-        return
-    values = {n: path.read_text("utf-8") for n in KERNEL_SETTINGS if (path := Path("/proc/sys") / n).exists()}
+    saved = json.loads(record.read_text("utf-8")) if record.exists() else {}
+    now = {n: path.read_text("utf-8") for n in KERNEL_SETTINGS if (path := Path("/proc/sys") / n).exists()}
+    values = now | saved
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(values), "utf-8")
     partial.replace(record)

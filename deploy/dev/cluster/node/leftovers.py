@@ -1,4 +1,4 @@
-"""Remove all that a cluster leaves on this machine: processes, network link, cgroups, mounts, kernel settings, folder.
+"""Remove all that a cluster leaves on this machine: processes, network, cgroups, mounts, kernel settings, folder.
 
 Every removal looks at the state of the machine and not at a record of earlier steps. Hence the removal is complete
 after a finished `up`, a half-finished `up`, a `kill -9` and a reboot.
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from deploy.dev.cluster.console import CommandFailed, run
-from deploy.dev.cluster.node import cgroups, kernel_settings, processes
+from deploy.dev.cluster.node import cgroups, kernel_settings, processes, way_out
 from deploy.dev.cluster.settings import LINK_PREFIX, Settings
 
 # CNI plugins keep their state here if their configuration does not name another folder.
@@ -24,6 +24,7 @@ def remove(settings: Settings) -> None:
     # in the folder.
     processes.kill_node(folder)
     remove_link(settings)
+    way_out.close_way(settings)
     for cgroup in cgroups.of_cluster(settings):
         cgroups.remove(cgroup)
     for mount in reversed(mounts_below(folder)):

@@ -223,11 +223,18 @@ def set_up_node(name: str, folder: Path) -> None:
         ("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/log"),
         ("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/lib/cni"),
         ("--bind", str(folder / "passwd"), "/etc/passwd"),
+        *own_name_servers(folder),
     ):
         subprocess.run(["mount", *arguments], check=True, timeout=10)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     socket.sethostname(name)
+
+
+def own_name_servers(folder: Path) -> list[tuple[str, ...]]:
+    """Return the mount of the node's own resolv.conf. Empty if the node or the machine has none."""
+    own, of_machine = folder / "resolv.conf", Path("/etc/resolv.conf")
+    return [("--bind", str(own), str(of_machine))] if own.exists() and of_machine.exists() else []
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from deploy.dev.cluster import locks
 from deploy.dev.cluster.builds import debian, go_build, images
 from deploy.dev.cluster.console import CommandFailed, report, run, step
 from deploy.dev.cluster.kube_api import KubeApi
-from deploy.dev.cluster.node import certificates, cluster_dns, components, config_files, leftovers, namespaces
+from deploy.dev.cluster.node import certificates, cluster_dns, components, config_files, leftovers, namespaces, way_out
 from deploy.dev.cluster.settings import Settings
 from deploy.dev.cluster.waiting import wait_until
 
@@ -61,6 +61,7 @@ class Local:
                     self.prepare()
                 namespaces.wait_until_listening(self.settings)
                 namespaces.connect_network(self.settings)
+                way_out.open_way(self.settings)
             self.start_components()
             self.wait_until_ready()
         report(f"Kubernetes v{self.settings.kubernetes} answers. export KUBECONFIG={self.settings.kubeconfig}")

@@ -25,7 +25,7 @@ def test_each_rule_of_the_table_decides(rule: Rule) -> None:
         (401, "Unauthorized", Reason.CLUSTER_UNAVAILABLE, True),
         (403, 'pods is forbidden: User "x" cannot create resource', Reason.CLUSTER_UNAVAILABLE, False),
         (403, 'pods "x" is forbidden: exceeded quota: q, requested: pods=1', Reason.QUOTA_EXCEEDED, True),
-        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Reason.INVALID_CONFIGURATION, False),
+        (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', Reason.CLUSTER_UNAVAILABLE, False),
         (403, 'admission webhook "w" denied the request: no', Reason.INVALID_CONFIGURATION, False),
         (403, "maximum cpu usage per Container is 1, but limit is 2", Reason.INVALID_CONFIGURATION, False),
         (403, "error looking up service account ci/default: not found", Reason.CLUSTER_UNAVAILABLE, True),

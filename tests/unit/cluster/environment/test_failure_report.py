@@ -5,6 +5,7 @@ If the agent cannot read the cause, the report still states that the set-up fail
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,41 @@ async def test_a_report_has_failure_containers_events_and_advice_in_order(api: F
         "",
         failure_report.ADVICE[Reason.IMAGE_PULL_FAILED],
     ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'failed to resolve reference "x.invalid/a:1": dial tcp: lookup x.invalid: no such host',
+        "dial tcp: lookup docker.io on [::1]:53: read udp: connection refused",
+        "dial tcp 203.0.113.1:443: connect: network is unreachable",
+        "dial tcp 203.0.113.1:443: i/o timeout",
+    ],
+)
+def test_the_report_of_an_image_that_the_node_cannot_reach_names_the_missing_way_out(message: str) -> None:
+    text = failure_report.report_text(None, replace(PULL, message=message), [], "")
+    way_out = failure_report.WAY_OUT[Reason.IMAGE_PULL_FAILED]
+    assert text.endswith(f"\n\n{way_out}\n\n{failure_report.ADVICE[Reason.IMAGE_PULL_FAILED]}")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "fatal: unable to access 'https://x.invalid/': Could not resolve host: x.invalid",
+        "fatal: unable to look up x.invalid (port 9418) (Temporary failure in name resolution)",
+        "ssh: connect to host 203.0.113.1 port 22: Network is unreachable",
+        "fatal: unable to connect to 127.0.0.1: errno=Connection refused",
+    ],
+)
+def test_the_report_of_a_clone_that_reaches_no_host_names_the_missing_way_out(output: str) -> None:
+    text = failure_report.report_text(None, SetupFailed(Reason.REPOSITORY_FAILED, "exit code 1"), [], output)
+    assert failure_report.WAY_OUT[Reason.REPOSITORY_FAILED] in text
+
+
+def test_a_report_names_no_missing_way_out_if_the_host_answered() -> None:
+    denied = SetupFailed(Reason.REPOSITORY_FAILED, "exit code 1")
+    text = failure_report.report_text(None, denied, [], "fatal: Authentication failed")
+    assert "way out" not in text
 
 
 async def test_a_failed_clone_shows_its_output(api: FakeApi) -> None:

@@ -173,6 +173,16 @@ async def test_a_silent_stream_after_the_end_of_the_commands_is_completed_from_t
     assert api.errands == [(4, "follow")]
 
 
+async def test_the_log_of_a_container_that_could_not_be_executed_ends_empty(api: LogServer) -> None:
+    """The helper then sees no end, because no process has opened the log."""
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read(timings=replace(FAST, probe=1000)))
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
+    api.source.enter(LogState.ENDING)
+    assert await reading == [LogEnd()]
+    assert set(api.errands) == {(0, "once")}
+
+
 async def test_a_torn_frame_does_not_delay_the_frames_behind_it(api: LogServer) -> None:
     api.log.write(b"one\n")
     api.log.write(b"x" * 5000)

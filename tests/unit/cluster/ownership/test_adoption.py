@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,10 +12,14 @@ from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import UNREAD, PodWatch
+from agent.cluster.ownership import adoption_record
 from agent.cluster.ownership.adoption import Adoption
+from agent.cluster.ownership.adoption_record import MOST_LOST
 from agent.cluster.ownership.orphans import Sweep
 from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, Key
+from agent.domain.errors import ActionFailed, Reason
+from agent.domain.json import Object
 from agent.settings import Settings
 from tests.fakes.api import encode_event
 from tests.fakes.shared_api import SharedApi
@@ -32,10 +38,14 @@ class FakeLeases:
 
     def __init__(self, *gone: str) -> None:
         self.gone = set(gone)
+        self.left: set[str] = set()
         self.on_change: Any = None
 
     def is_gone(self, agent: str) -> bool:
         return agent in self.gone
+
+    def has_left(self, agent: str) -> bool:
+        return agent in self.left
 
 
 class AdoptingAgent:
@@ -284,3 +294,50 @@ async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_
     adopter.backend.registry.take_back(dead.plan.nonce)
     await adopter.sweep.run_once()
     assert dead.plan.name not in api.pods
+
+
+async def adopt_in_turn(client: Client, count: int, *, left: bool) -> PodEnvironment:
+    """Let agents adopt the same session one after another. Each agent ends at once. Return the last environment."""
+    before = DEAD
+    for number in range(count):
+        agent = AdoptingAgent(client, f"uid-adopter-{number}.1")
+        leases: Any = agent.adoption.leases
+        leases.gone = {before}
+        leases.left = {before} if left else set()
+        await agent.list_pods()
+        await agent.adoption.run_once()
+        (environment,) = agent.taken
+        before = f"uid-adopter-{number}.1"
+    return environment
+
+
+async def test_a_session_whose_agents_die_one_after_another_is_given_up(client: Client, dead: PodEnvironment) -> None:
+    # Attack: the log of an action makes each agent hang that reads the log, so the watchdog ends each agent.
+    environment = await adopt_in_turn(client, MOST_LOST + 1, left=False)
+    assert environment.uid == dead.uid
+    with pytest.raises(ActionFailed, match="5 agents in a row ended within 120 s after") as failed:
+        await environment.take_over({})
+    assert failed.value.reason is Reason.INTERNAL
+
+
+@pytest.mark.parametrize(("count", "left"), [(MOST_LOST, False), (2 * MOST_LOST, True)])
+async def test_a_session_of_few_dead_or_many_leaving_agents_goes_on(
+    client: Client, dead: PodEnvironment, count: int, *, left: bool
+) -> None:
+    environment = await adopt_in_turn(client, count, left=left)
+    assert environment.uid == dead.uid
+    await environment.take_over({})
+
+
+def test_only_agents_that_end_soon_after_their_claim_count() -> None:
+    def claimed(text: str) -> Object:
+        return {"metadata": {"annotations": {adoption_record.ANNOTATION: text}}}
+
+    at = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    soon, late = at + timedelta(seconds=119), at + timedelta(seconds=121)
+    four = claimed(json.dumps({"at": at.isoformat(), "lost": 4}))
+    assert adoption_record.read(claimed(adoption_record.next_record(four, soon, left=False))) == (soon, 5)
+    assert adoption_record.read(claimed(adoption_record.next_record(four, late, left=False))) == (late, 0)
+    assert adoption_record.read(claimed(adoption_record.next_record(four, soon, left=True))) == (soon, 4)
+    for broken in ("", "[]", "{}", "[" * 10**5, '{"at": "2026-11-27T12:00:00", "lost": 9}', '{"at": 1, "lost": 1e999}'):
+        assert adoption_record.read(claimed(broken)) == (None, 0)

@@ -227,8 +227,10 @@ def test_the_profiles() -> None:
     baseline, restricted = manifest.pod(CLONING, SETTINGS), manifest.pod(CLONING, RESTRICTED)
     assert "capabilities" not in containers(baseline)["action"]["securityContext"]
     assert "runAsUser" not in containers(baseline)["action"]["securityContext"]
-    assert containers(baseline)["helper"]["securityContext"]["runAsUser"] == 0
-    assert containers(baseline)["repository"]["securityContext"]["runAsUser"] == 0
+    for own in ("helper", "repository"):
+        security = containers(baseline)[own]["securityContext"]
+        assert security["runAsUser"] == 0
+        assert security["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
     security = restricted["spec"]["securityContext"]
     assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
         (True, 65532, 65532, 65532)
@@ -349,15 +351,16 @@ def test_a_derived_disk_limit_reserves_nothing_on_the_node(policy: dict[str, Any
 
 
 def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> None:
-    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "cpu": "1"}}
+    asked = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "128Mi", "ephemeral-storage": "9Gi"}}
     given = {"helper_resources": asked, "clone_resources": {"requests": {"cpu": ""}, "limits": {"memory": "2Gi"}}}
     changed = containers(manifest.pod(CLONING, Settings.model_validate({"environment": given})))
     assert changed["helper"]["resources"] == asked
     assert changed["repository"]["resources"] == {"requests": {"memory": "32Mi"}, "limits": {"memory": "2Gi"}}
     default = containers(manifest.pod(CLONING, SETTINGS))
     assert default["helper"]["resources"] == {
-        "requests": {"cpu": "10m", "memory": "32Mi"},
-        "limits": {"memory": "512Mi"},
+        "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
+        # The log at its limit, and what the node keeps of it.
+        "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
 

@@ -111,6 +111,16 @@ def test_modes_are_kept_without_the_dangerous_bits(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "deep").stat().st_mode & 0o777 == 0o755
 
 
+def test_the_umask_holds_for_files(tmp_path: Path) -> None:
+    # Attack: the pod's umask is 0, so a file that any local user can write would arrive.
+    before = os.umask(0o027)
+    try:
+        store(tmp_path, (b"x", b"1"), (b"y", b"2"), mode=0o777)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / "a" / name).stat().st_mode & 0o777 for name in "xy"} == {0o750}
+
+
 def test_a_second_upload_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
     first = store(tmp_path, (b"gone/x", b"1"), (b"same", b"2"))
     (tmp_path / "a" / "mine").write_text("not from an upload")

@@ -1,0 +1,60 @@
+"""Actions in a namespace whose LimitRange or ResourceQuota refuses pods, on a real API server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.domain.json import Object
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, new_namespace, open_lab, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Containers have at most 256Mi and at least 50m, and the limit of memory is at most four times its request. The agent's
+# own containers break all three bounds by default.
+BOUNDS: Object = {
+    "type": "Container",
+    "max": {"memory": "256Mi"},
+    "min": {"cpu": "50m"},
+    "default": {"memory": "128Mi"},
+    "defaultRequest": {"memory": "64Mi", "cpu": "50m"},
+    "maxLimitRequestRatio": {"memory": "4"},
+}
+
+
+def test_the_agent_s_own_containers_fit_themselves_into_a_limit_range(tmp_path: Path) -> None:
+    with new_namespace() as namespace:
+        limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits", "namespace": namespace}}
+        kube.apply(limits | {"spec": {"limits": [BOUNDS]}})
+        with open_lab(namespace, tmp_path) as lab:
+            lab.agent()
+            report = lab.one(BUSYBOX, "echo ran > f; cat f", resources={"cpu": "100m", "memory": "64Mi"})
+            assert report.outcome == ("succeeded", None, 0), report
+            over = lab.one(BUSYBOX, "echo never", resources={"cpu": "100m", "memory": "300Mi"})
+            assert over.outcome == ("failed", "INVALID_CONFIGURATION", None), over
+            assert "maximum memory usage per Container is 256Mi" in over.finished["message"]
+            assert "change `resources` of the action" in over.finished["message"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "reason", "texts"),
+    [
+        ({"limits.cpu": "4"}, "INVALID_CONFIGURATION", ["must specify limits.cpu", "set policy.limit_cpu"]),
+        ({"requests.memory": "1Mi"}, "QUOTA_EXCEEDED", ["exceeded quota", "requests.memory"]),
+    ],
+)
+def test_a_quota_that_refuses_a_pod_is_named_with_what_to_change(
+    tmp_path: Path, hard: dict[str, str], reason: str, texts: list[str]
+) -> None:
+    with new_namespace() as namespace:
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "quota", "namespace": namespace}}
+        kube.apply(quota | {"spec": {"hard": hard}})
+        until(lambda: kube.get("resourcequota", "quota", "-n", namespace)[0].get("status", {}).get("hard"), "no status")
+        with open_lab(namespace, tmp_path) as lab:
+            lab.agent(policy={"pending_timeout": "3s"})
+            report = lab.one(BUSYBOX, "echo never")
+    assert report.outcome == ("failed", reason, None), report
+    assert all(text in report.finished["message"] for text in texts), report

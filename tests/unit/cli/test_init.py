@@ -1,0 +1,65 @@
+"""`sealci-agent init` writes a pipeline file that can be run, and overwrites no file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import cli
+from agent.pipeline.parser import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder, which is the user's home folder too, and without a cluster."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "SEALCI_CACHE", "CLUSTER_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def init(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["init", *words])
+
+
+def images(file: Path) -> set[str]:
+    return {action.image for action in load(file).actions}
+
+
+def test_the_file_is_valid_and_its_command_is_printed(folder: Path) -> None:
+    result = init()
+    assert (result.exit_code, result.output) == (
+        0,
+        "wrote pipeline.yaml, now run it: sealci-agent run pipeline.yaml\n",
+    )
+    assert images(folder / "pipeline.yaml") == {"debian:stable"}
+
+
+def test_a_local_cluster_gets_an_image_that_it_has(folder: Path) -> None:
+    local = folder / ".cache" / "sealci-agent" / "run" / "0"
+    local.mkdir(parents=True)
+    (local / "kubeconfig").touch()
+    assert init("a.yaml").exit_code == 0
+    assert images(folder / "a.yaml") == {"localhost/sealci-agent:dev"}
+    assert init("b.yaml", "--image", 'x"y: z').exit_code == 2
+    assert init("b.yaml", "--image", "alpine:3").exit_code == 0
+    assert images(folder / "b.yaml") == {"alpine:3"}
+
+
+def test_no_file_is_overwritten(folder: Path) -> None:
+    (folder / "pipeline.yaml").write_text("mine")
+    result = init()
+    assert result.exit_code == 2
+    assert "pipeline.yaml exists already" in result.output
+    assert (folder / "pipeline.yaml").read_text() == "mine"
+    (folder / "link").symlink_to("nowhere")
+    assert init("link").exit_code == 2
+    missing = init("missing/p.yaml")
+    assert missing.exit_code == 2
+    assert "missing/p.yaml: No such file or directory" in missing.output

@@ -1,0 +1,75 @@
+"""Any bytes as the log of an action: no error, no secret, and work that is bounded by the bytes.
+
+Steps are executed lines of Python. `test_masking` counts the steps inside the search for secrets too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.console.terminal_text import COLOUR, UNPRINTABLE, LineSplitter
+from agent.domain.events import CommandFinished, CommandStarted
+from tests.fakes.steps import within
+from tests.unit.execution.logs.test_forwarder import MARK, FakeSession
+
+# The largest number of steps for an empty log, for each byte of a log, and for each piece that the log comes in.
+STEPS, STEPS_PER_BYTE, STEPS_PER_PIECE = 20_000, 12, 2500
+SECRETS = {"TOKEN": "correct-horse", "LINES": "first line\nsecond line", **{f"A{n}": "a" * n for n in range(4, 60)}}
+PARTS = st.one_of(
+    st.sampled_from([MARK + b"s:1\n", MARK + b"f:1:0\n", MARK + b"l:0:0\n", MARK, MARK[:7], b"\x1e", b"\x1e" * 50]),
+    st.sampled_from([b"\n", b"\r", b"\0", b"\xff\xfe", b"\xf0\x9f", b"\x1b]0;", b"\x1b[" + b"9" * 99, b"\xc2\x9b2J"]),
+    st.sampled_from([b"correct-", b"horse", b"first line\n", b"a" * 700, b"b" * 900, b"YS1h"]),
+    st.binary(max_size=60),
+)
+
+
+def forward(pieces: list[bytes]) -> FakeSession:
+    session = FakeSession(SECRETS, *pieces)
+    limit = STEPS + STEPS_PER_BYTE * sum(map(len, pieces)) + STEPS_PER_PIECE * len(pieces)
+    within(limit, lambda: asyncio.run(session.run()))
+    return session
+
+
+def check(session: FakeSession) -> None:
+    """Check what the forwarder sent: no secret, at most two events per command, and text that a view can show."""
+    assert b"correct-horse" not in session.text
+    assert b"aaaa" not in session.text
+    assert len([each for each in session.events if isinstance(each, CommandStarted | CommandFinished)]) <= 4
+    splitter = LineSplitter()
+    lines = within(
+        STEPS + STEPS_PER_BYTE * len(session.text), lambda: [*splitter.feed(session.text), *splitter.flush()]
+    )
+    for line in lines:
+        assert not UNPRINTABLE.search(COLOUR.sub("", line).replace("\t", ""))
+
+
+@given(st.lists(PARTS, max_size=25), st.integers(1, 400))
+@settings(max_examples=30)
+def test_any_bytes_of_a_log_are_forwarded(parts: list[bytes], size: int) -> None:
+    log = b"".join(parts)
+    check(forward([log[start : start + size] for start in range(0, len(log), size)]))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"a",
+        b"a\n",
+        b"\n",
+        b"\x1e",
+        MARK,
+        MARK + b"s:1\n",
+        MARK + b"s:1",
+        b"correct-",
+        b"first line\n",
+        b"\xff",
+        b"\x1b[",
+    ],
+    ids=repr,
+)
+def test_a_log_of_one_repeated_text_costs_steps_by_its_bytes(unit: bytes) -> None:
+    check(forward([(unit * 40_000)[:40_000]]))
