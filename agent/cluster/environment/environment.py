@@ -1,8 +1,8 @@
 """One environment, as a pod with its Secret: create, follow, interrupt and delete it, and read its log and its files.
 
-The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
-three requests to the API server (create, log, delete), one more for files and one for secrets. Everything else comes
-from the shared watch.
+The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action needs
+three requests to the API server (create, log, delete), one more for files and one for secrets. Nudges (`ending`) add a
+few. Everything else comes from the shared watch.
 """
 
 from __future__ import annotations
