@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,11 @@ from tests.e2e.lab import BASH, BUSYBOX, DEBIAN
 
 if TYPE_CHECKING:
     from tests.e2e.lab import Lab
-    from tests.e2e.submission import Report
+    from tests.e2e.submission import Report, Submission
 
 LONG = 5 << 20
 LINES = 100_000
 SEEDED = "import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes({}){})"
-# Code that removes each CR before an LF from random bytes before a command writes them. containerd removes such a CR
-# from the log, so no agent can read it.
-NO_CRLF = ".replace(b'\\r\\n', b'\\n')"
 ALL_BYTES = bytes(range(256)) * 40
 TAIL = "".join(f"line {number}\n" for number in range(200))
 PROGRESS = "".join(f"\r{percent}% {'#' * percent}" for percent in range(101)) + "\ndone\n"
@@ -54,10 +52,16 @@ CASES: dict[str, tuple[str, list[str], bytes]] = {
         ["echo before", python(SEEDED.format(LONG // 2, ".hex().encode() + b'\\n'")), "echo after"],
         b"before\n" + random.Random(7).randbytes(LONG // 2).hex().encode() + b"\nafter\n",
     ),
-    "random-bytes": (
+    "random-bytes": (DEBIAN, [python(SEEDED.format(2 << 20, ""))], random.Random(7).randbytes(2 << 20)),
+    "windows": (
+        BUSYBOX,
+        ["printf 'a\\r\\nb\\r\\r\\n\\r'", "printf '\\nc\\r\\n'"],
+        b"a\r\nb\r\r\n\r\nc\r\n",
+    ),
+    "several-names-of-stdout": (
         DEBIAN,
-        [python(SEEDED.format(2 << 20, NO_CRLF))],
-        random.Random(7).randbytes(2 << 20).replace(b"\r\n", b"\n"),
+        ["echo one > /dev/stdout; echo two > /proc/1/fd/1; echo three > /proc/self/fd/2"],
+        b"one\ntwo\nthree\n",
     ),
     "many-lines": (DEBIAN, [f"seq 1 {LINES}"], count(1, LINES).encode()),
     "silence": (BUSYBOX, ["echo before; sleep 60; echo after"], b"before\nafter\n"),
@@ -137,12 +141,6 @@ def test_the_log_of_a_failure_is_complete(
     assert failed[name].text == log
 
 
-@pytest.mark.parametrize("image", [BUSYBOX, DEBIAN])
-def test_windows_line_ends_become_line_ends(lab: Lab, image: str) -> None:
-    report = lab.one(image, "printf 'a\\r\\nb\\r\\n'")
-    assert report.log.replace(b"\r\n", b"\n") == b"a\nb\n"
-
-
 def test_lines_arrive_while_the_action_runs(lab: Lab) -> None:
     command = "echo first; until [ -e go ]; do sleep 0.1; done; echo last"
     submission = lab.start({"action": {"image": BUSYBOX, "commands": [command], "timeout": "60s"}})
@@ -151,3 +149,27 @@ def test_lines_arrive_while_the_action_runs(lab: Lab) -> None:
     pod = lab.observer.pods(action_id)[-1]["metadata"]["name"]
     kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")
     assert submission.wait()["action"].text == "first\nlast\n"
+
+
+def waiting_for_a_file(lab: Lab, before: str, after: str) -> tuple[Submission, str]:
+    """Start an action that writes `before`, and `after` when the file `go` exists. Return its pod too."""
+    command = f"printf {shlex.quote(before)}; until [ -e go ]; do sleep 0.1; done; printf {shlex.quote(after)}"
+    submission = lab.start({"action": {"image": BUSYBOX, "commands": [command], "timeout": "60s"}})
+    submission.until_running("action", before)
+    (action_id,) = lab.action_ids(submission.reports["action"])
+    return submission, lab.observer.pods(action_id)[-1]["metadata"]["name"]
+
+
+def test_a_prompt_arrives_while_the_action_waits(lab: Lab) -> None:
+    submission, pod = waiting_for_a_file(lab, "go on? [y/N] ", "y")
+    kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")
+    assert submission.wait()["action"].text == "go on? [y/N] y"
+
+
+def test_kubectl_logs_shows_the_log(lab: Lab) -> None:
+    """Terminals do not show the headers of the helper's frames."""
+    submission, pod = waiting_for_a_file(lab, "first\n", "last\n")
+    shown = kube.kubectl("logs", "-n", lab.namespace, pod)
+    kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")
+    assert submission.wait()["action"].text == "first\nlast\n"
+    assert re.sub("\x1b][^\x07]*\x07|\x1esealci[^\n]*\n", "", shown) == "first\n"

@@ -107,7 +107,7 @@ def setup_script(order: Order, folder: str, setup: str) -> str:
 
 
 def write_order(order: Order, folder: str, setup: str) -> None:
-    """Write the files of the order. PID 1 reads them after the word `run` in the FIFO `go`."""
+    """Write the files of the order, SETUP last. PID 1 reads them after the word `run` in the FIFO `go`."""
     write(folder, SETTINGS, settings_script(order))
     write(folder, VARIABLES, variables_script(order))
     write(folder, SETUP, setup_script(order, folder, setup))
@@ -121,6 +121,7 @@ def remove_order(folder: str) -> None:
 
 
 def write(folder: str, name: str, text: str) -> None:
-    """Write a file that every user of container `action` can read."""
-    with open(folder + "/" + name, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    """Write a file that every user of container `action` can read. It appears when it is complete."""
+    with open(folder + "/." + name, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
+    os.rename(folder + "/." + name, folder + "/" + name)

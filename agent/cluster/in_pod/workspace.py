@@ -93,6 +93,9 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
     """Write the snapshot of WORKSPACE to SNAPSHOT, unless that is "", then start the commands through the FIFO GO."""
     if snapshot:
         take_snapshot(workspace, snapshot)
+    # An errand may be faster than the helper, which writes this file of the order last.
+    while not os.path.exists(os.path.join(os.path.dirname(go), "setup")):
+        time.sleep(0.01)
     # If this container is killed, its termination message shows the agent that the commands may have begun.
     try:
         with open(TERMINATION, "r+") as termination:

@@ -3,6 +3,7 @@
 # `command.py` reads this file and drops whole-line comments. Container `helper` writes the rest behind the variables of
 # the order: nonce, file (the termination message), log and control (FIFOs), flags, count, and the commands by number.
 # Arguments: the order's folder, pipefail, the SHELLOPTS of the user.
+# shellcheck disable=SC2154 # the order's variables are assigned before this script
 #
 # The user's commands share the shell with this script. They may define functions and aliases called `printf`, `test`
 # or `exit`. A backslash (`\printf`) avoids an alias, and `unset -f` in a subshell avoids a function.

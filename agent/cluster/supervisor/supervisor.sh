@@ -2,12 +2,14 @@
 # PID 1 of container `action`: waits for the order, runs the commands shell, and reports its end.
 # `command.py` reads this file and drops whole-line comments. Container `helper` writes the rest into the order's folder,
 # and the short command of container `action` (`BOOT` in `command.py`) sources it. Argument: the order's folder.
+# shellcheck disable=SC2154 # the file `order` assigns the variables that are not assigned here
 
 # bash switches on the options that SHELLOPTS of the image names. They would trace, print or end this script. The
 # commands shell switches them on again before the first command. In other shells SHELLOPTS is a plain variable.
 # shellcheck disable=SC3028 # in other shells it is unset or the user's
 { __sealci_options=${SHELLOPTS-}; set +aefmuvxC; } >/dev/null 2>&1
 # With this option of bash, `export A=B` would export nothing.
+# shellcheck disable=SC3041 # only bash shows k in its options
 case $- in *k*) set +k ;; esac
 # shellcheck disable=SC3028 # the same
 case ${SHELLOPTS-} in "$__sealci_options") __sealci_options= ;; esac
@@ -77,6 +79,6 @@ else
   printf 'sealci %s %s %s\n' "$__sealci_nonce" "${__sealci_stopped:+told_to_}end" "$__sealci_code" >>"$__sealci_file"
   exec 1<>"$1/log"
 fi
-# shellcheck disable=SC2154 # without an order there is no nonce, and no session that reads the marker
+# Without an order there is no nonce, and no session that reads this marker.
 printf '\036sealci:%s:l:0:%s\n' "$__sealci_nonce" "$__sealci_code"
 exit "$__sealci_code"

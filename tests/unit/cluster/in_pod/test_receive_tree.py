@@ -13,7 +13,8 @@ from agent.cluster.in_pod import packaging
 
 
 def fifo(folder: Path) -> int:
-    """Create the FIFO `go` and open it, as the helper does. Return the descriptor."""
+    """Create the order and the FIFO `go` and open it, as the helper does. Return the descriptor."""
+    (folder / "setup").touch()
     os.mkfifo(folder / "go")
     return os.open(folder / "go", os.O_RDWR | os.O_NONBLOCK)
 

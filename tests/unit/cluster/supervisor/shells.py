@@ -156,12 +156,23 @@ class Container:
             stdout=subprocess.DEVNULL,
         )
 
-    def start_commands(self) -> None:
-        """Start the commands, as an errand of the agent does that has filled the workspace."""
+    def wait_for_pid_1(self) -> None:
+        """Wait until PID 1 waits for the start of the commands."""
         end = time.monotonic() + DEADLINE
-        while not Path(self.order, "go").exists():
+        while f"{self.order}/go" not in self.files_of_pid_1():
             assert time.monotonic() < end
             time.sleep(0.002)
+
+    def files_of_pid_1(self) -> list[str]:
+        """Return the names of the files that PID 1 has open."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        try:
+            return [os.readlink(each) for child in children for each in Path(f"/proc/{child}/fd").iterdir()]
+        except OSError:
+            return []
+
+    def start_commands(self) -> None:
+        """Start the commands, as an errand of the agent does that has filled the workspace."""
         workspace.start_commands("", "", f"{self.order}/go")
 
     def argv(self) -> list[str]:

@@ -130,6 +130,7 @@ def test_a_signal_from_a_command_is_not_recorded_as_term_to_pid_1(shell: str) ->
 
 def test_no_command_runs_before_the_order_says_so(shell: str) -> None:
     with container(shell, "echo a", options=Options(start=False)) as running:
+        running.wait_for_pid_1()
         assert not running.prints(b"\x1e", within=0.2)
         running.start_commands()
         result = running.wait()
@@ -152,6 +153,8 @@ STOPS = pytest.mark.parametrize("stop", ["deletion", "cancel"])
 @pytest.mark.parametrize("late", [False, True], ids=["before the start", "before the helper"])
 def test_the_wait_for_the_start_ends_with_a_term(shell: str, stop: str, late: bool) -> None:
     with container(shell, "echo no", options=Options(late_helper=late, start=False)) as running:
+        if not late:
+            running.wait_for_pid_1()
         assert not running.prints(b"\x1e", within=0.2)
         running.pre_stop() if stop == "deletion" else running.interrupt(LONG)
         result = running.wait()
