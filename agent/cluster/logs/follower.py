@@ -21,36 +21,30 @@ outcome.
 
 from __future__ import annotations
 
-import asyncio
 import math
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
 
-from agent.aio import cancel_and_wait
 from agent.cluster.logs.blocks import Reached
 from agent.cluster.logs.errand import Errand
 from agent.cluster.logs.failures import Failures, pod_is_gone
 from agent.cluster.logs.frames import Frame, FrameReader
-from agent.cluster.logs.request import LogRequest, now
-from agent.cluster.logs.source import DEFAULT_TIMINGS, LogSource, LogState, Timings, Way
+from agent.cluster.logs.request import LogRequest, Speed, now
+from agent.cluster.logs.source import DEFAULT_TIMINGS, LogSource, LogState, Timings, Way, change_of
 from agent.domain.errors import ClusterError
 from agent.domain.observations import LogEnd, LogGap, LogItem, LogLost, LogPiece
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
 
 log = structlog.get_logger(__name__)
 
-UNAVAILABLE = b"unable to retrieve container logs for "
-# Number of bytes within `Timings.window` from which on the log is read from its file. Each line of a stream is a
-# message of its own from the node to the agent, and costs about ten times the CPU time of its bytes.
-FAST = 128 * 1024
 # Number of missing bytes, and number of gaps in one stream, from which on the log is read from its file to its end.
 MOST_MISSING, MOST_GAPS = 256 * 1024, 5
 # Seconds that are added to the age of the oldest line that a reopened stream brings.
@@ -170,7 +164,7 @@ class LogFollower:
         reader, speed = FrameReader(self.key), Speed(self.timings.window)
         silence = self.timings.probe
         state = self.source.state
-        async with self.request(follow=True) as body, self.change_of(state) as changed:
+        async with self.request(follow=True) as body, change_of(self.source, state) as changed:
             while True:
                 open_ = state is LogState.OPEN and not changed.done()
                 wait = min(silence, self.timings.torn) if reader.pending else silence
@@ -179,7 +173,7 @@ class LogFollower:
                 if block:
                     frames, silence = reader.feed(block), self.timings.probe
                 elif block is not None:
-                    self.check(body)
+                    body.check()
                     return
                 elif not open_:
                     self.on_silent_end()
@@ -239,7 +233,7 @@ class LogFollower:
                         yield item
                 if self.complete or self.from_file:
                     return
-        self.check(body)
+        body.check()
         async with aclosing(self.take(reader.resync())) as items:
             async for item in items:
                 yield item
@@ -347,37 +341,3 @@ class LogFollower:
         silence = None if follow else self.timings.read
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timings.connect, sock_read=silence)
         return LogRequest(self.client, self.target, since=since, follow=follow, timeout=timeout)
-
-    @asynccontextmanager
-    async def change_of(self, state: LogState) -> AsyncIterator[asyncio.Task[None]]:
-        """Yield a task that ends when the log is no longer in this state."""
-        task = asyncio.create_task(self.source.wait_while(state), name="log: change of state")
-        try:
-            yield task
-        finally:
-            await cancel_and_wait(task, ignore_errors=True)
-
-    def check(self, body: LogRequest) -> None:
-        """Check that the body is a log, and not the kubelet's error message with status 200.
-
-        Raises:
-            ClusterError: the body is the error message.
-        """
-        if body.head.startswith(UNAVAILABLE):
-            raise ClusterError("the node no longer has the container's log")
-
-
-class Speed:
-    """Measures the speed of a stream over windows of `window` seconds."""
-
-    def __init__(self, window: float) -> None:
-        self.window = window
-        self.began = now()
-        self.size = 0
-
-    def is_fast(self, block: bytes | None) -> bool:
-        """Count a block of the stream. Return whether the current window has more than `FAST` bytes."""
-        if now() - self.began > self.window:
-            self.began, self.size = now(), 0
-        self.size += len(block or b"")
-        return self.size > FAST

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
 
+UNAVAILABLE = b"unable to retrieve container logs for "
+# Number of bytes within `Timings.window` from which on the log is read from its file. Each line of a stream is a
+# message of its own from the node to the agent, and costs about ten times the CPU time of its bytes.
+FAST = 128 * 1024
 # Number of bytes that are kept of the beginning of a response.
 HEAD = 100
 # Seconds of waiting for bytes after which the next bytes are new, and not a part of what the node wrote long ago.
@@ -110,11 +114,36 @@ class LogRequest:
             self.fresh_at = self.returned_at
         return reading.result()
 
+    def check(self) -> None:
+        """Check that the response is a log, and not the kubelet's error message with status 200.
+
+        Raises:
+            ClusterError: the response is the error message.
+        """
+        if self.head.startswith(UNAVAILABLE):
+            raise ClusterError("the node no longer has the container's log")
+
     def buffered(self) -> bytes:
         """Return the bytes that have arrived already. They need no task, which costs more than their transport."""
         if self.response is None or self.response.content.exception() is not None:
             return b""
         return self.response.content.read_nowait()
+
+
+class Speed:
+    """Measures the speed of a stream over windows of `window` seconds."""
+
+    def __init__(self, window: float) -> None:
+        self.window = window
+        self.began = now()
+        self.size = 0
+
+    def is_fast(self, block: bytes | None) -> bool:
+        """Count a block of the stream. Return whether the current window has more than `FAST` bytes."""
+        if now() - self.began > self.window:
+            self.began, self.size = now(), 0
+        self.size += len(block or b"")
+        return self.size > FAST
 
 
 def now() -> float:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from agent.aio import cancel_and_wait
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class LogState(Enum):
@@ -75,3 +82,13 @@ class Timings:
 
 
 DEFAULT_TIMINGS = Timings()
+
+
+@asynccontextmanager
+async def change_of(source: LogSource, state: LogState) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a task that ends when the log is no longer in this state."""
+    task = asyncio.create_task(source.wait_while(state), name="log: change of state")
+    try:
+        yield task
+    finally:
+        await cancel_and_wait(task, ignore_errors=True)

@@ -317,7 +317,7 @@ async def test_a_helper_that_ends_before_the_log_loses_the_rest(api: LogServer) 
 
 
 async def test_a_slow_consumer_stops_the_node(api: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cluster.logs.follower.FAST", 1 << 40)
+    monkeypatch.setattr("agent.cluster.logs.request.FAST", 1 << 40)
     written = 0
     all_written = asyncio.Event()
     payload_of_frame = b"x" * 1000 + b"\n"
