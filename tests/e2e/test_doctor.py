@@ -13,7 +13,7 @@ import yaml
 
 from agent.app.doctor import examine
 from agent.cluster.checks import probe_pod
-from agent.cluster.checks.permissions import LEASE_RIGHTS, RIGHTS, Right
+from agent.cluster.checks.permissions import LEASE_RIGHTS, NUDGE_RIGHT, RIGHTS, Right
 from agent.domain.check_result import Finding, Verdict
 from agent.domain.json import Object
 from agent.settings import Settings, load
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-ALL = RIGHTS + LEASE_RIGHTS
+ALL = (*RIGHTS, *LEASE_RIGHTS, NUDGE_RIGHT)
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
 # For a missing right, the checks of the doctor's probe pod that fail without it. All other checks still run.
 SHOWS = {
