@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from agent.cluster.api.client import STRATEGIC_PATCH
-from agent.cluster.ending.plan import NudgePlan, helper_millicores, is_refusal, resize
+from agent.cluster.ending.plan import NudgePlan, helper_millicores, is_busy, is_refusal, resize
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from agent.cluster.api.client import Client
 
@@ -49,12 +49,20 @@ class WatchedPod(Protocol):
 class NudgeSwitch:
     """Sends nudges while the API server accepts them. Owned by the backend, lives as long as the agent.
 
-    `enabled` returns whether the settings and the version of the cluster allow nudges.
+    `enabled` returns whether the settings and the version of the cluster allow nudges. `pods` returns the pods of all
+    sessions of this agent.
     """
 
-    def __init__(self, client: Client, enabled: Callable[[], bool], off_seconds: float = OFF_SECONDS) -> None:
+    def __init__(
+        self,
+        client: Client,
+        enabled: Callable[[], bool],
+        pods: Callable[[], Iterable[Object]],
+        off_seconds: float = OFF_SECONDS,
+    ) -> None:
         self.client = client
         self.enabled = enabled
+        self.pods = pods
         self.off_seconds = off_seconds
         self.off_until = -math.inf
 
@@ -62,6 +70,13 @@ class NudgeSwitch:
     def on(self) -> bool:
         """Return whether the agent sends nudges now."""
         return self.enabled() and now() >= self.off_until
+
+    def is_busy(self, node: str) -> bool:
+        """Return whether the node is too busy for nudges, and count this."""
+        if not is_busy(self.pods(), node):
+            return False
+        self.count("skipped")
+        return True
 
     async def send(self, path: str, uid: str, millicores: int) -> bool:
         """Send one nudge. `path` is the path of the pod. Return whether the next nudge makes sense."""
@@ -123,8 +138,10 @@ class Nudger:
 
     @property
     def possible(self) -> bool:
-        """Return whether the pod may get another nudge."""
-        return self.switch.on and self.plan.possible
+        """Return whether the pod may get another nudge now."""
+        pod = self.watched().pod or {}
+        allowed = self.switch.on and self.plan.possible
+        return allowed and not self.switch.is_busy(pod.get("spec", {}).get("nodeName", ""))
 
     async def run(self, done: Callable[[Object], bool], *, deleting: bool = False) -> None:
         """Send a series of nudges until `done` is true of the pod, or the pod is gone, or no nudge is left."""

@@ -7,11 +7,18 @@ of the end of a container some milliseconds after the last byte of the log. So n
 
 from __future__ import annotations
 
-from agent.cluster.pod.fields import container_status, terminated_state
+from typing import TYPE_CHECKING
+
+from agent.cluster.pod.fields import container_status, is_running, terminated_state
 from agent.cluster.pod.manifest import ACTION, HELPER
 from agent.domain.json import Object
 from agent.domain.quantities import quantity
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Largest number of this agent's pods on a node that start or end at the same time, with which nudges still help.
+MAX_CHANGING_PODS = 4
 # Smallest CPU request after a nudge, in thousandths. The kernel has no smaller share than 2m.
 FLOOR_MILLICORES = 2
 # Largest number of nudges of one pod. One of them is kept for the deletion.
@@ -79,6 +86,15 @@ def is_refusal(status: int, message: str, pod: str) -> bool:
     if status == 404:
         return f'"{pod}"' not in message
     return 400 <= status < 500 and status not in (401, 409, 429)
+
+
+def is_busy(pods: Iterable[Object], node: str) -> bool:
+    """Return whether so many of the pods on the node start or end that its kubelet has no time for a further look."""
+    changing = 0
+    for pod in pods:
+        if pod.get("spec", {}).get("nodeName") == node:
+            changing += not is_running(container_status(pod.get("status", {}), ACTION))
+    return changing > MAX_CHANGING_PODS
 
 
 def action_ended(pod: Object) -> bool:

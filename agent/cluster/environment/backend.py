@@ -68,7 +68,7 @@ class PodBackend:
                 clone=policy.clone_timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
-            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges),
+            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
             timings=timings,
         )

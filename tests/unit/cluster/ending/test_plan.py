@@ -9,9 +9,11 @@ from agent.cluster.ending.plan import (
     END_PAUSES,
     FLOOR_MILLICORES,
     KEPT_NUDGES,
+    MAX_CHANGING_PODS,
     MAX_NUDGES,
     NudgePlan,
     helper_millicores,
+    is_busy,
     is_refusal,
     resize,
 )
@@ -97,3 +99,14 @@ def test_a_nudge_names_the_pod_by_its_uid_and_changes_one_container() -> None:
 )
 def test_only_an_answer_that_will_come_again_is_a_refusal(status: int, message: str, refused: bool) -> None:
     assert is_refusal(status, message, "p") is refused
+
+
+def test_only_starting_and_ending_pods_of_the_same_node_make_it_busy() -> None:
+    def pods(count: int, node: str, state: str) -> list[Object]:
+        statuses = [{"name": "action", "state": {state: {}}}]
+        return [{"spec": {"nodeName": node}, "status": {"containerStatuses": statuses}}] * count
+
+    others = pods(9, "b", "waiting") + pods(9, "a", "running") + [{"spec": {"nodeName": None}, "status": {}}] * 9
+    half = MAX_CHANGING_PODS // 2
+    assert not is_busy(others + pods(half, "a", "waiting") + pods(half, "a", "terminated"), "a")
+    assert is_busy(others + pods(half, "a", "waiting") + pods(half + 1, "a", "terminated"), "a")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from agent.cluster.ending import nudger as nudgers
 from agent.cluster.ending.nudger import NudgeSwitch
-from agent.cluster.ending.plan import resize
+from agent.cluster.ending.plan import MAX_CHANGING_PODS, resize
 from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
@@ -155,7 +155,7 @@ async def test_the_version_of_the_cluster_decides_whether_nudges_help(api: FakeA
 async def test_a_refusal_ends_all_nudges_for_a_while_with_one_log_entry(api: FakeApi, why: str) -> None:
     status, message = REFUSALS[why]
     async with api.serving() as client:
-        switch = NudgeSwitch(client, lambda: True, off_seconds=0.05)
+        switch = NudgeSwitch(client, lambda: True, list, off_seconds=0.05)
         api.answer("patch", "resize", status, message, times=2)
         with capture_logs() as logs:
             assert not await switch.send(POD, "u", 9)
@@ -177,7 +177,7 @@ async def test_a_refusal_ends_all_nudges_for_a_while_with_one_log_entry(api: Fak
 )
 async def test_a_failure_of_one_nudge_switches_nothing_off(api: FakeApi, status: int, message: str, more: bool) -> None:
     async with api.serving() as client:
-        switch = NudgeSwitch(client, lambda: True)
+        switch = NudgeSwitch(client, lambda: True, list)
         api.answer("patch", "resize", status, message)
         assert await switch.send(POD, "u", 9) is more
         assert (switch.on, counted(client, "failed")) == (True, 1)
@@ -186,7 +186,7 @@ async def test_a_failure_of_one_nudge_switches_nothing_off(api: FakeApi, status:
 async def test_a_nudge_without_an_answer_is_given_up(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nudgers, "REQUEST_SECONDS", 0.05)
     async with api.serving() as client:
-        switch = NudgeSwitch(client, lambda: True)
+        switch = NudgeSwitch(client, lambda: True, list)
         api.answer("patch", "resize", HANG)
         assert not await switch.send(POD, "u", 9)
         assert (switch.on, counted(client, "failed")) == (True, 1)
@@ -194,7 +194,7 @@ async def test_a_nudge_without_an_answer_is_given_up(api: FakeApi, monkeypatch: 
 
 async def test_a_nudge_never_waits_for_the_rate_limit(api: FakeApi) -> None:
     async with api.serving(requests_per_second=0.5) as client:
-        switch = NudgeSwitch(client, lambda: True)
+        switch = NudgeSwitch(client, lambda: True, list)
         await client.bucket.acquire()
         waiting = asyncio.create_task(client.bucket.acquire())
         await asyncio.sleep(0)
@@ -247,3 +247,24 @@ async def test_an_adopting_agent_continues_at_the_present_request_and_a_disowned
         environment.release()
         await asyncio.sleep(0.3)
         assert [each.body for each in api.requests_for("patch", "resize")] == [resize(pod["metadata"]["uid"], 6)]
+
+
+async def test_a_busy_node_gets_no_nudges(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        environments = [
+            backend.environment(Action(Key(f"build-{number}"), "alpine", ("true",)))
+            for number in range(MAX_CHANGING_PODS + 1)
+        ]
+        for each in environments:
+            await each.create()
+            await api.status(each.plan.name, phase="Pending")
+            while not (each.pod_state.pod or {"spec": {}})["spec"].get("nodeName"):
+                await each.pod_state.wait_for_change(each.pod_state.version)
+        environments[0].ending.log_ended()
+        assert environments[0].ending.task is None
+        assert counted(backend.client, "skipped") == 1
+        environments.pop().release()
+        environments[0].ending.log_ended()
+        assert environments[0].ending.task is not None
+        for each in environments:
+            each.release()
