@@ -136,9 +136,8 @@ class Nudger:
         """Take over a pod that this agent has created or claimed, as the API server returned it."""
         self.uid, self.plan = pod["metadata"]["uid"], NudgePlan(helper_millicores(pod))
 
-    @property
-    def possible(self) -> bool:
-        """Return whether the pod may get another nudge now."""
+    def may_start(self) -> bool:
+        """Return whether a series of nudges may start now. A metric counts the series that a busy node prevents."""
         pod = self.watched().pod or {}
         allowed = self.switch.on and self.plan.possible
         return allowed and not self.switch.is_busy(pod.get("spec", {}).get("nodeName", ""))

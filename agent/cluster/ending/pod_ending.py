@@ -50,7 +50,7 @@ class PodEnding:
     def log_ended(self) -> None:
         """Make the kubelet see the end of the commands, in the background."""
         self.cancel()
-        if self.nudger.possible:
+        if self.nudger.may_start():
             self.task = asyncio.create_task(self.nudger.run(action_ended), name=f"nudges for {self.path}")
 
     async def hasten_deletion(self) -> None:
@@ -59,7 +59,7 @@ class PodEnding:
         Do nothing if the commands may still run, because their grace period must pass.
         """
         pod = self.watched().pod
-        if pod is None or not action_ended(pod) or not self.nudger.possible:
+        if pod is None or not action_ended(pod) or not self.nudger.may_start():
             return
         uid = pod["metadata"]["uid"]
         try:
