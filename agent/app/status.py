@@ -62,6 +62,8 @@ class AgentStatus:
         """
         if self.pods.trouble or self.leases.alive or not self.settings.agent.adoption:
             return self.pods.trouble
+        if self.leases.starting:
+            return "the agent is starting: it has no Lease yet"
         return "the agent's Lease could not be renewed"
 
     def health(self) -> Health:

@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.init import init
 from agent.cli.options import (
+    check_reports,
     parse_assignments,
     parse_duration,
     print_error,
     read_pipeline,
     settings_options,
+    target_options,
     with_local_cluster,
 )
+from agent.cli.pipeline_file import init, lint, schema
 from agent.cli.run import run
 from agent.cli.serve import scheduler, serve
 from agent.domain.errors import AgentError, SettingsError
@@ -85,6 +87,8 @@ def cli() -> None:
 
 
 cli.add_command(init)
+cli.add_command(lint)
+cli.add_command(schema)
 cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(scheduler)
@@ -92,14 +96,7 @@ cli.add_command(scheduler)
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--scheduler",
-    "address",
-    default="localhost:7080",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Address of the scheduler.",
-)
+@target_options
 @click.option(
     "--output",
     type=click.Choice(["auto", "plain", "json"]),
@@ -107,14 +104,21 @@ cli.add_command(scheduler)
     show_default=True,
     help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
 )
-@click.option("--token-file", type=click.Path(path_type=Path), help="Send the bearer token in this file.")
-@click.option("--plaintext", is_flag=True, help="Use no TLS. For a scheduler on this machine.")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler. Default: the system's CAs.")
-@click.option("--cert-file", type=click.Path(path_type=Path), help="Own certificate (mutual TLS).")
-@click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the own certificate.")
-@click.option("--server-name", default="", help="Name in the scheduler's certificate, if it differs from the address.")
 @click.option(
     "--secrets-file", type=click.Path(path_type=Path), help="Read values of secrets from NAME=VALUE lines in this file."
+)
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Copy logs and files into this folder when the pipeline has ended.",
+)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a summary: JUnit (.xml) or Markdown (.md). May be given several times.",
 )
 def submit(
     file: Path,
@@ -122,15 +126,44 @@ def submit(
     output: str,
     plaintext: bool,
     secrets_file: Path | None,
+    reports: tuple[Path, ...],
+    artifacts: Path | None,
     **trust: Any,
 ) -> None:
     """Submit a pipeline FILE to a scheduler that `sealci-agent scheduler` started, and show it to its end."""
     from agent.cli.submit import Target
     from agent.cli.submit import submit as submit_pipeline
 
+    check_reports(reports)
     pipeline, secrets = read_pipeline(file, secrets_file)
     target = Target(address, tls=not plaintext, **trust)
-    sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, output=output)))
+    ending = submit_pipeline(target, pipeline, secrets=secrets, output=output, reports=reports, artifacts=artifacts)
+    sys.exit(asyncio.run(ending))
+
+
+@cli.command()
+@target_options
+def pipelines(address: str, plaintext: bool, **trust: Any) -> None:
+    """List the pipelines of a scheduler that `sealci-agent scheduler` started, oldest first.
+
+    \b
+    Prints one line per pipeline: id, state, actions that ended, time of the submission, name of the file.
+    """
+    from agent.cli.submit import Target, list_pipelines
+
+    for line in asyncio.run(list_pipelines(Target(address, tls=not plaintext, **trust))):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("pipeline")
+@target_options
+def cancel(pipeline: str, address: str, plaintext: bool, **trust: Any) -> None:
+    """Cancel every action of a PIPELINE of a scheduler. `sealci-agent pipelines` prints the ids."""
+    from agent.cli.submit import Target, cancel_pipeline
+
+    asyncio.run(cancel_pipeline(Target(address, tls=not plaintext, **trust), pipeline))
+    click.echo(f"pipeline {pipeline} is being cancelled")
 
 
 @cli.command()

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
+from pydantic import BaseModel
 
 from agent.console import terminal_text
 from agent.domain.errors import SettingsError
 from agent.domain.quantities import seconds
+from agent.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.pipeline.parser import Pipeline
     from agent.settings import Settings
@@ -30,6 +32,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "assignments",
         multiple=True,
         metavar="KEY=VALUE",
+        shell_complete=complete_setting,
         help="Set a setting, as in --set agent.slots=20. May be given several times.",
     )(command)
     return click.option(
@@ -37,6 +40,45 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, dir_okay=False),
         help="Read settings from this YAML file. Default: the variable SEALCI_CONFIG.",
     )(command)
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a scheduler, its TLS and the token to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--scheduler",
+                "address",
+                default="localhost:7080",
+                show_default=True,
+                metavar="HOST:PORT",
+                help="Address of the scheduler.",
+            ),
+            click.option("--token-file", type=click.Path(path_type=Path), help="Send the bearer token in this file."),
+            click.option("--plaintext", is_flag=True, help="Use no TLS. For a scheduler on this machine."),
+            click.option(
+                "--ca-file", type=click.Path(path_type=Path), help="CA of the scheduler. Default: the system's CAs."
+            ),
+            click.option("--cert-file", type=click.Path(path_type=Path), help="Own certificate (mutual TLS)."),
+            click.option("--key-file", type=click.Path(path_type=Path), help="Private key of the own certificate."),
+            click.option(
+                "--server-name", default="", help="Name in the scheduler's certificate, if it differs from the address."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def check_reports(files: Sequence[Path]) -> None:
+    """Refuse report files of an unknown format, before anything starts."""
+    from agent.console import report_files
+
+    for file in files:
+        try:
+            report_files.format_for(file)
+        except ValueError as error:
+            raise click.UsageError(f"--report: {error}") from error
 
 
 def parse_assignments(assignments: tuple[str, ...], **defaults: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +141,59 @@ def parse_duration(option: str, text: str) -> float:
         raise click.UsageError(f"{option}: {error}") from error
 
 
+def complete_setting(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the key of a setting in the shell, up to the equals sign."""
+    from agent.settings import Settings
+
+    return [f"{key}=" for key in keys_of(Settings()) if key.startswith(incomplete)]
+
+
+def keys_of(section: BaseModel, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all settings in a section and its subsections."""
+    return [
+        key
+        for name, value in section
+        for key in (keys_of(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [f"{prefix}{name}"])
+    ]
+
+
+def complete_context(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a context of the kubeconfig in the shell."""
+    from agent.cluster.api.configuration import context_names
+
+    return sorted(name for name in context_names(load(None, {}).cluster) if name.startswith(incomplete))
+
+
+def complete_namespace(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a namespace in the shell, from the contexts of the kubeconfig. No request is made."""
+    from agent.cluster.api.configuration import context_names, context_namespace
+
+    cluster = load(None, {}).cluster
+    contexts = context_names(cluster)
+    found = {context_namespace(cluster.model_copy(update={"context": name})) for name in contexts}
+    return sorted(name for name in found | {"default"} if name and name.startswith(incomplete))
+
+
+def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings) -> None:
+    """Check every action against the policy of the settings, so that nothing starts if an action is refused later.
+
+    Raises:
+        SettingsError: the policy refuses an action. The message has a line for each action.
+    """
+    from agent.domain.actions import Key
+    from agent.domain.errors import ActionFailed
+    from agent.execution.admission import admit
+
+    problems = []
+    for action in pipeline.actions:
+        try:
+            admit(action.action(Key(action.name), secrets), settings.policy)
+        except ActionFailed as error:
+            problems.append(f"{pipeline.source}: {action.name}: {error.message}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
 def read_pipeline(
     file: Path, secrets_file: Path | None, change: Callable[[Pipeline], Pipeline] = lambda pipeline: pipeline
 ) -> tuple[Pipeline, dict[str, str]]:
@@ -109,10 +204,10 @@ def read_pipeline(
     Raises:
         SettingsError: the file or a secret is wrong or missing, or the change is not possible.
     """
+    from agent.pipeline.file_errors import PipelineFileError
     from agent.pipeline.overrides import OptionError
     from agent.pipeline.parser import load as load_pipeline
     from agent.pipeline.secret_values import SecretsError, find_secrets
-    from agent.pipeline.yaml_document import PipelineFileError
 
     try:
         pipeline = change(load_pipeline(file))

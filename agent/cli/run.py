@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from agent.cli.options import parse_assignments, read_pipeline, settings_options, with_local_cluster
+from agent.cli.options import (
+    check_policy,
+    check_reports,
+    complete_context,
+    complete_namespace,
+    parse_assignments,
+    read_pipeline,
+    settings_options,
+    with_local_cluster,
+)
 from agent.domain.errors import AgentError, SettingsError
 from agent.settings import Settings, load
 from agent.telemetry import log_setup
@@ -172,9 +181,10 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
 @click.option(
     "--context",
     default="",
+    shell_complete=complete_context,
     help="Context of the kubeconfig. Default: the current one.",
 )
-@click.option("--namespace", default="", help="Namespace of the pods.")
+@click.option("--namespace", default="", shell_complete=complete_namespace, help="Namespace of the pods.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the agent's own log.")
 @settings_options
 def run(**given: Any) -> None:
@@ -191,15 +201,9 @@ def run(**given: Any) -> None:
 
 def check_choices(choices: Choices) -> None:
     """Refuse options that cannot work, before anything starts."""
-    from agent.console import report_files
-
     if choices.shell and not (sys.stdin.isatty() and sys.stdout.isatty() and choices.output != "json"):
         raise click.UsageError("--shell-on-failure needs a terminal")
-    for file in choices.reports:
-        try:
-            report_files.format_for(file)
-        except ValueError as error:
-            raise click.UsageError(f"--report: {error}") from error
+    check_reports(choices.reports)
 
 
 def show_list(choices: Choices) -> None:
@@ -306,7 +310,7 @@ def raise_at_signals() -> None:
 def watched_state(choices: Choices) -> tuple[int, ...]:
     """Return numbers that differ after each change of the pipeline file, or of the working tree with `--repo`.
 
-    What the run itself writes into the tree is no change.
+    Files that the run itself writes into the tree do not count.
     """
     from agent.cli import working_tree
 
@@ -323,6 +327,7 @@ def run_once(choices: Choices, settings: Settings) -> int:
     from agent.cli.run_agent import run_with_agent
 
     pipeline, secrets = read_changed_pipeline(choices)
+    check_policy(pipeline, secrets, settings)
     raise_at_signals()
     with tempfile.TemporaryDirectory(prefix="sealci-tree-") as folder:
         tree = None

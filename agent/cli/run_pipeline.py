@@ -26,7 +26,7 @@ from agent.console.open_view import open_view
 from agent.console.run_report import ExitCode
 from agent.domain.errors import AgentError, NoCluster, SettingsError
 from agent.domain.outcome import Result
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 

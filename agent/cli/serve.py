@@ -100,7 +100,7 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
 
     The scheduler queues pipelines, hands actions to agents, and keeps state, logs and files.
     """
-    from agent.local_scheduler.grpc_service import Access
+    from agent.local_scheduler.local_service import Access
     from agent.local_scheduler.options import SchedulerOptions
     from agent.local_scheduler.server import serve_scheduler
 

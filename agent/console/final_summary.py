@@ -191,7 +191,7 @@ def file_lines(report: Report) -> Iterator[Text]:
     if not report.folder:
         return
     yield styled()
-    place = "" if report.local else "on the scheduler's machine, "
+    place = "" if report.local or report.copied else "on the scheduler's machine, "
     yield styled((f"logs and files: {place}{terminal_text.quoted(report.folder)}", "dim"))
     for action in report.actions.values():
         for path, size in list(action.files.items())[:SHOWN_FILES]:

@@ -168,11 +168,13 @@ class ActionReport:
 class Report:
     """The state of a pipeline, as known from the events so far. `seconds` is the time up to the last event.
 
-    `folder` has the logs and files. `local`: whether it is on this machine, and not on the scheduler's.
+    `folder` has the logs and files. `local`: whether `folder` is on this machine, and not on the scheduler's.
+    `copied`: whether the files were copied from the scheduler's machine to `folder`.
     """
 
     name: str = ""
     folder: str = ""
+    copied: bool = False
     local: bool = True
     actions: dict[str, ActionReport] = field(default_factory=dict)
     complete: bool = False

@@ -28,7 +28,7 @@ class Repository:
     """The Git repository that container `repository` clones into the workspace before the first command.
 
     `ref` is a branch, tag or commit, "" for the default branch. `depth` is the number of commits, 0 for all.
-    `credentials` names a Secret of the cluster, "" for none.
+    `credentials` names a Secret of the cluster, "" for none. `lfs`: the files of Git LFS are fetched too.
     """
 
     url: str
@@ -36,6 +36,7 @@ class Repository:
     depth: int = 0
     submodules: bool = False
     credentials: str = ""
+    lfs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.quantities import quantity, resource_quantity
-from agent.domain.references.image_reference import image_matches
+from agent.domain.references.image_reference import checked_image, image_matches
 from agent.domain.references.repository_url import (
     RepositoryUrl,
     holds_credentials,
@@ -80,6 +80,11 @@ def image(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield f"image: {action.image[:100]!r} is not an image reference"
     elif not any(image_matches(action.image, allowed) for allowed in policy.images):
         yield f"image: {action.image!r} is not allowed; allowed: {', '.join(policy.images)}"
+    else:
+        try:
+            checked_image(action.image)
+        except ValueError as error:
+            yield f"image: {action.image!r} is not an image reference: {error}"
     if action.image and policy.require_digest and not DIGEST.search(action.image):
         yield f"image: {action.image[:512]!r} has no digest, and the policy wants one: NAME@sha256:..."
 
@@ -191,7 +196,7 @@ def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
 
 def timeout(action: Action, policy: PolicySettings) -> Iterator[str]:
     if action.timeout is not None and not 0 < action.timeout <= policy.max_timeout:
-        yield f"timeout: {action.timeout:g} s is not allowed; more than 0, at most {policy.max_timeout:g} s"
+        yield f"timeout: {action.timeout:.15g} s is not allowed; more than 0, at most {policy.max_timeout:.15g} s"
 
 
 def artifacts(action: Action) -> Iterator[str]:

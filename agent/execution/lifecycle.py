@@ -10,6 +10,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from agent.domain.errors import ActionFailed, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     Start = Callable[[Session, Environment], Awaitable[None]]
 
+log = structlog.get_logger()
+
 
 async def run_action(session: Session, backend: Backend, settings: Settings) -> None:
     """Run a session from its acceptance until its environment is gone."""
@@ -47,6 +51,8 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
     Then remove the environment. `start` creates the environment or takes it over.
     """
     session.attach(environment)
+    action = session.action
+    log.info("session began", environment=environment.name, image=action.image, commands=len(action.commands))
     try:
         while not await session.run_until_reset(run_once(session, environment, start, settings)):
             session.restart_reporting()
@@ -119,7 +125,11 @@ async def wait_until_running(session: Session, environment: Environment) -> None
         seen = await session.run_until_stopped(observe_setup(session, environment))
         if isinstance(seen, (Running, Exited)):
             if environment.interactive and isinstance(seen, Running):
-                await session.run_until_stopped(environment.upload_workspace())
+                await session.run_until_stopped(
+                    environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP))
+                )
+            if environment.setup_notice:
+                await session.reporter.write_log(environment.setup_notice)
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)

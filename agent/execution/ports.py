@@ -72,6 +72,10 @@ class Environment(Protocol):
     def running_for(self) -> float:
         """Return for how many seconds the commands have been running, by the cluster's clock. 0 before they start."""
 
+    @property
+    def setup_notice(self) -> str:
+        """Return text for the log of an action whose set-up succeeded, "" for none."""
+
     def disown(self) -> None:
         """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
 
@@ -114,8 +118,10 @@ class Environment(Protocol):
         `upload_workspace` and `hold_for_debugging` are called only if this is True.
         """
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Copy the files of the person's working tree into the workspace. The commands start afterwards.
+
+        `notify` gets the number of bytes, as text for people.
 
         Raises:
             ActionFailed: the files could not be copied.

@@ -314,7 +314,6 @@ class SessionRegistry:
         if session.reporter.trace.trace_id:
             ids["trace_id"] = session.reporter.trace.trace_id
         with structlog.contextvars.bound_contextvars(**ids):
-            log.info("session began", image=session.action.image, commands=len(session.action.commands))
             try:
                 await work
             except Exception as error:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -18,21 +16,19 @@ import structlog
 from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
-from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
+from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
 from agent.local_scheduler.storage.store import StoreFailed
-from agent.local_scheduler.storage.uploads import Upload, UploadRefused
-from agent.pipeline import parser
-from agent.pipeline.wire import local_pb2, local_pb2_grpc
-from agent.pipeline.yaml_document import PipelineFileError
+from agent.local_scheduler.storage.uploads import Upload
+from agent.pipeline.wire import local_pb2_grpc
 from agent.protocol import translate
-from agent.protocol.grpc_transport import bearer, server_credentials, server_options
+from agent.protocol.grpc_transport import server_credentials, server_options
 from agent.protocol.wire import agent_pb2, agent_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from agent.local_scheduler.dispatcher import Dispatcher
+    from agent.local_scheduler.local_service import Access
     from agent.local_scheduler.records import ActionRecord
     from agent.pipeline.events import FileStored
 
@@ -41,64 +37,6 @@ log = structlog.get_logger()
 PROTOCOL_VERSION = 1
 # Clients may ping once a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """The files that decide which calls are accepted. They are read at each call, so that they can be replaced.
-
-    `token_file` None: no token is required. `cert_file` and `key_file` None: plaintext. `ca_file` None: clients need
-    no certificate. `submit_token_file` None: the token of agents is also the token of people who submit.
-    """
-
-    token_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    ca_file: Path | None = None
-    submit_token_file: Path | None = None
-
-    async def check_agent(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Abort the call with UNAUTHENTICATED unless its metadata carries the token of agents."""
-        await self.check(context, self.token_file)
-
-    async def check_submit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Abort the call with UNAUTHENTICATED unless its metadata carries the token of people who submit."""
-        await self.check(context, self.submit_token_file or self.token_file)
-
-    async def check(self, context: grpc.aio.ServicerContext[Any, Any], file: Path | None) -> None:
-        if file is None:
-            return
-        token = (await asyncio.to_thread(file.read_text, encoding="utf-8")).strip()
-        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-        text = sent if isinstance(sent, str) else ""
-        if not token or not hmac.compare_digest(text.encode(), bearer(token).encode()):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-
-
-class FilesNotStored(AgentError):
-    """The files of an upload cannot be written to the disk."""
-
-
-# The errors that abort a call, with the status of the call. The error's message becomes the details of the status.
-STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
-    PipelineFileError: grpc.StatusCode.INVALID_ARGUMENT,
-    PipelineIdInvalid: grpc.StatusCode.INVALID_ARGUMENT,
-    PipelineExists: grpc.StatusCode.ALREADY_EXISTS,
-    PipelineUnknown: grpc.StatusCode.NOT_FOUND,
-    StoreFailed: grpc.StatusCode.UNAVAILABLE,
-    StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
-    UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,
-    FilesNotStored: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
-
-
-@contextlib.asynccontextmanager
-async def aborts(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """When the body raises an error of `STATUS_CODES`, abort the call with the status of this error."""
-    try:
-        yield
-    except tuple(STATUS_CODES) as error:
-        await context.abort(STATUS_CODES[type(error)], str(error))
 
 
 class AgentService(agent_pb2_grpc.SchedulerServicer):
@@ -272,50 +210,6 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             self.registry.record_for_upload(key)
             await self.registry.store_files(record, files)
         return files
-
-
-class LocalService(local_pb2_grpc.LocalServicer):
-    """The service that `sealci-agent submit` calls. It lives as long as the server."""
-
-    def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
-        self.dispatcher = dispatcher
-        self.registry = dispatcher.registry
-        self.access = access
-
-    async def Submit(  # noqa: N802 - the contract's name
-        self,
-        request: local_pb2.SubmitRequest,
-        context: grpc.aio.ServicerContext[local_pb2.SubmitRequest, local_pb2.PipelineEvent],
-    ) -> AsyncIterator[local_pb2.PipelineEvent]:
-        """Queue a pipeline and yield its events."""
-        await self.access.check_submit(context)
-        async with aborts(context):
-            pipeline = await asyncio.to_thread(parser.parse, request.text, request.file_name)
-            await self.dispatcher.submit(request.pipeline, pipeline, request.secrets)
-            async for event in self.registry.watch(request.pipeline):
-                yield event
-
-    async def Watch(  # noqa: N802 - the contract's name
-        self,
-        request: local_pb2.WatchRequest,
-        context: grpc.aio.ServicerContext[local_pb2.WatchRequest, local_pb2.PipelineEvent],
-    ) -> AsyncIterator[local_pb2.PipelineEvent]:
-        """Yield the events of a pipeline after a position."""
-        await self.access.check_submit(context)
-        async with aborts(context):
-            async for event in self.registry.watch(request.pipeline, request.after):
-                yield event
-
-    async def Cancel(  # noqa: N802 - the contract's name
-        self,
-        request: local_pb2.CancelRequest,
-        context: grpc.aio.ServicerContext[local_pb2.CancelRequest, local_pb2.CancelReply],
-    ) -> local_pb2.CancelReply:
-        """Cancel every action of a pipeline. A repeated request has no effect."""
-        await self.access.check_submit(context)
-        async with aborts(context):
-            self.dispatcher.cancel(request.pipeline, request.message or "cancelled by request")
-        return local_pb2.CancelReply()
 
 
 class CannotListen(AgentError):

@@ -24,7 +24,7 @@ from agent.local_scheduler.storage.secret_files import SecretFiles
 from agent.local_scheduler.storage.store import KEPT_PIPELINES, Store, StoreFailed
 from agent.pipeline import events, parser
 from agent.pipeline.events import ActionEnded, ActionPlan, Ended, PipelineEvent, Submitted
-from agent.pipeline.yaml_document import PipelineFileError
+from agent.pipeline.file_errors import PipelineFileError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from agent.local_scheduler.grpc_service import Access
+    from agent.local_scheduler.local_service import Access
 
 log = structlog.get_logger()
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, ArtifactRules, Repository, Resources, When
 from agent.domain.quantities import quantity, seconds
+from agent.domain.references.image_reference import checked_image
+from agent.pipeline.yaml_document import BOOLEANS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-REPO_KEYS = ("url", "ref", "depth", "submodules", "credentials")
+NOT_A_VARIABLE = "{!r} is not a variable name: letters, digits and '_', not beginning with a digit"
+REPO_KEYS = ("url", "ref", "depth", "submodules", "lfs", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
 ARTIFACT_KEYS = ("paths", "exclude", "when")
 SHELL_KEYS = ("pipefail",)
@@ -27,9 +30,10 @@ SHELL_KEYS = ("pipefail",)
 def read_image(value: Value) -> str:
     """Return an image reference. Whether the image exists is not checked here."""
     image = value.non_empty("an image such as debian:stable")
-    if any(character.isspace() for character in image):
-        value.refuse(f"must be an image such as debian:stable, not {image!r}")
-    return image
+    try:
+        return checked_image(image)
+    except ValueError as error:
+        value.refuse(f"must be an image such as debian:stable, not {image!r}: {error}")
 
 
 def read_commands(value: Value) -> tuple[str, ...]:
@@ -48,8 +52,10 @@ def read_env(value: Value) -> dict[str, str]:
     """Return the variables. Each value is the text of the file: `1.10` stays "1.10"."""
     env = {}
     for name, item in value.mapping("a mapping from variables to texts").items():
-        check_variable(name, item)
-        env[name] = item.text('a text (quote an empty one: "")')
+        with item.document.collect():
+            if not VARIABLE.fullmatch(name):
+                item.refuse_key(NOT_A_VARIABLE.format(name))
+        env[name] = item.attempt(lambda each: each.text('a text (quote an empty one: "")'), "")
     return env
 
 
@@ -70,13 +76,13 @@ def read_secret_names(value: Value, env: Mapping[str, str]) -> tuple[str, ...]:
 def check_variable(name: str, value: Value) -> None:
     """Refuse a name that a shell does not accept as a variable."""
     if not VARIABLE.fullmatch(name):
-        value.refuse(f"{name!r} is not a variable name: letters, digits and '_', not beginning with a digit")
+        value.refuse(NOT_A_VARIABLE.format(name))
 
 
 def read_repository(value: Value) -> Repository:
     keys = value.mapping("{url: URL}", REPO_KEYS)
     if "url" not in keys:
-        value.refuse("`url` is missing")
+        value.refuse_missing("`url` is missing")
     depth = keys["depth"].text("a number of commits") if "depth" in keys else "0"
     if not re.fullmatch(r"[0-9]{1,9}", depth):
         keys["depth"].refuse(f"must be a number of commits, 0 for all, not {depth!r}")
@@ -84,9 +90,18 @@ def read_repository(value: Value) -> Repository:
         url=keys["url"].non_empty("a URL"),
         ref=keys["ref"].non_empty("a branch, tag or commit") if "ref" in keys else "",
         depth=int(depth),
-        submodules=keys["submodules"].boolean() if "submodules" in keys else False,
+        submodules=read_submodules(keys["submodules"]) if "submodules" in keys else False,
+        lfs=keys["lfs"].boolean() if "lfs" in keys else False,
         credentials=keys["credentials"].non_empty("the name of a Secret") if "credentials" in keys else "",
     )
+
+
+def read_submodules(value: Value) -> bool:
+    """Return whether submodules are fetched. The words `recursive` and `true` mean the same."""
+    word = value.text("true, false or recursive").lower()
+    if word != "recursive" and word not in BOOLEANS:
+        value.refuse(f"must be true, false or recursive, not {value.kind}")
+    return BOOLEANS.get(word, True)
 
 
 def read_resources(value: Value) -> Resources:

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agent.domain.actions import Action, ArtifactRules, Repository, Resources
 from agent.pipeline.action_keys import (
@@ -31,13 +31,16 @@ from agent.pipeline.action_keys import (
     read_secret_names,
     read_timeout,
 )
-from agent.pipeline.yaml_document import MAX_SIZE, PipelineFileError, Value, read_document, suggestion
+from agent.pipeline.file_errors import PipelineFileError, Problem
+from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from agent.domain.actions import Key
+
+Result = TypeVar("Result")
 
 # Pattern of an action's name. The name is also the name of the action's folder and log file.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
@@ -124,9 +127,9 @@ def load(path: Path) -> Pipeline:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PipelineFileError(f"{source}:{line}: is not UTF-8 (byte {error.start})") from error
+        raise PipelineFileError(Problem(f"{source}:{line}: is not UTF-8 (byte {error.start})")) from error
     except OSError as error:
-        raise PipelineFileError(f"{source}: cannot be read: {error.strerror}") from error
+        raise PipelineFileError(Problem(f"{source}: cannot be read: {error.strerror}")) from error
     return parse(text, source)
 
 
@@ -134,19 +137,29 @@ def parse(text: str, source: str) -> Pipeline:
     """Read the text of a pipeline file. `source` is the name of the file in messages.
 
     Raises:
-        PipelineFileError: the text is not a valid pipeline. The message names the line, the key and what is allowed.
+        PipelineFileError: the text is not a valid pipeline. The messages name the line, the key and what is allowed.
     """
     root = read_document(text, source)
+    nothing: tuple[str, tuple[PipelineAction, ...]] = ("", ())
+    name, actions = root.attempt(read_actions, nothing)
+    if root.document.problems:
+        raise root.document.error()
+    return Pipeline(name, actions, source, text)
+
+
+def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
+    """Return the name and the actions of a pipeline. Problems are noted in the document of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
         if "name" in keys:
-            action_name = read_action_name(keys.pop("name"))
-        return Pipeline(action_name, (read_action(action_name, root, keys),), source, text)
+            action_name = keys.pop("name").attempt(read_action_name, action_name)
+        return action_name, (read_action(action_name, root, keys),)
     keys = root.mapping("a mapping with `name` and `actions`", PIPELINE_KEYS)
-    name = keys["name"].non_empty("a name") if "name" in keys else PurePosixPath(source).stem
+    name = PurePosixPath(root.document.source).stem
+    name = optional(keys, "name", lambda value: value.non_empty("a name"), name)
     if "actions" not in keys:
-        root.refuse("`actions` is missing: a mapping from names to actions")
+        root.refuse_missing("`actions` is missing: a mapping from names to actions")
     entries = keys["actions"].mapping("a mapping from names to actions")
     if not entries:
         keys["actions"].refuse("must name at least one action")
@@ -154,67 +167,82 @@ def parse(text: str, source: str) -> Pipeline:
         keys["actions"].refuse(f"has {len(entries)} actions; at most {MAX_ACTIONS} are allowed")
     actions = []
     for action_name, value in entries.items():
-        check_name(action_name, value)
-        actions.append(read_action(action_name, value, value.mapping("an action, a mapping", ACTION_KEYS)))
+        with root.document.collect():
+            check_name(action_name, value)
+        with root.document.collect():
+            actions.append(read_action(action_name, value, value.mapping("an action, a mapping", ACTION_KEYS)))
     check_needs(entries, actions)
-    return Pipeline(name, tuple(actions), source, text)
+    return name, tuple(actions)
 
 
 def read_action_name(value: Value) -> str:
     name = value.text("a name")
-    check_name(name, value)
+    check_name(name, Value(value.node, value.document, value.path, value.node))
     return name
 
 
 def check_name(name: str, value: Value) -> None:
-    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name."""
+    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name, which is a key."""
     if not NAME.fullmatch(name) or ".." in name:
-        value.refuse(
+        value.refuse_key(
             "is not an action name: 1 to 64 letters, digits, '.', '_' and '-', "
             "beginning and ending with a letter or digit, no '..'"
         )
     if ".log" in name:
-        value.refuse("is not an action name: '.log' is reserved for log files")
+        value.refuse_key("is not an action name: '.log' is reserved for log files")
+
+
+def optional(keys: Mapping[str, Value], name: str, reader: Callable[[Value], Result], default: Result) -> Result:
+    """Return what `reader` makes of a key, or `default` if the key is missing or refused."""
+    return keys[name].attempt(reader, default) if name in keys else default
 
 
 def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
-    if "configuration" not in keys:
-        value.refuse("`configuration` is missing: {container: IMAGE}")
-    if "commands" not in keys:
-        value.refuse("`commands` is missing: a list of commands")
-    configuration = keys["configuration"].mapping("{container: IMAGE}", ("container",))
-    if "container" not in configuration:
-        keys["configuration"].refuse("`container` is missing: the image to run in")
-    env = read_env(keys["env"]) if "env" in keys else {}
+    """Return an action. Each key that is wrong is noted, and gets its default."""
+    for required, what in (("configuration", "{container: IMAGE}"), ("commands", "a list of commands")):
+        with value.document.collect():
+            if required not in keys:
+                value.refuse_missing(f"`{required}` is missing: {what}")
+    no_env: dict[str, str] = {}
+    env = optional(keys, "env", read_env, no_env)
     return PipelineAction(
         name=name,
-        image=read_image(configuration["container"]),
-        commands=read_commands(keys["commands"]),
+        image=optional(keys, "configuration", read_configuration, ""),
+        commands=optional(keys, "commands", read_commands, ()),
         env=env,
-        secrets=read_secret_names(keys["secrets"], env) if "secrets" in keys else (),
-        repository=read_repository(keys["repo"]) if "repo" in keys else None,
-        resources=read_resources(keys["resources"]) if "resources" in keys else Resources(),
-        timeout=read_timeout(keys["timeout"]) if "timeout" in keys else None,
-        artifacts=read_artifacts(keys["artifacts"]) if "artifacts" in keys else ArtifactRules(),
-        pipefail=read_pipefail(keys["shell"]) if "shell" in keys else None,
-        needs=tuple(
-            item.non_empty("the name of an action") for item in keys["needs"].items("a list of names of actions")
-        )
-        if "needs" in keys
-        else (),
+        secrets=optional(keys, "secrets", lambda names: read_secret_names(names, env), ()),
+        repository=optional(keys, "repo", read_repository, None),
+        resources=optional(keys, "resources", read_resources, Resources()),
+        timeout=optional(keys, "timeout", read_timeout, None),
+        artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
+        pipefail=optional(keys, "shell", read_pipefail, None),
+        needs=optional(keys, "needs", read_needs, ()),
     )
+
+
+def read_configuration(value: Value) -> str:
+    """Return the image of an action."""
+    configuration = value.mapping("{container: IMAGE}", ("container",))
+    if "container" not in configuration:
+        value.refuse_missing("`container` is missing: the image to run in")
+    return read_image(configuration["container"])
+
+
+def read_needs(value: Value) -> tuple[str, ...]:
+    return tuple(item.non_empty("the name of an action") for item in value.items("a list of names of actions"))
 
 
 def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
     """Refuse needs that name no action, that repeat a name, or that form a circle."""
-    names = [action.name for action in actions]
-    for action in actions:
-        where = values[action.name].mapping("an action").get("needs")
-        for item, name in zip(where.items("a list") if where else (), action.needs, strict=True):
-            if name not in names:
-                item.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
-            if action.needs.count(name) > 1:
-                item.refuse(f"{name} is listed twice")
+    names = list(values)
+    for action in (each for each in actions if each.needs):
+        items = values[action.name].mapping("an action")["needs"].items("a list")
+        for item, name in zip(items, action.needs, strict=True):
+            with item.document.collect():
+                if name not in names:
+                    item.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
+                if action.needs.count(name) > 1:
+                    item.refuse(f"{name} is listed twice")
     if circle := find_circle(actions):
         where = values[circle[0]].mapping("an action")["needs"]
         where.refuse(f"the needs form a circle: {' -> '.join(circle)}")

@@ -2,7 +2,7 @@
 
 Scalars stay text, because YAML's own types surprise users. `- true` is the command `true`, `FOO: 1.10` is the text
 "1.10", and `yes` is a boolean only where a boolean is allowed. A `Value` lives while one file is read. The first error
-ends the reading.
+in the syntax ends the reading.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import yaml
 
-from agent.domain.errors import AgentError
+from agent.pipeline.file_errors import Document, PipelineFileError, Place, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+Result = TypeVar("Result")
 
 # Maximum number of characters of a pipeline file.
 MAX_SIZE = 1 << 20
@@ -27,8 +29,6 @@ MAX_NODES = 100_000
 MAX_CHARACTERS = 8 << 20
 # Maximum number of lists and mappings around a value. PyYAML's work for each character grows with this number.
 MAX_DEPTH = 20
-# Maximum number of characters of an error message, so that a long value of the file does not fill the screen.
-MAX_MESSAGE = 500
 STANDARD = "tag:yaml.org,2002:"
 NULL = f"{STANDARD}null"
 # The tags that YAML gives to values without a tag.
@@ -52,29 +52,42 @@ OTHERS_KEYS = {
 }
 
 
-class PipelineFileError(AgentError):
-    """A pipeline file is not valid. The message names the file, the line, the key and what is allowed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A YAML node with the name of its file and the keys that lead to the node."""
+    """A YAML node with its document, the keys that lead to the node, and the node of the last of these keys."""
 
     node: yaml.Node
-    source: str
+    document: Document
     path: tuple[str, ...] = ()
+    key: yaml.Node | None = None
+
+    def problem(self, message: str, node: yaml.Node | None = None) -> Problem:
+        """Return a problem of this value. Its place is the value, or `node`."""
+        path = ".".join(self.path)
+        return self.document.problem(place_of(node or self.node), f"{path + ': ' if path else ''}{message}")
 
     def refuse(self, message: str) -> NoReturn:
         """Raise `PipelineFileError` for this value."""
-        key = ".".join(self.path)
-        if len(message) > MAX_MESSAGE:
-            message = f"{message[:MAX_MESSAGE]}..."
-        raise PipelineFileError(f"{self.source}:{self.line}: {key + ': ' if key else ''}{message}")
+        raise PipelineFileError(self.problem(message))
 
-    @property
-    def line(self) -> int:
-        """The number of the node's first line in the file, from 1."""
-        return int(self.node.start_mark.line) + 1
+    def refuse_key(self, message: str) -> NoReturn:
+        """Raise `PipelineFileError` for the key of this value."""
+        raise PipelineFileError(self.problem(message, self.key))
+
+    def refuse_missing(self, message: str) -> NoReturn:
+        """Raise `PipelineFileError` for a mapping that lacks a key.
+
+        The error has no problem if the mapping has a key that is not allowed, because this key may be the misspelt one.
+        """
+        raise PipelineFileError(
+            *(() if id(self.node) in self.document.misspelt else (self.problem(message, self.key),))
+        )
+
+    def attempt(self, reader: Callable[[Value], Result], default: Result) -> Result:
+        """Return what `reader` makes of this value. If the value is refused, note the problem and return `default`."""
+        with self.document.collect():
+            return reader(self)
+        return default
 
     @property
     def kind(self) -> str:
@@ -97,21 +110,26 @@ class Value:
         return isinstance(self.node, yaml.MappingNode)
 
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
-        """Return the values by key. If `allowed` is not empty, refuse other keys. `what` names the wanted type."""
+        """Return the values by key. `what` names the wanted type.
+
+        If `allowed` is not empty, other keys are noted as problems and left out.
+        """
         if not isinstance(self.node, yaml.MappingNode):
             self.refuse(f"must be {what}, not {self.kind}")
         names = tuple(allowed)
         found: dict[str, Value] = {}
         for key_node, value_node in self.node.value:
-            key = Value(key_node, self.source, self.path)
-            name = key.text("a key")
-            here = Value(key_node, self.source, (*self.path, name))
+            name = Value(key_node, self.document, self.path).text("a key")
+            here = Value(value_node, self.document, (*self.path, name), key_node)
             if name in found:
-                here.refuse("this key is set twice")
-            if names and name not in names:
+                self.document.add(here.problem("this key is set twice", key_node))
+            elif names and name not in names:
                 hint = f", {OTHERS_KEYS[name]}" if name in OTHERS_KEYS else suggestion(name, names)
-                here.refuse(f"there is no such key{hint}; allowed: {', '.join(names)}")
-            found[name] = Value(value_node, self.source, here.path)
+                self.document.misspelt.add(id(self.node))
+                message = f"there is no such key{hint}; allowed: {', '.join(names)}"
+                self.document.add(here.problem(message, key_node))
+            else:
+                found[name] = here
         return found
 
     def items(self, what: str) -> list[Value]:
@@ -120,7 +138,7 @@ class Value:
             self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
         return [
-            Value(node, self.source, (*self.path[:-1], f"{last}[{number}]"))
+            Value(node, self.document, (*self.path[:-1], f"{last}[{number}]"))
             for number, node in enumerate(self.node.value, 1)
         ]
 
@@ -170,6 +188,12 @@ def joined_pair(match: re.Match[str]) -> str:
     return match[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
+def place_of(node: yaml.Node) -> Place:
+    """Return the place of a node in its first line."""
+    start, end = node.start_mark, node.end_mark
+    return Place(start.line, start.column, end.column if end.line == start.line else None)
+
+
 def read_document(text: str, source: str) -> Value:
     """Read one YAML document.
 
@@ -177,22 +201,31 @@ def read_document(text: str, source: str) -> Value:
         PipelineFileError: the text is not one YAML document, is empty, is too large, or has a tag that is not known.
     """
     if len(text) > MAX_SIZE:
-        raise PipelineFileError(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read")
-    node = compose(text, source)
+        raise PipelineFileError(Problem(f"{source}: has {len(text)} characters; at most {MAX_SIZE} are read"))
+    document = Document(source, text)
+    node = compose(document)
     if node is None:
-        raise PipelineFileError(f"{source}:1: is empty; a pipeline has `name` and `actions`")
-    check_nodes(node, source)
-    return Value(node, source)
+        raise PipelineFileError(document.problem(Place(0, 0), "is empty; a pipeline has `name` and `actions`"))
+    check_nodes(node, document)
+    return Value(node, document)
 
 
 class Loader(yaml.SafeLoader):
     """Composes the nodes of one text. It stops at the limits, so that a small file cannot cost minutes."""
 
-    def __init__(self, text: str, source: str) -> None:
-        super().__init__(text)
-        self.source = source
+    def __init__(self, document: Document) -> None:
+        super().__init__(document.text)
+        self.document = document
         self.depth = 0
         self.nodes = 0
+        # The last quoted text: its first and its last mark.
+        self.quote: tuple[yaml.Mark, yaml.Mark] | None = None
+
+    def scan_flow_scalar(self, style: str) -> yaml.ScalarToken:
+        """Read a quoted text, and note where it stands. A quote without an end takes in the lines below it."""
+        token = super().scan_flow_scalar(style)
+        self.quote = (token.start_mark, token.end_mark)
+        return token
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Return the next node.
@@ -219,10 +252,11 @@ class Loader(yaml.SafeLoader):
             self.refuse(f"is nested more than {MAX_DEPTH} levels deep")
 
     def refuse(self, message: str) -> NoReturn:
-        raise PipelineFileError(f"{self.source}:{self.get_mark().line + 1}: {message}")
+        mark = self.get_mark()
+        raise PipelineFileError(self.document.problem(Place(mark.line, mark.column), message))
 
 
-def compose(text: str, source: str) -> yaml.Node | None:
+def compose(document: Document) -> yaml.Node | None:
     """Return the root node of a YAML text, or None if the text is empty.
 
     Raises:
@@ -231,26 +265,40 @@ def compose(text: str, source: str) -> yaml.Node | None:
     loader = None
     # Composing builds nodes with line numbers. It constructs no Python objects, so no tag of the file has an effect.
     try:
-        loader = Loader(text, source)
+        loader = Loader(document)
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
+        place, what = syntax_error(error, loader.quote if loader else None)
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        character = f"the character U+{ord(text[error.position]):04X} is not allowed"
-        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {character}") from error
-    except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
+        before = document.text[: error.position]
+        place = Place(before.count("\n"), len(before) - before.rfind("\n") - 1)
+        what = f"the character U+{ord(document.text[error.position]):04X} is not allowed"
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError):
         # PyYAML does not catch the errors that Python raises for a code point beyond U+10FFFF, or for a YAML version
         # number of thousands of digits.
-        line = loader.get_mark().line + 1 if loader else 1
+        mark = loader.get_mark() if loader else None
+        place = Place(mark.line, mark.column) if mark else Place(0, 0)
         what = "a code point or number is out of range"
-        raise PipelineFileError(f"{source}:{line}: is not valid YAML: {what}") from error
+    raise PipelineFileError(document.problem(place, f"is not valid YAML: {what}"))
 
 
-def check_nodes(root: yaml.Node, source: str) -> None:
+def syntax_error(error: yaml.MarkedYAMLError, quote: tuple[yaml.Mark, yaml.Mark] | None) -> tuple[Place, str]:
+    """Return the place and the description of an error in the syntax. `quote`: the last quoted text before the error.
+
+    If a quote has no end, the place is its beginning, because PyYAML notices the error only lines later.
+    """
+    mark = error.problem_mark or error.context_mark
+    if error.context == "while scanning a quoted scalar" and error.context_mark and error.problem_mark:
+        start = error.context_mark
+        if "end of stream" in (error.problem or "") or "document separator" in (error.problem or ""):
+            return Place(start.line, start.column), "the quote that begins here has no end"
+    if quote and mark and quote[0].line < quote[1].line == mark.line:
+        return Place(quote[0].line, quote[0].column), f"the quote that begins here ends only in line {mark.line + 1}"
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    return Place(mark.line, mark.column, mark.column + 1) if mark else Place(0, 0), what
+
+
+def check_nodes(root: yaml.Node, document: Document) -> None:
     """Check the tag of each node, and the size of each node when every alias is replaced by its value.
 
     Raises:
@@ -266,14 +314,14 @@ def check_nodes(root: yaml.Node, source: str) -> None:
             found = [sizes[id(child)] or (0, 0) for child in children(node)]
             characters = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             sizes[id(node)] = 1 + sum(each[0] for each in found), characters + sum(each[1] for each in found)
-            check_size(node, sizes[id(node)] or (0, 0), source)
+            check_size(node, sizes[id(node)] or (0, 0), document)
         elif id(node) not in sizes:
-            check_tag(node, source)
+            check_tag(node, document)
             sizes[id(node)] = None
             waiting.append((node, True))
             waiting += [(child, False) for child in children(node)]
         elif sizes[id(node)] is None:
-            Value(node, source).refuse("contains itself by an alias")
+            Value(node, document).refuse("contains itself by an alias")
 
 
 def children(node: yaml.Node) -> list[yaml.Node]:
@@ -283,15 +331,15 @@ def children(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def check_size(node: yaml.Node, size: tuple[int, int], source: str) -> None:
+def check_size(node: yaml.Node, size: tuple[int, int], document: Document) -> None:
     if size[0] > MAX_NODES:
-        Value(node, source).refuse(f"has more than {MAX_NODES} values, counted with the values that aliases repeat")
+        Value(node, document).refuse(f"has more than {MAX_NODES} values, counted with the values that aliases repeat")
     if size[1] > MAX_CHARACTERS:
-        Value(node, source).refuse(f"has more than {MAX_CHARACTERS} characters, counted with those that aliases repeat")
+        Value(node, document).refuse(f"has more than {MAX_CHARACTERS} characters, counted with those of aliases")
 
 
-def check_tag(node: yaml.Node, source: str) -> None:
+def check_tag(node: yaml.Node, document: Document) -> None:
     """Refuse tags of other systems. Without their meaning, `!reference [a, b]` would be a list of two commands."""
     if node.tag not in TAGS:
         tag = f"!!{node.tag.removeprefix(STANDARD)}" if node.tag.startswith(STANDARD) else node.tag
-        Value(node, source).refuse(f"the tag {tag!r} is not known; a pipeline file has no tags")
+        Value(node, document).refuse(f"the tag {tag!r} is not known; a pipeline file has no tags")

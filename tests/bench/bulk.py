@@ -101,7 +101,7 @@ async def logs(scheduler: MinimalScheduler, agent: Agent, seen: Observer) -> lis
 
 
 async def raw_cat(scheduler: MinimalScheduler, seen: Observer) -> float:
-    """Read the file of such a log with `kubectl exec cat`. Return the seconds."""
+    """Write a complete log, then read its file with `kubectl exec cat`. Return the seconds of the read."""
     given = scheduler.give(BUSYBOX, f"{LOG}\n{HOLD}")
     await given.until(lambda each: b"made" in each.tail)
     name = seen.names[given.action.action_id]

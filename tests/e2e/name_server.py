@@ -14,7 +14,7 @@ from tests.e2e import kube
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The length of a DNS header, and the offset at which a question begins.
+# Number of bytes of a DNS header, and thus the offset at which the question begins.
 HEADER = 12
 NO_SUCH_NAME = 3
 TYPE_A = 1

@@ -314,7 +314,7 @@ def test_the_demo_scheduler_asks_for_random_tokens_and_admits_only_agents(tmp_pa
     for deployment in of_kind(objects, "Deployment"):
         pod = deployment["spec"]["template"]["spec"]
         secrets = {each["name"]: each["secret"] for each in pod["volumes"] if "secret" in each}
-        # Agents get only the token of agents.
+        # The volume `token` has only the token with which agents register, and not the token for `submit`.
         assert secrets.pop("token") == {"secretName": name, "items": [{"key": "token", "path": "token"}]}
         assert list(secrets) == (["submit"] if deployment["metadata"]["name"] == name else [])
     (scheduler,) = (each for each in of_kind(objects, "Deployment") if each["metadata"]["name"] == name)

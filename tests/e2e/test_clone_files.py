@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploy.demo import source
 from deploy.demo.source import git, serve_git
 from tests.e2e import kube
 from tests.e2e.lab import DEBIAN, Lab
+from tests.fakes.lfs_server import pointer, serve_lfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +31,25 @@ cat kept sub/kept > /dev/null
 """
 
 
+# setuptools-scm for the action of the test, which reaches nothing but the repository.
+VERSION_TOOLS = ("setuptools-scm==8.3.1", "packaging==25.0")
+VERSIONS = """
+git describe --tags
+git merge-base origin/main HEAD origin/HEAD v1 | sort -u | wc -l
+PYTHONPATH=$(echo wheels/*.whl | tr ' ' :) python3 -m setuptools_scm 2>/dev/null
+"""
+MODES = "stat -c '%u %g %a %n' . .git changed sub/kept; echo; find . -perm -2 ! -type l"
+LARGE = b"large" * 3000
+
+
 def make_repository(folder: Path) -> None:
     """Create a repository with a few files and two commits, the first one tagged."""
     work = folder / "work"
+    work.mkdir()
+    wheels = source.cache() / "version-tools"
+    if not wheels.exists():
+        source.pip("download", "--no-deps", *VERSION_TOOLS, into=wheels)
+    shutil.copytree(wheels, work / "wheels")
     (work / "sub").mkdir(parents=True)
     for name in ("changed", "same-size", "mode", "moved", "removed", "kept", "sub/kept"):
         (work / name).write_text("same" if name == "same-size" else f"{name}\n")
@@ -41,12 +60,27 @@ def make_repository(folder: Path) -> None:
     (work / "later").write_text("later\n")
     git(work, "add", "--all")
     git(work, "commit", "--quiet", "--message", "second")
+    git(work, "branch", "side", "v1")
     git(folder, "clone", "--quiet", "--bare", str(work), str(folder / "thing.git"))
+
+
+def make_lfs_repository(folder: Path) -> None:
+    """Create a repository with a file of Git LFS, to be served over HTTP."""
+    work, bare = folder / "lfs", folder / "lfs.git"
+    work.mkdir()
+    (work / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    (work / "big.bin").write_text(pointer(LARGE))
+    git(folder, "init", "--quiet", "--initial-branch=main", str(work))
+    git(work, "add", "--all")
+    git(work, "commit", "--quiet", "--message", "first")
+    git(work, "tag", "v1")
+    git(folder, "clone", "--quiet", "--bare", str(work), str(bare))
+    git(bare, "update-server-info")
 
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    return {"policy": {"repository_schemes": ["https", "ssh", "git"]}}
+    return {"policy": {"repository_schemes": ["https", "ssh", "git", "http"], "credentials": {"lfs-server": ["*"]}}}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +88,18 @@ def reports(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     """Serve a repository over git and run all actions on clones of the repository."""
     folder = tmp_path_factory.mktemp("repositories")
     make_repository(folder)
-    with serve_git(folder, kube.provider("address").splitlines()[-1]) as url:
-        yield lab.run(actions(f"{url}/thing.git"))
+    make_lfs_repository(folder)
+    password = "hunter2-hunter2"
+    secret = ("create", "secret", "generic", "lfs-server", f"--from-literal=password={password}")
+    kube.kubectl("--namespace", lab.namespace, *secret)
+    address = kube.provider("address").splitlines()[-1]
+    with serve_git(folder, address) as url, serve_lfs(folder, LARGE, address=address, password=password) as server:
+        yield lab.run(actions(f"{url}/thing.git", f"{server.url}/lfs.git"))
 
 
-def actions(url: str) -> dict[str, dict[str, Any]]:
+def actions(url: str, lfs_url: str) -> dict[str, dict[str, Any]]:
     repo = {"url": url, "ref": "v1", "depth": 1}
+    lfs = {"url": lfs_url, "credentials": "lfs-server"}
     nonroot = "localhost/sealci-test/nonroot:1"
     return {
         "changes": {"image": DEBIAN, "commands": [CHANGES], "repo": repo},
@@ -76,6 +116,29 @@ def actions(url: str) -> dict[str, dict[str, Any]]:
             "repo": repo,
         },
         "non-root": {"image": nonroot, "commands": ["echo more >> changed; echo new > sub/new"], "repo": repo},
+        "versions": {"image": DEBIAN, "artifacts": "none", "commands": [VERSIONS], "repo": {"url": url, "ref": "side"}},
+        "modes": {"image": DEBIAN, "artifacts": "none", "commands": [MODES], "repo": repo},
+        "modes-non-root": {"image": nonroot, "artifacts": "none", "commands": [MODES], "repo": repo},
+        "git-settings": {
+            "image": DEBIAN,
+            "artifacts": "none",
+            "commands": ["chown -R 1234 .", "git config user.name", "git log --format=%s"],
+            "env": {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "mine"},
+            "repo": repo,
+        },
+        "lfs": {
+            "image": DEBIAN,
+            "artifacts": "none",
+            "commands": ["wc -c < big.bin", "git status --short", "git describe --tags --dirty", "ls .git/hooks"],
+            "repo": lfs | {"lfs": True},
+        },
+        "lfs-non-root": {
+            "image": nonroot,
+            "artifacts": "none",
+            "commands": ["wc -c < big.bin"],
+            "repo": lfs | {"lfs": True},
+        },
+        "lfs-pointers": {"image": DEBIAN, "artifacts": "none", "commands": ["wc -c < big.bin"], "repo": lfs},
     }
 
 
@@ -122,3 +185,46 @@ def test_a_user_without_rights_can_change_the_clone(reports: dict[str, Report]) 
     report = reports["non-root"]
     assert report.outcome == ("succeeded", None, 0), report
     assert set(report.files) == {"changed", "sub/new"}
+
+
+def test_versions_and_merge_bases_are_found_in_a_whole_clone(reports: dict[str, Report]) -> None:
+    report = reports["versions"]
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text.splitlines() == ["v1", "1", "1"]
+
+
+@pytest.mark.parametrize(("name", "user"), [("modes", 0), ("modes-non-root", 1000)])
+def test_the_clone_belongs_to_the_user_and_only_that_user_can_write(
+    reports: dict[str, Report], name: str, user: int
+) -> None:
+    """Ansible and ssh refuse files that every user can write. Ansible refuses such a folder too."""
+    report = reports[name]
+    assert report.outcome == ("succeeded", None, 0), report
+    owners, _, writable = report.text.partition("\n\n")
+    expected = [("755", "."), ("755", ".git"), ("644", "changed"), ("644", "sub/kept")]
+    assert owners.splitlines() == [f"{user} {user} {mode} {path}" for mode, path in expected]
+    assert writable == ""
+
+
+def test_git_settings_of_the_user_work_beside_that_of_the_agent(reports: dict[str, Report]) -> None:
+    report = reports["git-settings"]
+    assert report.outcome == ("succeeded", None, 0), report
+    assert report.text.splitlines() == ["mine", "first"]
+
+
+@pytest.mark.parametrize("name", ["lfs", "lfs-non-root"])
+def test_files_of_git_lfs_are_fetched(reports: dict[str, Report], name: str) -> None:
+    """The image of the action has no git-lfs, and its git finds no change."""
+    report = reports[name]
+    assert report.outcome == ("succeeded", None, 0), report
+    lines = report.text.splitlines()
+    assert int(lines[0]) == len(LARGE)
+    assert [line for line in lines[1:] if not line.endswith(".sample")] == (["v1"] if name == "lfs" else [])
+
+
+def test_a_clone_with_pointers_has_a_notice(reports: dict[str, Report]) -> None:
+    report = reports["lfs-pointers"]
+    assert report.outcome == ("succeeded", None, 0), report
+    notice, size = report.text.splitlines()
+    assert notice.startswith("The repository keeps files in Git LFS")
+    assert int(size) == len(pointer(LARGE))

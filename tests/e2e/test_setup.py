@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
 MISSING = "localhost/sealci-test/does-not-exist:1"
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     # By name of the case: the action, the stage and the reason of its failure, and a text that its log must contain.
-    "malformed-image": ({"image": "localhost/UPPER:1"}, "setup", "IMAGE_PULL_FAILED", "InvalidImageName"),
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
     "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "use an image that the nodes have"),
     "unschedulable": (

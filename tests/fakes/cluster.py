@@ -55,6 +55,7 @@ class Script:
         end: the last observation, in place of the observation that follows from `codes`.
         holds: the steps that wait for the test: "create", "setup", "commands", "files", "remove".
         collections: the result of each `files`, a `Collected` or an error. The last entry counts for all later ones.
+        setup_notice: text for the log of the action after the set-up.
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
@@ -71,6 +72,7 @@ class Script:
     content: bytes = b"artifact"
     deaf: bool = False
     interactive: bool = False
+    setup_notice: str = ""
     remove_error: BaseException | None = None
 
 
@@ -133,6 +135,10 @@ class FakeEnvironment:
     def running_for(self) -> float:
         """Return a small number of seconds if the commands have started, otherwise return 0."""
         return 0.001 if any(isinstance(each, Running) for each in self.seen) else 0.0
+
+    @property
+    def setup_notice(self) -> str:
+        return self.script.setup_notice
 
     @property
     def recreatable(self) -> bool:
@@ -288,8 +294,9 @@ class FakeEnvironment:
         """Return whether a person works in the environment at a terminal."""
         return self.script.interactive
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Record that the workspace was uploaded."""
+        await notify("copying the working tree, 1.5 MB")
         await self.note("upload_workspace")
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:

@@ -1,7 +1,7 @@
 """The log of an action as container `helper` keeps it. Tests of the log path compare their results with this model.
 
 The model has the helper's file and its stdout in frames. The node serves the stdout as containerd does: it removes one
-CR before each LF, and a new reader gets nothing of a log file that was rotated away. The program `log` serves the file.
+CR before each LF, and a new reader gets nothing of a log file that was rotated away. The errand `log` serves the file.
 A HelperLog lives as long as a test.
 """
 
@@ -28,7 +28,7 @@ def frame(offset: int, payload: bytes, key: int = KEY) -> bytes:
     flag = b"" if payload.endswith(b"\n") else b"p"
     checksum = zlib.crc32(payload, key)
     head = b"\x1b]5397;%d;%d;%08x;%b\x07" % (offset, len(payload), checksum, flag)
-    # The newline of the frame itself also follows a CR if the payload ends in CR.
+    # The newline that the frame adds is replaced too if the payload ends in CR.
     return head + (payload + (b"\n" if flag else b"")).replace(b"\r\n", b"\r\r\n")
 
 
@@ -76,7 +76,7 @@ class HelperLog:
         return text if self.keeps_cr else text.replace(b"\r\n", b"\n")
 
     def blocks(self, offset: int, *, until: int | None = None) -> bytes:
-        """Return what the program `log` writes from byte `offset` on, without the report at the end."""
+        """Return what the errand `log` writes from byte `offset` on, without the report at the end."""
         content = self.content[:until]
         parts = []
         for start in range(offset, len(content), BLOCK):
@@ -85,7 +85,7 @@ class HelperLog:
         return b"".join(parts)
 
     def report(self) -> bytes:
-        """Return the last line of the program `log`."""
+        """Return the last line of the errand `log`."""
         size = len(self.content)
         found = {"end": {"size": size, "dropped": self.dropped}} if self.ended else {"now": size}
         return json.dumps(found).encode() + b"\n"
@@ -99,7 +99,7 @@ async def accept(request: web.Request) -> web.WebSocketResponse:
 
 
 async def serve_errand(request: web.Request, log: HelperLog) -> web.WebSocketResponse:
-    """Answer an exec of the program `log`. If it follows, it waits for the end of the log."""
+    """Answer an exec of the errand `log`. If it follows, it waits for the end of the log."""
     socket = await accept(request)
     position, how = request.query.getall("command")[-2:]
     sent = int(position)

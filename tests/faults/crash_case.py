@@ -19,7 +19,7 @@ from agent.domain.events import CommandFinished, Finished, StageChanged
 from agent.domain.json import Object
 from agent.domain.session_state import Readiness
 from agent.local_scheduler.action_state import ActionStatus
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from agent.domain.json import Object
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser

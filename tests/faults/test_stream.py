@@ -16,7 +16,7 @@ import pytest
 from agent.cli.submit import Target
 from agent.cli.submit import submit as submit_pipeline
 from agent.local_scheduler import grpc_service
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser

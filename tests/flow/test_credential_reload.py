@@ -14,7 +14,7 @@ from agent.cli.submit import Target, submit
 from agent.domain.actions import Action, Cancel, Key
 from agent.domain.session_state import Health, Readiness
 from agent.execution.registry import SessionRegistry
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import parser
 from agent.scheduler.stream.connection import Connection, Identity

@@ -156,6 +156,8 @@ async def test_a_missing_token_fails_its_own_check_and_a_wrong_token_the_registr
     assert wrong[REGISTRATION].verdict is Verdict.FAILED
     assert "UNAUTHENTICATED: expired" in wrong[REGISTRATION].detail
     assert "renew the token" in wrong[REGISTRATION].advice
+    assert "credentials.token" in wrong[REGISTRATION].advice
+    assert "credentials.ca" in checks.TLS_ADVICE
     assert "very-secret" not in str(wrong)
 
 

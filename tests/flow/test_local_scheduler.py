@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from agent.cli.submit import Target, submit
+from agent.cli.submit import Target, Unreachable, cancel_pipeline, list_pipelines, submit
 from agent.console.run_report import ExitCode, Report
 from agent.domain.actions import Key
 from agent.domain.errors import Reason, Rejection, Stage
@@ -18,7 +18,7 @@ from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, R
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Result
 from agent.domain.session_state import Readiness, SessionState
-from agent.local_scheduler.grpc_service import Access
+from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
@@ -489,6 +489,68 @@ async def test_submit_shows_json_lines(tmp_path: Path) -> None:
             "message": "command 1 failed",
         },
     ]
+
+
+async def test_submit_brings_logs_and_files_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path / "stored", Access()) as scheduler,
+        FakeAgent(scheduler.address, answer=fail_with_files),
+    ):
+        target, pipeline = Target(scheduler.address, tls=False), parser.parse(ONE, "p.yaml")
+        output = io.StringIO()
+        code = await submit(target, pipeline, secrets={}, output="plain", artifacts=home, stream=output)
+    assert code is ExitCode.FAILED
+    found = {path.relative_to(home).as_posix(): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert found == {"a.log": "é\n".encode(), "a/f": b"x"}
+    assert str(home) in output.getvalue()
+    assert "on the scheduler's machine" not in output.getvalue()
+
+
+async def test_only_stored_files_can_be_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("secret")
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, answer=fail_with_files),
+    ):
+        target = Target(scheduler.address, tls=False)
+        await submit(target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", stream=io.StringIO())
+        (line,) = await list_pipelines(target)
+        async with target.channel() as channel:
+            stub = local_pb2_grpc.LocalStub(channel)
+            for pipeline, action, path in (
+                (line.split()[0], "a", b"../../other"),
+                (line.split()[0], "../a", b""),
+                ("none", "a", b"f"),
+            ):
+                request = local_pb2.DownloadRequest(pipeline=pipeline, action=action, path=path)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.Download(request).read()
+                assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_pipelines_are_listed_and_cancelled_and_submit_writes_a_report(tmp_path: Path) -> None:
+    report = tmp_path / "out" / "report.md"
+    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+        target = Target(scheduler.address, tls=False)
+        client = asyncio.create_task(
+            submit(
+                target, parser.parse(ONE, "p.yaml"), secrets={}, output="json", reports=[report], stream=io.StringIO()
+            )
+        )
+        key = translate.key(await agent.action())
+        (line,) = await list_pipelines(target)
+        run_id, state, ended, *_, name = line.split()
+        assert (state, ended, name) == ("running", "0/1", "p.yaml")
+        with pytest.raises(Unreachable, match="no pipeline has the id 'none'"):
+            await cancel_pipeline(target, "none")
+        await cancel_pipeline(target, run_id)
+        await agent.take("cancel")
+        await agent.event(key, Finished(CANCELLED))
+        assert await client is ExitCode.FAILED
+        (line,) = await list_pipelines(target)
+        assert line.split()[1:3] == ["cancelled", "1/1"]
+    assert "p" in report.read_text("utf-8")
 
 
 async def fail_with_files(agent: FakeAgent, action: wire.Action) -> None:

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 from tenacity import wait_none
 
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, When
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, SchedulerError, Stage
-from agent.domain.events import Accepted, LogChunk, Rejected, Source
+from agent.domain.events import Accepted, LogChunk, Rejected, Source, StageChanged
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.domain.outcome import Result
 from agent.execution.registry import SessionRegistry
@@ -216,6 +217,12 @@ async def test_commands_that_are_quicker_than_the_watch_succeed(rig: Rig) -> Non
         await rig.backend.notify()
     sent = rig.sink["a"]
     assert (sent.outcome.result, sent.log) == (Result.SUCCEEDED, b"quick\n")
+
+
+async def test_a_notice_of_the_set_up_stands_in_the_log_before_the_output(rig: Rig) -> None:
+    sent = await life(rig, Script(setup_notice="the clone has pointers"))
+    assert sent.outcome.result is Result.SUCCEEDED
+    assert sent.log.startswith(b"the clone has pointers\nhello\n")
 
 
 async def test_a_pod_that_never_ran_a_command_is_re_created(rig: Rig) -> None:
@@ -600,7 +607,12 @@ async def test_a_session_that_is_not_even_accepted_leaves_nothing(rig: Rig) -> N
 
 
 async def test_the_workspace_is_uploaded_before_the_commands_and_held_after_a_failure(rig: Rig) -> None:
-    sent = await life(rig, Script(interactive=True, codes=(3,)))
+    with capture_logs() as logs:
+        sent = await life(rig, Script(interactive=True, codes=(3,)))
+    (began,) = (each for each in logs if each["event"] == "session began")
+    assert began["environment"] == rig.backend.environments["a"].name
+    details = [each.detail for each in sent.events if isinstance(each, StageChanged)]
+    assert "copying the working tree, 1.5 MB" in details
     steps = rig.backend.environments["a"].steps
     assert [
         step for step in steps if step in ("create", "upload_workspace", "log", "hold_for_debugging", "remove")

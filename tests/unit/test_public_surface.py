@@ -54,7 +54,7 @@ ACTION = actions.Action(
     name="build",
     env={"A": "$(B) $$ $"},
     secrets={"TOKEN": "hunter2-hunter2"},
-    repository=actions.Repository("https://example.org/r", "main", 1, submodules=True, credentials="deploy"),
+    repository=actions.Repository("https://example.org/r", "main", 1, submodules=True, credentials="deploy", lfs=True),
     resources=actions.Resources("500m", "1Gi", "2Gi"),
     artifacts=actions.ArtifactRules(("out/**",), ("*.o",), actions.When.ALWAYS),
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

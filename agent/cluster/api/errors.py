@@ -73,7 +73,7 @@ RULES = (
     # An action cannot set the fields that the admission plugin PodSecurity judges, so the user is not at fault.
     Rule({403}, "violates PodSecurity", Reason.CLUSTER_UNAVAILABLE, False, POD_SECURITY),
     Rule({404}, 'namespaces "', Reason.CLUSTER_UNAVAILABLE, False, NO_NAMESPACE),
-    # Every 403 that no rule matches means that the agent lacks a permission.
+    # An admission webhook denied the pod. A 403 that no rule matches means that the agent lacks a permission.
     Rule({403}, "denied the request", Reason.INVALID_CONFIGURATION, False),
     Rule({403}, " usage per Container is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),
     Rule({403}, " usage per Pod is ", Reason.INVALID_CONFIGURATION, False, LIMIT_RANGE),

@@ -44,9 +44,8 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, OUTSIDE, POD_DELETED = (
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
-# The second command prints the map of user ids, the proof of a user namespace. The map has three numbers: the first id
-# inside, the first id on the node, and how many ids are mapped.
-# The third command asks for a name in `invalid`, a domain that never exists (RFC 6761), so it contacts no host outside.
+# The program by which the third of COMMANDS asks for a name outside the cluster. The name is in `invalid`, a domain
+# that never exists (RFC 6761), so the program contacts no host outside.
 # A name server with a way out answers that there is no such name. A name server without one refuses the question.
 OUTSIDE_LOOKUP = """\
 import socket

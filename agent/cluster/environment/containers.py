@@ -1,4 +1,7 @@
-"""The states of the containers of a pod, for its log and its deletion. The object lives as long as its environment."""
+"""The states of the containers of a pod, as the log follower and the deletion of the pod need them.
+
+A `PodContainers` lives as long as its environment.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class PodContainers:
 
     @property
     def state(self) -> LogState:
-        """Return what the containers mean for the log."""
+        """Return the state of the pod's log, which follows from the states of the containers."""
         if self.pod_state.pod is None:
             return LogState.GONE
         status = self.pod_state.pod.get("status", {})

@@ -20,7 +20,7 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -49,10 +49,12 @@ class DebugOptions:
     keep: bool = False
     shell: bool = False
 
-    async def upload_tree(self, client: Client, target: ContainerRef, workspace: str) -> None:
+    async def upload_tree(
+        self, client: Client, target: ContainerRef, workspace: str, notify: Callable[[str], Awaitable[None]]
+    ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete.
+        The supervisor starts the commands when the upload is complete. `notify` gets the size of the tree first.
 
         Raises:
             ActionFailed: the upload failed.
@@ -60,6 +62,7 @@ class DebugOptions:
         if self.tree is None:
             return
         tree, size = self.tree, self.tree.stat().st_size
+        await notify(f"copying the working tree, {size / 1e6:.1f} MB")
         argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:

@@ -25,7 +25,7 @@ from agent.cluster.environment.requests import create_fitting_pod, create_secret
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
+from agent.cluster.pod.fields import clone_notice, container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
@@ -166,6 +166,10 @@ class PodEnvironment:
         started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
+    @property
+    def setup_notice(self) -> str:
+        return clone_notice((self.pod_state.pod or {}).get("status", {}))
+
     # ---- the status of the environment
 
     async def observations(self) -> AsyncGenerator[Observation, None]:
@@ -189,7 +193,7 @@ class PodEnvironment:
             await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
-        """Return the observation. A failure gets a report for the person who reads the set-up log."""
+        """Return the observation. If it is a failure, add a report for the person who reads the set-up log."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
         pod = self.pod_state.pod or self.pod_state.last
@@ -201,7 +205,7 @@ class PodEnvironment:
         return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
-        """Yield the log of the commands from the cursor to its end."""
+        """Yield the log of the commands from the cursor to the end of the log."""
         if cursor.older or not self.plan.log_key:
             yield LogLost("an agent of an older release has started the action, and this release cannot read its log")
             return
@@ -266,12 +270,12 @@ class PodEnvironment:
         """Return whether a person at a terminal uses the environment."""
         return self.context.debug is not None
 
-    async def upload_workspace(self) -> None:
+    async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
         """Upload the working tree of the person who started `run` into the workspace, once per pod."""
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace)
+            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace, notify)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:

@@ -1,6 +1,6 @@
 """Programs that the agent runs inside a pod. They import the standard library only.
 
-`workspace`, `glob`, `collect_files` and `receive_tree` run in container `helper`. `packaging` sends the source of these
-four programs with the command, so they must run on Python 3.9. `clone` runs in the init container `repository`, from
-the agent's image.
+Container `helper` runs all modules but `packaging` and `clone`. `packaging` belongs to the agent and sends the source
+of the other modules to the container as part of a command, so they must run on Python 3.9. `clone` runs in the init
+container `repository`, from the agent's image.
 """

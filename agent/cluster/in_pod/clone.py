@@ -1,8 +1,9 @@
 """Clone one repository into the workspace: the program of the init container `repository`.
 
 The program runs as `python3 -m agent.cluster.clone ORDER` in the agent's image and uses the standard library only. Its
-output is the set-up log. If the clone fails, the reason is the termination message. Files are created with umask 0, so
-that any user of the action's image can write them. Credentials come from files, not from the URL, and are never shown.
+output is the set-up log. The termination message is the reason if the clone fails, else a notice for the action's log.
+Container `helper` gives the files to the user of the commands later. Credentials come from files, not from the URL, and
+are never shown.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 TERMINATION_LOG = pathlib.Path("/dev/termination-log")
+# The question must name the scheme too. A file of the repository names the server of Git LFS, and may name the same
+# host without encryption.
 ASKPASS = """#!/bin/sh
 folder=${0%/*}
 read -r host <"$folder/host"
-case "$1" in *"//$host': " | *"@$host': ") ;; *) exit 1 ;; esac
+read -r scheme <"$folder/scheme"
+case "$1" in
+  *"'$scheme://$host': " | *"'$scheme://"*"@$host': ") ;;
+  *) exit 1 ;;
+esac
 case "$1" in
   Username*) cat "$folder/credentials/username" 2>/dev/null || echo git ;;
   *) cat "$folder/credentials/password" ;;
@@ -32,6 +40,18 @@ SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # A plus or a colon would make git read the ref as a refspec. The other characters make git read the ref as an
 # expression.
 NO_REF = re.compile(r"^\+|[ ~^:?*\[\\]")
+# What `git clone` fetches. The pattern `HEAD*` matches only HEAD. Unlike the name HEAD, the pattern is no error if the
+# server's HEAD names a branch that does not exist.
+EVERYTHING = ("+refs/heads/*:refs/remotes/origin/*", "+HEAD*:refs/sealci/HEAD*")
+LFS_SETTINGS = {
+    "filter.lfs.clean": "git-lfs clean -- %f",
+    "filter.lfs.smudge": "git-lfs smudge -- %f",
+    "filter.lfs.process": "git-lfs filter-process",
+    "filter.lfs.required": "true",
+}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Maximum number of files that are opened in the search for a pointer of Git LFS.
+LFS_SEARCHED = 1000
 
 
 class CloneFailed(Exception):
@@ -41,7 +61,9 @@ class CloneFailed(Exception):
 def main() -> int:
     """Clone the repository that the first argument, an order in JSON, describes. Return the exit code."""
     order = json.loads(sys.argv[1])
-    os.umask(0)
+    # An agent of an older release gives no umask and does not change the owner of the files. Then every user of the
+    # action's image must be able to write them.
+    os.umask(order.get("umask", 0))
     # The kernel gives PID 1 no default action for TERM. Without this handler a cancelled clone would last the whole
     # grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
@@ -56,32 +78,120 @@ def main() -> int:
 
 
 def clone(order: dict[str, Any], env: dict[str, str]) -> None:
-    """Fetch the ref of the order, or the default branch, and check it out."""
+    """Fetch the repository of the order and check out its ref, or the default branch."""
     url, ref, workspace = order["url"], order["ref"], order["workspace"]
     check(url, ref, order["schemes"])
     print(f"Cloning {without_credentials(url)}{f' at {ref}' if ref else ''}", flush=True)  # noqa: T201 - this is the set-up log
-    depth = [f"--depth={order['depth']}"] if order["depth"] else []
 
     def git(*arguments: str) -> str:
         return run(["git", "-C", workspace, *arguments], env, order["timeout"], url)
 
     git("init", "--quiet", ".")
     git("remote", "add", "origin", url)
-    wanted = ref or "HEAD"
-    try:
-        git("fetch", "--quiet", *depth, "origin", "--", wanted)
-    except CloneFailed:
-        if not SHA.fullmatch(ref):
-            raise
-        # A server may refuse to serve a commit that no ref names. Fetch all branches and tags, then look for the
-        # commit.
-        git("fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
-        git("checkout", "--quiet", "--detach", ref)
-    else:
-        git("checkout", "--quiet", "--detach", "FETCH_HEAD")
+    git("checkout", "--quiet", "--detach", fetch(git, order))
     if order["submodules"]:
+        depth = [f"--depth={order['depth']}"] if order["depth"] else []
         git("submodule", "update", "--quiet", "--init", "--recursive", *depth)
+    if order.get("lfs"):
+        fetch_lfs_files(git, order)
+    elif pointer := find_pointer(git, pathlib.Path(workspace)):
+        notice = (
+            "The repository keeps files in Git LFS, and the clone has pointers in their place, such as"
+            f" {pointer[:200]!r}. Set `lfs: true` for the repository to fetch the files."
+        )
+        print(notice, flush=True)  # noqa: T201 - this is the set-up log
+        # The agent writes the termination message into the log of the action.
+        TERMINATION_LOG.write_text(notice)
     print(f"Checked out {git('log', '-1', '--format=%H %s').strip()}", flush=True)  # noqa: T201 - set-up log
+
+
+def fetch(git: Callable[..., str], order: dict[str, Any]) -> str:
+    """Fetch the ref of the order, and with depth 0 all branches and tags. Return the revision to check out."""
+    ref: str = order["ref"]
+    depth: int = order["depth"]
+    if SHA.fullmatch(ref):
+        fetch_commit(git, ref, depth)
+        return ref
+    if depth:
+        git("fetch", "--quiet", f"--depth={depth}", "origin", "--", ref or "HEAD")
+    else:
+        # The first line of FETCH_HEAD, which `git checkout FETCH_HEAD` reads, is about the first refspec.
+        git("fetch", "--quiet", "--tags", "origin", "--", ref or "HEAD", *EVERYTHING)
+        name_default_branch(git)
+    revision, _, source = pathlib.Path(order["workspace"], ".git", "FETCH_HEAD").read_text().partition("\t")
+    tag = ref.removeprefix("refs/").removeprefix("tags/")
+    if source.startswith(f"\ttag '{tag}' of "):
+        git("update-ref", f"refs/tags/{tag}", revision)
+    return revision
+
+
+def fetch_commit(git: Callable[..., str], commit: str, depth: int) -> None:
+    """Fetch a commit by its full hash, and with depth 0 all branches and tags."""
+    if depth:
+        try:
+            git("fetch", "--quiet", f"--depth={depth}", "origin", "--", commit)
+            return
+        except CloneFailed:
+            # A server may refuse to serve a commit that no ref names. One of the branches or tags may contain the
+            # commit.
+            git("fetch", "--quiet", "--tags", "origin", "--", *EVERYTHING)
+    else:
+        git("fetch", "--quiet", "--tags", "origin", "--", *EVERYTHING)
+    name_default_branch(git)
+    if not has_commit(git, commit):
+        git("fetch", "--quiet", "origin", "--", commit)
+
+
+def has_commit(git: Callable[..., str], commit: str) -> bool:
+    # This command prints nothing and does not fail if the object does not exist.
+    return bool(git("rev-list", "--ignore-missing", "--no-walk", commit))
+
+
+def name_default_branch(git: Callable[..., str]) -> None:
+    """Make origin/HEAD a name of the server's default branch, as `git clone` does.
+
+    The fetch wrote the commit of the server's HEAD to refs/sealci/HEAD. If several branches are at this commit, main
+    and master go first.
+    """
+    names = ("--format=%(objectname) %(refname)", "refs/remotes/origin", "refs/sealci/HEAD")
+    lines = (line.partition(" ") for line in git("for-each-ref", *names).splitlines())
+    commits = {name: commit for commit, _, name in lines}
+    head = commits.pop("refs/sealci/HEAD", "")
+    if not head:
+        return
+    git("update-ref", "-d", "refs/sealci/HEAD")
+    branches = [name for name, commit in commits.items() if commit == head]
+    usual = [f"refs/remotes/origin/{name}" for name in ("main", "master")]
+    if branches:
+        default = next((name for name in usual if name in branches), branches[0])
+        git("symbolic-ref", "refs/remotes/origin/HEAD", default)
+
+
+def fetch_lfs_files(git: Callable[..., str], order: dict[str, Any]) -> None:
+    """Fetch the files of Git LFS, also those of submodules.
+
+    The image of the action may have no git-lfs. Its git would then compare a large file with the pointer in the index,
+    and report a change. So git must have no reason to compare the content: it compares neither owner nor ctime, and the
+    index is newer than all files.
+    """
+    git("config", "core.checkStat", "minimal")
+    git("lfs", "pull")
+    if order["submodules"]:
+        git("submodule", "foreach", "--quiet", "--recursive", "git lfs pull")
+    index = pathlib.Path(order["workspace"], ".git", "index")
+    newer = index.stat().st_mtime + 1
+    os.utime(index, (newer, newer))
+
+
+def find_pointer(git: Callable[..., str], workspace: pathlib.Path) -> str:
+    """Return the path of a file that is a pointer of Git LFS, "" if there is none."""
+    for name in git("ls-files", "-z", "--", ":(attr:filter=lfs)").split("\0")[:LFS_SEARCHED]:
+        path = workspace / name
+        if name and path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    return name
+    return ""
 
 
 def check(url: str, ref: str, schemes: list[str]) -> None:
@@ -118,18 +228,20 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
     Raises:
         CloneFailed: the Secret with the credentials is missing or empty.
     """
+    settings = {"safe.directory": "*", "init.defaultBranch": "main", "advice.detachedHead": "false"}
     env = dict(os.environ)
+    if order.get("lfs"):
+        # git-lfs installs hooks, which would fail in an image without git-lfs. So they go to the temporary folder.
+        settings |= LFS_SETTINGS | {"core.hooksPath": str(folder / "hooks")}
+        # `git lfs pull` fetches many files at once. The checkout would fetch one file after the other.
+        env["GIT_LFS_SKIP_SMUDGE"] = "1"
+    for number, (name, value) in enumerate(settings.items()):
+        env |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
     env |= {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(order["schemes"]),
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_COUNT": "3",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": "*",
-        "GIT_CONFIG_KEY_1": "init.defaultBranch",
-        "GIT_CONFIG_VALUE_1": "main",
-        "GIT_CONFIG_KEY_2": "advice.detachedHead",
-        "GIT_CONFIG_VALUE_2": "false",
+        "GIT_CONFIG_COUNT": str(len(settings)),
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
     }
@@ -148,20 +260,22 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
         if (given / "known_hosts").exists():
             ssh = ssh.replace("accept-new", f"yes -o UserKnownHostsFile={given / 'known_hosts'}")
         if (given / "password").exists():
-            env["GIT_ASKPASS"] = str(write_askpass(given, folder, urlsplit(order["url"]).netloc))
+            env["GIT_ASKPASS"] = str(write_askpass(given, folder, urlsplit(order["url"])))
     env["GIT_SSH_COMMAND"] = ssh
     return env
 
 
-def write_askpass(given: pathlib.Path, folder: pathlib.Path, host: str) -> pathlib.Path:
+def write_askpass(given: pathlib.Path, folder: pathlib.Path, url: SplitResult) -> pathlib.Path:
     """Write the program that answers git's credential prompts for one host, from the mounted Secret. Return its path.
 
-    A redirection or a submodule may lead git to another host, which must not receive the credentials.
+    A redirection, a submodule or the address of LFS files may lead git to another host, which must not receive the
+    credentials.
     """
     program = folder / "askpass"
     program.write_text(ASKPASS)
     program.chmod(0o700)
-    (folder / "host").write_text(f"{host}\n")
+    (folder / "host").write_text(f"{url.netloc}\n")
+    (folder / "scheme").write_text(f"{url.scheme}\n")
     (folder / "credentials").symlink_to(given)
     return program
 

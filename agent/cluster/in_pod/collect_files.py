@@ -47,7 +47,7 @@ KINDS = {
 
 
 class DeclaredFileMissing(Exception):
-    """A declared file is over a limit or cannot be read. The whole collection fails and ends."""
+    """A file that the action declares as an artifact is over a limit or cannot be read. The whole collection fails."""
 
 
 def header(name: bytes, mode: int, size: int, mtime: int, kind: bytes = b"0") -> bytes:
@@ -92,7 +92,7 @@ def shorten(path: str) -> str:
 
 
 class Output:
-    """Buffers standard output, because each write costs a frame of the exec's stream. The collector owns it."""
+    """Buffers standard output, because each write costs a message of the exec. The `Collector` owns it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -193,7 +193,7 @@ class Collector:
         return True
 
     def is_wanted(self, path: str, facts: os.stat_result) -> bool:
-        """Return whether PATH belongs to the declared files or to the default set."""
+        """Return whether to send PATH: it matches one of PATHS or, without PATHS, has changed since the snapshot."""
         names = path.split("/")
         if any(glob.matches(names) for glob in self.exclude):
             return False
@@ -216,7 +216,7 @@ class Collector:
             where.append((shorten(path), why))
 
     def exceed(self, path: str, why: str) -> None:
-        """Leave PATH out if the default set is collected. Fail if files are declared."""
+        """Handle a PATH over a limit, which WHY describes: fail if the action declares paths, else leave PATH out."""
         if self.paths:
             raise DeclaredFileMissing(shorten(path), why)
         self.leave_out(path, why)
@@ -292,7 +292,7 @@ class Collector:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT, four limits, the NUMBER of paths, the paths, and the excludes."""
+    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), the NUMBER of paths, paths, excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
     # If the client of an exec disconnects, the kernel does not end the command, and the command's next write blocks for

@@ -16,7 +16,10 @@ def split_glob(glob: str) -> list[str]:
 
 
 class Component:
-    """One component of a glob. A piece between stars has a fixed length, so the first match of a piece is the best."""
+    """One component of a glob.
+
+    Each piece between stars has a fixed length. So the leftmost match of a piece suffices, without backtracking.
+    """
 
     def __init__(self, part: str) -> None:
         import re  # importing `re` takes as long as Python's start, and a collection without paths needs no globs

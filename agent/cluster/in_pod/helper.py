@@ -2,7 +2,7 @@
 
 `packaging` sends this source to the pod, with the sources of `workspace`, `order` and `log_keeper` (Python 3.9,
 standard library). The program lives from the start of the pod until TERM or its deadline. Container `action`
-waits for the FIFO `go`, so everything that costs time comes after the FIFOs.
+waits for the FIFO `go`, so the program creates the FIFOs before it does anything that costs time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 from agent.cluster.in_pod.log_keeper import LogKeeper
 from agent.cluster.in_pod.order import GO, SUPERVISOR, read_order, write, write_order
-from agent.cluster.in_pod.workspace import start_commands
+from agent.cluster.in_pod.workspace import change_owner, start_commands, take_snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,23 @@ def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
     keeper.deadline = began + order["seconds"]
     keeper.limit, keeper.drain, keeper.copy.key = order["log_limit"], order["drain"], order["log_key"]
     write_order(order, folder, scripts["setup"])
+    if not order["snapshot"]:
+        snapshot = ""
+    if order["change_owner"]:
+        snapshot = hand_over(keeper, order["workspace"], snapshot)
     if order["start"]:
-        start_commands(order["workspace"], snapshot if order["snapshot"] else "", folder + "/" + GO)
+        start_commands(order["workspace"], snapshot, folder + "/" + GO)
     keeper.run()
     keeper.stay()
+
+
+def hand_over(keeper: LogKeeper, workspace: str, snapshot: str) -> str:
+    """Give a clone to the user of the commands. Return the path SNAPSHOT if the snapshot is yet to be taken, else "".
+
+    Most images run as root, who owns the clone already. So the snapshot is taken while the kubelet pulls the image. A
+    new owner changes the ctime of all files, and the snapshot must be taken again.
+    """
+    if snapshot:
+        take_snapshot(workspace, snapshot)
+    user = keeper.wait_for_user()
+    return snapshot if user and change_owner(workspace, *user) else ""

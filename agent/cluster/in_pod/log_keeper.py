@@ -1,13 +1,13 @@
 """Keep the log of the commands: read it from a FIFO, append it to a file, and copy it to standard output in frames.
 
-This is the main loop of container `helper`; `packaging` sends its source to the pod (Python 3.9, standard library). The
-file is the truth: standard output, which the kubelet serves as the container's log, may skip parts of a fast log. A
-slow reader of standard output never delays the commands.
+This is the main loop of container `helper`. `packaging` sends its source to the pod (Python 3.9, standard library).
+Only the file is complete. Standard output, which the kubelet serves as the container's log, may skip parts of a fast
+log. A slow reader of standard output never delays the commands.
 
 A frame on standard output is `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL`, then LENGTH bytes of the file from
-OFFSET on. A terminal swallows the header, so `kubectl logs` shows the plain log. If a payload does not end in a line
-end, one follows it, and the flag `p` (partial) marks it as no part of the log. CR LF is written as CR CR LF,
-because containerd drops one CR before a line end. Flag `e;DROPPED` in a frame without payload ends the log.
+OFFSET on. A terminal hides the header, so `kubectl logs` shows the plain log. If a payload does not end in a line end,
+the frame adds one, and the flag `p` (partial) marks the added line end as no part of the log. CR LF is written as
+CR CR LF, because containerd drops one CR before a line end. Flag `e;DROPPED` in a frame without payload ends the log.
 
 The CRC starts from a random key that only the agent and this container know. Otherwise the commands could print whole
 frames, and a reader that begins in the middle of a real frame would take them for real.
@@ -24,9 +24,9 @@ from zlib import crc32
 from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
-BEHIND_BYTES = 1024 * 1024  # standard output skips to the end of the file when it is this much behind
-SMALL_BYTES = 8 * 1024  # a frame of fewer bytes is followed by the next one sooner
-SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds between two frames of a busy log
+BEHIND_BYTES = 1024 * 1024  # number of bytes behind the file from which on standard output skips to the end
+SMALL_BYTES = 8 * 1024  # number of bytes: after a frame of fewer bytes the next frame comes sooner
+SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause: after a frame below `SMALL_BYTES`, and after a larger frame
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
 LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -36,7 +36,7 @@ def frame(offset: int, payload: bytes, key: int) -> bytes:
     """Return a frame for these bytes of the file, which begin at OFFSET."""
     partial = not payload.endswith(b"\n")
     head = b"\x1b]5397;%d;%d;%08x;%s\a" % (offset, len(payload), crc32(payload, key), b"p" if partial else b"")
-    # The added line end comes first, because containerd also drops a CR before that one.
+    # The line end is added before the replacement, because containerd also drops a CR before the added line end.
     return head + (payload + b"\n" if partial else payload).replace(b"\r\n", b"\r\r\n")
 
 
@@ -46,32 +46,32 @@ def final_frame(size: int, dropped: int, key: int) -> bytes:
 
 
 class Copy:
-    """Copies the file to a descriptor that must not block. The keeper owns it. Times are monotonic seconds."""
+    """Copies the file to a descriptor that must not block. The `LogKeeper` owns it. Times are monotonic seconds."""
 
     def __init__(self, fd: int, file: int) -> None:
         self.fd = fd
         self.file = file
         self.key = 0
-        self.copied = self.size = 0  # of the file
-        self.pending_since = 0.0  # when the first byte arrived that is not copied
+        self.copied = self.size = 0  # number of bytes of the file: already in frames, and in all
+        self.pending_since = 0.0  # when the first byte arrived that is not yet in a frame
         self.next_frame = 0.0  # the earliest time of the next frame
-        self.out = b""  # the rest of a frame
+        self.out = b""  # the bytes of the current frame that are not written yet
         self.ending = b""  # the final frame, when the log has ended
         os.set_blocking(fd, False)
 
     @property
     def complete(self) -> bool:
-        """Return whether everything has been written."""
+        """Return whether the whole file, and the final frame if the log has ended, are written to the descriptor."""
         return not self.out and not self.ending and self.copied == self.size
 
     def grow(self, size: int, now: float) -> None:
-        """Note that the file now has SIZE bytes."""
+        """Record that the file has grown to SIZE bytes."""
         if self.copied == self.size:
             self.pending_since = now
         self.size = size
 
     def run(self, now: float) -> float | None:
-        """Write what is due. Return the time of the next call; None if only the descriptor or the file decides."""
+        """Write the frames that are due. Return the time of the next; None if it needs new bytes or a reader."""
         while True:
             if self.out and not self.flush():
                 return None
@@ -92,7 +92,7 @@ class Copy:
             self.next_frame = now + (SMALL_PAUSE if len(payload) < SMALL_BYTES else PAUSE)
 
     def next_length(self, now: float) -> tuple[float, int]:
-        """Return the number of bytes of the next frame, or 0 and when there will be one."""
+        """Return the time at which the next frame is due, and its number of bytes: 0 if it is not due yet."""
         waiting = self.size - self.copied
         if waiting < FRAME_BYTES and not self.ending and now < self.next_frame:
             return self.next_frame, 0
@@ -104,14 +104,14 @@ class Copy:
         return due, length if now >= due else 0
 
     def flush(self) -> bool:
-        """Write the rest of a frame. Return whether all of it is written."""
+        """Write the rest of the current frame. Return False if the descriptor takes no more bytes now."""
         while self.out:
             try:
                 self.out = self.out[os.write(self.fd, self.out) :]
             except BlockingIOError:
                 return False
             except OSError:
-                # No one reads standard output any more. The file is complete without it.
+                # No process reads standard output any more. The log file is complete without this copy.
                 self.out = self.ending = b""
                 self.copied = self.size
         return True
@@ -126,7 +126,7 @@ class LogKeeper:
         deadline: when the program ends in any case, in monotonic seconds.
 
     The order sets `deadline`, `limit` (the largest size of the file; further bytes are counted and dropped), `drain`
-    (seconds to wait for the output of processes that outlive the shell) and the key of the copy's frames.
+    (seconds to wait for the output of processes that outlive the commands shell) and the key of the copy's frames.
     """
 
     def __init__(self, folder: str, log_folder: str, deadline: float) -> None:
@@ -149,8 +149,8 @@ class LogKeeper:
         self.poll = select.poll()
         self.poll.register(self.log, select.POLLIN)
         self.poll.register(self.control, select.POLLIN)
-        self.drain_at: float | None = None  # when the wait for leftover output ends
-        self.end_at: float | None = None  # when the log ends in any case
+        self.drain_at: float | None = None  # when the wait for output of leftover processes ends
+        self.end_at: float | None = None  # when the log ends even if processes still write
         self.writers_gone = False  # the log's FIFO has no writer
         self.present = self.ended = self.leaving = False
         # The kernel gives PID 1 no default action for TERM.
@@ -160,6 +160,16 @@ class LogKeeper:
     def open_for_commands(self) -> None:
         """Make the FIFO `go` visible, for which container `action` waits."""
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
+
+    def wait_for_user(self) -> tuple[int, int] | None:
+        """Wait for PID 1 of container `action`. Return its user and group, None if it came without or never came."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
+            return None
+        words = os.read(self.control, 4096).split()
+        self.present = bool(words)
+        return (int(words[1]), int(words[2])) if len(words) == 3 else None
 
     def leave(self, *_: object) -> None:
         """Exit on TERM: at once, or after the log's end if commands may still write."""
@@ -189,7 +199,7 @@ class LogKeeper:
             time.sleep(max(0.0, self.deadline - time.monotonic()))
 
     def poll_output(self) -> None:
-        """Watch standard output only if it was full."""
+        """Let `poll` wait for standard output only while a frame is unfinished because standard output was full."""
         if self.output_watched and not self.copy.out:
             self.poll.unregister(self.copy.fd)
         elif self.copy.out:
@@ -197,7 +207,7 @@ class LogKeeper:
         self.output_watched = bool(self.copy.out)
 
     def receive(self) -> None:
-        """Read what the FIFO holds, at most 1 MiB, and append it to the file."""
+        """Read what the FIFO of the log holds, at most 1 MiB, and append it to the log file."""
         for _ in range(16):
             try:
                 data = os.read(self.log, FRAME_BYTES)
@@ -221,15 +231,15 @@ class LogKeeper:
             while written < min(len(data), room):
                 written += os.write(self.file, data[written:room])
         except OSError:
-            pass  # the disk is full: what follows is counted as dropped
+            pass  # the disk is full: the bytes that are not written are counted as dropped
         self.size += written
         if written < len(data):
-            self.limit = self.size  # a later, shorter piece must not follow a gap
+            self.limit = self.size  # after dropped bytes nothing more is written, not even a piece that would fit
             self.dropped += len(data) - written
         self.copy.grow(self.size, time.monotonic())
 
     def obey(self) -> None:
-        """Read what PID 1 of container `action` reports: `here`, `loaded` or `ended`. End of file: PID 1 has ended."""
+        """Obey PID 1 of container `action`: its words are `here`, `loaded`, `ended`, and end of file at its exit."""
         try:
             words = os.read(self.control, 4096).split()
         except BlockingIOError:
@@ -260,7 +270,7 @@ class LogKeeper:
             self.end()
 
     def end(self) -> None:
-        """Record that the log has ended: for the errand `log` in a file, for the log's readers in the final frame."""
+        """Record that the log has ended: in the file `end`, which `read_log` reads, and in the final frame."""
         self.ended = True
         self.end_at = None
         part = self.log_folder + "/." + LOG_END

@@ -5,8 +5,8 @@ container `helper`, in pieces, because Linux limits one variable to 128 KiB. The
 process, so `pkill -f` finds only what the commands start. `packaging` sends this source to the pod (Python 3.9).
 
 The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`, `pipefail`, `shell_options`, `shell`,
-`termination` (a path), `snapshot` and `start` (booleans), and the numbers `log_limit`, `log_key`, `drain`
-and `seconds`.
+`termination` (a path), `snapshot`, `change_owner` and `start` (booleans), and the numbers `log_limit`, `log_key`,
+`drain` and `seconds`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Order = dict[str, Any]
 
-PIECE = "SEALCI_ORDER_"  # a variable holds one piece of the JSON; the pieces are numbered from 0
+PIECE = "SEALCI_ORDER_"  # prefix of the variables that hold the pieces of the JSON, numbered from 0
 SECRET = "SEALCI_SECRET_"  # a variable holds the value of one secret  # noqa: S105 - a prefix of names
 # Names of the files and FIFOs of the order's folder. `go` is created last.
 SUPERVISOR, SETTINGS, VARIABLES, SETUP, LOG, CONTROL, GO = "supervisor", "order", "env", "setup", "log", "control", "go"
@@ -51,12 +51,12 @@ def quote(text: str) -> str:
 
 
 def assign(**values: str) -> str:
-    """Return a line that sets variables of the supervisor."""
+    """Return a shell line that sets variables of the supervisor, whose names begin with `__sealci_`."""
     return " ".join(["__sealci_" + name + "=" + quote(value) for name, value in values.items()]) + "\n"
 
 
 def unrolled_list(count: int) -> str:
-    """Return the script that runs COUNT commands of the commands shell.
+    """Return the script by which the commands shell runs all COUNT commands, without a loop.
 
     The script is one line, so that line numbers in messages count the lines of the user's commands.
     """
@@ -69,7 +69,7 @@ def unrolled_list(count: int) -> str:
 
 
 def settings_script(order: Order) -> str:
-    """Return the settings of PID 1."""
+    """Return the script that sets the variables of PID 1."""
     values = {
         "shell": order["shell"],
         "nonce": order["nonce"],
@@ -121,7 +121,7 @@ def remove_order(folder: str) -> None:
 
 
 def write(folder: str, name: str, text: str) -> None:
-    """Write a file that every user of container `action` can read. It appears when it is complete."""
+    """Write a file that every user of container `action` can read. The file gets its name when it is complete."""
     with open(folder + "/." + name, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
     os.rename(folder + "/." + name, folder + "/" + name)

@@ -1,9 +1,8 @@
 """Send bytes of the log file to standard output: the errand `log`, one exec in container `helper`.
 
 The output is a sequence of JSON lines: `{"at": OFFSET, "bytes": N}`, followed by N raw bytes of the file;
-`{"now": SIZE}`
-where a read `once` has reached the present end of the file; `{"end": {"size": SIZE, "dropped": N}}` at the end of the
-log; and `{"error": TEXT}`. `packaging` sends this source with the exec (Python 3.9, standard library).
+`{"now": SIZE}` at the present end of the file, if the argument is `once`; `{"end": {"size": SIZE, "dropped": N}}` at
+the end of the log; and `{"error": TEXT}`. `packaging` sends this source with the exec (Python 3.9, standard library).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def send_log(log_folder: str, offset: int, follow: bool) -> None:
         write_all(b'{"error": "the log has %d bytes, and byte %d was asked for"}\n' % (size, offset))
         return
     while True:
-        end = read_end(log_folder)  # before the read: the file does not grow after its end
+        end = read_end(log_folder)  # asked before the file is read: after the log's end the file no longer grows
         while data := os.pread(file, BLOCK if follow else min(BLOCK, size - offset), offset):
             write_all(b'{"at": %d, "bytes": %d}\n' % (offset, len(data)), data)
             offset += len(data)

@@ -32,7 +32,10 @@ class LimitedReader:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE, where SIZE is the number of bytes of the tar."""
+    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands.
+
+    SIZE is the number of bytes of the tar.
+    """
     workspace, snapshot, go, size = arguments
     # The image of the action may run as any user, and that user must be able to write all files.
     os.umask(0)

@@ -81,6 +81,32 @@ def walk(root: int, enter: Callable[[str, str], bool], miss: Callable[[str, str]
         folders.extend(reversed(inner))
 
 
+def change_owner(workspace: str, user: int, group: int) -> bool:
+    """Make USER the owner of WORKSPACE and of all in it. Return whether any file had another owner.
+
+    Only root can do so. In profile `restricted` all containers have the same user, who owns the clone already.
+    """
+    try:
+        # The kubelet lets every user write to the folder of a volume. Tools such as Ansible refuse such a folder.
+        os.chmod(workspace, 0o755)  # noqa: S103 - the mode that `mkdir` gives
+        os.chown(workspace, user, group)
+    except PermissionError:
+        return False
+    # The clone made the files as this user.
+    if (user, group) == (os.geteuid(), os.getegid()):
+        return False
+
+    def enter(path: str, _: str) -> bool:
+        os.chown(workspace + "/" + path, user, group, follow_symlinks=False)
+        return True
+
+    root = os.open(workspace, FOLDER)
+    for _, name, folder, _ in walk(root, enter, lambda *_: None):
+        os.chown(name, user, group, dir_fd=folder, follow_symlinks=False)
+    os.close(root)
+    return True
+
+
 def fingerprint(path: str, facts: os.stat_result) -> bytes:
     """Return a value that differs after any write to the file.
 

@@ -1,4 +1,4 @@
-"""Read what the program `log` in container `helper` writes: parts of the log file, each after a line of JSON. Pure.
+"""Read the output of the errand `log` in container `helper`: parts of the log file, each after a line of JSON. Pure.
 
 A `BlockReader` lives as long as one exec.
 """
@@ -10,16 +10,19 @@ from dataclasses import dataclass
 
 from agent.domain.errors import ClusterError
 
-# Maximum number of bytes in a line of JSON, and in a block.
+# Maximum number of bytes in a line of JSON, and in a block (the raw bytes that follow a line).
 MAX_LINE = 2000
 MAX_BLOCK = 1 << 20
-# Maximum number of bytes in a part of a block.
+# Maximum number of bytes of log that the reader returns in one piece.
 PART = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The program has sent the whole file. `ended`: the log has ended too, and `dropped` bytes were over its limit."""
+    """The errand has sent the file to its end at byte `size`.
+
+    `ended`: the log has ended too, and `dropped` is the number of bytes over its limit.
+    """
 
     size: int
     ended: bool = False
@@ -37,10 +40,10 @@ class BlockReader:
         self.size = 0
 
     def feed(self, data: memoryview) -> list[bytes | Reached]:
-        """Take the next bytes of the output. Return parts of the log and what the program reports.
+        """Take the next bytes of the output. Return parts of the log, and `Reached` for a report of the end.
 
         Raises:
-            ClusterError: the program failed, or its output is malformed.
+            ClusterError: the errand failed, or its output is malformed.
         """
         items: list[bytes | Reached] = []
         while data:
@@ -57,7 +60,7 @@ class BlockReader:
         return items
 
     def take(self) -> bytes:
-        """Return the bytes that were buffered."""
+        """Return the buffered bytes as one part, and empty the buffer."""
         taken = b"".join(self.parts)
         self.position += self.size
         self.parts, self.size = [], 0

@@ -127,12 +127,12 @@ class LogFollower:
         if self.from_file:
             return Way.FILE
         if self.position and self.read_until is None and self.file_readable:
-            # The position may be old. A stream would not bring what was written before the stream began.
+            # The next bytes may be old. A stream would not bring bytes that were written before the stream began.
             return Way.CATCH_UP
         return Way.STREAM
 
     async def attempt(self, way: Way) -> AsyncGenerator[LogItem, None]:
-        """Read the log until a connection ends. Sets `error` if a request fails."""
+        """Read the log in one of the ways until its connection ends. Sets `error` if a request fails."""
         began = now()
         self.error = None
         match way:
@@ -213,10 +213,10 @@ class LogFollower:
         self.from_file = True
 
     def judge(self, reader: FrameReader) -> None:
-        """Leave the stream if it brings too many bytes that only look like frames.
+        """Give the stream up if too many of its frames in a row have wrong checksums.
 
         Raises:
-            ClusterError: the file cannot be read either.
+            ClusterError: the stream is unusable. The log is then read from its file, if the file can be read.
         """
         if reader.unusable:
             self.from_file = self.file_readable

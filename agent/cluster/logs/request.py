@@ -68,7 +68,7 @@ class LogRequest:
 
     async def __aexit__(self, *error: object) -> None:
         if self.reading:
-            # The next request begins before the cancelled read, so it reads the bytes of this read again.
+            # The bytes of the cancelled read are not lost: the next request asks for the log from an earlier time on.
             await cancel_and_wait(self.reading, ignore_errors=True)
         await self.stack.aclose()
 
@@ -124,7 +124,7 @@ class LogRequest:
             raise ClusterError("the node no longer has the container's log")
 
     def buffered(self) -> bytes:
-        """Return the bytes that have arrived already. They need no task, which costs more than their transport."""
+        """Return the bytes that have arrived already. This needs no asyncio task, which would cost more time."""
         if self.response is None or self.response.content.exception() is not None:
             return b""
         return self.response.content.read_nowait()

@@ -1,4 +1,4 @@
-"""What a log follower knows of its pod, and how long it waits. Both live as long as the agent or longer."""
+"""What a log follower knows of its pod (`LogSource`), and how long the follower waits (`Timings`)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agent.domain.json import Object
 
 ANNOTATION = "sealci.dev/adoption"
-# An agent that ends within this time after its claim counts.
+# Time after the claim of a session. An agent that ends within this time counts as lost by the session.
 SOON = timedelta(seconds=120)
 # Number of agents in a row that may end soon after their claim. The next agent gives the session up.
 MOST_LOST = 5

@@ -208,6 +208,11 @@ class Leases(Reflector):
         return self.acquired.is_set() and self.clock() - self._renewed_at <= self.settings.cluster.lease_duration
 
     @property
+    def starting(self) -> bool:
+        """Return whether the agent has not yet created its Lease, and no try has failed."""
+        return not self.acquired.is_set() and not self._failing
+
+    @property
     def can_judge_others(self) -> bool:
         """Return whether the agent's own renewals succeed and the watch reports them.
 

@@ -8,6 +8,7 @@ shell can export, and those of the installer's template.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod import order, packaging
@@ -15,6 +16,8 @@ from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.cluster.pod.manifest import Plan
     from agent.settings import Settings
 
@@ -40,19 +43,35 @@ def variables(plan: Plan, settings: Settings) -> dict[str, str]:
     }
     if settings.environment.profile == "restricted":
         values["HOME"] = HOME
-    if action.repository:
-        # Git refuses a clone that belongs to another user. These variables prevent this without a file in the user's
-        # image.
-        values |= {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": settings.environment.workspace,
-        }
     if action.traceparent:
         values["TRACEPARENT"] = action.traceparent
     values |= action.env
+    if action.repository and "GIT_CONFIG_COUNT" not in action.secrets:
+        values |= git_variables(action.env, settings.environment.workspace)
     hidden = action.secrets.keys() | template_variables(settings)
     return {name: value for name, value in values.items() if name not in hidden}
+
+
+def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
+    """Return the variables by which git accepts a clone that belongs to another user.
+
+    The variables add one setting of git to the settings that the user's variables contain. No file in the user's image
+    changes.
+    """
+    count = env.get("GIT_CONFIG_COUNT") or "0"
+    # Git refuses to start with another count, and its message shows the user's mistake.
+    if not re.fullmatch(r"[0-9]{1,6}", count):
+        return {}
+    number = int(count)
+    name = f"GIT_CONFIG_KEY_{number}"
+    # The user's commands may set the count themselves.
+    if name in env:
+        return {}
+    return {
+        "GIT_CONFIG_COUNT": str(number + 1),
+        name: "safe.directory",
+        f"GIT_CONFIG_VALUE_{number}": workspace,
+    }
 
 
 def template_variables(settings: Settings) -> set[str]:
@@ -93,6 +112,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # Only the default set of artifacts is a comparison with the snapshot.
         snapshot=plan.wants_files and not plan.action.artifacts.paths,
+        change_owner=plan.action.repository is not None,
         start=not plan.upload_tree,
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
@@ -106,7 +126,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
-    """Return the lifetime of container `helper`, which ends the container if no agent deletes the pod."""
+    """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
     copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
     return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
 

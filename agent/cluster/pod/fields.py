@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from agent.cluster.pod.manifest import FORMER_HELPER, HELPER
+from agent.cluster.pod.manifest import FORMER_HELPER, HELPER, REPOSITORY
 
 if TYPE_CHECKING:
     from agent.domain.json import Object
@@ -35,6 +35,14 @@ def setup_statuses(status: Object) -> list[Object]:
     """Return the statuses of the containers that set-up depends on: init containers, then the helper."""
     helper = helper_status(status)
     return [*status.get("initContainerStatuses", ()), *([helper] if helper else [])]
+
+
+def clone_notice(status: Object) -> str:
+    """Return what the clone program reports about a clone that succeeded, "" for nothing."""
+    clones = (each for each in status.get("initContainerStatuses", ()) if each["name"] == REPOSITORY)
+    terminated = terminated_state(next(clones, None)) or {}
+    notice: str = terminated.get("message", "") if terminated.get("exitCode") == 0 else ""
+    return notice
 
 
 def parse_timestamp(text: str | None) -> datetime | None:

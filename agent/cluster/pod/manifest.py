@@ -235,8 +235,11 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "ref": asked.ref,
         "depth": asked.depth,
         "submodules": asked.submodules,
+        "lfs": asked.lfs,
         "schemes": settings.policy.repository_schemes,
         "workspace": settings.environment.workspace,
+        # Container `helper` gives the files to the user of the commands.
+        "umask": 0o022,
         "credentials": CREDENTIALS if asked.credentials else "",
         "secret": asked.credentials,
         "timeout": settings.policy.clone_timeout,

@@ -52,8 +52,8 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Exit codes of a helper that TERM has ended.
 ENDED_BY_TERM = (0, 143)
-# Seconds to wait for the pod's own status after container `helper` ended, and after TERM ended it. The grace period of
-# the pod may lie between TERM and the end of the commands.
+# Seconds to wait for the pod's own status after container `helper` ended. The second number counts if TERM ended the
+# container. The commands then may run on for the grace period of the pod.
 HELPER_WAIT_SECONDS = 3.0
 HELPER_TERM_WAIT_SECONDS = 60.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
@@ -314,7 +314,8 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     if terminated.get("exitCode") in KILLED:
         ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # This is no failure of the set-up. In a pod of an older release, the commands do not need the container.
+            # The end of a helper that was ready is no failure of the set-up. In a pod of an older release, the commands
+            # do not need the helper.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

@@ -82,6 +82,7 @@ def order(
     log_key: int = 0,
     pipefail: str = PIPEFAIL_OFF,
     snapshot: bool = True,
+    change_owner: bool = False,
     start: bool = True,
     drain: float = DRAIN_SECONDS,
     termination_path: str = "/dev/termination-log",
@@ -90,7 +91,7 @@ def order(
     """Return an action's order, as `in_pod.order` describes it.
 
     `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`. `secrets` are names.
-    `seconds` is the lifetime of container `helper`.
+    `seconds` is the lifetime of container `helper`. `change_owner`: the workspace is given to the user of the commands.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -113,6 +114,7 @@ def order(
         "shell": shell,
         "termination": termination_path,
         "snapshot": snapshot,
+        "change_owner": change_owner,
         "start": start,
         "log_limit": log_limit,
         "log_key": log_key,

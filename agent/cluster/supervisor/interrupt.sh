@@ -1,19 +1,19 @@
 # shellcheck shell=sh
 # The agent runs this script by exec in container `action` to end the commands: TERM first, KILL after the grace period.
 # `command.py` reads this file, drops whole-line comments and passes the rest to `sh -c`.
-# Arguments: the grace period in seconds with a fraction, the same rounded up, and the FIFO for which PID 1 waits.
+# Arguments: the grace period in seconds with a fraction, the same period rounded up, and the FIFO that PID 1 reads.
 
 exec >/dev/null 2>&1
 # SHELLOPTS of the image may have switched these options on.
 set +aefmuvxC
-# PID 1 gets TERM by a call of its own, because `kill -1` leaves PID 1 out. It comes first, so that PID 1 knows of the
-# TERM before the commands end. A word in the FIFO wakes a PID 1 that waits for container `helper`.
+# PID 1 gets TERM by a call of its own, because `kill -TERM -1` leaves PID 1 out. This call comes first, so that PID 1
+# knows of the TERM before the commands end. A word in the FIFO wakes a PID 1 that waits for container `helper`.
 kill -TERM 1
 [ ! -p "$3" ] || echo stop 1<>"$3"
 kill -TERM -1
 # A stopped process receives TERM only after CONT.
 kill -CONT -1
-# __sealci_left: whether time of the grace period is left, by the system's uptime.
+# __sealci_left: succeed while the grace period lasts, measured by the uptime of the system.
 __sealci_left() {
   read -r __sealci_up __sealci_rest </proc/uptime && [ "${__sealci_up%.*}" -lt "$__sealci_end" ]
 }

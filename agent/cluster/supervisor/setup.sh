@@ -18,7 +18,8 @@ __sealci_say() {
   \printf '\036sealci:%s:%s\n' "$__sealci_nonce" "$1" >>"$__sealci_log"
 }
 
-# __sealci_note WORD: replace the termination message by a record of the current command.
+# __sealci_note WORD: replace the termination message by a record of the current command. WORD is what happened:
+# started, completed (it was the last command) or exit (it ended the commands shell).
 __sealci_note() {
   \printf 'sealci %s %s %s\n' "$__sealci_nonce" "$1" "$__sealci_now" >|"$__sealci_file"
 }
@@ -31,7 +32,8 @@ __sealci() {
   case $- in *x*) \set +x; __sealci_flags=${__sealci_flags}x ;; esac
   case $- in *v*)
     \set +v; __sealci_flags=${__sealci_flags}v
-    # With v bash prints a trap that it runs. The alias of `exit` has to do then.
+    # With the option v, bash prints each trap that it runs. So the EXIT trap is removed, and only the alias records an
+    # `exit`.
     case $(\trap) in *"'{ __sealci_ended "*) \trap - EXIT ;; esac ;;
   esac
   case $__sealci_flags in ?*) __sealci_flags="{ \\set -$__sealci_flags; } 2>/dev/null
@@ -75,7 +77,7 @@ __sealci_ended() {
 }
 
 # The alias puts the record into a redirection of `exit`. The shell neither traces a redirection nor counts it as a
-# command, so `a && exit 3` and `$?` keep their meaning. It serves commands that set an EXIT trap of their own.
+# command, so `a && exit 3` and `$?` keep their meaning. The alias serves commands that set an EXIT trap of their own.
 alias exit='8>>"$({ __sealci_left "$?"; } >/dev/null 2>&1)/dev/null" exit'
 # The trap serves an `exit` that the shell does not expand: without aliases, after `unalias`, in `command exit`.
 trap '{ __sealci_ended "$?"; } >/dev/null 2>&1' EXIT
@@ -86,7 +88,8 @@ set -e
 case $__sealci_pipefail in ?*) set -o pipefail ;; esac
 
 # In bash SHELLOPTS is read-only and lists the options that are on. In other shells it is a plain variable.
-# This comes last, and its own trace is discarded. noexec and onecmd would end the shell before the commands.
+# This block comes last, and its own trace is discarded. It leaves out the options noexec and onecmd, which would end
+# the shell before the commands.
 {
   case $__sealci_options in ?*)
     # shellcheck disable=SC2030,SC2031 # the subshell tries whether the variable can be set

@@ -6,25 +6,33 @@
 
 # bash switches on the options that SHELLOPTS of the image names. They would trace, print or end this script. The
 # commands shell switches them on again before the first command. In other shells SHELLOPTS is a plain variable.
-# shellcheck disable=SC3028 # in other shells it is unset or the user's
+# shellcheck disable=SC3028 # in other shells SHELLOPTS is unset or the user's
 { __sealci_options=${SHELLOPTS-}; set +aefmuvxC; } >/dev/null 2>&1
 # With this option of bash, `export A=B` would export nothing.
 # shellcheck disable=SC3041 # only bash shows k in its options
 case $- in *k*) set +k ;; esac
-# shellcheck disable=SC3028 # the same
+# shellcheck disable=SC3028 # in other shells SHELLOPTS is unset or the user's
 case ${SHELLOPTS-} in "$__sealci_options") __sealci_options= ;; esac
-# PID 1 is a reader of the log, too, so that no writer gets SIGPIPE if container `helper` ends. Its standard error is the
-# log for every process that opens /proc/1/fd/2. PID 1 itself can only read there, so its own messages ("Terminated")
-# are lost. The helper takes the end of file of `control` for the end of PID 1.
+# PID 1 is a reader of the log, too, so that no writer gets SIGPIPE if container `helper` ends. The standard error of
+# PID 1 is the log for every process that opens /proc/1/fd/2. PID 1 itself can only read there, so the messages of its
+# shell ("Terminated") are lost. The helper takes the end of file of `control` for the end of PID 1.
 exec 1<>"$1/log" 9<>"$1/control"
 exec 2<"$1/log"
-echo here >&9
+# The helper gives a clone to the user and the group of this process. The image may have no `id`.
+__sealci_user=
+while read -r __sealci_word __sealci_real __sealci_effective __sealci_rest; do
+  case $__sealci_word in
+    Uid:) __sealci_user=$__sealci_effective ;;
+    Gid:) __sealci_user="$__sealci_user $__sealci_effective"; break ;;
+  esac
+done </proc/self/status
+echo "here $__sealci_user" >&9
 # PID 1 only remembers TERM. The commands get TERM by the exec of `interrupt` or `pre_stop`.
 trap '__sealci_stopped=143' TERM
 # Dash would exit on INT. A trap with a command is not inherited by the commands, while an ignored signal is.
 trap : INT
 
-# TERM between the test and `read` would go unnoticed, so `interrupt` and `pre_stop` write into this FIFO after TERM.
+# TERM between the loop's test and `read` would go unnoticed, so `interrupt` and `pre_stop` write into this FIFO after TERM.
 __sealci_word=
 until [ "$__sealci_word" = run ] || [ -n "${__sealci_stopped-}" ]; do read -r __sealci_word; done <>"$1/go"
 
@@ -63,8 +71,8 @@ else
       >"$1/log" 2>&1 9>&- </dev/null
   )
   __sealci_code=$?
-  # Processes of a pipe may still have output. The helper answers when no process can write into the log any more, or
-  # after a second. Until then PID 1 must not count as a writer.
+  # Processes that outlive the commands shell may still have output. The helper answers `drained` when no process can
+  # write into the log any more, or after a second. Until then PID 1 must not count as a writer.
   exec 1<"$1/log"
   echo ended >&9
   until [ "$__sealci_word" = drained ]; do read -r __sealci_word; done <>"$1/go"
@@ -79,6 +87,6 @@ else
   printf 'sealci %s %s %s\n' "$__sealci_nonce" "${__sealci_stopped:+told_to_}end" "$__sealci_code" >>"$__sealci_file"
   exec 1<>"$1/log"
 fi
-# Without an order there is no nonce, and no session that reads this marker.
+# If PID 1 got TERM before the order, the nonce is empty. No session then reads this marker.
 printf '\036sealci:%s:l:0:%s\n' "$__sealci_nonce" "$__sealci_code"
 exit "$__sealci_code"

@@ -20,6 +20,11 @@ REFERENCE = re.compile(rf"(?P<name>[^@\s]+?)(?::(?P<tag>[{SIGNS}]+))?(?:@(?P<dig
 COMPONENT = re.compile(rf"[A-Za-z0-9*?\[][{SIGNS}]*")
 HOST = re.compile(r"[A-Za-z0-9.*?-]+(:[0-9*]+)?")
 DEFAULT_HOST = "docker.io"
+# The parts of one image's reference, as container runtimes accept them.
+REFERENCE_OF_ONE_IMAGE = re.compile(r"(?P<name>[^@\s]+?)(?::(?P<tag>[^:/@\s]*))?(?:@(?P<digest>\S*))?")
+LOWER_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,28 @@ class ImageReference:
     tag: str
     digest: str
     named_host: bool
+
+
+def checked_image(text: str) -> str:
+    """Return the reference of one image unchanged.
+
+    Raises:
+        ValueError: no container runtime accepts the text. The message names the part that is wrong.
+    """
+    match = REFERENCE_OF_ONE_IMAGE.fullmatch(text)
+    if match is None:
+        raise ValueError("it is not HOST/PATH:TAG or HOST/PATH@DIGEST")
+    first, slash, rest = match["name"].partition("/")
+    path = rest if slash and is_host(first) else match["name"]
+    if path != path.lower():
+        raise ValueError(f"{path[:100]!r} must be in lower case")
+    if not all(LOWER_COMPONENT.fullmatch(each) for each in path.split("/")):
+        raise ValueError(f"{path[:100]!r} may hold a-z, 0-9 and single '.', '_', '-' between them")
+    if match["tag"] is not None and not TAG.fullmatch(match["tag"]):
+        raise ValueError(f"the tag {match['tag'][:100]!r} may hold letters, digits, '.', '_', '-', at most 128")
+    if match["digest"] is not None and not DIGEST.fullmatch(match["digest"]):
+        raise ValueError(f"the digest {match['digest'][:100]!r} is not sha256: and 64 hexadecimal digits")
+    return text
 
 
 def image_reference(text: str) -> ImageReference:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-# Number of bytes of log in which secrets may be, that are taken without letting other tasks of the agent run. With
-# secrets that match everywhere they take about 30 milliseconds.
+# Number of bytes of log that are searched for secrets at once, before other tasks of the agent run. With secrets that
+# match everywhere the search takes about 30 milliseconds.
 PORTION = 8 * 1024
 
 

@@ -148,6 +148,146 @@ class CancelReply(_message.Message):
 Global___CancelReply: _TypeAlias = CancelReply  # noqa: Y015
 
 @_typing.final
+class ListRequest(_message.Message):
+    """Sent by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
+
+@_typing.final
+class DownloadRequest(_message.Message):
+    """Sent by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    action: _builtins.str
+    """name within the pipeline"""
+    path: _builtins.bytes
+    """as in File; empty: the log of the action's last attempt"""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        action: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "path", b"path", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadRequest: _TypeAlias = DownloadRequest  # noqa: Y015
+
+@_typing.final
+class FileData(_message.Message):
+    """A part of a file. Sent by the scheduler. An empty file has one empty part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    mode: _builtins.int
+    """permissions of the file, in the first part only"""
+    sha256: _builtins.bytes
+    """of the whole artifact, in the first part only; empty for a log"""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "mode", b"mode", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileData: _TypeAlias = FileData  # noqa: Y015
+
+@_typing.final
+class ListReply(_message.Message):
+    """Sent by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pipelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedPipeline]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        pipelines: _abc.Iterable[Global___ListedPipeline] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipelines", b"pipelines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReply: _TypeAlias = ListReply  # noqa: Y015
+
+@_typing.final
+class ListedPipeline(_message.Message):
+    """A pipeline without its events. Part of ListReply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SUBMITTED_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    file_name: _builtins.str
+    """as in SubmitRequest"""
+    submitted: _builtins.float
+    """when the scheduler stored the pipeline, in seconds since the epoch"""
+    state: _builtins.str
+    """running, succeeded, failed or cancelled; failed wins over cancelled"""
+    actions: _builtins.int
+    """number of actions"""
+    ended: _builtins.int
+    """number of actions with an outcome"""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+        submitted: _builtins.float = ...,
+        state: _builtins.str = ...,
+        actions: _builtins.int = ...,
+        ended: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "ended", b"ended", "file_name", b"file_name", "pipeline", b"pipeline", "state", b"state", "submitted", b"submitted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedPipeline: _TypeAlias = ListedPipeline  # noqa: Y015
+
+@_typing.final
 class PipelineEvent(_message.Message):
     """One event of a pipeline. Sent by the scheduler."""
 

@@ -49,6 +49,16 @@ class LocalStub:
                 request_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.CancelRequest.SerializeToString,
                 response_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.CancelReply.FromString,
                 _registered_method=True)
+        self.List = channel.unary_unary(
+                '/sealci.local.v1.Local/List',
+                request_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.ListRequest.SerializeToString,
+                response_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.ListReply.FromString,
+                _registered_method=True)
+        self.Download = channel.unary_stream(
+                '/sealci.local.v1.Local/Download',
+                request_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.DownloadRequest.SerializeToString,
+                response_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.FileData.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -80,6 +90,21 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def List(self, request, context):
+        """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Download(self, request, context):
+        """Sends a stored artifact, or the log of an action, in parts.
+        NOT_FOUND: no pipeline has this id, or the action has no such file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +122,16 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.CancelRequest.FromString,
                     response_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.CancelReply.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.ListRequest.FromString,
+                    response_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.ListReply.SerializeToString,
+            ),
+            'Download': grpc.unary_stream_rpc_method_handler(
+                    servicer.Download,
+                    request_deserializer=agent_dot_pipeline_dot_wire_dot_local__pb2.DownloadRequest.FromString,
+                    response_serializer=agent_dot_pipeline_dot_wire_dot_local__pb2.FileData.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +215,60 @@ class Local:
             '/sealci.local.v1.Local/Cancel',
             agent_dot_pipeline_dot_wire_dot_local__pb2.CancelRequest.SerializeToString,
             agent_dot_pipeline_dot_wire_dot_local__pb2.CancelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealci.local.v1.Local/List',
+            agent_dot_pipeline_dot_wire_dot_local__pb2.ListRequest.SerializeToString,
+            agent_dot_pipeline_dot_wire_dot_local__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Download(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sealci.local.v1.Local/Download',
+            agent_dot_pipeline_dot_wire_dot_local__pb2.DownloadRequest.SerializeToString,
+            agent_dot_pipeline_dot_wire_dot_local__pb2.FileData.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,12 @@ class LocalStub:
     """Cancels every action of a pipeline. Called by the client. The call may be repeated.
     NOT_FOUND: no pipeline has this id.
     """
+    List: _grpc.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]
+    """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+    Download: _grpc.UnaryStreamMultiCallable[_local_pb2.DownloadRequest, _local_pb2.FileData]
+    """Sends a stored artifact, or the log of an action, in parts.
+    NOT_FOUND: no pipeline has this id, or the action has no such file.
+    """
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -68,6 +74,12 @@ class LocalAsyncStub(LocalStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_local_pb2.CancelRequest, _local_pb2.CancelReply]  # type: ignore[assignment]
     """Cancels every action of a pipeline. Called by the client. The call may be repeated.
     NOT_FOUND: no pipeline has this id.
+    """
+    List: _aio.UnaryUnaryMultiCallable[_local_pb2.ListRequest, _local_pb2.ListReply]  # type: ignore[assignment]
+    """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+    Download: _aio.UnaryStreamMultiCallable[_local_pb2.DownloadRequest, _local_pb2.FileData]  # type: ignore[assignment]
+    """Sends a stored artifact, or the log of an action, in parts.
+    NOT_FOUND: no pipeline has this id, or the action has no such file.
     """
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
@@ -101,6 +113,24 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_local_pb2.CancelReply, _abc.Awaitable[_local_pb2.CancelReply]]:
         """Cancels every action of a pipeline. Called by the client. The call may be repeated.
         NOT_FOUND: no pipeline has this id.
+        """
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _local_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_local_pb2.ListReply, _abc.Awaitable[_local_pb2.ListReply]]:
+        """Lists the pipelines that the scheduler knows: those that run, and the newest of those that have ended."""
+
+    @_abc_1.abstractmethod
+    def Download(
+        self,
+        request: _local_pb2.DownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_local_pb2.FileData], _abc.AsyncIterator[_local_pb2.FileData]]:
+        """Sends a stored artifact, or the log of an action, in parts.
+        NOT_FOUND: no pipeline has this id, or the action has no such file.
         """
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

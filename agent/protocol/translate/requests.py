@@ -57,7 +57,9 @@ def action(message: wire.Action) -> domain.Action:
 def repository(message: wire.Repository) -> domain.Repository:
     if not message.url.strip():
         invalid("repository.url", "an empty text", "the URL of a repository")
-    return domain.Repository(message.url, message.ref, message.depth, message.submodules, message.credentials)
+    return domain.Repository(
+        message.url, message.ref, message.depth, message.submodules, message.credentials, message.lfs
+    )
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
@@ -129,6 +131,7 @@ def action_message(value: domain.Action) -> wire.Action:
                 depth=source.depth,
                 submodules=source.submodules,
                 credentials=source.credentials,
+                lfs=source.lfs,
             )
         )
     return message

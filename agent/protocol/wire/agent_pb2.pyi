@@ -23,6 +23,8 @@ Life of a stream
      Registered.
   3. For every session in Register the scheduler sends Resume or Discard.
   4. Both sides send messages freely. The agent is in the scheduler's pool as long as the stream lives.
+  5. The scheduler sends no action before the first Health. An agent registers before it knows its cluster, so that
+     it can hand over sessions while the cluster does not answer. Its Health is then DEGRADED, and READY follows.
 
 Delivery
   Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
@@ -1117,15 +1119,19 @@ class Repository(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     SUBMODULES_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    LFS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """https or ssh, without credentials; the agent's policy may allow other schemes"""
     ref: _builtins.str
     """branch, tag or commit; empty: the default branch"""
     depth: _builtins.int
-    """number of commits; 0: the whole history"""
+    """number of commits of ref alone; 0: the whole history, all branches and all tags"""
     submodules: _builtins.bool
+    """fetch submodules, and the submodules of these"""
     credentials: _builtins.str
     """name of a Kubernetes Secret that the policy binds to the url; empty: none"""
+    lfs: _builtins.bool
+    """fetch the files of Git LFS; false: the workspace has their pointers"""
     def __init__(
         self,
         *,
@@ -1134,10 +1140,11 @@ class Repository(_message.Message):
         depth: _builtins.int = ...,
         submodules: _builtins.bool = ...,
         credentials: _builtins.str = ...,
+        lfs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "depth", b"depth", "ref", b"ref", "submodules", b"submodules", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "depth", b"depth", "lfs", b"lfs", "ref", b"ref", "submodules", b"submodules", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,8 @@ Life of a stream
      Registered.
   3. For every session in Register the scheduler sends Resume or Discard.
   4. Both sides send messages freely. The agent is in the scheduler's pool as long as the stream lives.
+  5. The scheduler sends no action before the first Health. An agent registers before it knows its cluster, so that
+     it can hand over sessions while the cluster does not answer. Its Health is then DEGRADED, and READY follows.
 
 Delivery
   Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always

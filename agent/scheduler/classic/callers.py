@@ -1,4 +1,4 @@
-"""Decide by the address of the caller who may run actions over the classic protocol, which has no password.
+"""Decide by the address of a caller whether it may run actions over the classic protocol, which has no password.
 
 A `Callers` lives as long as the server of the agent.
 """

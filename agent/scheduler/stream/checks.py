@@ -41,10 +41,14 @@ EXPIRY_WARNING = 14 * DAY
 
 ADDRESS_ADVICE = "check scheduler.address, its DNS name, and the NetworkPolicies and firewalls on the way"
 TLS_ADVICE = (
-    "check that scheduler.tls.ca_file holds the CA of the scheduler, that server_name is a name in its certificate,"
-    " that cert_file and key_file belong together, and that the port speaks TLS"
+    "check that scheduler.tls.ca_file (in the chart credentials.ca) holds the CA of the scheduler, that server_name is"
+    " a name in its certificate, that cert_file and key_file (credentials.certificate) belong together, and that the"
+    " port speaks TLS"
 )
-UNTRUSTED_ADVICE = "renew the token in the Secret behind scheduler.token_file, or set a client certificate"
+UNTRUSTED_ADVICE = (
+    "renew the token in the Secret behind scheduler.token_file (in the chart credentials.token), or set a client"
+    " certificate (credentials.certificate)"
+)
 
 
 async def check_scheduler(settings: Settings, version: str, metrics: Metrics) -> AsyncGenerator[Finding]:

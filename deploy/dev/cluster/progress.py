@@ -19,7 +19,7 @@ from deploy.dev.cluster import console
 
 # Seconds between two drawings of the line.
 REDRAW_SECONDS = 1.0
-# A job that ended sooner found its result in the cache. Its duration is not recorded.
+# Seconds. A job that ended sooner found its result in the cache, and its duration is not recorded.
 WORTH_RECORDING = 2.0
 
 
@@ -37,7 +37,7 @@ class Job:
 
 
 class Lanes:
-    """Two or more sequences of jobs, for one run. `record` is the file of recorded durations."""
+    """Runs sequences of jobs side by side, once. `record` is the file of the durations that earlier runs recorded."""
 
     def __init__(self, lanes: Sequence[Sequence[Job]], record: Path) -> None:
         self.lanes = lanes
@@ -64,7 +64,7 @@ class Lanes:
                 if redraws:
                     draw(self.line(time.monotonic()))
         finally:
-            # Without a failure all threads have ended here.
+            # If Ctrl-C has ended the loop, threads still run. Otherwise all threads have ended here.
             self.stop()
             for thread in threads:
                 thread.join()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.pipeline import schema
 from deploy.dev.docs import metrics_page, settings_page
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -14,7 +15,11 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 def pages() -> dict[Path, str]:
     """Return the text of every generated page, by the path of the page."""
-    return {DOCS / "settings.md": settings_page.text(), DOCS / "metrics.md": metrics_page.text()}
+    return {
+        DOCS / "settings.md": settings_page.text(),
+        DOCS / "metrics.md": metrics_page.text(),
+        DOCS / "pipeline.schema.json": schema.text(),
+    }
 
 
 def main() -> None:

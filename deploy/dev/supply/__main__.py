@@ -14,7 +14,7 @@ TARGET = REPOSITORY / "build" / "sealci-agent.cdx.json"
 
 
 def main() -> int:
-    """Write the file and print its path."""
+    """Write the bill of materials and print its path."""
     try:
         (archive,) = images.build(configuration.read(image_builders.find_engine), [images.agent_recipe()])
     except CommandFailed as error:

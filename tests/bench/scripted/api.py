@@ -211,7 +211,7 @@ class Api:
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer an exec of one of the two programs: send the log's file, or the archive of the pod's file."""
+        """Answer an exec: the errand `log` with the file of the log, every other with the archive of the pod's file."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from tests.faults.proxy import Threaded
 
 pytestmark = pytest.mark.alone
-LINES, LINE = 1_150_000, 87  # 100 MB
+LINES, LINE = 1_150_000, 87  # number of lines, and bytes of each: 100 MB
 PER_BLOCK = 1000
 # Bytes per second. The log takes long enough for a fault in its middle, and is too fast for the helper's stdout.
 RATE = 8_000_000
-# Bytes per second of a log that the agent reads from the helper's stdout.
+# Bytes per second, and number of lines, of a log that the agent reads from the helper's stdout.
 SLOW_RATE, SLOW_LINES = 100_000, 20_000
 WRITER = """
 import sys, time
@@ -210,7 +210,7 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
     found = re.fullmatch(rb"log cut at (\d+) bytes: (\d+) bytes are left out\]\n", notice)
     assert found
     assert int(found[1]) == 10 << 20
-    # The pod stores and drops the markers of the commands too.
+    # Both numbers also count the bytes of the markers.
     assert int(found[1]) + int(found[2]) >= len(b"first\n") + 200_000 * LINE
     assert int(found[1]) + int(found[2]) < len(b"first\n") + 200_000 * LINE + 1000
     assert text.startswith(b"first\n00000000 x")
@@ -219,7 +219,7 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("rate", [50_000, RATE])
 def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(desk: Desk, rate: int) -> None:
-    """The commands would hang, because nothing reads their output."""
+    """Without the helper the commands would hang, because no process reads their output."""
     submission = start(desk.lab, writer(rate=rate, step=50))
     until_stored(submission, 2 * rate)
     (action_id,) = desk.lab.action_ids(submission.reports["writer"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from click.shell_completion import ShellComplete
 
+from agent.cli.main import cli
 from agent.cli.run import Choices, run_settings
 from agent.cluster.api.configuration import load_configuration
 from agent.domain.errors import NoCluster, SettingsError
@@ -75,3 +77,22 @@ async def test_a_context_that_does_not_exist_is_refused_with_the_names_of_all(tm
         await load_configuration(ClusterSettings(kubeconfig=file, context="nope"))
     with pytest.raises(NoCluster):
         await load_configuration(ClusterSettings(kubeconfig=tmp_path / "missing", context="nope"))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--context wi", ["with", "without"]),
+        ("--namespace ", ["default", "team"]),
+        ("--set agent.sl", ["agent.slots="]),
+        ("--set scheduler.tls.ca", ["scheduler.tls.ca_file="]),
+    ],
+)
+def test_the_shell_completes_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, wanted: list[str]
+) -> None:
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    monkeypatch.setenv("SEALCI_CLUSTER__KUBECONFIG", str(tmp_path / "kubeconfig"))
+    *args, incomplete = f"run p.yaml {words}".split(" ")
+    found = ShellComplete(cli, {}, "sealci-agent", "_COMPLETE").get_completions(args, incomplete)
+    assert [each.value for each in found] == wanted

@@ -97,6 +97,10 @@ def test_allowed_actions_pass(fields: dict[str, Any]) -> None:
         ({"env": {"A": "x" * MAX_VARIABLES_BYTES}}, f"env and secrets: {MAX_VARIABLES_BYTES + 1} bytes are too many"),
         ({"timeout": 0.0}, "timeout: 0 s is not allowed"),
         ({"timeout": -1.0}, "timeout: -1 s"),
+        (
+            {"image": "registry.example/Team/x:1"},
+            "image: 'registry.example/Team/x:1' is not an image reference: 'Team/x' must be in lower case",
+        ),
         ({"timeout": 101.0}, "timeout: 101 s is not allowed; more than 0, at most 100 s"),
         ({"timeout": float("nan")}, "timeout: nan s"),
         ({"timeout": float("inf")}, "timeout: inf s"),

@@ -8,9 +8,9 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.pipeline.file_errors import PipelineFileError
 from agent.pipeline.parser import load, parse
 from agent.pipeline.secret_values import SecretsError, find_secrets
-from agent.pipeline.yaml_document import PipelineFileError
 
 FULL = """
     name: build and test
@@ -30,7 +30,7 @@ FULL = """
           TRUTH: yes
           EMPTY: ""
         secrets: [TOKEN]
-        repo: {url: https://example.org/r.git, ref: main, depth: 1, submodules: yes, credentials: git}
+        repo: {url: https://example.org/r.git, ref: main, depth: 1, submodules: yes, lfs: true, credentials: git}
         resources: {cpu: 2, memory: 1Gi, ephemeral_storage: 500Mi}
         timeout: 1h30m
         artifacts:
@@ -58,7 +58,9 @@ def test_every_key_is_read() -> None:
     assert build.image == "debian:stable"
     assert build.commands == ("true", "echo a: b", "cd x\nmake\n")
     assert build.env == {"PLAIN": "text", "NUMBER": "1.10", "TRUTH": "yes", "EMPTY": ""}
-    assert build.repository == Repository("https://example.org/r.git", "main", 1, submodules=True, credentials="git")
+    assert build.repository == Repository(
+        "https://example.org/r.git", "main", 1, submodules=True, credentials="git", lfs=True
+    )
     assert build.resources == Resources("2", "1Gi", "500Mi")
     assert (build.timeout, test.timeout) == (5400.0, 90.0)
     assert build.artifacts == ArtifactRules(("dist/*.whl",), ("*.tmp",), When.ALWAYS)
@@ -117,11 +119,11 @@ WRONG = [
     ),
     (
         "actions:\n  a:\n    commands: [x]\n",
-        "ci.yaml:3: actions.a: `configuration` is missing: {container: IMAGE}",
+        "ci.yaml:2: actions.a: `configuration` is missing: {container: IMAGE}",
     ),
     (
         "actions:\n  a:\n    configuration: {container: i}\n",
-        "ci.yaml:3: actions.a: `commands` is missing: a list of commands",
+        "ci.yaml:2: actions.a: `commands` is missing: a list of commands",
     ),
     (
         A.replace("commands", "command"),
@@ -143,7 +145,18 @@ WRONG = [
     ),
     (
         A.replace("container: i", "container: a b"),
-        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'a b'",
+        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'a b': "
+        "it is not HOST/PATH:TAG or HOST/PATH@DIGEST",
+    ),
+    (
+        A.replace("container: i", "container: 'Debian:12!'"),
+        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'Debian:12!': "
+        "'Debian' must be in lower case",
+    ),
+    (
+        A.replace("container: i", "container: 'debian:12!'"),
+        "ci.yaml:3: actions.a.configuration.container: must be an image such as debian:stable, not 'debian:12!': "
+        "the tag '12!' may hold letters, digits, '.', '_', '-', at most 128",
     ),
     (A + "    commands: [y]\n", "ci.yaml:5: actions.a.commands: this key is set twice"),
     (A.replace("[x]", "[]"), "ci.yaml:4: actions.a.commands: must have at least one command"),
@@ -157,10 +170,10 @@ WRONG = [
         "ci.yaml:5: actions.a.commands[1]: must be a command, not a mapping: quote a command that contains ': '",
     ),
     (A.replace("[x]", "[~]"), "ci.yaml:4: actions.a.commands[1]: must be a command, not nothing"),
-    (A.replace("  a:", "  ../a:"), f"ci.yaml:3: actions.../a: is not an action name: {NAMES}"),
+    (A.replace("  a:", "  ../a:"), f"ci.yaml:2: actions.../a: is not an action name: {NAMES}"),
     (
         A.replace("  a:", "  a.log:"),
-        "ci.yaml:3: actions.a.log: is not an action name: '.log' is reserved for log files",
+        "ci.yaml:2: actions.a.log: is not an action name: '.log' is reserved for log files",
     ),
     (
         A + "    env: {1X: y}\n",
@@ -185,7 +198,11 @@ WRONG = [
     ),
     (
         A + "    repo: {url: u, submodules: maybe}\n",
-        "ci.yaml:5: actions.a.repo.submodules: must be true or false, not 'maybe'",
+        "ci.yaml:5: actions.a.repo.submodules: must be true, false or recursive, not 'maybe'",
+    ),
+    (
+        A + "    repo: {url: u, lfs: recursive}\n",
+        "ci.yaml:5: actions.a.repo.lfs: must be true or false, not 'recursive'",
     ),
     (
         A + "    resources: {cpus: 1}\n",
@@ -241,6 +258,11 @@ WRONG = [
         "  e: {configuration: {container: i}, commands: [x], needs: [d]}\n",
         "ci.yaml:3: actions.c.needs: the needs form a circle: c -> e -> d -> c",
     ),
+    ('a:\n- "x\n- y\n', "ci.yaml:2: is not valid YAML: the quote that begins here has no end"),
+    (
+        'commands:\n- "echo a\n- echo "b"\n',
+        "ci.yaml:2: is not valid YAML: the quote that begins here ends only in line 3",
+    ),
     (
         "a: [",
         "ci.yaml:1: is not valid YAML: while parsing a flow node, expected the node content, but found '<stream end>'",
@@ -261,7 +283,57 @@ WRONG = [
 def test_the_message_names_the_line_the_key_and_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(PipelineFileError) as wrong:
         parse(text, "ci.yaml")
-    assert str(wrong.value) == message
+    assert [problem.message for problem in wrong.value.problems] == [message]
+
+
+def test_all_problems_of_a_file_are_shown_at_once_with_carets() -> None:
+    text = """
+        actions:
+          build:
+            image: debian
+            configuration: {container: debian}
+            commands: make
+            timeout: soon
+            env: {1X: y, OK: [a], Ä: 漢字}
+            secrets: [A, A]
+          ../x:
+            commands: [y]
+          test:
+            configuration: {container: "漢字"}
+            commands: [x]
+            needs: [biuld]
+    """
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(dedent(text), "ci.yaml")
+    lines = str(wrong.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines[::3]] == [
+        f"ci.yaml:{number}" for number in (4, 6, 7, 8, 8, 8, 9, 10, 10, 13, 15)
+    ]
+    assert lines[1:3] == ["    4 |     image: debian", "      |     ^^^^^"]
+    assert lines[4:6] == ["    6 |     commands: make", "      |               ^^^^"]
+    assert lines[13:15] == ["    8 |     env: {1X: y, OK: [a], Ä: 漢字}", "      |                      ^^^"]
+    assert lines[28:30] == [
+        '   13 |     configuration: {container: "漢字"}',
+        "      |                                ^^^^^^",
+    ]
+
+
+def test_a_misspelt_key_is_one_problem_and_a_file_of_another_kind_a_limited_number() -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse("action:\n  a: {}\n", "ci.yaml")
+    assert len(wrong.value.problems) == 1
+    with pytest.raises(PipelineFileError) as wrong:
+        parse("actions:\n" + "".join(f"  a{number}: {number}\n" for number in range(500)), "ci.yaml")
+    assert len(wrong.value.problems) == 20
+
+
+def test_the_line_of_the_file_is_shortened_and_its_control_characters_are_not_printed() -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(f"{A}    env: {{A: '{'x' * 300}', \"B\u202e\": y}}\n", "ci.yaml")
+    _, line, carets = str(wrong.value).splitlines()
+    assert len(line) < 110
+    assert "\u202e" not in line
+    assert line[carets.index("^") : carets.rindex("^") + 1] == '"B?"'
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ ACTIONS = [
         name="build",
         env={"A": "1", "EMPTY": ""},
         secrets={"TOKEN": "geheim"},
-        repository=Repository("https://example.org/r.git", "main", 1, True, "creds"),
+        repository=Repository("https://example.org/r.git", "main", 1, True, "creds", lfs=True),
         resources=Resources("500m", "1Gi", "2Gi"),
         timeout=90.25,
         artifacts=ArtifactRules(("out/**",), ("*.o",), When.ALWAYS),

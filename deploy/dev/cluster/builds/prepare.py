@@ -1,7 +1,8 @@
 """Prepare everything that `make demo` needs, before the cluster starts: binaries, images and the virtual environment.
 
-One lane compiles. The other lane installs, downloads and builds images, and often waits for the network and the disk.
-A job whose result is in the cache ends at once. What only tests need (kind, kwok, the other images) is not built here.
+Two lanes of jobs run side by side. One lane compiles. The other lane installs, downloads and builds images, and often
+waits for the network and the disk. A job whose result is in the cache ends at once. What only tests need (kind, kwok,
+the other images) is not built here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def prepare(settings: Settings) -> None:
 
 
 def compiler_lane(settings: Settings) -> list[Job]:
-    """Return the builds of Go programs. runc is last, because it needs a C compiler and a library of Debian."""
+    """Return the builds of Go programs. runc is last, because it needs Debian packages of the other lane."""
     local = settings.provider == "local"
     products = ["kubernetes", "etcd", "containerd", "coredns", "helm", "runc"] if local else ["helm"]
     return [
@@ -61,7 +62,7 @@ def set_up(settings: Settings) -> None:
     log = settings.cache / "log" / "setup.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}"]
-    # A make above this process hands its flags down, which may ask for its own job server.
+    # If `make` started this process, these variables would make the new `make` use the job server of the first.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
     }

@@ -28,7 +28,7 @@ def exists() -> bool:
         routes = [line.split() for line in ROUTES.read_text("utf-8").splitlines()[1:]]
     except OSError:
         return False
-    # The columns are interface, destination, gateway, flags, and four more until the mask.
+    # Column 1 is the destination, column 7 the mask. Both are 0 in a default route.
     return any(route[1] == route[7] == "00000000" for route in routes)
 
 
@@ -90,9 +90,10 @@ delete {table}
 
 
 def open_way(settings: Settings) -> None:
-    """Let the node and its pods reach what this machine reaches. Without a way out, remove an earlier one.
+    """Let the node and its pods reach what this machine reaches.
 
-    The function can be repeated, because `up` continues after an interrupted `up`.
+    If this machine has no way out now, remove the way out that an earlier `up` opened. The function can be repeated,
+    because `up` continues after an interrupted `up`.
     """
     inside = ["nsenter", "--net", "--target", str(processes.init_pid(settings.folder)), "ip", "route"]
     if not exists():
@@ -100,7 +101,7 @@ def open_way(settings: Settings) -> None:
         run([*inside, "flush", "default"])
         return
     run([*inside, "replace", "default", "via", settings.gateway])
-    # Rules first: a machine that forwards without them would let other machines in.
+    # The rules come before the forwarding. Without the rules, a machine that forwards would let other machines in.
     run(["nft", "--file", "-"], stdin=rules(settings))
     FORWARDING.write_text("1", "utf-8")
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.server
-import json
-import os
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 from agent.cluster.in_pod import clone as clones
 from agent.cluster.in_pod.clone import CloneFailed, check, without_credentials
 from agent.domain.json import Object
+from tests.unit.cluster.in_pod.repositories import git, make_origin, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,36 +24,9 @@ PASSWORD = "hunter2-hunter2"
 ZERO = "0" * 40
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """Run git in `folder` with a test author and without this machine's git settings. Return the output."""
-    me = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "init.defaultBranch=main"]
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "file"}
-    done = subprocess.run(["git", "-C", str(folder), *me, *arguments], capture_output=True, check=True, env=env)
-    return done.stdout.decode().strip()
-
-
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a repository with two commits on main, a branch, tags, and a submodule."""
-    root = tmp_path_factory.mktemp("origin")
-    inner, outer = root / "inner", root / "outer"
-    for folder in (inner, outer):
-        folder.mkdir()
-        git(folder, "init", "-q")
-        (folder / "file").write_text("one\n")
-        git(folder, "add", "file")
-        git(folder, "commit", "-qm", "first")
-    git(outer, "tag", "light")
-    git(outer, "tag", "-a", "annotated", "-m", "a tag")
-    git(outer, "checkout", "-qb", "feature/x")
-    (outer / "file").write_text("feature\n")
-    git(outer, "commit", "-qam", "on a branch")
-    git(outer, "checkout", "-q", "main")
-    git(outer, "submodule", "add", "-q", str(inner), "inner")
-    (outer / "file").write_text("two\n")
-    git(outer, "commit", "-qam", "second")
-    git(outer, "update-server-info")
-    return outer
+    return make_origin(tmp_path_factory.mktemp("origin"))
 
 
 @pytest.fixture
@@ -63,39 +34,6 @@ def workspace(tmp_path: Path) -> Path:
     folder = tmp_path / "workspace"
     folder.mkdir()
     return folder
-
-
-def run(url: str, workspace: Path, ref: str = "", **order: Any) -> tuple[int, str, str]:
-    """Run the clone program as container `repository` does.
-
-    `order` replaces fields of the JSON object that the program gets. Returns the program's exit code, output and
-    termination message.
-    """
-    whole = {
-        "url": url,
-        "ref": ref,
-        "depth": 0,
-        "submodules": False,
-        "schemes": ["file"],
-        "workspace": str(workspace),
-        "credentials": "",
-        "timeout": 30.0,
-    }
-    message = workspace.parent / "message"
-    program = (
-        "import pathlib, sys; from agent.cluster.in_pod import clone; "
-        "clone.TERMINATION_LOG = pathlib.Path(sys.argv.pop()); sys.exit(clone.main())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(whole | order), str(message)],
-        capture_output=True,
-        timeout=50,
-        check=False,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "*"},
-    )
-    output = done.stdout.decode() + done.stderr.decode()
-    assert "Traceback" not in output, output
-    return done.returncode, output, message.read_text() if message.exists() else ""
 
 
 @pytest.mark.parametrize(
@@ -110,34 +48,6 @@ def test_branches_and_tags(origin: Path, workspace: Path, ref: str, content: str
     assert "Checked out " in output
     commits = git(workspace, "rev-list", "--count", "HEAD")
     assert commits == ("1" if depth or content == "one\n" else "2")
-
-
-@pytest.mark.parametrize("depth", [0, 1])
-def test_a_full_sha_that_no_ref_names(origin: Path, workspace: Path, depth: int) -> None:
-    first = git(origin, "rev-parse", "main~1")
-    code, output, _ = run(f"file://{origin}", workspace, first, depth=depth)
-    assert code == 0, output
-    assert git(workspace, "rev-parse", "HEAD") == first
-
-
-def test_a_sha_from_a_server_that_serves_only_refs(
-    origin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    real = clones.run
-
-    def refusing(command: list[str], *rest: Any) -> str:
-        asked.append(" ".join(command[3:]))
-        if len(asked) == 3:
-            raise CloneFailed("the server does not allow a request for an unadvertised object")
-        return real(command, *rest)
-
-    monkeypatch.setattr(clones, "run", refusing)
-    first = git(origin, "rev-parse", "main~1")
-    order = {"url": f"file://{origin}", "ref": first, "depth": 1, "submodules": False, "schemes": ["file"]}
-    order |= {"workspace": str(workspace), "credentials": "", "timeout": 30.0}
-    clones.clone(order, clones.environment(order, workspace.parent))
-    assert git(workspace, "rev-parse", "HEAD") == first
 
 
 @pytest.mark.parametrize("ref", ["no-such-branch", ZERO, "refs/heads/none"])
@@ -162,10 +72,18 @@ def test_submodules_only_when_asked_for(origin: Path, workspace: Path, submodule
     assert (workspace / "inner" / "file").exists() == submodules
 
 
-def test_any_user_of_the_image_can_write(origin: Path, workspace: Path) -> None:
-    assert run(f"file://{origin}", workspace)[0] == 0
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (workspace / "file", workspace / ".git")}
-    assert modes == {"file": 0o666, ".git": 0o777}
+@pytest.mark.parametrize(
+    ("order", "modes"),
+    [
+        ({"umask": 0o022}, {"file": 0o644, ".git": 0o755, "HEAD": 0o644}),
+        # An agent of an older release asks for no umask, and every user of the image must be able to write.
+        ({}, {"file": 0o666, ".git": 0o777, "HEAD": 0o666}),
+    ],
+)
+def test_files_have_the_modes_of_the_umask(origin: Path, workspace: Path, order: Object, modes: dict[str, int]) -> None:
+    assert run(f"file://{origin}", workspace, **order)[0] == 0
+    paths = (workspace / "file", workspace / ".git", workspace / ".git" / "HEAD")
+    assert {path.name: path.stat().st_mode & 0o777 for path in paths} == modes
 
 
 def test_a_clone_has_a_time_limit(origin: Path, workspace: Path) -> None:
@@ -353,6 +271,28 @@ def test_another_host_does_not_get_the_password(origin: Path, workspace: Path, s
         code, output, _ = run(f"{good.url}/", workspace, credentials=str(secret), **HTTP)
     assert (code, evil.given) == (1, [])
     assert PASSWORD not in output
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Username for 'https://example.org:8443': ", "me"),
+        ("Password for 'https://me@example.org:8443': ", PASSWORD),
+        # A file of the repository names the server of Git LFS, and may name another one, or one without encryption.
+        ("Username for 'http://example.org:8443': ", ""),
+        ("Password for 'http://me@example.org:8443': ", ""),
+        ("Password for 'https://me@example.org': ", ""),
+        ("Password for 'https://me@example.org:8443.evil': ", ""),
+        ("Password for 'https://evil//example.org:8443': ", ""),
+    ],
+)
+def test_only_the_server_of_the_url_gets_an_answer(tmp_path: Path, secret: Path, question: str, answer: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    order = {"schemes": ["https"], "credentials": str(secret), "url": "https://example.org:8443/r"}
+    program = clones.environment(order, folder)["GIT_ASKPASS"]
+    done = subprocess.run([program, question], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == (answer, 0 if answer else 1)
 
 
 def test_a_key_is_used_from_a_private_copy(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from zlib import crc32
 import pytest
 
 from agent.cluster.in_pod import packaging
+from agent.cluster.in_pod.workspace import fingerprint
 from agent.cluster.supervisor import command
 
 DEADLINE = 20.0
@@ -72,8 +73,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Helper:
     """A helper process whose standard output the test reads only if it wants to. Lives for one test."""
 
-    def __init__(self, folder: Path, **changes: object) -> None:
+    def __init__(self, folder: Path, here: str = "", **changes: object) -> None:
         self.order, self.folder = folder / "order", folder / "log"
+        self.snapshot = self.folder / "snapshot"
         for name in (self.order, self.folder):
             name.mkdir()
         order = command.order(
@@ -90,7 +92,7 @@ class Helper:
         )
         program = packaging.helper_program(command.SUPERVISOR, command.SETUP)
         self.process = subprocess.Popen(
-            [sys.executable, *program[1:], str(self.order), str(self.folder), ""],
+            [sys.executable, *program[1:], str(self.order), str(self.folder), str(self.snapshot)],
             env=packaging.order_variables(order | changes) | {"SEALCI_SECRET_TOKEN": "hunter2\nü"},
             stdout=subprocess.PIPE,
         )
@@ -99,12 +101,14 @@ class Helper:
         self.out = b""
         wait_until((self.order / "go").exists)
         self.go = os.open(self.order / "go", os.O_RDWR | os.O_NONBLOCK)
+        if here:
+            self.pid_1 = self.start_pid_1(here)
         wait_until(lambda: self.answers() == "run\n")
 
-    def start_pid_1(self) -> tuple[int, int]:
+    def start_pid_1(self, here: str = "here") -> tuple[int, int]:
         """Open the log and the control FIFO, as PID 1 of container `action` does."""
         log, control = (os.open(self.order / name, os.O_RDWR) for name in ("log", "control"))
-        os.write(control, b"here\n")
+        os.write(control, f"{here}\n".encode())
         return log, control
 
     def answers(self) -> str:
@@ -130,8 +134,8 @@ class Helper:
 
 
 @contextmanager
-def helper(folder: Path, **changes: object) -> Iterator[Helper]:
-    running = Helper(folder, **changes)
+def helper(folder: Path, here: str = "", **changes: object) -> Iterator[Helper]:
+    running = Helper(folder, here, **changes)
     try:
         yield running
     finally:
@@ -325,3 +329,41 @@ def test_a_long_order_arrives_in_pieces(tmp_path: Path, commands: int) -> None:
     assert json.loads("".join(variables[f"SEALCI_ORDER_{number}"] for number in range(len(variables)))) == {
         "commands": texts
     }
+
+
+def make_clone(folder: Path) -> Path:
+    """Make files as a clone leaves them, with links that leave the workspace. Return the workspace."""
+    workspace = folder / "workspace"
+    (workspace / "sub").mkdir(parents=True)
+    workspace.chmod(0o777)
+    (workspace / "sub" / "script").touch(0o755)
+    (folder / "outside").mkdir()
+    (folder / "outside" / "file").touch()
+    (workspace / "to-file").symlink_to(folder / "outside" / "file")
+    (workspace / "to-folder").symlink_to(folder / "outside")
+    return workspace
+
+
+def owners(*paths: Path) -> set[tuple[int, int]]:
+    return {(path.lstat().st_uid, path.lstat().st_gid) for path in paths}
+
+
+@pytest.mark.parametrize("user", [(0, 0), (1234, 5678)])
+def test_the_user_of_the_commands_gets_the_clone(tmp_path: Path, user: tuple[int, int]) -> None:
+    workspace = make_clone(tmp_path)
+    changes: dict[str, object] = {"workspace": str(workspace), "change_owner": True, "snapshot": True}
+    with helper(tmp_path, "here {} {}".format(*user), **changes) as running:
+        inside = sorted(workspace.rglob("*"))
+        assert owners(workspace, *inside) == {user}
+        assert owners(tmp_path / "outside", tmp_path / "outside" / "file") == {(0, 0)}
+        assert workspace.stat().st_mode & 0o777 == 0o755
+        # A file that still has the ctime of the snapshot is no artifact.
+        files = [path for path in inside if path.is_symlink() or path.is_file()]
+        expected = [fingerprint(str(path.relative_to(workspace)), path.lstat()) for path in files]
+        assert sorted(running.snapshot.read_bytes().split(b"\0")[:-1]) == sorted(expected)
+
+
+def test_the_commands_of_an_order_without_a_clone_start_before_pid_1_is_there(tmp_path: Path) -> None:
+    workspace = make_clone(tmp_path)
+    with helper(tmp_path, workspace=str(workspace)):
+        assert workspace.stat().st_mode & 0o777 == 0o777

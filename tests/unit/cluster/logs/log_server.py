@@ -55,7 +55,7 @@ class LogServer:
     """A fake API server with a log. Each handler in `script` answers one request for the pod's log.
 
     Later requests get the whole log, and the log ends. `execs` are the handlers of the execs. Later execs read the file
-    as the program `log` does. `errands` are the arguments of all execs: the position, and how far to read.
+    as the errand `log` does. `errands` are the arguments of all execs: the position, and how far to read.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class LogServer:
         return answer
 
     def then_silent(self, start: int = 0, end: int | None = None, *, cut: bool = False) -> Handler:
-        """Return a handler that serves a part and keeps the response open or, if `cut`, breaks the connection."""
+        """Return a handler that serves a part of the helper's stdout, and then is silent or, if `cut`, disconnects."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

@@ -1,4 +1,4 @@
-"""The reader of the program `log`: exact for any cuts, and strict about the program's reports."""
+"""The reader of the errand `log`: exact however its output is cut, and strict about the errand's reports."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ async def test_a_waiting_helper_causes_no_request(api: LogServer) -> None:
 
 
 async def test_an_old_position_is_caught_up_from_the_file(api: LogServer) -> None:
-    """A stream from a certain time on would miss what was written before, until the log has more."""
+    """A stream that begins at a certain time does not bring older lines. The gap would show only at the next line."""
     api.log.write(b"one\ntwo\nthree\n")
     items = await api.read(4)
     assert payload(items) == b"two\nthree\n"
@@ -113,7 +113,7 @@ async def test_many_gaps_are_read_from_the_file_to_the_end_of_the_log(api: LogSe
     api.log.write(b"three\n")
 
     async def each(request: web.Request) -> web.StreamResponse:
-        """Serve frames of which none fits the file at the time of the errand before it."""
+        """Serve frames with a gap before each. The file has a frame only after the errand for the gap before it."""
         response = web.StreamResponse()
         await response.prepare(request)
         content, api.log.content = api.log.content, b""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.pod import labels, manifest
+from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.manifest import Plan
 from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
@@ -200,6 +200,8 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
         "ref": "main",
         "depth": 1,
         "submodules": False,
+        "lfs": False,
+        "umask": 0o022,
         "schemes": ["https", "ssh"],
         "workspace": "/workspace",
         "credentials": "/etc/sealci/credentials",
@@ -211,6 +213,35 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
     assert "credentials" not in {mount["name"] for mount in action["volumeMounts"]}
     assert order_of(pod)["env"]["GIT_CONFIG_VALUE_0"] == "/workspace"
     assert "initContainers" not in manifest.pod(PLAN, SETTINGS)["spec"]
+
+
+GIT = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "me"}
+
+
+@pytest.mark.parametrize(
+    ("env", "secrets", "expected"),
+    [
+        ({}, {}, {"COUNT": "1", "KEY_0": "safe.directory", "VALUE_0": "/workspace"}),
+        ({"GIT_CONFIG_COUNT": ""}, {}, {"COUNT": "1", "KEY_0": "safe.directory", "VALUE_0": "/workspace"}),
+        (
+            GIT,
+            {},
+            {"COUNT": "2", "KEY_0": "user.name", "VALUE_0": "me", "KEY_1": "safe.directory", "VALUE_1": "/workspace"},
+        ),
+        # git itself reports the mistake.
+        ({"GIT_CONFIG_COUNT": "two"}, {}, {"COUNT": "two"}),
+        # The user's commands set the count.
+        ({"GIT_CONFIG_KEY_0": "user.name"}, {}, {"KEY_0": "user.name"}),
+        ({}, {"GIT_CONFIG_COUNT": "1"}, {}),
+    ],
+)
+def test_git_trusts_the_clone_and_keeps_the_settings_of_the_user(
+    env: dict[str, str], secrets: dict[str, str], expected: dict[str, str]
+) -> None:
+    plan = replace(CLONING, action=replace(CLONING.action, env=env, secrets=secrets))
+    found = action_order.variables(plan, SETTINGS)
+    prefix = "GIT_CONFIG_"
+    assert {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)} == expected
 
 
 def test_the_deadline_is_longer_than_all_waits_of_the_agent() -> None:
@@ -359,7 +390,7 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
     default = containers(manifest.pod(CLONING, SETTINGS))
     assert default["helper"]["resources"] == {
         "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
-        # The log at its limit, and what the node keeps of it.
+        # 256 MiB for a log at its limit, and 128 MiB for the copies that the node keeps.
         "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}

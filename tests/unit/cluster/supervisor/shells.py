@@ -39,7 +39,8 @@ class Options:
     """Options of a `Container` in one test.
 
     `uid` is the user of the image. `image_env` holds the variables of the image, and `env` those of the action. If
-    `late_helper` is true, the test starts the helper. If `start` is false, the test starts the commands.
+    `late_helper` is true, the test starts the helper. If `start` is false, the test starts the commands. If `cloned` is
+    true, the workspace holds a file `cloned` of root, as after a clone.
     """
 
     uid: int | None = None
@@ -48,6 +49,7 @@ class Options:
     workspace: str = ""
     late_helper: bool = False
     start: bool = True
+    cloned: bool = False
     pipefail: str = command.PIPEFAIL_OFF
     drain: float = 0.2
     log_limit: int = 1 << 30
@@ -129,8 +131,11 @@ class Container:
         link.symlink_to(tool(shell))
         if self.options.uid is not None:
             self.folder.chmod(0o755)
-            for name in ("workspace", "termination-log"):
+            for name in ("termination-log",) if self.options.cloned else ("workspace", "termination-log"):
                 os.chown(self.folder / name, self.options.uid, self.options.uid)
+        if self.options.cloned:
+            (self.folder / "workspace").chmod(0o777)
+            (self.folder / "workspace" / "cloned").touch(0o644)
         return str(link)
 
     def start_helper(self) -> None:
@@ -144,6 +149,7 @@ class Container:
             log_limit=self.options.log_limit,
             pipefail=self.options.pipefail,
             snapshot=False,
+            change_owner=self.options.cloned,
             start=self.options.start,
             drain=self.options.drain,
             termination_path=str(self.folder / "termination-log"),

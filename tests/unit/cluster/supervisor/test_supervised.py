@@ -281,7 +281,7 @@ def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(
     shell: str, name: str, of_image: bool
 ) -> None:
     env = OBEYED if name == "all" else {name: OBEYED[name]}
-    # A variable that no shell can export is a variable of the container.
+    # Variables that no shell can export become variables of the container, as those of the image are.
     exported = {} if of_image else {name: value for name, value in env.items() if name not in NOT_EXPORTABLE}
     options = Options(env=exported, image_env={n: value for n, value in env.items() if n not in exported})
     result = run(shell, "echo a", "x=1; echo $x", "echo b >&2", options=options)
@@ -423,8 +423,16 @@ def test_the_supervisor_works_for_an_unprivileged_user(shell: str) -> None:
     assert result.markers == "s1 f1:0 s2 f2:0 s3 l:0"
 
 
+@pytest.mark.parametrize("uid", [None, 1234])
+def test_a_clone_belongs_to_the_user_of_the_commands(shell: str, uid: int | None) -> None:
+    result = run(shell, "echo mine >>cloned; stat -c '%u %g %a %n' . cloned", options=Options(uid=uid, cloned=True))
+    owner = f"{uid or 0} {uid or 0}"
+    assert result.text == f"{owner} 755 .\n{owner} 644 cloned\n"
+    assert result.verdict.succeeded
+
+
 def test_a_file_of_the_user_never_contains_a_marker(shell: str) -> None:
-    """The supervisor opens the log for each marker, so no descriptor of the user can be in the way."""
+    """The supervisor opens the log anew for each marker, so no redirection of the user can catch a marker."""
     opened = " ".join(f"{number}>>file" for number in range(1, 10))
     result = run(shell, f"exec {opened}", "true", "test ! -s file", options=Options(uid=1234))
     assert result.verdict.succeeded

@@ -1,4 +1,4 @@
-"""`sealci-agent init` writes a pipeline file that can be run, and overwrites no file."""
+"""The commands `init`, `lint` and `schema`, and what `run` refuses before anything starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import cli
+from agent.domain.errors import SettingsError
 from agent.pipeline.parser import load
+from tests.unit.pages import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,3 +65,32 @@ def test_no_file_is_overwritten(folder: Path) -> None:
     missing = init("missing/p.yaml")
     assert missing.exit_code == 2
     assert "missing/p.yaml: No such file or directory" in missing.output
+
+
+VALID = "configuration: {container: i}\ncommands: [x]\n"
+
+
+def test_lint_prints_the_problems_of_all_files_and_runs_nothing(folder: Path) -> None:
+    (folder / "good.yaml").write_text(VALID)
+    (folder / "bad.yaml").write_text(VALID + "timeout: soon\nneeds: [x]\n")
+    result = CliRunner().invoke(cli, ["lint", "good.yaml", "bad.yaml", "missing.yaml"])
+    assert result.exit_code == 2
+    assert result.stdout == "good.yaml: valid, 1 action\n"
+    assert [line.partition(": ")[0] for line in result.stderr.splitlines()[::3]] == [
+        "bad.yaml:3",
+        "bad.yaml:4",
+        "missing.yaml",
+    ]
+    assert CliRunner().invoke(cli, ["lint", "good.yaml"]).exit_code == 0
+
+
+def test_schema_prints_the_committed_schema() -> None:
+    committed = (ROOT / "docs" / "pipeline.schema.json").read_text("utf-8")
+    assert CliRunner().invoke(cli, ["schema"]).output == committed
+
+
+def test_run_refuses_what_the_policy_forbids_before_anything_starts(folder: Path) -> None:
+    (folder / "p.yaml").write_text("actions:\n  a: {configuration: {container: i}, commands: [x], timeout: 90d}\n")
+    result = CliRunner().invoke(cli, ["run", "p.yaml"])
+    assert isinstance(result.exception, SettingsError)
+    assert str(result.exception) == ("p.yaml: a: timeout: 7776000 s is not allowed; more than 0, at most 86400 s")

@@ -1,4 +1,4 @@
-"""The command `init`: write a pipeline file to start from."""
+"""The commands `init`, `lint` and `schema`: write a pipeline file, check files, and print their JSON schema."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from agent.console import terminal_text
 from agent.settings import load
 
+USAGE = 2
 # The image of a new pipeline file, if the pipeline does not run on a local cluster.
 DEFAULT_IMAGE = "debian:stable"
 TEMPLATE = """\
@@ -56,8 +57,8 @@ def init(file: Path, image: str) -> None:
     A file that exists is never overwritten.
     """
     from agent.cluster.api.local_cluster import find_local_cluster
+    from agent.pipeline.file_errors import PipelineFileError
     from agent.pipeline.parser import parse
-    from agent.pipeline.yaml_document import PipelineFileError
 
     settings = load(None, {})
     why = "any image with /bin/sh"
@@ -76,6 +77,38 @@ def init(file: Path, image: str) -> None:
     except OSError as error:
         raise click.UsageError(f"{file}: {error.strerror}") from error
     click.echo(f"wrote {name}, now run it: {own_name()} run {name}")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def lint(files: tuple[Path, ...]) -> None:
+    """Check pipeline FILES and run nothing.
+
+    \b
+    Prints every problem with its line. Does not know the policy of an agent.
+    Exit codes: 0 every file is valid, 2 a file is not.
+    """
+    from agent.pipeline.file_errors import PipelineFileError
+    from agent.pipeline.parser import load as load_pipeline
+
+    wrong = False
+    for file in files:
+        try:
+            count = len(load_pipeline(file).actions)
+            click.echo(f"{terminal_text.quoted(str(file))}: valid, {count} action{'' if count == 1 else 's'}")
+        except PipelineFileError as error:
+            wrong = True
+            click.echo("\n".join(terminal_text.lines(str(error))), err=True)
+    if wrong:
+        sys.exit(USAGE)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON schema of pipeline files, for editors."""
+    from agent.pipeline.schema import text
+
+    click.echo(text(), nl=False)
 
 
 def own_name() -> str:

@@ -1,0 +1,137 @@
+"""The errors of a pipeline file, each with its line and with a caret below the wrong key or value.
+
+A `Document` lives while one file is read. It collects the problems, so that one try shows a user all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from agent.domain.errors import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Maximum number of problems in one error, so that a file of another kind does not fill the screen.
+MAX_PROBLEMS = 20
+# Maximum number of characters of a message, so that a long value of the file does not fill the screen.
+MAX_MESSAGE = 500
+# Maximum number of characters of a line of the file in an error, and of those before the wrong key or value.
+MAX_EXCERPT = 100
+MAX_BEFORE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of a line of the file. `line` and `column` count from 0. `end` is the column after the last character.
+
+    `end` is None for a part that goes on to the end of the line.
+    """
+
+    line: int
+    column: int
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `message` names the file, the line, the key and what is allowed, on one line.
+
+    `excerpt` is the line of the file, and a line with carets below. "" if the problem has no place.
+    """
+
+    message: str
+    excerpt: str = ""
+    place: Place = field(default=Place(0, 0))
+
+    @property
+    def text(self) -> str:
+        return f"{self.message}\n{self.excerpt}" if self.excerpt else self.message
+
+
+class PipelineFileError(AgentError):
+    """A pipeline file is not valid. `problems` holds at most `MAX_PROBLEMS`, in the order of the file."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(problem.text for problem in problems))
+        self.problems = problems
+
+
+class Document:
+    """The text of a file, its name in messages, and the problems that were found so far."""
+
+    def __init__(self, source: str, text: str) -> None:
+        self.source = source
+        self.text = text
+        self.problems: dict[tuple[Place, str], Problem] = {}
+        # By `id`: the mappings with a key that is not allowed. This key may be a misspelt one that is missing.
+        self.misspelt: set[int] = set()
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+    def problem(self, place: Place, message: str) -> Problem:
+        """Return a problem with the name of the file, the line and the excerpt."""
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[:MAX_MESSAGE]}..."
+        return Problem(f"{self.source}:{place.line + 1}: {message}", self.excerpt(place), place)
+
+    def add(self, *problems: Problem) -> None:
+        """Note problems. A problem that is already noted is not noted twice.
+
+        Raises:
+            PipelineFileError: the number of problems has reached the limit.
+        """
+        for problem in problems:
+            self.problems.setdefault((problem.place, problem.message), problem)
+            if len(self.problems) >= MAX_PROBLEMS:
+                raise self.error()
+
+    def error(self) -> PipelineFileError:
+        """Return the error with all problems, in the order of the file."""
+        return PipelineFileError(
+            *sorted(self.problems.values(), key=lambda each: (each.place.line, each.place.column))[:MAX_PROBLEMS]
+        )
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Note the problems of an error that the block raises, and go on after the block.
+
+        Raises:
+            PipelineFileError: the number of problems has reached the limit.
+        """
+        try:
+            yield
+        except PipelineFileError as error:
+            self.add(*error.problems)
+
+    def excerpt(self, place: Place) -> str:
+        """Return the line of a place and a line with carets below the place. "" if the file has no such line."""
+        if place.line >= len(self.lines) or not self.lines[place.line].strip():
+            return ""
+        line = self.lines[place.line].rstrip()
+        start = min(place.column, len(line) - 1)
+        first = max(0, start - MAX_BEFORE)
+        shown = line[first : first + MAX_EXCERPT]
+        end = min(len(line) if place.end is None else place.end, first + len(shown))
+        marked = max(1, columns(line[start:end]))
+        margin = f"{place.line + 1:>5} | "
+        return f"{margin}{printable(shown)}\n{'|':>7} {' ' * columns(line[first:start])}{'^' * marked}"
+
+
+def printable(text: str) -> str:
+    """Return a text with a space for each tab and a question mark for each other character that shows nothing."""
+    return "".join(letter if letter.isprintable() else " " if letter == "\t" else "?" for letter in text)
+
+
+def columns(text: str) -> int:
+    """Return the number of columns of a terminal that a text takes."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )

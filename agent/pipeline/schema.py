@@ -1,0 +1,130 @@
+"""The JSON schema of pipeline files, for editors. `docs/pipeline.schema.json` holds its text.
+
+The schema follows the keys and patterns of the reader, and `agent.pipeline.parser` stays the only judge: an editor
+knows no policy, and cannot see that needs form a circle. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
+from agent.domain.quantities import DURATION, QUANTITY
+from agent.pipeline.action_keys import ARTIFACT_KEYS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.parser import ACTION_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
+
+Schema = dict[str, Any]
+
+# An editor reads `1.10` as a number and `yes` as a boolean. The agent reads the text of the file.
+SCALAR = ["string", "number", "boolean"]
+TEXT: Schema = {"type": "string", "minLength": 1}
+BOOLEAN: Schema = {"type": ["boolean", "string"], "enum": [True, False, "yes", "no", "on", "off"]}
+
+DESCRIPTIONS = {
+    "name": "Name of the pipeline. Default: the file's name without its ending.",
+    "actions": "A mapping from names to actions.",
+    "configuration": "Where the commands run.",
+    "container": "The image. Its ENTRYPOINT and CMD are not run. The image needs /bin/sh.",
+    "commands": "The commands, in one /bin/sh. The first command that fails ends the action.",
+    "env": "Variables of the commands.",
+    "secrets": "Names of secrets. Their values come from --secrets-file or from the environment.",
+    "repo": "The repository to clone into the workspace.",
+    "url": "https://HOST/PATH, ssh://USER@HOST/PATH or USER@HOST:PATH",
+    "ref": "A branch, a tag or a commit. Default: the server's HEAD.",
+    "depth": "Number of commits to fetch. 0 is all, the default.",
+    "submodules": "Fetch submodules too, and theirs. Default: false.",
+    "lfs": "Fetch the files of Git LFS. Default: false.",
+    "credentials": "Name of a Secret in the namespace of actions.",
+    "resources": "Resources of the commands, as Kubernetes quantities.",
+    "cpu": 'CPU, as in "500m" or 2.',
+    "memory": 'Memory, as in "1Gi".',
+    "ephemeral_storage": 'Space for the workspace and the log, as in "5Gi".',
+    "timeout": "Time for the commands, as in 90, 90s, 10m, 1h30m.",
+    "artifacts": "Which files are kept, or none.",
+    "paths": "Globs of the files to keep, relative to the workspace.",
+    "exclude": "Globs of files and folders to leave out.",
+    "when": "After which end of the commands files are kept. Default: success.",
+    "shell": "Options of the shell.",
+    "pipefail": "Whether a failure inside a pipe fails the command.",
+    "needs": "Actions that must succeed before this action starts.",
+}
+
+
+def whole(pattern: str) -> str:
+    """Return a pattern that matches whole texts only. JSON schema searches for a pattern anywhere in a text."""
+    return f"^(?:{pattern})$"
+
+
+def mapping(keys: tuple[str, ...], values: dict[str, Schema], *, required: tuple[str, ...] = ()) -> Schema:
+    """Return the schema of a mapping with exactly these keys. `values` holds the schema of each key."""
+    if set(keys) != set(values):
+        raise ValueError(f"the schema describes {sorted(values)}, and the reader knows {sorted(keys)}")
+    properties = {key: {"description": DESCRIPTIONS[key], **values[key]} for key in keys}
+    found: Schema = {"type": "object", "additionalProperties": False, "properties": properties}
+    return found | ({"required": list(required)} if required else {})
+
+
+def texts(item: Schema, **limits: int) -> Schema:
+    return {"type": "array", "items": item, **limits}
+
+
+def action_values() -> dict[str, Schema]:
+    """Return the schema of each key of an action."""
+    quantity: Schema = {"type": ["string", "number"], "pattern": whole(QUANTITY.pattern)}
+    globs = texts(TEXT | {"maxLength": MAX_GLOB_CHARACTERS}, maxItems=MAX_GLOBS)
+    variables: Schema = {
+        "type": "object",
+        "propertyNames": {"pattern": whole(VARIABLE.pattern)},
+        "additionalProperties": {"type": SCALAR},
+    }
+    repository = {
+        "url": TEXT,
+        "ref": {"type": ["string", "number"]},
+        "depth": {"type": "integer", "minimum": 0},
+        "submodules": {"type": ["boolean", "string"], "enum": [*BOOLEAN["enum"], "recursive"]},
+        "lfs": BOOLEAN,
+        "credentials": TEXT,
+    }
+    rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
+    return {
+        "configuration": mapping(("container",), {"container": TEXT}, required=("container",)),
+        "commands": texts({"type": SCALAR}, minItems=1),
+        "env": variables,
+        "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)}) | {"uniqueItems": True},
+        "repo": mapping(REPO_KEYS, repository, required=("url",)),
+        "resources": mapping(RESOURCE_KEYS, dict.fromkeys(RESOURCE_KEYS, quantity)),
+        "timeout": {"type": ["string", "number"], "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"), "minLength": 1},
+        "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
+        "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
+        "needs": texts({"type": ["string", "number"]}) | {"uniqueItems": True},
+    }
+
+
+def schema() -> Schema:
+    """Return the schema. A file with `configuration` at its top is a single action."""
+    values = action_values()
+    required = ("configuration", "commands")
+    name: Schema = {"type": ["string", "number", "boolean"]}
+    single = {key: value for key, value in values.items() if key != "needs"} | {"name": name}
+    actions: Schema = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": MAX_ACTIONS,
+        "propertyNames": {"pattern": whole(NAME.pattern)},
+        "additionalProperties": {"$ref": "#/definitions/action"},
+    }
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "SealCI pipeline",
+        "type": "object",
+        "if": {"required": ["configuration"]},
+        "then": mapping(tuple(single), single, required=required),
+        "else": mapping(PIPELINE_KEYS, {"name": name, "actions": actions}, required=("actions",)),
+        "definitions": {"action": mapping(ACTION_KEYS, values, required=required)},
+    }
+
+
+def text() -> str:
+    """Return the schema as the text of a file."""
+    return json.dumps(schema(), indent=2) + "\n"
