@@ -167,7 +167,7 @@ def test_a_prompt_arrives_while_the_action_waits(lab: Lab) -> None:
 
 
 def test_kubectl_logs_shows_the_log(lab: Lab) -> None:
-    """Terminals do not show the headers of the helper's frames."""
+    """The headers of the helper's frames are terminal sequences (OSC) that terminals do not show."""
     submission, pod = waiting_for_a_file(lab, "first\n", "last\n")
     shown = kube.kubectl("logs", "-n", lab.namespace, pod)
     kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")

@@ -269,7 +269,7 @@ class LogFollower:
                 yield LogEnd(frame.dropped)
 
     def file_is_better(self, missing: int) -> bool:
-        """Whether so much is missing that the log is read from its file until its end."""
+        """Whether to read the rest of the log from the helper's log file. Its stdout lacks `missing` bytes."""
         readable = self.file_readable and self.source.state in (LogState.OPEN, LogState.ENDING)
         return readable and (missing > MOST_MISSING or self.gaps > MOST_GAPS)
 

@@ -29,7 +29,7 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def merge_lists(base: list[Any], over: list[Any]) -> list[Any]:
-    """Merge items of the same key, keep the order of `base`, and append the other items of `over`."""
+    """Merge items with the same merge key (such as `name`), keep the order of `base`, append other items of `over`."""
     key = next((key for key in KEYS if all(isinstance(item, dict) and key in item for item in base + over)), None)
     if key is None:
         return base + over

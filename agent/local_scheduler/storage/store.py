@@ -3,7 +3,8 @@
 Changes are written in the order of `save`, many in one transaction. Effects of a change, such as an acknowledgement,
 happen only after the change is on the disk. Log bytes are written first. The transaction after them then stores their
 offset. After a crash a log file may therefore be too long, and `open` cuts it to the stored length.
-If `durable` is False, the tables are in memory. `run` passes False, because it keeps only logs and artifacts.
+If `durable` is False, the tables are in memory. The command `run` passes False, because it keeps only logs and
+artifacts.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Copy:
                 self.files += 1
 
     def finish(self, folder: Path) -> None:
-        """Replace the folder of the action with the copy. Without any file, the action gets no folder."""
+        """Replace `folder`, the folder of the action, with the copied files. Without any file, delete it."""
         if folder.exists():
             shutil.rmtree(folder)
         if self.files:

@@ -284,7 +284,7 @@ async def delayed(proxy: Proxy, strength: float) -> None:
 
 
 async def hole(proxy: Proxy, strength: float) -> None:
-    """For 1 to 10 s, drop all data of the proxy and keep its connections open."""
+    """Drop all data of the proxy and keep its connections open, for 1 s (`strength` 0) to 10 s (`strength` 1)."""
     proxy.swallow()
     await for_a_while(proxy, 1 + 9 * strength)
 

@@ -63,7 +63,7 @@ def digest_of(lines: int) -> str:
     return digest.hexdigest()
 
 
-class Desk:
+class BrokenLab:
     """An agent that reaches the API server through a proxy, and the actions that it runs."""
 
     def __init__(self, lab: Lab, agent: Agent, proxy: Threaded) -> None:
@@ -82,9 +82,9 @@ def small_log_files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def desk(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def broken_lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokenLab]:
     with proxied_agent(namespace, tmp_path_factory.mktemp("exact"), logs={"probe_after": "3s"}) as made:
-        yield Desk(*made)
+        yield BrokenLab(*made)
 
 
 def start(lab: Lab, *commands: str, **keys: Any) -> Submission:
@@ -123,8 +123,8 @@ def kill_helper(uid: str) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_burst_is_exact(desk: Desk) -> None:
-    check_exact(start(desk.lab, writer(rate=0)))
+def test_a_burst_is_exact(broken_lab: BrokenLab) -> None:
+    check_exact(start(broken_lab.lab, writer(rate=0)))
 
 
 @pytest.mark.timeout(180)
@@ -148,8 +148,8 @@ def restart_kubelet() -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("fault", [restart_api_server, restart_kubelet])
-def test_a_log_is_exact_over_a_restart(desk: Desk, fault: Callable[[], None]) -> None:
-    submission = start(desk.lab, writer())
+def test_a_log_is_exact_over_a_restart(broken_lab: BrokenLab, fault: Callable[[], None]) -> None:
+    submission = start(broken_lab.lab, writer())
     until_stored(submission, LINES * LINE // 3)
     try:
         fault()
@@ -160,13 +160,13 @@ def test_a_log_is_exact_over_a_restart(desk: Desk, fault: Callable[[], None]) ->
 
 
 @pytest.mark.timeout(240)
-def test_a_log_is_exact_if_every_connection_breaks_after_two_seconds(desk: Desk) -> None:
-    submission = start(desk.lab, writer())
+def test_a_log_is_exact_if_every_connection_breaks_after_two_seconds(broken_lab: BrokenLab) -> None:
+    submission = start(broken_lab.lab, writer())
     over = threading.Event()
 
     def cut() -> None:
         while not over.wait(2):
-            desk.proxy.fault("reset")
+            broken_lab.proxy.fault("reset")
 
     cutter = threading.Thread(target=cut, name="cutter")
     cutter.start()
@@ -178,22 +178,22 @@ def test_a_log_is_exact_if_every_connection_breaks_after_two_seconds(desk: Desk)
 
 
 @pytest.mark.timeout(180)
-def test_a_slow_log_is_exact_over_rotations_and_broken_connections(desk: Desk) -> None:
-    """The agent reads this log from the helper's stdout, and what is missing there from the file."""
-    submission = start(desk.lab, writer(SLOW_LINES, SLOW_RATE, 5))
+def test_a_slow_log_is_exact_over_rotations_and_broken_connections(broken_lab: BrokenLab) -> None:
+    """The agent reads a slow log from the helper's stdout. It reads missing bytes from the helper's log file."""
+    submission = start(broken_lab.lab, writer(SLOW_LINES, SLOW_RATE, 5))
     for turn, fault in enumerate(("reset", "fin", "stall", "reset"), 1):
         until_stored(submission, turn * SLOW_LINES * LINE // 5)
-        desk.proxy.fault(fault)
+        broken_lab.proxy.fault(fault)
     kube.provider("restart", "kubelet")
     check_exact(submission, SLOW_LINES)
 
 
 @pytest.mark.timeout(180)
-def test_several_writers_on_one_pipe_lose_no_line(desk: Desk) -> None:
+def test_several_writers_on_one_pipe_lose_no_line(broken_lab: BrokenLab) -> None:
     one = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo {name} $i; done"
     names = "abcd"
     command = " & ".join(f"sh -c {shlex.quote(one.format(name=name))}" for name in names) + " & wait"
-    report = desk.lab.one(BUSYBOX, command, artifacts="none")
+    report = broken_lab.lab.one(BUSYBOX, command, artifacts="none")
     assert report.outcome == ("succeeded", None, 0), report
     for name in names:
         mine = [line for line in report.text.splitlines() if line.startswith(name)]
@@ -218,12 +218,12 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("rate", [50_000, RATE])
-def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(desk: Desk, rate: int) -> None:
+def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(broken_lab: BrokenLab, rate: int) -> None:
     """Without the helper the commands would hang, because no process reads their output."""
-    submission = start(desk.lab, writer(rate=rate, step=50))
+    submission = start(broken_lab.lab, writer(rate=rate, step=50))
     until_stored(submission, 2 * rate)
-    (action_id,) = desk.lab.action_ids(submission.reports["writer"])
-    kill_helper(desk.lab.observer.pods(action_id)[-1]["metadata"]["uid"])
+    (action_id,) = broken_lab.lab.action_ids(submission.reports["writer"])
+    kill_helper(broken_lab.lab.observer.pods(action_id)[-1]["metadata"]["uid"])
     report = submission.wait()["writer"]
     outcome, reason, _ = report.outcome
     assert (outcome, reason) == ("failed", "INTERNAL"), report.finished

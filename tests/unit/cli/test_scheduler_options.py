@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_a_token_for_people_needs_a_token_for_agents(tmp_path: Path) -> None:
-    # Without a token for agents, every caller could register as an agent.
+    """Without a token for agents, every caller could register as an agent."""
     folder = tmp_path / "state"
     result = CliRunner().invoke(
         cli, ["scheduler", "--folder", str(folder), "--submit-token-file", str(tmp_path / "token")]

@@ -62,7 +62,8 @@ def set_up(settings: Settings) -> None:
     log = settings.cache / "log" / "setup.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}"]
-    # If `make` started this process, these variables would make the new `make` use the job server of the first.
+    # If `make` started this process, the new `make` would use the job server of the first because of MAKEFLAGS, MFLAGS
+    # and MAKELEVEL.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
     }
