@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 # Seconds until a task that a test has cancelled must have ended.
-ENDING = 2.0
+ENDING = 10.0
 TESTS = Path(__file__).parent
 ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 
@@ -51,6 +52,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # No code closes that loop. The garbage collector then fails a later test. After this call, `get_event_loop` raises,
     # as both plugins expect.
     asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def default_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore structlog after a test in whose process a command of the agent configured it.
+
+    A module's logger that keeps an old configuration, such as the level `error`, would hide its log from later tests.
+    """
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **options: configure(**options | {"cache_logger_on_first_use": False})
+    )
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -119,7 +119,7 @@ class Observer:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False
                 capabilities = security.get("capabilities", {})
-                if container["name"] == "action":
+                if container["name"] not in ("helper", "repository"):
                     assert not capabilities.get("add")
                 else:
                     assert capabilities["drop"] == ["ALL"]

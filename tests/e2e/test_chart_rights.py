@@ -177,7 +177,7 @@ def test_without_exec_an_action_with_declared_files_fails(lab: Lab, account: Acc
 
 def test_without_list_of_events_a_failed_set_up_reports_it(lab: Lab, account: Account) -> None:
     with account.without("list events"):
-        report = lab.one("NO:IMAGE", "true")
+        report = lab.one("localhost/sealci-test/does-not-exist:1", "true")
     assert report.outcome == ("failed", "IMAGE_PULL_FAILED", None)
     assert "they cannot be read: list events: events is forbidden" in report.text
 

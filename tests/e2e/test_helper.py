@@ -1,4 +1,8 @@
-"""Container `helper` on the real cluster: the order, the names of the log, and `kubectl logs`, in hardened pods."""
+"""Test container `helper` in hardened pods on the real cluster.
+
+The tests cover the order that it gives to container `action`, the paths by which commands write to the log
+(`/dev/stdout`, `/proc/1/fd/1`), and the output of `kubectl logs`.
+"""
 
 from __future__ import annotations
 

@@ -67,10 +67,11 @@ class Entry:
 
 @dataclass
 class Answer:
-    """The responses to one call of an agent, as the client of the scheduler sees them.
+    """The responses of an agent to one gRPC call that the fake scheduler made for one of its own clients.
 
-    `exit_code` and `code` (the status of the call) are None until they arrive. A test sets `client_gone` to simulate a
-    client that goes away. `client_failed` is True if the client could not store the log.
+    `exit_code` and `code` (the gRPC status of the call) are None until they arrive. A test sets `client_gone` to
+    simulate that the client disconnects from the scheduler. `client_failed` is True if the client could not store the
+    log.
     """
 
     text: str = ""

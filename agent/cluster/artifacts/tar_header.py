@@ -31,7 +31,7 @@ def parse_header(block: bytes) -> Header:
     """Check the 512 bytes of a header and return the fields that the agent uses.
 
     Raises:
-        ArchiveError: the block is not a header, or a field is not in the collector's form.
+        ArchiveError: the block is not a header, or a field has another form than the program in the pod writes.
     """
     if block[257:265] != b"ustar\x0000":
         raise ArchiveError("a block that is no header of the archive")

@@ -54,7 +54,8 @@ class DebugOptions:
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete. `notify` gets the size of the tree first.
+        The supervisor starts the commands when the upload is complete. `notify` is called before, with
+        a sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.

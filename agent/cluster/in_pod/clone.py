@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 TERMINATION_LOG = pathlib.Path("/dev/termination-log")
-# The question must name the scheme too. A file of the repository names the server of Git LFS, and may name the same
-# host without encryption.
+# Git runs this program with a question that contains the URL. The program answers with the password only if scheme and
+# host of the URL match. A file of the repository names the server of Git LFS, and may name the same host with http.
 ASKPASS = """#!/bin/sh
 folder=${0%/*}
 read -r host <"$folder/host"

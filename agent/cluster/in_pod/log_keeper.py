@@ -214,7 +214,7 @@ class LogKeeper:
             except BlockingIOError:
                 return
             if not data:
-                # Poll would report the missing writer again and again.
+                # No process has the FIFO open for writing. As long as that is so, each poll would return at once.
                 self.poll.unregister(self.log)
                 self.writers_gone = True
                 if self.end_at is not None:

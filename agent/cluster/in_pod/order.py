@@ -29,7 +29,7 @@ LOG_FILE, LOG_END = "log", "end"
 
 
 def read_order(environment: Mapping[str, str]) -> Order:
-    """Return the order in this container's environment, with the values of the secrets in `env`."""
+    """Read the order from this container's environment. The field `env` of the result also holds the secrets."""
     import json  # costs some milliseconds, while PID 1 of container `action` already waits for the FIFO `go`
 
     pieces: list[str] = []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Entry = tuple[str, str, int, os.stat_result]
 
 READY = "ready"
+ORDER_SECONDS = 60  # maximum number of seconds until container `helper` has written the order
 MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
@@ -120,7 +121,10 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
     if snapshot:
         take_snapshot(workspace, snapshot)
     # An errand may be faster than the helper, which writes this file of the order last.
+    end = time.monotonic() + ORDER_SECONDS
     while not os.path.exists(os.path.join(os.path.dirname(go), "setup")):
+        if time.monotonic() > end:
+            raise TimeoutError(f"container helper has not written the order in {ORDER_SECONDS} s")
         time.sleep(0.01)
     # If this container is killed, its termination message shows the agent that the commands may have begun.
     try:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from agent.domain.errors import ClusterError
 
-# Maximum number of bytes in a line of JSON, and in a block (the raw bytes that follow a line).
+# Maximum number of bytes in a line of JSON.
 MAX_LINE = 2000
+# Maximum number of bytes in a block: the raw bytes that follow a line of JSON.
 MAX_BLOCK = 1 << 20
 # Maximum number of bytes of log that the reader returns in one piece.
 PART = 64 * 1024

@@ -45,7 +45,7 @@ def log_key_of(pod: Object) -> int:
 
 
 def claim_of(pod: Object) -> int:
-    """Return the claim in the labels of a pod; 0 if there is no valid claim."""
+    """Return the claim from the labels of a pod: the number of its session's owner. 0 if there is no valid claim."""
     text = str(pod["metadata"].get("labels", {}).get(labels.CLAIM, ""))
     return int(text) if text.isascii() and text.isdigit() else 0
 

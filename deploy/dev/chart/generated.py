@@ -195,8 +195,8 @@ def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) ->
 
     `field_schema` is the JSON schema that pydantic makes of the setting's field.
     """
-    # Leave out `ge` (a minimum), because it does not fit a duration or a size that is written as a text. Such values
-    # get a pattern below, and single values get bounds from NARROWED.
+    # Leave out `ge` (a minimum), because it does not fit a duration or a size that is written as a text. Durations and
+    # sizes get a pattern below. The few settings with a narrower range get that range from the table NARROWED.
     schema = {word: field_schema[word] for word in field_schema if word not in ("title", "default", "ge")}
     reader = next((getattr(each, "func", None) for each in info.metadata if hasattr(each, "func")), None)
     default = json.loads(json.dumps(info.get_default(call_default_factory=True), default=str))

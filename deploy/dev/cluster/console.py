@@ -19,7 +19,7 @@ from pathlib import Path
 PROGRESS_SECONDS = 10
 # While this is set, steps and long commands print nothing.
 hush = threading.Event()
-# The long commands that run in all threads of this process.
+# The long-running commands that the threads of this process have started and that still run.
 long_commands: set[subprocess.Popen[bytes]] = set()
 
 

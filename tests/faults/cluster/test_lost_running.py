@@ -53,7 +53,7 @@ def start_and_wait(lab: Lab, name: str, command: str, **keys: Any) -> Any:
 def test_eviction_for_ephemeral_storage(lab: Lab) -> None:
     fill = "echo begun; head -c 60000000 /dev/zero > /big; exec sleep 1000"
     submission = start_and_wait(lab, "fills", fill, resources={"ephemeral_storage": "20Mi"})
-    check_lost(submission.wait(90)["fills"], "EVICTED", "ephemeral local storage usage exceeds")
+    check_lost(submission.wait(90)["fills"], "EVICTED", "exceeded its local ephemeral storage limit")
 
 
 def test_eviction_for_memory(lab: Lab) -> None:

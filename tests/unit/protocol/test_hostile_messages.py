@@ -159,7 +159,11 @@ METRICS = Metrics()
 
 @pytest.fixture(scope="module", autouse=True)
 def built_programs() -> None:
-    """Plan one pod. The agent builds the programs of container `helper` only once, so the steps do not count."""
+    """Plan one pod before the tests count steps.
+
+    The agent builds the programs of container `helper` once per process. The steps of that build must not count as
+    steps of a message.
+    """
     handlers = RecordingHandlers()
     handlers.action(Action(Key("build"), "i", ("x",)))
     assert handlers.planned

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,9 @@ def test_the_snapshot_waits_until_the_clock_has_passed_the_newest_file(
     monkeypatch.setattr(time, "clock_gettime_ns", lambda _: next(readings))
     place.take_snapshot()
     assert list(readings) == [changed + 2]
+
+
+def test_the_wait_for_the_order_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "ORDER_SECONDS", 0)
+    with pytest.raises(TimeoutError, match="has not written the order"):
+        workspace.start_commands(str(tmp_path), "", str(tmp_path / "go"))

@@ -1,4 +1,7 @@
-"""The outbox of events without a stream: event numbers, windows, the turns of sessions, resume points, adoption."""
+"""Test the outbox of events, without a gRPC stream.
+
+The tests cover event numbers, windows, the order in which sessions take turns, resume points and adoption.
+"""
 
 from __future__ import annotations
 
