@@ -33,9 +33,12 @@ def test_the_agent_s_own_containers_fit_themselves_into_a_limit_range(tmp_path: 
         limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits", "namespace": namespace}}
         kube.apply(limits | {"spec": {"limits": [BOUNDS]}})
         with open_lab(namespace, tmp_path) as lab:
-            lab.agent()
+            agent = lab.agent()
             report = lab.one(BUSYBOX, "echo ran > f; cat f", resources={"cpu": "100m", "memory": "64Mi"})
             assert report.outcome == ("succeeded", None, 0), report
+            # Container `helper` has the minimum of CPU, and a nudge would lower it.
+            nudges = kube.version() >= LOOK_AFTER_RESIZE_SINCE
+            assert agent.log.count("the API server refuses pods/resize") == nudges
             over = lab.one(BUSYBOX, "echo never", resources={"cpu": "100m", "memory": "300Mi"})
             assert over.outcome == ("failed", "INVALID_CONFIGURATION", None), over
             assert "maximum memory usage per Container is 256Mi" in over.finished["message"]
