@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.aio import run_until_set
-from agent.cluster.environment.capabilities import user_namespaces
+from agent.cluster.environment.capabilities import learn_facts
 from agent.cluster.ownership import owner_reference
 
 if TYPE_CHECKING:
@@ -149,4 +149,4 @@ class App:
 
     async def detect_capabilities(self) -> None:
         """Ask the API server what the cluster supports. The agent accepts no action before the answer."""
-        self.facts.set_user_namespaces(await user_namespaces(self.client, self.settings))
+        await learn_facts(self.facts, self.client, self.settings)

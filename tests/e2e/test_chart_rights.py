@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from agent.cluster.environment.capabilities import LOOK_AFTER_RESIZE_SINCE
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate
@@ -149,6 +150,17 @@ def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: La
     assert report.outcome == ("succeeded", None, 0)
     assert "forbidden" in report.text
     assert "pods/log" in report.text
+
+
+def test_without_patch_of_resize_actions_succeed_and_one_log_entry_names_the_cause(lab: Lab, account: Account) -> None:
+    with account.without("patch pods/resize"):
+        reports = [lab.one(BUSYBOX, "echo x > file; exit 3", artifacts={"paths": ["file"], "when": "always"})]
+        reports += [lab.one(BUSYBOX, "echo hello", artifacts="none")]
+        until(lambda: not remains(lab.namespace), f"left: {remains(lab.namespace)}")
+    assert [each.outcome for each in reports] == [("failed", "COMMAND_FAILED", 3), ("succeeded", None, 0)]
+    assert set(reports[0].files) == {"file"}
+    if kube.version() >= LOOK_AFTER_RESIZE_SINCE:
+        assert lab.agents[0].log.count("the API server refuses pods/resize") == 1
 
 
 @pytest.mark.parametrize("right", ["get pods/exec", "create pods/exec"])

@@ -13,7 +13,7 @@ import yaml
 
 from agent.app.doctor import examine
 from agent.cluster.checks import probe_pod
-from agent.cluster.checks.permissions import LEASE_RIGHTS, RIGHTS, Right
+from agent.cluster.checks.permissions import LEASE_RIGHTS, NUDGE_RIGHT, RIGHTS, Right
 from agent.domain.check_result import Finding, Verdict
 from agent.domain.json import Object
 from agent.settings import Settings, load
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-ALL = RIGHTS + LEASE_RIGHTS
+ALL = (*RIGHTS, *LEASE_RIGHTS, NUDGE_RIGHT)
 IMPOSSIBLE = ("create pods", "list pods", "watch pods", "delete pods")
 # For each of these rights: the checks of the doctor's probe pod that fail if the right is missing.
 SHOWS = {
@@ -92,8 +92,9 @@ async def test_each_missing_right_is_named(namespace: str, tmp_path: Path) -> No
 
     found = dict(zip(ALL, await asyncio.gather(*map(without, ALL)), strict=True))
     for gone, seen in found.items():
-        wrong = [each for each in seen.values() if each.check.startswith("right:") and each.verdict is Verdict.FAILED]
+        wrong = [each for each in seen.values() if each.check.startswith("right:") and each.verdict is not Verdict.OK]
         assert [each.check for each in wrong] == [f"right: {gone}"], seen
+        assert wrong[0].verdict is (Verdict.WARNING if gone.optional else Verdict.FAILED)
         assert f'add the verb "{gone.verb}" on "{gone.resource}"' in wrong[0].advice
         if str(gone) in IMPOSSIBLE:
             assert seen["probe"].verdict is Verdict.SKIPPED

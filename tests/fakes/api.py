@@ -84,6 +84,7 @@ class FakeApi(Changing):
         router.add_post(PODS, self.on_create)
         router.add_get(f"{PODS}/{{name}}", self.on_get)
         router.add_delete(f"{PODS}/{{name}}", self.on_delete)
+        router.add_patch(f"{PODS}/{{name}}/resize", self.on_resize)
         router.add_get(f"{PODS}/{{name}}/log", self.on_log)
         router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
         self.add_routes(router)
@@ -261,6 +262,21 @@ class FakeApi(Changing):
                 del self.secrets[secret]
             await self.put(pod, "DELETED")
         return web.json_response(pod)
+
+    async def on_resize(self, request: web.Request) -> web.Response:
+        """Set the resource requests of the containers that the patch names."""
+        name, body = request.match_info["name"], await request.json()
+        pod = deepcopy(self.pods.get(name))
+        if pod is None:
+            return failed(404, f'pods "{name}" not found')
+        if request.content_type != "application/strategic-merge-patch+json":
+            return failed(415, "this patch would replace the list of containers")
+        if body["metadata"]["uid"] != pod["metadata"]["uid"]:
+            return failed(409, "the precondition does not match")
+        for change in body["spec"]["containers"]:
+            found = next(each for each in pod["spec"]["containers"] if each["name"] == change["name"])
+            found["resources"]["requests"] |= change["resources"]["requests"]
+        return web.json_response(await self.put(pod))
 
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
         """Run a program in container `helper`. This class supports only the program that reads the log file."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+# The point after the first of the two requests that delete a pod.
+FINAL_PHASE = "delete of the final pod sent"
 # Number of bytes that are appended at once to the log of a pod.
 AT_ONCE = 1 << 18
 # Seconds between two bytes of an exec that a test makes slow.
@@ -66,6 +68,8 @@ class Cluster(SharedApi):
         self.runs_of_pods: dict[str, asyncio.Task[None]] = {}
         self.pace: Callable[[int], Awaitable[None]] | None = None
         self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
+        # A kubelet reports the final phase of a deleted pod about a second before it removes the pod.
+        self.slow_removal = points.held == FINAL_PHASE
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         super().add_routes(router)
@@ -97,9 +101,21 @@ class Cluster(SharedApi):
     async def on_delete(self, request: web.Request) -> web.Response:
         if await self.points.at("delete sent"):
             return web.Response(status=503)
+        pod = self.pods.get(request.match_info["name"], {})
+        if pod.get("status", {}).get("phase") == "Succeeded" and await self.points.at(FINAL_PHASE):
+            return web.Response(status=503)
         answer = await super().on_delete(request)
+        await self.stop_helper(request.match_info["name"])
         await self.points.at("deleted")
         return answer
+
+    async def stop_helper(self, name: str) -> None:
+        """End container `helper` of a pod that is being deleted and whose commands have ended."""
+        statuses = self.pods.get(name, {}).get("status", {}).get("containerStatuses", ())
+        if any(each["name"] == "action" and "terminated" in each["state"] for each in statuses):
+            ended = {"name": "helper", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
+            others = [each for each in statuses if each["name"] != "helper"]
+            await self.change_status(name, phase="Succeeded", containerStatuses=[*others, ended])
 
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
         """Run the program that copies files out of a pod, and send the program's output in two messages.

@@ -44,6 +44,8 @@ DEFAULT_TIMINGS = ApiTimings()
 # whole seconds, so smaller differences mean nothing.
 CLOCK_NOISE = timedelta(seconds=2)
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
+# The content type of a patch that names an element of a list, such as one container, by its key.
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # The HTTP method of each RBAC verb.
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
 # Maximum number of bytes that are read from the body of a response with an error status. Reading the body ends after
@@ -93,6 +95,7 @@ class Client:
         *,
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
+        patch: str = MERGE_PATCH,
     ) -> Object:
         """Make one request and return its JSON.
 
@@ -100,12 +103,13 @@ class Client:
             verb: as in RBAC: create, get, list, delete ...
             resource: as in RBAC: "pods", "pods/log" ...
             path: the path of the URL.
+            patch: the content type of the body if the verb is patch.
 
         Raises:
             ClusterError: the answer is not 2xx, or no whole answer came in time.
         """
         timeout = aiohttp.ClientTimeout(total=self.settings.request_timeout)
-        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout) as response:
+        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout, patch=patch) as response:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -124,6 +128,7 @@ class Client:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
+        patch: str = MERGE_PATCH,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Make one request and yield its unread response.
 
@@ -136,7 +141,7 @@ class Client:
         await self.acquire_slot(verb, resource)
         began, code = time.monotonic(), "error"
         try:
-            response = await self.send(METHODS[verb], path, body, query, timeout)
+            response = await self.send(METHODS[verb], path, body, query, timeout, patch)
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
             self.mark_unreachable()
@@ -178,10 +183,11 @@ class Client:
         body: Object | None,
         query: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
+        patch: str,
     ) -> aiohttp.ClientResponse:
         """Send the request with the configured credentials. Returns when the head of the answer has arrived."""
         data = None if body is None else json.dumps(body).encode()
-        kind = MERGE_PATCH if method == "PATCH" else JSON
+        kind = patch if method == "PATCH" else JSON
         return await self.session.request(
             method,
             self.url(path, (query or {}).items()),

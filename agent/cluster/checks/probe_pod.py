@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts, user_namespaces
+from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
@@ -90,7 +90,7 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
         async with asyncio.timeout(WATCH_SECONDS):
             await watch.synced.wait()
         facts = ClusterFacts()
-        facts.set_user_namespaces(await user_namespaces(client, settings))
+        await learn_facts(facts, client, settings)
         environment = PodBackend(settings, client, watch, pool, facts).environment(probe_action(pool, image))
         try:
             async with aclosing(check_run(environment, settings, seconds)) as findings:

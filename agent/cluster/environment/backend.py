@@ -11,6 +11,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.cluster.ending.nudger import NudgeSwitch
 from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
@@ -67,6 +68,7 @@ class PodBackend:
                 clone=policy.clone_timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
+            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
             timings=timings,
         )

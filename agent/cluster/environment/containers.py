@@ -5,6 +5,7 @@ A `PodContainers` lives as long as its environment.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.source import LogState
@@ -46,6 +47,16 @@ class PodContainers:
         """Wait until the log is in another state."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)
+
+    async def wait_until_gone(self, uid: str, seconds: float) -> bool:
+        """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
+                    await self.pod_state.wait_for_change(self.pod_state.version)
+        except TimeoutError:
+            return False
+        return True
 
 
 def state_name(status: Object | None) -> str:

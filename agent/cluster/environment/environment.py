@@ -2,12 +2,11 @@
 
 This module implements `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
 three requests to the API server (create, log, delete). Copying files and creating a Secret take one more request each.
-Everything else comes from the shared watch.
+Nudges (package `ending`) add a few. Everything else comes from the shared watch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
@@ -19,6 +18,7 @@ from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
+from agent.cluster.ending.pod_ending import PodEnding
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
@@ -33,7 +33,7 @@ from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
-from agent.domain.observations import FINAL, LogLost, Lost, SetupFailed
+from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class PodEnvironment:
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
+        self.ending = PodEnding(self.client, context.nudges, plan, lambda: self.pod_state)
+        if adopted:
+            self.ending.begin(adopted)
         self.refusal = ""  # why the agent ends an adopted session and does not continue it, else ""
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
@@ -123,6 +126,7 @@ class PodEnvironment:
                 notify=report_wait,
             )
             self.uid = pod["metadata"]["uid"]
+            self.ending.begin(pod)
             self.context.watch.apply_event("ADDED", pod)
             if self.plan.action.secrets:
                 await self.create_secret(report_wait)
@@ -212,6 +216,8 @@ class PodEnvironment:
         )
         async with aclosing(items):
             async for item in items:
+                if isinstance(item, LogEnd):
+                    self.ending.log_ended()
                 yield item
 
     async def interrupt(self, grace: float) -> bool:
@@ -296,6 +302,7 @@ class PodEnvironment:
     def disown(self) -> None:
         """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
         self.disowned = True
+        self.ending.cancel()
         self.registry.hand_over(self.plan.nonce)
 
     def release(self) -> None:
@@ -303,6 +310,7 @@ class PodEnvironment:
 
         The cluster is not touched. `remove` calls this last.
         """
+        self.ending.cancel()
         if self.registry.release(self):
             self.context.watch.forget(self.plan.name)
 
@@ -331,21 +339,12 @@ class PodEnvironment:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
                 if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):
                     break
-                if await self.wait_until_gone(uid, seconds):
+                await self.ending.hasten_deletion()
+                if await self.containers.wait_until_gone(uid, seconds):
                     break
             except ClusterError as error:
                 log.warning("cannot delete a pod", pod=self.name, error=error.message)
         else:
             return False
         self.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
-        return True
-
-    async def wait_until_gone(self, uid: str, seconds: float) -> bool:
-        """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
-                    await self.pod_state.wait_for_change(self.pod_state.version)
-        except TimeoutError:
-            return False
         return True

@@ -17,7 +17,7 @@ from agent.cluster.pod.labels import AGENT, pool_selector
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
@@ -120,6 +120,10 @@ class PodWatch(Reflector):
         if (pod := self.read(name)) is not None:
             state.update(pod)
         return state
+
+    def watched_pods(self) -> Iterator[Object]:
+        """Yield the newest state of each pod that exists and has a state by `watch`."""
+        return (state.pod for state in self._watched.values() if state.pod is not None)
 
     def is_watched(self, name: str) -> bool:
         return name in self._watched

@@ -41,3 +41,4 @@ async def test_the_log_of_an_environment(
             environment.plan = replace(environment.plan, log_key=0)
         async with aclosing(environment.log(cursor)) as items:
             assert [item async for item in items] == expected
+        environment.release()
