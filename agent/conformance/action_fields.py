@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from agent.domain.session_state import Feature
 from agent.protocol import translate
 
 if TYPE_CHECKING:
@@ -31,4 +34,16 @@ def action_problem(action: wire.Action) -> str:
         return f"{name} has {size} bytes of env and secrets, allowed are {MAX_ENV}"
     if action.HasField("timeout") and translate.seconds(action.timeout) <= 0:
         return f"{name} has a timeout of {translate.seconds(action.timeout):g} s, allowed is more than 0"
+    return ""
+
+
+def feature_problem(action: wire.Action) -> str:
+    """Return which field of an action needs a feature, or "". The tool names no feature that a version knows."""
+    names = {each.value for each in Feature}
+    for field, _ in action.ListFields():
+        if field.name in names:
+            return f"action {action.action_id[:MAX_ID]!r} has the field {field.name}, the agent named no such feature"
+    if unknown := UnknownFieldSet(action):
+        number = unknown[0].field_number
+        return f"action {action.action_id[:MAX_ID]!r} has the unknown field {number}, the agent named no feature for it"
     return ""

@@ -16,7 +16,7 @@ import grpc
 
 from agent.aio import cancel_and_wait
 from agent.conformance import points
-from agent.conformance.action_fields import action_problem
+from agent.conformance.action_fields import action_problem, feature_problem
 from agent.domain.errors import AgentError
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from agent.conformance.points import Point
 
 PROTOCOL_VERSION = 1
+# A name that no version has. A scheduler ignores it.
+UNKNOWN_FEATURE = "conformance-unknown"
 # Number of messages that the tool keeps of one stream.
 MAX_MESSAGES = 10_000
 # Seconds between two Health messages if the scheduler names no interval, and bounds of the named interval.
@@ -145,6 +147,7 @@ class Player:
             pool=self.options.pool,
             slots=self.slots,
             sessions=sessions,
+            features=[UNKNOWN_FEATURE],
         )
         await self.write(wire.AgentMessage(register=message))
         await self.until(lambda: bool(self.messages), "an answer to Register", points.ANSWER)
@@ -271,6 +274,8 @@ class Player:
         self.actions.append(action)
         if problem := action_problem(action):
             self.breach(points.FIELDS, problem)
+        if problem := feature_problem(action):
+            self.breach(points.FEATURES, problem)
         # A Health message and an action may cross, so the Health before the last one counts too.
         states = [each for each in (self.health_sent, self.health_acked) if each is not None]
         ready = [each for each in states if each.status == wire.Health.READY]

@@ -44,6 +44,9 @@ NOT_READY = Point(
 SLOTS = Point("action: slots", "An action goes only to an agent with a free slot.", "message Health", "liveness")
 SENT = Point("action: sent", "A queued action goes to an agent that is ready.", "message Action", LIFE)
 FIELDS = Point("action: fields", "The fields of an action are within their limits.", "message Action", LIFE)
+FEATURES = Point(
+    "action: features", "An action goes only to an agent that has named its features.", "message Register", "features"
+)
 REJECTED = Point("rejected: again", "A rejected action goes to an agent again.", "message Rejected", DELIVERY)
 STORED = Point("ack: stored", "Each event is stored and acknowledged.", "Delivery", DELIVERY)
 ACK_SEQ = Point("ack: number", "No number is acknowledged that was not sent.", "message Ack", DELIVERY)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ACTIONS = 3
 # Points that every message of the scheduler is checked against.
-ALWAYS = (points.HEALTH, points.FIELDS, points.SLOTS, points.ACK_SEQ, points.ACK_KEY)
+ALWAYS = (points.HEALTH, points.FIELDS, points.FEATURES, points.SLOTS, points.ACK_SEQ, points.ACK_KEY)
 
 
 class SchedulerSilent(AgentError):

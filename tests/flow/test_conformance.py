@@ -18,6 +18,7 @@ from agent.cli.main import NAME, cli
 from agent.cli.submit import Target
 from agent.conformance import points
 from agent.conformance.player import Options
+from agent.conformance.registration import UNKNOWN_FIELD
 from agent.conformance.tool import SchedulerSilent, check_conformance
 from agent.domain.check_result import Finding, Verdict
 from agent.local_scheduler.local_service import Access
@@ -244,6 +245,11 @@ def resume_unknown(self: Any, stream: Any, state: Any) -> None:
         self.send(stream, resume={"action_id": state.action_id, "attempt": 3, "claim": 2, "seq": state.last_seq})
 
 
+def with_unknown_field(self: Any, action: Any) -> Any:
+    action.MergeFromString(UNKNOWN_FIELD)
+    return action
+
+
 def any_version(self: Any, message: Any) -> Any:
     if message.HasField("register"):
         message.register.protocol_version = 1
@@ -389,6 +395,7 @@ BROKEN: list[tuple[str, dict[str, Any], tuple[Point, ...], str]] = [
         (points.FIELDS,),
         "action '1' has no image",
     ),
+    ("field without its feature", edits(action=with_unknown_field), (points.FEATURES,), "has the unknown field 1000"),
     (
         "rejected action lost",
         {"store": lose_rejected},
