@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.cli.conformance import conformance
 from agent.cli.options import (
     check_reports,
     parse_assignments,
@@ -87,6 +88,7 @@ def cli() -> None:
     """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 
 
+cli.add_command(conformance)
 cli.add_command(init)
 cli.add_command(lint)
 cli.add_command(schema)
@@ -253,7 +255,8 @@ def doctor(
     Prints one line per check, with what to do if the check failed.
     Exit codes: 0 no check failed, 1 a check failed.
     """
-    from agent.app.doctor import PARTS, examine, report
+    from agent.app.doctor import PARTS, examine
+    from agent.console.check_report import report
 
     settings = load(config, parse_assignments(assignments))
     settings = with_local_cluster(settings) if only != "scheduler" else settings

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
+    from agent.domain.session_state import Feature
 
 Result = TypeVar("Result")
 
@@ -79,6 +80,11 @@ class PipelineAction:
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
     needs: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The features of the contract that an agent needs to run this action."""
+        return frozenset()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
