@@ -1,7 +1,7 @@
 """The position in a pod's log up to which the agent has read.
 
-A cursor lives as long as a session. The scheduler stores the cursor as opaque bytes and sends these bytes back in a
-resume point.
+A cursor lives as long as a session, which is an agent's work on one attempt of an action. The scheduler stores the
+cursor as opaque bytes. It sends these bytes back to an agent that has to continue the log.
 """
 
 from __future__ import annotations

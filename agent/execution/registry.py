@@ -1,4 +1,4 @@
-"""All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
+"""All sessions of this agent: which actions it accepts, which sessions it ends, and how many slots are in use.
 
 The registry lives as long as the agent. The task that reads the scheduler's stream calls the methods for requests, so
 these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and

@@ -39,7 +39,7 @@ MARGIN_SECONDS = 30.0
 SILENT_SECONDS = 120.0
 # Maximum number of characters of the collector's error output that an error keeps.
 MAX_STDERR = 1000
-# Maximum number of changed files that an error names.
+# Maximum number of files that an error names, of those that changed while they were copied.
 MAX_CHANGED = 5
 
 

@@ -1,8 +1,9 @@
-"""Which environments this agent owns, has claimed, or has handed over to another agent.
+"""Which environments (pods with their Secrets) this agent owns, has claimed, or has handed over to another agent.
 
-One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the adoption and the sweep share
-the registry. Only its methods change the sets of owned, claimed and handed-over environments, so every change of
-ownership goes through this module.
+An agent owns an environment while one of its sessions uses it. An agent claims the environment of a dead agent in
+order to continue its session. One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the
+adoption and the deletion of orphans share the registry. Only its methods change the sets of owned, claimed and
+handed-over environments, so every change of ownership goes through this module.
 """
 
 from __future__ import annotations

@@ -251,9 +251,9 @@ def files_availability(pod: Object, expectations: Expectations) -> tuple[bool, s
 
 
 def waits_for_helper(status: Object) -> bool:
-    """Whether the supervisor still waits for the helper, so that no command has run.
+    """Whether container `helper` has not started yet. Without the helper, PID 1 of `action` runs no command.
 
-    The kubelet reports all containers at once. A pod of version 0.1 whose action wants no files has no helper.
+    The result is False for a pod without a helper, which version 0.1 of the agent created for an action without files.
     """
     return "waiting" in (helper_status(status) or {}).get("state", {})
 

@@ -83,7 +83,7 @@ class CommandClock:
         self.command, self.began = command, time.monotonic()
 
     def stop(self) -> float:
-        """Return the seconds since the start of the command. No command runs afterwards."""
+        """Record that the command has ended, and return the seconds since its start."""
         self.command = 0
         return time.monotonic() - self.began
 

@@ -217,7 +217,7 @@ def nonce_of(pod: Object) -> str:
 
 
 def commands_of(pod: Object) -> list[str]:
-    """Return the user's commands from the order in the environment of container `helper`."""
+    """Return the user's commands. They are in the order: JSON in environment variables of container `helper`."""
     helper = next(each for each in pod["spec"]["containers"] if each["name"] == "helper")
     pieces = [each["value"] for each in helper["env"] if each["name"].startswith(PIECE)]
     commands: list[str] = json.loads("".join(pieces).replace("$$", "$"))["commands"]

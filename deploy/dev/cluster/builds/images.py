@@ -31,7 +31,7 @@ COREDNS = "localhost/sealci-coredns:1"
 # cache.
 KEEP_ARCHIVES = 8
 TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch")
-# The images of the tests in which the demo runs its actions.
+# Those of `TEST_IMAGES` in which the demo runs its actions.
 DEMO_IMAGES = ("debian",)
 
 
