@@ -7,7 +7,7 @@ orphan in three cases:
 
 - The pod belongs to this agent, but none of this agent's sessions uses the pod.
 - The agent of the pod is gone, and no other agent can adopt the session (continue the action). If the setting
-  `cluster.adoption` is off, this is so as soon as the Lease of the agent has run out.
+  `agent.adoption` is off, this is so as soon as the Lease of the agent has run out.
 - The pod ended so long ago that no agent still reads its log or its files.
 
 The cluster deletes the Secret of a pod together with the pod.
