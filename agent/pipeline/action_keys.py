@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CLASS = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 NOT_A_VARIABLE = "{!r} is not a variable name: letters, digits and '_', not beginning with a digit"
 REPO_KEYS = ("url", "ref", "depth", "submodules", "lfs", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
@@ -107,6 +108,14 @@ def read_submodules(value: Value) -> bool:
 def read_resources(value: Value) -> Resources:
     keys = value.mapping(f"a mapping with {', '.join(RESOURCE_KEYS)}", RESOURCE_KEYS)
     return Resources(**{name: checked_text(item, quantity) for name, item in keys.items()})
+
+
+def read_class(value: Value) -> str:
+    """Return the name of a class of environments. Whether an agent has the class is not checked here."""
+    name = value.text("the name of a class")
+    if not CLASS.fullmatch(name):
+        value.refuse(f"must be the name of a class: 1 to 40 lower-case letters, digits and '-', not {name!r}")
+    return name
 
 
 def read_timeout(value: Value) -> float:

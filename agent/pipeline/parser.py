@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agent.domain.actions import Action, ArtifactRules, Repository, Resources
 from agent.pipeline.action_keys import (
     read_artifacts,
+    read_class,
     read_commands,
     read_env,
     read_image,
@@ -53,6 +54,7 @@ ACTION_KEYS = (
     "secrets",
     "repo",
     "resources",
+    "class",
     "timeout",
     "artifacts",
     "shell",
@@ -79,12 +81,18 @@ class PipelineAction:
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
+    environment_class: str = ""
     needs: tuple[str, ...] = ()
 
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
         return frozenset()
+
+    @property
+    def is_special(self) -> bool:
+        """Whether not every agent can run this action, because it needs features or a class of environments."""
+        return bool(self.features or self.environment_class)
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
@@ -100,6 +108,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            environment_class=self.environment_class,
         )
 
 
@@ -222,6 +231,7 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         timeout=optional(keys, "timeout", read_timeout, None),
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
+        environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
     )
 

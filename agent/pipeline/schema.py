@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
 from agent.domain.quantities import DURATION, QUANTITY
-from agent.pipeline.action_keys import ARTIFACT_KEYS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
 from agent.pipeline.parser import ACTION_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
 
 Schema = dict[str, Any]
@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     "cpu": 'CPU, as in "500m" or 2.',
     "memory": 'Memory, as in "1Gi".',
     "ephemeral_storage": 'Space for the workspace and the log, as in "5Gi".',
+    "class": "Class of environments, one of those that the agents offer (setting environment.classes).",
     "timeout": "Time for the commands, as in 90, 90s, 10m, 1h30m.",
     "artifacts": "Which files are kept, or none.",
     "paths": "Globs of the files to keep, relative to the workspace.",
@@ -94,6 +95,7 @@ def action_values() -> dict[str, Schema]:
         "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)}) | {"uniqueItems": True},
         "repo": mapping(REPO_KEYS, repository, required=("url",)),
         "resources": mapping(RESOURCE_KEYS, dict.fromkeys(RESOURCE_KEYS, quantity)),
+        "class": {"type": ["string", "number"], "pattern": whole(CLASS.pattern)},
         "timeout": {"type": ["string", "number"], "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"), "minLength": 1},
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),

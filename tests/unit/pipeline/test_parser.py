@@ -105,12 +105,12 @@ WRONG = [
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs",
     ),
     (
         A + "    services: [db]\n",
         "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs",
     ),
     (
         "on: push\n" + A,
@@ -128,7 +128,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -216,6 +216,11 @@ WRONG = [
     (
         A + "    timeout: soon\n",
         'ci.yaml:5: actions.a.timeout: \'soon\' is not a duration such as "90s", "10m" or "1h30m"',
+    ),
+    (
+        A + "    class: GPU 1\n",
+        "ci.yaml:5: actions.a.class: must be the name of a class: 1 to 40 lower-case letters, digits and '-', "
+        "not 'GPU 1'",
     ),
     (A + "    timeout: 0s\n", "ci.yaml:5: actions.a.timeout: must be longer than 0"),
     (
