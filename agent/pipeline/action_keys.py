@@ -49,13 +49,18 @@ def read_commands(value: Value) -> tuple[str, ...]:
     return tuple(commands)
 
 
-def read_env(value: Value) -> dict[str, str]:
-    """Return the variables. Each value is the text of the file: `1.10` stays "1.10"."""
+def read_env(value: Value, others: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables. Each value is the text of the file: `1.10` stays "1.10".
+
+    `others` are the variables of the matrix, which no name may repeat.
+    """
     env = {}
     for name, item in value.mapping("a mapping from variables to texts").items():
         with item.document.collect():
             if not VARIABLE.fullmatch(name):
                 item.refuse_key(NOT_A_VARIABLE.format(name))
+            if name in others:
+                item.refuse_key(f"{name} is also set in `matrix`")
         env[name] = item.attempt(lambda each: each.text('a text (quote an empty one: "")'), "")
     return env
 

@@ -18,11 +18,28 @@ if TYPE_CHECKING:
 
 # Maximum number of problems in one error, so that a file of another kind does not fill the screen.
 MAX_PROBLEMS = 20
+# Maximum number of values of all actions together. A value of the defaults counts for each action.
+MAX_REPEATED = 200_000
 # Maximum number of characters of a message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
 # Maximum number of characters of a line of the file in an error, and of those before the wrong key or value.
 MAX_EXCERPT = 100
 MAX_BEFORE = 60
+NOT_SUPPORTED = "the agent has nothing like it"
+OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
+# Keys of the files of other CI systems, and what to write instead.
+OTHERS_KEYS = {
+    "image": "write configuration: {container: IMAGE}",
+    "container": "write configuration: {container: IMAGE}",
+    "depends_on": "write needs: [NAME]",
+    "strategy": "write matrix: {NAME: [VALUE]}",
+    "default": "write defaults: {KEY: VALUE}",
+    "if": "write when: success, failure or always",
+    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
+    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
+    **dict.fromkeys(("services", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,8 @@ class Document:
         self.problems: dict[tuple[Place, str], Problem] = {}
         # By `id`: the mappings with a key that is not allowed. This key may be a misspelt one that is missing.
         self.misspelt: set[int] = set()
+        # Number of values that defaults and matrices have repeated so far.
+        self.repeated = 0
 
     @cached_property
     def lines(self) -> list[str]:
@@ -91,6 +110,17 @@ class Document:
             self.problems.setdefault((problem.place, problem.message), problem)
             if len(self.problems) >= MAX_PROBLEMS:
                 raise self.error()
+
+    def count_repeated(self, number: int) -> None:
+        """Count values of one action. A short file with defaults and a matrix can repeat its values many times.
+
+        Raises:
+            PipelineFileError: the number of values has reached the limit.
+        """
+        self.repeated += number
+        if self.repeated > MAX_REPEATED:
+            message = f"has more than {MAX_REPEATED} values, counted with those that defaults and matrices repeat"
+            raise PipelineFileError(*self.problems.values(), self.problem(Place(0, 0), message))
 
     def error(self) -> PipelineFileError:
         """Return the error with all problems, in the order of the file."""

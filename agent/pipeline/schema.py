@@ -12,7 +12,7 @@ from typing import Any
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
-from agent.pipeline.parser import ACTION_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
 
 Schema = dict[str, Any]
 
@@ -23,6 +23,7 @@ BOOLEAN: Schema = {"type": ["boolean", "string"], "enum": [True, False, "yes", "
 
 DESCRIPTIONS = {
     "name": "Name of the pipeline. Default: the file's name without its ending.",
+    "defaults": "Keys of all actions. The keys of an action win; env and resources are merged.",
     "actions": "A mapping from names to actions.",
     "configuration": "Where the commands run.",
     "container": "The image. Its ENTRYPOINT and CMD are not run. The image needs /bin/sh.",
@@ -49,6 +50,7 @@ DESCRIPTIONS = {
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
     "needs": "Actions that must succeed before this action starts.",
+    "matrix": "Variables with lists of values. There is one action for each combination.",
 }
 
 
@@ -100,6 +102,12 @@ def action_values() -> dict[str, Schema]:
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
         "needs": texts({"type": ["string", "number"]}) | {"uniqueItems": True},
+        "matrix": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": whole(VARIABLE.pattern)},
+            "additionalProperties": texts({"type": SCALAR}, minItems=1) | {"uniqueItems": True},
+        },
     }
 
 
@@ -108,7 +116,8 @@ def schema() -> Schema:
     values = action_values()
     required = ("configuration", "commands")
     name: Schema = {"type": ["string", "number", "boolean"]}
-    single = {key: value for key, value in values.items() if key != "needs"} | {"name": name}
+    single = {key: value for key, value in values.items() if key not in ("needs", "matrix")} | {"name": name}
+    defaults = mapping(DEFAULT_KEYS, {key: values[key] for key in DEFAULT_KEYS})
     actions: Schema = {
         "type": "object",
         "minProperties": 1,
@@ -116,14 +125,16 @@ def schema() -> Schema:
         "propertyNames": {"pattern": whole(NAME.pattern)},
         "additionalProperties": {"$ref": "#/definitions/action"},
     }
+    pipeline = {"name": name, "defaults": defaults, "actions": actions}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "SealCI pipeline",
         "type": "object",
         "if": {"required": ["configuration"]},
         "then": mapping(tuple(single), single, required=required),
-        "else": mapping(PIPELINE_KEYS, {"name": name, "actions": actions}, required=("actions",)),
-        "definitions": {"action": mapping(ACTION_KEYS, values, required=required)},
+        "else": mapping(PIPELINE_KEYS, pipeline, required=("actions",)),
+        # The image may be that of `defaults`.
+        "definitions": {"action": mapping(ACTION_KEYS, values, required=("commands",))},
     }
 
 
