@@ -48,7 +48,8 @@ NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
 def main() -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal in another encoding than UTF-8 cannot show every character, which must stop no pipeline.
+        # A terminal in another encoding than UTF-8 cannot show every character. Such a character must not end a
+        # pipeline with an error.
         sys.stdout.reconfigure(errors="replace")
     try:
         cli(standalone_mode=False, prog_name=NAME, complete_var=COMPLETE)
@@ -210,7 +211,8 @@ def print_cleanup(namespace: str, pool: str, result: CleanupResult, *, verb: str
 async def delete_pools(settings: Settings, *, dry_run: bool, pool: bool) -> list[tuple[str, str, CleanupResult]]:
     """Delete what killed runs left, and with `pool` the pods and stale Leases of the pool of the settings.
 
-    Returns namespace, pool and what was deleted, or would be.
+    Returns for each pool the namespace, the name of the pool, and what was deleted (with `dry_run`: what would be
+    deleted).
     """
     from agent.cli.killed_runs import delete_killed_runs
     from agent.cluster.api.client import Client

@@ -55,7 +55,7 @@ def agent_features(settings: Settings) -> tuple[Feature, ...]:
 def admit(
     action: Action, policy: PolicySettings, classes: Mapping[str, PolicySettings] = MappingProxyType({})
 ) -> float:
-    """Check every field of an action against the policy. Returns the seconds that the commands may run.
+    """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
 
     `classes` has the policy of each class of environments. `policy` is for actions without a class.
 

@@ -174,7 +174,7 @@ def parse(text: str, source: str) -> Pipeline:
 
 
 def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
-    """Return the name and the actions of a pipeline. Problems are noted in the document of `root`."""
+    """Return the name and the actions of a pipeline. Problems are added to the `Document` of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in ("needs", "matrix"))))
@@ -241,7 +241,10 @@ def read_action_name(value: Value) -> str:
 
 
 def check_name(name: str, value: Value) -> None:
-    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name, which is a key."""
+    """Refuse an action's name that is no safe file name, because logs and artifacts are stored under this name.
+
+    `value.key` is the YAML node of the name.
+    """
     if not NAME.fullmatch(name) or ".." in name:
         value.refuse_key(
             "is not an action name: 1 to 64 letters, digits, '.', '_' and '-', "
@@ -259,7 +262,7 @@ def optional(keys: Mapping[str, Value], name: str, reader: Callable[[Value], Res
 def read_action(
     name: str, value: Value, keys: Mapping[str, Value], variables: Mapping[str, str] = NO_VARIABLES
 ) -> PipelineAction:
-    """Return an action. Each key that is wrong is noted, and gets its default.
+    """Return an action. For each key with a wrong value, a problem is added and the default is used.
 
     `variables` are those of the matrix. They become variables of the commands.
     """

@@ -101,9 +101,9 @@ def check_needs(value: Value, needs: Sequence[str], names: Sequence[str]) -> Non
 
 
 def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
-    """Return a circle of needs: each action needs the next, and the first name is also the last.
+    """Return names of actions of which each needs the next. The first name, repeated at the end, closes the circle.
 
-    The circle is empty if there is none. It starts with the action that comes first in the file.
+    The circle starts with the action that comes first in the file. Without a circle, the list is empty.
     """
     try:
         TopologicalSorter({action.name: action.needs for action in actions}).prepare()

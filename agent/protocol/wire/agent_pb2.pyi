@@ -728,7 +728,7 @@ class LogChunk(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """up to 64 KiB as written; may end within a line or a character; secret values are masked"""
+    """up to 256 KiB as written; may end within a line or a character; secret values are masked"""
     cursor: _builtins.bytes
     """position of the chunk's end in the environment's log; opaque; the scheduler returns it in Resume"""
     source: Global___LogChunk.Source.ValueType
