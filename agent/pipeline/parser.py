@@ -33,9 +33,10 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
-from agent.pipeline.variants import read_matrix, resolve_needs, substituted, variant_name
+from agent.pipeline.structure.conditions import Condition, Retry, read_condition, read_retry
+from agent.pipeline.structure.variants import read_matrix, resolve_needs, substituted, variant_name
+from agent.pipeline.structure.yaml_merge import combined, merge_keys
 from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document
-from agent.pipeline.yaml_merge import combined, merge_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,11 +61,15 @@ ACTION_KEYS = (
     "timeout",
     "artifacts",
     "shell",
+    "retry",
     "needs",
+    "when",
     "matrix",
 )
+# Keys that a file with a single action does not have.
+KEYS_OF_SEVERAL = ("needs", "when", "matrix")
 # Keys that a file sets for all its actions.
-DEFAULT_KEYS = tuple(key for key in ACTION_KEYS if key not in ("commands", "needs", "matrix"))
+DEFAULT_KEYS = tuple(key for key in ACTION_KEYS if key not in ("commands", *KEYS_OF_SEVERAL))
 # Keys that an action adds to those of the file's defaults. Any other key replaces the default.
 MERGED_KEYS = ("env", "resources")
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -76,8 +81,8 @@ MAX_ACTIONS = 1000
 class PipelineAction:
     """One action of a pipeline file. `secrets` holds names. `timeout` is in seconds, None: the policy's default.
 
-    `needs` holds the names of the actions that must succeed before this action starts. `entry` is the action's name in
-    the file, which differs from `name` if the action has a matrix.
+    `needs` holds the names of the actions that must end before this action starts, with outcomes that fit `when`.
+    `entry` is the action's name in the file, which differs from `name` if the action has a matrix.
     """
 
     name: str
@@ -92,6 +97,8 @@ class PipelineAction:
     pipefail: bool | None = None
     environment_class: str = ""
     needs: tuple[str, ...] = ()
+    when: Condition = Condition.SUCCESS
+    retry: Retry = field(default_factory=Retry)
     entry: str = ""
 
     @property
@@ -177,7 +184,7 @@ def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
     """Return the name and the actions of a pipeline. Problems are added to the `Document` of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
-        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in ("needs", "matrix"))))
+        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in KEYS_OF_SEVERAL)))
         if "name" in keys:
             action_name = keys.pop("name").attempt(read_action_name, action_name)
         return action_name, (read_action(action_name, root, keys),)
@@ -286,6 +293,8 @@ def read_action(
         pipefail=optional(keys, "shell", read_pipefail, None),
         environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
+        when=optional(keys, "when", lambda condition: read_condition(condition, "needs" in keys), Condition.SUCCESS),
+        retry=optional(keys, "retry", read_retry, Retry()),
     )
 
 

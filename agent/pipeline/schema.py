@@ -12,7 +12,8 @@ from typing import Any
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
-from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.structure.conditions import MAX_RETRIES, RETRY_KEYS, RETRY_REASONS, Condition
 
 Schema = dict[str, Any]
 
@@ -49,7 +50,10 @@ DESCRIPTIONS = {
     "when": "After which end of the commands files are kept. Default: success.",
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
-    "needs": "Actions that must succeed before this action starts.",
+    "needs": "Actions that must end before this action starts.",
+    "retry": "Further attempts after a failure. A number alone counts for reasons of the infrastructure only.",
+    "times": "Number of further attempts.",
+    "reasons": "Reasons of a failure after which another attempt follows. Default: those of the infrastructure.",
     "matrix": "Variables with lists of values. There is one action for each combination.",
 }
 
@@ -90,6 +94,8 @@ def action_values() -> dict[str, Schema]:
         "credentials": TEXT,
     }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
+    times: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES}
+    reasons = texts({"enum": [each.value for each in RETRY_REASONS]})
     return {
         "configuration": mapping(("container",), {"container": TEXT}, required=("container",)),
         "commands": texts({"type": SCALAR}, minItems=1),
@@ -101,6 +107,10 @@ def action_values() -> dict[str, Schema]:
         "timeout": {"type": ["string", "number"], "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"), "minLength": 1},
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
+        "retry": {
+            "anyOf": [times, mapping(RETRY_KEYS, {"times": times, "reasons": reasons}, required=("times",))],
+        },
+        "when": {"enum": [each.value for each in Condition]},
         "needs": texts({"type": ["string", "number"]}) | {"uniqueItems": True},
         "matrix": {
             "type": "object",
@@ -116,7 +126,7 @@ def schema() -> Schema:
     values = action_values()
     required = ("configuration", "commands")
     name: Schema = {"type": ["string", "number", "boolean"]}
-    single = {key: value for key, value in values.items() if key not in ("needs", "matrix")} | {"name": name}
+    single = {key: value for key, value in values.items() if key not in KEYS_OF_SEVERAL} | {"name": name}
     defaults = mapping(DEFAULT_KEYS, {key: values[key] for key in DEFAULT_KEYS})
     actions: Schema = {
         "type": "object",

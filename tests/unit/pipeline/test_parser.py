@@ -8,10 +8,13 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.domain.errors import Reason, Stage
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline.file_errors import PipelineFileError
 from agent.pipeline.overrides import select_actions
 from agent.pipeline.parser import load, parse
 from agent.pipeline.secret_values import SecretsError, find_secrets
+from agent.pipeline.structure.conditions import Condition
 
 FULL = """
     name: build and test
@@ -106,12 +109,14 @@ WRONG = [
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs, matrix",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
+        "matrix",
     ),
     (
         A + "    services: [db]\n",
         "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs, matrix",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
+        "matrix",
     ),
     (
         "on: push\n" + A,
@@ -129,7 +134,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, needs, matrix",
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, matrix",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -499,3 +504,45 @@ def test_the_values_that_defaults_and_matrices_repeat_are_bounded() -> None:
     )
     with pytest.raises(PipelineFileError, match="has too many actions with those of matrices; at most 1000"):
         parse(text, "ci.yaml")
+
+
+def test_conditions_and_retries_are_read() -> None:
+    text = """
+        defaults: {configuration: {container: i}, retry: 2}
+        actions:
+          a: {commands: [x]}
+          b: {commands: [x], retry: {times: 1, reasons: [COMMAND_FAILED, EVICTED]}, needs: [a], when: failure}
+          c: {commands: [x], retry: 0, needs: [a], when: always}
+    """
+    a, b, c = parse(dedent(text), "ci.yaml").actions
+    assert (a.when, b.when, c.when) == (Condition.SUCCESS, Condition.FAILURE, Condition.ALWAYS)
+    assert (a.retry.times, b.retry.times, c.retry.times) == (2, 1, 0)
+    lost, failed = (
+        Outcome(Result.FAILED, Stage.COMMANDS, reason) for reason in (Reason.NODE_LOST, Reason.COMMAND_FAILED)
+    )
+    assert [a.retry.covers(lost, 1), a.retry.covers(lost, 2), a.retry.covers(lost, 3)] == [True, True, False]
+    assert not a.retry.covers(failed, 1)
+    assert b.retry.covers(failed, 1)
+    assert not b.retry.covers(lost, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("when: failure", "when: must be success, because the action has no `needs`"),
+        ("when: never", "when: must be one of success, failure, always, not 'never'"),
+        ("retry: 11", "retry: must be a number of further attempts, at most 10, not '11'"),
+        ("retry: {reasons: [EVICTED]}", "retry: `times` is missing: the number of further attempts"),
+        (
+            "retry: {times: 1, reasons: [EVICTD]}",
+            "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, UNSCHEDULABLE, EVICTED, PREEMPTED, "
+            "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, not 'EVICTD', "
+            "did you mean 'EVICTED'?",
+        ),
+    ],
+)
+def test_a_condition_or_a_retry_that_is_refused(keys: str, message: str) -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(f"{A}    {keys}\n", "ci.yaml")
+    assert [each.message for each in wrong.value.problems] == [f"ci.yaml:5: actions.a.{message}"]
