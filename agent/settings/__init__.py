@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from agent.domain.errors import SettingsError
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
+from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
 from agent.settings.sections import (
     AgentSection,
@@ -48,6 +49,7 @@ __all__ = [
     "PREFIX",
     "AgentSection",
     "ArtifactSettings",
+    "ClassSettings",
     "ClassicSettings",
     "ClusterSettings",
     "EnvironmentSettings",
@@ -61,7 +63,9 @@ __all__ = [
     "Tls",
     "TracesSettings",
     "checked_quantity",
+    "class_policies",
     "load",
+    "settings_of_class",
     "size",
 ]
 
@@ -95,6 +99,16 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def classes_fit_the_policy(self) -> Settings:
+        """Refuse a class whose resources do not fit the rest of the policy."""
+        for name, each in self.environment.classes.items():
+            try:
+                policy_of_class(self.policy, each)
+            except ValueError as error:
+                raise ValueError(f"environment.classes.{name}: {error}") from error
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -183,6 +197,8 @@ def is_known_variable(variable: str) -> bool:
 def describe_error(detail: Any) -> str:
     """Describe one validation error. The text names the key and the environment variable."""
     path = [str(part) for part in detail["loc"]]
+    if not path:
+        return str(detail["msg"]).removeprefix("Value error, ")
     key = ".".join(path)
     variable = PREFIX + "__".join(part.upper() for part in path)
     if detail["type"] == "extra_forbidden":

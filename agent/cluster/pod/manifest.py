@@ -104,6 +104,8 @@ def pod(plan: Plan, settings: Settings) -> Object:
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
     result: Object = merge(manifest, environment.pod_template)
+    if (chosen := environment.classes.get(plan.action.environment_class)) is not None:
+        result = merge(result, chosen.pod_template)
     return result
 
 
@@ -125,7 +127,8 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.ACTION: labels.action_hash(action.key.action_id),
             labels.ATTEMPT: str(action.key.attempt),
             labels.CLAIM: str(action.key.claim),
-        },
+        }
+        | ({labels.CLASS: action.environment_class} if action.environment_class else {}),
         "annotations": {
             # `kubectl logs` and `kubectl exec` use this container if the user names none.
             "kubectl.kubernetes.io/default-container": HELPER,

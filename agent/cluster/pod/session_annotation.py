@@ -32,6 +32,7 @@ def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
         "timeout": timeout,
         "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
+        "class": action.environment_class,
     }
     return json.dumps(session, separators=(",", ":"))
 
@@ -83,6 +84,7 @@ def read(pod: Object) -> tuple[Action, str]:
             artifacts=ArtifactRules(tuple(rules["paths"]), tuple(rules["exclude"]), When(rules["when"])),
             timeout=float(session["timeout"]),
             traceparent=str(session.get("traceparent", "")),
+            environment_class=str(session.get("class", "")),
         )
         return action, str(session["nonce"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
