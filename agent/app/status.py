@@ -100,5 +100,6 @@ class AgentStatus:
                 finished=self.sessions.finished,
                 running=[session_row(session) for session in running],
                 recent=list(self.recent),
+                classes=tuple(self.settings.environment.classes),
             )
         )

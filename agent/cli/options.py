@@ -182,13 +182,13 @@ def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings
     """
     from agent.domain.actions import Key
     from agent.domain.errors import ActionFailed
-    from agent.execution.admission import admit
-    from agent.execution.services.admission import ServiceRules
+    from agent.execution.admission import admission_of
 
+    admit = admission_of(settings)
     problems = []
     for action in pipeline.actions:
         try:
-            admit(action.action(Key(action.name), secrets), settings.policy, ServiceRules.of(settings))
+            admit(action.action(Key(action.name), secrets))
         except ActionFailed as error:
             problems.append(f"{pipeline.source}: {action.name}: {error.message}")
     if problems:

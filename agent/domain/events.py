@@ -73,10 +73,11 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, with secrets masked.
+    """Up to 256 KiB of log, with secrets masked.
 
-    `cursor` is the position in the log of the commands after the data, None for text of another `source`. `service` is
-    the name of the service that wrote the data, and `service_cursor` the position in the log of this service.
+    `cursor` is the position behind `data` in the pod's log. It is None if the text does not come from the commands.
+    `service` is the name of the service that wrote the data, and `service_cursor` the position in the log of this
+    service.
     """
 
     data: bytes

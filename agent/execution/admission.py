@@ -5,7 +5,9 @@ Pure. Each problem names the field, its value and what is allowed. All problems 
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
@@ -21,9 +23,10 @@ from agent.domain.references.secret_name import checked_secret_name
 from agent.domain.session_state import Feature
 from agent.execution.admission_checks import image_problems, resource_problems, variable_problems
 from agent.execution.services.admission import NO_RULES, ServiceRules, service_problems
+from agent.settings import admission_policy, class_policies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from agent.domain.actions import Action
     from agent.settings import PolicySettings, Settings
@@ -44,16 +47,32 @@ def agent_features(settings: Settings) -> tuple[Feature, ...]:
     return (Feature.SERVICES,) if settings.services.max else ()
 
 
-def admit(action: Action, policy: PolicySettings, rules: ServiceRules = NO_RULES) -> float:
-    """Check every field of an action against the policy. Returns the seconds that the commands may run.
+def admission_of(settings: Settings) -> Callable[[Action], float]:
+    """Return `admit` with the policies and the rules of these settings."""
+    policy = admission_policy(settings)
+    return partial(admit, policy=policy, classes=class_policies(settings, policy), rules=ServiceRules.of(settings))
+
+
+def admit(
+    action: Action,
+    policy: PolicySettings,
+    classes: Mapping[str, PolicySettings] = MappingProxyType({}),
+    rules: ServiceRules = NO_RULES,
+) -> float:
+    """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
+
+    `classes` has the policy of each class of environments. `policy` is for actions without a class. `rules` are the
+    limits on services that no policy holds.
 
     `rules` is what the policy does not hold of the limits on services.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
     """
+    policy = classes.get(action.environment_class, policy)
     found = chain(
         identity(action),
+        environment_class(action, classes),
         image_problems("image", action.image, policy.images, require_digest=policy.require_digest),
         commands(action, policy),
         variables(action, policy),
@@ -75,6 +94,14 @@ def admit(action: Action, policy: PolicySettings, rules: ServiceRules = NO_RULES
 def identity(action: Action) -> Iterator[str]:
     if not action.key.action_id or len(action.key.action_id.encode()) > 256:
         yield "action_id: must have 1 to 256 bytes"
+
+
+def environment_class(action: Action, classes: Mapping[str, PolicySettings]) -> Iterator[str]:
+    """Yield a problem if the action names a class that this agent does not have."""
+    name = action.environment_class
+    if name and name not in classes:
+        there_are = f"there are: {', '.join(classes)}" if classes else "this agent has no classes"
+        yield f"class: there is no class {name[:100]!r}; {there_are}"
 
 
 def commands(action: Action, policy: PolicySettings) -> Iterator[str]:

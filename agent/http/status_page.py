@@ -1,8 +1,8 @@
 """The status page: one page of HTML that shows the state of this replica and which actions it runs.
 
-Pure: a `Snapshot` goes in, a document comes out. The page needs no script and no other file. It shows names, stages,
-times and outcomes. It never shows commands, variables or logs. Messages are masked, as in the events that the scheduler
-gets.
+All functions are pure, and `page` makes an HTML document of a `Snapshot`. The page needs no script and no other file.
+The page shows names, stages, times and outcomes, but never commands, variables or logs. In messages, secrets are masked
+as in the events that the scheduler gets.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class SessionRow:
     stages: Sequence[tuple[str, float]]
     outcome: Outcome | None = None
     services: Sequence[tuple[str, str]] = ()
+    environment_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Snapshot:
     finished: int
     running: Sequence[SessionRow]
     recent: Sequence[SessionRow]
+    classes: Sequence[str] = ()
 
 
 def session_row(session: Session) -> SessionRow:
@@ -83,6 +85,7 @@ def session_row(session: Session) -> SessionRow:
         stages=tuple((stage.value, seconds) for stage, seconds in stages.items()),
         outcome=outcome,
         services=tuple((each.name, each.state.value) for each in session.services.reported.values()),
+        environment_class=session.action.environment_class,
     )
 
 
@@ -114,6 +117,7 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
         ("slots", f"{health.running} of {health.slots}{meter(health)}"),
         ("finished", f"{snapshot.finished}"),
         ("orphans", coloured("bad" if health.remains else "good", f"{health.remains}")),
+        *([("classes", escape(", ".join(snapshot.classes)))] if snapshot.classes else []),
     ]
 
 
@@ -137,6 +141,7 @@ def session_item(session: SessionRow) -> str:
     stages = " · ".join(f"{escape(name)} {duration(seconds)}" for name, seconds in session.stages)
     services = " · ".join(f"{escape(name)} {escape(state)}" for name, state in session.services)
     services = f'<p class="dim">services: {services}</p>' if services else ""
+    named_class = f" · class {escape(session.environment_class)}" if session.environment_class else ""
     outcome = session.outcome
     state = coloured("run", session.stage)
     why = ""
@@ -147,12 +152,12 @@ def session_item(session: SessionRow) -> str:
         why = f'<p class="{colour}">{escape(text)}</p>' if text else ""
     return (
         f"<li><b>{escape(session.action)}{attempt}</b><time>{state} {duration(session.seconds)}</time>"
-        f'<p class="dim">{escape(session.image)}</p><p class="dim">{stages}</p>{services}{why}</li>'
+        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{services}{why}</li>'
     )
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """Return reason, exit code and message in one line. "" for a plain success."""
+    """Return reason, exit code and message in one line. "" for a success without a message."""
     reason = outcome.reason.value if outcome.reason else ""
     code = f" (exit code {outcome.exit_code})" if outcome.exit_code else ""
     return f"{reason}{code}{': ' if reason and outcome.message else ''}{outcome.message[:MAX_MESSAGE]}"

@@ -1,9 +1,10 @@
 """Decide which agent runs which action, and apply the agents' events.
 
 All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
-agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
-seen so far, and lower claims get Discard. When an agent is lost, its actions wait for a limited time, the resume grace.
-In that time the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the agent with
+the highest claim seen so far, and agents with lower claims get a Discard message. When an agent is lost, its actions
+wait for a limited time, the resume grace. If in this time neither the agent returns nor another agent adopts the
+sessions, the next attempts start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
 from agent.local_scheduler.assignment import Assignment
 from agent.local_scheduler.unknown_sessions import UnknownSessions
-from agent.pipeline.events import Started
+from agent.pipeline.events import Started, WaitingForAgent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ class Dispatcher:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Record that an agent has received an action and runs it."""
+        """Record that the agent of a stream has received an action and runs the action."""
         record.stop_grace_timer()
         self.agents.bind(record, stream)
         record.sent_to_agent = True
@@ -252,7 +253,7 @@ class Dispatcher:
             return
         match admission(record.state, seq):
             case Admission.ACK:
-                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                # Only stored events are acknowledged. An event that still waits for the store is acknowledged later.
                 if record.stored_seq:
                     stream.ack(key, record.stored_seq)
             case Admission.DISCARD:
@@ -272,8 +273,18 @@ class Dispatcher:
             state = replace(state, claim=key.claim, agent=stream.agent_id, status=ActionStatus.RUNNING)
             self.bind(record, stream)
         state, body = advance(state, seq, event, time.time())
-        self.registry.update(record, state, [body] if body else [], then=lambda: stream.ack(key, seq))
-        if state.status is ActionStatus.ENDED:
+        bodies = [body] if body else []
+        if (
+            state.outcome is not None
+            and state.cancel is None
+            and record.plan.retry.covers(state.outcome, state.attempt)
+        ):
+            bodies = [WaitingForAgent(retry_text(state.outcome, state.attempt, record.plan.retry.times))]
+            state = state.next_attempt()
+            record.sent_to_agent, record.files = False, []
+        ended = state.status is not ActionStatus.RUNNING
+        self.registry.update(record, state, bodies, then=lambda: stream.ack(key, seq))
+        if ended:
             self.agents.unbind(record, stream)
             self.schedule()
 
@@ -285,7 +296,7 @@ class Dispatcher:
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
-            # The agent drains or has no cluster. It gets no action before its next health report.
+            # The agent drains or cannot use its cluster. The scheduler sends it no action until its next health report.
             stream.health = None
         if not assigned or record.state.status is not ActionStatus.RUNNING:
             return
@@ -310,3 +321,10 @@ class Dispatcher:
             self.end(record, Result.FAILED, Reason.INTERNAL, text)
             self.agents.unbind(record, stream)
             self.schedule()
+
+
+def retry_text(outcome: Outcome, attempt: int, times: int) -> str:
+    """Return why another attempt of an action follows, for people. `times` is the number of further attempts."""
+    reason = outcome.reason.value if outcome.reason else "a failure"
+    what = f" ({outcome.message})" if outcome.message else ""
+    return f"attempt {attempt} ended with {reason}{what}; attempt {attempt + 1} of at most {times + 1} follows"

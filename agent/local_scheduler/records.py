@@ -15,6 +15,7 @@ from agent.local_scheduler.action_state import ActionStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.outcome import Outcome
     from agent.local_scheduler.action_state import ActionState
     from agent.local_scheduler.storage.changes import StoredPipeline
     from agent.local_scheduler.storage.uploads import Upload
@@ -28,8 +29,9 @@ class ActionRecord:
 
     `agent_id` is the connected agent that has the action now, "" when none has. `sent_to_agent`: an agent may have
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
-    action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
-    upload wait for the first. `waits_for` is the reported reason why the action stays in the queue, "" for none.
+    action waits for its lost agent. `upload` is the upload of files that runs now, None without one. `upload_lock`
+    ensures that only one upload of an action at a time moves its files into the action's folder. `waits_for` is the
+    reported reason why the action stays in the queue, "" for none.
     """
 
     plan: PipelineAction
@@ -48,6 +50,13 @@ class ActionRecord:
     def action_id(self) -> str:
         """The id of the action on the agents' stream: "<pipeline id>/<name>"."""
         return self.state.action_id
+
+    @property
+    def needed_outcomes(self) -> list[Outcome] | None:
+        """The outcomes of the actions that this action needs, None if one of them has not ended."""
+        found = [self.run.records[name].state.outcome for name in self.plan.needs]
+        outcomes = [each for each in found if each is not None]
+        return outcomes if len(outcomes) == len(found) else None
 
     def stop_grace_timer(self) -> None:
         """Cancel the grace timer, if it runs."""

@@ -1,6 +1,6 @@
 """The errors of a pipeline file, each with its line and with a caret below the wrong key or value.
 
-A `Document` lives while one file is read. It collects the problems, so that one try shows a user all of them.
+A `Document` lives while one file is read. It collects the problems, so that one try shows a user all problems.
 """
 
 from __future__ import annotations
@@ -18,11 +18,29 @@ if TYPE_CHECKING:
 
 # Maximum number of problems in one error, so that a file of another kind does not fill the screen.
 MAX_PROBLEMS = 20
+# Maximum number of values of all actions together. A value of the defaults counts for each action.
+MAX_REPEATED = 200_000
 # Maximum number of characters of a message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
-# Maximum number of characters of a line of the file in an error, and of those before the wrong key or value.
+# Maximum number of characters that an error shows of a line of the file.
 MAX_EXCERPT = 100
+# Maximum number of characters that an error shows before the wrong key or value.
 MAX_BEFORE = 60
+NOT_SUPPORTED = "the agent has nothing like it"
+OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
+# Keys that other CI systems use in their files, and what to write in a pipeline file instead.
+OTHERS_KEYS = {
+    "image": "write configuration: {container: IMAGE}",
+    "container": "write configuration: {container: IMAGE}",
+    "depends_on": "write needs: [NAME]",
+    "strategy": "write matrix: {NAME: [VALUE]}",
+    "default": "write defaults: {KEY: VALUE}",
+    "if": "write when: success, failure or always",
+    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
+    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
+    **dict.fromkeys(("cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +86,11 @@ class Document:
         self.source = source
         self.text = text
         self.problems: dict[tuple[Place, str], Problem] = {}
-        # By `id`: the mappings with a key that is not allowed. This key may be a misspelt one that is missing.
+        # The `id` of each YAML node that is a mapping with a key that is not allowed. If another key of this mapping is
+        # missing, the key that is not allowed is perhaps the missing key, misspelt.
         self.misspelt: set[int] = set()
+        # Number of values that defaults and matrices have repeated so far.
+        self.repeated = 0
 
     @cached_property
     def lines(self) -> list[str]:
@@ -82,7 +103,7 @@ class Document:
         return Problem(f"{self.source}:{place.line + 1}: {message}", self.excerpt(place), place)
 
     def add(self, *problems: Problem) -> None:
-        """Note problems. A problem that is already noted is not noted twice.
+        """Add problems to those that were found. A problem that was added before is not added twice.
 
         Raises:
             PipelineFileError: the number of problems has reached the limit.
@@ -92,6 +113,17 @@ class Document:
             if len(self.problems) >= MAX_PROBLEMS:
                 raise self.error()
 
+    def count_repeated(self, number: int) -> None:
+        """Count values of one action. A short file with defaults and a matrix can repeat its values many times.
+
+        Raises:
+            PipelineFileError: the number of values has reached the limit.
+        """
+        self.repeated += number
+        if self.repeated > MAX_REPEATED:
+            message = f"has more than {MAX_REPEATED} values, counted with those that defaults and matrices repeat"
+            raise PipelineFileError(*self.problems.values(), self.problem(Place(0, 0), message))
+
     def error(self) -> PipelineFileError:
         """Return the error with all problems, in the order of the file."""
         return PipelineFileError(
@@ -100,7 +132,7 @@ class Document:
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:
-        """Note the problems of an error that the block raises, and go on after the block.
+        """Add the problems of an error that the `with` block raises, and continue after the block.
 
         Raises:
             PipelineFileError: the number of problems has reached the limit.
@@ -125,12 +157,12 @@ class Document:
 
 
 def printable(text: str) -> str:
-    """Return a text with a space for each tab and a question mark for each other character that shows nothing."""
+    """Return a text with a space for each tab and a question mark for each other unprintable character."""
     return "".join(letter if letter.isprintable() else " " if letter == "\t" else "?" for letter in text)
 
 
 def columns(text: str) -> int:
-    """Return the number of columns of a terminal that a text takes."""
+    """Return the number of terminal columns that a text is wide."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text

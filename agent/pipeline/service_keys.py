@@ -68,7 +68,7 @@ def read_service(name: str, value: Value, secrets: tuple[str, ...]) -> Service:
         if "container" not in keys:
             value.refuse_missing("`container` is missing: the image of the service")
     no_env: dict[str, str] = {}
-    env = optional(keys, "env", read_env, no_env)
+    env = optional(keys, "env", lambda own: read_env(own, {}), no_env)
     return Service(
         name=name,
         image=optional(keys, "container", read_image, ""),

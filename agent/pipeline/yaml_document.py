@@ -8,16 +8,16 @@ in the syntax ends the reading.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import yaml
 
-from agent.pipeline.file_errors import Document, PipelineFileError, Place, Problem
+from agent.pipeline.file_errors import OTHERS_KEYS, Document, PipelineFileError, Place, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 Result = TypeVar("Result")
 
@@ -36,33 +36,26 @@ NAMES_OF_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp
 TAGS = frozenset(STANDARD + name for name in NAMES_OF_TAGS)
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Text that stands for a variable of a matrix.
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}", re.ASCII)
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-NOT_SUPPORTED = "the agent has nothing like it"
-OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
-# Keys of the files of other CI systems, and what to write instead.
-OTHERS_KEYS = {
-    "image": "write configuration: {container: IMAGE}",
-    "container": "write configuration: {container: IMAGE}",
-    "depends_on": "write needs: [NAME]",
-    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
-    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
-    **dict.fromkeys(("matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
-    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A YAML node with its document, the keys that lead to the node, and the node of the last of these keys."""
+    """A YAML node with its document, the keys that lead to the node, and the node of the last of these keys.
+
+    `variables` are the values that `${NAME}` stands for in the texts of this value.
+    """
 
     node: yaml.Node
     document: Document
     path: tuple[str, ...] = ()
     key: yaml.Node | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def problem(self, message: str, node: yaml.Node | None = None) -> Problem:
-        """Return a problem of this value. Its place is the value, or `node`."""
+        """Return a problem of this value. The problem's place is that of `node`, or of this value if `node` is None."""
         path = ".".join(self.path)
         return self.document.problem(place_of(node or self.node), f"{path + ': ' if path else ''}{message}")
 
@@ -77,14 +70,15 @@ class Value:
     def refuse_missing(self, message: str) -> NoReturn:
         """Raise `PipelineFileError` for a mapping that lacks a key.
 
-        The error has no problem if the mapping has a key that is not allowed, because this key may be the misspelt one.
+        If the mapping also has a key that is not allowed, the error has no problem, because this key is perhaps the
+        missing key, misspelt.
         """
         raise PipelineFileError(
             *(() if id(self.node) in self.document.misspelt else (self.problem(message, self.key),))
         )
 
     def attempt(self, reader: Callable[[Value], Result], default: Result) -> Result:
-        """Return what `reader` makes of this value. If the value is refused, note the problem and return `default`."""
+        """Return what `reader` makes of this value. If `reader` refuses it, add the problem and return `default`."""
         with self.document.collect():
             return reader(self)
         return default
@@ -101,6 +95,11 @@ class Value:
         return repr(self.node.value)
 
     @property
+    def size(self) -> int:
+        """The number of items of a list or mapping, 1 for a scalar."""
+        return max(1, len(self.node.value)) if not isinstance(self.node, yaml.ScalarNode) else 1
+
+    @property
     def is_scalar(self) -> bool:
         """Whether the node is a scalar other than null."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.tag != NULL
@@ -112,7 +111,7 @@ class Value:
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
         """Return the values by key. `what` names the wanted type.
 
-        If `allowed` is not empty, other keys are noted as problems and left out.
+        If `allowed` is not empty, a problem is added for each other key, and the key is left out.
         """
         if not isinstance(self.node, yaml.MappingNode):
             self.refuse(f"must be {what}, not {self.kind}")
@@ -120,7 +119,7 @@ class Value:
         found: dict[str, Value] = {}
         for key_node, value_node in self.node.value:
             name = Value(key_node, self.document, self.path).text("a key")
-            here = Value(value_node, self.document, (*self.path, name), key_node)
+            here = Value(value_node, self.document, (*self.path, name), key_node, self.variables)
             if name in found:
                 self.document.add(here.problem("this key is set twice", key_node))
             elif names and name not in names:
@@ -138,7 +137,7 @@ class Value:
             self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
         return [
-            Value(node, self.document, (*self.path[:-1], f"{last}[{number}]"))
+            Value(node, self.document, (*self.path[:-1], f"{last}[{number}]"), variables=self.variables)
             for number, node in enumerate(self.node.value, 1)
         ]
 
@@ -152,7 +151,7 @@ class Value:
             self.refuse("must not contain half of a surrogate pair")
         if "\0" in value:
             self.refuse("must not contain a NUL character")
-        return value
+        return PLACEHOLDER.sub(lambda found: self.variables.get(found[1], found[0]), value)
 
     def non_empty(self, what: str = "a text") -> str:
         """Return the text of a scalar. Refuse an empty text."""
@@ -211,18 +210,18 @@ def read_document(text: str, source: str) -> Value:
 
 
 class Loader(yaml.SafeLoader):
-    """Composes the nodes of one text. It stops at the limits, so that a small file cannot cost minutes."""
+    """Composes the nodes of one text. It stops at the limits, so that a small file cannot take minutes."""
 
     def __init__(self, document: Document) -> None:
         super().__init__(document.text)
         self.document = document
         self.depth = 0
         self.nodes = 0
-        # The last quoted text: its first and its last mark.
+        # Start and end of the last quoted text.
         self.quote: tuple[yaml.Mark, yaml.Mark] | None = None
 
     def scan_flow_scalar(self, style: str) -> yaml.ScalarToken:
-        """Read a quoted text, and note where it stands. A quote without an end takes in the lines below it."""
+        """Read a quoted text, and record its start and end. Without a closing quote, the text includes later lines."""
         token = super().scan_flow_scalar(style)
         self.quote = (token.start_mark, token.end_mark)
         return token
@@ -231,7 +230,7 @@ class Loader(yaml.SafeLoader):
         """Return the next node.
 
         Raises:
-            PipelineFileError: the node is nested too deeply, or is one too many.
+            PipelineFileError: the node is nested too deeply, or the document has too many nodes.
         """
         self.check_depth(self.depth)
         if self.nodes >= MAX_NODES:
@@ -243,7 +242,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        """Read `[` or `{`. The scanner runs ahead of the composer, so the depth is checked here too."""
+        """Read `[` or `{`. PyYAML scans tokens ahead of `compose_node`, so the depth is checked here too."""
         self.check_depth(self.flow_level)
         super().fetch_flow_collection_start(token)
 
@@ -339,7 +338,7 @@ def check_size(node: yaml.Node, size: tuple[int, int], document: Document) -> No
 
 
 def check_tag(node: yaml.Node, document: Document) -> None:
-    """Refuse tags of other systems. Without their meaning, `!reference [a, b]` would be a list of two commands."""
+    """Refuse YAML tags of other CI systems. If tags were ignored, `!reference [a, b]` would be a list of commands."""
     if node.tag not in TAGS:
         tag = f"!!{node.tag.removeprefix(STANDARD)}" if node.tag.startswith(STANDARD) else node.tag
         Value(node, document).refuse(f"the tag {tag!r} is not known; a pipeline file has no tags")

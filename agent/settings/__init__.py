@@ -1,9 +1,10 @@
 """Read the settings of the agent from defaults, a YAML file, the environment and flags.
 
-Later sources win: defaults < YAML file (`--config` or `SEALCI_CONFIG`) < `SEALCI_*` (two underscores nest:
-`SEALCI_AGENT__SLOTS=20`) < flags. A setting never holds a secret, only the path of a file with the secret. Secrets can
-therefore be rotated and never show in a process list. One `Settings` is read at the start and lives as long as the
-process. The descriptions are also the documentation: `docs/settings.md` and the chart's values are generated from them.
+Each source overrides the sources before it: defaults, YAML file (`--config` or `SEALCI_CONFIG`), `SEALCI_*` variables,
+flags. In a variable's name, two underscores separate section and key: `SEALCI_AGENT__SLOTS=20`. A setting never holds a
+secret, only the path of a file with the secret. Secrets can therefore be rotated and never show in a process list. One
+`Settings` is read at the start and lives as long as the process. `docs/settings.md` and the chart's values are
+generated from the descriptions of the settings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +26,7 @@ from pydantic_settings import (
 
 from agent.domain.errors import SettingsError
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
+from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
 from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
@@ -47,6 +49,7 @@ __all__ = [
     "PREFIX",
     "AgentSection",
     "ArtifactSettings",
+    "ClassSettings",
     "ClassicSettings",
     "ClusterSettings",
     "EnvironmentSettings",
@@ -61,7 +64,9 @@ __all__ = [
     "Tls",
     "TracesSettings",
     "checked_quantity",
+    "class_policies",
     "load",
+    "settings_of_class",
     "size",
 ]
 
@@ -97,6 +102,16 @@ class Settings(BaseSettings):
     traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
 
+    @model_validator(mode="after")
+    def classes_fit_the_policy(self) -> Settings:
+        """Refuse a class whose resources do not fit the rest of the policy."""
+        for name, each in self.environment.classes.items():
+            try:
+                policy_of_class(self.policy, each)
+            except ValueError as error:
+                raise ValueError(f"environment.classes.{name}: {error}") from error
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -106,7 +121,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources of settings. Earlier sources win: flags, environment, file."""
+        """Return the sources of settings. Each source overrides the sources after it: flags, environment, file."""
         # The agent reads no .env file and no folder of secrets.
         del dotenv_settings, file_secret_settings
         return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))
@@ -184,6 +199,8 @@ def is_known_variable(variable: str) -> bool:
 def describe_error(detail: Any) -> str:
     """Describe one validation error. The text names the key and the environment variable."""
     path = [str(part) for part in detail["loc"]]
+    if not path:
+        return str(detail["msg"]).removeprefix("Value error, ")
     key = ".".join(path)
     variable = PREFIX + "__".join(part.upper() for part in path)
     if detail["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""The sections of the settings about the agent, the cluster, pods, and the agent's own output.
+"""The sections of the settings about the agent, the cluster, pods, limits, and the agent's own output.
 
 The sections live as long as the process.
 """
@@ -6,10 +6,11 @@ The sections live as long as the process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
 from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, Section, Size
 
 
@@ -106,26 +107,26 @@ class EnvironmentSettings(Section):
         description="Requests and limits of container `repository`. An empty quantity removes one of the default.",
     )
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
+    nudge_kubelet: bool = Field(
+        True,
+        description="Make the kubelet look at a pod as soon as its commands ended, "
+        "by small resizes of container `helper` (`pods/resize`). Has an effect on Kubernetes 1.36 and newer.",
+    )
     pipefail: bool = Field(
         False,
         description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Extra labels of the pods of actions.")
-    pod_template: dict[str, Any] = Field(
+    pod_template: PodTemplate = Field(
         default_factory=dict,
         description="Partial pod that the agent merges over every pod of an action. "
         "Use it for node selectors, tolerations, pull secrets, volumes or a runtime class.",
     )
-
-    @model_validator(mode="after")
-    def processes_apart(self) -> EnvironmentSettings:
-        """Refuse templates that share the process namespace of the pod or of the node."""
-        # The supervisor stops the commands with `kill -TERM -1`, which also reaches processes of other containers or of
-        # the node if they share the process namespace.
-        for name in ("shareProcessNamespace", "hostPID"):
-            if self.pod_template.get("spec", {}).get(name):
-                raise ValueError(f"pod_template.spec.{name}: must not be set, because stop signals go to all processes")
-        return self
+    classes: dict[ClassName, ClassSettings] = Field(
+        default_factory=dict,
+        description="Classes of environments that actions may ask for by name, each with a profile, a pod template, "
+        "default and maximum resources, and allowed images. docs/classes.md explains them.",
+    )
 
 
 class ArtifactSettings(Section):

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from tests.e2e.lab import Lab
 
 PACKAGES = ("pg8000==1.31.6", "walrus==0.9.8")
-WHEELS = ("pytest==9.2.0", "pytest-mock", "scramp", "python-dateutil", "pytz", "redis", "asn1crypto", "six", "async-timeout")
+WHEELS = (
+    "pytest==9.2.0",
+    "pytest-mock",
+    "scramp",
+    "python-dateutil",
+    "pytz",
+    "redis",
+    "asn1crypto",
+    "six",
+    "async-timeout",
+)
 # Left out are tests that need another configuration of the server (TLS, Kerberos, passwords), benchmarks, and one test
 # that expects the kernel to notice a closed connection in one of two ways.
 PG8000 = (

@@ -261,7 +261,8 @@ def requests_of(agent: Agent) -> dict[str, float]:
 
 
 def test_services_cost_no_request_with_ports_and_one_with_a_health_command(own_lab: Lab) -> None:
-    agent = own_lab.agent()
+    # Nudges would add requests of their own.
+    agent = own_lab.agent(environment={"nudge_kubelet": False})
     plain = {"create pods": 1, "get pods/log": 1, "delete pods": 1}
     asked = {
         "none": action("true"),

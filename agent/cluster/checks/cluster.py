@@ -1,6 +1,6 @@
 """The cluster's half of `sealci-agent doctor`: API server, clock, permissions, quota, and one pod as a probe.
 
-Each check lives for one or two requests, and the probe for seconds. The checks change nothing in the cluster except the
+A check sends one or two requests, and the probe takes some seconds. The checks change nothing in the cluster except the
 probe's pod, which is created in a pool of its own and deleted.
 """
 
@@ -10,7 +10,7 @@ from contextlib import aclosing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from agent.cluster.checks import permissions, probe_pod, services
+from agent.cluster.checks import class_pods, permissions, probe_pod, services
 from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
 from agent.domain.errors import ClusterError
 from agent.domain.quantities import quantity
@@ -52,13 +52,16 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
         yield skipped("probe", f"without the right to {lacking[0]} no pod can be created and deleted")
         return
     yield await services.examine(client, settings, image)
+    async with aclosing(class_pods.examine(client, settings, image)) as findings:
+        async for finding in findings:
+            yield finding
     async with aclosing(probe_pod.examine(client, settings, image, seconds)) as findings:
         async for finding in findings:
             yield finding
 
 
 def clock(client: Client) -> Finding:
-    """Compare this machine's clock with the API server's clock, as its last answer shows it."""
+    """Compare this machine's clock with the API server's clock, as the Date header of its last answer shows it."""
     ahead = client.ahead.total_seconds()
     if not ahead:
         return ok(CLOCK, "within 2 s of the API server's")

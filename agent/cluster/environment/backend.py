@@ -1,7 +1,7 @@
 """The Kubernetes side of `execution.ports.Backend`: makes an environment for an action, or for a pod of a dead agent.
 
-One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. Which environments the
-agent owns is in the `EnvironmentRegistry`.
+One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. The `EnvironmentRegistry`
+records which environments the agent owns.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.cluster.ending.nudger import NudgeSwitch
 from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
@@ -19,6 +20,7 @@ from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
+from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
@@ -71,9 +73,14 @@ class PodBackend:
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
             live_logs=asyncio.Semaphore(MAX_LIVE_LOGS),
+            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
             timings=timings,
         )
+        self.class_contexts = {
+            name: replace(self.context, settings=settings_of_class(settings, name))
+            for name in settings.environment.classes
+        }
 
     @property
     def reachable(self) -> bool:
@@ -89,9 +96,14 @@ class PodBackend:
             return f"the watch of pods fails: {self.watch.trouble}"
         return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
 
+    def context_of(self, action: Action) -> Context:
+        """Return the context of the environments of an action's class."""
+        found = self.class_contexts.get(action.environment_class)
+        return self.context if found is None else found
+
     def environment(self, action: Action) -> PodEnvironment:
-        """Return a new environment for this attempt. Its pod does not exist yet."""
-        return PodEnvironment(self.context, self.registry, self.plan(action, secrets.token_hex(16)))
+        """Return a new environment for the attempt that `action` describes. Its pod does not exist yet."""
+        return PodEnvironment(self.context_of(action), self.registry, self.plan(action, secrets.token_hex(16)))
 
     def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
@@ -102,7 +114,7 @@ class PodBackend:
         action, nonce = session_annotation.read(pod)
         log_key = session_annotation.log_key_of(pod)
         plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod), log_key=log_key)
-        environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
+        environment = PodEnvironment(self.context_of(action), self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.
         self.watch.apply_event("MODIFIED", pod)
@@ -113,7 +125,7 @@ class PodBackend:
 
         `nonce` identifies the environment.
         """
-        settings = self.settings
+        settings = self.context_of(action).settings
         return manifest.Plan(
             action=action,
             name=pod_name(settings.agent.pool, action.key.action_id, action.key.attempt),
@@ -133,5 +145,5 @@ class PodBackend:
         if environment is None or environment.disowned:
             return None
         if not environment.uid or environment.uid != pod["metadata"]["uid"]:
-            return None  # `pod` is an earlier pod of the same name
+            return None  # `pod` is an earlier pod with the same name
         return environment if session_annotation.claim_of(pod) > environment.plan.action.key.claim else None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from agent.cluster.api.client import Client
+    from agent.cluster.ending.nudger import NudgeSwitch
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
@@ -50,5 +51,6 @@ class Context:
     limits: SetupLimits
     copies: asyncio.Semaphore
     live_logs: asyncio.Semaphore
+    nudges: NudgeSwitch
     debug: DebugOptions | None
     timings: EnvironmentTimings

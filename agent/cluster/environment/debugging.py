@@ -55,12 +55,13 @@ class DebugOptions:
         target: ContainerRef,
         workspace: str,
         notify: Callable[[str], Awaitable[None]],
+        *,
         gated: bool,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
         The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. `notify`
-        is called before, with a sentence that states the size of the tree.
+        is called before the upload, with a sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.

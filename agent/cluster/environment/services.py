@@ -28,8 +28,9 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.observations import Lost, ServiceOutput, SetupFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.environment import PodEnvironment
     from agent.domain.json import Object
     from agent.domain.observations import Observation
@@ -202,10 +203,22 @@ class PodServices:
                 environment.metrics.phase_duration.labels("services").observe(seconds)
 
     @property
+    def gated(self) -> bool:
+        """Return whether the commands wait for services."""
+        return bool(self.environment.plan.action.services)
+
+    async def upload_tree(self, debug: DebugOptions, notify: Callable[[str], Awaitable[None]]) -> None:
+        """Upload the working tree of the person who started `run`. The commands then wait for the services only."""
+        environment = self.environment
+        await debug.upload_tree(
+            self.client, environment.helper_container, environment.workspace, notify, gated=self.gated
+        )
+
+    @property
     def delete_grace(self) -> int | None:
         """Return the seconds between TERM and KILL when the pod is deleted. None: the grace period of the pod."""
         # A service may ignore TERM, and its data is of no use any more.
-        return SERVICES_GRACE if self.environment.plan.action.services else None
+        return SERVICES_GRACE if self.gated else None
 
     # ---- the logs of services
 

@@ -1,4 +1,4 @@
-"""Write and read the annotation by which another agent can adopt a pod's session. Pure.
+"""Write and read the annotation by which another agent can adopt a pod's session. The functions have no side effects.
 
 The annotation holds neither commands nor secret values. The pod holds the commands, and the scheduler sends the values
 again.
@@ -33,14 +33,15 @@ def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
         "attempt": action.key.attempt,
         "name": action.name,
         "nonce": nonce,
-        # An agent of an older release knows this field by another name and leaves a pod without that field alone. It
-        # cannot read the log, or does not know services.
+        # An agent of an older release knows this field by another name, and does not adopt a pod without the field of
+        # its own name. That agent cannot read the log of this pod, or does not know services.
         ("command_count_beside_services" if action.services else "command_count"): len(action.commands),
         "log_key": log_key,
         "secrets": sorted(action.secrets),
         "timeout": timeout,
         "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
+        "class": action.environment_class,
     }
     if action.services:
         session["services"] = [write_service(each) for each in action.services]
@@ -106,7 +107,8 @@ def read(pod: Object) -> tuple[Action, str]:
     values.
 
     Raises:
-        ValueError: the annotation or the claim is missing or unreadable, for example because a newer version wrote it.
+        ValueError: the annotation or the claim is missing or unreadable, for example because a newer version of the
+        agent wrote the annotation.
     """
     meta = pod["metadata"]
     try:
@@ -124,6 +126,7 @@ def read(pod: Object) -> tuple[Action, str]:
             timeout=float(session["timeout"]),
             traceparent=str(session.get("traceparent", "")),
             services=tuple(map(read_service, session.get("services", ()))),
+            environment_class=str(session.get("class", "")),
         )
         return action, str(session["nonce"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from agent.domain.references.image_reference import image_matches
 from agent.domain.references.part_patterns import host_matches
@@ -18,7 +18,7 @@ from agent.execution.admission_checks import image_problems, resource_problems, 
 from agent.settings import ServiceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from agent.domain.actions import Action, Service
     from agent.settings import PolicySettings, Settings
@@ -44,18 +44,32 @@ MAX_SERVICE_BYTES = 16 * 1024
 class ServiceRules:
     """The settings that limit services, besides the policy. They live as long as the agent.
 
-    `restricted`: pods have the profile `restricted`. `host_network`: pods use the network of their node.
+    `restricted`: pods have the profile `restricted`. `host_network`: pods use the network of their node. `classes` has
+    the rules of each class of environments.
     """
 
     limits: ServiceSettings
     restricted: bool = False
     host_network: bool = False
+    classes: Mapping[str, ServiceRules] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> ServiceRules:
         environment = settings.environment
-        host_network = bool(environment.pod_template.get("spec", {}).get("hostNetwork"))
-        return cls(settings.services, environment.profile == "restricted", host_network)
+        own = cls(settings.services, environment.profile == "restricted", uses_host_network(environment.pod_template))
+        classes = {
+            name: cls(
+                own.limits,
+                (each.profile or environment.profile) == "restricted",
+                own.host_network or uses_host_network(each.pod_template),
+            )
+            for name, each in environment.classes.items()
+        }
+        return replace(own, classes=classes)
+
+
+def uses_host_network(pod_template: Mapping[str, Any]) -> bool:
+    return bool(pod_template.get("spec", {}).get("hostNetwork"))
 
 
 NO_RULES = ServiceRules(ServiceSettings())
@@ -63,6 +77,7 @@ NO_RULES = ServiceRules(ServiceSettings())
 
 def service_problems(action: Action, policy: PolicySettings, rules: ServiceRules) -> Iterator[str]:
     """Yield the problems of all services of an action."""
+    rules = rules.classes.get(action.environment_class, rules)
     services, most = action.services, rules.limits.max
     if len(services) > most:
         yield f"services: {len(services)} are too many; at most {most} (setting services.max)"

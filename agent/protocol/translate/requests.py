@@ -53,6 +53,7 @@ def action(message: wire.Action) -> domain.Action:
         traceparent=message.traceparent,
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
         services=tuple(service(each, number) for number, each in enumerate(message.services, 1)),
+        environment_class=message.environment_class,
     )
 
 
@@ -65,8 +66,9 @@ def repository(message: wire.Repository) -> domain.Repository:
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
-    """Return which files are artifacts. If the message names no result after which to copy, files are copied after
-    SUCCESS.
+    """Return which files are artifacts, and after which results of the commands the files are copied.
+
+    If the message names no result, the files are copied after a success.
     """
     when = domain.When.SUCCESS
     if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:
@@ -122,6 +124,7 @@ def action_message(value: domain.Action) -> wire.Action:
         traceparent=value.traceparent,
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
         services=[service_message(each) for each in value.services],
+        environment_class=value.environment_class,
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(

@@ -44,8 +44,8 @@ CLOSE_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
 
-# Bounds in seconds for the times that a scheduler chooses. With shorter times an agent would flood its scheduler. With
-# longer times it might never report again.
+# Bounds in seconds for the times that a scheduler chooses. With a shorter time, the agent would send too many messages.
+# With a longer time, the agent would perhaps never send a message again.
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 3600.0
 
 
@@ -56,11 +56,12 @@ class Identity:
     agent_id: str
     version: str
     features: tuple[Feature, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, uid: str, version: str, features: tuple[Feature, ...] = ()) -> Identity:
+    def of(cls, uid: str, version: str, features: tuple[Feature, ...] = (), classes: tuple[str, ...] = ()) -> Identity:
         """Return a new identity. If `uid`, the uid of the agent's pod, is empty, the first part of the id is random."""
-        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version, features)
+        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version, features, classes)
 
 
 class Connection:
@@ -212,6 +213,7 @@ class Connection:
             labels=self.agent.labels,
             sessions=[translate.session_state_message(state) for state in self.outbox.session_states()],
             features=[each.value for each in self.identity.features],
+            classes=self.identity.classes,
         )
 
 

@@ -14,7 +14,7 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
-from agent.settings import Settings
+from agent.settings import Settings, settings_of_class
 
 SETTINGS = Settings()
 RESTRICTED = Settings.model_validate({"environment": {"profile": "restricted"}})
@@ -157,7 +157,7 @@ def test_variables_that_no_shell_can_export_belong_to_the_container() -> None:
 
 
 def test_shellopts_is_no_variable_of_any_shell_at_its_start() -> None:
-    """bash would obey SHELLOPTS while it runs the supervisor."""
+    """If SHELLOPTS were a variable of container `action`, bash would apply its options to the supervisor script."""
     options = {"SHELLOPTS": "xtrace"}
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
         pod = manifest.pod(replace(PLAN, action=action), SETTINGS)
@@ -228,9 +228,9 @@ GIT = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VAL
             {},
             {"COUNT": "2", "KEY_0": "user.name", "VALUE_0": "me", "KEY_1": "safe.directory", "VALUE_1": "/workspace"},
         ),
-        # git itself reports the mistake.
+        # git itself reports that the value of GIT_CONFIG_COUNT is no number.
         ({"GIT_CONFIG_COUNT": "two"}, {}, {"COUNT": "two"}),
-        # The user's commands set the count.
+        # Without GIT_CONFIG_COUNT, the user's commands may set it themselves. So the agent adds no setting.
         ({"GIT_CONFIG_KEY_0": "user.name"}, {}, {"KEY_0": "user.name"}),
         ({}, {"GIT_CONFIG_COUNT": "1"}, {}),
     ],
@@ -390,14 +390,14 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
     default = containers(manifest.pod(CLONING, SETTINGS))
     assert default["helper"]["resources"] == {
         "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
-        # 256 MiB for a log at its limit, and 128 MiB for the copies that the node keeps.
+        # 256 MiB for a log file of the largest size, and 128 MiB for the copies of the log that the node keeps.
         "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
 
 
 def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
-    """Attack: an action reads the ids of another action on the status page, and names the other's Secret."""
+    """Attack: an action reads the ids of another action on the status page, and derives the name of its Secret."""
     names = {replace(PLAN, nonce=nonce).secret_name for nonce in ("a", "b", "c")}
     assert len(names) == 3
     assert PLAN.secret_name == replace(PLAN, agent_id="another").secret_name
@@ -417,3 +417,26 @@ def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     plan = replace(PLAN, existing_secret=PLAN.name)
     assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
     assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""
+
+
+def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
+    gpu = {
+        "spec": {
+            "nodeSelector": {"gpu": "yes"},
+            "containers": [{"name": "action", "resources": {"limits": {"g": "1"}}}],
+        }
+    }
+    environment = {
+        "pod_template": {"spec": {"nodeSelector": {"disk": "ssd", "gpu": "no"}}},
+        "classes": {"gpu": {"pod_template": gpu, "profile": "restricted"}},
+    }
+    settings = Settings.model_validate({"environment": environment})
+    plan = replace(PLAN, action=replace(ACTION, environment_class="gpu"))
+    pod = manifest.pod(plan, settings_of_class(settings, "gpu"))
+    assert pod["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "yes"}
+    assert containers(pod)["action"]["resources"]["limits"]["g"] == "1"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["metadata"]["labels"]["sealci.dev/class"] == "gpu"
+    without = manifest.pod(PLAN, settings)
+    assert without["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "no"}
+    assert "sealci.dev/class" not in without["metadata"]["labels"]

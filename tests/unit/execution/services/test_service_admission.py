@@ -24,7 +24,7 @@ def problems(
 ) -> list[str]:
     action = Action(Key("build"), "alpine:3", ("true",), services=services, **fields)
     try:
-        admit(action, policy, rules)
+        admit(action, policy, rules=rules)
     except ActionFailed as failure:
         return [f"{failure.stage}"] if failure.reason is not Reason.INVALID_CONFIGURATION else failure.log.splitlines()
     return []
