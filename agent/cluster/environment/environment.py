@@ -21,7 +21,7 @@ from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.ending.pod_ending import PodEnding
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.containers import PodContainers
-from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
+from agent.cluster.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate

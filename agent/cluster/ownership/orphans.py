@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.cluster.environment.requests import delete_pod
+from agent.cluster.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import ClusterError

@@ -15,7 +15,7 @@ from agent.cluster.environment import environment as environments
 from agent.cluster.environment.backend import PodBackend
 from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
-from agent.cluster.environment.requests import create_pod
+from agent.cluster.requests import create_pod
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION
 from agent.domain.actions import Action, Key
