@@ -50,7 +50,10 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions."""
+    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions.
+
+    `warm`: the settings name warm pods.
+    """
 
     version: str
     pool: str
@@ -58,6 +61,7 @@ class Snapshot:
     health: Health
     not_ready: str
     finished: int
+    warm: bool
     running: Sequence[SessionRow]
     recent: Sequence[SessionRow]
 
@@ -109,7 +113,16 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
         ("slots", f"{health.running} of {health.slots}{meter(health)}"),
         ("finished", f"{snapshot.finished}"),
         ("orphans", coloured("bad" if health.remains else "good", f"{health.remains}")),
+        *([("warm pods", warm_pods(health))] if snapshot.warm else []),
     ]
+
+
+def warm_pods(health: Health) -> str:
+    """Return the number of waiting warm pods for each image."""
+    waiting = [
+        f"{each.idle} of {escape(each.image)} ({escape(each.cpu)}, {escape(each.memory)})" for each in health.warm
+    ]
+    return "<br>".join(waiting) or coloured("dim", "none waits")
 
 
 def coloured(colour: str, text: str) -> str:

@@ -40,10 +40,13 @@ class AgentPool:
         for stream in self.streams.values():
             stream.close()
 
-    def least_loaded(self) -> AgentStream | None:
-        """Return the stream of the agent with the largest share of free slots, None when no agent has a free slot."""
+    def least_loaded(self, image: str) -> AgentStream | None:
+        """Return the stream of the agent that an action with this image should go to, None if no agent has a free slot.
+
+        Agents with a warm pod of the image come first, then those with the largest share of free slots.
+        """
         free = [stream for stream in self.streams.values() if stream.free_slots > 0]
-        return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)
+        return max(free, key=lambda stream: (stream.has_warm(image), stream.free_slots / stream.slots), default=None)
 
     def stream_of(self, record: ActionRecord) -> AgentStream | None:
         """Return the stream of the agent that has an action, None when no connected agent has it."""

@@ -64,6 +64,11 @@ class AgentStream:
         used = max(self.health.running + self.sent_since_health, len(self.sessions))
         return self.slots - used
 
+    def has_warm(self, image: str) -> bool:
+        """Return whether the agent's last health report names a warm pod of the image for each action sent since."""
+        waiting = self.health.warm if self.health is not None else ()
+        return sum(each.idle for each in waiting if each.image == image) > self.sent_since_health
+
     def update_health(self, health: Health) -> None:
         """Store a health report and queue its acknowledgement."""
         if self.health is None or self.health.status is not health.status:
@@ -86,7 +91,7 @@ class AgentStream:
         self.send(wire.SchedulerMessage(action=message))
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:
-        """Queue the resume point of a session: its last stored event. An adopted session gets its secrets again."""
+        """Queue the resume point of a session: its last stored event. An adopted session gets its action again."""
         state = record.state
         secrets = {name: record.run.secrets[name] for name in record.plan.secrets} if adopted else {}
         resume = Resume(
@@ -97,6 +102,7 @@ class AgentStream:
             command=state.command,
             cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
+            action=record.plan.action(state.key, record.run.secrets) if adopted else None,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 

@@ -205,7 +205,7 @@ class Dispatcher:
             # `submit` is about to continue this action on the agent that already runs it.
             if record.action_id in self.unknown_sessions.waiting:
                 continue
-            stream = self.agents.least_loaded()
+            stream = self.agents.least_loaded(record.plan.image)
             if stream is None:
                 return
             self.assign(record, stream)

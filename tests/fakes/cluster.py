@@ -33,12 +33,13 @@ from agent.domain.outcome import Result
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 NONCE = "0123456789abcdef"
 
@@ -58,6 +59,7 @@ class Script:
         setup_notice: text for the log of the action after the set-up.
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
+        begun: whether the commands of an adopted environment have begun.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
 
@@ -73,6 +75,7 @@ class Script:
     deaf: bool = False
     interactive: bool = False
     setup_notice: str = ""
+    begun: bool = True
     remove_error: BaseException | None = None
 
 
@@ -127,9 +130,15 @@ class FakeEnvironment:
     def name(self) -> str:
         return f"memory/{self.action.key.action_id}"
 
-    async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Record that an agent has adopted the session. `secrets` are not used."""
+    async def take_over(self, resume: Resume) -> bool:
+        """Record that an agent has adopted the session. Return whether the script says that the commands have begun."""
         await self.note("take over")
+        return self.script.begun
+
+    async def begin_again(self, action: Action) -> None:
+        """Record that the adopting agent begins the action."""
+        self.action = action
+        await self.note("begin again")
 
     @property
     def running_for(self) -> float:

@@ -19,6 +19,7 @@ from agent.cluster.pod import manifest, session_annotation
 from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
+from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class PodBackend:
         self.facts = facts
         self.debug = debug
         self.registry = EnvironmentRegistry(self.metrics)
+        # A person who starts `run` waits for one pipeline only.
+        self.warm = WarmPods(settings, client, watch, self.plan, lambda: facts.complete, enabled=debug is None)
         policy = settings.policy
         self.context = Context(
             settings=settings,
@@ -69,6 +72,7 @@ class PodBackend:
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
+            warm=self.warm,
             debug=debug,
             timings=timings,
         )
@@ -89,7 +93,8 @@ class PodBackend:
 
     def environment(self, action: Action) -> PodEnvironment:
         """Return a new environment for this attempt. Its pod does not exist yet."""
-        return PodEnvironment(self.context, self.registry, self.plan(action, secrets.token_hex(16)))
+        plan = self.plan(action, secrets.token_hex(16))
+        return PodEnvironment(self.context, self.registry, plan, reserved=self.warm.reserve(plan))
 
     def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
@@ -99,7 +104,8 @@ class PodBackend:
         """
         action, nonce = session_annotation.read(pod)
         log_key = session_annotation.log_key_of(pod)
-        plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod), log_key=log_key)
+        existing = {"name": pod["metadata"]["name"], "existing_secret": secret_of_older_agent(pod)}
+        plan = replace(self.plan(action, nonce), **existing, log_key=log_key)
         environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.

@@ -19,6 +19,8 @@ ACTION = "sealci.dev/action"
 ATTEMPT = "sealci.dev/attempt"
 CLAIM = "sealci.dev/claim"
 SESSION = "sealci.dev/session"
+# Only a warm pod that no action has claimed has this label. The value is the key of its pool.
+WARM = "sealci.dev/warm"
 OWNER = "sealci-agent"
 
 

@@ -7,19 +7,21 @@ again.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 from agent.cluster.pod import labels
 from agent.domain.actions import Action, ArtifactRules, Key, When
 from agent.domain.json import Object
 
 
-def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
+def write(action: Action, nonce: str, timeout: float, log_key: int, *, claimed_at: datetime | None = None) -> str:
     """Return the annotation of a session.
 
     `timeout` is the effective timeout of the commands, in seconds. `log_key` is the key of the checksums in the log.
+    `claimed_at`: when the session got a warm pod, by the cluster's clock. None for a pod of its own.
     """
     rules = action.artifacts
-    session = {
+    session: Object = {
         "action_id": action.key.action_id,
         "attempt": action.key.attempt,
         "name": action.name,
@@ -33,7 +35,18 @@ def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
         "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
     }
+    if claimed_at is not None:
+        session["claimed_at"] = claimed_at.isoformat(timespec="milliseconds")
     return json.dumps(session, separators=(",", ":"))
+
+
+def claimed_at_of(pod: Object) -> datetime | None:
+    """Return when a session got this warm pod. None for a pod that was created for its session."""
+    try:
+        found = datetime.fromisoformat(json.loads(pod["metadata"]["annotations"][labels.SESSION])["claimed_at"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return found if found.tzinfo else None
 
 
 def log_key_of(pod: Object) -> int:

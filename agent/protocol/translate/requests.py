@@ -95,6 +95,7 @@ def resume(message: wire.Resume) -> session_state.Resume:
         command=message.command,
         cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
         secrets=dict(message.secrets),
+        action=action(message.action) if message.HasField("action") else None,
     )
 
 
@@ -154,4 +155,5 @@ def resume_message(value: session_state.Resume) -> wire.Resume:
         command=value.command,
         pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
         secrets=value.secrets,
+        action=action_message(value.action) if value.action is not None else None,
     )
