@@ -131,7 +131,7 @@ class FakeEnvironment:
         return f"memory/{self.action.key.action_id}"
 
     async def take_over(self, resume: Resume) -> bool:
-        """Record that an agent has adopted the session. Return whether the script says that the commands have begun."""
+        """Record that an agent has adopted the session. Return `begun` of the script."""
         await self.note("take over")
         return self.script.begun
 

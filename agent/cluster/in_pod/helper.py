@@ -79,7 +79,7 @@ def run_warm(keeper: LogKeeper, setup: str, snapshot: str, seconds: float) -> No
 
 
 def use_order(keeper: LogKeeper, order: Order, setup: str, began: float) -> None:
-    """Write the files of an order, and keep the log as the order says."""
+    """Write the files of an order, and keep the log with the limits of the order."""
     keeper.deadline = began + order["seconds"]
     keeper.limit, keeper.drain, keeper.copy.key = order["log_limit"], order["drain"], order["log_key"]
     write_order(order, keeper.folder, setup)
