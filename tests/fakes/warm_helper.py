@@ -59,8 +59,8 @@ class WarmHelper:
                         line, _, buffer = buffer.partition(b"\n")
                         wanted = await self.obey(socket, json.loads(line))
                 except Torn:
-                    assert request.transport is not None
-                    request.transport.abort()
+                    if request.transport is not None:
+                        request.transport.abort()
                     break
         if self.stored is not None and self.stored[0] is socket:
             self.stored = None
