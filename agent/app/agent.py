@@ -50,7 +50,7 @@ WARM_END_SECONDS = 10.0
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class App:
-    """One agent, built by `wiring.build`. `adopts`: whether agents of this pool adopt each other's sessions."""
+    """One agent, built by `wiring.build`. `adopts` is whether the agents of this pool adopt each other's sessions."""
 
     settings: Settings
     client: Client

@@ -28,7 +28,7 @@ MAX_ADOPTED = 500
 class Handlers:
     """Implements `scheduler.stream.inbox.Handlers`, and the callbacks of adoption and of the pod watch.
 
-    `bind` must be called before any other method. The connections start after `bind`.
+    `bind` must be called before any other method. The agent connects to its scheduler only after `bind`.
     """
 
     sessions: SessionRegistry

@@ -15,6 +15,7 @@ from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.ownership.orphans import Sweep
+from agent.execution.admission import agent_features
 from agent.execution.registry import SessionRegistry
 from agent.http.server import Http
 from agent.scheduler.stream.connection import Connection, Identity
@@ -43,7 +44,7 @@ def build(
 ) -> App:
     """Return an agent that is ready to run."""
     metrics = client.metrics
-    identity = Identity.of(settings.agent.id, VERSION)
+    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings))
     handlers = Handlers()
     # In the classic protocol, a session ends when its agent ends. No other agent can adopt the session, so the pod
     # becomes an orphan.
@@ -53,8 +54,8 @@ def build(
     # ---- parts that use the cluster
     namespace, pool = settings.cluster.namespace, settings.agent.pool
     watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
-    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the cluster may
-    # answer late and a request to end the agent must not wait for the answer.
+    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the answer of the
+    # cluster can be late, and a request to end the agent must not wait for the answer.
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)

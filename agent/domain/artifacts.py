@@ -1,7 +1,8 @@
 """The parts in which the files of an action go from the pod to the scheduler: for each file a start, its data, and an
 end.
 
-A part lives until the next component has written or sent it. Parts of different files never mix.
+A part lives until the next component has written or sent the part. All parts of a file come before the parts of the
+next file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What agent and scheduler exchange about sessions and about the agent's health. The values live for one message."""
+"""What agent and scheduler exchange about sessions and about the agent's health. Each value belongs to one message."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.domain.actions import Action, Cancel, Key
+
+
+class Feature(Enum):
+    """A part of the contract that not every agent and not every scheduler has. The values are the contract's words.
+
+    Both sides name their features when an agent registers. A scheduler sends an action that needs a feature only to an
+    agent that has named the feature.
+    """
+
+    SERVICES = "services"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +44,10 @@ class Resume:
 
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
-    session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets. `action` is
-    the whole action of an adopted session, None if the scheduler does not send it. An agent needs it to begin an action
-    whose former agent was lost before the first command.
+    session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
+    cannot read the Secret that the former agent created. `action` is the whole action of an adopted session, None if
+    the scheduler does not send it. An agent needs it to begin an action whose former agent was lost before the first
+    command.
     """
 
     key: Key

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.domain.actions import Action, Resources
-    from agent.settings import PolicySettings
+    from agent.domain.session_state import Feature
+    from agent.settings import PolicySettings, Settings
 
 # Maximum number of bytes in all commands together. The same number limits all variables together, with their names. The
 # Pod and the Secret must fit into etcd's limit of 1.5 MiB.
@@ -44,8 +45,14 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 
 
+def agent_features(settings: Settings) -> tuple[Feature, ...]:
+    """Return the features of the contract that this agent has. A setting can switch a feature off."""
+    del settings
+    return ()
+
+
 def admit(action: Action, policy: PolicySettings) -> float:
-    """Check every field of an action against the policy. Returns the seconds that the commands may run.
+    """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.

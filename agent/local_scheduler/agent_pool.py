@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agent.local_scheduler.agent_stream import AgentStream, pod_of
 
 if TYPE_CHECKING:
+    from agent.domain.session_state import Feature
     from agent.local_scheduler.records import ActionRecord
 
 
@@ -29,7 +30,7 @@ class AgentPool:
         self.streams[stream.pod] = stream
 
     def remove(self, stream: AgentStream) -> bool:
-        """Close and remove a stream. Return False when the agent's pod has a newer stream or none."""
+        """Close and remove a stream. Return False when the agent's pod has a newer stream or no stream."""
         stream.close()
         if self.streams.get(stream.pod) is not stream:
             return False
@@ -40,13 +41,23 @@ class AgentPool:
         for stream in self.streams.values():
             stream.close()
 
-    def least_loaded(self, image: str) -> AgentStream | None:
-        """Return the stream of the agent that an action with this image should go to, None if no agent has a free slot.
+    def least_loaded(self, features: frozenset[Feature] = frozenset(), image: str = "") -> AgentStream | None:
+        """Return the stream of the agent with the largest share of free slots, among the agents with these features.
 
-        Agents with a warm pod of the image come first, then those with the largest share of free slots.
+        Agents with a warm pod of the image come first. Return None when no such agent has a free slot.
         """
-        free = [stream for stream in self.streams.values() if stream.free_slots > 0]
+        free = [each for each in self.streams.values() if each.free_slots > 0 and features <= each.features]
         return max(free, key=lambda stream: (stream.has_warm(image), stream.free_slots / stream.slots), default=None)
+
+    def missing_features(self, features: frozenset[Feature]) -> frozenset[Feature]:
+        """Return those of the features that stand between an action and every agent. Empty if an agent has them all.
+
+        If no single agent has all features, but each feature has an agent, all features are returned.
+        """
+        offers = [each.features for each in self.streams.values() if not each.closed]
+        if any(features <= offer for offer in offers):
+            return frozenset()
+        return features.difference(*offers) or features
 
     def stream_of(self, record: ActionRecord) -> AgentStream | None:
         """Return the stream of the agent that has an action, None when no connected agent has it."""

@@ -1,9 +1,10 @@
 """Decide which agent runs which action, and apply the agents' events.
 
 All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
-agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
-seen so far, and lower claims get Discard. When an agent is lost, its actions wait for a limited time, the resume grace.
-In that time the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the agent with
+the highest claim seen so far, and agents with lower claims get a Discard message. When an agent is lost, its actions
+wait for a limited time, the resume grace. If in this time neither the agent returns nor another agent adopts the
+sessions, the next attempts start.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import Cancel
 from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
@@ -24,10 +24,9 @@ from agent.domain.session_state import Readiness, SessionState
 from agent.local_scheduler.action_state import ActionStatus, Admission, admission, advance
 from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
+from agent.local_scheduler.assignment import Assignment
 from agent.local_scheduler.unknown_sessions import UnknownSessions
 from agent.pipeline.events import Started
-from agent.protocol import translate
-from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +53,7 @@ class Dispatcher:
         self.options = options
         self.agents = AgentPool()
         self.unknown_sessions = UnknownSessions(options.resume_grace)
+        self.assignment = Assignment(registry, self.agents, self.unknown_sessions)
         self.agent_ready = asyncio.Event()
         self.stopping = False
 
@@ -138,7 +138,7 @@ class Dispatcher:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Record that an agent has received an action and runs it."""
+        """Record that the agent of a stream has received an action and runs the action."""
         record.stop_grace_timer()
         self.agents.bind(record, stream)
         record.sent_to_agent = True
@@ -198,36 +198,9 @@ class Dispatcher:
             await self.answer_session(stream, session)
 
     def schedule(self) -> None:
-        """Assign waiting actions to agents with free slots, the least loaded agent first."""
-        if self.stopping or self.registry.store.unusable:
-            return
-        for record in list(self.registry.ready_records()):
-            # `submit` is about to continue this action on the agent that already runs it.
-            if record.action_id in self.unknown_sessions.waiting:
-                continue
-            stream = self.agents.least_loaded(record.plan.image)
-            if stream is None:
-                return
-            self.assign(record, stream)
-
-    def assign(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Assign an action to an agent, and send the action after the assignment is stored."""
-        self.agents.bind(record, stream)
-        record.sent_to_agent = False
-        stream.sent_since_health += 1
-        state = record.state.assigned_to(stream.agent_id, time.time())
-
-        def send() -> None:
-            current = record.state
-            assigned = record.action_id in stream.sessions and current.status is ActionStatus.RUNNING
-            if stream.closed or not assigned:
-                return
-            record.sent_to_agent = True
-            stream.send_action(translate.action_message(record.plan.action(current.key, record.run.secrets)))
-            if current.cancel is not None:
-                self.send_cancel(record)
-
-        self.registry.update(record, state, [Started(stream.agent_id)], then=send)
+        """Assign waiting actions to agents with free slots."""
+        if not self.stopping and not self.registry.store.unusable:
+            self.assignment.run()
 
     def cancel(self, run_id: str, message: str) -> None:
         """Cancel every action of a pipeline. A running action ends when its agent reports the end.
@@ -242,17 +215,7 @@ class Dispatcher:
                 self.registry.end_action(record, outcome)
             elif record.state.status is ActionStatus.RUNNING and record.state.cancel is None:
                 state = replace(record.state, cancel=message)
-                self.registry.update(record, state, then=partial(self.send_cancel, record))
-
-    def send_cancel(self, record: ActionRecord) -> None:
-        """Send a stop request to the agent that has an action, if the action was sent and still runs."""
-        state = record.state
-        stream = self.agents.stream_of(record)
-        if stream is None or not record.sent_to_agent:
-            return
-        if state.status is ActionStatus.RUNNING and state.cancel is not None:
-            message = translate.cancel_message(state.key.attempt_key, Cancel(message=state.cancel))
-            stream.send(wire.SchedulerMessage(cancel=message))
+                self.registry.update(record, state, then=partial(self.assignment.send_cancel, record))
 
     # ---- reports of agents
 
@@ -290,7 +253,7 @@ class Dispatcher:
             return
         match admission(record.state, seq):
             case Admission.ACK:
-                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                # Only stored events are acknowledged. An event that still waits for the store is acknowledged later.
                 if record.stored_seq:
                     stream.ack(key, record.stored_seq)
             case Admission.DISCARD:
@@ -323,7 +286,7 @@ class Dispatcher:
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
-            # The agent drains or has no cluster. It gets no action before its next health report.
+            # The agent drains or cannot use its cluster. The scheduler sends it no action until its next health report.
             stream.health = None
         if not assigned or record.state.status is not ActionStatus.RUNNING:
             return

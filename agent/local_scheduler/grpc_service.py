@@ -27,6 +27,7 @@ from agent.protocol.wire import agent_pb2, agent_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agent.domain.session_state import Feature
     from agent.local_scheduler.dispatcher import Dispatcher
     from agent.local_scheduler.local_service import Access
     from agent.local_scheduler.records import ActionRecord
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-# Clients may ping once a second. A message has at most 4 MiB, the default of gRPC.
+# The features of the contract that this scheduler has.
+FEATURES: tuple[Feature, ...] = ()
+# A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
 
@@ -53,8 +56,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
         """Serve the stream of one agent."""
-        # The registration is read before the token is checked. If a call is aborted while the client writes its first
-        # message, the client gets the status INTERNAL and not UNAUTHENTICATED.
+        # The registration is read before the token is checked. If a call is aborted while the agent writes its first
+        # message, the agent gets the status INTERNAL and not UNAUTHENTICATED.
         register = await self.read_registration(requests, context)
         await self.access.check_agent(context)
         if register.protocol_version != PROTOCOL_VERSION:
@@ -62,7 +65,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
             yield agent_pb2.SchedulerMessage(refused=refused)
             return
-        stream = AgentStream(register.agent_id, register.slots)
+        stream = AgentStream(register.agent_id, register.slots, translate.features(register.features))
         stream.send(agent_pb2.SchedulerMessage(registered=self.registered_message()))
         reader = asyncio.create_task(self.read(requests, stream, register), name=f"read {register.agent_id}")
         try:
@@ -82,6 +85,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             health_interval=translate.duration(options.health_interval),
             resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
+            features=[each.value for each in FEATURES],
         )
 
     async def read_registration(
@@ -203,8 +207,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
             chunk = await anext(requests, None)
         async with record.upload_lock:
-            # `record_for_upload` raises an error if the attempt is over. It is called before and after `finish`,
-            # because the attempt may end while this call waits for the lock or for `finish`.
+            # The attempt can end while this call waits for the lock or for `finish`. `record_for_upload` raises an
+            # error if the attempt is over, so this method is called before and after `finish`.
             self.registry.record_for_upload(key)
             files = await asyncio.to_thread(upload.finish, record.files)
             self.registry.record_for_upload(key)
@@ -213,14 +217,14 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
 
 
 class CannotListen(AgentError):
-    """The server cannot listen on its address, or a file of TLS cannot be read."""
+    """The server cannot listen on its address, or a TLS file cannot be read."""
 
 
 async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[grpc.aio.Server, int]:
     """Start a server on an address. Return the server and its port.
 
     Raises:
-        CannotListen: the server cannot listen on the address, or a file of TLS cannot be read.
+        CannotListen: the server cannot listen on the address, or a TLS file cannot be read.
     """
     server = grpc.aio.server(options=OPTIONS)
     agent_pb2_grpc.add_SchedulerServicer_to_server(AgentService(dispatcher, access), server)

@@ -28,8 +28,9 @@ class ActionRecord:
 
     `agent_id` is the connected agent that has the action now, "" when none has. `sent_to_agent`: an agent may have
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
-    action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
-    upload wait for the first.
+    action waits for its lost agent. `upload` is the upload of files that runs now, None without one. `upload_lock`
+    ensures that only one upload of an action at a time moves its files into the action's folder. `waits_for` is the
+    reported reason why the action stays in the queue, "" for none.
     """
 
     plan: PipelineAction
@@ -42,6 +43,7 @@ class ActionRecord:
     files: list[FileStored] = field(default_factory=list)
     upload: Upload | None = None
     upload_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waits_for: str = ""
 
     @property
     def action_id(self) -> str:

@@ -189,8 +189,14 @@ class PipelineRegistry:
             if not run.pipeline.ended:
                 yield from (record for record in run.records.values() if record.state.status is not ActionStatus.ENDED)
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether a pipeline that has not ended has an action that needs features."""
+        open_runs = (run for run in self.runs.values() if not run.pipeline.ended)
+        return any(record.plan.features for run in open_runs for record in run.records.values())
+
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions whose needs have all succeeded."""
+        """Yield the waiting actions for which all actions in `needs` have succeeded."""
         for record in self.open_records():
             needed = (record.run.records[need].state.outcome for need in record.plan.needs)
             if record.state.status is ActionStatus.WAITING and all(
@@ -216,7 +222,7 @@ class PipelineRegistry:
         """Change the state of an action and queue the change for the store.
 
         `bodies` become events of the pipeline. `then` is called after the change is stored. `files` replaces the list
-        of the action's files. If the action ended without success, the actions that need it are cancelled.
+        of the action's files. If the action ended without success, the actions that need this action are cancelled.
 
         Raises:
             StoreFailed: nothing more can be stored.

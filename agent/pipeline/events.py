@@ -1,7 +1,8 @@
 """The events of a pipeline, which the local scheduler stores and sends to watchers.
 
-The scheduler numbers the events of a pipeline without gaps. Any number of watchers may read them. Events that an agent
-reports have the types of `agent.domain.events`. This module has the types of events that only the scheduler creates.
+The scheduler numbers the events of a pipeline without gaps. Any number of watchers can read the events. Events that an
+agent reports have the types of `agent.domain.events`. This module has the types of events that only the scheduler
+creates.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ class Submitted:
     name: str
     actions: tuple[ActionPlan, ...]
     folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingForAgent:
+    """The action stays in the queue. `detail` is what it waits for, for display."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Ended:
 
 EventBody = (
     Submitted
+    | WaitingForAgent
     | Started
     | events.Accepted
     | events.StageChanged

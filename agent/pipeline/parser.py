@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
+    from agent.domain.session_state import Feature
 
 Result = TypeVar("Result")
 
@@ -79,6 +80,11 @@ class PipelineAction:
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
     needs: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The features of the contract that an agent needs to run this action."""
+        return frozenset()
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
@@ -148,7 +154,7 @@ def parse(text: str, source: str) -> Pipeline:
 
 
 def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
-    """Return the name and the actions of a pipeline. Problems are noted in the document of `root`."""
+    """Return the name and the actions of a pipeline. Problems are added to the `Document` of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
@@ -182,7 +188,10 @@ def read_action_name(value: Value) -> str:
 
 
 def check_name(name: str, value: Value) -> None:
-    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name, which is a key."""
+    """Refuse an action's name that is no safe file name, because logs and artifacts are stored under this name.
+
+    `value.key` is the YAML node of the name.
+    """
     if not NAME.fullmatch(name) or ".." in name:
         value.refuse_key(
             "is not an action name: 1 to 64 letters, digits, '.', '_' and '-', "
@@ -198,7 +207,7 @@ def optional(keys: Mapping[str, Value], name: str, reader: Callable[[Value], Res
 
 
 def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
-    """Return an action. Each key that is wrong is noted, and gets its default."""
+    """Return an action. For each key with a wrong value, a problem is added and the default is used."""
     for required, what in (("configuration", "{container: IMAGE}"), ("commands", "a list of commands")):
         with value.document.collect():
             if required not in keys:
@@ -249,9 +258,9 @@ def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) 
 
 
 def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
-    """Return a circle of needs: each action needs the next, and the first name is also the last.
+    """Return names of actions of which each needs the next. The first name, repeated at the end, closes the circle.
 
-    The circle is empty if there is none. It starts with the action that comes first in the file.
+    The circle starts with the action that comes first in the file. Without a circle, the list is empty.
     """
     try:
         TopologicalSorter({action.name: action.needs for action in actions}).prepare()

@@ -87,7 +87,7 @@ SURVIVING_COMPONENTS = ("session", "stream", "watch", "http")
 
 
 class Metrics:
-    """All metrics of one agent, with their registry. The wiring creates the only instance of a process."""
+    """All metrics of one agent, with their registry. A process has only one instance."""
 
     def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULT_SETTINGS) -> None:
         self.registry = CollectorRegistry()

@@ -96,13 +96,14 @@ class Runs:
 async def runs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Runs:
     """Run both agents and the kubectl script in turn, and return the durations of all.
 
-    The order changes from turn to turn. If `files` is true, all copy a file.
+    The order of the agents and the script changes from turn to turn. If `files` is true, all of them copy a file out of
+    the pod.
     """
     found, chance = Runs(), random.Random(SEED)
     for number in range(WARM + TIMES):
         kept = Runs() if number < WARM else found
         # The kubelet checks its containers once a second. All runs of a turn start after the same random pause, so
-        # that none gains by this.
+        # that this interval favours neither the agents nor the script.
         pause = chance.random()
         for which in chance.sample((NUDGING, PLAIN, None), 3):
             await asyncio.sleep(pause)

@@ -1,4 +1,4 @@
-"""The agent as a process: without a scheduler, with signals, with wrong settings, and its HTTP port."""
+"""The agent as a process: how it starts without a scheduler, handles signals and wrong settings, and serves HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def metric(text: str, name: str, **labels: str) -> float:
 
 
 def end_counts(agent: Agent) -> tuple[str, int, int]:
-    """Return the event name of the agent's last log line, and its numbers of finished and handed-over sessions."""
+    """Return three fields of the last line of the agent's log.
+
+    The fields are the event name, the number of finished sessions, and the number of sessions that the agent has handed
+    over to other agents.
+    """
     line = json.loads(agent.log.splitlines()[-1])
     return line["event"], line["finished"], line["handed_over"]
 

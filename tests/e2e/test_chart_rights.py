@@ -107,7 +107,10 @@ def lab_settings(account: Account) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab(lab: Lab) -> Iterator[Lab]:
-    """Yield the lab, whose agent has the rights of the account. The agent must never log a traceback."""
+    """Yield the lab, whose agents use the ServiceAccount of the fixture `account`.
+
+    At the end, check that the first agent has logged no traceback.
+    """
     yield lab
     assert "Traceback" not in lab.agents[0].log
 
@@ -195,7 +198,8 @@ def test_without_delete_pods_a_left_pod_is_reported_and_deleted_later(lab: Lab, 
 def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(namespace: str, tmp_path: Path) -> None:
     account = Account(namespace, "adopting", tmp_path)
     settings = account.settings
-    # An agent that renews its own Lease late adopts no session. The longer intervals suffice for a slow machine.
+    # An agent that renews its own Lease too late adopts no session. With these intervals, even an agent on a slow
+    # machine renews its Lease in time.
     settings["cluster"] |= {"lease_duration": "10s", "lease_renew": "3s"}
     with open_lab(namespace, tmp_path, **settings) as lab:
         first = lab.agent()

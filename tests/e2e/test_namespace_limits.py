@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Containers have at most 256Mi and at least 50m, and the limit of memory is at most four times its request. The agent's
-# own containers break all three bounds by default.
+# This LimitRange allows a container at most 256Mi of memory and requires at least 50m of CPU. The limit of memory must
+# be at most four times the request. The agent's own containers violate all three rules by default.
 BOUNDS: Object = {
     "type": "Container",
     "max": {"memory": "256Mi"},

@@ -1,6 +1,7 @@
 """An agent that a test controls: it registers with a real scheduler and sends exactly what the test asks for.
 
-A FakeAgent lives as long as its `async with`. It sends no event by itself, unless the test passes `answer`.
+A FakeAgent lives as long as its `async with` block. It sends no event by itself, unless the test passes a function
+`answer`, which sends events for each action.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 class FakeAgent:
     """One replica of the agent, which sends only what a test asks for.
 
-    `received` holds the messages of the scheduler by kind, without Registered and without acknowledgements of events.
-    The kind `heard` holds acknowledgements of health reports.
+    `received` has a queue for each kind of message that the scheduler sends. Registered and acknowledgements of events
+    are left out. The queue `heard` has the acknowledgements of health reports.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class FakeAgent:
         answer: Callable[[FakeAgent, wire.Action], Awaitable[None]] | None = None,
         ready: bool = True,
         protocol: int = 1,
+        features: Sequence[str] = (),
     ) -> None:
         self.address = address
         self.agent_id = f"{pod}.{nonce}"
@@ -104,6 +106,7 @@ class FakeAgent:
         self.answer = answer
         self.ready = ready
         self.protocol = protocol
+        self.features = features
         self.running = 0
         self.seqs: dict[tuple[str, int], int] = {}
         self.received: dict[str, asyncio.Queue[object]] = {}
@@ -126,6 +129,7 @@ class FakeAgent:
             pool="default",
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
+            features=self.features,
         )
         # If the stream breaks during this write, the method `read` stores the status of the stream.
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -171,9 +175,9 @@ class FakeAgent:
             self.ended.set()
 
     async def note(self, ack: wire.Ack) -> None:
-        """Store the acknowledged number of an attempt's events.
+        """Record an acknowledgement of the scheduler.
 
-        Queue an acknowledgement that is for a health report.
+        For the events of an attempt, store the acknowledged number. For a health report, queue the acknowledgement.
         """
         if ack.action_id:
             async with self.acked:
@@ -213,7 +217,10 @@ class FakeAgent:
         await self.take("heard")
 
     async def event(self, key: Key, event: Event, seq: int | None = None) -> int:
-        """Send an event. `seq` is its number within the attempt, by default the next number. Return the number."""
+        """Send an event of an attempt. Return the event's number.
+
+        `seq` is the event's number within the attempt, by default the next number.
+        """
         if seq is None:
             seq = self.seqs[key.attempt_key] = self.seqs.get(key.attempt_key, 0) + 1
         await self.write(wire.AgentMessage(event=translate.event_message(key, seq, event)))
@@ -233,9 +240,9 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Upload files to the scheduler and return the receipt.
+        """Upload files to the scheduler. Return the receipt that the scheduler sends.
 
-        If there is a summary, send the event with the summary afterwards.
+        If `summary` is given, send `summary` as an event after the upload.
         """
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:

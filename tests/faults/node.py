@@ -1,7 +1,7 @@
-"""A scripted cluster: the API of the tests with a node that runs each pod from its scheduling to its end.
+"""A scripted cluster: a fake API server, and a simulated node that runs each pod from its scheduling to its end.
 
-A Cluster lives as long as a test. `Points` stops the cluster at one named point until the test opens it, so that a test
-can kill an agent exactly there.
+A Cluster lives as long as a test. `Points` stops the simulation at one named point until the test lets the simulation
+continue, so that a test can kill an agent exactly at this point.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Points:
 
 
 class Cluster(SharedApi):
-    """The API of the tests with a simulated node.
+    """A fake API server with a simulated node.
 
     `script` is the log of a pod. Its items are the bytes of a line, or the text of a marker ("s:1" is the start of
     command 1).
@@ -84,7 +84,7 @@ class Cluster(SharedApi):
             run.cancel()
         await asyncio.gather(*self.runs_of_pods.values(), return_exceptions=True)
 
-    # ---- requests to the API, which may wait at a point
+    # ---- requests to the API, which can wait at a point
 
     async def on_create(self, request: web.Request) -> web.Response:
         """Create a pod, and start a task that simulates the run of the pod."""
@@ -136,7 +136,10 @@ class Cluster(SharedApi):
             await self.change_status(name, phase="Succeeded", containerStatuses=[*others, ended])
 
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
-        """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        """Run the program that copies files out of a pod, and send the program's output in two messages.
+
+        The program reads the simulated workspace of the pod.
+        """
         if LOG_FOLDER in request.query.getall("command"):
             return await super().on_exec(request)
         socket, process = await self.start_collector(request)
@@ -156,7 +159,10 @@ class Cluster(SharedApi):
         return socket
 
     async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
-        """Accept an exec of the collector and start the collector on this machine, over the files of the pod."""
+        """Accept an exec of the program that copies files out of a pod, and start this program on this machine.
+
+        The program reads the simulated workspace of the pod.
+        """
         socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await socket.prepare(request)
         name = request.match_info["name"]
@@ -166,9 +172,9 @@ class Cluster(SharedApi):
         return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
-        """Send the collector's output as the test's fault `half` or `slow` demands.
+        """Send `data`, the output of an exec, as the fault of the request demands.
 
-        With `half`, send only the first half. With `slow`, send one byte at a time.
+        With the fault `half`, send only the first half and abort the connection. With `slow`, send one byte at a time.
         """
         if request["fault"] == "half":
             await socket.send_bytes(b"\x01" + data[: len(data) // 2])

@@ -2,8 +2,8 @@
 
 One `Client` lives as long as the agent. Objects are plain dicts, because the library's models need 24 times the CPU
 time of plain JSON. Logs and watches are raw streams, because the library's readers decode the data, repeat data after a
-reconnect, and stop at errors. Every request is counted. Every failure is a `ClusterError`, which knows whether a retry
-can help.
+reconnect, and stop at the first error. Every request is counted. Every failure is a `ClusterError`, which states
+whether a retry can help.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # The HTTP method of each RBAC verb.
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
-# Maximum number of bytes that are read of a failed answer. Reading ends after `FAILURE_READ_SECONDS`.
+# Maximum number of bytes that are read from the body of a response with an error status. Reading the body ends after
+# `FAILURE_READ_SECONDS`.
 MAX_FAILURE_BYTES = 1 << 16
 FAILURE_READ_SECONDS = 10
 
@@ -134,10 +135,13 @@ class Client:
         patch: str = MERGE_PATCH,
         priority: Priority | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Make one request and yield its unread response. The connection ends with the block.
+        """Make one request and yield its unread response.
+
+        The connection is closed at the end of the caller's `async with` block.
 
         Raises:
-            ClusterError: the answer is not 2xx, or no head of an answer came. The caller handles errors of the body.
+            ClusterError: the answer is not 2xx, or no response headers came. The caller handles errors while it reads
+            the body.
         """
         await self.acquire_slot(verb, resource, priority)
         began, code = time.monotonic(), "error"
@@ -166,7 +170,7 @@ class Client:
         self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 
     def mark_unreachable(self) -> None:
-        """Record that the API server did not answer. The next answer ends this state."""
+        """Record that the API server did not answer. The API server's next answer ends this state."""
         self.reachable = False
         self.metrics.cluster_reachable.set(0)
 
@@ -200,7 +204,7 @@ class Client:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The connections to the API server, with the configured TLS trust."""
+        """The session that holds the connections to the API server, with the configured TLS trust."""
         return session_of(self.api)
 
     @property
@@ -213,7 +217,7 @@ class Client:
         return f"{self.api.configuration.host}{path}{'?' if text else ''}{text}"
 
     async def credentials(self) -> dict[str, str]:
-        """Return the headers of authentication. The library reads a rotated token again."""
+        """Return the headers of authentication. The Kubernetes library reads a rotated token again."""
         found = await self.api.configuration.auth_settings()
         return self.api.default_headers | {each["key"]: each["value"] for each in found.values()}
 
@@ -232,9 +236,9 @@ class Client:
         seconds: float,
         notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
-        """Call `attempt` again for up to `seconds`, while it fails with a retryable error. Obeys Retry-After.
+        """Call `attempt` again for up to `seconds`, while it fails with a retryable error.
 
-        `notify` is called with the error's text before each pause.
+        Waits as long as a Retry-After header demands. `notify` is called with the error's text before each pause.
 
         Raises:
             ClusterError: the last error.
@@ -262,7 +266,7 @@ class Client:
 
 
 def retry_pause(state: RetryCallState, timings: ApiTimings) -> float:
-    """Return the seconds before the next try: Retry-After, or else an exponential back-off with full jitter."""
+    """Return the seconds before the next try: the Retry-After header, else an exponential back-off with full jitter."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ClusterError) and error.retry_after is not None:
         return min(error.retry_after, timings.longest_retry_after)

@@ -1,7 +1,7 @@
 """The Kubernetes side of `execution.ports.Backend`: makes an environment for an action, or for a pod of a dead agent.
 
-One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. Which environments the
-agent owns is in the `EnvironmentRegistry`.
+One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. The `EnvironmentRegistry`
+records which environments the agent owns.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PodBackend:
         return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
 
     def environment(self, action: Action) -> PodEnvironment:
-        """Return a new environment for this attempt. Its pod does not exist yet."""
+        """Return a new environment for the attempt that `action` describes. Its pod does not exist yet, or is warm."""
         plan = self.plan(action, secrets.token_hex(16))
         return PodEnvironment(self.context, self.registry, plan, reserved=self.warm.reserve(plan))
 
@@ -137,5 +137,5 @@ class PodBackend:
         if environment is None or environment.disowned:
             return None
         if not environment.uid or environment.uid != pod["metadata"]["uid"]:
-            return None  # `pod` is an earlier pod of the same name
+            return None  # `pod` is an earlier pod with the same name
         return environment if session_annotation.claim_of(pod) > environment.plan.action.key.claim else None

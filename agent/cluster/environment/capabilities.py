@@ -27,7 +27,7 @@ LOOK_AFTER_RESIZE_SINCE = (1, 36)
 
 
 class ClusterFacts:
-    """What the agent knows about its cluster. Owned by the application, lives as long as the agent.
+    """The facts that the agent has found out about its cluster. Owned by the application, lives as long as the agent.
 
     Each fact has one method that sets it, and is set once before the agent creates its first pod.
     """
@@ -47,7 +47,7 @@ class ClusterFacts:
 
     @property
     def user_namespaces(self) -> bool:
-        """Return whether actions run in user namespaces. False while the answer of the cluster is missing."""
+        """Return whether actions run in user namespaces. False while the agent does not know yet."""
         return bool(self._user_namespaces)
 
     def set_user_namespaces(self, enabled: bool) -> None:

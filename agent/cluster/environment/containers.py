@@ -53,7 +53,7 @@ class PodContainers:
 
     @property
     def may_have_run(self) -> bool:
-        """Return whether a command may have started. True also if the pod is gone."""
+        """Return whether it is possible that a command has started. True also if the pod is gone."""
         if self.pod_state.pod is None:
             return True
         return state_name(container_status(self.pod_state.pod.get("status", {}), ACTION)) != "waiting"

@@ -54,8 +54,8 @@ class DebugOptions:
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete. `notify` is called before, with
-        a sentence that states the size of the tree.
+        The supervisor starts the commands when the upload is complete. `notify` is called before the upload, with a
+        sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.

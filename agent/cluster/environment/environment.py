@@ -1,8 +1,8 @@
 """One environment, as a pod with its Secret: create, follow, interrupt and delete it, and read its log and its files.
 
-The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action needs
-three requests to the API server (create, log, delete), one more for files and one for secrets. Nudges (`ending`) add a
-few. Everything else comes from the shared watch.
+This module implements `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
+three requests to the API server (create, log, delete). Copying files and creating a Secret take one more request each.
+Nudges (package `ending`) add a few. Everything else comes from the shared watch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CROWDED_RECHECK = 1.0
 class PodEnvironment:
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
-    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment begins without a pod.
+    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
     `reserved` is a warm pod for the action.
     """
 
@@ -85,7 +85,7 @@ class PodEnvironment:
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        self.refusal = ""  # why an adopted session is given up, "" if it is continued
+        self.refusal = ""  # why the agent ends an adopted session and does not continue it, else ""
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
@@ -119,7 +119,8 @@ class PodEnvironment:
         """Begin the action in a warm pod, or create the pod and its Secret. `notify` gets each reason to wait, as text.
 
         Raises:
-            ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
+            ActionFailed: the cluster refused the pod or the Secret and a retry cannot help, or the cluster did not
+            answer before the pending timeout.
         """
         if not self.registry.owns(self.plan.name):
             self.own()
@@ -142,7 +143,7 @@ class PodEnvironment:
         self.uid = uid
 
     async def take_over(self, resume: Resume) -> bool:
-        """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
+        """Store the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
         Return False if the commands have not begun, and cannot begin in this pod any more.
 
@@ -300,8 +301,8 @@ class PodEnvironment:
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
-        Return a description of the pod if it explains the failure, else "". A command that failed needs none: its own
-        output explains the failure.
+        Return a description of the pod if it explains the failure, else "". Returns "" also if a command failed,
+        because the output of the command explains that failure.
         """
         debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
@@ -334,10 +335,10 @@ class PodEnvironment:
             self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
-        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion after a while.
+        """Delete the pod, and with it the Secret, and return when the pod is gone.
 
-        A metric counts each pod that cannot be deleted. The sweep, the periodic search for orphans, deletes this pod
-        later.
+        Force the deletion if the pod is not gone in time. A metric counts each pod that cannot be deleted. The sweep,
+        the periodic search for orphans, deletes this pod later.
         """
         try:
             if self.creation_requested and not self.disowned and not await creation.delete(self):

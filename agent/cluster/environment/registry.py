@@ -1,8 +1,9 @@
-"""Which environments this agent owns, has claimed, or has handed over to another agent.
+"""Which environments (pods with their Secrets) this agent owns, has claimed, or has handed over to another agent.
 
-One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the adoption and the sweep share
-the registry. Only its methods change the sets of owned, claimed and handed-over environments, so every change of
-ownership goes through this module.
+An agent owns an environment while one of its sessions uses it. An agent claims the environment of a dead agent in
+order to continue its session. One `EnvironmentRegistry` lives as long as the agent. The backend, its environments, the
+adoption and the deletion of orphans share the registry. Only its methods change the sets of owned, claimed and
+handed-over environments, so every change of ownership goes through this module.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from agent.cluster.pod.manifest import Plan
     from agent.telemetry.metrics import Metrics
 
-# Seconds until the agent forgets a pod that it handed over and never saw. The API server may still create a pod after
-# the agent has stopped waiting for the answer.
+# Seconds after a hand-over until the agent forgets a pod that its watch has not shown. The API server may still create
+# a pod after the agent has stopped waiting for the answer to the create request.
 LATE_CREATION_SECONDS = 600.0
 
 
@@ -66,7 +67,7 @@ class EnvironmentRegistry:
         return name in self._owned
 
     def find_owned(self, name: str) -> OwnedEnvironment | None:
-        """Return the owned environment whose pod has this name."""
+        """Return the owned environment whose pod has this name, or None."""
         return self._owned.get(name)
 
     def own(self, environment: OwnedEnvironment) -> None:

@@ -1,12 +1,14 @@
-"""The deletion of orphans: pods without an agent. The sweep of each agent and `sealci-agent cleanup` delete orphans.
+"""The deletion of orphans: pods with which no agent works any more.
 
-The sweep lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
-nothing costs no request. If sessions cannot be adopted, the pods of an agent are deleted as soon as its Lease has run
-out. A pod of the pool is an orphan in three cases:
+Two parts of the program delete orphans: the sweep of each agent and the command `sealci-agent cleanup`. The sweep is a
+task that lives as long as the agent and runs at an interval. It reads only the shared watch, so a sweep that finds
+nothing costs no request. A pool is the group of agents with one scheduler and one namespace. A pod of the pool is an
+orphan in three cases:
 
-- The pod is this agent's own, and no session drives it.
-- The pod's agent is gone, and its session cannot be adopted, or it is a warm pod without a session.
-- The pod ended so long ago that no living agent can still read it.
+- The pod belongs to this agent, but none of this agent's sessions uses the pod, and it is no warm pod that waits.
+- The agent of the pod is gone, and no other agent can adopt the session (continue the action). If the setting
+  `agent.adoption` is off, this is so as soon as the Lease of the agent has run out. A warm pod has no session.
+- The pod ended so long ago that no agent still reads its log or its files.
 
 The cluster deletes the Secret of a pod together with the pod.
 """
@@ -136,8 +138,8 @@ class Sweep:
         else:
             log.warning("deleting an orphaned pod", pod=name, forced=grace == 0)
         try:
-            # The request names this version of the pod, because another agent may have claimed the pod in a newer
-            # version.
+            # The request names this version of the pod, so that it fails if another agent has claimed the pod
+            # meanwhile.
             accepted = await delete_pod(
                 self.backend.client, self.watch.path, name, uid, grace, self.interval, version=version
             )

@@ -122,13 +122,17 @@ class Pools:
         rules = self.settings.warm.learn
         if not rules.max_pods or not any(image_matches(plan.action.image, each) for each in rules.images):
             return None
+        idle = shape.idle_plan(plan, self.settings)
+        if shape.pool_key(idle, self.settings) != key:
+            # The action needs something in its pod that a warm pod does not have.
+            return None
         learned = [pool for pool in self.by_key.values() if pool.learned]
         if len(learned) >= MAX_LEARNED:
             unused = [pool for pool in learned if not pool.pods]
             if not unused:
                 return None
             del self.by_key[min(unused, key=lambda pool: pool.demand.last_arrival).key]
-        found = Pool(key, shape.idle_plan(plan, self.settings), 0, rules.max_pods, learned=True, demand=Demand(now))
+        found = Pool(key, idle, 0, rules.max_pods, learned=True, demand=Demand(now))
         self.by_key[key] = found
         return found
 

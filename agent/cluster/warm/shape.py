@@ -1,8 +1,7 @@
 """The shape of a warm pod: its manifest, which actions it fits, and the patch that claims it. Pure.
 
-A warm pod has the manifest of an action's pod without what belongs to one action. The key of a pool is a hash of this
-whole manifest. So an action gets a warm pod only if its own pod would have had the same image, resources, profile and
-template.
+A warm pod has the manifest of an action's pod without the order. The key of a pool is a hash of this whole manifest. So
+an action gets a warm pod only if its own pod would have had the same image, resources, profile and template.
 """
 
 from __future__ import annotations
@@ -43,8 +42,16 @@ def idle_plan(plan: manifest.Plan, settings: Settings, name: str = "") -> manife
 
 
 def pool_key(plan: manifest.Plan, settings: Settings) -> str:
-    """Return the key of the pool whose pods can run the action of `plan`."""
-    return digest(manifest.pod(idle_plan(plan, settings), settings)["spec"])[:32]
+    """Return the key of the pool whose pods can run the action of `plan`.
+
+    It is made of the action's own manifest. So whatever else an action may need in its pod, it gets another key.
+    """
+    spec = manifest.pod(plan, settings)["spec"]
+    for container in spec["containers"]:
+        if container["name"] == manifest.HELPER:
+            # The order, which a warm pod gets later.
+            del container["env"]
+    return digest({name: value for name, value in spec.items() if name not in CHANGING_FIELDS})[:32]
 
 
 def idle_pod(plan: manifest.Plan, settings: Settings, key: str) -> Object:

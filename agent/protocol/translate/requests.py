@@ -15,6 +15,7 @@ from agent.protocol.translate.fields import (
     human_text,
     invalid,
     member,
+    refuse_unknown_fields,
     seconds,
 )
 from agent.protocol.wire import agent_pb2 as wire
@@ -29,6 +30,7 @@ def action(message: wire.Action) -> domain.Action:
         ActionFailed: a field is invalid. The message of the error names the field and the allowed values.
     """
     found = checked_key(message)
+    refuse_unknown_fields(message)
     if not message.image.strip():
         invalid("image", "an empty text", "the reference of an image")
     if not message.commands:
@@ -63,8 +65,9 @@ def repository(message: wire.Repository) -> domain.Repository:
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
-    """Return which files are artifacts. If the message names no result after which to copy, files are copied after
-    SUCCESS.
+    """Return which files are artifacts, and after which results of the commands the files are copied.
+
+    If the message names no result, the files are copied after a success.
     """
     when = domain.When.SUCCESS
     if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:

@@ -12,7 +12,7 @@ Words
   attempt      one try of an action, numbered from 1 by the scheduler
   session      the agent's record of one attempt that it runs
   environment  the pod of one attempt
-  claim        the number of a session's owner, from 1. Each adoption raises the claim by one
+  claim        the number of a session's owner, from 1. Agents raise it by one at each adoption, never the scheduler
   adoption     an agent of the pool takes over a session of another agent that died or left
   cursor       a position in the log of an environment
   state loss   a scheduler restarted without its stored state
@@ -26,11 +26,26 @@ Life of a stream
   5. The scheduler sends no action before the first Health. An agent registers before it knows its cluster, so that
      it can hand over sessions while the cluster does not answer. Its Health is then DEGRADED, and READY follows.
 
+  6. A leaving agent sends a Health with DRAINING, lets its sessions end or hands them over, and then ends its side of
+     the stream. The scheduler then ends the stream too. After 1 s the agent leaves in any case.
+  7. An agent whose stream breaks without that end is lost. The scheduler keeps its sessions for `resume_grace`, then
+     starts the next attempt or ends the action.
+
+Authentication
+  If the agent has a token, every call has the metadata `authorization: Bearer TOKEN`, also UploadArtifacts. A
+  scheduler that requires a token answers a call without it with UNAUTHENTICATED. It may read Register first.
+  The agent can also show a client certificate (mutual TLS). No message has a token or a password of the agent.
+
 Delivery
   Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
   names the same event. The agent sends each event at least once. The scheduler applies each number once.
   The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
   until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
+  A stored event that arrives again is acknowledged again. If an event arrives before its predecessors, the scheduler
+  does not store it and ends the stream. The agent then connects again and continues after Resume.
+  Messages have no time. The scheduler notes when it receives an event, which after a reconnect can be minutes later.
+  Two attempts of one action are two sessions, and an agent can run both at once. So the scheduler starts an attempt
+  only when the one before has ended or its agent is lost, and answers late events of the older one with Discard.
 
 Size
   The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
@@ -46,9 +61,16 @@ Liveness
   option `http2.min_ping_interval_without_data_ms` must be below 15000. Otherwise gRPC ends the stream with "too many
   pings".
 
+Features
+  A feature is a part of this contract that not every agent and not every scheduler has. Each side names its features
+  when the agent registers. Fields of Action that need a feature have a comment with its name. The scheduler sends an
+  action with such a field only to an agent that has named the feature. Until then the action waits, and the
+  scheduler reports why.
+
 Compatibility
-  Both sides ignore unknown fields and unknown messages of a oneof. `protocol_version` rises only when ignoring them
-  is not enough.
+  Both sides ignore unknown fields and unknown messages of a oneof, with one exception: the agent fails an Action with
+  an unknown field, at any depth, with INVALID_CONFIGURATION. If the agent ignored the field, it would run the action
+  without a part and report success. `protocol_version` rises only when these rules are not enough.
 """
 
 from collections import abc as _abc
@@ -252,6 +274,7 @@ Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
 @_typing.final
 class Register(_message.Message):
     """Sent by the agent as the first message of each stream. The scheduler answers Registered or Refused.
+    A stream that begins with another message is ended, for example with INVALID_ARGUMENT.
     A new Register of the same pod, the part of agent_id before the dot, replaces the older stream of that pod. The
     scheduler then closes the older stream.
     """
@@ -285,6 +308,7 @@ class Register(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """"<uid of the agent's pod>.<random part of this start>" """
     protocol_version: _builtins.int
@@ -303,6 +327,10 @@ class Register(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionState]:
         """every session that the agent holds now, its own and adopted ones"""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """features that this agent has; the scheduler ignores names that it does not know"""
+
     def __init__(
         self,
         *,
@@ -313,10 +341,11 @@ class Register(_message.Message):
         slots: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         sessions: _abc.Iterable[Global___SessionState] | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "features", b"features", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,6 +355,10 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 class SessionState(_message.Message):
     """A session that the agent holds. Sent by the agent in Register, and as `adopted` after an adoption. The scheduler
     answers Resume, or Discard if the session must not continue. Until then the agent sends no event of the session.
+    If no answer comes within 15 s (the agent's setting `scheduler.register_timeout`), the agent sends its own session's
+    events after the last Ack. It reports an adopted session again.
+    If the scheduler does not know the session, it can answer Resume with seq 0 and receive the session as new. It can
+    also wait for the action to be submitted again. It answers Discard at the latest after `resume_grace`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -339,7 +372,9 @@ class SessionState(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     last_seq: _builtins.int
-    """highest number given to an event so far; 0 for an adopted session"""
+    """Highest number given to an event so far, 0 for an adopted session. An event with this number may not have been sent
+    yet, and until it is sent its log may grow.
+    """
     adopted: _builtins.bool
     """the agent adopted the session and knows none of its events, so it needs all fields of Resume"""
     def __init__(
@@ -362,7 +397,9 @@ Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 @_typing.final
 class Health(_message.Message):
     """The state of the agent. Sent by the agent at the interval that Registered names, and at once after a change. The
-    scheduler answers with an Ack whose action_id is empty.
+    scheduler answers with an Ack whose action_id is empty. One Ack can answer several Health messages.
+    Health comes before the events that are ready to be sent. An agent that registers with sessions sends Health too before
+    their first events. A Health that crosses an Action does not count this action as running yet.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -558,7 +595,10 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Rejected(_message.Message):
-    """The agent does not run the action. The scheduler may give the same attempt to another agent."""
+    """The agent does not run the action. The scheduler may give the same attempt to another agent, or to the same agent after
+    its next Health. The numbers of the attempt then start at 1 again, so the scheduler stores nothing of a rejection. It
+    acknowledges the event as any other.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -721,7 +761,7 @@ class LogChunk(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """up to 64 KiB as written; may end within a line or a character; secret values are masked"""
+    """up to 256 KiB as written; may end within a line or a character; secret values are masked"""
     cursor: _builtins.bytes
     """position of the chunk's end in the environment's log; opaque; the scheduler returns it in Resume"""
     source: Global___LogChunk.Source.ValueType
@@ -913,6 +953,7 @@ class Registered(_message.Message):
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
     RESUME_GRACE_FIELD_NUMBER: _builtins.int
     SCHEDULER_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     scheduler: _builtins.str
     """name and version, for people"""
     @_builtins.property
@@ -923,16 +964,21 @@ class Registered(_message.Message):
     def resume_grace(self) -> _duration_pb2.Duration:
         """How long the scheduler keeps the sessions of a lost agent for that agent or for an adopting agent."""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """features that this scheduler has; the agent ignores names that it does not know"""
+
     def __init__(
         self,
         *,
         health_interval: _duration_pb2.Duration | None = ...,
         resume_grace: _duration_pb2.Duration | None = ...,
         scheduler: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health_interval", b"health_interval", "resume_grace", b"resume_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health_interval", b"health_interval", "resume_grace", b"resume_grace", "scheduler", b"scheduler"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "health_interval", b"health_interval", "resume_grace", b"resume_grace", "scheduler", b"scheduler"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1060,7 +1106,7 @@ class Action(_message.Message):
     attempt: _builtins.int
     """from 1; the scheduler raises it for each new try of the action"""
     claim: _builtins.int
-    """1; only an adoption raises it"""
+    """1, also for the next attempt; only an adoption raises it"""
     name: _builtins.str
     """for people"""
     image: _builtins.str
@@ -1476,7 +1522,9 @@ Global___Discard: _TypeAlias = Discard  # noqa: Y015
 @_typing.final
 class Drain(_message.Message):
     """Accept no new action, and leave when the sessions have ended. Sent by the scheduler. The agent answers with a Health
-    whose status is DRAINING.
+    whose status is DRAINING. Sessions that last longer than the agent's setting `agent.drain_timeout` are handed over to
+    other agents of the pool. Then the agent ends its side of the stream, and its process ends with exit code 0. In a
+    cluster, Kubernetes then starts a new agent in its place.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1606,7 +1654,9 @@ class FileStart(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
-    """relative to the workspace, without "..", as on the disk, so not necessarily UTF-8"""
+    """Relative to the workspace, without "..", as on the disk, so not necessarily UTF-8. A scheduler refuses other paths,
+    because an agent may be compromised.
+    """
     mode: _builtins.int
     """permission bits"""
     size: _builtins.int
@@ -1628,7 +1678,9 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
-    """The current file is complete. The scheduler discards the file if the hash differs."""
+    """The current file is complete. If the hash differs, the scheduler discards the file, and refuses the call or does not
+    count the file in the receipt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1649,7 +1701,7 @@ Global___FileEnd: _TypeAlias = FileEnd  # noqa: Y015
 
 @_typing.final
 class UploadEnd(_message.Message):
-    """All files were sent."""
+    """All files were sent. A call that ends without this part is incomplete, and nothing of it is kept."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

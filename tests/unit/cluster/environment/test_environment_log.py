@@ -1,4 +1,7 @@
-"""The log of an environment: read from its helper, or refused with one notice in a pod of an older release."""
+"""How the agent reads the log of an environment.
+
+The agent cannot read the log of an action that an older release has started. It returns one LogLost instead.
+"""
 
 from __future__ import annotations
 

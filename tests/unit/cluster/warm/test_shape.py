@@ -59,6 +59,19 @@ def test_an_action_with_another_image_or_other_resources_gets_another_pool(chang
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"repository": Repository("https://example.org/r.git")}, {"env": {"UID": "1"}}, {"secrets": {"PPID": "1"}}],
+)
+def test_whatever_an_action_needs_in_its_pod_changes_the_key(change: dict[str, Any]) -> None:
+    # So a new field of the contract that changes the pod can never be lost in a warm pod.
+    assert key_of(replace(ACTION, **change)) != key_of(ACTION)
+
+
+def test_the_pods_of_a_pool_have_the_key_of_the_actions_that_they_fit() -> None:
+    assert shape.pool_key(shape.idle_plan(plan_of(), SETTINGS), SETTINGS) == key_of(ACTION)
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {"profile": "restricted"},
