@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from agent.aio import cancelled_on_exit
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.pod import labels
 from agent.cluster.pod.manifest import HELPER
@@ -55,8 +56,10 @@ class Claims:
             Unclear: the commands may have begun.
         """
         try:
-            claimed = await self.claim(pod, plan)
-            await self.deliver(pod, plan)
+            claim = asyncio.create_task(self.claim(pod, plan), name=f"claim of {pod.name}")
+            async with cancelled_on_exit(claim):
+                await self.deliver(pod, plan, claim)
+                claimed = claim.result()
         except Unclear:
             raise
         except ClusterError as error:
@@ -91,10 +94,10 @@ class Claims:
                 return claimed
         raise ClusterError("the pod does not wait for an order any more")
 
-    async def deliver(self, pod: WarmPod, plan: Plan) -> None:
+    async def deliver(self, pod: WarmPod, plan: Plan, claim: asyncio.Task[Object]) -> None:
         target = ContainerRef(plan.namespace, pod.name, HELPER)
         try:
-            await deliver(self.client, target, shape.order_of(plan, self.settings), plan.nonce)
+            await deliver(self.client, target, shape.order_of(plan, self.settings), plan.nonce, claim)
         except Unclear as error:
             if not await ask_begun(self.client, target, ASK_SECONDS):
                 raise NotBegun(error.message) from error

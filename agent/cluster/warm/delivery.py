@@ -17,6 +17,8 @@ from agent.cluster.in_pod import packaging
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
     from agent.domain.json import Object
@@ -39,8 +41,11 @@ class Unclear(ClusterError):
     """It is unknown whether the commands have begun."""
 
 
-async def deliver(client: Client, target: ContainerRef, order: bytes, nonce: str) -> None:
+async def deliver(client: Client, target: ContainerRef, order: bytes, nonce: str, claim: Awaitable[object]) -> None:
     """Deliver the order, and return when the commands begin.
+
+    The exec starts at once, because its start takes longer than the claim of the pod. It sends nothing to the pod
+    before `claim` has succeeded.
 
     Raises:
         NotBegun: the order was not started. The agent has sent no `go`, or the helper refused.
@@ -50,6 +55,7 @@ async def deliver(client: Client, target: ContainerRef, order: bytes, nonce: str
     argv = packaging.deliver_order_command()
     try:
         async with ExecStream(client, target, argv, seconds=DELIVERY_SECONDS, stdin=True) as stream:
+            await claim
             await stream.send(line({"order": len(order)}))
             for at in range(0, len(order), CHUNK_BYTES):
                 await stream.send(order[at : at + CHUNK_BYTES])
