@@ -24,13 +24,17 @@ def is_warm(lab: Lab, report: Report) -> bool:
     """Return whether the pod of an action was a warm pod."""
     names = {pod["metadata"]["name"] for each in lab.action_ids(report) for pod in lab.observer.pods(each)}
     assert len(names) == 1
-    return names.pop().startswith("sealci-warm-")
+    return str(names.pop()).startswith("sealci-warm-")
 
 
 def test_actions_of_every_shell_begin_in_warm_pods_that_fit_and_in_no_others(own_lab: Lab) -> None:
     agent = own_lab.agent(warm={"pools": [{"image": image} for image in SHELLS.values()]})
     until_idle(agent, len(SHELLS))
-    commands = ['printf "%s\\r\\n" "$TOKEN$GREETING" | wc -c', "grep -q TOKEN /proc/1/cmdline || echo hidden", "echo x > file; exit 3"]
+    commands = [
+        'printf "%s\\r\\n" "$TOKEN$GREETING" | wc -c',
+        "grep -q TOKEN /proc/1/cmdline || echo hidden",
+        "echo x > file; exit 3",
+    ]
     keys = {"commands": commands, "env": {"GREETING": "hello"}, "secrets": ["TOKEN"], "artifacts": {"when": "always"}}
     actions = {name: {"image": image, **keys} for name, image in SHELLS.items()}
     actions |= {"large": {"image": BUSYBOX, "resources": {"cpu": "20m"}, **keys}}
@@ -41,7 +45,8 @@ def test_actions_of_every_shell_begin_in_warm_pods_that_fit_and_in_no_others(own
         assert is_warm(own_lab, report) == (name in SHELLS)
     # The time that the pod has waited does not count for the timeout, and a stop reaches the commands.
     until_idle(agent, len(SHELLS))
-    slow = own_lab.one(BUSYBOX, "sleep 0.5; echo alive; sleep 100", timeout="2s", artifacts="none")
+    commands = ["sleep 0.5; echo alive; sleep 100"]
+    slow = own_lab.run({"slow": {"image": BUSYBOX, "commands": commands, "timeout": "2s"}})["slow"]
     assert (slow.outcome[1], slow.text, is_warm(own_lab, slow)) == ("DEADLINE_EXCEEDED", "alive\n", True)
 
 

@@ -17,7 +17,7 @@ from agent.cluster.pod.session_annotation import claimed_at_of
 from agent.cluster.warm import shape
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.settings import Settings
-from tests.unit.cluster.warm.conftest import ACTION, settings_of
+from tests.fakes.warm_agent import ACTION, settings_of
 
 NOW = datetime(2026, 11, 24, 9, tzinfo=UTC)
 SETTINGS = settings_of()

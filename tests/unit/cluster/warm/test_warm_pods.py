@@ -18,8 +18,8 @@ from agent.domain.actions import Key, Resources
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.observations import Running
 from agent.domain.session_state import WarmImage
+from tests.fakes.warm_agent import ACTION, IMAGE, WarmAgent, warm_agent
 from tests.fakes.warm_helper import Torn
-from tests.unit.cluster.warm.conftest import ACTION, IMAGE, WarmAgent, warm_agent
 
 if TYPE_CHECKING:
     from agent.cluster.environment.environment import PodEnvironment
